@@ -1,0 +1,1 @@
+"""LipNeXt in JAX: classifiers with a proved ℓ2 radius of constant answers."""

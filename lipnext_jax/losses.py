@@ -1,0 +1,194 @@
+"""Losses for certified training (paper §4), on logits with a unit-norm head.
+
+All share one signature, `loss(logits, labels, head_kernel, epsilon, …)`, and
+return the mean over the batch. ε is an ℓ2 radius in [0, 1] pixel units.
+Shapes: logits [b, k], labels [b] int, head_kernel [k, c] with unit rows.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# r_j is clipped to [0.01, 1] (EMMA's reference recipe, LiResNet++).
+_EMMA_CLIP = (0.01, 1.0)
+
+
+def row_distances(head_kernel: jax.Array) -> jax.Array:
+  """‖w_i − w_j‖₂ for all pairs of rows: [k, c] → [k, k], zero diagonal.
+
+  Differences first, then norms: the Gram form 2 − 2 w_i·w_j loses half of the
+  digits for rows that are close. One row at a time keeps the memory at k·c.
+  The gradient is zero where two rows coincide.
+
+  >>> [[f'{d:.4f}' for d in row] for row in row_distances(jnp.eye(2))]
+  [['0.0000', '1.4142'], ['1.4142', '0.0000']]
+  """
+
+  def one(w):
+    squares = jnp.sum(jnp.square(head_kernel - jnp.expand_dims(w, 0)), axis=-1)
+    positive = squares > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+
+  return jax.lax.map(one, head_kernel)
+
+
+def emma_loss(
+  logits: jax.Array,
+  labels: jax.Array,
+  head_kernel: jax.Array,
+  epsilon: jax.typing.ArrayLike,
+  *,
+  logit_scale: jax.typing.ArrayLike = 1.0,
+) -> jax.Array:
+  """EMMA: cross-entropy of the logits an adversary could reach.
+
+      d_yj = ‖w_y − w_j‖
+      r_j = stop_gradient(clip((f_y − f_j)/max(ε d_yj, 1e-8), 0.01, 1))
+      z_j = f_j − f_y + r_j ε d_yj,   loss = cross-entropy(τ z, y)
+
+  The gradient reaches the head through d_yj, not through r_j.
+
+  Reference: K. Hu et al., "A Recipe for Improved Certifiable Robustness",
+  ICLR 2024 (Efficient Margin MAximization).
+
+  Args:
+    logits: [b, k] float32.
+    labels: [b] int.
+    head_kernel: [k, c], unit rows (`lipnext_jax.models.head_kernel`).
+    epsilon: the current training radius ε_t, ℓ2 in [0, 1] pixel units.
+    logit_scale: τ. It changes the loss, never the certificate.
+
+  Returns:
+    Scalar: mean over the batch.
+
+  >>> loss = emma_loss(jnp.array([[2.0, 0.0]]), jnp.array([0]), jnp.eye(2), 0.5)
+  >>> round(loss.item(), 4)  # log(1 + exp(-2 + 0.5·√2))
+  0.2425
+  """
+  k = logits.shape[-1]
+  distance = row_distances(head_kernel)[labels]  # [b, k]
+  reach = epsilon * distance
+  f_y = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+  ratio = jnp.clip((f_y - logits) / jnp.maximum(reach, 1e-8), *_EMMA_CLIP)
+  z = logits - f_y + jax.lax.stop_gradient(ratio) * reach
+  # d_yy = 0, so z_y = 0 whatever r_y is.
+  one_hot = jax.nn.one_hot(labels, k, dtype=z.dtype)
+  return jnp.mean(optax.softmax_cross_entropy(logit_scale * z, one_hot))
+
+
+def trades_loss(
+  logits: jax.Array,
+  labels: jax.Array,
+  head_kernel: jax.Array,
+  epsilon: jax.typing.ArrayLike,
+  *,
+  trades_weight: float = 1.0,
+  logit_scale: jax.typing.ArrayLike = 1.0,
+) -> jax.Array:
+  """Cross-entropy plus a GloRo term: how likely ε could break the prediction.
+
+      f_⊥ = max_{j≠p} (f_j + ε ‖w_p − w_j‖),   p = argmax f
+      loss = CE(τ f, y) + λ · mean log(1 + e^{τ f_⊥} / Σ_j e^{τ f_j})
+
+  Reference: K. Leino et al., "Globally-Robust Neural Networks", ICML 2021
+  (the TRADES-like objective of its §4).
+
+  Args:
+    logits: [b, k].
+    labels: [b] int.
+    head_kernel: [k, c], unit rows.
+    epsilon: ε_t, ℓ2 in [0, 1] pixel units.
+    trades_weight: λ.
+    logit_scale: τ.
+
+  Returns:
+    Scalar: mean over the batch.
+
+  >>> loss = trades_loss(
+  ...   jnp.array([[2.0, 0.0]]), jnp.array([0]), jnp.eye(2), 0.5)
+  >>> round(loss.item(), 4)
+  0.3435
+  """
+  k = logits.shape[-1]
+  prediction = jnp.argmax(logits, axis=-1)
+  reached = logits + epsilon * row_distances(head_kernel)[prediction]
+  own = jax.nn.one_hot(prediction, k, dtype=bool)
+  bottom = jnp.max(jnp.where(own, -jnp.inf, reached), axis=-1)
+  scaled = logit_scale * logits
+  clean = optax.softmax_cross_entropy_with_integer_labels(scaled, labels)
+  log_odds = logit_scale * bottom - jax.nn.logsumexp(scaled, axis=-1)
+  return jnp.mean(clean + trades_weight * jax.nn.softplus(log_odds))
+
+
+def logit_annealing_loss(
+  logits: jax.Array,
+  labels: jax.Array,
+  head_kernel: jax.Array | None = None,
+  epsilon: jax.typing.ArrayLike = 0.0,
+  *,
+  offset: float = 2.0,
+  temperature: float = 0.75,
+  gamma: float = 5.0,
+  logit_scale: jax.typing.ArrayLike = 1.0,
+) -> jax.Array:
+  """Logit annealing (BRONet): examples with a large margin stop pulling.
+
+      s = (τ f − ξ·onehot_y)/T,  l = CE(s, y),  loss = mean T (1 − e^{−l})^γ l
+
+  Reference: B.-H. Lai et al., "Enhancing Certified Robustness via Block
+  Reflector Orthogonal Layers and Logit Annealing Loss", ICML 2025, §5.
+
+  Args:
+    logits: [b, k].
+    labels: [b] int.
+    head_kernel: unused; here so that all losses share one signature.
+    epsilon: unused: the radius enters through ξ.
+    offset: ξ.
+    temperature: T.
+    gamma: γ.
+    logit_scale: τ.
+
+  Returns:
+    Scalar: mean over the batch.
+
+  >>> loss = logit_annealing_loss(jnp.array([[9.0, 0.0]]), jnp.array([0]))
+  >>> bool(loss < 1e-9)
+  True
+  """
+  del head_kernel, epsilon  # Unused.
+  one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+  shifted = (logit_scale * logits - offset * one_hot) / temperature
+  ce = optax.softmax_cross_entropy(shifted, one_hot)
+  # 1 − e^{−l} is 1 − p_y; expm1 keeps its digits where the example is solved.
+  return jnp.mean(temperature * (-jnp.expm1(-ce)) ** gamma * ce)
+
+
+def cross_entropy_loss(
+  logits: jax.Array,
+  labels: jax.Array,
+  head_kernel: jax.Array | None = None,
+  epsilon: jax.typing.ArrayLike = 0.0,
+  *,
+  logit_scale: jax.typing.ArrayLike = 1.0,
+) -> jax.Array:
+  """Plain cross-entropy of τ f; no robustness term.
+
+  >>> loss = cross_entropy_loss(jnp.zeros((1, 2)), jnp.array([0]))
+  >>> round(loss.item(), 4)
+  0.6931
+  """
+  del head_kernel, epsilon  # Unused.
+  ce = optax.softmax_cross_entropy_with_integer_labels(
+    logit_scale * logits, labels
+  )
+  return jnp.mean(ce)
+
+
+LOSSES: dict[str, Callable[..., jax.Array]] = {
+  'emma': emma_loss,
+  'trades': trades_loss,
+  'logit_annealing': logit_annealing_loss,
+  'cross_entropy': cross_entropy_loss,
+}

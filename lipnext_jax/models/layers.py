@@ -1,0 +1,149 @@
+"""The 1-Lipschitz pieces of LipNeXt that carry no parameters (paper §3).
+
+Every function here is 1-Lipschitz in ℓ2 and works on float arrays of any
+precision. Shapes: `b` batch, `h w` token grid, `c` channels.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+PADDINGS = ('circular', 'zero')
+
+
+def channel_count(ratio: float, channels: int) -> int:
+  """⌊ratio·channels⌋, not fooled by binary fractions (0.29·100 is 29).
+
+  >>> channel_count(0.29, 100), channel_count(1 / 8, 100)
+  (29, 12)
+  """
+  return math.floor(round(ratio * channels, 9))
+
+
+def beta_abs(x: jax.Array, beta: float = 0.5) -> jax.Array:
+  """β-Abs: |x_i| for the first ⌊βC⌋ channels, x_i for the rest (paper §3.3).
+
+  1-Lipschitz, and norm-preserving. β=1/2 is MinMax up to a rotation.
+
+  Args:
+    x: [..., c], any float dtype.
+    beta: share of the channels that are rectified, in [0, 1].
+
+  Returns:
+    [..., c], the dtype of `x`.
+
+  Raises:
+    ValueError: `beta` is outside [0, 1].
+
+  >>> beta_abs(jnp.array([-1.0, -2.0, -3.0, 4.0]), beta=0.5).tolist()
+  [1.0, 2.0, -3.0, 4.0]
+  """
+  if not 0 <= beta <= 1:
+    raise ValueError(f'{beta=} must lie in [0, 1].')
+  rectified = channel_count(beta, x.shape[-1])
+  channel = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+  return jnp.where(channel < rectified, jnp.abs(x), x)
+
+
+def spatial_shift(
+  x: jax.Array, shift_ratio: float = 1 / 8, padding: str = 'circular'
+) -> jax.Array:
+  """S: four channel groups move by one token, the rest stay (paper §3.2).
+
+  The first ⌊αC⌋ channels move up, the next ⌊αC⌋ down, then left, then right.
+  By the paper's Theorem 1 this is all that a norm-preserving depthwise
+  convolution with circular padding can be. With zero padding what leaves the
+  grid is lost: still 1-Lipschitz, no longer norm-preserving.
+
+  Args:
+    x: [..., h, w, c].
+    shift_ratio: α, the share of the channels moved per direction; 4α <= 1.
+    padding: 'circular' or 'zero'.
+
+  Returns:
+    [..., h, w, c], the dtype of `x`.
+
+  Raises:
+    ValueError: 4α > 1, α < 0, or an unknown padding.
+
+  >>> x = jnp.arange(3.0).reshape(3, 1, 1) * jnp.ones((3, 1, 4))
+  >>> spatial_shift(x, 1 / 4)[:, 0].T.tolist()  # up, down, left, right
+  [[1.0, 2.0, 0.0], [2.0, 0.0, 1.0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0]]
+  >>> spatial_shift(x, 1 / 4, 'zero')[:, 0, 0].tolist()
+  [1.0, 2.0, 0.0]
+  """
+  if not 0 <= 4 * shift_ratio <= 1:
+    raise ValueError(f'{shift_ratio=} must satisfy 0 <= 4 * shift_ratio <= 1.')
+  if padding not in PADDINGS:
+    raise ValueError(f'{padding=} must be one of {PADDINGS}.')
+  k = channel_count(shift_ratio, x.shape[-1])
+  h_axis, w_axis = x.ndim - 3, x.ndim - 2
+  groups = [
+    _roll(x[..., :k], h_axis, -1, padding),
+    _roll(x[..., k : 2 * k], h_axis, 1, padding),
+    _roll(x[..., 2 * k : 3 * k], w_axis, -1, padding),
+    _roll(x[..., 3 * k : 4 * k], w_axis, 1, padding),
+    x[..., 4 * k :],
+  ]
+  return jnp.concatenate(groups, axis=-1)
+
+
+def _roll(x: jax.Array, axis: int, step: int, padding: str) -> jax.Array:
+  """Moves the content of `x` by `step` (+1 or −1) along `axis`."""
+  size = x.shape[axis]
+  cut = 1 if step < 0 else size - 1
+  head = jax.lax.slice_in_dim(x, 0, cut, axis=axis)
+  tail = jax.lax.slice_in_dim(x, cut, size, axis=axis)
+  if padding == 'zero':  # What would re-enter on the other side is dropped.
+    if step < 0:
+      head = jnp.zeros_like(head)
+    else:
+      tail = jnp.zeros_like(tail)
+  return jnp.concatenate([tail, head], axis=axis)
+
+
+def l2_pool(x: jax.Array) -> jax.Array:
+  """L2 pooling over the tokens: c ↦ sqrt(Σ_hw x²) (paper §3.1), 1-Lipschitz.
+
+  The gradient at a channel that is zero everywhere is defined as zero (any
+  element of the unit ball is a subgradient there).
+
+  Args:
+    x: [..., h, w, c].
+
+  Returns:
+    [..., c], the dtype of `x`.
+
+  >>> l2_pool(jnp.array([[[3.0, 0.0]], [[4.0, 0.0]]])).tolist()
+  [5.0, 0.0]
+  """
+  squares = jnp.sum(jnp.square(x), axis=(-3, -2))
+  positive = squares > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+  """Cuts images into non-overlapping patches: a permutation, an isometry.
+
+  Args:
+    images: [b, h·k, w·k, ch] for the patch side k.
+    patch_size: k.
+
+  Returns:
+    [b, h, w, k·k·ch].
+
+  Raises:
+    ValueError: an image side is no multiple of the patch side.
+
+  >>> patchify(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, 0, 1].tolist()
+  [2.0, 3.0, 6.0, 7.0]
+  """
+  b, height, width, ch = images.shape
+  k = patch_size
+  if height % k or width % k:
+    raise ValueError(
+      f'{patch_size=} must divide both image sides {(height, width)}.'
+    )
+  x = images.reshape(b, height // k, k, width // k, k, ch)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, height // k, width // k, -1)

@@ -1,0 +1,233 @@
+"""LipNeXt (paper §3): stem, scanned blocks, L2 pooling, normalised head.
+
+    Z = σ( M Rᵀ S( R (X + p) ) + b )           one block, paper eq. of §3.1
+
+Token features are rows: a matrix W acts as `y = x @ W.T`. Shapes: `b` batch,
+`h w` token grid, `c` channels (width), `k` classes, `l` blocks (depth).
+
+Parameters (all float32; leaf names decide who updates them, see
+`lipnext_jax.optim.orthogonal_labels`):
+
+    stem/Q [n, n]       n = max(c, patch²·channels)       orthogonal
+    stem/bias [c]
+    blocks/R [l, c, c], blocks/M [l, c, c]                orthogonal
+    blocks/bias [l, c], blocks/pos [l, h, w, 1]
+    head/kernel [k, c], head/bias [k]
+"""
+
+from typing import Any
+
+import flax.linen as nn
+from flax.typing import Dtype
+from flax.typing import VariableDict
+import jax
+import jax.numpy as jnp
+
+from lipnext_jax.models import head
+from lipnext_jax.models import initializers
+from lipnext_jax.models import layers
+
+REMAT_POLICIES = {
+  'none': None,
+  'block': jax.checkpoint_policies.nothing_saveable,
+  'products': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def token_product(
+  x: jax.Array, w: jax.Array, precision: jax.lax.PrecisionLike = None
+) -> jax.Array:
+  """y = x Wᵀ for token rows x [..., c] and W [d, c] → [..., d]."""
+  contract = (((x.ndim - 1,), (1,)), ((), ()))
+  return jax.lax.dot_general(x, w, contract, precision=precision)
+
+
+def per_channel(bias: jax.Array, x: jax.Array) -> jax.Array:
+  """bias [c] with the rank and dtype of x [..., c], to be added to it."""
+  return jnp.expand_dims(bias, tuple(range(x.ndim - 1))).astype(x.dtype)
+
+
+class Stem(nn.Module):
+  """Patches → zero-padded to n → one orthogonal [n, n] matrix → c channels.
+
+  Isometric when patch²·channels <= c; otherwise the cut to c outputs makes it
+  1-Lipschitz. Then bias and β-Abs.
+  """
+
+  width: int
+  patch_size: int
+  beta: float
+  dtype: Dtype
+  precision: jax.lax.PrecisionLike
+  r_init: str
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """[b, H, W, ch] → [b, h, w, c]."""
+    x = layers.patchify(images, self.patch_size).astype(self.dtype)
+    values = x.shape[-1]
+    n = max(self.width, values)
+    init = initializers.ORTHOGONAL[self.r_init]
+    q = self.param('Q', init, (n, n), jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, (self.width,), jnp.float32)
+    # Zero-padding x to n and cutting y to c touches only this corner of Q.
+    corner = q[: self.width, :values].astype(self.dtype)
+    y = token_product(x, corner, self.precision)
+    return layers.beta_abs(y + per_channel(bias, y), self.beta)
+
+
+class Block(nn.Module):
+  """One LipNeXt block, as a scan body: (x, None) → (z, None)."""
+
+  shift_ratio: float
+  beta: float
+  padding: str
+  dtype: Dtype
+  precision: jax.lax.PrecisionLike
+  r_init: str
+  m_init: str
+  fuse: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+    """Z = σ( M Rᵀ S( R (X + p) ) + b ), x: [b, h, w, c]."""
+    h, w, c = x.shape[1:]
+    r32 = self.param('R', initializers.ORTHOGONAL[self.r_init], (c, c))
+    m32 = self.param('M', initializers.ORTHOGONAL[self.m_init], (c, c))
+    bias = self.param('bias', nn.initializers.zeros, (c,), jnp.float32)
+    pos = self.param('pos', nn.initializers.zeros, (h, w, 1), jnp.float32)
+    r, m = r32.astype(self.dtype), m32.astype(self.dtype)
+
+    x = x + jnp.expand_dims(pos, 0).astype(self.dtype)
+    y = token_product(x, r, self.precision)
+    y = layers.spatial_shift(y, self.shift_ratio, self.padding)
+    if self.fuse:
+      # M Rᵀ is one matrix: c³ once instead of (tokens)·c² per step.
+      y = token_product(y, token_product(m, r, self.precision), self.precision)
+    else:
+      y = token_product(y, r.T, self.precision)
+      y = token_product(y, m, self.precision)
+    return layers.beta_abs(y + per_channel(bias, y), self.beta), None
+
+
+class LipNeXt(nn.Module):
+  """The classifier: images in [0, 1] → logits, 1-Lipschitz up to the head.
+
+  With f the logits, W the unit-norm head rows and orthogonal matrices that
+  are exactly so, |(f_i − f_j)(x) − (f_i − f_j)(y)| <= ‖w_i − w_j‖·‖x − y‖₂ for
+  images in [0, 1] pixel units. `lipnext_jax.certify` turns that into radii
+  and bounds what "exactly" misses.
+
+  Attributes:
+    num_classes: k.
+    depth: l, number of blocks (scanned: compile time does not grow with it).
+    width: c, channels.
+    patch_size: side of the stem's patches; divides the image side.
+    shift_ratio: α of the spatial shift, per direction.
+    beta: share of rectified channels.
+    padding: 'circular' (norm-preserving) or 'zero'.
+    r_init: initialisation of R and of the stem: 'haar' or 'identity'.
+    m_init: initialisation of M: 'haar' or 'identity'.
+    dtype: compute dtype; parameters, pooling and logits are float32 or wider.
+    precision: of every product (None: the backend's default).
+    remat: 'none', 'block' (recompute blocks in backward) or 'products'
+      (keep the products, recompute the rest).
+    fuse: compute M Rᵀ once per step; None: when a device's tokens exceed c.
+    data_shards: devices that the batch is split over; only tells `fuse` how
+      many tokens one device has.
+
+  >>> model = LipNeXt(num_classes=10, depth=2, width=16, patch_size=4)
+  >>> images = jnp.full((3, 8, 8, 1), 0.25)
+  >>> variables = model.init(jax.random.key(0), images)
+  >>> model.apply(variables, images).shape
+  (3, 10)
+  """
+
+  num_classes: int
+  depth: int
+  width: int
+  patch_size: int
+  shift_ratio: float = 1 / 8
+  beta: float = 0.5
+  padding: str = 'circular'
+  r_init: str = 'haar'
+  m_init: str = 'identity'
+  dtype: Dtype = jnp.float32
+  precision: jax.lax.PrecisionLike = None
+  remat: str = 'none'
+  fuse: bool | None = None
+  data_shards: int = 1
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """[b, H, W, ch] in [0, 1] → logits [b, k], float32 (or wider)."""
+    # Re-centred, never divided by a deviation: that would rescale ε.
+    x = Stem(
+      width=self.width,
+      patch_size=self.patch_size,
+      beta=self.beta,
+      dtype=self.dtype,
+      precision=self.precision,
+      r_init=self.r_init,
+      name='stem',
+    )(images - 0.5)
+
+    b, h, w, _ = x.shape
+    fuse = self.fuse
+    if fuse is None:
+      fuse = b * h * w > self.width * self.data_shards
+
+    policy = REMAT_POLICIES[self.remat]
+    block: Any = Block
+    if policy is not None:  # prevent_cse is needless inside a scan.
+      block = nn.remat(Block, policy=policy, prevent_cse=False)
+    scanned = nn.scan(
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      length=self.depth,
+    )
+    x, _ = scanned(
+      shift_ratio=self.shift_ratio,
+      beta=self.beta,
+      padding=self.padding,
+      dtype=self.dtype,
+      precision=self.precision,
+      r_init=self.r_init,
+      m_init=self.m_init,
+      fuse=fuse,
+      name='blocks',
+    )(x, None)
+
+    # bf16 sums of squares would cost two digits of every logit.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    pooled = layers.l2_pool(x.astype(wide))
+    return head.NormalizedHead(self.num_classes, name='head')(pooled)
+
+
+def lipschitz_multiplicity(path: str) -> int:
+  """How often a forward pass applies the orthogonal leaf at `path`.
+
+  A block is M Rᵀ S R: its Lipschitz constant is bounded by ‖M‖₂·‖R‖₂², so R
+  counts twice. (Paper §3.1; exact orthogonality makes the distinction vanish,
+  a measured bound must keep it.)
+
+  >>> lipschitz_multiplicity('params/blocks/R')
+  2
+  >>> lipschitz_multiplicity('params/blocks/M')
+  1
+  """
+  return 2 if path.rsplit('/', maxsplit=1)[-1] == 'R' else 1
+
+
+def num_orthogonal_parameters(variables: VariableDict) -> int:
+  """Entries of R and M: the paper's parameter count, l·2·c².
+
+  >>> model = LipNeXt(num_classes=2, depth=3, width=8, patch_size=2)
+  >>> shapes = jax.eval_shape(
+  ...   model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
+  >>> num_orthogonal_parameters(shapes)
+  384
+  """
+  blocks = variables['params']['blocks']
+  return blocks['R'].size + blocks['M'].size

@@ -1,0 +1,39 @@
+"""Optimisation on the orthogonal group with optax semantics.
+
+A library of its own: needs jax, optax and numpy, nothing else of this package.
+
+>>> import jax.numpy as jnp, optax
+>>> tx = orthogonal(optax.adam(1e-3), lookahead_period=6)
+>>> params = {'W': jnp.eye(8)}
+>>> state = tx.init(params)
+"""
+
+from lipnext_jax.optim.euclidean import lookahead
+from lipnext_jax.optim.euclidean import scale_by_scheduled_nadam
+from lipnext_jax.optim.euclidean import scheduled_nadam
+from lipnext_jax.optim.exponential import fast_exp
+from lipnext_jax.optim.exponential import fast_expm1
+from lipnext_jax.optim.manifold import orthogonal
+from lipnext_jax.optim.manifold import OrthogonalState
+from lipnext_jax.optim.recipe import lipnext_optimizer
+from lipnext_jax.optim.recipe import orthogonal_labels
+from lipnext_jax.optim.recipe import slow_params
+from lipnext_jax.optim.recipe import warmup_cosine_schedule
+from lipnext_jax.optim.retraction import orthogonality_error
+from lipnext_jax.optim.retraction import polar_retract
+
+__all__ = [
+  'OrthogonalState',
+  'fast_exp',
+  'fast_expm1',
+  'lipnext_optimizer',
+  'lookahead',
+  'orthogonal',
+  'orthogonal_labels',
+  'orthogonality_error',
+  'polar_retract',
+  'scale_by_scheduled_nadam',
+  'scheduled_nadam',
+  'slow_params',
+  'warmup_cosine_schedule',
+]

@@ -1,0 +1,203 @@
+"""The Euclidean half of the recipe: NAdam as torch has it, and lookahead.
+
+LiResNet++ (and so LipNeXt, paper §4) trains with torch's NAdam inside a
+Lookahead wrapper. Two details differ from optax and matter: torch's momentum
+schedule, and that the wrapper's slow copy is created by the first sync.
+"""
+
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class ScheduledNadamState(NamedTuple):
+  """State of `scale_by_scheduled_nadam`."""
+
+  step: jax.Array  # Shape (): int32.
+  mu_product: jax.Array  # Shape (): float32, Π μ_i.
+  mu: optax.Updates  # First moment.
+  nu: optax.Updates  # Second moment.
+
+
+def scale_by_scheduled_nadam(
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  momentum_decay: float = 0.004,
+  mu_dtype: Any = None,
+) -> optax.GradientTransformation:
+  """Rescales updates by NAdam with a momentum schedule (torch.optim.NAdam).
+
+      μ_t = b1 (1 − 0.96^(0.004 t)/2),  m ← b1 m + (1 − b1) g,
+      v ← b2 v + (1 − b2) g²,
+      u = [ (1 − μ_t)/(1 − Πμ_{i<=t}) g + μ_{t+1}/(1 − Πμ_{i<=t+1}) m ]
+          / (sqrt(v/(1 − b2^t)) + eps)
+
+  Reference: T. Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016
+  workshop; the constants are torch's defaults. Elementwise and odd, so it can
+  be lifted by `orthogonal`.
+
+  Args:
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    eps: added to the root of the second moment.
+    momentum_decay: 0.004 in torch.
+    mu_dtype: dtype of the first moment; None: that of the parameters.
+
+  >>> tx = scale_by_scheduled_nadam()
+  >>> u, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
+  >>> u.round(3).item()  # Sign-like: Adam's first step times 1.056.
+  1.055999994277954
+  """
+
+  def momentum(t):
+    return b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
+
+  def init_fn(params):
+    return ScheduledNadamState(
+      step=jnp.zeros([], jnp.int32),
+      mu_product=jnp.ones([], jnp.float32),
+      mu=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=mu_dtype), params),
+      nu=jax.tree.map(jnp.zeros_like, params),
+    )
+
+  def update_fn(updates, state, params=None):
+    del params  # Unused.
+    count = optax.safe_increment(state.step)
+    t = count.astype(jnp.float32)
+    mu_t, mu_next = momentum(t), momentum(t + 1)
+    product = state.mu_product * mu_t
+    g_weight = (1 - mu_t) / (1 - product)
+    m_weight = mu_next / (1 - product * mu_next)
+    unbias = 1 - b2**t
+
+    nu = jax.tree.map(
+      lambda g, v: b2 * v + (1 - b2) * jnp.square(g.astype(v.dtype)),
+      updates,
+      state.nu,
+    )
+    # In the wide dtype: the stored moment may be bfloat16.
+    mu = jax.tree.map(
+      lambda g, m, v: b1 * m.astype(v.dtype) + (1 - b1) * g.astype(v.dtype),
+      updates,
+      state.mu,
+      nu,
+    )
+    new = jax.tree.map(
+      lambda g, m, v: (
+        (g_weight * g.astype(v.dtype) + m_weight * m)
+        / (jnp.sqrt(v / unbias) + eps)
+      ),
+      updates,
+      mu,
+      nu,
+    )
+    mu = jax.tree.map(lambda m, old: m.astype(old.dtype), mu, state.mu)
+    return new, ScheduledNadamState(count, product, mu, nu)
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def scheduled_nadam(
+  learning_rate: optax.ScalarOrSchedule,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  momentum_decay: float = 0.004,
+  mu_dtype: Any = None,
+) -> optax.GradientTransformation:
+  """torch's NAdam: `scale_by_scheduled_nadam`, then the learning rate.
+
+  `optax.nadam` has no momentum schedule (μ is 0.45 at step 1, 0.81 at 10,000).
+
+  >>> tx = scheduled_nadam(1e-3)
+  >>> u, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
+  >>> bool(u[0] < 0)
+  True
+  """
+  return optax.chain(
+    scale_by_scheduled_nadam(b1, b2, eps, momentum_decay, mu_dtype),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+class LookaheadState(NamedTuple):
+  """State of `lookahead`."""
+
+  step: jax.Array  # Shape (): int32.
+  inner: optax.OptState
+  slow: optax.Params  # Equal to the fast weights until the first sync.
+
+
+def lookahead(
+  inner: optax.GradientTransformation, period: int = 6, alpha: float = 0.5
+) -> optax.GradientTransformationExtraArgs:
+  """Lookahead on plain parameters: every `period` steps, slow and fast meet.
+
+      slow ← slow + α (fast − slow),   fast ← slow
+
+  The first sync *creates* the slow copy from the fast weights, as in the
+  recipe's torch wrapper (`optax.lookahead` creates it at step 0).
+
+  Reference: M. Zhang et al., "Lookahead Optimizer", NeurIPS 2019.
+
+  Args:
+    inner: the fast optimizer.
+    period: k, steps between syncs.
+    alpha: α in (0, 1].
+
+  Raises:
+    ValueError: `period` < 1, α outside (0, 1], or no `params` in update.
+
+  >>> tx = lookahead(optax.sgd(1.0), period=1)
+  >>> p, state = jnp.array([0.0]), tx.init(jnp.array([0.0]))
+  >>> for _ in range(2):
+  ...   u, state = tx.update(jnp.array([-1.0]), state, p)
+  ...   p = optax.apply_updates(p, u)
+  ...   print(p.item())
+  1.0
+  1.5
+  """
+  if period < 1:
+    raise ValueError(f'{period=} must be at least 1.')
+  if not 0 < alpha <= 1:
+    raise ValueError(f'{alpha=} must lie in (0, 1].')
+  inner = optax.with_extra_args_support(inner)
+
+  def init_fn(params):
+    return LookaheadState(
+      step=jnp.zeros([], jnp.int32),
+      inner=inner.init(params),
+      slow=jax.tree.map(jnp.copy, params),
+    )
+
+  def update_fn(updates, state, params=None, **extra_args):
+    if params is None:
+      raise ValueError(
+        'lookahead() needs the parameters: call update(grads, state, params).'
+      )
+    count = optax.safe_increment(state.step)
+    updates, inner_state = inner.update(
+      updates, state.inner, params, **extra_args
+    )
+    sync = (count % period == 0) & (count > period)
+    until_first_sync = count <= period
+
+    def new_slow(p, u, slow):
+      fast = (p + u).astype(p.dtype)
+      slow = jnp.where(sync, slow + alpha * (fast - slow), slow)
+      return jnp.where(until_first_sync, fast, slow)
+
+    slow = jax.tree.map(new_slow, params, updates, state.slow)
+    updates = jax.tree.map(
+      lambda p, u, s: jnp.where(sync, s - p, u).astype(u.dtype),
+      params,
+      updates,
+      slow,
+    )
+    return updates, LookaheadState(count, inner_state, slow)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

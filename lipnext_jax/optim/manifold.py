@@ -1,0 +1,292 @@
+"""Any elementwise, odd optax rule, lifted to the orthogonal group (paper §3.2).
+
+For X ∈ O(n) with Euclidean gradient G, in the (left-trivialised) Lie algebra:
+
+    Ω = skew(XᵀG) = (XᵀG − GᵀX)/2
+    Δ = inner.update(Ω)              any optax rule; sign and rate included
+    X ← X·FastExp(Δ)
+
+and, with manifold lookahead, every k steps (paper §3.2(b))
+
+    X_slow ← X_slow·FastExp(α Σ Δ),   X ← X_slow,   Σ Δ ← 0.
+
+Both are the one step  base·FastExp(generator), with (X, Δ) or (X_slow, αΣΔ) in
+it. The emitted update is base·(FastExp − I) + (base − X), so that plain
+`optax.apply_updates` lands on the manifold.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import optax
+
+from lipnext_jax.optim import exponential
+from lipnext_jax.optim import retraction as retraction_lib
+
+
+class OrthogonalState(NamedTuple):
+  """State of `orthogonal`; `slow` and `total` are None without lookahead."""
+
+  step: jax.Array  # Shape (): int32, updates so far.
+  inner: optax.OptState  # Of the inner rule, on [..., n, n] leaves.
+  slow: optax.Params  # X_slow, like the parameters.
+  total: optax.Updates  # ΣΔ since the last sync, [..., n, n].
+
+
+def orthogonal(
+  inner: optax.GradientTransformation,
+  *,
+  lookahead_period: int | None = None,
+  lookahead_alpha: float = 0.5,
+  retraction_period: int | None = 100,
+  retraction: str = 'newton_schulz',
+  thresholds: Sequence[float] = exponential.THRESHOLDS,
+  precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+  retraction_precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+  stack_sharding: jax.sharding.NamedSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Lifts `inner` to matrices with orthonormal rows or columns.
+
+  Must be the last transformation that touches these parameters: what follows
+  it would leave the manifold. Leaves are [..., m, n]; the rotation acts on
+  the larger side, with an [..., N, N] skew step, N = max(m, n). At most 4
+  products of size N³ per matrix and step while ‖Δ‖_F < 1.
+
+  Args:
+    inner: an optax transformation whose rule is elementwise and odd
+      (sgd, adam, nadam, lion, …), so that a skew-symmetric input gives a
+      skew-symmetric output; its output is projected back to skew. It is given
+      no parameters: weight decay has no meaning on the manifold.
+    lookahead_period: k, or None for no lookahead (the paper's recipe: 6).
+    lookahead_alpha: α in (0, 1].
+    retraction_period: updates between polar retractions of fast and slow
+      copies; None: never. One Newton–Schulz retraction costs 2 products.
+    retraction: 'newton_schulz' or 'svd', see `polar_retract`.
+    thresholds: of FastExp's orders, see `fast_expm1`.
+    precision: of the step's products. They act on the small step, so less
+      than float32 costs little; the default is the safe one.
+    retraction_precision: of the retraction's products; keep it at float32.
+    stack_sharding: how leading axes of stacked leaves [L, …, m, n] are to be
+      laid out during the update; only the first axis may be sharded. Each
+      device then walks its own matrices, without communication.
+
+  Returns:
+    A transformation whose state is an `OrthogonalState`. `update` needs
+    `params`; state and update dtypes are those of the parameters.
+
+  Raises:
+    ValueError: options out of range; at init or update: no `params`, a leaf
+      without two axes, or a leaf narrower than float32.
+
+  >>> tx = orthogonal(optax.adam(1e-2))
+  >>> x = jnp.eye(4)
+  >>> state = tx.init(x)
+  >>> grad = jnp.arange(16.0).reshape(4, 4)
+  >>> updates, state = tx.update(grad, state, x)
+  >>> x = optax.apply_updates(x, updates)
+  >>> bool(retraction_lib.orthogonality_error(x) < 1e-5)
+  True
+  """
+  if lookahead_period is not None and lookahead_period < 1:
+    raise ValueError(f'{lookahead_period=} must be at least 1, or None.')
+  if not 0 < lookahead_alpha <= 1:
+    raise ValueError(f'{lookahead_alpha=} must lie in (0, 1].')
+  if retraction_period is not None and retraction_period < 1:
+    raise ValueError(f'{retraction_period=} must be at least 1, or None.')
+  if retraction not in retraction_lib.METHODS:
+    methods = sorted(retraction_lib.METHODS)
+    raise ValueError(f'{retraction=} must be one of {methods}.')
+  inner = optax.with_extra_args_support(inner)
+  walk = functools.partial(_walk, stack_sharding)
+
+  def init_fn(params: optax.Params) -> OrthogonalState:
+    _check(params, 'init')
+    algebra = jax.tree.map(_zero_generator, params)
+    lookahead = lookahead_period is not None
+    return OrthogonalState(
+      step=jnp.zeros([], jnp.int32),
+      inner=inner.init(algebra),
+      slow=jax.tree.map(jnp.copy, params) if lookahead else None,
+      total=algebra if lookahead else None,
+    )
+
+  def update_fn(
+    updates: optax.Updates,
+    state: OrthogonalState,
+    params: optax.Params | None = None,
+    **extra_args: Any,
+  ) -> tuple[optax.Updates, OrthogonalState]:
+    if params is None:
+      raise ValueError(
+        'orthogonal() needs the parameters: call update(grads, state, params).'
+      )
+    _check(params, 'update')
+    count = optax.safe_increment(state.step)
+
+    def tangent(x, g):
+      g = g.astype(x.dtype)
+      return walk(functools.partial(_tangent, precision=precision), x, g)
+
+    omega = jax.tree.map(tangent, params, updates)
+    delta, inner_state = inner.update(omega, state.inner, None, **extra_args)
+
+    step = functools.partial(
+      _step,
+      retract_now=_due(count, retraction_period),
+      retract=functools.partial(
+        retraction_lib.polar_retract,
+        method=retraction,
+        precision=retraction_precision,
+      ),
+      expm1=functools.partial(
+        exponential.fast_expm1, thresholds=thresholds, precision=precision
+      ),
+      precision=precision,
+    )
+    if lookahead_period is None:
+      new = jax.tree.map(lambda x, d: walk(step, x, d), params, delta)
+      return new, OrthogonalState(count, inner_state, None, None)
+
+    step = functools.partial(
+      step, sync=_due(count, lookahead_period), alpha=lookahead_alpha
+    )
+    new = jax.tree.map(
+      lambda *leaves: walk(step, *leaves),
+      params,
+      delta,
+      state.slow,
+      state.total,
+    )
+    new, slow, total = jax.tree.transpose(
+      jax.tree.structure(params), jax.tree.structure((0, 0, 0)), new
+    )
+    return new, OrthogonalState(count, inner_state, slow, total)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def skew(a: jax.Array) -> jax.Array:
+  """(a − aᵀ)/2 of one matrix.
+
+  >>> skew(jnp.array([[1.0, 4.0], [2.0, 1.0]])).tolist()
+  [[0.0, 1.0], [-1.0, 0.0]]
+  """
+  return (a - a.T) / 2
+
+
+def _tangent(x, g, *, precision):
+  """Ω = skew(XᵀG) of one matrix; tall ones are handled transposed."""
+  if x.shape[0] > x.shape[1]:
+    x, g = x.T, g.T
+  return skew(jnp.matmul(x.T, g, precision=precision))
+
+
+def _step(
+  x,
+  delta,
+  slow=None,
+  total=None,
+  *,
+  expm1,
+  retract,
+  retract_now,
+  precision,
+  sync=None,
+  alpha=None,
+):
+  """One matrix, one step: base·(FastExp(generator) − I) + (base − x).
+
+  Returns the update, and with lookahead also the new X_slow and ΣΔ.
+  """
+  tall = x.shape[0] > x.shape[1]
+  if tall:  # (FastExp(Δ)·X)ᵀ = Xᵀ·FastExp(−Δ): the wide case, transposed.
+    x = x.T
+    slow = None if slow is None else slow.T
+  delta = skew(delta.astype(x.dtype))
+
+  base, generator = x, delta
+  if slow is not None:
+    total = total + delta
+    base = jnp.where(sync, slow, x)
+    generator = jnp.where(sync, alpha * total, delta)
+  moved = jnp.matmul(base, expm1(generator), precision=precision)
+
+  def plain():
+    new_slow = None if slow is None else jnp.where(sync, base + moved, slow)
+    return (base - x) + moved, new_slow
+
+  def retracted():
+    new = retract(base + moved)
+    new_slow = None if slow is None else jnp.where(sync, new, retract(slow))
+    return new - x, new_slow
+
+  if retract_now is None:
+    update, new_slow = plain()
+  else:
+    update, new_slow = lax.cond(retract_now, retracted, plain)
+  update = update.T if tall else update
+  if slow is None:
+    return update
+  new_slow = new_slow.T if tall else new_slow
+  return update, new_slow, jnp.where(sync, 0, total)
+
+
+def _walk(stack_sharding, fn, *stacks):
+  """`map_matrices`, each device on its own part of a sharded first axis."""
+  if stack_sharding is None or stacks[0].ndim < 3:
+    return exponential.map_matrices(fn, *stacks)
+  mesh, axis = stack_sharding.mesh, stack_sharding.spec[0]
+  if axis is None:
+    return exponential.map_matrices(fn, *stacks)
+  names = (axis,) if isinstance(axis, str) else tuple(axis)
+  shards = 1
+  for name in names:
+    shards *= mesh.shape[name]
+  length = stacks[0].shape[0]
+  padding = -length % shards
+
+  def pad(s):
+    return jnp.pad(s, [(0, padding)] + [(0, 0)] * (s.ndim - 1))
+
+  spec = jax.sharding.PartitionSpec(axis)
+  out = jax.shard_map(
+    functools.partial(exponential.map_matrices, fn),
+    mesh=mesh,
+    in_specs=spec,
+    out_specs=spec,
+    check_vma=False,  # Closes over the replicated step flags only.
+  )(*(pad(s) if padding else s for s in stacks))
+  return jax.tree.map(lambda o: o[:length], out) if padding else out
+
+
+def _due(count, period):
+  """Whether this update is a multiple of `period`; None for never."""
+  return None if period is None else count % period == 0
+
+
+def _zero_generator(x: jax.Array) -> jax.Array:
+  n = max(x.shape[-2:])
+  return jnp.zeros((*x.shape[:-2], n, n), x.dtype)
+
+
+def _check(params, where: str) -> None:
+  """Refuses leaves that cannot be orthogonal matrices."""
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    name = jax.tree_util.keystr(path)
+    if jnp.ndim(x) < 2:
+      raise ValueError(
+        f'orthogonal().{where}: leaf {name} has shape {jnp.shape(x)}; it needs '
+        'matrices [..., m, n]. Send other leaves to another transformation '
+        'with optax.partition (see orthogonal_labels).'
+      )
+    if x.dtype not in (jnp.float32, jnp.float64):
+      raise ValueError(
+        f'orthogonal().{where}: leaf {name} has dtype {x.dtype}; keep '
+        'orthogonal parameters in float32 (or float64) and cast them for '
+        'compute: a bfloat16 master copy is 1e-2 off the manifold.'
+      )

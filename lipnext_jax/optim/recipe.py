@@ -1,0 +1,196 @@
+"""The whole recipe: who updates which parameter, and the slow weights.
+
+Orthogonal matrices go to `orthogonal(nadam)`, everything else to
+`lookahead(nadam)`, behind one global-norm clip (paper §4, after LiResNet++).
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import re
+from typing import Any
+
+import jax
+from jax import lax
+import optax
+
+from lipnext_jax.optim import euclidean
+from lipnext_jax.optim import manifold
+
+# (regular expression on 'a/b/leaf', label). The leaf names are those of
+# `lipnext_jax.models`.
+LABEL_RULES = (
+  (r'(^|/)(Q|R|M)$', 'orthogonal'),
+  (r'(^|/)(bias|pos|kernel)$', 'euclidean'),
+)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+  """A key path as 'a/b/leaf'.
+
+  >>> [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(
+  ...   {'blocks': {'R': 0}})]
+  ['blocks/R']
+  """
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def orthogonal_labels(
+  params: optax.Params,
+  rules: Sequence[tuple[str, str]] = LABEL_RULES,
+) -> Any:
+  """Labels every leaf 'orthogonal' or 'euclidean', for `optax.partition`.
+
+  Args:
+    params: any tree of parameters.
+    rules: (regular expression searched in 'a/b/leaf', label) pairs.
+
+  Returns:
+    A tree of labels like `params`.
+
+  Raises:
+    ValueError: a leaf that no rule matches, or that rules with different
+      labels match.
+
+  >>> orthogonal_labels({'blocks': {'R': 0, 'bias': 0}})
+  {'blocks': {'R': 'orthogonal', 'bias': 'euclidean'}}
+  """
+
+  def label(path, _):
+    name = path_name(path)
+    labels = {label for pattern, label in rules if re.search(pattern, name)}
+    if len(labels) != 1:
+      found = f'matches {sorted(labels)}' if labels else 'matches no rule'
+      raise ValueError(
+        f'Parameter {name!r} {found}; give orthogonal_labels rules that match '
+        f'it once (now: {list(rules)}).'
+      )
+    return labels.pop()
+
+  return jax.tree_util.tree_map_with_path(label, params)
+
+
+def slow_params(opt_state: optax.OptState, params: optax.Params) -> Any:
+  """`params` with every leaf replaced by its lookahead copy, where it has one.
+
+  These are the weights to evaluate. Finds the states of `orthogonal` and
+  `lookahead` anywhere inside `opt_state` (chain, partition, masked,
+  MultiSteps, …).
+
+  Args:
+    opt_state: the state of any optax transformation on `params`.
+    params: the fast weights.
+
+  Returns:
+    A tree like `params`.
+
+  >>> tx = euclidean.lookahead(optax.sgd(0.1))
+  >>> p = {'bias': jax.numpy.ones(2)}
+  >>> slow_params(tx.init(p), p)['bias'].tolist()
+  [1.0, 1.0]
+  """
+  kinds = (manifold.OrthogonalState, euclidean.LookaheadState)
+  nodes = jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, kinds))
+  slow = {}
+  for node in nodes:
+    if isinstance(node, kinds):
+      leaves = jax.tree_util.tree_leaves_with_path(node.slow)
+      slow.update({path_name(path): leaf for path, leaf in leaves})
+
+  def pick(path, leaf):
+    return slow.get(path_name(path), leaf)
+
+  return jax.tree_util.tree_map_with_path(pick, params)
+
+
+def lipnext_optimizer(
+  learning_rate: optax.ScalarOrSchedule,
+  *,
+  inner: Callable[
+    [optax.ScalarOrSchedule], optax.GradientTransformation
+  ] = euclidean.scheduled_nadam,
+  clip_norm: float | None = 3.0,
+  lookahead_period: int | None = 6,
+  lookahead_alpha: float = 0.5,
+  retraction_period: int | None = 100,
+  retraction: str = 'newton_schulz',
+  precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+  retraction_precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+  stack_sharding: jax.sharding.NamedSharding | None = None,
+  label_fn: Callable[[optax.Params], Any] = orthogonal_labels,
+) -> optax.GradientTransformationExtraArgs:
+  """The paper's optimizer: clip, then NAdam with lookahead on both geometries.
+
+  Args:
+    learning_rate: a number or a schedule of the step, see
+      `warmup_cosine_schedule`; 1e-3 at the peak in the paper.
+    inner: learning rate → elementwise, odd optax rule, used for both groups.
+    clip_norm: bound on the global gradient norm; None: no clipping.
+    lookahead_period: k of both lookaheads; None: no lookahead.
+    lookahead_alpha: α of both lookaheads.
+    retraction_period: see `orthogonal`.
+    retraction: see `orthogonal`.
+    precision: see `orthogonal`.
+    retraction_precision: see `orthogonal`.
+    stack_sharding: see `orthogonal`.
+    label_fn: parameters → tree of 'orthogonal' / 'euclidean'.
+
+  >>> import jax.numpy as jnp
+  >>> params = {'R': jnp.eye(3), 'bias': jnp.zeros(3)}
+  >>> tx = lipnext_optimizer(1e-3)
+  >>> updates, state = tx.update(params, tx.init(params), params)
+  >>> jax.tree.map(jnp.shape, updates)
+  {'R': (3, 3), 'bias': (3,)}
+  """
+  on_manifold = manifold.orthogonal(
+    inner(learning_rate),
+    lookahead_period=lookahead_period,
+    lookahead_alpha=lookahead_alpha,
+    retraction_period=retraction_period,
+    retraction=retraction,
+    precision=precision,
+    retraction_precision=retraction_precision,
+    stack_sharding=stack_sharding,
+  )
+  plain = inner(learning_rate)
+  if lookahead_period is not None:
+    plain = euclidean.lookahead(plain, lookahead_period, lookahead_alpha)
+  grouped = optax.partition(
+    {'orthogonal': on_manifold, 'euclidean': plain}, label_fn
+  )
+  if clip_norm is None:
+    return optax.with_extra_args_support(grouped)
+  return optax.chain(optax.clip_by_global_norm(clip_norm), grouped)
+
+
+def warmup_cosine_schedule(
+  peak: float,
+  total_steps: int,
+  warmup_steps: int = 0,
+  final_scale: float = 1e-5,
+) -> optax.Schedule:
+  """Linear warm-up per step, then cosine to `final_scale`·peak (paper §4).
+
+  Args:
+    peak: learning rate after the warm-up.
+    total_steps: warm-up included.
+    warmup_steps: may be 0.
+    final_scale: last learning rate over the peak.
+
+  Raises:
+    ValueError: the warm-up does not fit into the total.
+
+  >>> schedule = warmup_cosine_schedule(1.0, total_steps=10, warmup_steps=4)
+  >>> [round(float(schedule(step)), 2) for step in (0, 2, 4, 7, 10)]
+  [0.0, 0.5, 1.0, 0.5, 0.0]
+  """
+  if not 0 <= warmup_steps < total_steps:
+    raise ValueError(
+      f'{warmup_steps=} must be at least 0 and below {total_steps=}.'
+    )
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0 if warmup_steps else peak,
+    peak_value=peak,
+    warmup_steps=warmup_steps,
+    decay_steps=total_steps,
+    end_value=final_scale * peak,
+  )
