@@ -5,6 +5,7 @@ Lookahead wrapper. Two details differ from optax and matter: torch's momentum
 schedule, and that the wrapper's slow copy is created by the first sync.
 """
 
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -20,6 +21,18 @@ class ScheduledNadamState(NamedTuple):
   mu_product: jax.Array  # Shape (): float32, Π μ_i.
   mu: optax.Updates  # First moment.
   nu: optax.Updates  # Second moment.
+
+
+def _log(b):
+  """log b; in float64 for Python numbers, traced for injected ones."""
+  if isinstance(b, (int, float)):
+    return math.log(b) if b else -math.inf
+  return jnp.log(b)
+
+
+def _wide(p: jax.Array) -> jax.Array:
+  """Zeros like `p`, float32 at least."""
+  return jnp.zeros_like(p, dtype=jnp.promote_types(p.dtype, jnp.float32))
 
 
 def scale_by_scheduled_nadam(
@@ -45,7 +58,12 @@ def scale_by_scheduled_nadam(
     b2: decay of the second moment.
     eps: added to the root of the second moment.
     momentum_decay: 0.004 in torch.
-    mu_dtype: dtype of the first moment; None: that of the parameters.
+    mu_dtype: dtype of the first moment (bfloat16 halves it); None: that of
+      the second, which is the parameters' own but float32 at least: 0.999
+      cannot be accumulated in less.
+
+  Returns:
+    A transformation whose updates have the dtype of the second moment.
 
   >>> tx = scale_by_scheduled_nadam()
   >>> u, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
@@ -60,8 +78,10 @@ def scale_by_scheduled_nadam(
     return ScheduledNadamState(
       step=jnp.zeros([], jnp.int32),
       mu_product=jnp.ones([], jnp.float32),
-      mu=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=mu_dtype), params),
-      nu=jax.tree.map(jnp.zeros_like, params),
+      mu=jax.tree.map(
+        lambda p: _wide(p).astype(mu_dtype or _wide(p).dtype), params
+      ),
+      nu=jax.tree.map(_wide, params),
     )
 
   def update_fn(updates, state, params=None):
@@ -72,7 +92,8 @@ def scale_by_scheduled_nadam(
     product = state.mu_product * mu_t
     g_weight = (1 - mu_t) / (1 - product)
     m_weight = mu_next / (1 - product * mu_next)
-    unbias = 1 - b2**t
+    # 1 − b2^t, without the cancellation that costs 1e-5 at t = 1.
+    unbias = -jnp.expm1(t * _log(b2))
 
     nu = jax.tree.map(
       lambda g, v: b2 * v + (1 - b2) * jnp.square(g.astype(v.dtype)),
@@ -161,9 +182,10 @@ def lookahead(
   1.0
   1.5
   """
-  if period < 1:
+  # Hyperparameters injected by optax are arrays, and may be traced.
+  if isinstance(period, int) and period < 1:
     raise ValueError(f'{period=} must be at least 1.')
-  if not 0 < alpha <= 1:
+  if isinstance(alpha, float | int) and not 0 < alpha <= 1:
     raise ValueError(f'{alpha=} must lie in (0, 1].')
   inner = optax.with_extra_args_support(inner)
 

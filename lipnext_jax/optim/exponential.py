@@ -18,6 +18,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from lipnext_jax.optim import stack
+
 # The paper's thresholds on ‖A‖_F for the orders 2, 3, 4 (eq. of FastExp).
 THRESHOLDS = (0.05, 0.25, 1.0)
 
@@ -34,9 +36,9 @@ _X6 = 11 * (-9 + _S) / (5040 * _X3)
 _X7 = (89 - _S) / (5040 * _X3**2)
 _Y2 = (857 - 58 * _S) / 630
 
-# exp(2^20) has no digit left in any float; the clip only bounds the loop when
-# the norm is not finite.
-_MAX_SQUARINGS = 20
+# Rounding in A alone moves exp(A) by eps·‖A‖₂. Past this many units nothing
+# of the result could be trusted, not even its orthogonality: it is nan.
+_MAX_ROUNDING = 2.0**-7
 
 
 def fast_expm1(
@@ -49,8 +51,9 @@ def fast_expm1(
 
   The three Taylor branches share A² (Paterson–Stockmeyer). The exact branch
   scales, sums the degree-8 Taylor polynomial and squares; it is right to
-  rounding for a skew-symmetric matrix of any norm. Non-finite input gives
-  non-finite output.
+  rounding, eps·‖a‖₂, for a skew-symmetric matrix of any norm. Where that is
+  no accuracy at all (‖a‖₂ > 6e4 in float32) and for non-finite input the
+  result is nan, so that `optax.apply_if_finite` and the like see it.
 
   Args:
     a: [..., n, n] float32 (or wider), skew-symmetric.
@@ -77,7 +80,7 @@ def fast_expm1(
   def one(matrix: jax.Array) -> jax.Array:
     return _expm1_one(matrix, tuple(thresholds), precision)
 
-  return map_matrices(one, a)
+  return stack.map_matrices(one, a)
 
 
 def fast_exp(
@@ -96,18 +99,13 @@ def fast_exp(
   return e + jnp.expand_dims(eye, tuple(range(a.ndim - 2)))
 
 
-def map_matrices(fn, *stacks: jax.Array):
-  """`fn` on every matrix of [..., m, n] stacks, one after the other.
+def skew(a: jax.Array) -> jax.Array:
+  """(a − aᵀ)/2 of one matrix.
 
-  A loop, not `vmap`: under `vmap` a `switch` runs all of its branches
-  for every matrix. `fn` may return any pytree of arrays.
+  >>> skew(jnp.array([[1.0, 4.0], [2.0, 1.0]])).tolist()
+  [[0.0, 1.0], [-1.0, 0.0]]
   """
-  lead = stacks[0].shape[:-2]
-  if not lead:
-    return fn(*stacks)
-  flat = tuple(s.reshape(-1, *s.shape[-2:]) for s in stacks)
-  out = lax.map(lambda xs: fn(*xs), flat)
-  return jax.tree.map(lambda o: o.reshape(*lead, *o.shape[1:]), out)
+  return (a - a.T) / 2
 
 
 def frobenius(a: jax.Array) -> jax.Array:
@@ -151,11 +149,12 @@ def _exact_expm1(a: jax.Array, mm) -> jax.Array:
     frobenius(a) / math.sqrt(2), jnp.sqrt(frobenius(a2) / math.sqrt(2))
   )
   # Truncation error θ⁹/9! relative to θ, held below half an ulp.
-  theta = (math.factorial(9) * float(jnp.finfo(a.dtype).eps) / 2) ** (1 / 8)
+  eps = float(jnp.finfo(a.dtype).eps)
+  theta = (math.factorial(9) * eps / 2) ** (1 / 8)
+  lost = ~(spectral * eps < _MAX_ROUNDING)  # Also where it is nan.
   squarings = jnp.ceil(jnp.log2(jnp.maximum(spectral / theta, 1)))
-  squarings = jnp.where(jnp.isfinite(squarings), squarings, 0)
-  squarings = jnp.minimum(squarings, _MAX_SQUARINGS)
-  scale = jnp.exp2(-squarings)
+  squarings = jnp.where(lost, 0, squarings)
+  scale = jnp.where(lost, jnp.nan, jnp.exp2(-squarings))
 
   a, a2 = a * scale, a2 * jnp.square(scale)
   a4 = mm(a2, _X1 * a + _X2 * a2)

@@ -27,6 +27,7 @@ import optax
 
 from lipnext_jax.optim import exponential
 from lipnext_jax.optim import retraction as retraction_lib
+from lipnext_jax.optim import stack
 
 
 class OrthogonalState(NamedTuple):
@@ -49,6 +50,7 @@ def orthogonal(
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   retraction_precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   stack_sharding: jax.sharding.NamedSharding | None = None,
+  start_tolerance: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Lifts `inner` to matrices with orthonormal rows or columns.
 
@@ -71,9 +73,12 @@ def orthogonal(
     precision: of the step's products. They act on the small step, so less
       than float32 costs little; the default is the safe one.
     retraction_precision: of the retraction's products; keep it at float32.
-    stack_sharding: how leading axes of stacked leaves [L, …, m, n] are to be
-      laid out during the update; only the first axis may be sharded. Each
-      device then walks its own matrices, without communication.
+    stack_sharding: how stacked leaves [L, …, m, n] are laid out during the
+      update, and their state afterwards; only the first axis may be sharded.
+      Each device then walks its own matrices, without communication. Where L
+      does not divide, the stack is padded and the state stays whole.
+    start_tolerance: init raises if ‖XᵀX − I‖₂ of any matrix exceeds it (1e-4
+      lets float32 rounding pass); None: no check.
 
   Returns:
     A transformation whose state is an `OrthogonalState`. `update` needs
@@ -81,7 +86,8 @@ def orthogonal(
 
   Raises:
     ValueError: options out of range; at init or update: no `params`, a leaf
-      without two axes, or a leaf narrower than float32.
+      without two axes, or a leaf narrower than float32; at init: a start off
+      the manifold, if asked to look.
 
   >>> tx = orthogonal(optax.adam(1e-2))
   >>> x = jnp.eye(4)
@@ -92,25 +98,34 @@ def orthogonal(
   >>> bool(retraction_lib.orthogonality_error(x) < 1e-5)
   True
   """
-  if lookahead_period is not None and lookahead_period < 1:
-    raise ValueError(f'{lookahead_period=} must be at least 1, or None.')
-  if not 0 < lookahead_alpha <= 1:
+  for name, period in (
+    ('lookahead_period', lookahead_period),
+    ('retraction_period', retraction_period),
+  ):
+    # Hyperparameters injected by optax are arrays, and may be traced.
+    if isinstance(period, int) and period < 1:
+      raise ValueError(f'{name}={period} must be at least 1, or None.')
+  if isinstance(lookahead_alpha, float | int) and not 0 < lookahead_alpha <= 1:
     raise ValueError(f'{lookahead_alpha=} must lie in (0, 1].')
-  if retraction_period is not None and retraction_period < 1:
-    raise ValueError(f'{retraction_period=} must be at least 1, or None.')
   if retraction not in retraction_lib.METHODS:
     methods = sorted(retraction_lib.METHODS)
     raise ValueError(f'{retraction=} must be one of {methods}.')
+  stack.check(stack_sharding)
   inner = optax.with_extra_args_support(inner)
-  walk = functools.partial(_walk, stack_sharding)
+  walk = functools.partial(stack.walk, stack_sharding)
+  lay_out = functools.partial(stack.lay_out, stack_sharding)
+  restore = functools.partial(stack.restore, stack_sharding)
 
   def init_fn(params: optax.Params) -> OrthogonalState:
     _check(params, 'init')
-    algebra = jax.tree.map(_zero_generator, params)
+    if start_tolerance is not None:
+      _check_start(params, start_tolerance)
+    params = jax.tree.map(lay_out, params)
+    algebra = jax.tree.map(lambda x: lay_out(_zero_generator(x)), params)
     lookahead = lookahead_period is not None
     return OrthogonalState(
       step=jnp.zeros([], jnp.int32),
-      inner=inner.init(algebra),
+      inner=jax.tree.map(lay_out, inner.init(algebra)),
       slow=jax.tree.map(jnp.copy, params) if lookahead else None,
       total=algebra if lookahead else None,
     )
@@ -130,14 +145,13 @@ def orthogonal(
 
     def tangent(x, g):
       g = g.astype(x.dtype)
-      return walk(functools.partial(_tangent, precision=precision), x, g)
+      return walk(functools.partial(_tangent, precision), x, g)
 
     omega = jax.tree.map(tangent, params, updates)
     delta, inner_state = inner.update(omega, state.inner, None, **extra_args)
 
     step = functools.partial(
       _step,
-      retract_now=_due(count, retraction_period),
       retract=functools.partial(
         retraction_lib.polar_retract,
         method=retraction,
@@ -148,15 +162,19 @@ def orthogonal(
       ),
       precision=precision,
     )
+    flags = _Flags(
+      retract=_due(count, retraction_period),
+      sync=_due(count, lookahead_period),
+      alpha=lookahead_alpha,
+    )
     if lookahead_period is None:
-      new = jax.tree.map(lambda x, d: walk(step, x, d), params, delta)
+      new = jax.tree.map(
+        lambda x, d: restore(walk(step, x, d, shared=flags), x), params, delta
+      )
       return new, OrthogonalState(count, inner_state, None, None)
 
-    step = functools.partial(
-      step, sync=_due(count, lookahead_period), alpha=lookahead_alpha
-    )
     new = jax.tree.map(
-      lambda *leaves: walk(step, *leaves),
+      lambda *leaves: walk(step, *leaves, shared=flags),
       params,
       delta,
       state.slow,
@@ -165,40 +183,28 @@ def orthogonal(
     new, slow, total = jax.tree.transpose(
       jax.tree.structure(params), jax.tree.structure((0, 0, 0)), new
     )
+    new = jax.tree.map(restore, new, params)
     return new, OrthogonalState(count, inner_state, slow, total)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def skew(a: jax.Array) -> jax.Array:
-  """(a − aᵀ)/2 of one matrix.
-
-  >>> skew(jnp.array([[1.0, 4.0], [2.0, 1.0]])).tolist()
-  [[0.0, 1.0], [-1.0, 0.0]]
-  """
-  return (a - a.T) / 2
-
-
-def _tangent(x, g, *, precision):
+def _tangent(precision, _, x, g):
   """Ω = skew(XᵀG) of one matrix; tall ones are handled transposed."""
   if x.shape[0] > x.shape[1]:
     x, g = x.T, g.T
-  return skew(jnp.matmul(x.T, g, precision=precision))
+  return exponential.skew(jnp.matmul(x.T, g, precision=precision))
 
 
-def _step(
-  x,
-  delta,
-  slow=None,
-  total=None,
-  *,
-  expm1,
-  retract,
-  retract_now,
-  precision,
-  sync=None,
-  alpha=None,
-):
+class _Flags(NamedTuple):
+  """What every matrix of a step shares."""
+
+  retract: jax.Array | None  # Shape (): bool, whether; None: never.
+  sync: jax.Array | None  # Shape (): bool, of the lookahead.
+  alpha: jax.typing.ArrayLike  # Of the lookahead.
+
+
+def _step(flags, x, delta, slow=None, total=None, *, expm1, retract, precision):
   """One matrix, one step: base·(FastExp(generator) − I) + (base − x).
 
   Returns the update, and with lookahead also the new X_slow and ΣΔ.
@@ -207,12 +213,14 @@ def _step(
   if tall:  # (FastExp(Δ)·X)ᵀ = Xᵀ·FastExp(−Δ): the wide case, transposed.
     x = x.T
     slow = None if slow is None else slow.T
-  delta = skew(delta.astype(x.dtype))
+  delta = exponential.skew(delta.astype(x.dtype))
 
+  sync = flags.sync
   base, generator = x, delta
   if slow is not None:
     total = total + delta
     base = jnp.where(sync, slow, x)
+    alpha = jnp.asarray(flags.alpha, x.dtype)
     generator = jnp.where(sync, alpha * total, delta)
   moved = jnp.matmul(base, expm1(generator), precision=precision)
 
@@ -225,43 +233,15 @@ def _step(
     new_slow = None if slow is None else jnp.where(sync, new, retract(slow))
     return new - x, new_slow
 
-  if retract_now is None:
+  if flags.retract is None:
     update, new_slow = plain()
   else:
-    update, new_slow = lax.cond(retract_now, retracted, plain)
+    update, new_slow = lax.cond(flags.retract, retracted, plain)
   update = update.T if tall else update
   if slow is None:
     return update
   new_slow = new_slow.T if tall else new_slow
   return update, new_slow, jnp.where(sync, 0, total)
-
-
-def _walk(stack_sharding, fn, *stacks):
-  """`map_matrices`, each device on its own part of a sharded first axis."""
-  if stack_sharding is None or stacks[0].ndim < 3:
-    return exponential.map_matrices(fn, *stacks)
-  mesh, axis = stack_sharding.mesh, stack_sharding.spec[0]
-  if axis is None:
-    return exponential.map_matrices(fn, *stacks)
-  names = (axis,) if isinstance(axis, str) else tuple(axis)
-  shards = 1
-  for name in names:
-    shards *= mesh.shape[name]
-  length = stacks[0].shape[0]
-  padding = -length % shards
-
-  def pad(s):
-    return jnp.pad(s, [(0, padding)] + [(0, 0)] * (s.ndim - 1))
-
-  spec = jax.sharding.PartitionSpec(axis)
-  out = jax.shard_map(
-    functools.partial(exponential.map_matrices, fn),
-    mesh=mesh,
-    in_specs=spec,
-    out_specs=spec,
-    check_vma=False,  # Closes over the replicated step flags only.
-  )(*(pad(s) if padding else s for s in stacks))
-  return jax.tree.map(lambda o: o[:length], out) if padding else out
 
 
 def _due(count, period):
@@ -270,8 +250,29 @@ def _due(count, period):
 
 
 def _zero_generator(x: jax.Array) -> jax.Array:
+  """Zeros [..., N, N] for x [..., m, n], with the layout of its stack axes."""
+  corner = jnp.sum(jnp.zeros_like(x), axis=(-2, -1), keepdims=True)
   n = max(x.shape[-2:])
-  return jnp.zeros((*x.shape[:-2], n, n), x.dtype)
+  return jnp.broadcast_to(corner, (*x.shape[:-2], n, n)) + 0
+
+
+def _check_start(params, tolerance: float) -> None:
+  """Refuses a start point that is not on the manifold."""
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    name = jax.tree_util.keystr(path)
+    errors = retraction_lib.orthogonality_error(x, iterations=20)
+    try:
+      error = float(jnp.max(errors))
+    except jax.errors.ConcretizationTypeError as e:
+      raise ValueError(
+        'orthogonal(start_tolerance=…) looks at the values of the parameters: '
+        'call init outside jit and eval_shape, or leave the check out.'
+      ) from e
+    if not error <= tolerance:  # Also where it is nan.
+      raise ValueError(
+        f'orthogonal().init: leaf {name} is {error:.1e} from orthonormal '
+        f'(‖XᵀX − I‖₂; {tolerance=}). Start from polar_retract(x).'
+      )
 
 
 def _check(params, where: str) -> None:

@@ -6,12 +6,14 @@ never fails to converge on near-orthogonal input, and is far faster than an SVD.
 """
 
 import functools
+import math
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
 from lipnext_jax.optim import exponential
+from lipnext_jax.optim import stack
 
 # A start with a singular value of 1e-6 gains a factor 1.5 per iteration until
 # it is of order one: log(1e6)/log(1.5) = 34, plus the quadratic phase.
@@ -27,15 +29,15 @@ def polar_retract(
   """The orthogonal polar factor UVᵀ of x = UΣVᵀ, batched.
 
   'newton_schulz' iterates X ← X(3I − XᵀX)/2, squaring the defect each time:
-  2 products for a matrix that drifted, more for one that starts far away
-  (scaled first; exactly singular input does not converge, and comes back as
-  the iterate reached). 'svd' is the paper's.
+  2 products for a matrix that drifted, 2 more per iteration for one that
+  starts far away (scaled first). Exactly singular input has no unique factor,
+  and comes back as the iterate reached. 'svd' is the paper's.
 
   A result that is not finite is never returned for finite input: that matrix
   comes back unchanged.
 
   Args:
-    x: [..., m, n], float32 or wider; full rank.
+    x: [..., m, n], float32 or wider; full rank, of any scale.
     method: 'newton_schulz' or 'svd'.
     precision: of the products of Newton–Schulz and of UVᵀ.
 
@@ -58,7 +60,7 @@ def polar_retract(
   tall = x.shape[-2] >= x.shape[-1]
   y = x if tall else jnp.swapaxes(x, -1, -2)
   one = functools.partial(_guarded, METHODS[method], precision)
-  y = exponential.map_matrices(one, y)
+  y = stack.map_matrices(one, y)
   return y if tall else jnp.swapaxes(y, -1, -2)
 
 
@@ -145,9 +147,27 @@ def _newton_schulz(x: jax.Array, precision) -> jax.Array:
     _, d, i = carry
     return (exponential.frobenius(d) > near) & (i < _MAX_ITERATIONS)
 
+  x, empty = _unit_scale(x)
   x, d = scaled_defect(x)
-  x, d, _ = lax.while_loop(far, body, (x, d, 0))
+  # Nothing can be done for a zero matrix (the padding of a stack).
+  start = jnp.where(empty, _MAX_ITERATIONS, 0)
+  x, d, _ = lax.while_loop(far, body, (x, d, start))
   return step(x, d)
+
+
+def _unit_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """X scaled to ‖X‖_F = √n where it is far from that, and whether X = 0.
+
+  Scale does not change the polar factor; in products it could overflow. A
+  matrix near the manifold is left alone to the bit.
+  """
+  n = x.shape[-1]
+  largest = jnp.max(jnp.abs(x))
+  empty = largest == 0
+  largest = jnp.where(empty, 1, largest)
+  unit = exponential.frobenius(x / largest)  # Cannot overflow.
+  factor = math.sqrt(n) / jnp.where(empty, 1, unit) / largest
+  return jnp.where((factor > 0.5) & (factor < 2), x, x * factor), empty
 
 
 def _svd(x: jax.Array, precision) -> jax.Array:
