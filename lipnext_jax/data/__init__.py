@@ -1,0 +1,1 @@
+"""Examples in, batches out: sources, transforms, and the Grain pipeline."""

@@ -1,0 +1,253 @@
+"""Datasets as random-access sources: an index in, one example out.
+
+An example is {'image': [H, W, ch] uint8 or float32 in [0, 1], 'label': int32}.
+Each set is `config.dataset` → `Dataset`; `SOURCES` lists them by name.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import os
+from typing import NamedTuple
+from typing import Protocol
+
+import ml_collections
+import numpy as np
+
+from lipnext_jax import errors
+
+Example = dict[str, np.ndarray | np.generic]
+
+
+class Source(Protocol):
+  """Random access to examples, as Grain wants it."""
+
+  def __len__(self) -> int:
+    """Number of examples."""
+    ...
+
+  def __getitem__(self, index: int) -> Example:
+    """The example at `index`."""
+    ...
+
+
+class Dataset(NamedTuple):
+  """A dataset's splits and the facts a model needs."""
+
+  image_shape: tuple[int, int, int]  # Of a training example, augmented.
+  num_classes: int
+  train: Source
+  validation: Source | None  # Held out of the training split, or None.
+  test: Source
+
+
+class ArraySource:
+  """Examples that fit into memory.
+
+  >>> source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([3, 4]))
+  >>> len(source), int(source[1]['label'])
+  (2, 4)
+  """
+
+  def __init__(self, images: np.ndarray, labels: np.ndarray):
+    """Images [n, H, W, ch] uint8 or float32 in [0, 1], labels [n] int."""
+    self._images = images
+    self._labels = labels.astype(np.int32)
+
+  def __len__(self) -> int:
+    return len(self._labels)
+
+  def __getitem__(self, index: int) -> Example:
+    return {'image': self._images[index], 'label': self._labels[index]}
+
+
+class Subset:
+  """Some examples of another source, in a given order.
+
+  >>> source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([3, 4]))
+  >>> int(Subset(source, [1])[0]['label'])
+  4
+  """
+
+  def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
+    self._source = source
+    self._indices = np.asarray(indices)
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> Example:
+    return self._source[int(self._indices[index])]
+
+
+class SyntheticSource:
+  """Random uint8 images of any shape, a pure function of (seed, index).
+
+  The label is the class whose (fixed, random) pattern was mixed into the
+  image, so that a model can learn it.
+
+  >>> SyntheticSource(4, (8, 8, 3), 10, seed=0)[2]['image'].shape
+  (8, 8, 3)
+  """
+
+  def __init__(
+    self,
+    length: int,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    seed: int,
+  ):
+    self._length = length
+    self._shape = image_shape
+    self._num_classes = num_classes
+    self._seed = seed
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index: int) -> Example:
+    label = index % self._num_classes
+    pattern = np.random.default_rng((0, label))
+    noise = np.random.default_rng((1, self._seed, index))
+    image = pattern.random(self._shape) + noise.random(self._shape)
+    return {
+      'image': (image * 127.5).astype(np.uint8),
+      'label': np.int32(label),
+    }
+
+
+def load_dataset(c: ml_collections.ConfigDict) -> Dataset:
+  """The dataset of `config.dataset`, its validation part held out.
+
+  Raises:
+    ConfigError: missing or malformed data, or a holdout of everything.
+  """
+  dataset = SOURCES[c.name](c)
+  holdout, available = c.holdout, len(dataset.train)
+  if not holdout:
+    return dataset
+  if holdout >= available:
+    raise errors.ConfigError(
+      'dataset.holdout',
+      holdout,
+      f'leaves nothing of the {available} training examples',
+      'choose fewer',
+    )
+  # The same examples whatever the seed of the run.
+  order = np.random.default_rng(0).permutation(available)
+  return dataset._replace(
+    train=Subset(dataset.train, np.sort(order[holdout:])),
+    validation=Subset(dataset.train, np.sort(order[:holdout])),
+  )
+
+
+def monitor_split(dataset: Dataset, max_train_examples: int) -> Source:
+  """What is evaluated during training: never the test split.
+
+  The validation part if there is one, else the first examples of the training
+  split (as they are: without augmentation).
+  """
+  if dataset.validation is not None:
+    return dataset.validation
+  return Subset(
+    dataset.train, np.arange(min(max_train_examples, len(dataset.train)))
+  )
+
+
+def _digits(config: ml_collections.ConfigDict) -> Dataset:
+  """scikit-learn's 1797 handwritten digits, 8×8 grey, pixels/16.
+
+  The split: train_test_split(arange(1797), test_size=360, stratify=target,
+  random_state=0), so 1437 for training and 360 for the test.
+  """
+  del config  # Unused: nothing to choose.
+  from sklearn import datasets  # Slow to import, and needed here only.
+  from sklearn import model_selection
+
+  digits = datasets.load_digits()
+  images = (digits.images / 16).astype(np.float32)[..., None]
+  train, test = model_selection.train_test_split(
+    np.arange(len(images)),
+    test_size=360,
+    stratify=digits.target,
+    random_state=0,
+  )
+  return Dataset(
+    image_shape=(8, 8, 1),
+    num_classes=10,
+    train=ArraySource(images[train], digits.target[train]),
+    validation=None,
+    test=ArraySource(images[test], digits.target[test]),
+  )
+
+
+def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
+  """Random images for benchmarks and dry runs."""
+  c = config.synthetic
+  shape = (c.image_size, c.image_size, c.channels)
+  return Dataset(
+    image_shape=shape,
+    num_classes=c.num_classes,
+    train=SyntheticSource(c.train_examples, shape, c.num_classes, seed=0),
+    validation=None,
+    test=SyntheticSource(c.test_examples, shape, c.num_classes, seed=1),
+  )
+
+
+def _npz(config: ml_collections.ConfigDict) -> Dataset:
+  """Your own arrays, from data_dir/train.npz and data_dir/test.npz.
+
+  Each holds `image` [n, H, W, ch] uint8 and `label` [n] int.
+  """
+  train_images, train_labels = _read_npz(config.data_dir, 'train.npz')
+  test_images, test_labels = _read_npz(config.data_dir, 'test.npz')
+  if train_images.shape[1:] != test_images.shape[1:]:
+    raise errors.ConfigError(
+      'dataset.data_dir',
+      config.data_dir,
+      f'holds train images of shape {train_images.shape[1:]} but test images '
+      f'of {test_images.shape[1:]}',
+      'give both the same shape',
+    )
+  num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+  return Dataset(
+    image_shape=train_images.shape[1:],
+    num_classes=max(num_classes, 2),
+    train=ArraySource(train_images, train_labels),
+    validation=None,
+    test=ArraySource(test_images, test_labels),
+  )
+
+
+def _read_npz(data_dir: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+  def error(problem: str) -> errors.ConfigError:
+    return errors.ConfigError(
+      'dataset.data_dir',
+      data_dir,
+      problem,
+      'it needs train.npz and test.npz, each with `image` [n, H, W, ch] uint8 '
+      'and `label` [n] int',
+    )
+
+  path = os.path.join(data_dir, name)
+  if not os.path.isdir(data_dir):
+    raise error('is no directory')
+  if not os.path.exists(path):
+    raise error(f'holds no {name}')
+  try:  # Pickles are refused: they run code.
+    with np.load(path, allow_pickle=False) as arrays:
+      images, labels = arrays['image'], arrays['label']
+  except (KeyError, OSError, ValueError) as exception:
+    raise error(f'has a {name} that cannot be read ({exception})') from None
+  if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+    raise error(f'has {images.dtype}{images.shape} as `image` in {name}')
+  integer = np.issubdtype(labels.dtype, np.integer)
+  if labels.shape != images.shape[:1] or not integer or labels.min() < 0:
+    raise error(f'has {labels.dtype}{labels.shape} as `label` in {name}')
+  return images, labels
+
+
+SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Dataset]] = {
+  'digits': _digits,
+  'synthetic': _synthetic,
+  'npz': _npz,
+}

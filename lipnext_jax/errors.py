@@ -1,0 +1,27 @@
+"""Errors that are the user's to mend: one line each, with an exit code."""
+
+
+class UserError(Exception):
+  """Something outside the code is wrong; `main` prints it without traceback."""
+
+  exit_code = 1
+
+
+class ConfigError(UserError):
+  """A config field, a flag, a dataset or a workdir does not fit.
+
+  Args:
+    field: the field or flag at fault, e.g. 'model.beta'.
+    value: what it holds.
+    problem: what is wrong with that.
+    remedy: what to do.
+
+  >>> str(ConfigError('model.beta', 2, 'is outside [0, 1]', 'choose 0.5'))
+  'model.beta=2 is outside [0, 1]; choose 0.5.'
+  """
+
+  exit_code = 2
+
+  def __init__(self, field: str, value: object, problem: str, remedy: str):
+    super().__init__(f'{field}={value!r} {problem}; {remedy}.')
+    self.field = field

@@ -1,0 +1,77 @@
+"""The command line of training and certification.
+
+    python -m lipnext_jax.main --config=configs/digits.py --workdir=DIR
+
+Parses flags, turns mistakes into one line on stderr with an exit code, and
+hands over to `lipnext_jax.train`.
+"""
+
+from collections.abc import Sequence
+import sys
+from typing import NoReturn
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
+from lipnext_jax import train
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  None,
+  'Config file, e.g. configs/digits.py. Any of its fields can be changed: '
+  '--config.model.depth=16.',
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Where checkpoints, metrics and results go.'
+)
+_MODE = flags.DEFINE_enum(
+  'mode',
+  'train',
+  ['train', 'eval'],
+  'train: train or resume, then certify. eval: certify what is in --workdir.',
+)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+    for flag in (_CONFIG, _WORKDIR):
+      if flag.value is None:
+        raise errors.ConfigError(
+          f'--{flag.name}', None, 'is missing', f'add --{flag.name}=…'
+        )
+    if len(rest) > 1:
+      raise errors.ConfigError(
+        'argument', rest[1], 'is no flag', 'write --flag=value'
+      )
+    return rest
+  except errors.UserError as error:
+    _exit(error)
+  except Exception as error:  # Whatever a config file or an override raised.
+    _exit(config_lib.explain_override(argv, error))
+
+
+def _exit(error: errors.UserError) -> NoReturn:
+  print(f'error: {error}', file=sys.stderr)
+  sys.exit(error.exit_code)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the mode; a `UserError` becomes one line and its exit code."""
+  del argv  # Parsed.
+  logging.set_verbosity(logging.WARNING)
+  try:
+    train.train_and_evaluate(
+      _CONFIG.value, str(_WORKDIR.value), train=_MODE.value == 'train'
+    )
+  except errors.UserError as error:
+    _exit(error)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse)

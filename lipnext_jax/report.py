@@ -1,0 +1,255 @@
+"""What a run leaves behind: records, metrics, progress, the final table."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from typing import Any
+from typing import TextIO
+
+import jax
+import ml_collections
+import tensorboardX
+import tqdm
+
+from lipnext_jax import checkpoint
+from lipnext_jax import evaluate
+from lipnext_jax.parallel import sharding as sharding_lib
+
+_PACKAGES = (
+  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
+  'ml-collections',
+)  # fmt: skip
+
+
+def say(message: str) -> None:
+  """A line on stderr, from the first process only."""
+  if jax.process_index() == 0:
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def stopwatch(what: str) -> Iterator[None]:
+  """Says how long the block took."""
+  start = time.perf_counter()
+  yield
+  say(f'{what} in {time.perf_counter() - start:.1f} s')
+
+
+def write_records(
+  workdir: str,
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  state: Any,
+  shardings: Any,
+) -> None:
+  """Everything needed to say later what ran: before the first step.
+
+  `config.json` (see `checkpoint`), `parameters.txt` (path, shape, dtype, spec,
+  bytes per device of the whole train state) and `run.json` (versions, devices,
+  commit; one entry per start, so that a resumed run keeps them all).
+  """
+  if jax.process_index() != 0:
+    return
+  checkpoint.write_config(workdir, config)
+  write_text(
+    os.path.join(workdir, 'parameters.txt'),
+    sharding_lib.table(state, shardings) + '\n',
+  )
+  path = os.path.join(workdir, 'run.json')
+  starts = []
+  if os.path.exists(path):
+    with open(path, encoding='utf-8') as file:
+      starts = json.load(file)
+  write_json(path, [*starts, describe_run(mesh)])
+
+
+def write_text(path: str, text: str) -> None:
+  """Writes a file at once or not at all: a killed run leaves no half file."""
+  temporary = f'{path}.tmp'
+  with open(temporary, 'w', encoding='utf-8') as file:
+    file.write(text)
+  os.replace(temporary, path)
+
+
+def write_json(path: str, value: Any) -> None:
+  """`value` as indented JSON, atomically."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def describe_run(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """Versions, devices and the commit of the code that runs."""
+  here = os.path.dirname(os.path.abspath(__file__))
+  git = ['git', '-C', here]
+  commit = _output([*git, 'rev-parse', 'HEAD'])
+  dirty = _output([*git, 'status', '--porcelain', '--untracked-files=no'])
+  devices = mesh.devices.flatten()
+  return {
+    'command': sys.argv,
+    'commit': commit or 'not a git checkout',
+    'uncommitted_changes': bool(dirty),
+    'python': platform.python_version(),
+    'packages': {name: importlib.metadata.version(name) for name in _PACKAGES},
+    'devices': {
+      'kind': devices[0].device_kind,
+      'platform': devices[0].platform,
+      'count': len(devices),
+      'processes': jax.process_count(),
+    },
+    'mesh': dict(mesh.shape),
+  }
+
+
+def _output(command: Sequence[str]) -> str:
+  try:
+    return subprocess.run(
+      command, capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
+  except (OSError, subprocess.SubprocessError):
+    return ''
+
+
+class MetricWriter:
+  """Scalars to `metrics.jsonl` and to TensorBoard event files.
+
+  Lines beyond `start_step` (written after the checkpoint that is resumed
+  from) are dropped, so that a resumed run's file reads like an undisturbed
+  one. Only the first process writes.
+  """
+
+  def __init__(self, workdir: str, start_step: int = 0):
+    """Opens the files below `workdir` for appending."""
+    self._enabled = jax.process_index() == 0
+    if not self._enabled:
+      return
+    path = os.path.join(workdir, 'metrics.jsonl')
+    if os.path.exists(path):
+      write_text(path, _lines_until(path, start_step))
+    self._jsonl = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed below)
+    self._board = tensorboardX.SummaryWriter(
+      os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1
+    )
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """One line, and one event per scalar."""
+    if not self._enabled:
+      return
+    self._jsonl.write(json.dumps({'step': step, **scalars}) + '\n')
+    self._jsonl.flush()
+    for name, value in scalars.items():
+      self._board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    """Flushes everything."""
+    if self._enabled:
+      self._jsonl.close()
+      self._board.close()
+
+
+def _lines_until(path: str, last_step: int) -> str:
+  kept = []
+  with open(path, encoding='utf-8') as file:
+    for line in file:
+      try:
+        step = json.loads(line)['step']
+      except (ValueError, KeyError):
+        break  # A line that a kill cut short; what follows it is newer.
+      if step > last_step:
+        break
+      kept.append(line)
+  return ''.join(kept)
+
+
+class Progress:
+  """A progress bar on stderr: step, ETA, images/s and the last metrics."""
+
+  def __init__(self, total_steps: int, start_step: int, batch_size: int):
+    """Starts the clock."""
+    self._batch_size = batch_size
+    self._last = (start_step, time.perf_counter())
+    self._bar = tqdm.tqdm(
+      total=total_steps,
+      initial=start_step,
+      unit='step',
+      disable=jax.process_index() != 0,
+      dynamic_ncols=True,
+      mininterval=0.5,
+      bar_format=(
+        '{n_fmt}/{total_fmt} steps |{bar:12}| {elapsed} eta {remaining}'
+        '{postfix}'
+      ),
+    )
+
+  def update(self, step: int, scalars: Mapping[str, float]) -> float:
+    """Moves the bar to `step`; returns images/s since the last call."""
+    now = time.perf_counter()
+    steps, seconds = step - self._last[0], now - self._last[1]
+    rate = steps * self._batch_size / max(seconds, 1e-9)
+    self._last = (step, now)
+    self._bar.set_postfix_str(
+      f'{rate:.0f} img/s '
+      f'loss {scalars["train/loss"]:.3f} '
+      f'clean {scalars["train/clean"]:.1f}% '
+      f'cert {scalars["train/certified"]:.1f}% '
+      f'ε {scalars["train/epsilon"]:.3f} '
+      f'lr {scalars["train/learning_rate"]:.1e} '
+      f'orth {scalars["train/orthogonality_error"]:.0e}',
+      refresh=False,
+    )
+    self._bar.update(steps)
+    return rate
+
+  def pause(self) -> None:
+    """Leaves out of images/s what happened since the last update."""
+    self._last = (self._last[0], time.perf_counter())
+
+  def close(self) -> None:
+    """Ends the bar."""
+    self._bar.close()
+
+
+def write_evaluation(
+  workdir: str, result: evaluate.Evaluation, summary: Mapping[str, Any]
+) -> None:
+  """`eval.json` and `radii.csv` (id, label, prediction, radius).
+
+  Radii are ℓ2 in [0, 1] pixel units, with all their float32 digits.
+  """
+  rows = zip(
+    result.ids.tolist(),
+    result.labels.tolist(),
+    result.predictions.tolist(),
+    result.radii.tolist(),
+    strict=True,
+  )
+  path = os.path.join(workdir, 'radii.csv')
+  with open(f'{path}.tmp', 'w', encoding='utf-8', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(['id', 'label', 'prediction', 'radius'])
+    writer.writerows(rows)
+  os.replace(f'{path}.tmp', path)
+  write_json(os.path.join(workdir, 'eval.json'), summary)
+
+
+def print_table(
+  summary: Mapping[str, Any], title: str, file: TextIO | None = None
+) -> None:
+  """The final numbers, for people."""
+  lines = [
+    title,
+    f'  examples                {summary["examples"]:>8d}',
+    f'  clean accuracy          {summary["clean"]:>8.2f} %',
+  ]
+  for epsilon, value in summary['cra'].items():
+    lines.append(f'  CRA at ℓ2 ε = {epsilon:<9s} {value:>8.2f} %')
+  excess = summary['lipschitz_bound'] - 1
+  lines.append(f'  Lipschitz bound Λ       1 + {excess:.1e} (proved)')
+  print('\n'.join(lines), file=file or sys.stdout, flush=True)

@@ -1,0 +1,125 @@
+"""What changes over training: durations into steps, learning rate, radius."""
+
+from collections.abc import Callable
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from lipnext_jax import errors
+
+UNITS = ('steps', 'epochs', 'examples')
+
+
+class Plan(NamedTuple):
+  """Every duration of a config, in steps of its batch size."""
+
+  total_steps: int
+  warmup_steps: int
+  retraction_period: int  # 0: never.
+  eval_every: int  # 0: never.
+  checkpoint_every: int  # 0: only at the end.
+  log_every: int
+  steps_per_epoch: float
+
+  def is_due(self, period: int, step: int) -> bool:
+    """Whether something with this period (0: never) happens after `step`."""
+    return period > 0 and step % period == 0
+
+
+def parse_duration(field: str, duration: str) -> tuple[float, str]:
+  """'150 epochs' → (150.0, 'epochs').
+
+  Raises:
+    ConfigError: naming `field`, when the text is not '<number> <unit>'.
+
+  >>> parse_duration('duration', '1.5 epochs')
+  (1.5, 'epochs')
+  """
+  match = re.fullmatch(r'\s*(\d+(?:\.\d+)?(?:e\d+)?) +(\w+)\s*', duration)
+  if match and match[2] in UNITS:
+    return float(match[1]), match[2]
+  raise errors.ConfigError(
+    field, duration, 'is no duration', "write e.g. '150 epochs' or '2000 steps'"
+  )
+
+
+def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
+  """Resolves every duration of the config, late: here and nowhere else.
+
+  An epoch is `train_examples / batch_size` steps (no example is dropped at
+  its end: batches run across epochs). Durations round to the nearest step; a
+  period that is not 0 is at least one step.
+
+  Args:
+    config: a validated config.
+    train_examples: size of the training split, the holdout excluded.
+
+  Raises:
+    ConfigError: no training step at all, or a warm-up as long as training.
+  """
+  steps_per_epoch = train_examples / config.batch_size
+
+  def steps(field: str, duration: str) -> int:
+    number, unit = parse_duration(field, duration)
+    in_steps = {
+      'steps': 1.0,
+      'epochs': steps_per_epoch,
+      'examples': 1 / config.batch_size,
+    }
+    exact = number * in_steps[unit]
+    return max(1, round(exact)) if exact > 0 else 0
+
+  optimizer = config.optimizer
+  plan = Plan(
+    total_steps=steps('duration', config.duration),
+    warmup_steps=steps('optimizer.warmup', optimizer.warmup),
+    retraction_period=steps(
+      'optimizer.retraction_period', optimizer.retraction_period
+    ),
+    eval_every=steps('eval.every', config.eval.every),
+    checkpoint_every=steps('checkpoint.every', config.checkpoint.every),
+    log_every=max(1, steps('log.every', config.log.every)),
+    steps_per_epoch=steps_per_epoch,
+  )
+  if plan.total_steps < 1:
+    raise errors.ConfigError(
+      'duration', config.duration, 'is no training step', 'make it longer'
+    )
+  if plan.warmup_steps >= plan.total_steps:
+    raise errors.ConfigError(
+      'optimizer.warmup',
+      optimizer.warmup,
+      f'is {plan.warmup_steps} steps, all of the {plan.total_steps} of '
+      f'duration={config.duration!r}',
+      'shorten the one or lengthen the other',
+    )
+  return plan
+
+
+def epsilon_schedule(
+  epsilon: float, start: float, end: float, total_steps: int
+) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+  """The training radius: ε_t = ε·(a + (b − a)·min(2t/T, 1)) (paper §4).
+
+  Args:
+    epsilon: ε, ℓ2 in [0, 1] pixel units.
+    start: a.
+    end: b.
+    total_steps: T.
+
+  Returns:
+    step → ε_t, float32.
+
+  >>> radius = epsilon_schedule(0.25, start=0.1, end=2.0, total_steps=100)
+  >>> [round(float(radius(t)), 4) for t in (0, 25, 50, 100)]
+  [0.025, 0.2625, 0.5, 0.5]
+  """
+
+  def schedule(step):
+    progress = jnp.minimum(2 * jnp.asarray(step, jnp.float32) / total_steps, 1)
+    return epsilon * (start + (end - start) * progress)
+
+  return schedule

@@ -1,0 +1,207 @@
+"""Training and certification, in one straight line.
+
+config → mesh → data → model → loss → step → checkpoint → evaluation → report
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import ml_collections
+
+from lipnext_jax import certify
+from lipnext_jax import checkpoint
+from lipnext_jax import config as config_lib
+from lipnext_jax import evaluate
+from lipnext_jax import report
+from lipnext_jax import schedules
+from lipnext_jax import train_step as step_lib
+from lipnext_jax.data import pipeline
+from lipnext_jax.data import sources
+from lipnext_jax.data import transforms
+from lipnext_jax.models import registry
+from lipnext_jax.parallel import mesh as mesh_lib
+from lipnext_jax.parallel import sharding as sharding_lib
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict, workdir: str, *, train: bool = True
+) -> dict[str, Any]:
+  """Trains (or resumes, or finds finished) and certifies on the test split.
+
+  Args:
+    config: see `lipnext_jax.config`.
+    workdir: where everything goes; the same config resumes there.
+    train: False: only evaluate the checkpoint that is there.
+
+  Returns:
+    What `eval.json` holds.
+
+  Raises:
+    ConfigError: a config, dataset, mesh or workdir that does not fit; nothing
+      was written then.
+  """
+  # ---------------------------------------------------------------- config
+  config_lib.validate(config)
+  checkpoint.check_workdir(workdir, config)
+
+  # ------------------------------------------------------------------ mesh
+  mesh = mesh_lib.make_mesh(config.mesh)
+  mesh_lib.check_batch_size('batch_size', config.batch_size, mesh)
+  mesh_lib.check_batch_size('eval.batch_size', config.eval.batch_size, mesh)
+  on_batch, on_all = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+
+  # ------------------------------------------------------------------ data
+  dataset = sources.load_dataset(config.dataset)
+  plan = schedules.make_plan(config, len(dataset.train))
+  processes = {
+    'process_index': jax.process_index(),
+    'process_count': jax.process_count(),
+  }
+
+  # ----------------------------------------------------------------- model
+  registry.check_image(config.model, dataset.image_shape)
+  model = registry.build_model(config.model, dataset.num_classes, mesh.size)
+
+  # ------------------------------------------------------------------ loss
+  loss_fn = step_lib.build_loss(config.loss)
+  epsilon_fn = schedules.epsilon_schedule(
+    config.loss.epsilon,
+    config.loss.epsilon_start,
+    config.loss.epsilon_end,
+    plan.total_steps,
+  )
+
+  # ------------------------------------------------- optimizer and layout
+  rng = jax.random.key(config.seed)
+  tx = step_lib.build_optimizer(config.optimizer, plan)
+  init_fn = functools.partial(
+    step_lib.init_state, model, tx, dataset.image_shape
+  )
+  abstract = jax.eval_shape(init_fn, rng)
+  shardings = sharding_lib.tree_shardings(abstract, config.sharding, mesh)
+  abstract = sharding_lib.with_shardings(abstract, shardings)
+  # The same optimizer, told how its stacks of matrices lie on the devices.
+  tx = step_lib.build_optimizer(
+    config.optimizer, plan, sharding_lib.stack_sharding(shardings.opt_state)
+  )
+
+  # ------------------------------------------------------------------ step
+  train_step = jax.jit(
+    step_lib.make_train_step(
+      model, tx, loss_fn, epsilon_fn, config.loss.epsilon, shardings.params
+    ),
+    in_shardings=(shardings, on_all, on_batch),
+    out_shardings=(shardings, on_all),
+    donate_argnums=(0, 1),
+  )
+  monitor = jax.jit(
+    step_lib.make_monitor(
+      epsilon_fn, step_lib.learning_rate(config.optimizer, plan)
+    ),
+    out_shardings=on_all,
+  )
+  zero_sums = jax.jit(step_lib.Sums.zeros, out_shardings=on_all)
+
+  # ------------------------------------------------------------ checkpoint
+  checkpointer = checkpoint.Checkpointer(workdir, create=train)
+  start_step = checkpointer.choose(None if train else config.eval.checkpoint)
+  if start_step is None:
+    state = jax.jit(init_fn, out_shardings=shardings)(rng)
+  else:
+    state = checkpointer.restore(start_step, abstract)
+  step = start_step or 0
+  certify_split = _make_certify_split(config, model, mesh, shardings, processes)
+
+  # ------------------------------------------------------------------ loop
+  if train and step < plan.total_steps:
+    report.write_records(workdir, config, mesh, abstract, shardings)
+    writer = report.MetricWriter(workdir, step)
+    batches = pipeline.train_batches(
+      dataset.train,
+      transforms.build_transforms(config.augment),
+      seed=config.seed,
+      batch_size=config.batch_size,
+      start_step=step,
+      workers=config.dataset.workers,
+      **processes,
+    )
+    monitored_split = sources.monitor_split(
+      dataset, config.eval.monitor_examples
+    )
+    batch = mesh_lib.put_batch(next(batches), on_batch)
+    sums = zero_sums()
+    with report.stopwatch('compiled the train step'):
+      # Ahead of time: another shape would raise, never compile again.
+      compiled = train_step.lower(abstract, sums, batch).compile()
+    progress = report.Progress(plan.total_steps, step, config.batch_size)
+
+    # The order is a contract: step, fetch, log, monitor, save. A checkpoint
+    # at step s holds what s updates made, and the stream resumes at batch s.
+    while step < plan.total_steps:
+      with jax.transfer_guard('disallow'):
+        state, sums = compiled(state, sums, batch)
+        step += 1
+        if step < plan.total_steps:  # While the devices compute.
+          batch = mesh_lib.put_batch(next(batches), on_batch)
+
+        last = step == plan.total_steps
+        if last or step % plan.log_every == 0:
+          means, monitored = jax.device_get((sums, monitor(state)))
+          scalars = means.means() | {k: float(v) for k, v in monitored.items()}
+          scalars['train/images_per_second'] = progress.update(step, scalars)
+          writer.write(step, scalars)
+          sums = zero_sums()
+
+      certified = None
+      if plan.is_due(plan.eval_every, step) and not last:
+        result = certify_split(state, monitored_split)
+        summary = result.summary([config.loss.epsilon])
+        certified = next(iter(summary['cra'].values()))
+        writer.write(
+          step,
+          {'monitor/clean': summary['clean'], 'monitor/certified': certified},
+        )
+      if (
+        certified is not None
+        or last
+        or plan.is_due(plan.checkpoint_every, step)
+      ):
+        checkpointer.save(step, state, certified)
+        progress.pause()
+    progress.close()
+    writer.close()
+  elif train:
+    report.say(f'{workdir} is finished at step {step}: only evaluating')
+  checkpointer.close()
+
+  # ------------------------------------------------------------ evaluation
+  result = certify_split(state, dataset.test)
+
+  # ---------------------------------------------------------------- report
+  summary = {'step': step, **result.summary(config.eval.epsilons)}
+  if jax.process_index() == 0:
+    report.write_evaluation(workdir, result, summary)
+    report.print_table(summary, f'Test split, {config.dataset.name}:')
+  return summary
+
+
+def _make_certify_split(
+  config, model, mesh, shardings, processes
+) -> Callable[[step_lib.TrainState, sources.Source], evaluate.Evaluation]:
+  """(state, source) → its evaluation on the slow, retracted weights."""
+  eval_step = evaluate.make_eval_step(model, mesh)
+  to_eval_params = jax.jit(
+    step_lib.evaluation_params, out_shardings=shardings.params
+  )
+
+  def certify_split(state, source):
+    params = to_eval_params(state)
+    batches = pipeline.eval_batches(
+      source, batch_size=config.eval.batch_size, **processes
+    )
+    bound = certify.lipschitz_bound(params)
+    return evaluate.evaluate(eval_step, params, batches, mesh, bound)
+
+  return certify_split

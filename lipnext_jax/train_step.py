@@ -1,0 +1,228 @@
+"""One step of training: loss, gradient, update, running sums. All pure."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from lipnext_jax import certify
+from lipnext_jax import losses
+from lipnext_jax import models
+from lipnext_jax import optim
+from lipnext_jax import schedules
+from lipnext_jax.models import registry
+
+# Power iterations of the monitored orthogonality error: n² each, so that a log
+# line can afford them. The certificate uses a proved bound instead.
+_MONITOR_ITERATIONS = 16
+
+# Elementwise and odd, as `optim.orthogonal` asks; learning rate → optax rule.
+INNER_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
+  'nadam': optim.scheduled_nadam,
+  'adam': optax.adam,
+  'momentum': functools.partial(optax.sgd, momentum=0.9),
+  'lion': optax.lion,
+}
+
+
+class TrainState(NamedTuple):
+  """All that training carries along and a checkpoint holds."""
+
+  step: jax.Array  # Shape (): int32, updates done.
+  params: Any  # Fast weights, float32.
+  opt_state: optax.OptState  # Holds the slow weights, see `slow_params`.
+
+
+class Sums(NamedTuple):
+  """Running sums since the last log line; they stay on the device."""
+
+  steps: jax.Array  # Shape (): float32, as all.
+  examples: jax.Array
+  loss: jax.Array
+  correct: jax.Array
+  certified: jax.Array  # Correct, with a radius above ε (assuming Λ = 1).
+  grad_norm: jax.Array
+
+  @classmethod
+  def zeros(cls) -> 'Sums':
+    """No step yet."""
+    return cls(*(jnp.zeros([], jnp.float32) for _ in cls._fields))
+
+  def means(self) -> dict[str, float]:
+    """Per-step and per-example means as metrics, in per cent where counted."""
+    steps, examples, loss, correct, certified, grad_norm = map(float, self)
+    return {
+      'train/loss': loss / steps,
+      'train/clean': 100 * correct / examples,
+      'train/certified': 100 * certified / examples,
+      'train/grad_norm': grad_norm / steps,
+    }
+
+
+def build_loss(c: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
+  """(logits, labels, head_kernel, epsilon) → mean loss, from `config.loss`."""
+  options = {
+    'trades': {'trades_weight': c.trades_weight},
+    'logit_annealing': {
+      'offset': c.annealing_offset,
+      'temperature': c.annealing_temperature,
+      'gamma': c.annealing_gamma,
+    },
+  }
+  return functools.partial(
+    losses.LOSSES[c.name],
+    logit_scale=c.logit_scale,
+    **options.get(c.name, {}),
+  )
+
+
+def learning_rate(
+  c: ml_collections.ConfigDict, plan: schedules.Plan
+) -> optax.Schedule:
+  """Step → learning rate: linear warm-up, then cosine."""
+  return optim.warmup_cosine_schedule(
+    c.learning_rate, plan.total_steps, plan.warmup_steps, c.final_scale
+  )
+
+
+def build_optimizer(
+  c: ml_collections.ConfigDict,
+  plan: schedules.Plan,
+  stack_sharding: jax.sharding.NamedSharding | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """The recipe of `lipnext_jax.optim`, from `config.optimizer`."""
+  return optim.lipnext_optimizer(
+    learning_rate(c, plan),
+    inner=INNER_RULES[c.name],
+    clip_norm=c.clip_norm or None,
+    lookahead_period=c.lookahead_period or None,
+    lookahead_alpha=c.lookahead_alpha,
+    retraction=c.retraction,
+    retraction_period=plan.retraction_period or None,
+    precision=registry.PRECISIONS[c.precision],
+    stack_sharding=stack_sharding,
+  )
+
+
+def init_state(
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  image_shape: tuple[int, int, int],
+  rng: jax.Array,
+) -> TrainState:
+  """A fresh state; run it under `jit(…, out_shardings=…)` to lay it out."""
+  params = model.init(rng, jnp.zeros((1, *image_shape)))['params']
+  return TrainState(jnp.zeros([], jnp.int32), params, tx.init(params))
+
+
+def to_unit(images: jax.Array) -> jax.Array:
+  """Pixels as float32 in [0, 1]: uint8 is divided by 255, floats pass.
+
+  >>> to_unit(jnp.array([0, 255], jnp.uint8)).tolist()
+  [0.0, 1.0]
+  """
+  if images.dtype == jnp.uint8:
+    return images.astype(jnp.float32) / 255
+  return images
+
+
+def make_train_step(
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  loss_fn: Callable[..., jax.Array],
+  epsilon_fn: Callable[[jax.typing.ArrayLike], jax.Array],
+  epsilon: float,
+  param_shardings: Any,
+) -> Callable[..., tuple[TrainState, Sums]]:
+  """Builds (state, sums, batch) → (state, sums).
+
+  Args:
+    model: images → logits.
+    tx: the optimizer.
+    loss_fn: see `build_loss`.
+    epsilon_fn: step → training radius ε_t.
+    epsilon: ε at which certified train accuracy is counted.
+    param_shardings: shardings like the parameters. Gradients are pinned to
+      them first, so that the optimizer's layout does not leak into the
+      backward scan.
+
+  Returns:
+    The step, not yet jitted. `batch` holds 'image' [b, H, W, ch] (uint8 or
+    float32 in [0, 1]) and 'label' [b] int32.
+  """
+
+  def train_step(state, sums, batch):
+    images, labels = to_unit(batch['image']), batch['label']
+
+    def objective(params):
+      variables = {'params': params}
+      logits = model.apply(variables, images)
+      kernel = models.head_kernel(variables)
+      loss = loss_fn(logits, labels, kernel, epsilon_fn(state.step))
+      return loss, (logits, kernel)
+
+    (loss, (logits, kernel)), grads = jax.value_and_grad(
+      objective, has_aux=True
+    )(state.params)
+    grads = jax.lax.with_sharding_constraint(grads, param_shardings)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    predictions, radii = certify.certified_radius(logits, kernel)
+    correct = predictions == labels
+    new = (
+      1.0,
+      float(labels.size),
+      loss,
+      jnp.sum(correct),
+      jnp.sum(correct & (radii > epsilon)),
+      optax.global_norm(grads),
+    )
+    sums = Sums(*(total + term for total, term in zip(sums, new, strict=True)))
+    return TrainState(state.step + 1, params, opt_state), sums
+
+  return train_step
+
+
+def make_monitor(
+  epsilon_fn: Callable[[jax.typing.ArrayLike], jax.Array],
+  learning_rate_fn: optax.Schedule,
+) -> Callable[[TrainState], dict[str, jax.Array]]:
+  """Builds state → the metrics that a log line adds, as device scalars."""
+
+  def monitor(state):
+    labels = jax.tree.leaves(optim.orthogonal_labels(state.params))
+    errors = [
+      jnp.max(optim.orthogonality_error(p, iterations=_MONITOR_ITERATIONS))
+      for p, label in zip(jax.tree.leaves(state.params), labels, strict=True)
+      if label == 'orthogonal'
+    ]
+    done = state.step - 1  # The step that was just taken.
+    return {
+      'train/epsilon': epsilon_fn(done),
+      'train/learning_rate': jnp.asarray(learning_rate_fn(done)),
+      'train/orthogonality_error': jnp.max(jnp.stack(errors)),
+    }
+
+  return monitor
+
+
+def evaluation_params(state: TrainState) -> Any:
+  """The weights that are evaluated and certified.
+
+  Lookahead's slow weights, with their orthogonal matrices retracted: what the
+  last steps drifted would otherwise be paid for in Λ.
+  """
+  params = optim.slow_params(state.opt_state, state.params)
+  labels = optim.orthogonal_labels(params)
+  return jax.tree.map(
+    lambda p, label: optim.polar_retract(p) if label == 'orthogonal' else p,
+    params,
+    labels,
+  )
