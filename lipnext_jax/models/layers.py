@@ -119,8 +119,8 @@ def l2_pool(x: jax.Array) -> jax.Array:
   [5.0, 0.0]
   """
   squares = jnp.sum(jnp.square(x), axis=(-3, -2))
-  positive = squares > 0
-  return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+  zero = squares == 0  # Not `<= 0`: what is not a number must reach the logits.
+  return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
