@@ -28,8 +28,8 @@ def row_distances(head_kernel: jax.Array) -> jax.Array:
 
   def one(w):
     squares = jnp.sum(jnp.square(head_kernel - jnp.expand_dims(w, 0)), axis=-1)
-    positive = squares > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+    zero = squares == 0  # Not `<= 0`: a row that is not a number must show.
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
 
   return jax.lax.map(one, head_kernel)
 

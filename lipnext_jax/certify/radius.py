@@ -19,9 +19,10 @@ def certified_radius(
       p = argmax f,   radius = min_{j≠p} (f_p − f_j) / (Λ ‖w_p − w_j‖)
 
   One-vs-rest: each rival j is a binary problem with its own margin, whose
-  Lipschitz constant is Λ‖w_p − w_j‖. A tie, or a logit that is not finite,
-  gives radius 0. Two identical rows with different biases differ by a
-  constant: that rival can never win, and does not bound the radius.
+  Lipschitz constant is Λ‖w_p − w_j‖. A tie, a logit that is not finite, a Λ
+  that is negative or not a number, and rows that are not numbers give radius 0.
+  Two identical rows with different biases differ by a constant: that rival can
+  never win, and does not bound the radius.
 
   Args:
     logits: [b, k], of float32 or float64 products.
@@ -42,16 +43,17 @@ def certified_radius(
   predictions = jnp.argmax(logits, axis=-1).astype(jnp.int32)
   distance = losses.row_distances(head_kernel)[predictions]  # [b, k]
   margin = jnp.max(logits, axis=-1, keepdims=True) - logits
-  slope = lipschitz * distance
-  # A zero slope certifies everything if the margin is positive, else nothing.
+  # Identical rows certify everything if the margin is positive, else nothing.
+  # Only a distance that *is* zero may do so: a Λ or a row that is not a number
+  # makes its quotient nan, which the last line below turns into radius 0.
   constant = jnp.where(margin > 0, jnp.inf, 0)
-  radius = jnp.where(
-    slope > 0, margin / jnp.where(slope > 0, slope, 1), constant
-  )
+  apart = distance != 0
+  slope = lipschitz * jnp.where(apart, distance, 1)
+  radius = jnp.where(apart, margin / slope, constant)
   own = jax.nn.one_hot(predictions, k, dtype=bool)
   radius = jnp.min(jnp.where(own, jnp.inf, radius), axis=-1)
-  finite = jnp.all(jnp.isfinite(logits), axis=-1)
-  return predictions, jnp.where(finite & (radius > 0), radius, 0)
+  sound = jnp.all(jnp.isfinite(logits), axis=-1) & (jnp.asarray(lipschitz) >= 0)
+  return predictions, jnp.where(sound & (radius > 0), radius, 0)
 
 
 def certified_accuracy(

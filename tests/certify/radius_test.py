@@ -1,0 +1,313 @@
+"""Certified radii: a float64 oracle, and linear models attacked in closed form.
+
+For f(x) = W x + b (backbone: the identity, Λ = 1) the certificate is exact:
+the nearest point that ties p with j lies at (f_p − f_j)/‖w_p − w_j‖ along
+w_j − w_p. So the ball must hold against every attack, and end right there.
+"""
+
+from fractions import Fraction
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax import certify
+
+
+def unit(w):
+  return w / np.sqrt(np.sum(w**2, axis=-1, keepdims=True))
+
+
+def brute_force(logits, rows, lipschitz=1.0):
+  """(prediction, radius) of one example, by loops in float64."""
+  if not np.all(np.isfinite(logits)):
+    return int(np.argmax(logits)), 0.0
+  p = max(range(len(logits)), key=lambda j: logits[j])
+  radius = math.inf
+  for j in range(len(logits)):
+    if j == p:
+      continue
+    margin = float(logits[p] - logits[j])
+    distance = math.sqrt(sum(float(d) ** 2 for d in rows[p] - rows[j]))
+    if margin == 0:
+      radius = 0.0
+    elif distance:  # Else: a constant margin; j can never win.
+      radius = min(radius, margin / (lipschitz * distance))
+  return p, radius
+
+
+def certify64(logits, rows, lipschitz=1.0):
+  with jax.enable_x64(True):
+    p, r = jax.jit(certify.certified_radius)(logits, rows, lipschitz)
+    return np.asarray(p), np.asarray(r)
+
+
+# ── Against the oracle ───────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize('k', [2, 3, 10])
+@pytest.mark.parametrize('lipschitz', [1.0, 1.0001, 7.5])
+def test_matches_brute_force(k, lipschitz):
+  rng = np.random.default_rng(k)
+  logits = rng.normal(size=(40, k))
+  logits[1, :2] = logits[1].max() + 1  # A tie at the top.
+  logits[2] = 0  # All tied.
+  rows = unit(rng.normal(size=(k, 4)))
+  predictions, radii = certify64(logits, rows, lipschitz)
+  expected = [brute_force(f, rows, lipschitz) for f in logits]
+  np.testing.assert_array_equal(predictions, [p for p, _ in expected])
+  # A few float64 operations; differences of rows are not cancelled here.
+  np.testing.assert_allclose(
+    radii, [r for _, r in expected], rtol=1e-13, atol=0
+  )
+  np.testing.assert_array_equal(radii[1:3], 0)
+
+
+def test_float32_agrees_with_float64():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(50, 5)).astype(np.float32)
+  rows = unit(rng.normal(size=(5, 16))).astype(np.float32)
+  predictions, radii = jax.jit(certify.certified_radius)(logits, rows)
+  assert radii.dtype == jnp.float32
+  assert predictions.dtype == jnp.int32
+  expected = [brute_force(f.astype(np.float64), rows) for f in logits]
+  # Subtraction, 16-term norm and division round by about 20 eps at most.
+  np.testing.assert_allclose(radii, [r for _, r in expected], rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('place', [0, 1, 2])
+def test_logits_that_are_not_finite_are_never_certified(bad, place):
+  logits = np.array([[5.0, 1.0, 0.0], [5.0, 1.0, 0.0]], np.float32)
+  logits[0, place] = bad
+  _, radii = jax.jit(certify.certified_radius)(logits, np.eye(3))
+  assert radii[0] == 0
+  assert radii[1] > 0
+
+
+@pytest.mark.parametrize('lipschitz', [math.nan, -1.0, -0.5, math.inf])
+@pytest.mark.parametrize('rows', ['apart', 'identical'])
+def test_a_constant_that_is_no_bound_certifies_nothing(lipschitz, rows):
+  kernel = np.eye(2) if rows == 'apart' else np.array([[1.0, 0], [1, 0]])
+  _, radii = certify64(np.array([[3.0, 1.0]]), kernel, lipschitz)
+  # Λ = inf is a true bound: of two identical rows, the lower one cannot win.
+  unbounded = rows == 'identical' and lipschitz == math.inf
+  assert radii[0] == (math.inf if unbounded else 0)
+
+
+def test_rows_that_are_not_numbers_certify_nothing():
+  kernel = np.array([[1.0, 0.0], [np.nan, np.nan]])
+  for logits in ([[3.0, 1.0]], [[1.0, 3.0]]):
+    assert certify64(np.array(logits), kernel)[1][0] == 0
+
+
+def test_identical_rows_differ_by_a_constant():
+  rows = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+  _, radii = certify64(np.array([[3.0, 2.0, 1.0], [3.0, 3.0, 1.0]]), rows)
+  # Only the third class can win, from margin 2 at slope √2; a tie is a tie.
+  np.testing.assert_allclose(radii, [math.sqrt(2), 0], rtol=1e-15)
+  _, radii = certify64(np.array([[3.0, 2.0], [2.0, 2.0]]), rows[:2])
+  np.testing.assert_array_equal(radii, [math.inf, 0])
+
+
+def test_lipschitz_constant_scales_the_radius():
+  rng = np.random.default_rng(3)
+  logits, rows = rng.normal(size=(20, 4)), unit(rng.normal(size=(4, 3)))
+  base = certify64(logits, rows)[1]
+  np.testing.assert_array_equal(certify64(logits, rows, 2.0)[1], base / 2)
+  np.testing.assert_allclose(
+    certify64(logits, rows, 1.001)[1] * 1.001, base, rtol=1e-15
+  )
+
+
+def test_radius_grows_with_the_margin():
+  rng = np.random.default_rng(4)
+  rows = unit(rng.normal(size=(6, 8)))
+  logits = rng.normal(size=6)
+  steps = np.linspace(0, 3, 13)
+  winner = np.eye(6)[np.argmax(logits)]
+  radii = certify64(logits + steps[:, None] * winner, rows)[1]
+  assert np.all(np.diff(radii) > 0)
+  # A rival that rises can only shrink it.
+  rival = np.eye(6)[np.argsort(logits)[-3]]
+  gap = np.max(logits) - np.sort(logits)[-3]
+  risen = certify64(logits + gap * np.linspace(0, 1, 9)[:, None] * rival, rows)
+  assert np.all(np.diff(risen[1]) <= 0)
+  assert risen[1][-1] == 0 < risen[1][0]
+
+
+# ── Linear models, attacked ──────────────────────────────────────────────────
+
+# f is computed in float64 with values below 100: its rounding, 1e-13 at most,
+# is far below the change of margin by 1e-9 of a radius above 1e-3.
+STEP = 1e-9
+
+
+def linear_models(seeds=range(12)):
+  """(W unit rows, b, x): random, antipodal, clustered and two-class heads."""
+  for seed in seeds:
+    rng = np.random.default_rng(seed)
+    w = unit(rng.normal(size=(5, 3)))
+    if seed % 4 == 1:
+      w[1::2] = -w[0]  # ‖w_i − w_j‖ = 2 > √2.
+    elif seed % 4 == 2:
+      w = unit(w[:1] + 0.05 * w)  # ‖w_i − w_j‖ ≪ √2.
+    elif seed % 4 == 3:
+      w = w[:2]
+    yield w, rng.normal(size=len(w)), 3 * rng.normal(size=3)
+
+
+def check_certificate(certify_fn, backbone_norm=1.0, head_scale=1.0):
+  """Attacks f(x) = s·W·(‖J‖ x) + b inside the ball, then just outside it.
+
+  `certify_fn(logits, rows)` → radius. s = 1 for a normalised head, ‖J‖ is the
+  backbone's constant; the certificate must know both.
+  """
+  rng = np.random.default_rng(99)
+  for w, b, x in linear_models():
+    slope = head_scale * backbone_norm * w
+
+    def f(x, slope=slope, b=b):
+      return slope @ x + b
+
+    p = np.argmax(f(x))
+    radius = certify_fn(f(x), w)
+    assert radius >= 1e-3
+    towards = unit(np.delete(slope - slope[p], p, axis=0))
+    random = unit(rng.normal(size=(200, len(x))))
+    for direction in np.concatenate([towards, random]):
+      inside = x + radius * (1 - STEP) * direction
+      assert np.argmax(f(inside)) == p, 'certificate broken'
+    outside = x + radius * (1 + STEP) * towards
+    flips = [np.argmax(f(y)) != p for y in outside]
+    assert any(flips), 'certificate not tight'
+
+
+def ours(logits, rows, lipschitz=1.0):
+  return certify64(logits[None], rows, lipschitz)[1][0]
+
+
+def test_no_attack_flips_a_linear_model_inside_and_one_does_outside():
+  check_certificate(ours)
+
+
+def test_a_backbone_that_expands_needs_its_constant():
+  check_certificate(functools.partial(ours, lipschitz=1.25), backbone_norm=1.25)
+
+
+def naive(logits, rows, *, distance=None, spread=1.0):
+  """Planted: the radius with another ‖w_i − w_j‖ or a rescaled margin."""
+  p = np.argmax(logits)
+  d = np.sqrt(np.sum((rows - rows[p]) ** 2, axis=-1))
+  d = np.full_like(d, distance) if distance else d
+  margins = spread * (logits[p] - logits)
+  return np.min(np.delete(margins, p) / np.delete(d, p))
+
+
+FAULTS = {
+  '√2 for ‖w_i − w_j‖': (functools.partial(naive, distance=math.sqrt(2)), {}),
+  'Λ omitted': (ours, {'backbone_norm': 1.001}),
+  'head not normalised': (ours, {'head_scale': 1.3}),
+  'margin counted twice': (functools.partial(naive, spread=2.0), {}),
+  'largest rival distance': (
+    lambda f, w: max(
+      (np.max(f) - f[j]) / np.sqrt(np.sum((w[np.argmax(f)] - w[j]) ** 2))
+      for j in range(len(f))
+      if j != np.argmax(f)
+    ),
+    {},
+  ),
+}
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_attack_breaks(name):
+  certify_fn, model = FAULTS[name]
+  with pytest.raises(AssertionError, match='certificate broken'):
+    check_certificate(certify_fn, **model)
+
+
+def test_attack_finds_a_distance_of_two_not_tight():
+  # ‖w_i − w_j‖ <= 2 always holds: sound, and wasteful.
+  check_certificate(naive)
+  with pytest.raises(AssertionError, match='certificate not tight'):
+    check_certificate(functools.partial(naive, distance=2.0))
+
+
+# ── Certified accuracy ───────────────────────────────────────────────────────
+
+
+def check_accuracy(fn):
+  """Counts with exact rationals, radii placed at, below and above ε."""
+  epsilons = [0.0, 36 / 255, 0.25, 1.0]
+  radii = np.array(
+    [r for e in epsilons for r in (e, np.nextafter(e, 9), np.nextafter(e, -9))]
+  )
+  labels = np.arange(len(radii)) % 3
+  predictions = np.where(np.arange(len(radii)) % 5, labels, labels + 1)
+  for dtype in (np.float64, np.float32):
+    cast = radii.astype(dtype)
+    got = fn(predictions, cast, labels, epsilons)
+    assert list(got) == epsilons
+    for epsilon in epsilons:
+      # NumPy compares float32 radii with ε in float32.
+      bound = Fraction(float(dtype(epsilon)))
+      counted = sum(
+        bool(p == y) and Fraction(float(r)) > bound
+        for p, r, y in zip(predictions, cast, labels, strict=True)
+      )
+      # A mean and a product in float64.
+      assert math.isclose(
+        got[epsilon], 100 * counted / len(radii), rel_tol=1e-14
+      ), f'{epsilon=} {dtype=}'
+
+
+def test_certified_accuracy_counts_strictly():
+  check_accuracy(certify.certified_accuracy)
+
+
+def accuracy_at_least(predictions, radii, labels, epsilons):
+  correct = predictions == labels
+  return {e: 100 * float(np.mean(correct & (radii >= e))) for e in epsilons}
+
+
+def accuracy_of_the_wrong(predictions, radii, labels, epsilons):
+  return {e: 100 * float(np.mean(radii > e)) for e in epsilons}
+
+
+@pytest.mark.parametrize('fault', [accuracy_at_least, accuracy_of_the_wrong])
+def test_accuracy_check_rejects(fault):
+  with pytest.raises(AssertionError, match='epsilon='):
+    check_accuracy(fault)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_a_float32_radius_is_never_counted_below_epsilon(dtype):
+  # 36/255 rounds up in float32, 0.7 down: both sides of the comparison.
+  for epsilon in (36 / 255, 0.7, 0.1):
+    near = dtype(epsilon)
+    radii = np.array([np.nextafter(near, -1), near, np.nextafter(near, 1)])
+    got = [
+      certify.certified_accuracy(
+        np.zeros(1), radii[i : i + 1], np.zeros(1), [epsilon]
+      )[epsilon]
+      for i in range(3)
+    ]
+    sound = [Fraction(float(r)) > Fraction(epsilon) for r in radii]
+    assert all(s for g, s in zip(got, sound, strict=True) if g)
+    assert got == [0, 0, 100]
+
+
+def test_ties_count_at_no_radius():
+  p, r = certify64(np.array([[1.0, 1.0]]), np.eye(2))
+  accuracy = certify.certified_accuracy(p, r, np.array([0]), [0.0])
+  assert accuracy == {0.0: 0.0}
+
+
+def test_certified_accuracy_of_nothing_raises():
+  none = np.zeros(0)
+  with pytest.raises(ValueError, match='at least one example'):
+    certify.certified_accuracy(none, none, none, [0.5])
