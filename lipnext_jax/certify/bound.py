@@ -9,7 +9,10 @@ accounted for (no randomness, no iteration that approaches from below):
 
 Rounding. With u = 2⁻⁵³ and γ_n = n·u/(1 − n·u), any order of summation gives
 |fl(AB) − AB| <= γ_n |A||B| elementwise (N. Higham, "Accuracy and Stability of
-Numerical Algorithms", §3.5), so ‖fl(AB) − AB‖₂ <= γ_n ‖A‖_F ‖B‖_F.
+Numerical Algorithms", §3.5), so ‖fl(AB) − AB‖₂ <= γ_n ‖A‖_F ‖B‖_F. Fused multiply-adds
+only help; Strassen-like products would not obey it, and NumPy's BLAS has none.
+The code doubles every such term: the second half pays for underflow and for the
+rounding of the term itself.
 """
 
 from collections.abc import Callable
@@ -45,14 +48,20 @@ def _symmetric_norm_upper(s: np.ndarray, squarings: int) -> float:
 
   ‖S‖₂² = ‖S²‖₂ <= ‖fl(S²)‖₂ + γ_n ‖S‖_F², then the same for fl(S²).
   """
-  frobenius = _frobenius_upper(s)
   if not squarings:
-    return frobenius
-  square = _symmetric(s @ s)
-  inner = _symmetric_norm_upper(square, squarings - 1)
-  rounding = 2 * _gamma(s.shape[0]) * frobenius**2
+    return _frobenius_upper(s)
+  largest = float(np.max(np.abs(s), initial=0.0))
+  if not 0 < largest < math.inf:
+    return largest
+  # A power of two brings the largest entry into [1/2, 1): S² cannot overflow,
+  # and what underflows (n²·2⁻¹⁰⁷³) vanishes in the factor 2 of `rounding`.
+  exponent = math.frexp(largest)[1]
+  s = np.ldexp(s, -exponent)
+  inner = _symmetric_norm_upper(_symmetric(s @ s), squarings - 1)
+  rounding = 2 * _gamma(s.shape[0]) * _frobenius_upper(s) ** 2
   # 1 + 8u covers the few scalar operations, the root included.
-  return math.sqrt(inner + rounding) * (1 + 8 * _UNIT_ROUNDOFF)
+  scaled = math.sqrt(inner + rounding) * (1 + 8 * _UNIT_ROUNDOFF)
+  return float(np.ldexp(scaled, exponent))
 
 
 def spectral_norm_bound(w: np.ndarray) -> float:
@@ -77,12 +86,15 @@ def spectral_norm_bound(w: np.ndarray) -> float:
   if w.shape[0] < w.shape[1]:
     w = w.T
   m, n = w.shape
-  d = _symmetric(w.T @ w) - np.eye(n)
-  # The product rounds by γ_m ‖W‖_F²; subtracting I rounds the diagonal once
-  # more, by at most u(1 + |entry|) each, which γ_m ‖W‖_F² + 2u·√n covers.
-  frobenius = _frobenius_upper(w)
-  rounding = 2 * _gamma(m + 2) * (frobenius**2 + math.sqrt(n))
-  defect = _symmetric_norm_upper(d, _SQUARINGS) + rounding
+  with np.errstate(over='ignore', invalid='ignore'):
+    frobenius = _frobenius_upper(w)
+    d = _symmetric(w.T @ w) - np.eye(n)
+    if not np.all(np.isfinite(d)):  # Entries from 1e150 on: WᵀW overflows.
+      return max(1.0, frobenius)
+    # The product rounds by γ_m ‖W‖_F²; subtracting I rounds the diagonal once
+    # more, by at most u(1 + |entry|) each, which γ_m ‖W‖_F² + 2u·√n covers.
+    rounding = 2 * _gamma(m + 2) * (frobenius**2 + math.sqrt(n))
+    defect = _symmetric_norm_upper(d, _SQUARINGS) + rounding
   return math.sqrt(1 + defect) * (1 + 8 * _UNIT_ROUNDOFF)
 
 
