@@ -118,7 +118,7 @@ def _defect(x, precision):
   return gram - jnp.expand_dims(eye, tuple(range(x.ndim - 2)))
 
 
-def _newton_schulz(x: jax.Array, precision) -> jax.Array:
+def _newton_schulz(x: jax.Array, empty: jax.Array, precision) -> jax.Array:
   """X ← X + X·(−D/2), D = XᵀX − I, until the next defect is rounding."""
   n = x.shape[-1]
   eps = float(jnp.finfo(x.dtype).eps)
@@ -147,7 +147,6 @@ def _newton_schulz(x: jax.Array, precision) -> jax.Array:
     _, d, i = carry
     return (exponential.frobenius(d) > near) & (i < _MAX_ITERATIONS)
 
-  x, empty = _unit_scale(x)
   x, d = scaled_defect(x)
   # Nothing can be done for a zero matrix (the padding of a stack).
   start = jnp.where(empty, _MAX_ITERATIONS, 0)
@@ -170,16 +169,20 @@ def _unit_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.where((factor > 0.5) & (factor < 2), x, x * factor), empty
 
 
-def _svd(x: jax.Array, precision) -> jax.Array:
+def _svd(x: jax.Array, empty: jax.Array, precision) -> jax.Array:
   """UVᵀ from a thin singular value decomposition."""
+  del empty  # Unused.
   u, _, vt = jnp.linalg.svd(x, full_matrices=False)
   return jnp.matmul(u, vt, precision=precision)
 
 
 def _guarded(method, precision, x: jax.Array) -> jax.Array:
   """A retraction that returns its input where the result is not finite."""
-  y = method(x, precision)
-  return jnp.where(jnp.all(jnp.isfinite(y)), y, x)
+  finite = jnp.all(jnp.isfinite(x))
+  # LAPACK's SVD of an infinity may never come back.
+  x_safe, empty = _unit_scale(jnp.where(finite, x, 0))
+  y = method(x_safe, empty, precision)
+  return jnp.where(finite & jnp.all(jnp.isfinite(y)), y, x)
 
 
 METHODS = {'newton_schulz': _newton_schulz, 'svd': _svd}

@@ -61,7 +61,7 @@ def check_expm1(fn, a):
   From 1 on: the exponential. A product of matrices with singular values up to
   2 rounds each entry by about eps·4/√n (rounding errors as random signs;
   Higham & Mary 2019), 4√n·eps in all, and s = log2‖A‖₂ squarings double what
-  is there: 8√n·eps·‖A‖₂ leaves a factor 2.
+  is there: 4√n·eps·‖A‖₂.
   """
   a64 = np.asarray(a, np.float64)
   n, norm = len(a), np.linalg.norm(a64)
@@ -72,7 +72,7 @@ def check_expm1(fn, a):
     tolerance = EPS * norm * (3 + n * norm)
   else:
     want = scipy.linalg.expm(a64) - np.eye(n)
-    tolerance = 8 * math.sqrt(n) * EPS * max(1, np.linalg.norm(a64, 2))
+    tolerance = 4 * math.sqrt(n) * EPS * max(1, np.linalg.norm(a64, 2))
   error = np.linalg.norm(out - want)
   assert error <= tolerance, (n, norm, error / tolerance)
 
@@ -83,7 +83,7 @@ jit_expm1 = jax.jit(fast_expm1)
 @pytest.mark.parametrize(
   'norm', [0, 1e-6, 1e-3, 0.049, 0.051, 0.24, 0.26, 0.95, 1.05, 3, 10, 30, 100]
 )
-@pytest.mark.parametrize('n', [2, 5, 32, 65])
+@pytest.mark.parametrize('n', [2, 5, 65])
 @pytest.mark.parametrize(
   'kind', ['dense', 'equal', 'ill-conditioned', 'rank-2']
 )
@@ -151,7 +151,7 @@ def test_float64_is_float64(norm):
     assert out.dtype == jnp.float64
   error = np.linalg.norm(np.asarray(out) + np.eye(8) - scipy.linalg.expm(a))
   # As in check_expm1, and as much again for SciPy.
-  assert error < 16 * math.sqrt(8) * np.finfo(np.float64).eps * max(1, norm)
+  assert error < 8 * math.sqrt(8) * np.finfo(np.float64).eps * max(1, norm)
 
 
 def test_thresholds_are_arguments():

@@ -1,0 +1,239 @@
+"""The polar factor and the orthogonality error against float64 oracles."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+from lipnext_jax.optim import orthogonality_error
+from lipnext_jax.optim import polar_retract
+
+EPS = float(np.finfo(np.float32).eps)
+jit_retract = jax.jit(polar_retract, static_argnames='method')
+METHODS = ('newton_schulz', 'svd')
+SHAPES = ((1, 1), (2, 2), (6, 6), (33, 33), (20, 7), (7, 20), (1, 5))
+
+
+def matrix(shape, condition=1.0, seed=0):
+  """Haar-random singular vectors, singular values in [1/condition, 1]."""
+  rng = np.random.default_rng(seed)
+  u, _, vt = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
+  s = np.geomspace(1, 1 / condition, min(shape))
+  return ((u * s) @ vt).astype(np.float32)
+
+
+def check_polar(fn, x):
+  """Raises unless fn(x) is the float64 polar factor, and orthonormal.
+
+  LAPACK's singular vectors, and a few products, are backward stable to a small
+  multiple of n·eps·‖X‖₂ in the worst case; the factor moves by up to 1/σ_min
+  as much.
+  """
+  out = np.asarray(fn(jnp.asarray(x)), np.float64)
+  x = np.asarray(x, np.float64)
+  u, s, vt = np.linalg.svd(x, full_matrices=False)
+  rounding = 4 * max(x.shape) * EPS
+  error = np.linalg.norm(out - u @ vt)
+  assert error <= rounding * s[0] / s[-1], error / rounding
+  gram = out.T @ out if len(x) >= len(x.T) else out @ out.T
+  assert np.linalg.norm(gram - np.eye(len(gram))) <= rounding
+
+
+@pytest.fixture(params=METHODS)
+def retract(request):
+  return functools.partial(jit_retract, method=request.param)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_polar_factor_near_the_manifold(retract, shape):
+  rng = np.random.default_rng(1)
+  noise = 1e-4 * rng.normal(size=shape).astype(np.float32)
+  check_polar(retract, matrix(shape) + noise)
+
+
+@pytest.mark.parametrize('condition', [10, 1e3, 1e5])
+@pytest.mark.parametrize('shape', [(33, 33), (20, 7), (7, 20)])
+def test_polar_factor_of_an_ill_conditioned_start(retract, shape, condition):
+  check_polar(retract, matrix(shape, condition))
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1e-3, 0.4, 3, 1e6, 1e30])
+def test_polar_factor_does_not_depend_on_scale(retract, scale):
+  check_polar(retract, np.float32(scale) * matrix((6, 6), 3))
+
+
+def test_polar_factor_of_a_gaussian_start(retract):
+  x = np.random.default_rng(2).normal(size=(40, 40)).astype(np.float32)
+  check_polar(retract, x)
+
+
+@pytest.mark.parametrize('lead', [(1,), (3,), (2, 2)])
+def test_polar_factor_of_every_matrix_in_a_stack(retract, lead):
+  conditions = [1, 10, 1e3, 1e4][: np.prod(lead)]
+  stack = np.stack([matrix((6, 4), c, i) for i, c in enumerate(conditions)])
+  out = retract(jnp.asarray(stack.reshape(*lead, 6, 4)))
+  assert out.shape == (*lead, 6, 4)
+  for x, y in zip(stack, out.reshape(-1, 6, 4), strict=True):
+    check_polar(lambda _, y=y: y, x)
+
+
+def test_an_orthogonal_matrix_stays_where_it_is(retract):
+  x = matrix((32, 32))
+  np.testing.assert_allclose(retract(x), x, atol=8 * EPS, rtol=0)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_a_matrix_that_is_not_finite_comes_back_alone(retract, bad):
+  stack = np.stack([matrix((4, 4), 2)] * 3)
+  stack[1, 0, 0] = bad
+  out = np.asarray(retract(jnp.asarray(stack)))
+  np.testing.assert_array_equal(out[1], stack[1])
+  check_polar(lambda _: out[0], stack[0])
+  check_polar(lambda _: out[2], stack[2])
+
+
+@pytest.mark.parametrize(
+  'x',
+  [
+    np.zeros((3, 3)),
+    np.ones((3, 3)),
+    np.diag([1.0, 1.0, 0.0]),
+    np.full((3, 3), 3e38),
+    np.full((3, 3), 1e-45),
+  ],
+  ids=['zero', 'rank-1', 'rank-2', 'largest', 'subnormal'],
+)
+def test_nothing_that_is_not_finite_is_written(retract, x):
+  assert np.all(np.isfinite(retract(jnp.float32(x))))
+
+
+def test_both_methods_agree_in_float64():
+  x = matrix((9, 5), 100).astype(np.float64)
+  with jax.enable_x64(True):
+    a, b = (polar_retract(jnp.asarray(x), m) for m in METHODS)
+    assert a.dtype == b.dtype == jnp.float64
+  want = scipy.linalg.polar(x)[0]
+  tolerance = 4 * 9 * 2.3e-16 * 100  # As in check_polar.
+  np.testing.assert_allclose(a, want, atol=tolerance, rtol=0)
+  np.testing.assert_allclose(b, want, atol=tolerance, rtol=0)
+
+
+def products(jaxpr):
+  """(dot_generals outside of loops, dot_generals inside)."""
+  outside = inside = 0
+  for eqn in jaxpr.eqns:
+    outside += eqn.primitive.name == 'dot_general'
+    for value in eqn.params.values():
+      if hasattr(value, 'jaxpr'):
+        counts = products(value.jaxpr)
+        if eqn.primitive.name == 'while':
+          inside += sum(counts)
+        else:
+          outside, inside = outside + counts[0], inside + counts[1]
+  return outside, inside
+
+
+def test_a_drifted_matrix_costs_two_products():
+  # One step, and 2 products more in the body of the loop, …
+  jaxpr = jax.make_jaxpr(polar_retract)(jnp.zeros((4, 4))).jaxpr
+  assert products(jaxpr) == (2, 2)
+
+  # … which is not entered: one step by hand is the same.
+  x = matrix((16, 16)) + np.float32(1e-5)
+  d = x.T @ x - np.eye(16, dtype=np.float32)
+  np.testing.assert_allclose(
+    polar_retract(jnp.asarray(x)), x - x @ d / 2, atol=2 * EPS, rtol=0
+  )
+
+
+def test_precision_is_explicit_in_every_product(retract):
+  x = jnp.eye(4)
+
+  def text(default):
+    with jax.default_matmul_precision(default):
+      return str(jax.make_jaxpr(lambda x: (retract(x),))(x))
+
+  assert text('bfloat16') == text('highest')
+  assert 'precision=None' not in text('highest')
+
+
+def test_unknown_method_and_vectors_raise():
+  with pytest.raises(ValueError, match='newton_schulz'):
+    polar_retract(jnp.eye(3), method='qr')
+  with pytest.raises(ValueError, match='matrices'):
+    polar_retract(jnp.ones(3))
+
+
+# -- Orthogonality error ------------------------------------------------------
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('noise', [1e-7, 1e-3, 1.0])
+def test_orthogonality_error_is_the_spectral_norm(shape, noise):
+  x = matrix(shape) + noise * np.random.default_rng(3).normal(size=shape)
+  x = x.astype(np.float32)
+  s = np.linalg.svd(x.astype(np.float64), compute_uv=False)
+  want = np.max(np.abs(s**2 - 1))
+  # The float32 Gram matrix rounds by √n·eps·‖X‖₂², its eigenvalues too.
+  tolerance = 2 * np.sqrt(max(shape)) * EPS * max(1, s[0] ** 2)
+  got = float(orthogonality_error(jnp.asarray(x)))
+  assert abs(got - want) <= tolerance
+
+  # Power iteration: never above, and 200 of them get within a few per cent.
+  below = float(orthogonality_error(jnp.asarray(x), iterations=200))
+  assert 0.9 * want - tolerance <= below <= want + tolerance
+
+
+def test_orthogonality_error_is_not_normalised():
+  assert orthogonality_error(3 * jnp.eye(5)) == 8
+  assert orthogonality_error(3 * jnp.eye(5), iterations=3) == 8
+
+
+def test_orthogonality_error_of_a_stack_is_one_number_each():
+  x = np.float32(np.eye(3) * np.arange(1.0, 7.0).reshape(2, 3, 1, 1))
+  x = jnp.asarray(x)
+  want = np.arange(1.0, 7.0).reshape(2, 3) ** 2 - 1
+  np.testing.assert_allclose(orthogonality_error(x), want, rtol=4 * EPS)
+  np.testing.assert_allclose(
+    orthogonality_error(x, iterations=2), want, rtol=4 * EPS
+  )
+
+
+# -- Planted faults: check_polar rejects them ---------------------------------
+
+
+def one_step(x):
+  return x @ (1.5 * jnp.eye(x.shape[-1]) - 0.5 * x.T @ x)
+
+
+def transposed_factor(x):
+  u, _, vt = jnp.linalg.svd(x, full_matrices=False)
+  return u @ vt.T
+
+
+def bf16_gram(x):
+  low = x.astype(jnp.bfloat16)
+  gram = (low.T @ low).astype(x.dtype)
+  return x @ (1.5 * jnp.eye(x.shape[-1]) - 0.5 * gram)
+
+
+FAULTS = {  # Name → (wrong retraction, condition at which it must be seen).
+  'none at all': (lambda x: x, 1.001),
+  'one step from afar': (one_step, 10),
+  'QR, not polar': (lambda x: jnp.linalg.qr(x)[0], 10),
+  'V instead of its transpose': (transposed_factor, 10),
+  'scaled by 1.001': (lambda x: 1.001 * polar_retract(x), 1),
+  'bfloat16 products': (bf16_gram, 1),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_the_polar_check_rejects(fault):
+  fn, condition = FAULTS[fault]
+  x = matrix((8, 8), condition)
+  check_polar(polar_retract, x)
+  with pytest.raises(AssertionError):
+    check_polar(fn, x)
