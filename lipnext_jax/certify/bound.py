@@ -9,10 +9,10 @@ accounted for (no randomness, no iteration that approaches from below):
 
 Rounding. With u = 2⁻⁵³ and γ_n = n·u/(1 − n·u), any order of summation gives
 |fl(AB) − AB| <= γ_n |A||B| elementwise (N. Higham, "Accuracy and Stability of
-Numerical Algorithms", §3.5), so ‖fl(AB) − AB‖₂ <= γ_n ‖A‖_F ‖B‖_F. Fused multiply-adds
-only help; Strassen-like products would not obey it, and NumPy's BLAS has none.
-The code doubles every such term: the second half pays for underflow and for the
-rounding of the term itself.
+Numerical Algorithms", §3.5), so ‖fl(AB) − AB‖₂ <= γ_n ‖A‖_F ‖B‖_F. Fused
+multiply-adds only help; Strassen-like products would not obey it, and NumPy's
+BLAS has none. The code doubles every such term: the second half pays for
+underflow and for the rounding of the term itself.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,360 @@
+"""Losses against loops in float64, their gradients against differences.
+
+EMMA's gradient is that of a surrogate: r is a constant. So the differences are
+taken of the loss with r frozen at the base point, never of the loss itself.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax import losses
+
+# ── Transcriptions of the formulas, one example and one class at a time ──────
+
+
+def distance(u, v):
+  return math.sqrt(sum((a - b) ** 2 for a, b in zip(u, v, strict=True)))
+
+
+def log_sum_exp(z):
+  top = max(z)
+  return top + math.log(sum(math.exp(v - top) for v in z))
+
+
+def emma_ratios(f, y, w, epsilon):
+  return [
+    min(max((f[y] - f[j]) / max(epsilon * distance(w[y], w[j]), 1e-8), 0.01), 1)
+    for j in range(len(f))
+  ]
+
+
+def emma(f, y, w, epsilon, tau=1.0, ratios=None):
+  r = emma_ratios(f, y, w, epsilon) if ratios is None else ratios
+  z = [
+    tau * (f[j] - f[y] + r[j] * epsilon * distance(w[y], w[j]))
+    for j in range(len(f))
+  ]
+  return log_sum_exp(z) - z[y]
+
+
+def trades(f, y, w, epsilon, tau=1.0, weight=1.0):
+  p = max(range(len(f)), key=lambda j: f[j])
+  bottom = max(
+    f[j] + epsilon * distance(w[p], w[j]) for j in range(len(f)) if j != p
+  )
+  scaled = [tau * v for v in f]
+  total = log_sum_exp(scaled)
+  # log(1 + e^{τ f⊥}/Σ e^{τ f_j})
+  gloro = log_sum_exp([0.0, tau * bottom - total])
+  return total - scaled[y] + weight * gloro
+
+
+def annealing(f, y, w, epsilon, tau=1.0, xi=2.0, temperature=0.75, gamma=5.0):
+  del w, epsilon
+  s = [(tau * v - xi * (j == y)) / temperature for j, v in enumerate(f)]
+  ce = log_sum_exp(s) - s[y]
+  return temperature * (1 - math.exp(-ce)) ** gamma * ce
+
+
+def cross_entropy(f, y, w, epsilon, tau=1.0):
+  del w, epsilon
+  return log_sum_exp([tau * v for v in f]) - tau * f[y]
+
+
+ORACLES = {
+  'emma': emma,
+  'trades': trades,
+  'logit_annealing': annealing,
+  'cross_entropy': cross_entropy,
+}
+
+
+def cases(two_classes=False):
+  """(logits, labels, unit rows): random, tied, with equal rows, K = 2."""
+
+  def case(k, scale):
+    rng = np.random.default_rng(k)
+    f = scale * rng.normal(size=(12, k))
+    y = rng.integers(0, k, size=12)
+    f[0] = 0.5  # All classes tied.
+    f[1, y[1]] = f[1].max() + 1e-3  # Correct, and barely.
+    f[2, y[2]] = f[2].max() + 20  # Correct by far.
+    w = rng.normal(size=(k, 4))
+    return f, y, w / np.linalg.norm(w, axis=-1, keepdims=True)
+
+  yield case(5, 1.0)
+  yield case(5, 30.0)
+  f, y, w = case(5, 3.0)
+  w[[1, 3]] = w[0]  # d_yj = 0 for j ≠ y.
+  yield f, y, w
+  if two_classes:
+    yield case(2, 1.0)
+
+
+def check_values(loss, oracle, own=None, **kwargs):
+  """`own`: the options under the oracle's names."""
+  jitted = jax.jit(functools.partial(loss, **kwargs))
+  for f, y, w in cases(two_classes=not own):
+    for epsilon in (0.0, 0.25, 3.0):
+      with jax.enable_x64(True):
+        got = jitted(f, y, w, epsilon)
+      each = [
+        oracle(row, label, w, epsilon, **(own or {}))
+        for row, label in zip(f, y, strict=True)
+      ]
+      # Float64 throughout: a few hundred roundings of numbers up to 400.
+      np.testing.assert_allclose(got, np.mean(each), rtol=1e-12, atol=1e-12)
+
+
+def differences(fn, x, h=1e-5):
+  """Central differences of a scalar function of an array."""
+  out = np.zeros(x.shape)
+  for i in np.ndindex(x.shape):
+    e = np.zeros(x.shape)
+    e[i] = h
+    out[i] = (fn(x + e) - fn(x - e)) / (2 * h)
+  return out
+
+
+def check_gradients(loss, oracle):
+  """Gradients for logits and head rows, EMMA's with r frozen."""
+  frozen = oracle is emma
+  jitted = jax.jit(jax.grad(loss, argnums=(0, 2)))
+  for f, y, w in cases():
+    f, y = f[:6], y[:6]
+    if not frozen:  # The other losses have kinks where logits tie.
+      f, y = f[2:], y[2:]
+    epsilon = 0.7
+    with jax.enable_x64(True):
+      got = jitted(f, y, w, epsilon)
+    ratios = [emma_ratios(*one, w, epsilon) for one in zip(f, y, strict=True)]
+
+    def mean(f, w, y=y, ratios=ratios, epsilon=epsilon):
+      more = [{'ratios': r} if frozen else {} for r in ratios]
+      return np.mean(
+        [
+          oracle(row, label, w, epsilon, **extra)
+          for row, label, extra in zip(f, y, more, strict=True)
+        ]
+      )
+
+    # h = 1e-5: truncation h² times a third derivative, 1e-9; rounding
+    # 1e-16·400/h, 4e-9.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=3e-8)
+    close(got[0], differences(lambda v, w=w: mean(v, w), f), err_msg='logits')
+    close(got[1], differences(lambda v, f=f: mean(f, v), w), err_msg='rows')
+
+
+# ── The losses as they are ───────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize('tau', [1.0, 4.0])
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_values_match_the_formula(name, tau):
+  check_values(
+    losses.LOSSES[name], ORACLES[name], {'tau': tau}, logit_scale=tau
+  )
+
+
+def test_options_match_the_formula():
+  check_values(losses.trades_loss, trades, {'weight': 0.3}, trades_weight=0.3)
+  check_values(
+    losses.logit_annealing_loss,
+    annealing,
+    {'xi': 0.5, 'temperature': 1.5, 'gamma': 2.0},
+    offset=0.5,
+    temperature=1.5,
+    gamma=2.0,
+  )
+
+
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_gradients_match_differences(name):
+  check_gradients(losses.LOSSES[name], ORACLES[name])
+
+
+def test_emma_moves_the_head_and_plain_losses_do_not():
+  f, y, w = next(cases())
+  norms = {
+    name: np.linalg.norm(
+      jax.jit(jax.grad(losses.LOSSES[name], argnums=2))(f, y, w, 0.7)
+    )
+    for name in ('emma', 'cross_entropy')
+  }
+  assert norms['emma'] > 1e-2
+  assert norms['cross_entropy'] == 0
+
+
+def test_cases_reach_both_clip_bounds_and_the_middle():
+  ratios = [
+    r
+    for f, y, w in cases()
+    for one in zip(f, y, strict=True)
+    for r in emma_ratios(*one, w, 0.7)
+  ]
+  assert min(ratios) == 0.01
+  assert max(ratios) == 1
+  assert any(0.02 < r < 0.98 for r in ratios)
+
+
+def test_emma_without_a_radius_is_cross_entropy():
+  f, y, w = next(cases())
+  # The same float32 sum with the logits shifted by f_y; |f| < 10.
+  np.testing.assert_allclose(
+    jax.jit(losses.emma_loss)(f, y, w, 0.0),
+    jax.jit(losses.cross_entropy_loss)(f, y),
+    rtol=1e-5,
+    atol=0,
+  )
+
+
+@pytest.mark.parametrize('tau', [1.0, 3.0])
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_huge_logits_stay_finite(name, tau):
+  # A 1-Lipschitz network keeps |f| below the diameter of its inputs, 400 for
+  # 224² colour images. From 1e9 on XLA's fused copies of τ·f may differ by more
+  # than exp can bear.
+  fn = functools.partial(losses.LOSSES[name], logit_scale=tau)
+  loss = jax.jit(jax.value_and_grad(fn, argnums=(0, 2)))
+  for size in (1e4, 1e7):
+    f = np.array([[1, -1, 0.3], [-1, 1, 1]], np.float32) * np.float32(size)
+    for epsilon in (0.0, 3.0):
+      value, gradients = loss(f, np.array([0, 0]), jnp.eye(3), epsilon)
+      assert value.dtype == jnp.float32
+      for array in (value, *gradients):
+        assert np.all(np.isfinite(array)), f'{size=} {epsilon=}'
+      # The second example loses by 2τ·size, whatever the loss; mean of two.
+      np.testing.assert_allclose(value, tau * size, rtol=1e-3)
+
+
+# ── Planted faults ───────────────────────────────────────────────────────────
+
+
+def test_gradient_check_rejects_a_gradient_through_r(monkeypatch):
+  monkeypatch.setattr(jax.lax, 'stop_gradient', lambda x: x)
+  check_values(losses.emma_loss, emma)  # The value cannot show it.
+  with pytest.raises(AssertionError, match='logits'):
+    check_gradients(losses.emma_loss, emma)
+
+
+@pytest.mark.parametrize('name', ['emma', 'trades'])
+def test_gradient_check_rejects_a_gradient_that_stops_at_the_rows(
+  monkeypatch, name
+):
+  inner = losses.row_distances
+  monkeypatch.setattr(
+    losses, 'row_distances', lambda w: jax.lax.stop_gradient(inner(w))
+  )
+  with pytest.raises(AssertionError, match='rows'):
+    check_gradients(losses.LOSSES[name], ORACLES[name])
+
+
+@pytest.mark.parametrize(
+  'bounds', [(-math.inf, math.inf), (0.0, 1.0), (0.01, math.inf)]
+)
+def test_value_check_rejects_dropped_clip_bounds(monkeypatch, bounds):
+  monkeypatch.setattr(losses, '_EMMA_CLIP', bounds)
+  with pytest.raises(AssertionError):
+    check_values(losses.emma_loss, emma)
+
+
+@pytest.mark.parametrize('name', ['emma', 'trades'])
+def test_value_check_rejects_squared_distances(monkeypatch, name):
+  inner = losses.row_distances
+  monkeypatch.setattr(losses, 'row_distances', lambda w: inner(w) ** 2)
+  with pytest.raises(AssertionError):
+    check_values(losses.LOSSES[name], ORACLES[name])
+
+
+def trades_from_the_label(f, y, w, epsilon):
+  """Planted: rivals of the label, not of the prediction."""
+  reached = f + epsilon * losses.row_distances(w)[y]
+  own = jax.nn.one_hot(y, f.shape[-1], dtype=bool)
+  bottom = jnp.max(jnp.where(own, -jnp.inf, reached), axis=-1)
+  odds = bottom - jax.nn.logsumexp(f, axis=-1)
+  return losses.cross_entropy_loss(f, y) + jnp.mean(jax.nn.softplus(odds))
+
+
+FAULTS = {
+  'annealing without its one-hot': (
+    functools.partial(losses.logit_annealing_loss, offset=0.0),
+    annealing,
+  ),
+  'annealing without T': (
+    functools.partial(losses.logit_annealing_loss, temperature=1.0),
+    annealing,
+  ),
+  'emma without the radius': (
+    lambda f, y, w, epsilon: losses.emma_loss(f, y, w, 0.0 * epsilon),
+    emma,
+  ),
+  'sum over the batch': (
+    lambda f, y, w, epsilon: len(y) * losses.emma_loss(f, y, w, epsilon),
+    emma,
+  ),
+  'trades from the label': (trades_from_the_label, trades),
+  'another logit scale': (
+    functools.partial(losses.cross_entropy_loss, logit_scale=1.01),
+    cross_entropy,
+  ),
+}
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_value_check_rejects(name):
+  with pytest.raises(AssertionError):
+    check_values(*FAULTS[name])
+
+
+# ── Distances of rows ────────────────────────────────────────────────────────
+
+
+def check_distances(fn):
+  rng = np.random.default_rng(0)
+  w = rng.normal(size=(6, 32))
+  w /= np.linalg.norm(w, axis=-1, keepdims=True)
+  w[1] = w[0] + 1e-4 * rng.normal(size=32)  # Close.
+  w[2] = w[0]  # Identical.
+  w = w.astype(np.float32)
+  # Each difference rounds once (not at all where the rows are close), then 32
+  # squares, their sum and a root: 20 roundings of 6e-8.
+  exact = [[distance(u, v) for v in w.tolist()] for u in w.tolist()]
+  np.testing.assert_allclose(jax.jit(fn)(w), exact, rtol=2e-6, atol=0)
+
+
+def test_distances_match_loops():
+  check_distances(losses.row_distances)
+
+
+def test_distance_check_rejects_the_gram_form():
+  def gram(w):
+    squares = jnp.sum(w * w, axis=-1)
+    pairs = jnp.expand_dims(squares, 0) + jnp.expand_dims(squares, 1)
+    return jnp.sqrt(jnp.maximum(pairs - 2 * w @ w.T, 0))
+
+  with pytest.raises(AssertionError):
+    check_distances(gram)
+
+
+def test_distances_have_a_finite_gradient_at_equal_rows():
+  w = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+  jacobian = jax.jit(jax.jacrev(losses.row_distances))(w)
+  assert np.all(np.isfinite(jacobian))
+  np.testing.assert_array_equal(jacobian[0, 1], 0)
+  # Row 0 away from row 2, at unit speed.
+  np.testing.assert_allclose(
+    jacobian[0, 2, 0], np.array([1, -1]) / math.sqrt(2), rtol=1e-6
+  )
+
+
+def test_distances_show_what_is_not_a_number():
+  w = jnp.array([[1.0, jnp.nan], [1.0, 0.0], [0.0, 1.0]])
+  np.testing.assert_array_equal(
+    np.isnan(losses.row_distances(w)),
+    [[True, True, True], [True, False, False], [True, False, False]],
+  )

@@ -1,0 +1,150 @@
+"""The normalised head: unit rows, and the slopes the certificate relies on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax.models import head
+from lipnext_jax.models import head_kernel
+
+K, C = 5, 7
+
+
+def variables(scale=1.0, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    'params': {
+      'kernel': scale * rng.normal(size=(K, C)),
+      'bias': rng.normal(size=K),
+    }
+  }
+
+
+compiled = jax.jit(head.NormalizedHead(K).apply)
+
+
+def apply(params, z):
+  """The head in float64, as a NumPy array."""
+  with jax.enable_x64(True):
+    return np.asarray(compiled(params, z))
+
+
+def rows_of(params):
+  w = params['params']['kernel']
+  return w / np.linalg.norm(w, axis=1)[:, None]
+
+
+def check_head(fn):
+  """f_j(z) = w_j·z/‖w_j‖ + b_j, and |Δ(f_i − f_j)| <= ‖w_i − w_j‖·‖Δz‖."""
+  params = variables(scale=3.0)
+  rng = np.random.default_rng(1)
+  x, y = rng.normal(size=(2, 20, C))
+  rows, bias = rows_of(params), params['params']['bias']
+  by_loops = [
+    [
+      sum(w * v for w, v in zip(rows[j], z, strict=True)) + bias[j]
+      for j in range(K)
+    ]
+    for z in x
+  ]
+  f = fn(params, x)
+  # Seven products in float64.
+  np.testing.assert_allclose(f, by_loops, rtol=1e-13, atol=1e-13)
+  for i in range(K):
+    for j in range(i):
+      slope = np.linalg.norm(rows[i] - rows[j])
+      moved = np.abs((f - fn(params, y)) @ (np.eye(K)[i] - np.eye(K)[j]))
+      assert np.all(moved <= slope * np.linalg.norm(x - y, axis=1) + 1e-12)
+      # Attained along w_i − w_j.
+      step = (rows[i] - rows[j]) / slope
+      gain = (fn(params, x + step) - f) @ (np.eye(K)[i] - np.eye(K)[j])
+      np.testing.assert_allclose(gain, slope, rtol=1e-12)
+
+
+def test_head_matches_loops_with_tight_margin_slopes():
+  check_head(apply)
+
+
+def test_head_check_rejects_rows_that_are_not_normalised():
+  def raw(params, z):
+    return z @ params['params']['kernel'].T + params['params']['bias']
+
+  with pytest.raises(AssertionError):
+    check_head(raw)
+
+
+def test_head_check_rejects_normalised_columns():
+  def columns(params, z):
+    w = params['params']['kernel']
+    return z @ (w / np.linalg.norm(w, axis=0)).T + params['params']['bias']
+
+  with pytest.raises(AssertionError):
+    check_head(columns)
+
+
+def test_scaling_the_kernel_changes_nothing():
+  x = np.random.default_rng(2).normal(size=(3, C))
+  params, scaled = variables(), variables()
+  scaled['params']['kernel'] *= np.geomspace(1e-3, 1e3, K)[:, None]
+  np.testing.assert_allclose(apply(scaled, x), apply(params, x), rtol=1e-12)
+
+
+def test_unit_rows_are_not_1_lipschitz_as_a_map():
+  # What the certificate must not assume: equal rows reach √K.
+  params = {'params': {'kernel': np.ones((K, C)), 'bias': np.zeros(K)}}
+  z = np.ones((1, C))
+  ratio = np.linalg.norm(apply(params, z)) / np.linalg.norm(z)
+  np.testing.assert_allclose(ratio, np.sqrt(K), rtol=1e-14)
+
+
+@pytest.mark.parametrize('scale', [1e-12, 1.0, 1e12])
+def test_head_kernel_has_unit_rows_in_float32(scale):
+  kernel = jnp.asarray(variables(scale)['params']['kernel'], jnp.float32)
+  rows = head_kernel({'params': {'head': {'kernel': kernel}}})
+  assert rows.dtype == jnp.float32
+  # A sum of 7, a root and a division: about 6 roundings of 6e-8.
+  norms = np.linalg.norm(np.asarray(rows, np.float64), axis=1)
+  np.testing.assert_allclose(norms, 1, atol=4e-7)
+
+
+def test_the_rows_of_the_certificate_are_those_of_the_forward_pass():
+  # In float32 too: the same division, not another normalisation of it.
+  params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), variables(2.0))
+  params['params']['bias'] = jnp.zeros(K)
+  logits = head.NormalizedHead(K).apply(params, jnp.eye(C))
+  rows = head_kernel({'params': {'head': params['params']}})
+  np.testing.assert_allclose(logits.T, rows, rtol=2e-7)
+
+
+def test_a_zero_row_shows():
+  rows = head.unit_rows(jnp.zeros((2, 3)).at[0, 0].set(2))
+  np.testing.assert_array_equal(rows, [[1, 0, 0], [np.nan] * 3])
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32', 'float64'])
+def test_logits_are_float32_or_wider_and_parameters_float32(dtype):
+  with jax.enable_x64(True):
+    z = jax.ShapeDtypeStruct((2, C), dtype)
+    model = head.NormalizedHead(K)
+    logits, params = jax.eval_shape(
+      lambda z: model.init_with_output(jax.random.key(0), z), z
+    )
+  assert logits.dtype == jnp.promote_types(dtype, jnp.float32)
+  assert {a.dtype.name for a in jax.tree.leaves(params)} == {'float32'}
+
+
+def test_the_product_asks_for_full_precision():
+  text = str(
+    jax.make_jaxpr(head.NormalizedHead(K).apply)(
+      jax.tree.map(jnp.float32, variables()), jnp.ones((2, C))
+    )
+  )
+  assert text.count('dot_general') == 1
+  assert 'HIGHEST' in text
+
+
+@pytest.mark.parametrize('tree', [{}, {'params': {}}, {'params': {'head': 1}}])
+def test_variables_without_a_head_raise(tree):
+  with pytest.raises(ValueError, match='head_kernel needs variables'):
+    head_kernel(tree)

@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
+from lipnext_jax.models import registry
+
+
+def build(**fields):
+  c = config_lib.default_config().model
+  c.update({'depth': 2, 'width': 8, 'patch_size': 2} | fields)
+  return registry.build_model(c, num_classes=3, data_shards=4)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'attribute', 'expected'),
+  [
+    ('depth', 5, 'depth', 5),
+    ('width', 16, 'width', 16),
+    ('patch_size', 4, 'patch_size', 4),
+    ('shift_ratio', 1 / 16, 'shift_ratio', 1 / 16),
+    ('beta', 0.25, 'beta', 0.25),
+    ('padding', 'zero', 'padding', 'zero'),
+    ('r_init', 'identity', 'r_init', 'identity'),
+    ('m_init', 'haar', 'm_init', 'haar'),
+    ('dtype', 'bfloat16', 'dtype', jnp.bfloat16),
+    ('precision', 'highest', 'precision', jax.lax.Precision.HIGHEST),
+    ('remat', 'block', 'remat', 'block'),
+    ('fuse', 'off', 'fuse', False),
+  ],
+)
+def test_every_model_field_reaches_the_model(field, value, attribute, expected):
+  model = build(**{field: value})
+  assert getattr(model, attribute) == expected
+  assert getattr(build(), attribute) != expected
+  assert (model.num_classes, model.data_shards) == (3, 4)
+
+
+def test_no_model_field_is_left_out_of_the_list_above():
+  tested = set(
+    [
+      'depth',
+      'width',
+      'patch_size',
+      'shift_ratio',
+      'beta',
+      'padding',
+      'r_init',
+      'm_init',
+      'dtype',
+      'precision',
+      'remat',
+      'fuse',
+    ]
+  )
+  assert set(config_lib.default_config().model) == tested | {'name'}
+
+
+def test_evaluation_is_float32_at_highest_precision():
+  model = registry.for_evaluation(build(dtype='bfloat16', remat='block'))
+  assert model.dtype == jnp.float32
+  assert model.precision == jax.lax.Precision.HIGHEST
+  images = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3))
+  jaxpr = str(jax.make_jaxpr(model.init_with_output)(jax.random.key(0), images))
+  assert 'bf16' not in jaxpr
+
+
+def test_a_patch_that_does_not_divide_lists_those_that_do():
+  c = config_lib.default_config().model
+  c.patch_size = 3
+  with pytest.raises(errors.ConfigError, match=r'patch_size=3.*1, 2, 4, 8'):
+    registry.check_image(c, (8, 8, 1))
+  c.patch_size = 4
+  registry.check_image(c, (8, 12, 1))
