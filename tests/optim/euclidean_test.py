@@ -1,0 +1,243 @@
+"""NAdam against a float64 transcription of torch's; lookahead by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lipnext_jax.optim import lookahead
+from lipnext_jax.optim import scale_by_scheduled_nadam
+from lipnext_jax.optim import scheduled_nadam
+
+
+def torch_nadam(grads, lr, b1=0.9, b2=0.999, eps=1e-8, momentum_decay=4e-3):
+  """The algorithm of torch.optim.NAdam's documentation, float64, per step."""
+  m, v, mu_product, theta = 0.0, 0.0, 1.0, 0.0
+  for t, g in enumerate(np.asarray(grads, np.float64), start=1):
+    mu = b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
+    mu_next = b1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
+    mu_product *= mu
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * g * g
+    m_hat = mu_next * m / (1 - mu_product * mu_next)
+    m_hat = m_hat + (1 - mu) * g / (1 - mu_product)
+    v_hat = v / (1 - b2**t)
+    theta = theta - lr * m_hat / (np.sqrt(v_hat) + eps)
+    yield theta
+
+
+def check_nadam(tx, steps=400, **options):
+  """Raises unless every step is torch's, on gradients of many magnitudes.
+
+  Each step rounds by a few eps of its own size (at most 2·lr); they add up.
+  """
+  lr = 1e-2
+  rng = np.random.default_rng(0)
+  scales = 10.0 ** np.arange(-6, 3)
+  grads = (rng.normal(size=(steps, 9)) * scales).astype(np.float32)
+  params = jnp.zeros(9)
+  state = tx.init(params)
+  update = jax.jit(tx.update)
+  for t, want in enumerate(torch_nadam(grads, lr, **options), start=1):
+    updates, state = update(grads[t - 1], state)
+    params = optax.apply_updates(params, updates)
+    tolerance = t * 8 * np.finfo(np.float32).eps * 2 * lr
+    np.testing.assert_allclose(params, want, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+  'options',
+  [{}, {'b1': 0.8, 'b2': 0.99}, {'momentum_decay': 0.1}, {'eps': 1e-3}],
+  ids=str,
+)
+def test_nadam_is_torchs(options):
+  check_nadam(scheduled_nadam(1e-2, **options), **options)
+
+
+def test_momentum_schedule_has_the_published_values():
+  state = scale_by_scheduled_nadam().init(jnp.zeros(1))
+  tx = scale_by_scheduled_nadam()
+  _, state = tx.update(jnp.ones(1), state)
+  np.testing.assert_allclose(state.mu_product, 0.45, atol=5e-3)
+  state = state._replace(step=jnp.int32(9_999), mu_product=jnp.ones([]))
+  _, state = tx.update(jnp.ones(1), state)
+  np.testing.assert_allclose(state.mu_product, 0.81, atol=5e-3)
+
+
+def test_nadam_is_odd_and_elementwise():
+  tx = scale_by_scheduled_nadam()
+  g = jnp.array([[0.0, 3.0], [-3.0, 0.0]])
+  state = tx.init(g)
+  for _ in range(3):
+    u, state = tx.update(g, state)
+    np.testing.assert_array_equal(u, -u.T)
+
+
+@pytest.mark.parametrize('grad_dtype', ['bfloat16', 'float32'])
+@pytest.mark.parametrize('param_dtype', ['bfloat16', 'float32'])
+@pytest.mark.parametrize('mu_dtype', [None, 'bfloat16', 'float32'])
+def test_nadam_state_never_changes_type(grad_dtype, param_dtype, mu_dtype):
+  tx = scheduled_nadam(1e-3, mu_dtype=mu_dtype)
+  params = {'a': jnp.ones((2, 3), param_dtype)}
+  grads = {'a': jnp.ones((2, 3), grad_dtype)}
+  state = tx.init(params)
+  updates, new_state = jax.jit(tx.update)(grads, state, params)
+  assert updates['a'].dtype == jnp.float32
+  shapes = jax.tree.map(jax.typeof, (state, new_state))
+  assert shapes[0] == shapes[1]
+  assert state[0].nu['a'].dtype == jnp.float32
+  assert state[0].mu['a'].dtype == (mu_dtype or jnp.float32)
+
+
+def test_bfloat16_moment_costs_its_own_rounding_only():
+  rng = np.random.default_rng(0)
+  params = jnp.zeros(50)
+  results = []
+  for mu_dtype in (None, jnp.bfloat16):
+    tx = scale_by_scheduled_nadam(mu_dtype=mu_dtype)
+    state = tx.init(params)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+      g = jnp.asarray(rng.normal(size=50), jnp.float32)
+      u, state = tx.update(g, state)
+    results.append(u)
+  # Stored ten times over with 2^-9 each, decaying by 0.9: 10·2^-9·|m|.
+  np.testing.assert_allclose(*results, rtol=0, atol=10 * 2**-9)
+  assert np.any(results[0] != results[1])
+
+
+def test_nadam_hyperparameters_can_be_injected():
+  tx = optax.inject_hyperparams(scheduled_nadam, static_args='mu_dtype')(
+    learning_rate=1e-2
+  )
+  params = jnp.zeros(3)
+  g = jnp.array([1.0, -2.0, 3e-4])
+  want, _ = scheduled_nadam(1e-2).update(g, scheduled_nadam(1e-2).init(params))
+  got, _ = jax.jit(tx.update)(g, tx.init(params), params)
+  # An injected b2 is float32: its logarithm is off by eps/(1 − b2), the root
+  # of the second moment by half of that.
+  np.testing.assert_allclose(got, want, rtol=0.5 * 1.2e-7 / 1e-3)
+
+
+NADAM_FAULTS = {
+  'no momentum schedule': lambda: optax.nadam(1e-2),
+  'plain adam': lambda: optax.adam(1e-2),
+  'another decay': lambda: scheduled_nadam(1e-2, momentum_decay=0.005),
+  'another b2': lambda: scheduled_nadam(1e-2, b2=0.9991),
+  'no epsilon': lambda: scheduled_nadam(1e-2, eps=0.0),
+  'scaled by 1.001': lambda: scheduled_nadam(1.001e-2),
+  'bfloat16 moment': lambda: scheduled_nadam(1e-2, mu_dtype='bfloat16'),
+}
+
+
+@pytest.mark.parametrize('fault', NADAM_FAULTS)
+def test_the_nadam_check_rejects(fault):
+  with pytest.raises(AssertionError):
+    check_nadam(NADAM_FAULTS[fault]())
+
+
+# -- Lookahead ----------------------------------------------------------------
+
+
+def check_lookahead(tx):
+  """Raises unless fast weights that run +1 a step move as by hand (k=2, α=½).
+
+  1, 2 | first sync: slow = 2 | 3, 4 → slow = 2 + (4 − 2)/2 = 3 | 4, 5 →
+  slow = 3 + (5 − 3)/2 = 4 | 5, 6 → 5.
+  """
+  params = jnp.zeros(1)
+  state = tx.init(params)
+  path, slow = [], []
+  for _ in range(8):
+    updates, state = tx.update(-jnp.ones(1), state, params)
+    params = optax.apply_updates(params, updates)
+    path.append(params.item())
+    slow.append(state.slow.item())
+  assert path == [1, 2, 3, 3, 4, 4, 5, 5]
+  assert slow == [1, 2, 2, 3, 3, 4, 4, 5]
+
+
+def test_lookahead_by_hand():
+  check_lookahead(lookahead(optax.sgd(1.0), period=2, alpha=0.5))
+
+
+@pytest.mark.parametrize(
+  'tx',
+  [
+    lookahead(optax.sgd(1.0), period=3, alpha=0.5),
+    lookahead(optax.sgd(1.0), period=2, alpha=0.501),
+    lookahead(optax.sgd(1.001), period=2, alpha=0.5),
+  ],
+  ids=['period', 'alpha', 'rate'],
+)
+def test_the_lookahead_check_rejects(tx):
+  with pytest.raises(AssertionError):
+    check_lookahead(tx)
+
+
+def test_the_lookahead_check_rejects_a_slow_copy_of_step_zero():
+  inner = lookahead(optax.sgd(1.0), period=2, alpha=0.5)
+
+  def init(params):  # As if the first sync had happened before the first step.
+    return inner.init(params)._replace(step=jnp.int32(2))
+
+  with pytest.raises(AssertionError):
+    check_lookahead(optax.GradientTransformation(init, inner.update))
+
+
+def test_alpha_one_is_no_lookahead():
+  params = jnp.array([3.0, -1.0])
+  plain, ahead = optax.adam(0.1), lookahead(optax.adam(0.1), 3, 1.0)
+  states = plain.init(params), ahead.init(params)
+  x, y = params, params
+  for _ in range(7):
+    u, s0 = plain.update(x, states[0])
+    v, s1 = ahead.update(y, states[1], y)
+    x, y, states = x + u, y + v, (s0, s1)
+    np.testing.assert_allclose(x, y, rtol=1e-6)  # p + (s − p) rounds.
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_lookahead_state_never_changes_type(dtype):
+  tx = lookahead(scheduled_nadam(1e-2), period=2)
+  params = {'b': jnp.ones(3, dtype)}
+  state = tx.init(params)
+  assert state.slow['b'].dtype == dtype
+  types = jax.tree.map(jax.typeof, state)
+  traces = []
+
+  @jax.jit
+  def update(*args):
+    traces.append(args)
+    return tx.update(*args)
+
+  for _ in range(5):
+    updates, state = update(params, state, params)
+    params = optax.apply_updates(params, updates)
+    assert jax.tree.map(jax.typeof, state) == types
+  assert len(traces) == 1
+
+
+def test_lookahead_refuses_what_makes_no_sense():
+  with pytest.raises(ValueError, match='period=0'):
+    lookahead(optax.sgd(1.0), period=0)
+  with pytest.raises(ValueError, match=r'alpha=1\.5'):
+    lookahead(optax.sgd(1.0), alpha=1.5)
+  tx = lookahead(optax.sgd(1.0))
+  with pytest.raises(ValueError, match='needs the parameters'):
+    tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
+
+
+def test_lookahead_passes_extra_arguments_on():
+  seen = []
+
+  def update(updates, state, params=None, *, value, **_):
+    seen.append(value)
+    return updates, state
+
+  inner = optax.GradientTransformationExtraArgs(lambda _: (), update)
+  tx = lookahead(inner)
+  x = jnp.ones(1)
+  tx.update(x, tx.init(x), x, value=7)
+  assert seen == [7]
