@@ -17,6 +17,7 @@ it. The emitted update is base·(FastExp − I) + (base − X), so that plain
 
 from collections.abc import Sequence
 import functools
+import operator
 from typing import Any
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
+from lipnext_jax.optim import checks
 from lipnext_jax.optim import exponential
 from lipnext_jax.optim import retraction as retraction_lib
 from lipnext_jax.optim import stack
@@ -62,8 +64,8 @@ def orthogonal(
   Args:
     inner: an optax transformation whose rule is elementwise and odd
       (sgd, adam, nadam, lion, …), so that a skew-symmetric input gives a
-      skew-symmetric output; its output is projected back to skew. It is given
-      no parameters: weight decay has no meaning on the manifold.
+      skew-symmetric output; its output is projected back to skew. Its
+      parameters are the origin of the algebra, so weight decay has no effect.
     lookahead_period: k, or None for no lookahead (the paper's recipe: 6).
     lookahead_alpha: α in (0, 1].
     retraction_period: updates between polar retractions of fast and slow
@@ -117,9 +119,9 @@ def orthogonal(
   restore = functools.partial(stack.restore, stack_sharding)
 
   def init_fn(params: optax.Params) -> OrthogonalState:
-    _check(params, 'init')
+    checks.matrices(params, 'init')
     if start_tolerance is not None:
-      _check_start(params, start_tolerance)
+      checks.on_manifold(params, start_tolerance)
     params = jax.tree.map(lay_out, params)
     algebra = jax.tree.map(lambda x: lay_out(_zero_generator(x)), params)
     lookahead = lookahead_period is not None
@@ -140,7 +142,7 @@ def orthogonal(
       raise ValueError(
         'orthogonal() needs the parameters: call update(grads, state, params).'
       )
-    _check(params, 'update')
+    checks.matrices(params, 'update')
     count = optax.safe_increment(state.step)
 
     def tangent(x, g):
@@ -148,7 +150,10 @@ def orthogonal(
       return walk(functools.partial(_tangent, precision), x, g)
 
     omega = jax.tree.map(tangent, params, updates)
-    delta, inner_state = inner.update(omega, state.inner, None, **extra_args)
+    # In the trivialised algebra the point is always at the origin. Rules that
+    # ask for parameters get that: weight decay (lion has it by default) is 0.
+    origin = jax.tree.map(jnp.zeros_like, omega)
+    delta, inner_state = inner.update(omega, state.inner, origin, **extra_args)
 
     step = functools.partial(
       _step,
@@ -180,8 +185,9 @@ def orthogonal(
       state.slow,
       state.total,
     )
-    new, slow, total = jax.tree.transpose(
-      jax.tree.structure(params), jax.tree.structure((0, 0, 0)), new
+    new, slow, total = (
+      jax.tree.map(operator.itemgetter(i), new, is_leaf=_is_moved)
+      for i in range(3)
     )
     new = jax.tree.map(restore, new, params)
     return new, OrthogonalState(count, inner_state, slow, total)
@@ -202,6 +208,18 @@ class _Flags(NamedTuple):
   retract: jax.Array | None  # Shape (): bool, whether; None: never.
   sync: jax.Array | None  # Shape (): bool, of the lookahead.
   alpha: jax.typing.ArrayLike  # Of the lookahead.
+
+
+class _Moved(NamedTuple):
+  """One leaf after a step with lookahead."""
+
+  update: jax.Array  # Shape [..., m, n].
+  slow: jax.Array  # Shape [..., m, n].
+  total: jax.Array  # Shape [..., N, N].
+
+
+def _is_moved(x: Any) -> bool:
+  return isinstance(x, _Moved)
 
 
 def _step(flags, x, delta, slow=None, total=None, *, expm1, retract, precision):
@@ -241,7 +259,7 @@ def _step(flags, x, delta, slow=None, total=None, *, expm1, retract, precision):
   if slow is None:
     return update
   new_slow = new_slow.T if tall else new_slow
-  return update, new_slow, jnp.where(sync, 0, total)
+  return _Moved(update, new_slow, jnp.where(sync, 0, total))
 
 
 def _due(count, period):
@@ -254,40 +272,3 @@ def _zero_generator(x: jax.Array) -> jax.Array:
   corner = jnp.sum(jnp.zeros_like(x), axis=(-2, -1), keepdims=True)
   n = max(x.shape[-2:])
   return jnp.broadcast_to(corner, (*x.shape[:-2], n, n)) + 0
-
-
-def _check_start(params, tolerance: float) -> None:
-  """Refuses a start point that is not on the manifold."""
-  for path, x in jax.tree_util.tree_leaves_with_path(params):
-    name = jax.tree_util.keystr(path)
-    errors = retraction_lib.orthogonality_error(x, iterations=20)
-    try:
-      error = float(jnp.max(errors))
-    except jax.errors.ConcretizationTypeError as e:
-      raise ValueError(
-        'orthogonal(start_tolerance=…) looks at the values of the parameters: '
-        'call init outside jit and eval_shape, or leave the check out.'
-      ) from e
-    if not error <= tolerance:  # Also where it is nan.
-      raise ValueError(
-        f'orthogonal().init: leaf {name} is {error:.1e} from orthonormal '
-        f'(‖XᵀX − I‖₂; {tolerance=}). Start from polar_retract(x).'
-      )
-
-
-def _check(params, where: str) -> None:
-  """Refuses leaves that cannot be orthogonal matrices."""
-  for path, x in jax.tree_util.tree_leaves_with_path(params):
-    name = jax.tree_util.keystr(path)
-    if jnp.ndim(x) < 2:
-      raise ValueError(
-        f'orthogonal().{where}: leaf {name} has shape {jnp.shape(x)}; it needs '
-        'matrices [..., m, n]. Send other leaves to another transformation '
-        'with optax.partition (see orthogonal_labels).'
-      )
-    if x.dtype not in (jnp.float32, jnp.float64):
-      raise ValueError(
-        f'orthogonal().{where}: leaf {name} has dtype {x.dtype}; keep '
-        'orthogonal parameters in float32 (or float64) and cast them for '
-        'compute: a bfloat16 master copy is 1e-2 off the manifold.'
-      )

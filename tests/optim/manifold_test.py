@@ -1,0 +1,576 @@
+"""The lifted optimizer: by brute force, inside all of optax, over time."""
+
+import functools
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.linalg
+
+from lipnext_jax.optim import exponential
+from lipnext_jax.optim import orthogonal
+from lipnext_jax.optim import orthogonality_error
+from lipnext_jax.optim import OrthogonalState
+from lipnext_jax.optim import polar_retract
+from lipnext_jax.optim import scheduled_nadam
+from lipnext_jax.optim import slow_params
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def start(shape, seed=0):
+  """Orthonormal rows or columns, [..., m, n] float32."""
+  x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+  return polar_retract(jnp.asarray(x), 'svd')
+
+
+def gradient(shape, seed=1):
+  return jnp.asarray(
+    np.random.default_rng(seed).normal(size=shape), jnp.float32
+  )
+
+
+def run(tx, x, steps, grad_fn=None, state=None, first=0, update=None):
+  """`steps` updates with fresh gradients; returns parameters and state."""
+  state = tx.init(x) if state is None else state
+  grad_fn = grad_fn or (lambda x, t: gradient(np.shape(x), 100 + t))
+  update = update or jax.jit(tx.update)
+  for t in range(first, first + steps):
+    updates, state = update(grad_fn(x, t), state, x)
+    x = optax.apply_updates(x, updates)
+  return x, state
+
+
+# -- Against brute force ------------------------------------------------------
+
+
+def exact_steps(x, grads, lr, period=None, alpha=0.5):
+  """The definition, with SGD: float64 and SciPy's exponential throughout."""
+  x = np.asarray(x, np.float64)
+  tall = x.shape[0] > x.shape[1]
+  x = x.T if tall else x
+  slow, total = x, 0.0
+  for t, g in enumerate(grads, start=1):
+    g = np.asarray(g, np.float64)
+    g = g.T if tall else g
+    delta = -lr * (x.T @ g - g.T @ x) / 2
+    total = total + delta
+    x = x @ scipy.linalg.expm(delta)
+    if period and t % period == 0:
+      x = slow = slow @ scipy.linalg.expm(alpha * total)
+      total = 0.0
+  return (x.T, slow.T) if tall else (x, slow)
+
+
+def check_steps(make_tx, shape, period=None, steps=7):
+  """Raises unless SGD on the manifold is the definition, and stays on it.
+
+  A step of angle t moves X by t and rounds X by eps an entry (√n·eps in norm)
+  and its own products by √n·eps·t more; the steps add up.
+  """
+  lr = 0.1 / np.sqrt(shape[0] * shape[1])
+  x = start(shape)
+  grads = [gradient(shape, 100 + t) for t in range(steps)]
+  tx = make_tx(
+    optax.sgd(lr),
+    lookahead_period=period,
+    retraction_period=3,
+    thresholds=(0, 0, 0),
+  )
+  got, state = run(tx, x, steps)
+  want, slow = exact_steps(x, grads, lr, period)
+  tolerance = 2 * steps * np.sqrt(max(shape)) * EPS
+  assert np.linalg.norm(np.asarray(got, np.float64) - want) <= tolerance
+  assert orthogonality_error(got) <= tolerance
+  if period:
+    got_slow = np.asarray(slow_params(state, x), np.float64)
+    assert np.linalg.norm(got_slow - slow) <= tolerance
+
+
+@pytest.mark.parametrize('period', [None, 3])
+@pytest.mark.parametrize('shape', [(9, 9), (3, 8), (8, 3), (1, 4)])
+def test_steps_are_the_definition(shape, period):
+  check_steps(orthogonal, shape, period)
+
+
+def test_fast_exponential_is_close_to_the_exact_one():
+  x = start((16, 16))
+  tx = functools.partial(orthogonal, optax.adam(1e-3), retraction_period=None)
+  ends = [
+    run(tx(thresholds=t), x, 9) for t in (exponential.THRESHOLDS, (0, 0, 0))
+  ]
+  # ‖Δ‖_F <= 1e-3·16 a step: order 2, off by ‖Δ‖³/6 a step.
+  error = np.linalg.norm(ends[0][0] - ends[1][0])
+  assert error < 9 * (0.016**3 / 6 + np.sqrt(16) * EPS)
+
+
+@pytest.mark.parametrize(('lead', 'period'), [((3,), 2), ((2, 2), None)])
+def test_a_stack_is_its_matrices_one_by_one(lead, period):
+  x = start((*lead, 5, 5))
+  grads = [gradient((*lead, 5, 5), 100 + t) for t in range(4)]
+  tx = orthogonal(
+    optax.adam(0.05), lookahead_period=period, retraction_period=3
+  )
+  got, _ = run(tx, x, 4)
+  update = jax.jit(tx.update)
+  for i in np.ndindex(lead):
+    want, _ = run(tx, x[i], 4, lambda _, t, i=i: grads[t][i], update=update)
+    np.testing.assert_allclose(got[i], want, atol=4 * EPS, rtol=0)
+
+
+def test_lookahead_starts_at_the_start_and_moves_half_way():
+  """One plane, angle 0.1 a step: 0.1, 0.2 → 0.1 | 0.2, 0.3 → 0.2 | …"""
+  turn = jnp.array([[0.0, -1.0], [1.0, 0.0]])
+  tx = orthogonal(optax.sgd(0.1), lookahead_period=2, retraction_period=None)
+  x = jnp.eye(2)
+  state = tx.init(x)
+  angles = []
+  for _ in range(6):
+    updates, state = tx.update(-x @ turn, state, x)
+    x = optax.apply_updates(x, updates)
+    angles.append(
+      [float(jnp.arctan2(y[1, 0], y[0, 0])) for y in (x, state.slow)]
+    )
+  want = [[0.1, 0], [0.1, 0.1], [0.2, 0.1], [0.2, 0.2], [0.3, 0.2], [0.3, 0.3]]
+  # Order 3 turns by atan2(t − t³/6, 1 − t²/2): off by t⁵/20 or so a step.
+  np.testing.assert_allclose(angles, want, atol=6 * 0.1**5 / 20 + 6 * EPS)
+
+
+def test_zero_gradient_is_identity():
+  x = start((6, 6))
+  updates, _ = run_once(orthogonal(optax.adam(1.0)), jnp.zeros((6, 6)), x)
+  assert not np.any(updates)
+
+
+def run_once(tx, g, x, **kwargs):
+  return tx.update(g, tx.init(x), x, **kwargs)
+
+
+def test_the_inner_rule_sees_skew_matrices_and_its_output_is_made_skew():
+  seen = []
+
+  def update(updates, state, params=None):
+    assert not np.any(params)  # The origin.
+    seen.append(updates)
+    return jax.tree.map(lambda u: u + 1.0, updates), state  # Not odd.
+
+  tx = orthogonal(optax.GradientTransformation(lambda _: (), update))
+  x = start((5, 5))
+  updates, _ = run_once(tx, gradient((5, 5)), x)
+  np.testing.assert_array_equal(seen[0], -seen[0].T)
+  assert orthogonality_error(x + updates) < 20 * EPS + 0.05**2
+
+
+# -- Drift over many steps ----------------------------------------------------
+
+
+@pytest.mark.parametrize('every', [1, 2])
+def test_three_hundred_steps_end_on_the_manifold(every):
+  n = 32
+  tx = optax.MultiSteps(orthogonal(optax.adam(1e-2), lookahead_period=6), every)
+
+  @jax.jit
+  def many(x, state, key):
+    def body(carry, key):
+      x, state = carry
+      updates, state = tx.update(jax.random.normal(key, x.shape), state, x)
+      return (optax.apply_updates(x, updates), state), None
+
+    return jax.lax.scan(body, (x, state), jax.random.split(key, 300))[0]
+
+  x = start((n, n))
+  x, state = many(x, tx.init(x), jax.random.key(0))
+  # Since the last retraction (100 updates ago at most) each rounding moves the
+  # defect by some 2·eps; they add up like a random walk.
+  for y in (x, slow_params(state, x)):
+    assert orthogonality_error(y) < 10 * np.sqrt(100) * EPS
+
+
+def rank_2_drift(tx, steps=100, angle=0.03):
+  """Worst case for order 2: one plane, always turned the same way."""
+  turn = np.zeros((6, 6), np.float32)
+  turn[1, 0], turn[0, 1] = angle, -angle
+  x, _ = run(tx, jnp.eye(6), steps, lambda x, _: -x @ jnp.asarray(turn))
+  return float(orthogonality_error(x))
+
+
+def test_unretracted_drift_is_the_closed_form():
+  tx = orthogonal(optax.sgd(1.0), retraction_period=None)
+  # Order 2 expands |λ|² by 1 + t⁴/4 a step (spec: the closed forms).
+  want = (1 + 0.03**4 / 4) ** 100 - 1
+  np.testing.assert_allclose(rank_2_drift(tx), want, atol=2 * 100 * EPS)
+
+
+def test_retraction_removes_the_drift():
+  tx = orthogonal(optax.sgd(1.0), retraction_period=20)
+  assert rank_2_drift(tx) < 4 * EPS
+
+
+@pytest.mark.parametrize('method', ['newton_schulz', 'svd'])
+def test_retraction_comes_on_its_period_to_both_copies(method):
+  tx = orthogonal(
+    optax.sgd(0.0),
+    lookahead_period=10,
+    retraction_period=3,
+    retraction=method,
+  )
+  x = start((6, 6)) * 1.01  # 2e-2 off.
+  state = tx.init(x)
+  for t in range(1, 4):
+    updates, state = tx.update(jnp.zeros_like(x), state, x)
+    x = optax.apply_updates(x, updates)
+    for y in (x, state.slow):
+      assert (orthogonality_error(y) < 1e-5) == (t == 3)
+
+
+# -- Inside optax -------------------------------------------------------------
+
+INNER = {
+  'sgd': lambda: optax.sgd(1e-2),
+  'momentum': lambda: optax.sgd(1e-2, momentum=0.9, nesterov=True),
+  'adam': lambda: optax.adam(1e-2),
+  'adamw': lambda: optax.adamw(1e-2),
+  'adam, bfloat16 moment': lambda: optax.adam(1e-2, mu_dtype=jnp.bfloat16),
+  'scheduled nadam': lambda: scheduled_nadam(1e-2),
+  'lion': lambda: optax.lion(1e-2),
+  'schedule': lambda: optax.adam(optax.linear_schedule(1e-2, 0.0, 10)),
+}
+
+
+def check_battery(tx, params, grads):
+  """Types stable, one trace, on the manifold, as jitted so not jitted."""
+  state = tx.init(params)
+  types = jax.tree.map(jax.typeof, (params, state))
+  abstract = jax.eval_shape(tx.init, params)
+  assert jax.tree.map(jax.typeof, abstract) == types[1]
+  traces = []
+
+  @jax.jit
+  def step(grads, state, params):
+    traces.append(1)
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  for _ in range(4):
+    params, state = step(grads, state, params)
+    assert jax.tree.map(jax.typeof, (params, state)) == types
+  assert len(traces) == 1
+  for leaf in jax.tree.leaves(params):
+    assert jnp.max(orthogonality_error(leaf)) < 1e-5
+  return params, state
+
+
+@pytest.mark.parametrize(
+  ('inner', 'grad_dtype'),
+  [
+    *((name, 'float32') for name in INNER),
+    ('adam', 'bfloat16'),
+    ('adam, bfloat16 moment', 'bfloat16'),
+  ],
+)
+def test_any_inner_rule_keeps_types_and_compiles_once(inner, grad_dtype):
+  params = [start((2, 5, 3))]
+  grads = [gradient((2, 5, 3)).astype(grad_dtype)]
+  tx = orthogonal(INNER[inner](), lookahead_period=2, retraction_period=3)
+  end, _ = check_battery(tx, params, grads)
+  assert np.any(end[0] != params[0])
+
+
+WRAPPERS = {
+  'chain': lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
+  'MultiSteps': lambda tx: optax.MultiSteps(tx, 2),
+  'masked': lambda tx: optax.masked(tx, {'a': True, 'b': True}),
+  'partition': lambda tx: optax.partition(
+    {'o': tx, 'f': optax.set_to_zero()}, {'a': 'o', 'b': 'f'}
+  ),
+  'apply_if_finite': lambda tx: optax.apply_if_finite(tx, 3),
+  'named_chain': lambda tx: optax.named_chain(('only', tx)),
+}
+
+
+@pytest.mark.parametrize('wrapper', WRAPPERS)
+def test_composes_with(wrapper):
+  params = {'a': start((4, 4)), 'b': start((3, 3))}
+  grads = jax.tree.map(lambda p: gradient(p.shape), params)
+  tx = orthogonal(optax.adam(1e-2), lookahead_period=2, retraction_period=None)
+  end, state = check_battery(WRAPPERS[wrapper](tx), params, grads)
+  slow = slow_params(state, end)
+  assert jax.tree.map(jax.typeof, slow) == jax.tree.map(jax.typeof, end)
+  assert np.any(slow['a'] != params['a'])
+
+
+def test_injected_hyperparameters_are_the_same_rule():
+  def make(learning_rate, lookahead_alpha):
+    return orthogonal(
+      optax.sgd(learning_rate),
+      lookahead_period=2,
+      lookahead_alpha=lookahead_alpha,
+    )
+
+  x = start((5, 5))
+  injected = optax.inject_hyperparams(make)(
+    learning_rate=1e-2, lookahead_alpha=0.25
+  )
+  got, state = run(injected, x, 5)
+  want, _ = run(make(1e-2, 0.25), x, 5)
+  np.testing.assert_allclose(got, want, atol=4 * EPS, rtol=0)
+  state.hyperparams['learning_rate'] = jnp.zeros([])
+  state.hyperparams['lookahead_alpha'] = jnp.ones([])
+  frozen, _ = run(injected, got, 1, state=state)
+  # Step 6 syncs; step 5 moved the fast copy from the slow one, α = 1 keeps it.
+  np.testing.assert_allclose(frozen, got, atol=8 * EPS, rtol=0)
+
+
+def test_multi_steps_is_the_mean_gradient():
+  x = start((5, 5))
+  inner = orthogonal(optax.sgd(0.1), retraction_period=2)
+  got, _ = run(optax.MultiSteps(inner, 3), x, 6)
+
+  def mean(x, t):
+    return sum(gradient(x.shape, 100 + 3 * t + i) for i in range(3)) / 3
+
+  want, _ = run(inner, x, 2, mean)
+  np.testing.assert_allclose(got, want, atol=8 * EPS, rtol=0)
+
+
+def test_apply_if_finite_skips_a_bad_gradient():
+  x = start((4, 4))
+  tx = optax.apply_if_finite(orthogonal(optax.adam(0.1)), 3)
+  state = tx.init(x)
+  updates, state = tx.update(jnp.full((4, 4), jnp.nan), state, x)
+  assert not np.any(updates)
+  updates, state = tx.update(gradient((4, 4)), state, x)
+  want, _ = run_once(orthogonal(optax.adam(0.1)), gradient((4, 4)), x)
+  np.testing.assert_allclose(updates, want, atol=EPS)
+
+
+def test_a_step_as_large_as_it_gets_stays_on_the_manifold():
+  tx = orthogonal(optax.adam(1.0))  # ‖Δ‖_F about 16.
+  x, _ = run(tx, start((16, 16)), 5)
+  # 5 exponentials with 3 or so squarings each: see exponential_test.
+  assert orthogonality_error(x) < 5 * 4 * np.sqrt(16) * EPS * 16
+
+
+def test_a_saved_state_continues_to_the_bit():
+  x = start((2, 6, 6))
+  tx = orthogonal(optax.adam(1e-2), lookahead_period=3, retraction_period=4)
+  want, want_state = run(tx, x, 8)
+  half, state = run(tx, x, 4)
+  file = io.BytesIO()
+  leaves, treedef = jax.tree.flatten((half, state))
+  np.savez(file, *leaves)
+  file.seek(0)
+  with np.load(file) as saved:
+    loaded = [jnp.asarray(saved[name]) for name in saved.files]
+  half, state = jax.tree.unflatten(treedef, loaded)
+  got, got_state = run(tx, half, 4, state=state, first=4)
+  jax.tree.map(
+    np.testing.assert_array_equal, (got, got_state), (want, want_state)
+  )
+
+
+def test_extra_arguments_reach_the_inner_rule():
+  seen = []
+
+  def update(updates, state, params=None, *, value, **_):
+    seen.append(value)
+    return updates, state
+
+  inner = optax.GradientTransformationExtraArgs(lambda _: (), update)
+  x = start((3, 3))
+  run_once(orthogonal(inner), jnp.zeros((3, 3)), x, value=7)
+  assert seen == [7]
+
+
+def test_no_parameters_at_all_is_fine():
+  tx = orthogonal(optax.adam(1e-2), lookahead_period=2)
+  updates, state = run_once(tx, {}, {})
+  assert updates == {}
+  assert state.slow == {}
+
+
+def test_float64_parameters_stay_float64():
+  with jax.enable_x64(True):
+    x = jnp.eye(4, dtype=jnp.float64)
+    tx = orthogonal(optax.adam(1e-2), lookahead_period=2, thresholds=(0, 0, 0))
+    x, state = run(tx, x, 3)
+    assert {x.dtype, state.slow.dtype, state.total.dtype} == {x.dtype}
+    assert x.dtype == jnp.float64
+    assert orthogonality_error(x) < 1e-14
+
+
+# -- Products and precision ---------------------------------------------------
+
+
+def jaxprs_in(value):
+  if hasattr(value, 'eqns'):
+    return [value]
+  if hasattr(value, 'jaxpr'):
+    return [value.jaxpr]
+  if isinstance(value, tuple | list):
+    return [j for v in value for j in jaxprs_in(v)]
+  return []
+
+
+def products(jaxpr, branch, retract):
+  """dot_generals of one matrix and step, for one branch of FastExp."""
+  count = 0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'dot_general':
+      assert eqn.params['dimension_numbers'][1] == ((), ())  # Not batched.
+      count += 1
+    subs = jaxprs_in(list(eqn.params.values()))
+    if eqn.primitive.name == 'cond':  # Of FastExp, or whether to retract.
+      subs = [subs[branch if len(subs) == 4 else retract]]
+    count += sum(products(sub, branch, retract) for sub in subs)
+  return count
+
+
+@pytest.mark.parametrize('shape', [(6, 6), (3, 6, 6), (2, 4, 6), (6, 4)])
+@pytest.mark.parametrize('period', [None, 6])
+def test_at_most_four_products_a_matrix_and_step(shape, period):
+  x = jnp.zeros(shape)
+  tx = orthogonal(optax.adam(1e-3), lookahead_period=period)
+  jaxpr = jax.make_jaxpr(tx.update)(x, tx.init(x), x).jaxpr
+  assert [products(jaxpr, i, False) for i in range(3)] == [3, 4, 4]
+  # The retraction: 2, and 2 in a loop that a drifted matrix does not enter.
+  copies = 1 if period is None else 2
+  assert products(jaxpr, 2, True) <= 4 + copies * 4
+
+
+def test_precision_is_an_argument_not_a_global():
+  x = start((2, 4, 4))
+
+  def text(tx, default):
+    with jax.default_matmul_precision(default):
+      return str(jax.make_jaxpr(lambda *a: tx.update(*a))(x, tx.init(x), x))
+
+  tx = orthogonal(optax.adam(1e-3), lookahead_period=3)
+  assert text(tx, 'bfloat16') == text(tx, 'highest')
+  assert 'precision=None' not in text(tx, 'bfloat16')
+  low = orthogonal(optax.adam(1e-3), precision='default')
+  assert 'Precision.HIGHEST' in text(low, None)  # The retraction's.
+  assert 'Precision.DEFAULT' in text(low, None)  # The step's.
+
+
+# -- Errors -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('options', 'match'),
+  [
+    ({'lookahead_period': 0}, 'lookahead_period=0'),
+    ({'lookahead_alpha': 0.0}, 'lookahead_alpha=0'),
+    ({'lookahead_alpha': 1.5}, 'lookahead_alpha=1.5'),
+    ({'retraction_period': -1}, 'retraction_period=-1'),
+    ({'retraction': 'qr'}, 'newton_schulz'),
+  ],
+  ids=str,
+)
+def test_bad_options_raise(options, match):
+  with pytest.raises(ValueError, match=match):
+    orthogonal(optax.sgd(1.0), **options)
+
+
+def test_update_without_parameters_raises():
+  tx = orthogonal(optax.sgd(1.0))
+  x = jnp.eye(3)
+  with pytest.raises(ValueError, match='needs the parameters'):
+    tx.update(x, tx.init(x))
+
+
+@pytest.mark.parametrize(
+  ('leaf', 'match'),
+  [
+    (jnp.ones(3), r"\['w'\] has shape \(3,\)"),
+    (jnp.ones([]), r"\['w'\] has shape \(\)"),
+    (jnp.eye(3, dtype=jnp.bfloat16), r"\['w'\] has dtype bfloat16"),
+    (jnp.eye(3, dtype=jnp.int32), r"\['w'\] has dtype int32"),
+  ],
+  ids=['vector', 'scalar', 'bfloat16', 'int32'],
+)
+def test_leaves_that_cannot_be_orthogonal_raise(leaf, match):
+  tx = orthogonal(optax.sgd(1.0))
+  with pytest.raises(ValueError, match=match):
+    tx.init({'w': leaf})
+  state = tx.init({'w': jnp.eye(3)})
+  with pytest.raises(ValueError, match=match):
+    tx.update({'w': leaf}, state, {'w': leaf})
+
+
+def test_start_point_is_checked_on_request():
+  tx = orthogonal(optax.sgd(1.0), start_tolerance=1e-4)
+  for shape in ((4, 4), (2, 5, 3), (3, 5)):
+    tx.init({'w': start(shape)})
+    with pytest.raises(ValueError, match=r"\['w'\] is 2\.0e-03 from"):
+      tx.init({'w': start(shape) * 1.001})
+  with pytest.raises(ValueError, match='nan from orthonormal'):
+    tx.init(jnp.full((2, 2), jnp.nan))
+  with pytest.raises(ValueError, match='outside jit'):
+    jax.jit(tx.init)(jnp.eye(3))
+  orthogonal(optax.sgd(1.0)).init(2 * jnp.eye(3))  # Nobody asked.
+
+
+# -- Planted faults: check_steps rejects them ---------------------------------
+
+
+def faulty(step, skew_out=True):
+  """A lifted optimizer with `step(x, delta)` → new x, and nothing else."""
+
+  def make(inner, **_):
+    def init(x):
+      return OrthogonalState(
+        jnp.zeros([], jnp.int32), inner.init(x), None, None
+      )
+
+    def update(g, state, x):
+      omega = x.T @ g
+      omega = (omega - omega.T) / 2 if skew_out else omega
+      delta, inner_state = inner.update(omega, state.inner)
+      return step(x, delta) - x, state._replace(inner=inner_state)
+
+    return optax.GradientTransformation(init, update)
+
+  return make
+
+
+def low(x):
+  return x.astype(jnp.bfloat16).astype(x.dtype)
+
+
+def right_step(x, d):
+  return x @ exponential.fast_exp(d, thresholds=(0, 0, 0))
+
+
+FAULTS = {
+  'dropped Taylor term': faulty(lambda x, d: x + x @ d),
+  'transposed product': faulty(lambda x, d: right_step(x, d.T)),
+  'left instead of right': faulty(lambda x, d: right_step(x.T, d).T),
+  'unskewed step': faulty(right_step, skew_out=False),
+  'scaled by 1.001': faulty(lambda x, d: 1.001 * right_step(x, d)),
+  'bfloat16 weight': faulty(lambda x, d: low(right_step(x, d))),
+  'bfloat16 products': faulty(lambda x, d: low(x) @ low(jnp.eye(9) + d)),
+  'another alpha': functools.partial(orthogonal, lookahead_alpha=0.501),
+  'no threshold asked for': lambda inner, **kw: orthogonal(
+    inner, **(kw | {'thresholds': (9, 9, 9)})
+  ),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_the_definition_rejects(fault):
+  period = 3 if fault == 'another alpha' else None
+  with pytest.raises(AssertionError):
+    check_steps(FAULTS[fault], (9, 9), period)
+
+
+def test_the_definition_accepts_the_frame_of_the_faults():
+  check_steps(faulty(right_step), (9, 9))
+
+
+def test_a_missing_retraction_is_seen():
+  tx = orthogonal(optax.sgd(1.0), retraction_period=None)
+  assert rank_2_drift(tx) > 10 * 4 * EPS  # Bound of the test above.
