@@ -23,7 +23,8 @@ from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 
 _CONFIG_FILE = 'config.json'
-_METRIC = 'certified'  # What 'best' means: larger is better.
+_METRIC = 'certified'  # What 'best' means: larger is better, in per cent.
+_UNMONITORED = -1.0  # Of a checkpoint between evaluations: below any other.
 
 
 def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
@@ -74,23 +75,29 @@ class Checkpointer:
   """Saves and restores train states under `workdir/checkpoints`."""
 
   def __init__(self, workdir: str, *, create: bool = True):
-    """Opens the directory; without `create`, nothing is written there."""
+    """Opens the directory; without `create` it must exist already.
+
+    Raises:
+      ConfigError: there is nothing to restore and nothing may be created.
+    """
     self._workdir = workdir
+    directory = os.path.abspath(os.path.join(workdir, 'checkpoints'))
+    if not create and not os.path.isdir(directory):
+      raise self._missing('any')
     keep = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(1),
         checkpoint_managers.BestN(
           get_metric_fn=lambda metrics: metrics[_METRIC],
           n=1,
-          keep_checkpoints_without_metrics=False,
         ),
       ]
     )
     self._manager = ocp.CheckpointManager(
-      os.path.abspath(os.path.join(workdir, 'checkpoints')),
+      directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=keep,
-        read_only=not create,
+        best_fn=lambda metrics: metrics[_METRIC],
         create=create,
         cleanup_tmp_directories=create,
       ),
@@ -106,18 +113,27 @@ class Checkpointer:
     Raises:
       ConfigError: a checkpoint was asked for that is not there.
     """
+    self._manager.wait_until_finished()
     if which == 'best':
       step = self._manager.best_step()
+      if step is not None and self._certified(step) == _UNMONITORED:
+        step = None
     else:
       step = self._manager.latest_step()
     if which is not None and step is None:
-      raise errors.ConfigError(
-        '--workdir',
-        self._workdir,
-        f'holds no checkpoint to evaluate ({which})',
-        'train there first (--mode=train)',
-      )
+      raise self._missing(which)
     return step
+
+  def _certified(self, step: int) -> float:
+    return self._manager.metrics(step)[_METRIC]
+
+  def _missing(self, which: str) -> errors.ConfigError:
+    return errors.ConfigError(
+      '--workdir',
+      self._workdir,
+      f'holds no checkpoint to evaluate ({which})',
+      'train there first (--mode=train)',
+    )
 
   def save(self, step: int, state: Any, certified: float | None = None) -> None:
     """Starts saving; returns as soon as the state may be donated again.
@@ -129,11 +145,14 @@ class Checkpointer:
     """
     if step in self._manager.all_steps():
       return
-    metrics = None if certified is None else {_METRIC: certified}
     # A copy: on CPU Orbax reads the buffers in the background, and the next
     # step donates them.
     state = jax.tree.map(jnp.copy, state)
-    self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+    self._manager.save(
+      step,
+      args=ocp.args.StandardSave(state),
+      metrics={_METRIC: _UNMONITORED if certified is None else certified},
+    )
 
   def restore(self, step: int, abstract_state: Any) -> Any:
     """The state at `step`, laid out as `abstract_state` says.

@@ -1,6 +1,7 @@
 """Strict by default: 8 CPU devices, and nothing is promoted in silence."""
 
 import os
+import tempfile
 
 # Before JAX is imported anywhere: the platform and the number of devices are
 # read once.
@@ -8,9 +9,16 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
+# Programs compiled once serve the whole session, its subprocesses included.
+# What is tested about compilation is counted in traces, which no cache saves.
+_cache = tempfile.TemporaryDirectory(prefix='lipnext-compiled-')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 import jax
 import pytest
+
+from lipnext_jax import config as config_lib
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -19,3 +27,34 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 def rng():
   """A fresh key; the same in every test."""
   return jax.random.key(0)
+
+
+def _tiny_config():
+  c = config_lib.default_config()
+  c.model.depth = 2
+  c.model.width = 16
+  c.model.patch_size = 4
+  c.batch_size = 32
+  c.duration = '4 steps'
+  c.optimizer.warmup = '1 steps'
+  c.optimizer.lookahead_period = 2
+  c.optimizer.retraction_period = '3 steps'
+  c.loss.epsilon = 0.25
+  c.eval.batch_size = 360
+  c.eval.epsilons = (0.25, 0.5)
+  c.eval.every = '0 steps'
+  c.checkpoint.every = '0 steps'
+  c.log.every = '1 steps'
+  return c
+
+
+@pytest.fixture(scope='session')
+def make_tiny_config():
+  """Makes configs that train in seconds: 4 steps on digits."""
+  return _tiny_config
+
+
+@pytest.fixture
+def tiny_config(make_tiny_config):
+  """One of them."""
+  return make_tiny_config()

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import os
 from typing import NamedTuple
 from typing import Protocol
+import zipfile
+import zlib
 
 import ml_collections
 import numpy as np
@@ -218,6 +220,17 @@ def _npz(config: ml_collections.ConfigDict) -> Dataset:
   )
 
 
+# What NumPy and zipfile raise for missing keys, truncated or altered files.
+_UNREADABLE = (
+  EOFError,
+  KeyError,
+  OSError,
+  ValueError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+
+
 def _read_npz(data_dir: str, name: str) -> tuple[np.ndarray, np.ndarray]:
   def error(problem: str) -> errors.ConfigError:
     return errors.ConfigError(
@@ -234,9 +247,9 @@ def _read_npz(data_dir: str, name: str) -> tuple[np.ndarray, np.ndarray]:
   if not os.path.exists(path):
     raise error(f'holds no {name}')
   try:  # Pickles are refused: they run code.
-    with np.load(path, allow_pickle=False) as arrays:
+    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
       images, labels = arrays['image'], arrays['label']
-  except (KeyError, OSError, ValueError) as exception:
+  except _UNREADABLE as exception:
     raise error(f'has a {name} that cannot be read ({exception})') from None
   if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
     raise error(f'has {images.dtype}{images.shape} as `image` in {name}')

@@ -1,0 +1,140 @@
+import hashlib
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import sklearn.model_selection
+
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
+from lipnext_jax.data import sources
+
+
+def dataset_config(**fields):
+  config = config_lib.default_config().dataset
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def test_digits_split_is_the_documented_one():
+  dataset = sources.load_dataset(dataset_config())
+  digits = sklearn.datasets.load_digits()
+  train, test = sklearn.model_selection.train_test_split(
+    np.arange(1797), test_size=360, stratify=digits.target, random_state=0
+  )
+  for source, indices in ((dataset.train, train), (dataset.test, test)):
+    assert len(source) == len(indices)
+    for i, index in enumerate(indices):
+      assert source[i]['label'] == digits.target[index]
+      np.testing.assert_array_equal(
+        source[i]['image'][..., 0] * 16, digits.images[index]
+      )
+  # And it does not move with scikit-learn's version.
+  labels = bytes(int(dataset.test[i]['label']) for i in range(360))
+  assert hashlib.sha256(labels).hexdigest().startswith('70ee2850bb25b543')
+
+
+def test_digits_are_pixels_over_16_and_the_splits_are_disjoint():
+  dataset = sources.load_dataset(dataset_config())
+  train = [dataset.train[i]['image'] for i in range(len(dataset.train))]
+  test = [dataset.test[i]['image'] for i in range(len(dataset.test))]
+  for image in (train[0], test[0]):
+    assert image.shape == dataset.image_shape == (8, 8, 1)
+    assert image.dtype == np.float32
+    np.testing.assert_array_equal(image * 16, np.rint(image * 16))
+  assert np.min(train) == 0
+  assert np.max(train) == 1
+  # 1797 images, all different: none is in both splits.
+  assert len({image.tobytes() for image in train + test}) == 1797
+
+
+def test_holdout_is_the_same_for_every_seed_and_disjoint():
+  dataset = sources.load_dataset(dataset_config(holdout=100))
+  again = sources.load_dataset(dataset_config(holdout=100))
+  assert (len(dataset.train), len(dataset.validation)) == (1337, 100)
+  held = {dataset.validation[i]['image'].tobytes() for i in range(100)}
+  kept = {dataset.train[i]['image'].tobytes() for i in range(1337)}
+  assert not held & kept
+  assert held == {again.validation[i]['image'].tobytes() for i in range(100)}
+
+
+def test_holding_everything_out_is_refused():
+  with pytest.raises(errors.ConfigError, match=r'dataset\.holdout=1437'):
+    sources.load_dataset(dataset_config(holdout=1437))
+
+
+def test_monitoring_never_touches_the_test_split():
+  whole = sources.load_dataset(dataset_config())
+  monitored = sources.monitor_split(whole, 50)
+  assert len(monitored) == 50
+  np.testing.assert_array_equal(monitored[7]['image'], whole.train[7]['image'])
+  held = sources.load_dataset(dataset_config(holdout=10))
+  assert sources.monitor_split(held, 50) is held.validation
+
+
+def test_synthetic_is_a_pure_function_of_the_index():
+  fields = {
+    'name': 'synthetic',
+    'synthetic.image_size': 6,
+    'synthetic.channels': 2,
+    'synthetic.num_classes': 3,
+    'synthetic.train_examples': 5,
+  }
+  one = sources.load_dataset(dataset_config(**fields))
+  two = sources.load_dataset(dataset_config(**fields))
+  assert (one.image_shape, one.num_classes, len(one.train)) == ((6, 6, 2), 3, 5)
+  np.testing.assert_array_equal(one.train[4]['image'], two.train[4]['image'])
+  assert one.train[4]['image'].dtype == np.uint8
+  assert not np.array_equal(one.train[0]['image'], one.test[0]['image'])
+
+
+def write_npz(path, images, labels):
+  np.savez(path, image=images, label=labels)
+
+
+def test_npz_reads_back_what_was_written(tmp_path):
+  images = np.random.default_rng(0).integers(256, size=(6, 4, 4, 3))
+  images = images.astype(np.uint8)
+  write_npz(tmp_path / 'train.npz', images, np.arange(6) % 3)
+  write_npz(tmp_path / 'test.npz', images[:2], np.array([2, 0]))
+  dataset = sources.load_dataset(
+    dataset_config(name='npz', data_dir=str(tmp_path))
+  )
+  assert (dataset.image_shape, dataset.num_classes) == ((4, 4, 3), 3)
+  np.testing.assert_array_equal(dataset.train[5]['image'], images[5])
+  assert dataset.test[0]['label'] == 2
+
+
+BAD_ARRAYS = {
+  'float images': (np.zeros((2, 4, 4, 1)), np.zeros(2, int)),
+  'no channel axis': (np.zeros((2, 4, 4), np.uint8), np.zeros(2, int)),
+  'no examples': (np.zeros((0, 4, 4, 1), np.uint8), np.zeros(0, int)),
+  'too few labels': (np.zeros((2, 4, 4, 1), np.uint8), np.zeros(1, int)),
+  'float labels': (np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2)),
+  'negative labels': (np.zeros((2, 4, 4, 1), np.uint8), np.array([0, -1])),
+  'pickles': (np.array([{}, {}], object), np.zeros(2, int)),
+}
+
+
+@pytest.mark.parametrize('case', BAD_ARRAYS)
+def test_malformed_npz_is_refused_by_directory(tmp_path, case):
+  images, labels = BAD_ARRAYS[case]
+  np.savez(tmp_path / 'train.npz', image=images, label=labels)
+  config = dataset_config(name='npz', data_dir=str(tmp_path))
+  with pytest.raises(errors.ConfigError, match=r'dataset\.data_dir'):
+    sources.load_dataset(config)
+
+
+def test_missing_and_truncated_files_are_refused(tmp_path):
+  config = dataset_config(name='npz', data_dir=str(tmp_path / 'nowhere'))
+  with pytest.raises(errors.ConfigError, match='is no directory'):
+    sources.load_dataset(config)
+  config = dataset_config(name='npz', data_dir=str(tmp_path))
+  with pytest.raises(errors.ConfigError, match=r'holds no train\.npz'):
+    sources.load_dataset(config)
+  write_npz(tmp_path / 'whole.npz', np.zeros((9, 4, 4, 1), np.uint8), [0] * 9)
+  whole = (tmp_path / 'whole.npz').read_bytes()
+  for cut in (0, 10, len(whole) // 2, len(whole) - 5):
+    (tmp_path / 'train.npz').write_bytes(whole[:cut])
+    with pytest.raises(errors.ConfigError, match=r'dataset\.data_dir'):
+      sources.load_dataset(config)

@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+
+from lipnext_jax import config as config_lib
+from lipnext_jax.data import transforms
+
+
+def images(dtype, count=1, size=8, channels=2):
+  rng = np.random.default_rng(3)
+  out = rng.integers(1, 256, size=(count, size, size, channels))
+  return (
+    out.astype(np.uint8) if dtype == np.uint8 else (out / 255).astype(dtype)
+  )
+
+
+def test_crop_is_a_window_of_the_padded_image_and_every_window_occurs():
+  image = images(np.uint8)[0]
+  padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+  windows = {
+    padded[i : i + 8, j : j + 8].tobytes() for i in range(5) for j in range(5)
+  }
+  rng = np.random.default_rng(0)
+  seen = {transforms.crop(2)(image, rng).tobytes() for _ in range(400)}
+  # 25 windows: missing one in 400 draws has probability 25·0.96^400 < 3e-6.
+  assert seen == windows
+
+
+def test_flip_mirrors_half_of_the_images():
+  image = images(np.uint8)[0]
+  rng = np.random.default_rng(0)
+  flipped = 0
+  for _ in range(400):
+    out = transforms.flip()(image, rng)
+    if np.array_equal(out, image[:, ::-1]):
+      flipped += 1
+    else:
+      np.testing.assert_array_equal(out, image)
+  assert abs(flipped - 200) < 5 * 10  # Five deviations of a fair coin.
+
+
+def test_affine_translation_by_whole_pixels_moves_pixels():
+  image = images(np.float32)[0]
+
+  class Shift:
+    """A generator that draws no rotation, no zoom, and (1, −2) pixels."""
+
+    draws = iter([0.0, np.zeros(2), 0.0, np.array([1.0, -2.0])])
+
+    def uniform(self, low, high, size=None):
+      del low, high, size
+      return next(self.draws)
+
+  out = transforms.affine(1, 1, 3, 0)(image, Shift())
+  expected = np.zeros_like(image)
+  expected[:-1, 2:] = image[1:, :-2]  # Output (r, c) reads (r + 1, c − 2).
+  np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+def test_affine_rotation_by_a_right_angle():
+  image = images(np.float32)[0]
+
+  class Turn:
+    draws = iter([90.0, np.zeros(2), 0.0, np.zeros(2)])
+
+    def uniform(self, low, high, size=None):
+      del low, high, size
+      return next(self.draws)
+
+  out = transforms.affine(90, 0, 0, 0)(image, Turn())
+  # One of the two quarter turns, exactly; float32 weights round to 1e-6.
+  turns = [np.rot90(image, k) for k in (1, 3)]
+  assert min(np.abs(out - turn).max() for turn in turns) < 1e-5
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
+def test_affine_keeps_range_shape_and_dtype(dtype):
+  top = 255 if dtype == np.uint8 else 1
+  rng = np.random.default_rng(0)
+  for image in images(dtype, count=20):
+    out = transforms.affine(30, 0.3, 3, 1.0)(image, rng)
+    assert (out.shape, out.dtype) == (image.shape, image.dtype)
+    assert out.min() >= 0
+    assert out.max() <= top
+
+
+def test_affine_far_outside_is_zero():
+  class Away:
+    draws = iter([0.0, np.zeros(2), 0.0, np.array([50.0, 0.0])])
+
+    def uniform(self, low, high, size=None):
+      del low, high, size
+      return next(self.draws)
+
+  out = transforms.affine(0, 0, 50, 0)(images(np.float32)[0], Away())
+  assert not out.any()
+
+
+def test_warp_bends_without_moving_on_average():
+  ramp = np.arange(9, dtype=np.float32)[:, None, None] / 8 * np.ones((9, 9, 1))
+  ramp = ramp.astype(np.float32)
+  rng = np.random.default_rng(0)
+  inner = np.array(
+    [transforms.affine(0, 0, 0, 0.5)(ramp, rng)[4, 4, 0] for _ in range(500)]
+  )
+  # The centre reads row 4 + N(0, 0.5²), i.e. 0.5 ± 0.5/8 on the ramp.
+  assert abs(inner.mean() - 0.5) < 5 * 0.0625 / 500**0.5
+  assert abs(inner.std() - 0.0625) < 0.01
+
+
+def test_build_transforms_reads_every_field():
+  augment = config_lib.default_config().augment
+  assert transforms.build_transforms(augment) == []
+  for field, value in (
+    ('rotate', 5.0),
+    ('scale', 0.1),
+    ('translate', 1.0),
+    ('warp', 0.5),
+    ('crop_padding', 1),
+    ('flip', True),
+  ):
+    augment = config_lib.default_config().augment
+    augment[field] = value
+    (transform,) = transforms.build_transforms(augment)
+    rng = np.random.default_rng(0)
+    image = images(np.uint8)[0]
+    outs = [transform(image, rng) for _ in range(20)]
+    assert any(not np.array_equal(out, image) for out in outs), field

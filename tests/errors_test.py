@@ -1,0 +1,12 @@
+from lipnext_jax import errors
+
+
+def test_message_is_one_line_with_field_value_and_remedy():
+  error = errors.ConfigError('model.beta', 2, 'is outside', 'choose 0.5')
+  assert str(error) == 'model.beta=2 is outside; choose 0.5.'
+  assert error.field == 'model.beta'
+
+
+def test_exit_codes_tell_config_errors_apart():
+  assert errors.ConfigError.exit_code == 2
+  assert errors.UserError.exit_code == 1

@@ -1,0 +1,88 @@
+import jax
+import numpy as np
+import pytest
+
+from lipnext_jax import certify
+from lipnext_jax import evaluate
+from lipnext_jax import models
+from lipnext_jax.data import pipeline
+from lipnext_jax.data import sources
+from lipnext_jax.models import registry
+from lipnext_jax.parallel import mesh as mesh_lib
+
+
+@pytest.fixture
+def setup(tiny_config):
+  mesh = mesh_lib.make_mesh(tiny_config.mesh)
+  model = registry.build_model(tiny_config.model, 10)
+  dataset = sources.load_dataset(tiny_config.dataset)
+  first = np.stack([dataset.test[i]['image'] for i in range(37)])
+  params = model.init(jax.random.key(0), first[:1])['params']
+  source = sources.Subset(dataset.test, range(37))
+  return mesh, model, params, source, first
+
+
+def run(setup, batch_size, lipschitz=1.0, model=None):
+  mesh, own, params, source, _ = setup
+  batches = pipeline.eval_batches(source, batch_size=batch_size)
+  step = evaluate.make_eval_step(model or own, mesh)
+  return evaluate.evaluate(step, params, batches, mesh, lipschitz)
+
+
+def test_every_example_is_counted_once_whatever_the_batch(setup):
+  results = [run(setup, size) for size in (8, 16, 64)]
+  for result in results:
+    assert result.ids.tolist() == list(range(37))
+    source = setup[3]
+    labels = [int(source[i]['label']) for i in range(37)]
+    assert result.labels.tolist() == labels
+    np.testing.assert_array_equal(result.predictions, results[0].predictions)
+    np.testing.assert_allclose(result.radii, results[0].radii, atol=1e-6)
+
+
+def test_radii_are_those_of_the_certificate(setup):
+  _, model, params, _, images = setup
+  result = run(setup, 8, lipschitz=1.25)
+  model = registry.for_evaluation(model)
+  variables = {'params': params}
+  _, radii = certify.certified_radius(
+    model.apply(variables, images), models.head_kernel(variables), 1.25
+  )
+  np.testing.assert_allclose(result.radii, radii, rtol=1e-5, atol=1e-7)
+  assert result.lipschitz_bound == 1.25
+
+
+def test_lipschitz_bound_is_never_rounded_down(setup):
+  # 1 + 1e-12 is 1 in float32: the device must still get more than 1.
+  exact, above = run(setup, 8, 1.0).radii, run(setup, 8, 1 + 1e-12).radii
+  ratio = above[exact > 0] / exact[exact > 0]
+  assert np.all(ratio <= 1)
+  _, model, params, _, images = setup
+  logits = registry.for_evaluation(model).apply({'params': params}, images)
+  _, assumed = certify.certified_radius(
+    logits, models.head_kernel({'params': params}), 1.0
+  )
+  assert np.mean(above < assumed) > 0.3
+
+
+def test_a_model_that_trains_in_bfloat16_is_evaluated_in_float32(setup):
+  low = setup[1].clone(dtype=jax.numpy.bfloat16)
+  np.testing.assert_array_equal(
+    run(setup, 8, model=low).radii, run(setup, 8).radii
+  )
+
+
+def test_summary_counts_strictly():
+  result = evaluate.Evaluation(
+    ids=np.arange(4),
+    labels=np.array([0, 1, 1, 0]),
+    predictions=np.array([0, 1, 0, 0]),
+    radii=np.array([0.25, 0.5, 2.0, 0.1], np.float32),
+    lipschitz_bound=1.5,
+  )
+  assert result.summary([0.25, 36 / 255]) == {
+    'examples': 4,
+    'clean': 75.0,
+    'cra': {'0.25': 25.0, '0.141176': 50.0},
+    'lipschitz_bound': 1.5,
+  }

@@ -1,0 +1,55 @@
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from lipnext_jax import errors
+from lipnext_jax.parallel import mesh as mesh_lib
+
+
+def mesh_of(data, fsdp):
+  return mesh_lib.make_mesh(
+    ml_collections.ConfigDict({'data': data, 'fsdp': fsdp})
+  )
+
+
+@pytest.mark.parametrize(
+  ('data', 'fsdp', 'shape'),
+  [(-1, 1, (8, 1)), (1, -1, (1, 8)), (2, 4, (2, 4)), (-1, 4, (2, 4))],
+)
+def test_sizes_and_the_rest(data, fsdp, shape):
+  mesh = mesh_of(data, fsdp)
+  assert tuple(mesh.shape.values()) == shape
+  assert mesh.axis_names == ('data', 'fsdp')
+  assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+@pytest.mark.parametrize(
+  ('data', 'fsdp', 'problem'),
+  [
+    (3, 1, '8 devices'),
+    (-1, 3, '8 devices'),
+    (4, 4, '8 devices'),
+    (1, 1, '8 devices'),
+    (-1, -1, 'more than one'),
+    (0, 8, r'mesh\.data=0'),
+    (8, -2, r'mesh\.fsdp=-2'),
+  ],
+)
+def test_sizes_that_do_not_fit_are_refused(data, fsdp, problem):
+  with pytest.raises(errors.ConfigError, match=problem):
+    mesh_of(data, fsdp)
+
+
+def test_a_batch_is_split_over_all_devices_in_order():
+  mesh = mesh_of(4, 2)
+  batch = {'label': np.arange(16, dtype=np.int32)}
+  label = mesh_lib.put_batch(batch, mesh_lib.batch_sharding(mesh))['label']
+  np.testing.assert_array_equal(label, batch['label'])
+  assert {s.data.shape for s in label.addressable_shards} == {(2,)}
+
+
+def test_a_batch_that_does_not_split_names_the_next_that_does():
+  with pytest.raises(errors.ConfigError, match=r'batch_size=33.*choose 40'):
+    mesh_lib.check_batch_size('batch_size', 33, mesh_of(-1, 1))
+  mesh_lib.check_batch_size('batch_size', 40, mesh_of(-1, 1))

@@ -1,0 +1,61 @@
+import pytest
+
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
+from lipnext_jax import schedules
+
+
+def make_plan(train_examples=1000, **fields):
+  config = config_lib.default_config()
+  config.update_from_flattened_dict(
+    {'duration': '10 epochs', 'optimizer.warmup': '1 steps'} | fields
+  )
+  return schedules.make_plan(config, train_examples)
+
+
+def test_overriding_the_batch_size_moves_every_duration():
+  warmup = {'optimizer.warmup': '2 epochs'}
+  small = make_plan(batch_size=10, **warmup)
+  large = make_plan(batch_size=100, **warmup)
+  assert small.warmup_steps == 10 * large.warmup_steps == 200
+  assert small.total_steps == 1000
+  assert large.total_steps == 100
+  assert small.retraction_period == 10 * large.retraction_period
+  assert small.log_every == 10 * large.log_every
+
+
+@pytest.mark.parametrize(
+  ('duration', 'steps'),
+  [('77 steps', 77), ('2.5 epochs', 50), ('1e3 examples', 20)],
+)
+def test_units_agree(duration, steps):
+  assert make_plan(duration=duration, batch_size=50).total_steps == steps
+
+
+def test_epochs_round_over_the_whole_run_and_not_per_epoch():
+  # 1437/128 = 11.2266 steps an epoch: 150 of them are 1684, not 150·11.
+  plan = make_plan(1437, batch_size=128, duration='150 epochs')
+  assert plan.total_steps == 1684
+
+
+def test_zero_means_never_and_a_short_period_is_one_step():
+  plan = make_plan(
+    **{'eval.every': '0 epochs', 'checkpoint.every': '1 examples'}
+  )
+  assert not any(plan.is_due(plan.eval_every, step) for step in range(10))
+  assert plan.checkpoint_every == 1
+
+
+def test_contradictory_durations_are_refused():
+  with pytest.raises(errors.ConfigError, match=r'optimizer\.warmup.*duration'):
+    make_plan(**{'optimizer.warmup': '10 epochs'})
+  with pytest.raises(errors.ConfigError, match='duration'):
+    make_plan(duration='0 steps')
+
+
+def test_epsilon_grows_linearly_to_half_time_and_stays():
+  radius = schedules.epsilon_schedule(0.5, start=0.1, end=3.0, total_steps=1000)
+  # ε·[a + (b − a)·min(2t/T, 1)] by hand; float32 leaves 1e-6 of it.
+  for t in (0, 1, 123, 499, 500, 501, 1000):
+    expected = 0.5 * (0.1 + 2.9 * min(2 * t / 1000, 1))
+    assert float(radius(t)) == pytest.approx(expected, rel=1e-6)

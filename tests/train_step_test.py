@@ -1,0 +1,309 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lipnext_jax import losses
+from lipnext_jax import models
+from lipnext_jax import optim
+from lipnext_jax import schedules
+from lipnext_jax import train_step as step_lib
+from lipnext_jax.models import registry
+from lipnext_jax.parallel import mesh as mesh_lib
+from lipnext_jax.parallel import sharding as sharding_lib
+
+IMAGE_SHAPE = (8, 8, 1)
+PLAN = schedules.Plan(
+  total_steps=20,
+  warmup_steps=2,
+  retraction_period=3,
+  eval_every=0,
+  checkpoint_every=0,
+  log_every=1,
+  steps_per_epoch=10.0,
+)
+
+
+def batch_of(size=16, seed=0):
+  rng = np.random.default_rng(seed)
+  images = rng.random((size, *IMAGE_SHAPE)).astype(np.float32)
+  return {'image': images, 'label': (np.arange(size) % 10).astype(np.int32)}
+
+
+class Harness:
+  """The train step of a tiny config on a mesh, as `train.py` builds it."""
+
+  def __init__(self, config, data=-1, fsdp=1, loss_fn=None):
+    config.mesh.data, config.mesh.fsdp = data, fsdp
+    self.mesh = mesh_lib.make_mesh(config.mesh)
+    model = registry.build_model(config.model, 10, self.mesh.size)
+    tx = step_lib.build_optimizer(config.optimizer, PLAN)
+    init_fn = functools.partial(step_lib.init_state, model, tx, IMAGE_SHAPE)
+    rng = jax.random.key(0)
+    self.abstract = jax.eval_shape(init_fn, rng)
+    self.shardings = sharding_lib.tree_shardings(
+      self.abstract, config.sharding, self.mesh
+    )
+    stack = sharding_lib.stack_sharding(self.shardings.opt_state)
+    self.init = jax.jit(init_fn, out_shardings=self.shardings)
+    self.state = self.init(rng)
+    on_all = mesh_lib.replicated(self.mesh)
+    self.on_batch = mesh_lib.batch_sharding(self.mesh)
+    self.sums = jax.device_put(step_lib.Sums.zeros(), on_all)
+    self.step = jax.jit(
+      step_lib.make_train_step(
+        model,
+        step_lib.build_optimizer(config.optimizer, PLAN, stack),
+        loss_fn or step_lib.build_loss(config.loss),
+        schedules.epsilon_schedule(0.25, 0.1, 2.0, PLAN.total_steps),
+        0.25,
+        self.shardings.params,
+      ),
+      in_shardings=(self.shardings, on_all, self.on_batch),
+      out_shardings=(self.shardings, on_all),
+      donate_argnums=(0, 1),
+    )
+
+  def run(self, steps):
+    for i in range(steps):
+      batch = mesh_lib.put_batch(batch_of(seed=i), self.on_batch)
+      self.state, self.sums = self.step(self.state, self.sums, batch)
+    return self
+
+
+def test_one_compilation_and_stable_shapes_dtypes_and_shardings(tiny_config):
+  traces = []
+
+  def counting_loss(*args, **kwargs):
+    traces.append(None)  # Runs once per trace, not once per step.
+    return losses.emma_loss(*args, **kwargs)
+
+  harness = Harness(tiny_config, loss_fn=counting_loss)
+
+  def describe(state):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), state)
+
+  before = describe(harness.state)
+  harness.run(4)
+  assert len(traces) == 1
+  assert describe(harness.state) == before
+  assert int(harness.state.step) == 4
+
+
+def test_parameters_are_born_in_their_shardings(tiny_config):
+  harness = Harness(tiny_config, data=4, fsdp=2)
+  r = harness.state.params['blocks']['R']
+  assert {s.data.shape for s in r.addressable_shards} == {(2, 8, 16)}
+  slow = optim.slow_params(harness.state.opt_state, harness.state.params)
+  layers = {s.data.shape for s in slow['blocks']['R'].addressable_shards}
+  assert layers == {(1, 16, 16)}
+  # No device ever holds a whole stack: not even as a temporary of init.
+  shapes = harness.init.lower(jax.random.key(0)).compile().memory_analysis()
+  whole = sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(harness.state)
+  )
+  assert shapes.output_size_in_bytes < 0.75 * whole
+
+
+def test_state_is_donated(tiny_config):
+  harness = Harness(tiny_config)
+  before = harness.state
+  harness.run(1)
+  assert before.params['blocks']['R'].is_deleted()
+
+
+@pytest.mark.parametrize(('data', 'fsdp'), [(8, 1), (4, 2)])
+def test_sharded_equals_one_device(tiny_config, data, fsdp):
+  """Same losses and parameters on 8 devices as on one.
+
+  Float32 sums in another order differ by about 1e-7 per step; NAdam divides
+  by the root of a running variance, which lifts that to the 1e-5 of a
+  parameter that 6 steps of 1e-3 can move by 6e-3.
+  """
+  tiny_config.optimizer.name = 'momentum'
+  tiny_config.optimizer.learning_rate = 0.1
+  many = Harness(tiny_config, data, fsdp).run(6)
+  with jax.default_device(jax.devices()[0]):
+    single = Harness.__new__(Harness)
+    device = jax.devices()[:1]
+    single.mesh = jax.make_mesh(
+      (1, 1), mesh_lib.AXES, (jax.sharding.AxisType.Auto,) * 2, devices=device
+    )
+    model = registry.build_model(tiny_config.model, 10, 1)
+    tx = step_lib.build_optimizer(tiny_config.optimizer, PLAN)
+    state = step_lib.init_state(model, tx, IMAGE_SHAPE, jax.random.key(0))
+    params_shardings = jax.tree.map(lambda p: p.sharding, state.params)
+    step = jax.jit(
+      step_lib.make_train_step(
+        model,
+        tx,
+        step_lib.build_loss(tiny_config.loss),
+        schedules.epsilon_schedule(0.25, 0.1, 2.0, PLAN.total_steps),
+        0.25,
+        params_shardings,
+      )
+    )
+    sums = step_lib.Sums.zeros()
+    for i in range(6):
+      state, sums = step(state, sums, batch_of(seed=i))
+  np.testing.assert_allclose(many.sums.loss, sums.loss, rtol=1e-5)
+  moved = jax.tree.map(
+    lambda a, b: float(np.abs(a - b).max()),
+    jax.device_get(many.state.params),
+    jax.device_get(state.params),
+  )
+  assert max(jax.tree.leaves(moved)) < 2e-5
+  # The steps did move the parameters, far more than that.
+  start = Harness(tiny_config, data, fsdp).state.params
+  travel = float(
+    np.abs(start['blocks']['R'] - many.state.params['blocks']['R']).max()
+  )
+  assert travel > 1e-3
+
+
+def test_sums_count_what_they_say(tiny_config):
+  harness = Harness(tiny_config).run(1)
+  fresh = Harness(tiny_config)
+  params = jax.device_get(fresh.state.params)
+  batch = batch_of(seed=0)
+  model = registry.build_model(tiny_config.model, 10)
+  logits = np.asarray(model.apply({'params': params}, batch['image']))
+  rows = np.asarray(models.head_kernel({'params': params}))
+  correct = certified = 0
+  for f, y in zip(logits, batch['label'], strict=True):
+    p = int(np.argmax(f))
+    radius = min(
+      (f[p] - f[j]) / np.linalg.norm(rows[p] - rows[j])
+      for j in range(10)
+      if j != p
+    )
+    correct += p == y
+    certified += p == y and radius > 0.25
+  sums = jax.device_get(harness.sums)
+  assert sums.steps == 1
+  assert sums.examples == 16
+  assert sums.correct == correct
+  assert sums.certified == certified
+  loss = losses.emma_loss(
+    jnp.asarray(logits), batch['label'], jnp.asarray(rows), 0.25 * 0.1
+  )
+  assert sums.loss == pytest.approx(float(loss), rel=1e-5)
+  means = sums.means()
+  assert means['train/clean'] == pytest.approx(100 * correct / 16)
+
+
+def test_the_step_learns(tiny_config):
+  tiny_config.loss.name = 'cross_entropy'  # No radius that grows meanwhile.
+  tiny_config.optimizer.learning_rate = 1e-2
+  harness = Harness(tiny_config)
+  first = float(harness.run(1).sums.loss)
+  for _ in range(30):
+    batch = mesh_lib.put_batch(batch_of(seed=0), harness.on_batch)
+    harness.state, harness.sums = harness.step(
+      harness.state, jax.tree.map(jnp.zeros_like, harness.sums), batch
+    )
+  assert harness.sums.loss < 0.9 * first
+
+
+def test_evaluation_uses_retracted_slow_weights(tiny_config):
+  tiny_config.optimizer.retraction_period = '0 steps'
+  state = Harness(tiny_config).run(5).state
+  evaluated = step_lib.evaluation_params(state)
+  slow = optim.slow_params(state.opt_state, state.params)
+  # 5 steps with period 2: the fast weights have gone on from the slow ones.
+  fast = state.params['blocks']['R']
+  assert np.abs(fast - slow['blocks']['R']).max() > 1e-5
+  np.testing.assert_allclose(
+    evaluated['blocks']['R'], slow['blocks']['R'], atol=1e-5
+  )
+  np.testing.assert_array_equal(
+    evaluated['head']['kernel'], slow['head']['kernel']
+  )
+  error = optim.orthogonality_error(evaluated['blocks']['R']).max()
+  assert error < 1e-6
+
+
+@pytest.mark.parametrize('name', sorted(losses.LOSSES))
+def test_every_loss_is_built_with_its_own_fields(tiny_config, name):
+  c = tiny_config.loss
+  c.name = name
+  c.logit_scale = 3.0
+  c.trades_weight, c.annealing_gamma = 0.5, 2.0
+  c.annealing_offset, c.annealing_temperature = 1.0, 0.5
+  own = {
+    'trades': {'trades_weight': 0.5},
+    'logit_annealing': {'offset': 1.0, 'temperature': 0.5, 'gamma': 2.0},
+  }.get(name, {})
+  logits = jax.random.normal(jax.random.key(1), (5, 4))
+  labels, kernel = jnp.arange(5) % 4, jnp.eye(4)
+  built = step_lib.build_loss(c)(logits, labels, kernel, 0.3)
+  direct = losses.LOSSES[name](
+    logits, labels, kernel, 0.3, logit_scale=3.0, **own
+  )
+  assert built == direct
+
+
+@pytest.mark.parametrize('name', sorted(step_lib.INNER_RULES))
+def test_every_inner_rule_stays_on_the_manifold(tiny_config, name):
+  tiny_config.optimizer.name = name
+  harness = Harness(tiny_config).run(3)
+  for leaf in ('R', 'M'):
+    x = harness.state.params['blocks'][leaf]
+    assert optim.orthogonality_error(x).max() < 1e-5
+  assert np.isfinite(harness.sums.loss)
+
+
+def test_inner_rules_are_elementwise_and_odd():
+  g = jax.random.normal(jax.random.key(0), (3, 4, 4))
+  for name, rule in step_lib.INNER_RULES.items():
+    tx = rule(1e-2)
+    plus, _ = tx.update(g, tx.init(g), g)
+    minus, _ = tx.update(-g, tx.init(g), g)
+    np.testing.assert_allclose(plus, -minus, atol=1e-7, err_msg=name)
+    flat = g.reshape(-1)[::-1]
+    other, _ = tx.update(flat, tx.init(flat), flat)
+    np.testing.assert_allclose(
+      other[::-1].reshape(g.shape), plus, atol=1e-7, err_msg=name
+    )
+
+
+def test_monitor_reports_what_the_last_step_used(tiny_config):
+  harness = Harness(tiny_config).run(3)
+  radius = schedules.epsilon_schedule(0.25, 0.1, 2.0, PLAN.total_steps)
+  rate = step_lib.learning_rate(tiny_config.optimizer, PLAN)
+  monitored = step_lib.make_monitor(radius, rate)(harness.state)
+  assert monitored['train/epsilon'] == radius(2)
+  assert monitored['train/learning_rate'] == rate(2)
+  exact = max(
+    float(optim.orthogonality_error(p).max())
+    for p in (
+      harness.state.params['stem']['Q'],
+      harness.state.params['blocks']['R'],
+      harness.state.params['blocks']['M'],
+    )
+  )
+  estimate = float(monitored['train/orthogonality_error'])
+  # Power iteration approaches from below; float32 rounds both at 1e-7.
+  assert 0.3 * exact - 2e-7 < estimate < exact + 2e-7
+
+
+def test_monitor_sees_a_matrix_that_left_the_manifold(tiny_config):
+  state = Harness(tiny_config).state
+  monitor = step_lib.make_monitor(optax.constant_schedule(0.1), lambda _: 0.1)
+  scaled = state.params['blocks']['M'].at[1].mul(1.001)
+  params = state.params | {'blocks': state.params['blocks'] | {'M': scaled}}
+  error = monitor(state._replace(params=params))['train/orthogonality_error']
+  assert float(error) == pytest.approx(1.001**2 - 1, rel=1e-2)
+
+
+def test_uint8_and_float_images_agree():
+  pixels = np.arange(256, dtype=np.uint8)
+  unit = np.asarray(step_lib.to_unit(jnp.asarray(pixels)))
+  # XLA may multiply by 1/255 instead: one more rounding, 2⁻²⁴ relative each.
+  np.testing.assert_allclose(unit, pixels.astype(np.float32) / 255, rtol=2**-22)
+  assert (unit.min(), unit.max()) == (0, 1)
+  floats = jnp.linspace(0, 1, 5)
+  assert step_lib.to_unit(floats) is floats

@@ -1,0 +1,190 @@
+"""The whole way, in this process: train, resume, evaluate."""
+
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from lipnext_jax import checkpoint
+from lipnext_jax import errors
+from lipnext_jax import train
+
+
+def read(workdir, name):
+  with open(os.path.join(workdir, name), encoding='utf-8') as file:
+    return file.read()
+
+
+def stored_arrays(workdir, step):
+  """Every array of a checkpoint, read without the program that wrote it."""
+  from orbax import checkpoint as ocp
+
+  path = os.path.join(os.path.abspath(workdir), 'checkpoints', str(step))
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.restore(os.path.join(path, 'default'))
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.fixture(scope='module')
+def resumable(make_tiny_config):
+  """Makes configs with a checkpoint every 2 of their 4 steps."""
+
+  def make(**fields):
+    config = make_tiny_config()
+    config.checkpoint.every = '2 steps'
+    config.eval.every = '2 steps'
+    config.eval.monitor_examples = 64
+    config.augment.crop_padding = 1
+    config.mesh.data, config.mesh.fsdp = -1, 2
+    config.update_from_flattened_dict(fields)
+    return config
+
+  return make
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, resumable):
+  """An undisturbed run, and what it returned."""
+  workdir = str(tmp_path_factory.mktemp('runs') / 'undisturbed')
+  return workdir, train.train_and_evaluate(resumable(), workdir)
+
+
+def test_a_run_leaves_everything_it_promises(finished):
+  workdir, summary = finished
+  assert json.loads(read(workdir, 'eval.json')) == summary
+  assert summary['examples'] == 360
+  assert set(summary['cra']) == {'0.25', '0.5'}
+  # Proved, and tight for matrices that were just retracted.
+  assert 1 <= summary['lipschitz_bound'] < 1 + 1e-5
+  assert len(read(workdir, 'radii.csv').splitlines()) == 361
+  metrics = [
+    json.loads(line) for line in read(workdir, 'metrics.jsonl').splitlines()
+  ]
+  steps = [m['step'] for m in metrics if 'train/loss' in m]
+  assert steps == [1, 2, 3, 4]
+  assert [m['step'] for m in metrics if 'monitor/certified' in m] == [2]
+  assert json.loads(read(workdir, 'config.json'))['model.width'] == 16
+  (start,) = json.loads(read(workdir, 'run.json'))
+  assert start['mesh'] == {'data': 4, 'fsdp': 2}
+  table = read(workdir, 'parameters.txt')
+  assert 'params/blocks/R' in table
+  assert "(None, 'fsdp', None)" in table
+  assert os.listdir(os.path.join(workdir, 'tensorboard'))
+
+
+def test_resuming_is_bitwise(finished, resumable, tmp_path):
+  """4 steps = 2 + restore + 2: parameters, optimizer, data order, numbers."""
+  whole, summary = finished
+  workdir = str(tmp_path / 'cut')
+  shutil.copytree(whole, workdir)
+  shutil.rmtree(os.path.join(workdir, 'checkpoints', '4'))
+  os.remove(os.path.join(workdir, 'eval.json'))
+  with open(os.path.join(workdir, 'metrics.jsonl'), 'a') as file:
+    file.write('{"step": 5, "tr')  # Whatever a kill left behind.
+  assert train.train_and_evaluate(resumable(), workdir) == summary
+  ours, theirs = stored_arrays(workdir, 4), stored_arrays(whole, 4)
+  assert len(ours) > 10
+  for mine, other in zip(ours, theirs, strict=True):
+    np.testing.assert_array_equal(mine, other)
+  assert read(workdir, 'radii.csv') == read(whole, 'radii.csv')
+  assert len(json.loads(read(workdir, 'run.json'))) == 2
+
+  def losses(path):
+    lines = map(json.loads, read(path, 'metrics.jsonl').splitlines())
+    return {m['step']: m['train/loss'] for m in lines if 'train/loss' in m}
+
+  assert losses(workdir) == losses(whole)
+
+
+def test_a_planted_fault_breaks_the_bitwise_check(
+  finished, resumable, tmp_path
+):
+  """The comparison above can fail: resumed data off by one seed is seen."""
+  whole, _ = finished
+  workdir = str(tmp_path / 'other')
+  config = resumable(seed=1)
+  train.train_and_evaluate(config, workdir)
+  pairs = zip(stored_arrays(workdir, 4), stored_arrays(whole, 4), strict=True)
+  assert any(not np.array_equal(mine, other) for mine, other in pairs)
+
+
+def test_a_finished_run_only_evaluates(finished, resumable, capsys):
+  workdir, summary = finished
+  before = {name: read(workdir, name) for name in ('metrics.jsonl', 'run.json')}
+  assert train.train_and_evaluate(resumable(), workdir) == summary
+  captured = capsys.readouterr()
+  assert 'finished at step 4' in captured.err
+  assert 'Test split, digits' in captured.out
+  assert before == {name: read(workdir, name) for name in before}
+
+
+def test_eval_mode_prints_the_same_numbers(finished, resumable, capsys):
+  workdir, summary = finished
+  config = resumable()
+  assert train.train_and_evaluate(config, workdir, train=False) == summary
+  capsys.readouterr()
+  config.eval.checkpoint = 'best'
+  best = train.train_and_evaluate(config, workdir, train=False)
+  assert best['step'] == 2  # The only one that was monitored.
+  config.eval.checkpoint = 'last'
+  assert train.train_and_evaluate(config, workdir, train=False) == summary
+
+
+@pytest.mark.parametrize(
+  ('fields', 'problem'),
+  [
+    ({'model.width': 32}, r'model\.width=32 differs'),
+    ({'model.patch_size': 3}, r'model\.width|model\.patch_size=3'),
+    ({'batch_size': 36}, r'batch_size=36'),
+    ({'mesh.fsdp': 3}, 'mesh'),
+    ({'eval.batch_size': 100}, r'eval\.batch_size=100'),
+  ],
+)
+def test_what_does_not_fit_is_refused_without_a_trace(
+  finished, resumable, tmp_path, fields, problem
+):
+  config = resumable(**fields)
+
+  def snapshot(root):
+    return {
+      os.path.join(base, name): os.path.getmtime(os.path.join(base, name))
+      for base, _, names in os.walk(root)
+      for name in names
+    }
+
+  used = finished[0]
+  before = snapshot(used)
+  with pytest.raises(errors.ConfigError, match=problem):
+    train.train_and_evaluate(config, used)
+  assert snapshot(used) == before
+  new = str(tmp_path / 'new')
+  if 'differs' not in problem:
+    with pytest.raises(errors.ConfigError):
+      train.train_and_evaluate(config, new)
+    assert not os.path.exists(new)
+
+
+def test_evaluating_an_empty_workdir_is_refused(tmp_path, tiny_config):
+  with pytest.raises(errors.ConfigError, match='holds no checkpoint'):
+    train.train_and_evaluate(tiny_config, str(tmp_path / 'x'), train=False)
+  assert not os.listdir(tmp_path)
+
+
+def test_a_holdout_is_monitored_and_kept_out_of_training(tmp_path, tiny_config):
+  tiny_config.dataset.holdout = 100
+  tiny_config.eval.every = '2 steps'
+  workdir = str(tmp_path / 'held')
+  train.train_and_evaluate(tiny_config, workdir)
+  assert checkpoint.Checkpointer(workdir, create=False).choose('best') == 2
+
+
+def test_training_in_bfloat16_certifies_in_float32(tmp_path, tiny_config):
+  tiny_config.model.dtype = 'bfloat16'
+  tiny_config.model.remat = 'products'
+  summary = train.train_and_evaluate(tiny_config, str(tmp_path / 'low'))
+  assert 1 <= summary['lipschitz_bound'] < 1 + 1e-5
+  leaves = stored_arrays(str(tmp_path / 'low'), 4)
+  assert {leaf.dtype.name for leaf in leaves} == {'float32', 'int32'}
