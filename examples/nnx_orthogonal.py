@@ -20,7 +20,8 @@ from lipnext_jax.optim import orthogonality_error
 from lipnext_jax.optim import polar_retract
 from lipnext_jax.optim import slow_params
 
-RULES = ((r'kernel$', 'orthogonal'), (r'(bias|scale)$', 'euclidean'))
+# nnx names a leaf 'head/bias' or 'head/bias/value'.
+RULES = ((r'/kernel\b', 'orthogonal'), (r'\b(bias|scale)\b', 'euclidean'))
 
 
 class Orthogonal(nnx.Module):
@@ -96,8 +97,8 @@ def train(steps, width=16, depth=3, learning_rate=1e-2, seed=0):
   keys = jax.random.split(jax.random.key(seed), steps + 1)
   for key in keys[1:]:
     train_step(model, optimizer, key)
-  params = nnx.state(model, nnx.Param)
-  opt_state = nnx.pure(optimizer.opt_state)
+  params = nnx.as_pure(nnx.state(model, nnx.Param))
+  opt_state = nnx.as_pure(optimizer.opt_state)
   nnx.update(model, slow_params(opt_state, params))
   x, label = make_batch(keys[0], 2000)
   return model, jnp.mean((model(x) > 0) == (label > 0.5))

@@ -1,0 +1,27 @@
+"""The example learns; every layer stays orthogonal, the model 1-Lipschitz."""
+
+import importlib.util
+import pathlib
+
+import jax
+import numpy as np
+
+from lipnext_jax.optim import orthogonality_error
+
+PATH = pathlib.Path(__file__).parents[2] / 'examples' / 'nnx_orthogonal.py'
+spec = importlib.util.spec_from_file_location('nnx_orthogonal', PATH)
+nnx_orthogonal = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(nnx_orthogonal)
+
+
+def test_it_separates_the_rings():
+  model, accuracy = nnx_orthogonal.train(120, width=8, depth=2)
+  assert accuracy > 0.9
+  for layer in (*model.layers, model.head):
+    assert orthogonality_error(layer.kernel[...]) < 1e-5
+  x, _ = nnx_orthogonal.make_batch(jax.random.key(7), 200)
+  logits = np.asarray(model(x) / model.scale[...])
+  x = np.asarray(x)
+  distances = np.linalg.norm(x[:, None] - x[None], axis=-1)
+  slopes = np.abs(logits[:, None] - logits[None])
+  assert np.all(slopes <= distances * (1 + 1e-4) + 1e-5)

@@ -1,0 +1,205 @@
+"""Who updates what, the slow weights through every wrapper, the schedule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lipnext_jax.optim import lipnext_optimizer
+from lipnext_jax.optim import lookahead
+from lipnext_jax.optim import orthogonal
+from lipnext_jax.optim import orthogonal_labels
+from lipnext_jax.optim import orthogonality_error
+from lipnext_jax.optim import scheduled_nadam
+from lipnext_jax.optim import slow_params
+from lipnext_jax.optim import warmup_cosine_schedule
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+@pytest.fixture
+def params():
+  return {
+    'stem': {'Q': jnp.eye(3), 'bias': jnp.ones(3)},
+    'blocks': {'R': jnp.stack([jnp.eye(4)] * 2), 'M': jnp.eye(4)},
+    'head': {'kernel': jnp.ones((4, 2))},
+  }
+
+
+def noise(params, seed):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params
+  )
+
+
+def run(tx, params, steps, seed=0):
+  state = tx.init(params)
+  update = jax.jit(tx.update)
+  for t in range(steps):
+    updates, state = update(noise(params, seed + t), state, params)
+    params = optax.apply_updates(params, updates)
+  return params, state
+
+
+def test_labels_are_by_name(params):
+  assert orthogonal_labels(params) == {
+    'stem': {'Q': 'orthogonal', 'bias': 'euclidean'},
+    'blocks': {'R': 'orthogonal', 'M': 'orthogonal'},
+    'head': {'kernel': 'euclidean'},
+  }
+
+
+@pytest.mark.parametrize('name', ['W', 'RR', 'R2', 'kernels', 'mybias'])
+def test_a_leaf_that_no_rule_matches_raises(name):
+  with pytest.raises(ValueError, match=f"'a/{name}' matches no rule"):
+    orthogonal_labels({'a': {name: jnp.eye(2)}})
+
+
+def test_a_leaf_with_two_labels_raises():
+  rules = [('R', 'orthogonal'), ('a/', 'euclidean')]
+  with pytest.raises(ValueError, match=r'matches .*euclidean.*orthogonal'):
+    orthogonal_labels({'a': {'R': jnp.eye(2)}}, rules)
+
+
+def test_two_rules_with_one_label_are_fine():
+  rules = [('R', 'orthogonal'), ('a/', 'orthogonal')]
+  assert orthogonal_labels({'a': {'R': 0}}, rules) == {'a': {'R': 'orthogonal'}}
+
+
+def test_the_recipe_is_its_parts(params):
+  options = {'lookahead_period': 2, 'retraction_period': 3}
+  got, state = run(
+    lipnext_optimizer(1e-2, clip_norm=None, **options), params, 5
+  )
+  parts = optax.partition(
+    {
+      'orthogonal': orthogonal(scheduled_nadam(1e-2), **options),
+      'euclidean': lookahead(scheduled_nadam(1e-2), 2, 0.5),
+    },
+    orthogonal_labels,
+  )
+  want, want_state = run(parts, params, 5)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  slow = slow_params(state, got)
+  jax.tree.map(
+    np.testing.assert_array_equal, slow, slow_params(want_state, got)
+  )
+  for name in ('R', 'M'):
+    assert jnp.max(orthogonality_error(got['blocks'][name])) < 20 * EPS
+  # Step 5 has moved the fast weights away from the sync of step 4.
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), got, slow)
+  assert all(jax.tree.leaves(moved))
+
+
+def test_the_gradient_is_clipped_over_both_groups(params):
+  def sgd(learning_rate):
+    return optax.sgd(learning_rate)
+
+  grads = noise(params, 0)
+  norm = optax.global_norm(grads)
+  options = {'inner': sgd, 'lookahead_period': None, 'retraction_period': None}
+  clipped = lipnext_optimizer(1e-3, clip_norm=0.5, **options)
+  free = lipnext_optimizer(1e-3, clip_norm=None, **options)
+  got, _ = clipped.update(grads, clipped.init(params), params)
+  scaled = jax.tree.map(lambda g: g * (0.5 / norm), grads)
+  want, _ = free.update(scaled, free.init(params), params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3 * 4 * EPS, rtol=0),
+    got,
+    want,
+  )
+
+
+def test_the_rate_follows_the_schedule(params):
+  schedule = optax.piecewise_constant_schedule(1e-2, {2: 0.0})
+  tx = lipnext_optimizer(schedule, lookahead_period=None)
+  two, _ = run(tx, params, 2)
+  four, _ = run(tx, params, 4)
+  jax.tree.map(np.testing.assert_array_equal, two, four)
+
+
+def test_hyperparameters_can_be_injected(params):
+  tx = optax.inject_hyperparams(
+    lipnext_optimizer, static_args=('inner', 'label_fn')
+  )(learning_rate=1e-2, lookahead_period=2)
+  got, state = run(tx, params, 4)
+  want, _ = run(lipnext_optimizer(1e-2, lookahead_period=2), params, 4)
+  # The injected rate is float32, the other a Python number.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=8 * EPS, rtol=0),
+    got,
+    want,
+  )
+  assert state.hyperparams['learning_rate'] == np.float32(1e-2)
+
+
+def test_without_matrices_and_without_vectors():
+  for params in ({'bias': jnp.ones(2)}, {'R': jnp.eye(2)}, {}):
+    got, _ = run(lipnext_optimizer(1e-2), params, 1)
+    assert jax.tree.structure(got) == jax.tree.structure(params)
+
+
+WRAPPERS = {
+  'alone': lambda tx: tx,
+  'chain': lambda tx: optax.chain(optax.identity(), optax.chain(tx)),
+  'masked': lambda tx: optax.masked(tx, lambda p: jax.tree.map(lambda _: 1, p)),
+  'partition': lambda tx: optax.partition(
+    {'a': tx}, lambda p: jax.tree.map(lambda _: 'a', p)
+  ),
+  'MultiSteps': lambda tx: optax.MultiSteps(tx, 1),
+  'apply_if_finite': lambda tx: optax.apply_if_finite(tx, 1),
+}
+
+
+@pytest.mark.parametrize('wrapper', WRAPPERS)
+def test_slow_weights_are_found_inside(wrapper):
+  params = {'blocks': [{'R': jnp.eye(3)}, {'bias': jnp.ones(2)}]}
+  bare = lipnext_optimizer(1e-2, lookahead_period=2)
+  fast, state = run(WRAPPERS[wrapper](bare), params, 3)
+  want_fast, want_state = run(bare, params, 3)
+  want = slow_params(want_state, want_fast)
+  slow = slow_params(state, fast)
+  assert jax.tree.structure(slow) == jax.tree.structure(params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=4 * EPS), slow, want
+  )
+  assert np.any(slow['blocks'][0]['R'] != fast['blocks'][0]['R'])
+
+
+def test_without_lookahead_slow_is_fast(params):
+  tx = lipnext_optimizer(1e-2, lookahead_period=None)
+  fast, state = run(tx, params, 2)
+  assert slow_params(state, fast) is not fast
+  jax.tree.map(np.testing.assert_array_equal, slow_params(state, fast), fast)
+
+
+def test_slow_weights_of_one_group_only():
+  params = {'R': jnp.eye(2), 'bias': jnp.ones(2)}
+  tx = optax.partition(
+    {'o': orthogonal(optax.sgd(0.1), lookahead_period=9), 'e': optax.sgd(0.1)},
+    {'R': 'o', 'bias': 'e'},
+  )
+  fast, state = run(tx, params, 1)
+  slow = slow_params(state, fast)
+  np.testing.assert_array_equal(slow['R'], params['R'])  # Not yet synced.
+  np.testing.assert_array_equal(slow['bias'], fast['bias'])
+
+
+def test_schedule_is_linear_then_cosine():
+  schedule = warmup_cosine_schedule(2e-3, total_steps=100, warmup_steps=20)
+  steps = np.arange(101)
+  cosine = 0.5 * (1 + np.cos(np.pi * (steps - 20) / 80))
+  decay = 2e-3 * ((1 - 1e-5) * cosine + 1e-5)
+  want = np.where(steps < 20, 2e-3 * steps / 20, decay)
+  np.testing.assert_allclose(
+    [schedule(t) for t in steps], want, atol=2e-3 * 4 * EPS
+  )
+  assert warmup_cosine_schedule(2e-3, 100)(0) == np.float32(2e-3)
+
+
+@pytest.mark.parametrize('warmup', [-1, 10, 11])
+def test_a_warm_up_that_does_not_fit_raises(warmup):
+  with pytest.raises(ValueError, match='total_steps=10'):
+    warmup_cosine_schedule(1.0, 10, warmup)

@@ -1,0 +1,162 @@
+"""Stacks over 8 devices: the same numbers, no collective, one compile."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+import optax
+import pytest
+
+from lipnext_jax.optim import lipnext_optimizer
+from lipnext_jax.optim import orthogonal
+from lipnext_jax.optim import polar_retract
+from lipnext_jax.optim import slow_params
+
+EPS = float(np.finfo(np.float32).eps)
+N = 6
+COLLECTIVES = (
+  'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter'
+)
+
+
+def make_sharding(axis_type, spec=('a', 'b'), rest=()):
+  """A stack axis over two mesh axes of 4 and 2 devices."""
+  mesh = jax.make_mesh((4, 2), ('a', 'b'), axis_types=(axis_type,) * 2)
+  return NamedSharding(mesh, PartitionSpec(spec, *rest))
+
+
+def problem(length, shape=(N, N)):
+  """Start, and gradients that take different branches in one stack."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(length, *shape)).astype(np.float32)
+  scale = np.geomspace(1e-3, 30, length).astype(np.float32)
+  g = rng.normal(size=x.shape).astype(np.float32) * scale[:, None, None]
+  return np.asarray(polar_retract(jnp.asarray(x), 'svd')), g
+
+
+def make_tx(sharding=None):
+  return orthogonal(
+    optax.sgd(0.1, momentum=0.9),
+    lookahead_period=2,
+    retraction_period=3,
+    stack_sharding=sharding,
+  )
+
+
+def run(tx, x, g, steps=4):
+  traces = []
+
+  @jax.jit
+  def step(x, state, g):
+    traces.append(1)
+    updates, state = tx.update(g, state, x)
+    return optax.apply_updates(x, updates), state
+
+  state = jax.jit(tx.init)(x)
+  for _ in range(steps):
+    types = jax.tree.map(jax.typeof, (x, state))
+    x, state = step(x, state, g)
+    assert jax.tree.map(jax.typeof, (x, state)) == types
+  assert len(traces) == 1
+  return x, state, step.lower(x, state, g).compile().as_text()
+
+
+@pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize('shape', [(N, N), (4, N)])
+def test_a_divided_stack_is_updated_where_it_lies(axis_type, shape):
+  sharding = make_sharding(axis_type)
+  x, g = problem(16, shape)
+  want, want_state, _ = run(make_tx(), x, g)
+  got, state, text = run(
+    make_tx(sharding), *(jax.device_put(a, sharding) for a in (x, g))
+  )
+  assert not re.findall(COLLECTIVES, text)
+  assert 'conditional(' in text  # Each device branches for itself.
+  for leaf in jax.tree.leaves((got, state)):
+    if leaf.ndim:
+      assert leaf.addressable_shards[0].data.shape[0] == 2
+  # The same operations on the same matrices, compiled twice.
+  np.testing.assert_allclose(got, want, atol=8 * EPS, rtol=0)
+  np.testing.assert_allclose(
+    slow_params(state, got),
+    slow_params(want_state, want),
+    atol=8 * EPS,
+    rtol=0,
+  )
+
+
+@pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize('length', [3, 11])
+def test_a_stack_that_does_not_divide_is_padded(axis_type, length):
+  sharding = make_sharding(axis_type)
+  x, g = problem(length)
+  want, _, _ = run(make_tx(), x, g)
+  whole = NamedSharding(sharding.mesh, PartitionSpec())
+  got, _, _ = run(
+    make_tx(sharding), *(jax.device_put(a, whole) for a in (x, g))
+  )
+  np.testing.assert_allclose(got, want, atol=8 * EPS, rtol=0)
+
+
+@pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
+def test_parameters_may_lie_otherwise(axis_type):
+  """Rows over 'b' for the model, whole matrices over 'a' for the update."""
+  sharding = make_sharding(axis_type, 'a')
+  rows = NamedSharding(sharding.mesh, PartitionSpec(None, 'b'))
+  x, g = problem(8)
+  want, _, _ = run(make_tx(), x, g)
+  got, _, _ = run(make_tx(sharding), *(jax.device_put(a, rows) for a in (x, g)))
+  np.testing.assert_allclose(got, want, atol=8 * EPS, rtol=0)
+
+
+def test_single_matrices_and_vectors_beside_a_sharded_stack():
+  sharding = make_sharding(AxisType.Auto)
+  x, g = problem(8)
+  params = {'R': x, 'Q': x[0], 'bias': jnp.ones(3)}
+  grads = {'R': g, 'Q': g[0], 'bias': jnp.ones(3)}
+  want, _, _ = run(lipnext_optimizer(1e-2), params, grads)
+  got, _, _ = run(
+    lipnext_optimizer(1e-2, stack_sharding=sharding), params, grads
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=8 * EPS, rtol=0),
+    got,
+    want,
+  )
+
+
+@pytest.mark.parametrize('spec', [PartitionSpec(), PartitionSpec(None)])
+def test_nothing_sharded_is_nothing_done(spec):
+  sharding = NamedSharding(make_sharding(AxisType.Auto).mesh, spec)
+  x, g = problem(3)
+  got, _, text = run(make_tx(sharding), x, g, steps=1)
+  want, _, _ = run(make_tx(), x, g, steps=1)
+  assert not re.findall(COLLECTIVES, text)
+  np.testing.assert_array_equal(got, want)
+
+
+def test_the_text_shows_a_collective_where_there_is_one():
+  """The check above can fail: without the sharding, the stack is gathered."""
+  sharding = make_sharding(AxisType.Auto)
+  x, g = (jax.device_put(a, sharding) for a in problem(16))
+  _, _, text = run(make_tx(), x, g, steps=1)
+  assert re.findall(COLLECTIVES, text)
+
+
+def test_a_layout_that_cuts_matrices_raises():
+  with pytest.raises(ValueError, match='first axis only'):
+    make_tx(make_sharding(AxisType.Auto, 'a', ('b',)))
+  with pytest.raises(TypeError, match='NamedSharding'):
+    make_tx(PartitionSpec('a'))
+
+
+def test_state_can_be_laid_out_before_it_exists():
+  sharding = make_sharding(AxisType.Auto)
+  x = jax.ShapeDtypeStruct((16, N, N), jnp.float32)
+  state = jax.eval_shape(make_tx(sharding).init, x)
+  assert state.slow.shape == state.total.shape == (16, N, N)
+  assert state.step.dtype == jnp.int32
