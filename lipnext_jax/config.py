@@ -1,7 +1,8 @@
-"""All config fields with their defaults, and the one place that checks them.
+"""All config fields with their defaults: what can be chosen, and why.
 
 A config file starts from `default_config()` and changes what it needs; the
-command line changes any field: `--config.model.depth=16`.
+command line changes any field: `--config.model.depth=16`. What is allowed is
+checked in one place, `lipnext_jax.validation`.
 
 Durations are strings in 'steps', 'epochs' or 'examples' ('150 epochs'); they
 become steps in `lipnext_jax.schedules.make_plan` and nowhere else, so that
@@ -9,23 +10,11 @@ overriding the batch size never leaves a stale schedule.
 """
 
 from collections.abc import Iterator
-from collections.abc import Sequence
-import difflib
-import math
 from typing import Any
 
 import ml_collections
 
 from lipnext_jax import errors
-from lipnext_jax import losses
-from lipnext_jax import schedules
-from lipnext_jax import train_step
-from lipnext_jax.data import sources
-from lipnext_jax.models import initializers
-from lipnext_jax.models import layers
-from lipnext_jax.models import lipnext
-from lipnext_jax.models import registry
-from lipnext_jax.optim import retraction
 
 # Fields that may differ between the runs that share a workdir: they decide
 # neither the model nor the sequence of updates.
@@ -125,6 +114,7 @@ def default_config() -> ml_collections.ConfigDict:
   )
 
   c.eval = ml_collections.ConfigDict()
+  c.eval.split = 'test'  # Of the final numbers; 'validation' to choose by.
   c.eval.batch_size = 512
   c.eval.epsilons = (36 / 255, 72 / 255, 108 / 255, 1.0)  # Reported radii.
   c.eval.every = '50 epochs'  # Monitoring, on 'validation' if it exists.
@@ -139,41 +129,34 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-  """Refuses values that are wrong whatever the data and the devices are.
+def smoke(
+  config: ml_collections.ConfigDict, arg: str
+) -> ml_collections.ConfigDict:
+  """What every config file's argument offers: '' or 'smoke'.
+
+  'smoke' makes the config two steps of a tiny model on a CPU, whatever it is
+  otherwise: `--config=configs/X.py:smoke`.
 
   Raises:
-    ConfigError: naming the field, its value and the remedy.
+    ConfigError: any other argument.
+
+  >>> smoke(default_config(), 'smoke').duration
+  '2 steps'
   """
-  _check_fields(config)
-  fields = build_field_list(config)
-  for name, choices in _CHOICES.items():
-    if fields[name] not in choices:
-      raise errors.ConfigError(
-        name,
-        fields[name],
-        'is unknown',
-        f'choose one of {", ".join(sorted(choices))}',
-      )
-  _check_numbers(fields)
-  for name in _DURATIONS:
-    schedules.parse_duration(name, fields[name])
-  if 4 * config.model.shift_ratio > 1:
+  if arg not in ('', 'smoke'):
     raise errors.ConfigError(
-      'model.shift_ratio',
-      config.model.shift_ratio,
-      'moves more than all channels (4·shift_ratio > 1)',
-      'choose at most 0.25 (paper: 1/8 or 1/16)',
+      '--config argument', arg, 'is unknown', "append nothing or ':smoke'"
     )
-  if config.loss.epsilon_end < config.loss.epsilon_start:
-    raise errors.ConfigError(
-      'loss.epsilon_end',
-      config.loss.epsilon_end,
-      f'is below loss.epsilon_start={config.loss.epsilon_start}',
-      'the training radius never shrinks: swap them',
-    )
-  _check_owned(fields)
-  _check_epsilons(config.eval.epsilons)
+  if arg == 'smoke':
+    config.model.depth, config.model.width = 2, 16
+    config.batch_size, config.duration = 16, '2 steps'
+    config.eval.batch_size = 64
+    config.optimizer.warmup = '1 steps'
+    config.eval.every = '1 steps'
+    config.eval.monitor_examples = 16
+    config.checkpoint.every = '1 steps'
+    config.log.every = '1 steps'
+  return config
 
 
 def build_field_list(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -199,168 +182,6 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
   fields = build_field_list(config)
   return {name: value for name, value in fields.items() if not free(name)}
-
-
-def explain_override(
-  argv: Sequence[str], error: Exception
-) -> errors.ConfigError:
-  """What `--config.x=…` got wrong, for an error that parsing it raised.
-
-  >>> error = explain_override(['--config.model.dept=3'], AttributeError(''))
-  >>> str(error)[:64]
-  "--config.model.dept='3' is no config field; did you mean model.d"
-  """
-  known = list(build_field_list(default_config()))
-  for arg in argv:
-    name, _, value = arg.lstrip('-').partition('=')
-    if not name.startswith('config.'):
-      continue
-    field = name.removeprefix('config.')
-    if field not in known and field + '.' not in ' '.join(known):
-      close = difflib.get_close_matches(field, known, n=1, cutoff=0.0)
-      return errors.ConfigError(
-        f'--{name}',
-        value,
-        'is no config field',
-        f'did you mean {close[0]}? All fields: lipnext_jax/config.py',
-      )
-  return errors.ConfigError(
-    'command line', ' '.join(argv), f'was not understood ({error})', _HELP
-  )
-
-
-_HELP = 'see `python -m lipnext_jax.main --help` and lipnext_jax/config.py'
-
-_DURATIONS = (
-  'duration',
-  'optimizer.warmup',
-  'optimizer.retraction_period',
-  'eval.every',
-  'checkpoint.every',
-  'log.every',
-)
-
-# Numbers are at least 0 unless listed here.
-_POSITIVE = (
-  'batch_size',
-  'dataset.synthetic.channels',
-  'dataset.synthetic.image_size',
-  'dataset.synthetic.num_classes',
-  'dataset.synthetic.test_examples',
-  'dataset.synthetic.train_examples',
-  'eval.batch_size',
-  'eval.monitor_examples',
-  'loss.annealing_temperature',
-  'loss.epsilon',
-  'loss.epsilon_end',
-  'loss.logit_scale',
-  'model.depth',
-  'model.patch_size',
-  'model.width',
-  'optimizer.learning_rate',
-  'optimizer.lookahead_alpha',
-)
-_AT_MOST_ONE = (
-  'augment.scale',
-  'model.beta',
-  'optimizer.final_scale',
-  'optimizer.lookahead_alpha',
-)
-_ANY_SIGN = ('mesh.data', 'mesh.fsdp')  # −1 is a choice; `make_mesh` checks.
-
-# Fields that only one choice of another field reads: field → (other, choice).
-_OWNED = {
-  'loss.trades_weight': ('loss.name', 'trades'),
-  'loss.annealing_offset': ('loss.name', 'logit_annealing'),
-  'loss.annealing_temperature': ('loss.name', 'logit_annealing'),
-  'loss.annealing_gamma': ('loss.name', 'logit_annealing'),
-  'dataset.data_dir': ('dataset.name', 'npz'),
-  'dataset.synthetic.image_size': ('dataset.name', 'synthetic'),
-  'dataset.synthetic.channels': ('dataset.name', 'synthetic'),
-  'dataset.synthetic.num_classes': ('dataset.name', 'synthetic'),
-  'dataset.synthetic.train_examples': ('dataset.name', 'synthetic'),
-  'dataset.synthetic.test_examples': ('dataset.name', 'synthetic'),
-}
-
-
-_CHOICES: dict[str, Any] = {
-  'dataset.name': sources.SOURCES,
-  'model.name': registry.MODELS,
-  'model.padding': layers.PADDINGS,
-  'model.r_init': initializers.ORTHOGONAL,
-  'model.m_init': initializers.ORTHOGONAL,
-  'model.dtype': registry.DTYPES,
-  'model.precision': registry.PRECISIONS,
-  'model.remat': lipnext.REMAT_POLICIES,
-  'model.fuse': registry.FUSE,
-  'loss.name': losses.LOSSES,
-  'eval.checkpoint': ('last', 'best'),
-  'optimizer.name': train_step.INNER_RULES,
-  'optimizer.retraction': retraction.METHODS,
-  'optimizer.precision': registry.PRECISIONS,
-}
-
-
-def _check_fields(config) -> None:
-  """The fields are those of `default_config`, and of their types."""
-  defaults = build_field_list(default_config())
-  fields = build_field_list(config)
-  for name in [*fields, *defaults]:
-    if name not in defaults:
-      close = difflib.get_close_matches(name, defaults, n=1, cutoff=0.0)
-      raise errors.ConfigError(
-        name, fields[name], 'is no config field', f'did you mean {close[0]}?'
-      )
-    if name not in fields:
-      raise errors.ConfigError(
-        name, None, 'is missing', 'start the config from default_config()'
-      )
-    value, kind = fields[name], type(defaults[name])
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-      raise errors.ConfigError(
-        name, value, f'is no {kind.__name__}', f'e.g. {defaults[name]!r}'
-      )
-
-
-def _check_numbers(fields: dict[str, Any]) -> None:
-  for name, value in fields.items():
-    if isinstance(value, bool) or not isinstance(value, int | float):
-      continue
-    if not math.isfinite(value) or (value < 0 and name not in _ANY_SIGN):
-      problem, remedy = 'is out of range', 'choose a finite number, at least 0'
-    elif value == 0 and name in _POSITIVE:
-      problem, remedy = 'is out of range', 'choose a number above 0'
-    elif value > 1 and name in _AT_MOST_ONE:
-      problem, remedy = 'is out of range', 'choose from [0, 1]'
-    elif abs(value) >= 2**31:
-      problem, remedy = 'is out of range', 'choose a number below 2**31'
-    else:
-      continue
-    raise errors.ConfigError(name, value, problem, remedy)
-
-
-def _check_owned(fields: dict[str, Any]) -> None:
-  """A field that nothing reads must not be set: it would do nothing."""
-  defaults = build_field_list(default_config())
-  for name, (owner, choice) in _OWNED.items():
-    if fields[name] != defaults[name] and fields[owner] != choice:
-      raise errors.ConfigError(
-        name,
-        fields[name],
-        f'has no effect with {owner}={fields[owner]!r}',
-        f'leave it out or set {owner}={choice!r}',
-      )
-
-
-def _check_epsilons(epsilons: tuple[float, ...]) -> None:
-  numbers = all(isinstance(e, int | float) and e >= 0 for e in epsilons)
-  if not epsilons or not numbers:
-    raise errors.ConfigError(
-      'eval.epsilons',
-      epsilons,
-      'is no list of radii',
-      'give numbers >= 0 in [0, 1] pixel units, e.g. (0.25, 0.5)',
-    )
 
 
 def _flatten(config, prefix='') -> Iterator[tuple[str, Any]]:

@@ -15,9 +15,10 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
-from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import train
+from lipnext_jax import validation
+from lipnext_jax.parallel import distributed
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -35,6 +36,14 @@ _MODE = flags.DEFINE_enum(
   ['train', 'eval'],
   'train: train or resume, then certify. eval: certify what is in --workdir.',
 )
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator',
+  None,
+  'host:port of process 0, to run as one of several processes; "auto" where '
+  'JAX recognises the cluster (Cloud TPU, SLURM, …). See launch/local.sh.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of this run.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process.')
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -45,6 +54,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise errors.ConfigError(
           f'--{flag.name}', None, 'is missing', f'add --{flag.name}=…'
         )
+    _CONFIG.value.to_dict()  # A file that cannot be read raises only when used.
     if len(rest) > 1:
       raise errors.ConfigError(
         'argument', rest[1], 'is no flag', 'write --flag=value'
@@ -53,7 +63,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
   except errors.UserError as error:
     _exit(error)
   except Exception as error:  # Whatever a config file or an override raised.
-    _exit(config_lib.explain_override(argv, error))
+    _exit(validation.explain_override(argv, error))
 
 
 def _exit(error: errors.UserError) -> NoReturn:
@@ -66,6 +76,9 @@ def main(argv: Sequence[str]) -> None:
   del argv  # Parsed.
   logging.set_verbosity(logging.WARNING)
   try:
+    distributed.start(
+      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
     train.train_and_evaluate(
       _CONFIG.value, str(_WORKDIR.value), train=_MODE.value == 'train'
     )

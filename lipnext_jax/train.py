@@ -12,15 +12,16 @@ import ml_collections
 
 from lipnext_jax import certify
 from lipnext_jax import checkpoint
-from lipnext_jax import config as config_lib
 from lipnext_jax import evaluate
 from lipnext_jax import report
 from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
+from lipnext_jax import validation
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
 from lipnext_jax.data import transforms
 from lipnext_jax.models import registry
+from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
 from lipnext_jax.parallel import sharding as sharding_lib
 
@@ -43,7 +44,7 @@ def train_and_evaluate(
       was written then.
   """
   # ---------------------------------------------------------------- config
-  config_lib.validate(config)
+  validation.validate(config)
   checkpoint.check_workdir(workdir, config)
 
   # ------------------------------------------------------------------ mesh
@@ -177,13 +178,14 @@ def train_and_evaluate(
   checkpointer.close()
 
   # ------------------------------------------------------------ evaluation
-  result = certify_split(state, dataset.test)
+  split = config.eval.split
+  result = certify_split(state, sources.final_split(dataset, split))
 
   # ---------------------------------------------------------------- report
   summary = {'step': step, **result.summary(config.eval.epsilons)}
   if jax.process_index() == 0:
     report.write_evaluation(workdir, result, summary)
-    report.print_table(summary, f'Test split, {config.dataset.name}:')
+    report.print_table(summary, f'{config.dataset.name}, {split} split:')
   return summary
 
 
@@ -201,7 +203,7 @@ def _make_certify_split(
     batches = pipeline.eval_batches(
       source, batch_size=config.eval.batch_size, **processes
     )
-    bound = certify.lipschitz_bound(params)
+    bound = certify.lipschitz_bound(jax.tree.map(distributed.to_host, params))
     return evaluate.evaluate(eval_step, params, batches, mesh, bound)
 
   return certify_split

@@ -116,7 +116,7 @@ def test_sigkill_at_any_moment_ends_in_the_same_numbers(tmp_path):
   ]
   calm = run(f'--workdir={tmp_path}/calm', *flags)
   assert calm.returncode == 0, calm.stderr
-  assert 'Test split, digits' in calm.stdout
+  assert 'digits, test split' in calm.stdout
 
   workdir = f'{tmp_path}/killed'
   saved = os.path.join(workdir, 'checkpoints')

@@ -117,7 +117,7 @@ def test_a_finished_run_only_evaluates(finished, resumable, capsys):
   assert train.train_and_evaluate(resumable(), workdir) == summary
   captured = capsys.readouterr()
   assert 'finished at step 4' in captured.err
-  assert 'Test split, digits' in captured.out
+  assert 'digits, test split' in captured.out
   assert before == {name: read(workdir, name) for name in before}
 
 
@@ -179,6 +179,9 @@ def test_a_holdout_is_monitored_and_kept_out_of_training(tmp_path, tiny_config):
   workdir = str(tmp_path / 'held')
   train.train_and_evaluate(tiny_config, workdir)
   assert checkpoint.Checkpointer(workdir, create=False).choose('best') == 2
+  tiny_config.eval.split = 'validation'
+  summary = train.train_and_evaluate(tiny_config, workdir)
+  assert summary['examples'] == 100
 
 
 def test_training_in_bfloat16_certifies_in_float32(tmp_path, tiny_config):

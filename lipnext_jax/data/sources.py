@@ -17,6 +17,8 @@ import numpy as np
 
 from lipnext_jax import errors
 
+FINAL_SPLITS = ('test', 'validation')
+
 Example = dict[str, np.ndarray | np.generic]
 
 
@@ -140,6 +142,13 @@ def load_dataset(c: ml_collections.ConfigDict) -> Dataset:
     train=Subset(dataset.train, np.sort(order[holdout:])),
     validation=Subset(dataset.train, np.sort(order[:holdout])),
   )
+
+
+def final_split(dataset: Dataset, name: str) -> Source:
+  """What the final numbers are about: the 'test' or the 'validation' split."""
+  if name == 'validation' and dataset.validation is not None:
+    return dataset.validation
+  return dataset.test
 
 
 def monitor_split(dataset: Dataset, max_train_examples: int) -> Source:

@@ -161,6 +161,13 @@ class LipNeXt(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """[b, H, W, ch] in [0, 1] → logits [b, k], float32 (or wider)."""
+    for name, value, choices in (
+      ('remat', self.remat, REMAT_POLICIES),
+      ('r_init', self.r_init, initializers.ORTHOGONAL),
+      ('m_init', self.m_init, initializers.ORTHOGONAL),
+    ):
+      if value not in choices:
+        raise ValueError(f'{name}={value!r} must be one of {sorted(choices)}.')
     # Re-centred, never divided by a deviation: that would rescale ε.
     x = Stem(
       width=self.width,

@@ -84,7 +84,8 @@ def put_batch(
   batch: dict[str, np.ndarray], sharding: jax.sharding.NamedSharding
 ) -> dict[str, Any]:
   """This process's part of a batch → global arrays [b, …] on the devices."""
-  return {
-    name: jax.make_array_from_process_local_data(sharding, value)
-    for name, value in batch.items()
-  }
+  with jax.transfer_guard('allow'):  # This is where data is meant to move.
+    return {
+      name: jax.make_array_from_process_local_data(sharding, value)
+      for name, value in batch.items()
+    }

@@ -1,0 +1,58 @@
+"""Several processes as one run: how they find each other, and fetch arrays."""
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from lipnext_jax import errors
+
+
+def start(
+  coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+  """Joins the other processes, before any device is touched.
+
+  Args:
+    coordinator: None: a single process. 'auto': JAX finds out where it knows
+      the cluster. Otherwise host:port of process 0.
+    num_processes: of the run; only with host:port.
+    process_id: of this process; only with host:port.
+
+  Raises:
+    ConfigError: the three do not fit together.
+  """
+  if coordinator is None or coordinator == 'auto':
+    if num_processes is not None or process_id is not None:
+      raise errors.ConfigError(
+        '--coordinator',
+        coordinator,
+        'does not go with --num_processes and --process_id',
+        'give all three, with host:port of process 0',
+      )
+    if coordinator == 'auto':
+      jax.distributed.initialize()
+    return
+  if (
+    ':' not in coordinator
+    or num_processes is None
+    or process_id is None
+    or not 0 <= process_id < num_processes
+  ):
+    raise errors.ConfigError(
+      '--coordinator',
+      (coordinator, num_processes, process_id),
+      'is no place in a run of several processes',
+      'give host:port, --num_processes=N and --process_id from 0 to N − 1',
+    )
+  jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+  """All of an array on every process's host, gathered if it has to be.
+
+  >>> to_host(jax.numpy.arange(3)).tolist()
+  [0, 1, 2]
+  """
+  if x.is_fully_addressable or x.is_fully_replicated:
+    return np.asarray(x)
+  return multihost_utils.process_allgather(x, tiled=True)

@@ -1,0 +1,177 @@
+"""The project as a whole: style, types, imports, configs, README."""
+
+import importlib
+import os
+import pathlib
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+
+from packaging import requirements
+from packaging import utils
+import pytest
+
+import lipnext_jax
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
+MODULES = sorted(
+  module.name
+  for module in pkgutil.walk_packages(lipnext_jax.__path__, 'lipnext_jax.')
+)
+
+
+def run(*command, **options):
+  return subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, check=False, **options
+  )
+
+
+@pytest.mark.parametrize(
+  'command',
+  [
+    ('ruff', 'check', '.'),
+    ('ruff', 'format', '--check', '.'),
+    ('mypy',),
+  ],
+  ids=' '.join,
+)
+def test_style_and_types(command):
+  done = run(sys.executable, '-m', *command)
+  assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_style_and_types_can_fail(tmp_path):
+  bad = tmp_path / 'bad.py'
+  bad.write_text('import os\nx: int = "a"\n')
+  config = f'--config={ROOT}/pyproject.toml'
+  done = run(sys.executable, '-m', 'ruff', 'check', config, str(bad))
+  assert 'F401' in done.stdout
+  assert run(sys.executable, '-m', 'mypy', str(bad)).returncode == 1
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_every_module_imports(module):
+  importlib.import_module(module)
+
+
+def test_every_module_has_a_mirrored_test():
+  missing = []
+  for path in (ROOT / 'lipnext_jax').rglob('*.py'):
+    if path.name != '__init__.py':
+      name = path.relative_to(ROOT / 'lipnext_jax').with_suffix('')
+      test = ROOT / 'tests' / name.parent / f'{name.name}_test.py'
+      if not test.exists():
+        missing.append(str(name))
+  assert not missing
+
+
+LIGHT = ('optim', 'models', 'losses', 'certify')
+
+
+def import_without(blocked, modules):
+  """Imports `modules` in a process where `blocked` packages are missing."""
+  code = f"""
+import importlib, sys
+class Blocker:
+  def find_spec(self, name, path=None, target=None):
+    if name.split('.')[0] in {set(blocked)!r}:
+      raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocker())
+for module in {list(modules)!r}:
+  importlib.import_module('lipnext_jax.' + module)
+"""
+  return run(sys.executable, '-c', code)
+
+
+def test_the_libraries_need_jax_flax_optax_and_numpy_alone():
+  # absl and orbax are not blocked: optax and flax import them themselves.
+  blocked = ['grain', 'ml_collections', 'sklearn', 'tensorboardX', 'tqdm']
+  blocked += ['tensorflow', 'tensorflow_datasets', 'PIL', 'scipy']
+  done = import_without(blocked, LIGHT)
+  assert done.returncode == 0, done.stderr
+  assert import_without(blocked, ['train']).returncode != 0
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_every_config_runs_two_steps_through_the_command_line(config, tmp_path):
+  done = run(
+    sys.executable,
+    '-m',
+    'lipnext_jax.main',
+    f'--config=configs/{config}:smoke',
+    f'--workdir={tmp_path}/run',
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'test split' in done.stdout
+  assert os.path.exists(tmp_path / 'run' / 'eval.json')
+  # Warnings of libraries would end up between the user and the progress bar.
+  assert 'Warning' not in done.stderr
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_every_config_says_how_to_launch_it(config):
+  text = (ROOT / 'configs' / config).read_text()
+  assert f'--config=configs/{config}' in text.split('"""')[1]
+
+
+MARKDOWN = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+README = (ROOT / 'README.md').read_text()
+
+
+def blocks(text, language):
+  return re.findall(rf'```{language}\n(.*?)```', text, flags=re.DOTALL)
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+  train, test = blocks(README, 'bash')[:2]
+  assert test.strip() in (ROOT / '.ci' / 'run').read_text().splitlines()
+  assert train.strip().endswith(
+    '-m lipnext_jax.main --config=configs/digits.py --workdir=runs/digits'
+  )
+  first_screen = README.splitlines()[:60]
+  for command in (train, test):
+    assert command.strip() in '\n'.join(first_screen)
+
+
+@pytest.mark.parametrize('path', MARKDOWN, ids=lambda path: path.name)
+def test_python_blocks_of_the_documentation_run(path):
+  for block in blocks(path.read_text(), 'python'):
+    done = run(sys.executable, '-c', block)
+    assert done.returncode == 0, block + done.stderr
+
+
+@pytest.mark.parametrize('path', MARKDOWN, ids=lambda path: path.name)
+def test_links_and_paths_of_the_documentation_exist(path):
+  for target in re.findall(r'\]\(([^)#:]+)\)', path.read_text()):
+    assert (path.parent / target).exists(), target
+
+
+def test_constraints_pin_every_dependency_within_its_floor():
+  pins = {}
+  for line in (ROOT / 'constraints.txt').read_text().splitlines():
+    if line and not line.startswith('#'):
+      name, version = line.split('==')
+      pins[utils.canonicalize_name(name)] = version
+  text = (ROOT / 'setup.cfg').read_text()
+  # `cuda` and `tpu` need wheels that do not exist for every machine.
+  floors = re.findall(r'^    ([\w-]+ >= [\w.]+)$', text, flags=re.MULTILINE)
+  assert len(floors) > 15
+  for floor in map(requirements.Requirement, floors):
+    pin = pins[utils.canonicalize_name(floor.name)]
+    assert floor.specifier.contains(pin), (floor, pin)
+
+
+def test_every_dependency_is_justified():
+  text = (ROOT / 'docs' / 'dependencies.md').read_text()
+  setup = (ROOT / 'setup.cfg').read_text()
+  for name in re.findall(r'^    ([\w-]+)(?:\[\w+\])? >= ', setup, re.MULTILINE):
+    assert f'`{name}`' in text, name
+
+
+def test_the_installed_tools_are_those_of_this_environment():
+  """`ruff` and `mypy` above come from the environment that runs the tests."""
+  assert shutil.which('ruff', path=os.path.dirname(sys.executable))
