@@ -98,7 +98,7 @@ def test_the_gradient_is_clipped_over_both_groups(params):
     return optax.sgd(learning_rate)
 
   grads = noise(params, 0)
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   options = {'inner': sgd, 'lookahead_period': None, 'retraction_period': None}
   clipped = lipnext_optimizer(1e-3, clip_norm=0.5, **options)
   free = lipnext_optimizer(1e-3, clip_norm=None, **options)

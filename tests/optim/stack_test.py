@@ -119,9 +119,9 @@ def test_single_matrices_and_vectors_beside_a_sharded_stack():
   params = {'R': x, 'Q': x[0], 'bias': jnp.ones(3)}
   grads = {'R': g, 'Q': g[0], 'bias': jnp.ones(3)}
   want, _, _ = run(lipnext_optimizer(1e-2), params, grads)
-  got, _, _ = run(
-    lipnext_optimizer(1e-2, stack_sharding=sharding), params, grads
-  )
+  whole = NamedSharding(sharding.mesh, PartitionSpec())
+  tx = lipnext_optimizer(1e-2, stack_sharding=sharding)
+  got, _, _ = run(tx, *jax.device_put((params, grads), whole))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=8 * EPS, rtol=0),
     got,
