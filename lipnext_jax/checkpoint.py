@@ -64,11 +64,16 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
 
 
 def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
-  """Writes config.json, creating the workdir."""
+  """Writes config.json, from the first process, creating the workdir."""
+  if jax.process_index() != 0:
+    return
   os.makedirs(workdir, exist_ok=True)
-  with open(os.path.join(workdir, _CONFIG_FILE), 'w', encoding='utf-8') as file:
+  # At once or not at all: a killed run leaves no half file.
+  path = os.path.join(workdir, _CONFIG_FILE)
+  with open(f'{path}.tmp', 'w', encoding='utf-8') as file:
     json.dump(config_lib.build_field_list(config), file, indent=2)
     file.write('\n')
+  os.replace(f'{path}.tmp', path)
 
 
 class Checkpointer:

@@ -16,11 +16,9 @@ from typing import Any
 from typing import TextIO
 
 import jax
-import ml_collections
 import tensorboardX
 import tqdm
 
-from lipnext_jax import checkpoint
 from lipnext_jax import evaluate
 from lipnext_jax.parallel import sharding as sharding_lib
 
@@ -45,21 +43,16 @@ def stopwatch(what: str) -> Iterator[None]:
 
 
 def write_records(
-  workdir: str,
-  config: ml_collections.ConfigDict,
-  mesh: jax.sharding.Mesh,
-  state: Any,
-  shardings: Any,
+  workdir: str, mesh: jax.sharding.Mesh, state: Any, shardings: Any
 ) -> None:
-  """Everything needed to say later what ran: before the first step.
+  """What is needed, beside the config, to say later what ran.
 
-  `config.json` (see `checkpoint`), `parameters.txt` (path, shape, dtype, spec,
-  bytes per device of the whole train state) and `run.json` (versions, devices,
-  commit; one entry per start, so that a resumed run keeps them all).
+  `parameters.txt` (path, shape, dtype, spec, bytes per device of the whole
+  train state) and `run.json` (versions, devices, commit; one entry per start,
+  so that a resumed run keeps them all).
   """
   if jax.process_index() != 0:
     return
-  checkpoint.write_config(workdir, config)
   write_text(
     os.path.join(workdir, 'parameters.txt'),
     sharding_lib.table(state, shardings) + '\n',

@@ -117,7 +117,8 @@ def train_and_evaluate(
 
   # ------------------------------------------------------------------ loop
   if train and step < plan.total_steps:
-    report.write_records(workdir, config, mesh, abstract, shardings)
+    checkpoint.write_config(workdir, config)
+    report.write_records(workdir, mesh, abstract, shardings)
     writer = report.MetricWriter(workdir, step)
     batches = pipeline.train_batches(
       dataset.train,
