@@ -1,6 +1,6 @@
 """Compile time of the train step against depth: the blocks are scanned.
 
-    python benchmarks/compile_time.py --depths 8 64 --width 128
+    python -m benchmarks.compile_time --depths 8 64 --width 128
 
 Prints the median over repeats for each depth (they take turns) and the ratio
 of the last to the first. Needs jax, flax, optax and numpy alone.

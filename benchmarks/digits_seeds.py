@@ -1,8 +1,8 @@
 """The digits config over several seeds: each, the mean and the spread.
 
-    python benchmarks/digits_seeds.py --workdir=runs/seeds
+    python -m benchmarks.digits_seeds --workdir=runs/seeds
 
-Runs the real command line once per seed (about 2 minutes each on two cores)
+Runs the real command line once per seed (a few minutes each on two cores)
 and reads the `eval.json` that it leaves. Flags after `--` go to every run, e.g.
 `-- --config.dataset.holdout=144 --config.eval.split=validation`.
 """

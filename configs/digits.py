@@ -20,10 +20,10 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.model.patch_size = 4
 
   c.loss.epsilon = 0.25
-  c.loss.epsilon_end = 2.3
-  c.loss.logit_scale = 6.0
+  c.loss.epsilon_end = 2.2
+  c.loss.logit_scale = 7.0
 
-  c.batch_size = 64
+  c.batch_size = 32
   c.duration = '150 epochs'
   c.optimizer.learning_rate = 5e-3
   c.optimizer.warmup = '10 epochs'

@@ -1,0 +1,39 @@
+"""Every benchmark runs, in small, through its command line."""
+
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run(module, *flags):
+  done = subprocess.run(
+    [sys.executable, '-m', f'benchmarks.{module}', *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def test_compile_time_prints_each_depth_and_the_ratio():
+  flags = '--depths 1 3 --width 8 --side 4 --batch_size 2 --repeats 1'
+  lines = run('compile_time', *flags.split()).splitlines()
+  assert lines[0].startswith('depth    1: ')
+  assert lines[1].startswith('depth    3: ')
+  assert float(lines[2].removeprefix('ratio: ')) > 0
+
+
+def test_digits_seeds_prints_each_seed_mean_and_spread(tmp_path):
+  config = '--config=configs/digits.py:smoke'
+  out = run('digits_seeds', config, f'--workdir={tmp_path}', '--seeds', '0')
+  lines = [line.split() for line in out.splitlines()]
+  names = [line[0] for line in lines]
+  assert names == ['seed', '0', 'mean', 'std', 'min', 'max']
+  seed, mean = lines[1], lines[2]
+  assert mean[1:] == seed[1 : len(mean)]
+  assert len(mean) == 1 + len(lines[0][1:])  # Clean and one per radius.
