@@ -1,0 +1,44 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lipnext_jax.optim import checks
+
+
+def test_stacks_of_float32_and_wider_matrices_pass():
+  checks.matrices({'a': jnp.eye(3), 'b': jnp.zeros((2, 5, 3, 4))}, 'init')
+  checks.matrices({}, 'init')
+
+
+@pytest.mark.parametrize(
+  ('leaf', 'problem'),
+  [
+    (jnp.ones(3), r"'deep'\]\['leaf'\] has shape \(3,\)"),
+    (jnp.float32(1), r'has shape \(\)'),
+    (jnp.eye(3, dtype=jnp.bfloat16), 'has dtype bfloat16'),
+    (jnp.eye(3, dtype=jnp.int32), 'has dtype int32'),
+  ],
+)
+def test_other_leaves_are_refused_by_path(leaf, problem):
+  params = {'fine': jnp.eye(2), 'deep': {'leaf': leaf}}
+  with pytest.raises(ValueError, match=problem):
+    checks.matrices(params, 'update')
+
+
+def test_a_start_off_the_manifold_is_refused_with_its_distance():
+  checks.on_manifold({'x': jnp.eye(8)}, 1e-6)
+  stack = jnp.stack([jnp.eye(8), 1.001 * jnp.eye(8)])
+  with pytest.raises(ValueError, match=r"'x'\] is 2\.0e-03 from orthonormal"):
+    checks.on_manifold({'x': stack}, 1e-3)
+  checks.on_manifold({'x': stack}, 3e-3)
+  with pytest.raises(ValueError, match='from orthonormal'):
+    checks.on_manifold({'x': stack.at[0, 0, 0].set(jnp.nan)}, 1.0)
+
+
+def test_looking_at_values_under_jit_is_refused_in_words():
+  def init(x):
+    checks.on_manifold({'x': x}, 1e-3)
+    return x
+
+  with pytest.raises(ValueError, match='outside jit'):
+    jax.jit(init)(jnp.eye(4))
