@@ -5,6 +5,7 @@ No transform rescales pixel values: that would rescale ε.
 """
 
 from collections.abc import Callable
+import functools
 
 import ml_collections
 import numpy as np
@@ -61,48 +62,62 @@ def affine(
   >>> bool(np.allclose(same, image, atol=1e-6))
   True
   """
+  largest = np.array([np.deg2rad(rotate), scale, scale, scale])
 
   def apply(image, rng):
     height, width = image.shape[:2]
-    centre = np.array([height - 1, width - 1]) / 2
-    grid = np.moveaxis(np.mgrid[:height, :width], 0, -1) - centre  # [H, W, 2]
-    angle = np.deg2rad(rng.uniform(-rotate, rotate))
-    zoom = np.exp(rng.uniform(-scale, scale, size=2))
-    shear = rng.uniform(-scale, scale)
+    grid, hats = _grid(height, width)
+    angle, zoom_row, zoom_column, shear = largest * rng.uniform(-1, 1, size=4)
     cos, sin = np.cos(angle), np.sin(angle)
+    zoom_row, zoom_column = np.exp(zoom_row), np.exp(zoom_column)
     matrix = np.array(
-      [[zoom[0] * cos, shear - zoom[0] * sin], [zoom[1] * sin, zoom[1] * cos]]
-    )
-    shift = rng.uniform(-translate, translate, size=2)
-    points = grid @ matrix.T + centre + shift
+      [[zoom_row * cos, shear - zoom_row * sin],
+       [zoom_column * sin, zoom_column * cos]]
+    )  # fmt: skip
+    centre = np.array([height - 1, width - 1]) / 2
+    points = grid @ matrix.T + (centre + rng.uniform(-translate, translate, 2))
     if warp:
-      rows = _hat_weights(height)  # [H, 3]
-      columns = _hat_weights(width)
-      control = rng.normal(scale=warp, size=(3, 3, 2))
-      points += np.einsum('hi,wj,ijd->hwd', rows, columns, control)
+      points += hats @ rng.normal(scale=warp, size=(9, 2))
     return _bilinear(image, points)
 
   return apply
 
 
-def _hat_weights(size: int) -> np.ndarray:
-  """Linear interpolation weights [size, 3] from 3 points spread over `size`."""
-  position = np.linspace(0, 2, size)
-  return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(3)))
+@functools.lru_cache(maxsize=16)
+def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+  """Pixel positions about the centre [H·W, 2], and weights [H·W, 9].
+
+  The weights interpolate linearly between 3×3 points spread over the image.
+  """
+  rows, columns = np.mgrid[:height, :width].reshape(2, -1)
+  positions = np.stack(
+    [rows - (height - 1) / 2, columns - (width - 1) / 2], axis=-1
+  )
+
+  def hats(index, size):
+    position = 2 * index / max(size - 1, 1)
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(3)))
+
+  weights = hats(rows, height)[:, :, None] * hats(columns, width)[:, None, :]
+  return positions, weights.reshape(-1, 9)
 
 
 def _bilinear(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """The image at `points` [H, W, 2] (row, column); zero outside."""
-  height, width = image.shape[:2]
+  """The image at `points` [H·W, 2] (row, column); zero outside."""
+  height, width, channels = image.shape
   # Two zero pixels around: whatever lies further out reads the outer one.
-  padded = np.pad(image.astype(np.float32), ((2, 2), (2, 2), (0, 0)))
-  row = np.clip(points[..., 0] + 2, 0, height + 2.999)
-  column = np.clip(points[..., 1] + 2, 0, width + 2.999)
-  i, j = row.astype(int), column.astype(int)
-  v, u = (row - i)[..., None], (column - j)[..., None]
-  top = (1 - u) * padded[i, j] + u * padded[i, j + 1]
-  bottom = (1 - u) * padded[i + 1, j] + u * padded[i + 1, j + 1]
-  out = (1 - v) * top + v * bottom
+  stride = width + 4
+  padded = np.zeros((height + 4, stride, channels), np.float32)
+  padded[2:-2, 2:-2] = image
+  flat = padded.reshape(-1, channels)
+  row = np.clip(points[:, 0] + 2, 0, height + 2.999)
+  column = np.clip(points[:, 1] + 2, 0, width + 2.999)
+  i, j = row.astype(np.intp), column.astype(np.intp)
+  v, u = (row - i)[:, None], (column - j)[:, None]
+  at = i * stride + j
+  top = (1 - u) * flat[at] + u * flat[at + 1]
+  bottom = (1 - u) * flat[at + stride] + u * flat[at + stride + 1]
+  out = ((1 - v) * top + v * bottom).reshape(image.shape)
   if image.dtype == np.uint8:
     return np.rint(out).astype(np.uint8)
   return out.astype(image.dtype)

@@ -38,19 +38,22 @@ def test_flip_mirrors_half_of_the_images():
   assert abs(flipped - 200) < 5 * 10  # Five deviations of a fair coin.
 
 
+class Fixed:
+  """A generator whose draws are given: [angle, zooms, shear] and shift."""
+
+  def __init__(self, geometry, shift):
+    self._draws = iter([np.array(geometry, float), np.array(shift, float)])
+
+  def uniform(self, low, high, size):
+    del low, high
+    draw = next(self._draws)
+    assert draw.shape == (size if isinstance(size, tuple) else (size,))
+    return draw
+
+
 def test_affine_translation_by_whole_pixels_moves_pixels():
   image = images(np.float32)[0]
-
-  class Shift:
-    """A generator that draws no rotation, no zoom, and (1, −2) pixels."""
-
-    draws = iter([0.0, np.zeros(2), 0.0, np.array([1.0, -2.0])])
-
-    def uniform(self, low, high, size=None):
-      del low, high, size
-      return next(self.draws)
-
-  out = transforms.affine(1, 1, 3, 0)(image, Shift())
+  out = transforms.affine(1, 1, 3, 0)(image, Fixed([0, 0, 0, 0], [1, -2]))
   expected = np.zeros_like(image)
   expected[:-1, 2:] = image[1:, :-2]  # Output (r, c) reads (r + 1, c − 2).
   np.testing.assert_allclose(out, expected, atol=1e-6)
@@ -58,18 +61,19 @@ def test_affine_translation_by_whole_pixels_moves_pixels():
 
 def test_affine_rotation_by_a_right_angle():
   image = images(np.float32)[0]
-
-  class Turn:
-    draws = iter([90.0, np.zeros(2), 0.0, np.zeros(2)])
-
-    def uniform(self, low, high, size=None):
-      del low, high, size
-      return next(self.draws)
-
-  out = transforms.affine(90, 0, 0, 0)(image, Turn())
+  out = transforms.affine(90, 0, 0, 0)(image, Fixed([1, 0, 0, 0], [0, 0]))
   # One of the two quarter turns, exactly; float32 weights round to 1e-6.
   turns = [np.rot90(image, k) for k in (1, 3)]
   assert min(np.abs(out - turn).max() for turn in turns) < 1e-5
+
+
+def test_affine_zoom_reads_every_other_pixel():
+  image = images(np.float32, size=9)[0]
+  # exp(log 2): the output at distance d from the centre reads distance 2d.
+  zoom = transforms.affine(0, np.log(2), 0, 0)
+  out = zoom(image, Fixed([0, 1, 1, 0], [0, 0]))
+  np.testing.assert_allclose(out[2:7, 2:7], image[::2, ::2], atol=1e-5)
+  assert not out[0].any()
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32])
@@ -84,14 +88,8 @@ def test_affine_keeps_range_shape_and_dtype(dtype):
 
 
 def test_affine_far_outside_is_zero():
-  class Away:
-    draws = iter([0.0, np.zeros(2), 0.0, np.array([50.0, 0.0])])
-
-    def uniform(self, low, high, size=None):
-      del low, high, size
-      return next(self.draws)
-
-  out = transforms.affine(0, 0, 50, 0)(images(np.float32)[0], Away())
+  far = transforms.affine(0, 0, 50, 0)
+  out = far(images(np.float32)[0], Fixed([0, 0, 0, 0], [50, 0]))
   assert not out.any()
 
 
