@@ -4,6 +4,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -37,3 +39,20 @@ def test_digits_seeds_prints_each_seed_mean_and_spread(tmp_path):
   seed, mean = lines[1], lines[2]
   assert mean[1:] == seed[1 : len(mean)]
   assert len(mean) == 1 + len(lines[0][1:])  # Clean and one per radius.
+
+
+@pytest.mark.parametrize(
+  ('flags', 'shows'),
+  [
+    ('--what time --sizes 16 --stack 2 --repeats 1', '16'),
+    ('--what precision --n 16', 'tf32'),
+    (
+      '--what converge --n 8 --horizons 5 --seeds 1 --problems Procrustes',
+      'Procrustes, n=8',
+    ),
+  ],
+)
+def test_the_optimizer_benchmark_prints_its_tables(flags, shows):
+  out = run('optimizer', *flags.split())
+  assert shows in out
+  assert 'nan' not in out

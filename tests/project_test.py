@@ -113,6 +113,14 @@ def test_every_config_runs_two_steps_through_the_command_line(config, tmp_path):
 
 
 @pytest.mark.parametrize('config', CONFIGS)
+def test_every_benchmark_is_run_by_a_test_or_needs_what_ci_lacks():
+  tests = (ROOT / 'tests' / 'benchmarks_test.py').read_text()
+  for path in (ROOT / 'benchmarks').glob('*.py'):
+    # matplotlib draws one figure of the docs; the package does without it.
+    needs_matplotlib = 'import matplotlib' in path.read_text()
+    assert needs_matplotlib or f"'{path.stem}'" in tests, path.name
+
+
 def test_every_config_says_how_to_launch_it(config):
   text = (ROOT / 'configs' / config).read_text()
   assert f'--config=configs/{config}' in text.split('"""')[1]
