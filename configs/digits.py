@@ -4,6 +4,17 @@
 
 Every example ships inside scikit-learn: no download. `--config=configs/
 digits.py:smoke` is the same run in two steps.
+
+The configuration was chosen by cross-validation inside the training split
+(`dataset.holdout` and `eval.split` do the same from the command line); the test
+split was only reported on. @@RESULTS@@
+
+A whole digit is one token here (patch 8): on so few pixels the spatial shift
+has nothing to mix, and S is the identity, so that R cancels in M Rᵀ S R. With
+2×2 tokens (`--config.model.patch_size=4`) the shift and R are at work; the
+validation part then certifies about 5 per cent fewer images at ε = 0.5, in
+every setting of width, depth, β, α and augmentation that was tried: the circular
+shift and the pooling see token positions through p only.
 """
 
 import ml_collections
@@ -14,22 +25,23 @@ from lipnext_jax import config as config_lib
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c = config_lib.default_config()
   c.dataset.name = 'digits'
+  c.augment.warp = 0.35  # Pixels; what a writer's hand would vary.
 
   c.model.depth = 8
   c.model.width = 128
-  c.model.patch_size = 4
+  c.model.patch_size = 8
 
   c.loss.epsilon = 0.25
-  c.loss.epsilon_end = 2.2
-  c.loss.logit_scale = 7.0
+  c.loss.epsilon_end = 2.1
+  c.loss.logit_scale = 11.0  # τ: lower certifies more at 1, higher at 0.25.
 
-  c.batch_size = 32
-  c.duration = '150 epochs'
+  c.batch_size = 64
+  c.duration = '400 epochs'
   c.optimizer.learning_rate = 5e-3
   c.optimizer.warmup = '10 epochs'
 
   c.eval.batch_size = 360
   c.eval.epsilons = (36 / 255, 0.25, 0.5, 1.0)
-  c.eval.every = '25 epochs'
-  c.checkpoint.every = '5 epochs'
+  c.eval.every = '50 epochs'
+  c.checkpoint.every = '10 epochs'
   return config_lib.smoke(c, arg)
