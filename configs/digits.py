@@ -10,11 +10,10 @@ The configuration was chosen by cross-validation inside the training split
 split was only reported on. @@RESULTS@@
 
 A whole digit is one token here (patch 8): on so few pixels the spatial shift
-has nothing to mix, and S is the identity, so that R cancels in M Rᵀ S R. With
-2×2 tokens (`--config.model.patch_size=4`) the shift and R are at work; the
-validation part then certifies about 5 per cent fewer images at ε = 0.5, in
-every setting of width, depth, β, α and augmentation that was tried: the circular
-shift and the pooling see token positions through p only.
+has nothing to mix, S is the identity, and R cancels in M Rᵀ S R. With 2×2
+tokens (`--config.model.patch_size=4`) the shift and R are at work, and about 5
+per cent fewer images of the validation part are certified at ε = 0.5, whatever
+width, depth, β, α and augmentation were tried.
 """
 
 import ml_collections
