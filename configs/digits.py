@@ -7,7 +7,9 @@ digits.py:smoke` is the same run in two steps.
 
 The configuration was chosen by cross-validation inside the training split
 (`dataset.holdout` and `eval.split` do the same from the command line); the test
-split was only reported on. @@RESULTS@@
+split was only reported on.
+Over the seeds 0, 1, 2: clean 99.07, CRA@0.25 93.52, CRA@0.5 75.74, CRA@1 6.02
+per cent; 2.3 minutes each on two CPU cores, see the README.
 
 A whole digit is one token here (patch 8): on so few pixels the spatial shift
 has nothing to mix, S is the identity, and R cancels in M Rᵀ S R. With 2×2

@@ -112,7 +112,6 @@ def test_every_config_runs_two_steps_through_the_command_line(config, tmp_path):
   assert 'Warning' not in done.stderr
 
 
-@pytest.mark.parametrize('config', CONFIGS)
 def test_every_benchmark_is_run_by_a_test_or_needs_what_ci_lacks():
   tests = (ROOT / 'tests' / 'benchmarks_test.py').read_text()
   for path in (ROOT / 'benchmarks').glob('*.py'):
@@ -121,6 +120,7 @@ def test_every_benchmark_is_run_by_a_test_or_needs_what_ci_lacks():
     assert needs_matplotlib or f"'{path.stem}'" in tests, path.name
 
 
+@pytest.mark.parametrize('config', CONFIGS)
 def test_every_config_says_how_to_launch_it(config):
   text = (ROOT / 'configs' / config).read_text()
   assert f'--config=configs/{config}' in text.split('"""')[1]
