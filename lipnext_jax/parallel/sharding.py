@@ -31,8 +31,9 @@ def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
   >>> mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(
   ...   {'data': -1, 'fsdp': 1}))
   >>> shapes = {'R': jax.ShapeDtypeStruct((2, 4, 4), 'float32')}
-  >>> tree_shardings(shapes, [('R$', (None, 'fsdp', None))], mesh)['R'].spec
-  PartitionSpec(None, 'fsdp', None)
+  >>> rules = [('R$', (None, 'fsdp', None))]
+  >>> tuple(tree_shardings(shapes, rules, mesh)['R'].spec)
+  (None, 'fsdp', None)
   """
 
   def one(path, leaf):
