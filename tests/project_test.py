@@ -53,8 +53,8 @@ def test_style_and_types_can_fail(tmp_path):
 
 
 @pytest.mark.parametrize('module', MODULES)
-def test_every_module_imports(module):
-  importlib.import_module(module)
+def test_every_module_imports_and_says_what_it_is_for(module):
+  assert importlib.import_module(module).__doc__
 
 
 def test_every_module_has_a_mirrored_test():

@@ -6,7 +6,7 @@ from lipnext_jax import validation
 
 
 def test_defaults_are_valid():
-  validation.validate(config_lib.default_config())
+  assert validation.validate(config_lib.default_config()) is None
 
 
 BAD_VALUES = [
