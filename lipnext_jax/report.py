@@ -168,6 +168,7 @@ class Progress:
     """Starts the clock."""
     self._batch_size = batch_size
     self._last = (start_step, time.perf_counter())
+    self._paused = 0.0  # Seconds since the last update that do not count.
     self._bar = tqdm.tqdm(
       total=total_steps,
       initial=start_step,
@@ -184,9 +185,10 @@ class Progress:
   def update(self, step: int, scalars: Mapping[str, float]) -> float:
     """Moves the bar to `step`; returns images/s since the last call."""
     now = time.perf_counter()
-    steps, seconds = step - self._last[0], now - self._last[1]
+    steps = step - self._last[0]
+    seconds = now - self._last[1] - self._paused
     rate = steps * self._batch_size / max(seconds, 1e-9)
-    self._last = (step, now)
+    self._last, self._paused = (step, now), 0.0
     self._bar.set_postfix_str(
       f'{rate:.0f} img/s '
       f'loss {scalars["train/loss"]:.3f} '
@@ -200,9 +202,12 @@ class Progress:
     self._bar.update(steps)
     return rate
 
-  def pause(self) -> None:
-    """Leaves out of images/s what happened since the last update."""
-    self._last = (self._last[0], time.perf_counter())
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Leaves the block's time (monitoring, saving) out of images/s."""
+    start = time.perf_counter()
+    yield
+    self._paused += time.perf_counter() - start
 
   def close(self) -> None:
     """Ends the bar."""

@@ -156,22 +156,20 @@ def train_and_evaluate(
           writer.write(step, scalars)
           sums = zero_sums()
 
+      monitor_now = plan.is_due(plan.eval_every, step) and not last
+      save_now = plan.is_due(plan.checkpoint_every, step) or monitor_now or last
       certified = None
-      if plan.is_due(plan.eval_every, step) and not last:
-        result = certify_split(state, monitored_split)
-        summary = result.summary([config.loss.epsilon])
-        certified = next(iter(summary['cra'].values()))
-        writer.write(
-          step,
-          {'monitor/clean': summary['clean'], 'monitor/certified': certified},
-        )
-      if (
-        certified is not None
-        or last
-        or plan.is_due(plan.checkpoint_every, step)
-      ):
-        checkpointer.save(step, state, certified)
-        progress.pause()
+      with progress.paused():
+        if monitor_now:
+          result = certify_split(state, monitored_split)
+          summary = result.summary([config.loss.epsilon])
+          certified = next(iter(summary['cra'].values()))
+          clean = summary['clean']
+          writer.write(
+            step, {'monitor/clean': clean, 'monitor/certified': certified}
+          )
+        if save_now:
+          checkpointer.save(step, state, certified)
     progress.close()
     writer.close()
   elif train:

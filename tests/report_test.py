@@ -104,6 +104,19 @@ def test_progress_shows_everything_the_readme_promises(capsys):
   assert 'orth 1e-06' in shown
 
 
+def test_pauses_do_not_count_in_images_per_second(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(report.time, 'perf_counter', lambda: now[0])
+  progress = report.Progress(total_steps=100, start_step=0, batch_size=8)
+  for step, pause in ((10, 0.0), (20, 7.0), (30, 0.0)):
+    now[0] += 1.0
+    with progress.paused():
+      now[0] += pause
+    now[0] += 1.0
+    assert progress.update(step, SCALARS) == 10 * 8 / 2
+  progress.close()
+
+
 def test_a_run_is_described_by_versions_devices_and_commit():
   mesh = mesh_lib.make_mesh(ml_collections.ConfigDict({'data': -1, 'fsdp': 1}))
   run = report.describe_run(mesh)
