@@ -21,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax import files
 
 _CONFIG_FILE = 'config.json'
 _METRIC = 'certified'  # What 'best' means: larger is better, in per cent.
@@ -68,12 +69,9 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
   if jax.process_index() != 0:
     return
   os.makedirs(workdir, exist_ok=True)
-  # At once or not at all: a killed run leaves no half file.
-  path = os.path.join(workdir, _CONFIG_FILE)
-  with open(f'{path}.tmp', 'w', encoding='utf-8') as file:
-    json.dump(config_lib.build_field_list(config), file, indent=2)
-    file.write('\n')
-  os.replace(f'{path}.tmp', path)
+  files.write_json(
+    os.path.join(workdir, _CONFIG_FILE), config_lib.build_field_list(config)
+  )
 
 
 class Checkpointer:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import contextlib
 import csv
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ import tensorboardX
 import tqdm
 
 from lipnext_jax import evaluate
+from lipnext_jax import files
 from lipnext_jax.parallel import sharding as sharding_lib
 
 _PACKAGES = (
@@ -53,7 +55,7 @@ def write_records(
   """
   if jax.process_index() != 0:
     return
-  write_text(
+  files.write_text(
     os.path.join(workdir, 'parameters.txt'),
     sharding_lib.table(state, shardings) + '\n',
   )
@@ -62,20 +64,7 @@ def write_records(
   if os.path.exists(path):
     with open(path, encoding='utf-8') as file:
       starts = json.load(file)
-  write_json(path, [*starts, describe_run(mesh)])
-
-
-def write_text(path: str, text: str) -> None:
-  """Writes a file at once or not at all: a killed run leaves no half file."""
-  temporary = f'{path}.tmp'
-  with open(temporary, 'w', encoding='utf-8') as file:
-    file.write(text)
-  os.replace(temporary, path)
-
-
-def write_json(path: str, value: Any) -> None:
-  """`value` as indented JSON, atomically."""
-  write_text(path, json.dumps(value, indent=2) + '\n')
+  files.write_json(path, [*starts, describe_run(mesh)])
 
 
 def describe_run(mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -125,7 +114,7 @@ class MetricWriter:
       return
     path = os.path.join(workdir, 'metrics.jsonl')
     if os.path.exists(path):
-      write_text(path, _lines_until(path, start_step))
+      files.write_text(path, _lines_until(path, start_step))
     self._jsonl = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed below)
     self._board = tensorboardX.SummaryWriter(
       os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1
@@ -228,13 +217,12 @@ def write_evaluation(
     result.radii.tolist(),
     strict=True,
   )
-  path = os.path.join(workdir, 'radii.csv')
-  with open(f'{path}.tmp', 'w', encoding='utf-8', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(['id', 'label', 'prediction', 'radius'])
-    writer.writerows(rows)
-  os.replace(f'{path}.tmp', path)
-  write_json(os.path.join(workdir, 'eval.json'), summary)
+  table = io.StringIO(newline='')
+  writer = csv.writer(table)
+  writer.writerow(['id', 'label', 'prediction', 'radius'])
+  writer.writerows(rows)
+  files.write_text(os.path.join(workdir, 'radii.csv'), table.getvalue())
+  files.write_json(os.path.join(workdir, 'eval.json'), summary)
 
 
 def print_table(

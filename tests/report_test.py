@@ -125,11 +125,3 @@ def test_a_run_is_described_by_versions_devices_and_commit():
   assert run['packages']['jax'].count('.') >= 2
   assert run['commit']
   json.dumps(run)
-
-
-def test_a_file_is_replaced_at_once(tmp_path):
-  path = tmp_path / 'x.json'
-  report.write_json(str(path), {'a': 1})
-  with pytest.raises(TypeError):
-    report.write_json(str(path), {'a': object()})
-  assert json.loads(path.read_text()) == {'a': 1}
