@@ -4,10 +4,14 @@ from lipnext_jax.certify.bound import lipschitz_bound
 from lipnext_jax.certify.bound import lipschitz_bounds
 from lipnext_jax.certify.radius import certified_accuracy
 from lipnext_jax.certify.radius import certified_radius
+from lipnext_jax.certify.rigorous import rigorous_certifier
+from lipnext_jax.certify.rigorous import rigorous_radius
 
 __all__ = [
   'certified_accuracy',
   'certified_radius',
   'lipschitz_bound',
   'lipschitz_bounds',
+  'rigorous_certifier',
+  'rigorous_radius',
 ]

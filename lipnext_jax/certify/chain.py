@@ -1,0 +1,72 @@
+"""LipNeXt's backbone as the chain of steps that rounding is bounded over."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from lipnext_jax.certify import bound
+from lipnext_jax.certify import rounding
+from lipnext_jax.optim import recipe
+
+
+def _norm(a: np.ndarray) -> float:
+  """An upper bound on the ℓ2 norm of all entries."""
+  a = np.asarray(a, np.float64)
+  return float(np.linalg.norm(a)) * (1 + 2 * rounding.FLOAT64.gamma(a.size + 2))
+
+
+def _product(w: np.ndarray, tokens: int) -> rounding.Product:
+  n = len(w)
+  return rounding.Product(bound.spectral_norm_bound(w), _norm(w), n, tokens * n)
+
+
+def lipnext_chain(params: Any) -> list[rounding.Step]:
+  """Stem, blocks and pooling of the unfused forward pass, step by step.
+
+      x − 1/2 → Q → + bias → [ + p → R → Rᵀ → M → + b ]×l → L2 pooling
+
+  Shift, padding and β-Abs move entries or flip their signs, without a
+  rounding: they leave no step. Nor does cutting and padding Q, which only
+  makes its norms and its sums smaller than those of the whole matrix.
+
+  Args:
+    params: a LipNeXt's parameters.
+
+  Raises:
+    ValueError: a parameter that is not finite.
+
+  >>> import jax
+  >>> from lipnext_jax import models
+  >>> model = models.LipNeXt(num_classes=2, depth=3, width=8, patch_size=2)
+  >>> variables = model.init(jax.random.key(0), np.zeros((1, 4, 4, 1)))
+  >>> len(lipnext_chain(variables['params']))  # 3 + 5·3 + 1
+  19
+  """
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if not np.all(np.isfinite(leaf)):
+      name = recipe.path_name(path)
+      raise ValueError(f'lipnext_chain: {name} is not finite.')
+  stem, blocks = params['stem'], params['blocks']
+  depth, h, w, _ = blocks['pos'].shape
+  width, tokens = stem['bias'].shape[0], h * w
+  size = tokens * width
+
+  q = np.asarray(stem['Q'])
+  steps: list[rounding.Step] = [
+    # What goes in is x − 1/2, exact: the subtraction only rounds.
+    rounding.AddConstant(0.0, tokens * len(q)),
+    _product(q, tokens),
+    rounding.AddConstant(_norm(stem['bias']) * tokens**0.5, size),
+  ]
+  for layer in range(depth):
+    r, m = (np.asarray(blocks[name][layer]) for name in ('R', 'M'))
+    by_r = _product(r, tokens)  # And by its transpose, of the same norms.
+    steps += [
+      rounding.AddConstant(_norm(blocks['pos'][layer]) * width**0.5, size),
+      by_r,
+      by_r,
+      _product(m, tokens),
+      rounding.AddConstant(_norm(blocks['bias'][layer]) * tokens**0.5, size),
+    ]
+  return [*steps, rounding.Pool(tokens, width)]

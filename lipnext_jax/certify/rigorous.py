@@ -1,0 +1,225 @@
+"""Certificates that hold for the float64 arithmetic that ran.
+
+Let f be the network in exact arithmetic on the stored numbers, f̂ what float64
+makes of it. With E_pj >= |(f̂_p − f̂_j) − (f_p − f_j)| at every point of the
+ball, and m̂ = f̂_p(x) − f̂_j(x):
+
+    f̂_p(x') − f̂_j(x') >= m̂ − 2 E_pj − Λ ‖w_p − w_j‖ ‖x' − x‖
+
+so within radius = min_j (m̂ − 2 E_pj) / (Λ ‖w_p − w_j‖), rounded down, both f̂
+and f answer p: f̂ at every float64 point of the closed ball, f at every point.
+Derivation: `docs/certificates.md`.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lipnext_jax.certify import chain
+from lipnext_jax.certify import rounding
+
+# Squares and sums of features below this norm cannot overflow in float64.
+_LARGEST_NORM = 2.0**400
+
+
+class Certificates(NamedTuple):
+  """What is promised about a batch of images."""
+
+  predictions: np.ndarray  # Shape (b,): int32.
+  radii: np.ndarray  # Shape (b,): float64, ℓ2 in [0, 1] pixel units.
+  logit_errors: np.ndarray  # Shape (b,): the largest E_pj of each image.
+  lipschitz: float  # Λ, proved.
+
+
+class Head(NamedTuple):
+  """What the certificate needs of the last layer, in float64."""
+
+  distances: np.ndarray  # Shape (k, k): >= ‖w_i − w_j‖ of the exact unit rows.
+  largest_bias: float
+  features: int  # c.
+
+
+def float64_model(model: Any) -> Any:
+  """The same function in float64, with the three products of a block apart.
+
+  Forming M Rᵀ first would cost more accuracy (γ_n‖M‖_F‖R‖_F) than it saves.
+  """
+  return model.clone(
+    dtype=jnp.float64,
+    precision=jax.lax.Precision.HIGHEST,
+    remat='none',
+    fuse=False,
+  )
+
+
+def float64_params(params: Any) -> Any:
+  """Parameters as float64 on the host; exact for every narrower dtype."""
+  return jax.tree.map(lambda p: np.asarray(p).astype(np.float64), params)
+
+
+def read_head(
+  params: Any, arithmetic: rounding.Arithmetic = rounding.FLOAT64
+) -> Head:
+  """Row distances, rounded up, and the largest |bias|.
+
+  The exact rows are w_j = k_j/‖k_j‖ for the stored k_j; what the arithmetic
+  makes of them is off by ρ = γ_{c+8} elementwise: c roundings in the sum of
+  squares, 4 units each for √ and ÷.
+
+  Raises:
+    ValueError: a row whose norm lies outside [2⁻³⁰⁰, 2³⁰⁰]: its squares could
+      underflow or overflow.
+  """
+  kernel = np.asarray(params['head']['kernel'], np.float64)
+  features = kernel.shape[1]
+  norms = np.linalg.norm(kernel, axis=-1, keepdims=True)
+  if not np.all((norms > 2.0**-300) & (norms < 2.0**300)):
+    raise ValueError('read_head: a row of head/kernel has no usable norm.')
+  rho = arithmetic.gamma(features + 2 * rounding.ELEMENTARY_UNITS)
+  rows = kernel / norms
+  distances = np.stack([np.linalg.norm(rows - row, axis=-1) for row in rows])
+  # The rows here are off by ρ each, the differences and norms by c + 4 units.
+  distances = distances * (1 + 2 * arithmetic.gamma(features + 4)) + 3 * rho
+  bias = np.abs(np.asarray(params['head']['bias'], np.float64))
+  return Head(distances, float(np.max(bias)), features)
+
+
+def pair_errors(
+  reach: rounding.Reach,
+  head: Head,
+  predictions: np.ndarray,
+  arithmetic: rounding.Arithmetic = rounding.FLOAT64,
+) -> np.ndarray:
+  """E_pj [b, k] >= |(f̂_p − f̂_j) − (f_p − f_j)| for features within `reach`.
+
+      E_pj = ‖w_p − w_j‖ e + 2 γ_{2c+10} (B + e + max|b|)
+
+  The error e of the features is common to both logits: it enters by w_p − w_j.
+  The second term is each logit's own: ρ of its row, γ_c of its product, one
+  unit for its bias.
+  """
+  roundings = 2 * head.features + 2 + 2 * rounding.ELEMENTARY_UNITS
+  computed = (reach.norm + reach.error)[:, None]
+  own = 2 * arithmetic.gamma(roundings) * (computed + head.largest_bias)
+  # Entries of the rows, and products, that are flushed to zero.
+  lost = 8 * head.features * arithmetic.tiny + 2.0**-700 * computed
+  common = head.distances[predictions] * reach.error[:, None]
+  return (common + own + lost) * rounding.OWN_ROUNDING
+
+
+def radii_from_logits(
+  logits: np.ndarray,
+  norms: np.ndarray,
+  head: Head,
+  steps: Sequence[rounding.Step],
+) -> Certificates:
+  """Float64 logits → predictions and radii, rounded down, on the host.
+
+  Args:
+    logits: [b, k] float64, of `float64_model`.
+    norms: [b], upper bounds on ‖x − 1/2‖ of the images.
+    head: from `read_head`.
+    steps: the backbone, from `chain.lipnext_chain`.
+
+  Returns:
+    Radius 0 for ties, for logits that are not finite, for features that could
+    overflow in the ball, and where the margin does not exceed its error.
+  """
+  constant = rounding.lipschitz(steps)
+  down, up = 1 - 8 * rounding.FLOAT64.unit, 1 + 8 * rounding.FLOAT64.unit
+  sound = np.all(np.isfinite(logits), axis=-1) & np.isfinite(norms)
+  logits = np.where(sound[:, None], logits, 0.0)
+  norms = np.where(sound, norms, 0.0)
+  predictions = np.argmax(logits, axis=-1).astype(np.int32)
+  own = np.eye(logits.shape[-1], dtype=bool)[predictions]
+
+  # The subtraction rounds once, and so does each factor.
+  margins = (np.max(logits, axis=-1, keepdims=True) - logits) * down
+  slopes = constant * head.distances[predictions] * up
+  # No radius exceeds the one without any error: the ball that E must cover.
+  largest = np.min(np.where(own, np.inf, margins / slopes), axis=-1) * up
+  reach = rounding.propagate(steps, norms + largest)
+  sound &= reach.norm + reach.error < _LARGEST_NORM
+  errors = pair_errors(reach, head, predictions)
+  radii = np.where(own, np.inf, (margins - 2 * up * errors) / slopes)
+  radii = np.min(radii, axis=-1) * down
+  return Certificates(
+    predictions=predictions,
+    radii=np.where(sound & (radii > 0), radii, 0.0),
+    logit_errors=np.max(np.where(own, 0.0, errors), axis=-1),
+    lipschitz=constant,
+  )
+
+
+def forward(
+  model: Any, params: Any, images: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Float64 logits [b, k] and ‖x − 1/2‖ [b]; run it under `jax.enable_x64`."""
+  logits = float64_model(model).apply({'params': params}, images)
+  axes = tuple(range(1, images.ndim))
+  return logits, jnp.sqrt(jnp.sum(jnp.square(images - 0.5), axis=axes))
+
+
+def raise_norms(norms: np.ndarray, image_size: int) -> np.ndarray:
+  """Upper bounds on the true norms, from those of `forward`."""
+  roundings = image_size + 2 + rounding.ELEMENTARY_UNITS
+  return norms * (1 + 2 * rounding.FLOAT64.gamma(roundings))
+
+
+_forward = jax.jit(forward, static_argnums=0)
+
+
+def rigorous_certifier(
+  model: Any, params: Any
+) -> Callable[[np.ndarray], Certificates]:
+  """Prepares Λ, the chain and the head once: images → `Certificates`.
+
+  Args:
+    model: a `LipNeXt`, in any training precision.
+    params: its parameters, of any float dtype: what is stored is what is
+      certified.
+
+  Returns:
+    A function of images [b, H, W, ch], float in [0, 1]. What is narrower than
+    float64 is widened, exactly; the certificate is about that float64 image.
+
+  Raises:
+    ValueError: a parameter that is not finite.
+
+  >>> from lipnext_jax import models
+  >>> model = models.LipNeXt(num_classes=3, depth=1, width=8, patch_size=4)
+  >>> images = np.full((2, 8, 8, 1), 0.25)
+  >>> variables = model.init(jax.random.key(0), jnp.float32(images))
+  >>> found = rigorous_certifier(model, variables['params'])(images)
+  >>> found.radii.dtype, bool(found.logit_errors.max() < 1e-12)
+  (dtype('float64'), True)
+  """
+  params = float64_params(params)
+  head, steps = read_head(params), chain.lipnext_chain(params)
+
+  def certify(images: np.ndarray) -> Certificates:
+    images = np.asarray(images, np.float64)
+    with jax.enable_x64(True):
+      logits, norms = map(np.asarray, _forward(model, params, images))
+    norms = raise_norms(norms, images[0].size)
+    return radii_from_logits(logits, norms, head, steps)
+
+  return certify
+
+
+def rigorous_radius(
+  model: Any, params: Any, images: np.ndarray
+) -> Certificates:
+  """`rigorous_certifier` for a single batch.
+
+  Args:
+    model: see `rigorous_certifier`.
+    params: see `rigorous_certifier`.
+    images: [b, H, W, ch], float in [0, 1].
+  """
+  return rigorous_certifier(model, params)(images)

@@ -1,0 +1,144 @@
+"""How far rounding can carry a network's features: a forward error bound.
+
+A backbone is a chain of steps on token features. For every input in a ball the
+bound follows two numbers through the chain:
+
+    B >= ‖a‖       the exact features, in exact arithmetic on the stored numbers
+    e >= ‖â − a‖   what the arithmetic that runs makes of them
+
+    a + constant      B' = B + ‖c‖       e' = e + u (B' + e)
+    W a               B' = ‖W‖₂ B        e' = ‖W‖₂ e + γ_n ‖W‖_F (B + e)
+    ‖a‖ over T tokens B' = B             e' = e + γ_{T+5} (B + e)
+
+and what only moves or flips entries (patches, shift, β-Abs) changes neither.
+`docs/certificates.md` derives each line. The arithmetic may sum in any order
+and fuse multiply-adds, so the bound holds for every batch size, thread count
+and device that rounds +, −, × correctly, √ and ÷ within 4 units, and flushes
+to zero at most what is below the smallest normal number.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+# √ and ÷ are correctly rounded on CPUs; compilers may turn x/√y into x·rsqrt(y)
+# with an error of a few units. Allowed here, in units of roundoff.
+ELEMENTARY_UNITS = 4
+# The bound's own float64 arithmetic: sums and products of fewer than 2²⁰
+# positive numbers, each rounded by 2⁻⁵³, are off by less than this factor.
+OWN_ROUNDING = 1 + 2.0**-30
+
+
+class Arithmetic(NamedTuple):
+  """A floating-point format that the forward pass runs in."""
+
+  unit: float  # u, the unit roundoff: half the gap between 1 and the next.
+  tiny: float  # The smallest normal number; what is below may become zero.
+
+  def gamma(self, n: int) -> float:
+    """γ_n = n·u / (1 − n·u): n roundings in any order (Higham, §3.1).
+
+    Raises:
+      ValueError: so many roundings bound nothing (n·u >= 1/2).
+    """
+    if n * self.unit >= 0.5:
+      raise ValueError(f'{n} roundings of {self.unit:.1e} have no bound.')
+    return n * self.unit / (1 - n * self.unit)
+
+
+FLOAT64 = Arithmetic(2.0**-53, 2.0**-1022)
+FLOAT32 = Arithmetic(2.0**-24, 2.0**-126)
+
+
+class AddConstant(NamedTuple):
+  """a + c for a stored c, broadcast or not."""
+
+  norm: float  # >= ‖c‖ over all entries of a.
+  size: int  # Entries of a.
+
+
+class Product(NamedTuple):
+  """W a, for every token a."""
+
+  spectral: float  # >= ‖W‖₂.
+  frobenius: float  # >= ‖W‖_F.
+  length: int  # n: terms of each sum.
+  size: int  # Entries of the result.
+
+
+class Pool(NamedTuple):
+  """The ℓ2 norm over the tokens, channel by channel."""
+
+  tokens: int
+  channels: int
+
+
+Step = AddConstant | Product | Pool
+
+
+class Reach(NamedTuple):
+  """Bounds on the features at any point of a ball; each of shape [b]."""
+
+  norm: np.ndarray  # B >= ‖a‖, exact.
+  error: np.ndarray  # e >= ‖computed − exact‖.
+
+
+def lipschitz(steps: Sequence[Step]) -> float:
+  """The product of all spectral bounds: the chain's Lipschitz constant, Λ.
+
+  >>> lipschitz([Product(1.5, 2.0, 4, 4), Pool(4, 4), Product(2.0, 3.0, 4, 4)])
+  3.0000000000000013
+  """
+  factors = [step.spectral for step in steps if isinstance(step, Product)]
+  return math.prod(factors) * (1 + 2 * len(factors) * FLOAT64.unit)
+
+
+def propagate(
+  steps: Sequence[Step], norm: np.ndarray, arithmetic: Arithmetic = FLOAT64
+) -> Reach:
+  """Follows B and e through a chain, from an input that is exact.
+
+  Args:
+    steps: the backbone, first step first.
+    norm: [b], upper bounds on the norm of the input over the ball.
+    arithmetic: what the forward pass runs in.
+
+  Returns:
+    Bounds on the features that the head receives.
+
+  >>> reach = propagate([Product(1.0, 8.0, 64, 64)], np.array([2.0]))
+  >>> f'{reach.norm[0]:.6f} {reach.error[0]:.0e}'
+  '2.000000 1e-13'
+  """
+  reach = Reach(np.asarray(norm, np.float64), np.zeros(np.shape(norm)))
+  for step in steps:
+    reach = _advance(step, reach, arithmetic)
+  return Reach(*(bound * OWN_ROUNDING for bound in reach))
+
+
+def _advance(step: Step, reach: Reach, arithmetic: Arithmetic) -> Reach:
+  norm, error = reach
+  computed = norm + error  # >= ‖â‖.
+  unit, tiny = arithmetic
+  match step:
+    case AddConstant():
+      norm = norm + step.norm
+      rounding = unit * (computed + step.norm)
+      return Reach(norm, error + rounding + 3 * tiny * step.size)
+    case Product():
+      rounding = arithmetic.gamma(step.length) * step.frobenius * computed
+      # Each product and each partial sum may lose `tiny`; each flushed entry of
+      # a or W as much, times the entry of the other.
+      terms = 4 * step.size * step.length
+      largest = np.maximum(computed, max(1.0, step.frobenius))
+      lost = tiny * terms * largest
+      spread = step.spectral * error
+      return Reach(step.spectral * norm, spread + rounding + lost)
+    case Pool():
+      roundings = step.tokens + 1 + ELEMENTARY_UNITS
+      rounding = arithmetic.gamma(roundings) * computed
+      # √(s + t) <= √s + √t: what underflows in the squares comes out as a root.
+      lost = step.channels * math.sqrt(2 * step.tokens * tiny)
+      return Reach(norm, error + rounding + lost)

@@ -1,0 +1,134 @@
+"""The chain describes the network that runs: its constant, norms and errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax import certify
+from lipnext_jax import models
+from lipnext_jax.certify import chain
+from lipnext_jax.certify import rigorous
+from lipnext_jax.certify import rounding
+
+
+def make(seed=0, *, width=24, depth=3, size=8, channels=1, **options):
+  """A network with large constants everywhere, and some images."""
+  model = models.LipNeXt(
+    num_classes=5,
+    depth=depth,
+    width=width,
+    patch_size=4,
+    m_init='haar',
+    fuse=False,
+    precision='highest',
+    **options,
+  )
+  rng = np.random.default_rng(seed)
+  images = rng.random((6, size, size, channels)).astype(np.float32)
+  params = model.init(jax.random.key(seed), images)['params']
+
+  def fill(path, leaf):
+    if path[-1].key in ('bias', 'pos'):
+      return jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
+    return leaf
+
+  return model, jax.tree_util.tree_map_with_path(fill, params), images
+
+
+CASES = [
+  {},
+  {'padding': 'zero', 'shift_ratio': 1 / 4},
+  {'beta': 0.0},
+  {'width': 8, 'channels': 3},  # The stem cuts: 48 values to 8 channels.
+]
+
+
+def float32_gap(model, params, images):
+  """The largest |difference of logit differences|, float32 against float64."""
+  narrow = np.float64(model.apply({'params': params}, images))
+  with jax.enable_x64(True):
+    exact, norms = rigorous.forward(
+      model, rigorous.float64_params(params), jnp.float64(images)
+    )
+    exact, norms = np.asarray(exact), np.asarray(norms)
+  winner = np.argmax(exact, axis=-1)
+  rows = np.arange(len(images))
+  gap = (narrow[rows, winner] - exact[rows, winner])[:, None]
+  return np.abs(gap - (narrow - exact)), winner, norms
+
+
+def float32_bound(params, norms, winner, steps):
+  reach = rounding.propagate(steps, norms * (1 + 1e-12), rounding.FLOAT32)
+  head = rigorous.read_head(params, rounding.FLOAT32)
+  return rigorous.pair_errors(reach, head, winner, rounding.FLOAT32)
+
+
+@pytest.mark.parametrize('options', CASES)
+def test_a_float32_pass_errs_by_less_than_the_chain_says(options):
+  model, params, images = make(**options)
+  gaps, winner, norms = float32_gap(model, params, images)
+  bound = float32_bound(params, norms, winner, chain.lipnext_chain(params))
+  assert np.all(gaps <= bound)
+  # Not vacuous: γ_n‖W‖_F exceeds u, what random signs give, n^{3/2} = 118-fold,
+  # and one pair of logits sees 1/√n of the error of all features.
+  assert np.max(gaps / bound) > 5e-5
+
+
+def test_the_float32_bound_is_caught_when_the_error_is_larger():
+  """The same check, on a pass in bfloat16: 2¹⁶ times coarser."""
+  model, params, images = make()
+  coarse = model.clone(dtype=jnp.bfloat16)
+  gaps, winner, norms = float32_gap(coarse, params, images)
+  bound = float32_bound(params, norms, winner, chain.lipnext_chain(params))
+  assert np.any(gaps > bound)
+
+
+@pytest.mark.parametrize('options', CASES)
+def test_the_norm_bound_holds_anywhere_in_the_ball(options):
+  """Found by gradient ascent on the pooled norm, from inside the ball."""
+  model, params, images = make(**options)
+  radius = 2.0
+  kernel = jnp.eye(model.width, dtype=jnp.float32)
+  whole = dict(params)
+  whole['head'] = {'kernel': kernel, 'bias': jnp.zeros(model.width)}
+  features = model.clone(num_classes=model.width)
+
+  @jax.jit
+  @jax.vmap
+  def ascend(x):
+    def norm(delta):
+      return jnp.linalg.norm(
+        features.apply({'params': whole}, (x + delta)[None])
+      )
+
+    def body(_, delta):
+      g = jax.grad(norm)(delta)
+      delta = delta + 0.5 * g / (jnp.linalg.norm(g) + 1e-9)
+      return delta * jnp.minimum(1, radius / jnp.linalg.norm(delta))
+
+    return norm(jax.lax.fori_loop(0, 30, body, jnp.full_like(x, 1e-3)))
+
+  found = np.asarray(ascend(images))
+  centred = np.linalg.norm((images - 0.5).reshape(len(images), -1), axis=-1)
+  steps = chain.lipnext_chain(params)
+  bound = rounding.propagate(steps, centred + radius).norm
+  assert np.all(found <= bound)
+  without = [s for s in steps if not isinstance(s, rounding.AddConstant)]
+  assert np.any(found > rounding.propagate(without, centred + radius).norm)
+
+
+def test_its_constant_is_the_lipschitz_bound():
+  _, params, _ = make()
+  scaled = jax.tree.map(lambda p: 1.001 * p, params)
+  for tree in (params, scaled):
+    assert rounding.lipschitz(chain.lipnext_chain(tree)) == pytest.approx(
+      certify.lipschitz_bound(tree), rel=1e-14
+    )
+
+
+def test_a_parameter_that_is_not_finite_is_named():
+  _, params, _ = make(depth=1)
+  params['blocks'] = params['blocks'] | {'bias': jnp.full((1, 24), jnp.nan)}
+  with pytest.raises(ValueError, match='blocks/bias'):
+    chain.lipnext_chain(params)

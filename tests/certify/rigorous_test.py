@@ -1,0 +1,291 @@
+"""Rigorous certificates: true for float64 as it runs, and not needlessly small.
+
+The oracle is the same network written out again in NumPy's 80-bit floats
+(u = 2⁻⁶⁴), beside which float64's own rounding (2⁻⁵³) is plain to see.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax import certify
+from lipnext_jax import models
+from lipnext_jax.certify import chain
+from lipnext_jax.certify import rigorous
+from lipnext_jax.models import layers
+
+WIDE = np.longdouble
+needs_wide = pytest.mark.skipif(
+  np.finfo(WIDE).eps > 2.0**-60,
+  reason='this platform has no 80-bit floats to compare float64 with',
+)
+
+
+def make(seed=0, *, width=16, depth=2, patch_size=4, beta=0.5, scale=1.0):
+  model = models.LipNeXt(
+    num_classes=4, depth=depth, width=width, patch_size=patch_size, beta=beta,
+    m_init='haar',
+  )  # fmt: skip
+  rng = np.random.default_rng(seed)
+  images = rng.random((5, 8, 8, 1))
+  params = model.init(jax.random.key(seed), np.float32(images))['params']
+
+  def fill(path, leaf):
+    if path[-1].key in ('bias', 'pos'):
+      return np.float32(scale * rng.normal(size=leaf.shape))
+    return np.asarray(leaf)
+
+  return model, jax.tree_util.tree_map_with_path(fill, params), images
+
+
+def wide_logits(model, params, images):
+  """The network once more, in 80 bits: einsum, roll and abs."""
+  p = jax.tree.map(lambda leaf: np.asarray(leaf).astype(WIDE), params)
+  x = images.astype(WIDE) - WIDE(0.5)
+  b, side, k = len(x), x.shape[1], model.patch_size
+  grid = side // k
+  x = x.reshape(b, grid, k, grid, k, -1).transpose(0, 1, 3, 2, 4, 5)
+  x = x.reshape(b, grid, grid, -1)
+  q = p['stem']['Q'][: model.width, : x.shape[-1]]
+  cut = int(model.beta * model.width)
+
+  def activate(x):
+    return np.concatenate([np.abs(x[..., :cut]), x[..., cut:]], axis=-1)
+
+  x = activate(np.einsum('bhwc,dc->bhwd', x, q) + p['stem']['bias'])
+  moved = int(model.shift_ratio * model.width)
+  for layer in range(model.depth):
+    r, m = p['blocks']['R'][layer], p['blocks']['M'][layer]
+    x = np.einsum('bhwc,dc->bhwd', x + p['blocks']['pos'][layer][None], r)
+    for group, (axis, step) in enumerate([(1, -1), (1, 1), (2, -1), (2, 1)]):
+      channels = slice(group * moved, (group + 1) * moved)
+      x[..., channels] = np.roll(x[..., channels], step, axis=axis)
+    x = np.einsum('bhwc,cd->bhwd', x, r)
+    x = np.einsum('bhwc,dc->bhwd', x, m) + p['blocks']['bias'][layer]
+    x = activate(x)
+  z = np.sqrt(np.sum(x * x, axis=(1, 2)))
+  kernel = p['head']['kernel']
+  rows = kernel / np.sqrt(np.sum(kernel * kernel, axis=-1, keepdims=True))
+  return np.einsum('bc,kc->bk', z, rows) + p['head']['bias']
+
+
+def float64_logits(model, params, images):
+  with jax.enable_x64(True):
+    logits, norms = jax.jit(rigorous.forward, static_argnums=0)(
+      model, rigorous.float64_params(params), jnp.asarray(images)
+    )
+    return np.asarray(logits), np.asarray(norms)
+
+
+@needs_wide
+@pytest.mark.parametrize(
+  'options', [{}, {'scale': 1e4}, {'patch_size': 8, 'width': 8, 'depth': 3}]
+)
+def test_float64_logits_err_by_less_than_reported(options):
+  model, params, images = make(**options)
+  logits, _ = float64_logits(model, params, images)
+  exact = wide_logits(model, params, images)
+  found = certify.rigorous_radius(model, params, images)
+  rows, p = np.arange(len(images)), found.predictions
+  gaps = (logits[rows, p] - exact[rows, p])[:, None] - (logits - exact)
+  actual = np.max(np.abs(gaps), axis=-1)
+  assert np.all(actual <= found.logit_errors)
+  assert np.all(actual > 0)  # The oracle sees float64 round.
+  assert np.all(found.logit_errors < 1e5 * np.max(actual))  # Not vacuous.
+
+
+@needs_wide
+def test_the_80_bit_oracle_would_see_a_float32_pass():
+  model, params, images = make()
+  exact = wide_logits(model, params, images)
+  narrow = model.clone(precision='highest').apply(
+    {'params': params}, np.float32(images)
+  )
+  found = certify.rigorous_radius(model, params, images)
+  gap = np.abs(np.asarray(narrow).astype(WIDE) - exact)
+  assert np.max(gap) > np.max(found.logit_errors)
+
+
+def test_the_radius_is_the_fast_one_less_the_error_rounded_down():
+  model, params, images = make()
+  found = certify.rigorous_radius(model, params, images)
+  logits, _ = float64_logits(model, params, images)
+  rows = params['head']['kernel'].astype(np.float64)
+  rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+  bound = certify.lipschitz_bound(params)
+  for i, p in enumerate(found.predictions):
+    quotients = [
+      (logits[i, p] - logits[i, j])
+      / (bound * np.linalg.norm(rows[p] - rows[j]))
+      for j in range(4)
+      if j != p
+    ]
+    assert p == np.argmax(logits[i])
+    assert found.radii[i] < min(quotients)
+    # d >= 0.1 here, so E/d stays below 20 E.
+    assert found.radii[i] > min(quotients) - 20 * found.logit_errors[i] - 1e-14
+  assert found.lipschitz == pytest.approx(bound, rel=1e-13)
+
+
+def linear_network():
+  """A network that is one isometry on its 64 pixels: nothing is lost.
+
+  One token (patch = image), β = 0, biases that keep all features far above
+  zero, so that pooling is the identity: logit differences have the slope
+  ‖w_i − w_j‖ exactly, and the certificate is tight.
+  """
+  model, params, images = make(width=64, patch_size=8, beta=0.0, scale=0.0)
+  blocks = dict(params['blocks'])
+  blocks['bias'] = np.full_like(blocks['bias'], 100.0)
+  blocks['M'] = np.broadcast_to(np.eye(64, dtype=np.float32), (2, 64, 64))
+  return model, {**params, 'blocks': blocks}, images
+
+
+def walk(model, params, image, prediction):
+  """Unit directions [k, H, W, ch] along which f_p − f_j falls fastest."""
+  with jax.enable_x64(True):
+    wide = rigorous.float64_params(params)
+
+    def logits(x):
+      return rigorous.forward(model, wide, x[None])[0][0]
+
+    jacobian = np.asarray(jax.jacrev(logits)(jnp.asarray(image)))
+  falls = jacobian - jacobian[prediction]
+  norms = np.sqrt(np.sum(falls**2, axis=(1, 2, 3), keepdims=True))
+  return falls / np.where(norms > 0, norms, 1)
+
+
+def test_the_answer_holds_up_to_the_radius_and_no_further():
+  model, params, images = linear_network()
+  found = certify.rigorous_radius(model, params, images)
+  assert np.all(found.radii > 0)
+  for image, prediction, radius in zip(
+    images, found.predictions, found.radii, strict=True
+  ):
+    directions = walk(model, params, image, prediction)
+    inside, beyond = (
+      float64_logits(model, params, image + r * directions)[0].argmax(-1)
+      for r in (radius * (1 - 1e-12), radius * (1 + 1e-5))
+    )
+    assert np.all(inside == prediction)
+    assert np.any(beyond != prediction)  # Λ − 1 is some 1e-6 here.
+
+
+def test_a_larger_claim_would_be_broken_there():
+  """Planted: Λ = 0.999, that is, radii 1.001 times too large."""
+  model, params, images = linear_network()
+  found = certify.rigorous_radius(model, params, images)
+  directions = walk(model, params, images[0], found.predictions[0])
+  moved = images[0] + 1.001 * found.radii[0] * directions
+  logits, _ = float64_logits(model, params, moved)
+  assert np.any(logits.argmax(-1) != found.predictions[0])
+
+
+def coarse_network():
+  """Constants of 1e12 in the stem: float64 features are multiples of 1e-4."""
+  model, params, images = linear_network()
+  blocks = dict(params['blocks'])
+  blocks['pos'] = np.full_like(blocks['pos'], 1e12)
+  return model, {**params, 'blocks': blocks}, images
+
+
+def test_an_uncovered_rounding_breaks_the_naive_radius_and_never_ours():
+  model, params, images = coarse_network()
+  image = images[:1]
+  logits, _ = float64_logits(model, params, image)
+  first, second = np.argsort(logits[0])[[-1, -2]]
+  # Lower the winner's bias until it leads by a few roundings of the logits.
+  bias = params['head']['bias'].astype(np.float64)
+  step = np.spacing(np.abs(logits[0]).max())
+  bias[first] -= logits[0, first] - logits[0, second] - 2 * step
+  params = {**params, 'head': {**params['head'], 'bias': bias}}
+  logits, _ = float64_logits(model, params, image)
+  ours = certify.rigorous_radius(model, params, image)
+  prediction = ours.predictions[0]
+
+  # The naive radius: margin over slope, as if float64 did not round.
+  margins = np.delete(logits[0, prediction] - logits[0], prediction)
+  naive = np.min(margins) / (2 * ours.lipschitz)
+  assert naive > 0
+  noise = np.random.default_rng(0).normal(size=(1000, *image.shape[1:]))
+  noise /= np.sqrt(np.sum(noise**2, axis=(1, 2, 3), keepdims=True))
+  answers = float64_logits(model, params, image + 0.9 * naive * noise)[0]
+  assert np.any(answers.argmax(-1) != prediction)
+  assert ours.radii[0] == 0  # Ours promises nothing here.
+
+
+def test_ties_nan_infinity_and_overflow_certify_nothing():
+  model, params, images = make()
+  head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
+  ones = np.ones(1)
+  for row in ([1.0, 1, 0, 0], [np.nan, 1, 0, 0], [np.inf, 1, 0, 0]):
+    found = rigorous.radii_from_logits(np.array([row]), ones, head, steps)
+    assert found.radii.tolist() == [0.0]
+  certain = np.array([[9.0, 1, 0, 0]])
+  assert rigorous.radii_from_logits(certain, ones, head, steps).radii[0] > 1
+  for norm in (np.inf, np.nan, 1e200):
+    found = rigorous.radii_from_logits(certain, norm * ones, head, steps)
+    assert found.radii.tolist() == [0.0]
+  images = np.full_like(images, np.nan)
+  assert not certify.rigorous_radius(model, params, images).radii.any()
+
+
+def test_an_image_certifies_alike_alone_and_in_a_batch():
+  """Not bitwise (sums may be reordered): within what E allows."""
+  model, params, images = make()
+  together = certify.rigorous_radius(model, params, images)
+  certifier = certify.rigorous_certifier(model, params)
+  for i, image in enumerate(images):
+    alone = certifier(image[None])
+    assert alone.predictions[0] == together.predictions[i]
+    assert (
+      abs(alone.radii[0] - together.radii[i]) <= 40 * (together.logit_errors[i])
+    )
+
+
+def test_row_distances_are_upper_bounds_and_tight():
+  rng = np.random.default_rng(0)
+  kernel = np.float32(rng.normal(size=(6, 40)))
+  kernel[1] = kernel[0]  # Identical rows: distance zero.
+  kernel[2] = -kernel[0]  # Opposite rows: distance two.
+  params = {'head': {'kernel': kernel, 'bias': np.zeros(6, np.float32)}}
+  head = rigorous.read_head(params)
+  wide = kernel.astype(WIDE)
+  wide = wide / np.sqrt(np.sum(wide * wide, axis=1, keepdims=True))
+  exact = np.sqrt(np.sum((wide[:, None] - wide[None]) ** 2, axis=-1))
+  assert np.all(head.distances >= exact)
+  assert np.all(head.distances <= exact + 1e-13)
+  assert head.distances[0, 2] == pytest.approx(2, abs=1e-12)
+
+
+@pytest.mark.parametrize('bad', [0.0, np.nan, 1e-200])
+def test_a_head_row_without_a_usable_norm_is_refused(bad):
+  kernel = np.ones((2, 4))
+  kernel[1] = bad
+  with pytest.raises(ValueError, match='head/kernel'):
+    rigorous.read_head({'head': {'kernel': kernel, 'bias': np.zeros(2)}})
+
+
+def test_the_norm_of_the_image_is_rounded_up():
+  images = np.random.default_rng(0).random((50, 8, 8, 3))
+  exact = np.sqrt(
+    np.sum(np.square(images.astype(WIDE) - WIDE(0.5)), axis=(1, 2, 3))
+  )
+  computed = np.linalg.norm((images - 0.5).reshape(50, -1), axis=-1)
+  raised = rigorous.raise_norms(computed, images[0].size)
+  assert np.all(raised >= exact)
+  assert np.all(raised <= exact * (1 + 1e-12))
+
+
+def test_the_float64_model_is_the_same_function():
+  model, params, images = make()
+  narrow = model.clone(precision='highest').apply(
+    {'params': params}, np.float32(images)
+  )
+  logits, norms = float64_logits(model, params, images)
+  # Two blocks of float32 rounding on features of norm ~10.
+  np.testing.assert_allclose(narrow, logits, atol=2e-5)
+  flat = (images - 0.5).reshape(len(images), -1)
+  np.testing.assert_allclose(norms, np.linalg.norm(flat, axis=-1), rtol=1e-14)
+  assert layers.channel_count(model.beta, model.width) == 8
