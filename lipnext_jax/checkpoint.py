@@ -23,7 +23,7 @@ from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import files
 
-_CONFIG_FILE = 'config.json'
+CONFIG_FILE = 'config.json'
 _METRIC = 'certified'  # What 'best' means: larger is better, in per cent.
 _UNMONITORED = -1.0  # Of a checkpoint between evaluations: below any other.
 
@@ -34,7 +34,7 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
   Raises:
     ConfigError: naming the first field that differs, with both values.
   """
-  path = os.path.join(workdir, _CONFIG_FILE)
+  path = os.path.join(workdir, CONFIG_FILE)
   if os.path.exists(workdir) and not os.path.isdir(workdir):
     raise errors.ConfigError(
       '--workdir', workdir, 'is a file', 'name a directory'
@@ -48,7 +48,7 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
     raise errors.ConfigError(
       '--workdir',
       workdir,
-      f'has an unreadable {_CONFIG_FILE} ({error})',
+      f'has an unreadable {CONFIG_FILE} ({error})',
       'choose another directory',
     ) from None
   # Through JSON and back: tuples become lists.
@@ -70,7 +70,7 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
     return
   os.makedirs(workdir, exist_ok=True)
   files.write_json(
-    os.path.join(workdir, _CONFIG_FILE), config_lib.build_field_list(config)
+    os.path.join(workdir, CONFIG_FILE), config_lib.build_field_list(config)
   )
 
 

@@ -58,3 +58,19 @@ def make_tiny_config():
 def tiny_config(make_tiny_config):
   """One of them."""
   return make_tiny_config()
+
+
+@pytest.fixture(scope='session')
+def trained_run(tmp_path_factory):
+  """(workdir, its eval.json, its config) of a run on 8 devices. Never write.
+
+  Trained in bfloat16, checkpoints at the steps 2 ('best') and 4 ('last').
+  """
+  from lipnext_jax import train  # Slow to import, and needed here only.
+
+  workdir = str(tmp_path_factory.mktemp('trained') / 'run')
+  config = _tiny_config()
+  config.mesh.data, config.mesh.fsdp = -1, 2
+  config.model.dtype = 'bfloat16'
+  config.eval.every = '2 steps'
+  return workdir, train.train_and_evaluate(config, workdir), config

@@ -1,0 +1,154 @@
+"""What a finished (or stopped) run left in its workdir, ready to be used.
+
+Everything that is done to a model after its training starts here: config.json
+says which model and which data, the newest checkpoint holds its weights. One
+device gets all of it, whatever mesh trained.
+"""
+
+from collections.abc import Mapping
+import functools
+import json
+import os
+from typing import Any
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import ml_collections
+
+from lipnext_jax import checkpoint
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
+from lipnext_jax import schedules
+from lipnext_jax import train_step
+from lipnext_jax import validation
+from lipnext_jax.data import sources
+from lipnext_jax.models import registry
+
+_REMEDY = 'name the directory of a training run'
+
+
+class Restored(NamedTuple):
+  """A trained model, and what is needed to feed it."""
+
+  config: ml_collections.ConfigDict  # As stored, with the overrides.
+  dataset: sources.Dataset
+  model: nn.Module  # In evaluation precision: float32, highest.
+  params: Any  # Float32 arrays on one device: the weights that are certified.
+  step: int  # Updates that made them.
+
+
+def read_config(
+  workdir: str, overrides: Mapping[str, Any] | None = None
+) -> ml_collections.ConfigDict:
+  """The config of the run that lives in `workdir`.
+
+  Args:
+    workdir: holds a config.json.
+    overrides: {'eval.split': …}: fields that do not decide what was trained
+      (`config.FREE_FIELDS`), e.g. a `dataset.data_dir` of this machine.
+
+  Raises:
+    ConfigError: no config.json, one that is not understood, an override of a
+      field that decided what was trained, or a config that is refused.
+  """
+  path = os.path.join(workdir, checkpoint.CONFIG_FILE)
+  try:
+    with open(path, encoding='utf-8') as file:
+      fields = json.load(file)
+    if not isinstance(fields, dict):
+      raise ValueError('it holds no fields')
+  except FileNotFoundError:
+    raise errors.ConfigError(
+      '--workdir', workdir, f'holds no {checkpoint.CONFIG_FILE}', _REMEDY
+    ) from None
+  except (OSError, ValueError) as error:
+    raise errors.ConfigError(
+      '--workdir',
+      workdir,
+      f'has an unreadable {checkpoint.CONFIG_FILE} ({error})',
+      _REMEDY,
+    ) from None
+  config = config_lib.default_config()
+  defaults = config_lib.build_field_list(config)
+  free = defaults.keys() - config_lib.identity(config)
+  for name, value in (overrides or {}).items():
+    if name not in free:
+      raise errors.ConfigError(
+        name,
+        value,
+        f'cannot change what was trained in {workdir}',
+        'leave it out',
+      )
+    fields[name] = value
+  for name in fields.keys() - defaults.keys():
+    raise errors.ConfigError(
+      '--workdir',
+      workdir,
+      f'has the unknown field {name!r} in its {checkpoint.CONFIG_FILE}',
+      'use the version of lipnext_jax that wrote it',
+    )
+  config.update_from_flattened_dict(
+    {name: _tuples(value) for name, value in fields.items()}
+  )
+  validation.validate(config)
+  return config
+
+
+def _tuples(value: Any) -> Any:
+  """JSON knows no tuples: lists back into what the config had."""
+  if isinstance(value, list):
+    return tuple(map(_tuples, value))
+  return value
+
+
+def restore(
+  workdir: str, overrides: Mapping[str, Any] | None = None
+) -> Restored:
+  """Loads config, data and the weights that evaluation certifies.
+
+  The checkpoint is the one of `config.eval.checkpoint` ('last' or 'best').
+
+  Args:
+    workdir: of a run of `lipnext_jax.main`.
+    overrides: see `read_config`.
+
+  Raises:
+    ConfigError: the workdir or its data are not there, or do not fit.
+  """
+  config = read_config(workdir, overrides)
+  checkpointer = checkpoint.Checkpointer(workdir, create=False)
+  try:
+    step = checkpointer.choose(config.eval.checkpoint)
+    assert step is not None  # Asked for by name, `choose` raises instead.
+    dataset = sources.load_dataset(config.dataset)
+    registry.check_image(config.model, dataset.image_shape)
+    model = registry.build_model(config.model, dataset.num_classes)
+    # The types that were stored, also in a program that computes in float64.
+    with jax.enable_x64(False):
+      plan = schedules.make_plan(config, len(dataset.train))
+      tx = train_step.build_optimizer(config.optimizer, plan)
+      abstract = jax.eval_shape(
+        functools.partial(
+          train_step.init_state, model, tx, dataset.image_shape
+        ),
+        jax.random.key(config.seed),
+      )
+      device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=device
+        ),
+        abstract,
+      )
+      state = checkpointer.restore(step, abstract)
+      params = jax.jit(train_step.evaluation_params)(state)
+  finally:
+    checkpointer.close()
+  return Restored(
+    config=config,
+    dataset=dataset,
+    model=registry.for_evaluation(model),
+    params=params,
+    step=step,
+  )

@@ -1,0 +1,89 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from lipnext_jax import certify
+from lipnext_jax import errors
+from lipnext_jax import models
+from lipnext_jax import restore
+from lipnext_jax import train_step
+
+
+def certificates(run):
+  source = run.dataset.test
+  images = np.stack([source[i]['image'] for i in range(len(source))])
+  variables = {'params': run.params}
+  logits = run.model.apply(variables, train_step.to_unit(images))
+  return certify.certified_radius(
+    logits,
+    models.head_kernel(variables),
+    certify.lipschitz_bound(run.params),
+  )
+
+
+def test_one_device_gets_what_the_mesh_evaluated(trained_run):
+  workdir, summary, config = trained_run
+  run = restore.restore(workdir)
+  assert run.step == summary['step'] == 4
+  assert run.config.to_json() == config.to_json()
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(run.params)} == {
+    'float32'
+  }
+  table = np.loadtxt(f'{workdir}/radii.csv', delimiter=',', skiprows=1)
+  predictions, radii = certificates(run)
+  assert predictions.dtype == np.int32
+  np.testing.assert_array_equal(predictions, table[:, 2])
+  np.testing.assert_allclose(radii, table[:, 3], atol=1e-6)
+  bound = certify.lipschitz_bound(run.params)
+  np.testing.assert_allclose(bound, summary['lipschitz_bound'], atol=1e-6)
+
+
+def test_the_comparison_can_fail(trained_run):
+  """The other checkpoint of the same run gives other radii."""
+  workdir, _, _ = trained_run
+  run = restore.restore(workdir, {'eval.checkpoint': 'best'})
+  assert run.step == 2
+  table = np.loadtxt(f'{workdir}/radii.csv', delimiter=',', skiprows=1)
+  _, radii = certificates(run)
+  assert np.max(np.abs(radii - table[:, 3])) > 1e-4
+
+
+def test_a_program_in_float64_restores_the_same_arrays(trained_run):
+  workdir, _, _ = trained_run
+  narrow = restore.restore(workdir)
+  with jax.enable_x64(True):
+    wide = restore.restore(workdir)
+  jax.tree.map(np.testing.assert_array_equal, narrow.params, wide.params)
+  for leaf in jax.tree.leaves(wide.params):
+    assert leaf.dtype == np.float32
+
+
+def test_overrides_are_what_did_not_train(trained_run, tmp_path):
+  workdir, _, _ = trained_run
+  config = restore.read_config(workdir, {'dataset.data_dir': ''})
+  assert config.model.width == 16
+  assert config.sharding[0][1] == (None, 'fsdp', None)
+  with pytest.raises(errors.ConfigError, match=r'model\.width=8 cannot'):
+    restore.read_config(workdir, {'model.width': 8})
+  with pytest.raises(errors.ConfigError, match=r"eval\.split='validation'"):
+    restore.read_config(workdir, {'eval.split': 'validation'})
+
+
+def test_what_is_no_run_is_refused(trained_run, tmp_path):
+  workdir, _, _ = trained_run
+  with pytest.raises(errors.ConfigError, match=r'holds no config\.json'):
+    restore.restore(str(tmp_path))
+  path = tmp_path / 'config.json'
+  for text in ('{"half', '[1]'):
+    path.write_text(text)
+    with pytest.raises(errors.ConfigError, match='unreadable'):
+      restore.restore(str(tmp_path))
+  shutil.copy(f'{workdir}/config.json', path)
+  with pytest.raises(errors.ConfigError, match='holds no checkpoint'):
+    restore.restore(str(tmp_path))
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'model.era': 1}))
+  with pytest.raises(errors.ConfigError, match=r"unknown field 'model\.era'"):
+    restore.restore(str(tmp_path))
