@@ -1,4 +1,8 @@
-"""Exact certified evaluation: every example once, in full float32."""
+"""Exact certified evaluation: every example once, fast or rigorous.
+
+`fast` runs in float32 at the highest product precision and leaves the rounding
+of the logits out; `rigorous` runs in float64 and subtracts it.
+"""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -13,8 +17,13 @@ import numpy as np
 from lipnext_jax import certify
 from lipnext_jax import models
 from lipnext_jax import train_step
+from lipnext_jax.certify import chain
+from lipnext_jax.certify import rigorous
 from lipnext_jax.models import registry
+from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
+
+CERTIFICATES = ('fast', 'rigorous')
 
 
 class Evaluation(NamedTuple):
@@ -25,18 +34,24 @@ class Evaluation(NamedTuple):
   predictions: np.ndarray  # Shape (n,).
   radii: np.ndarray  # Shape (n,): ℓ2 in [0, 1] pixel units.
   lipschitz_bound: float  # Λ that the radii were divided by.
+  certificate: str = 'fast'  # One of `CERTIFICATES`.
+  logit_error: float | None = None  # Largest E that was subtracted, rigorous.
 
   def summary(self, epsilons: Sequence[float]) -> dict[str, Any]:
     """Counts and per cents, as `eval.json` has them."""
     cra = certify.certified_accuracy(
       self.predictions, self.radii, self.labels, epsilons
     )
-    return {
+    summary = {
       'examples': len(self.labels),
       'clean': 100 * float(np.mean(self.predictions == self.labels)),
       'cra': {f'{epsilon:.6g}': value for epsilon, value in cra.items()},
       'lipschitz_bound': self.lipschitz_bound,
+      'certificate': self.certificate,
     }
+    if self.logit_error is not None:
+      summary['logit_error'] = self.logit_error
+    return summary
 
 
 def make_eval_step(
@@ -62,6 +77,25 @@ def make_eval_step(
   return jax.jit(eval_step, out_shardings=mesh_lib.replicated(mesh))
 
 
+def make_rigorous_step(
+  model: nn.Module, mesh: jax.sharding.Mesh
+) -> Callable[..., dict[str, jax.Array]]:
+  """Jits (params, batch), both float64, → logits, norms and the batch's ids.
+
+  To be called under `jax.enable_x64(True)`.
+  """
+
+  def rigorous_step(params, batch):
+    logits, norms = rigorous.forward(model, params, batch['image'])
+    return {
+      'logits': logits,
+      'norms': norms,
+      **{name: batch[name] for name in ('id', 'label', 'mask')},
+    }
+
+  return jax.jit(rigorous_step, out_shardings=mesh_lib.replicated(mesh))
+
+
 def evaluate(
   eval_step: Callable[..., dict[str, jax.Array]],
   params: Any,
@@ -69,7 +103,7 @@ def evaluate(
   mesh: jax.sharding.Mesh,
   lipschitz: float,
 ) -> Evaluation:
-  """Runs all batches; padding is dropped by its mask.
+  """Runs all batches in float32; padding is dropped by its mask.
 
   Args:
     eval_step: from `make_eval_step`.
@@ -82,21 +116,77 @@ def evaluate(
   # Rounded up into float32: Λ may only grow on its way to the device.
   scale = np.nextafter(np.float32(lipschitz), np.float32(np.inf))
   scale = jax.device_put(scale, mesh_lib.replicated(mesh))
-  outputs = [
+  columns = _join(
     eval_step(params, mesh_lib.put_batch(batch, sharding), scale)
     for batch in batches
-  ]
-  columns = jax.device_get(outputs)
+  )
+  return Evaluation(
+    ids=columns['id'],
+    labels=columns['label'],
+    predictions=columns['predictions'],
+    radii=columns['radii'],
+    lipschitz_bound=lipschitz,
+  )
+
+
+def evaluate_rigorous(
+  rigorous_step: Callable[..., dict[str, jax.Array]],
+  params: Any,
+  batches: Iterable[dict[str, np.ndarray]],
+  mesh: jax.sharding.Mesh,
+) -> Evaluation:
+  """Runs all batches in float64 and subtracts what that may have rounded.
+
+  Args:
+    rigorous_step: from `make_rigorous_step`.
+    params: as stored, sharded as they are; widened here, exactly.
+    batches: from `data.pipeline.eval_batches`.
+    mesh: the devices.
+  """
+  sharding = mesh_lib.batch_sharding(mesh)
+  host = jax.tree.map(distributed.to_host, params)
+  head, steps = rigorous.read_head(host), chain.lipnext_chain(host)
+  image_size = 0
+
+  def columns_of(batch):
+    nonlocal image_size
+    image_size = batch['image'][0].size
+    batch = {**batch, 'image': to_unit64(batch['image'])}
+    return rigorous_step(wide, mesh_lib.put_batch(batch, sharding))
+
+  with jax.enable_x64(True):
+    wide = jax.tree.map(lambda p: p.astype(np.float64), params)
+    columns = _join(map(columns_of, batches))
+  norms = rigorous.raise_norms(columns['norms'], image_size)
+  found = rigorous.radii_from_logits(columns['logits'], norms, head, steps)
+  return Evaluation(
+    ids=columns['id'],
+    labels=columns['label'],
+    predictions=found.predictions,
+    radii=found.radii,
+    lipschitz_bound=found.lipschitz,
+    certificate='rigorous',
+    logit_error=float(np.max(found.logit_errors)),
+  )
+
+
+def to_unit64(images: np.ndarray) -> np.ndarray:
+  """Pixels as float64 in [0, 1], on the host: uint8 over 255, floats widened.
+
+  >>> to_unit64(np.array([0, 255], np.uint8)).tolist()
+  [0.0, 1.0]
+  """
+  wide = images.astype(np.float64)
+  return wide / 255 if images.dtype == np.uint8 else wide
+
+
+def _join(outputs: Iterable[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+  """Columns of all batches on the host, by id, without the padding."""
+  columns = jax.device_get(list(outputs))
   joined = {
     name: np.concatenate([column[name] for column in columns])
     for name in columns[0]
   }
   order = np.argsort(joined['id'], kind='stable')
   order = order[joined['mask'][order]]
-  return Evaluation(
-    ids=joined['id'][order],
-    labels=joined['label'][order],
-    predictions=joined['predictions'][order],
-    radii=joined['radii'][order],
-    lipschitz_bound=lipschitz,
-  )
+  return {name: column[order] for name, column in joined.items()}

@@ -238,4 +238,11 @@ def print_table(
     lines.append(f'  CRA at ℓ2 ε = {epsilon:<9s} {value:>8.2f} %')
   excess = summary['lipschitz_bound'] - 1
   lines.append(f'  Lipschitz bound Λ       1 + {excess:.1e} (proved)')
+  if 'logit_error' in summary:
+    error = summary['logit_error']
+    lines.append(f'  rounding of logits E    {error:.1e} (bounded, subtracted)')
+  else:
+    lines.append(
+      '  rounding of logits      float32, not subtracted (fast mode)'
+    )
   print('\n'.join(lines), file=file or sys.stdout, flush=True)

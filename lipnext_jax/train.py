@@ -161,7 +161,7 @@ def train_and_evaluate(
       certified = None
       with progress.paused():
         if monitor_now:
-          result = certify_split(state, monitored_split)
+          result = certify_split(state, monitored_split, 'fast')
           summary = result.summary([config.loss.epsilon])
           certified = next(iter(summary['cra'].values()))
           clean = summary['clean']
@@ -178,7 +178,9 @@ def train_and_evaluate(
 
   # ------------------------------------------------------------ evaluation
   split = config.eval.split
-  result = certify_split(state, sources.final_split(dataset, split))
+  result = certify_split(
+    state, sources.final_split(dataset, split), config.eval.certificate
+  )
 
   # ---------------------------------------------------------------- report
   summary = {'step': step, **result.summary(config.eval.epsilons)}
@@ -190,19 +192,22 @@ def train_and_evaluate(
 
 def _make_certify_split(
   config, model, mesh, shardings, processes
-) -> Callable[[step_lib.TrainState, sources.Source], evaluate.Evaluation]:
-  """(state, source) → its evaluation on the slow, retracted weights."""
-  eval_step = evaluate.make_eval_step(model, mesh)
+) -> Callable[[step_lib.TrainState, sources.Source, str], evaluate.Evaluation]:
+  """(state, source, certificate) → its evaluation on the slow weights."""
+  fast_step = evaluate.make_eval_step(model, mesh)
+  rigorous_step = evaluate.make_rigorous_step(model, mesh)
   to_eval_params = jax.jit(
     step_lib.evaluation_params, out_shardings=shardings.params
   )
 
-  def certify_split(state, source):
+  def certify_split(state, source, certificate):
     params = to_eval_params(state)
     batches = pipeline.eval_batches(
       source, batch_size=config.eval.batch_size, **processes
     )
+    if certificate == 'rigorous':
+      return evaluate.evaluate_rigorous(rigorous_step, params, batches, mesh)
     bound = certify.lipschitz_bound(jax.tree.map(distributed.to_host, params))
-    return evaluate.evaluate(eval_step, params, batches, mesh, bound)
+    return evaluate.evaluate(fast_step, params, batches, mesh, bound)
 
   return certify_split

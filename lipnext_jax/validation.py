@@ -15,6 +15,7 @@ import ml_collections
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax import evaluate
 from lipnext_jax import losses
 from lipnext_jax import schedules
 from lipnext_jax import train_step
@@ -165,6 +166,7 @@ _CHOICES: dict[str, Any] = {
   'model.fuse': registry.FUSE,
   'loss.name': losses.LOSSES,
   'eval.split': sources.FINAL_SPLITS,
+  'eval.certificate': evaluate.CERTIFICATES,
   'eval.checkpoint': ('last', 'best'),
   'optimizer.name': train_step.INNER_RULES,
   'optimizer.retraction': retraction.METHODS,

@@ -85,4 +85,56 @@ def test_summary_counts_strictly():
     'clean': 75.0,
     'cra': {'0.25': 25.0, '0.141176': 50.0},
     'lipschitz_bound': 1.5,
+    'certificate': 'fast',
   }
+
+
+def run_rigorous(setup, batch_size, mesh_config=None, source=None):
+  mesh, model, params, own, _ = setup
+  if mesh_config is not None:
+    mesh = mesh_lib.make_mesh(mesh_config)
+  batches = pipeline.eval_batches(source or own, batch_size=batch_size)
+  step = evaluate.make_rigorous_step(model, mesh)
+  return evaluate.evaluate_rigorous(step, params, batches, mesh)
+
+
+def test_rigorous_evaluation_is_the_rigorous_certificate(setup, tiny_config):
+  _, model, params, _, images = setup
+  direct = certify.rigorous_radius(model, params, images)
+  tiny_config.mesh.fsdp = 4
+  for result in (run_rigorous(setup, 8), run_rigorous(setup, 40),
+                 run_rigorous(setup, 16, tiny_config.mesh)):  # fmt: skip
+    assert result.ids.tolist() == list(range(37))
+    np.testing.assert_array_equal(result.predictions, direct.predictions)
+    # Another order of summation: within what E allows, over distances > 0.1.
+    largest = np.max(direct.logit_errors)
+    np.testing.assert_allclose(result.radii, direct.radii, atol=40 * largest)
+    assert result.radii.dtype == np.float64
+    assert result.lipschitz_bound == direct.lipschitz
+    assert result.logit_error == pytest.approx(largest, rel=1e-6)
+    summary = result.summary([0.25])
+    assert summary['certificate'] == 'rigorous'
+    assert summary['logit_error'] == result.logit_error
+
+
+def test_rigorous_and_fast_radii_differ_by_float32_alone(setup):
+  fast, rigorous = run(setup, 8), run_rigorous(setup, 8)
+  bound = certify.lipschitz_bound(setup[2])
+  # Λ = 1 there and proved here; float32 logits of size ~10 over distances ~1.
+  np.testing.assert_allclose(fast.radii / bound, rigorous.radii, atol=2e-5)
+  assert np.any(fast.radii != rigorous.radii)
+
+
+def test_rigorous_evaluation_divides_bytes_in_float64(setup):
+  _, model, params, _, _ = setup
+  images = np.arange(5 * 64).reshape(5, 8, 8, 1).astype(np.uint8)
+  source = sources.ArraySource(images, np.zeros(5, int))
+  result = run_rigorous(setup, 8, source=source)
+  direct = certify.rigorous_radius(model, params, images / 255)
+  np.testing.assert_allclose(
+    result.radii, direct.radii, atol=40 * np.max(direct.logit_errors)
+  )
+  narrow = certify.rigorous_radius(
+    model, params, images.astype(np.float32) / np.float32(255)
+  )
+  assert np.max(np.abs(narrow.radii - direct.radii)) > 1e-10
