@@ -39,6 +39,30 @@ def certified_radius(
   >>> p.tolist(), f'{r.item():.4f}'
   ([1], '1.4142')
   """
+  predictions, radii = rival_radii(logits, head_kernel, lipschitz)
+  return predictions, jnp.min(radii, axis=-1)
+
+
+def rival_radii(
+  logits: jax.Array,
+  head_kernel: jax.Array,
+  lipschitz: jax.typing.ArrayLike = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+  """Predictions, and for every rival the radius within which it cannot win.
+
+  Args:
+    logits: see `certified_radius`.
+    head_kernel: see `certified_radius`.
+    lipschitz: see `certified_radius`.
+
+  Returns:
+    predictions [b] int32, radii [b, k] in [0, 1] pixel units, >= 0; infinite
+    for the predicted class itself.
+
+  >>> _, r = rival_radii(jnp.array([[0.0, 3.0, 1.0]]), jnp.eye(3))
+  >>> [f'{value:.4f}' for value in r[0].tolist()]
+  ['2.1213', 'inf', '1.4142']
+  """
   k = logits.shape[-1]
   predictions = jnp.argmax(logits, axis=-1).astype(jnp.int32)
   distance = losses.row_distances(head_kernel)[predictions]  # [b, k]
@@ -49,11 +73,11 @@ def certified_radius(
   constant = jnp.where(margin > 0, jnp.inf, 0)
   apart = distance != 0
   slope = lipschitz * jnp.where(apart, distance, 1)
-  radius = jnp.where(apart, margin / slope, constant)
+  radii = jnp.where(apart, margin / slope, constant)
   own = jax.nn.one_hot(predictions, k, dtype=bool)
-  radius = jnp.min(jnp.where(own, jnp.inf, radius), axis=-1)
+  radii = jnp.where(own, jnp.inf, radii)
   sound = jnp.all(jnp.isfinite(logits), axis=-1) & (jnp.asarray(lipschitz) >= 0)
-  return predictions, jnp.where(sound & (radius > 0), radius, 0)
+  return predictions, jnp.where(sound[:, None] & (radii > 0), radii, 0)
 
 
 def certified_accuracy(

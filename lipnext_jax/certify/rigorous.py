@@ -32,6 +32,7 @@ class Certificates(NamedTuple):
 
   predictions: np.ndarray  # Shape (b,): int32.
   radii: np.ndarray  # Shape (b,): float64, ℓ2 in [0, 1] pixel units.
+  rival_radii: np.ndarray  # Shape (b, k): against each rival; own class: inf.
   logit_errors: np.ndarray  # Shape (b,): the largest E_pj of each image.
   lipschitz: float  # Λ, proved.
 
@@ -146,11 +147,14 @@ def radii_from_logits(
   reach = rounding.propagate(steps, norms + largest)
   sound &= reach.norm + reach.error < _LARGEST_NORM
   errors = pair_errors(reach, head, predictions)
-  radii = np.where(own, np.inf, (margins - 2 * up * errors) / slopes)
-  radii = np.min(radii, axis=-1) * down
+  radii = (margins - 2 * up * errors) / slopes * down
+  radii = np.where(sound[:, None] & (radii > 0), radii, 0.0)
+  # A tie leaves its rival at 0; the winner itself bounds nothing.
+  radii = np.where(own & sound[:, None], np.inf, radii)
   return Certificates(
     predictions=predictions,
-    radii=np.where(sound & (radii > 0), radii, 0.0),
+    radii=np.min(radii, axis=-1),
+    rival_radii=radii,
     logit_errors=np.max(np.where(own, 0.0, errors), axis=-1),
     lipschitz=constant,
   )

@@ -1,0 +1,203 @@
+"""A certified predictor as one file: program, weights, Λ and config.
+
+    images [b, H, W, ch] → classes [b], certified radii [b]
+
+The program is serialised StableHLO (`jax.export`), for CPU, CUDA and TPU at
+once and any batch size; the weights are plain arrays beside it. Loading needs
+jax and numpy: no flax, no optimizer, no data stack, and never a pickle.
+
+The file is a zip of `manifest.json`, `program.bin` and `weights.npz`. The
+manifest says what the certificate is about and holds the SHA-256 of the other
+two.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import hashlib
+import io
+import json
+import os
+from typing import Any
+import zipfile
+
+import jax
+from jax import export
+import jax.numpy as jnp
+import numpy as np
+
+from lipnext_jax import errors
+from lipnext_jax import models
+from lipnext_jax.certify import bound
+from lipnext_jax.certify import radius
+
+FORMAT = 1  # Raised whenever an older loader would misread a newer file.
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+_PARTS = ('program.bin', 'weights.npz')
+_REMEDY = 'write it again with `python -m lipnext_jax.certify --export`'
+
+
+def export_predictor(
+  path: str,
+  model: Any,
+  params: Any,
+  image_shape: Sequence[int],
+  *,
+  config: Mapping[str, Any] | None = None,
+  platforms: Sequence[str] = PLATFORMS,
+) -> dict[str, Any]:
+  """Writes a certified predictor; Λ is proved here and goes with it.
+
+  Args:
+    path: the file to write, replaced as a whole.
+    model: a `LipNeXt`; float32 at the highest precision whatever it trained in.
+    params: its parameters, float32.
+    image_shape: (H, W, ch).
+    config: plain data to keep in the manifest, for provenance.
+    platforms: of `jax.export`.
+
+  Returns:
+    The manifest.
+  """
+  model = model.clone(
+    dtype=jnp.float32,
+    precision=jax.lax.Precision.HIGHEST,
+    remat='none',
+    fuse=False,  # Decided by the batch size, which is open here.
+  )
+
+  def predict(params, lipschitz, images):
+    variables = {'params': params}
+    logits = model.apply(variables, images)
+    kernel = models.head_kernel(variables)
+    return radius.certified_radius(logits, kernel, lipschitz)
+
+  params = jax.tree.map(np.asarray, params)
+  (b,) = export.symbolic_shape('b')
+  shapes = jax.tree.map(
+    lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params
+  )
+  program = export.export(jax.jit(predict), platforms=tuple(platforms))(
+    shapes,
+    jax.ShapeDtypeStruct((), np.float32),
+    jax.ShapeDtypeStruct((b, *image_shape), np.float32),
+  )
+  weights = io.BytesIO()
+  # Arrays in the order of the tree, whatever its names may hold.
+  np.savez(weights, *jax.tree.leaves(params))
+  parts = {
+    'program.bin': bytes(program.serialize()),
+    'weights.npz': weights.getvalue(),
+  }
+  manifest = {
+    'format': FORMAT,
+    'image_shape': list(map(int, image_shape)),
+    'num_classes': int(params['head']['kernel'].shape[0]),
+    'lipschitz_bound': bound.lipschitz_bound(params),
+    'certificate': 'fast: float32 at the highest product precision, the '
+    'rounding of the logits is not subtracted',
+    'units': 'images float32 in [0, 1]; radii ℓ2 in the same units',
+    'platforms': list(program.platforms),
+    'jax': jax.__version__,
+    'config': dict(config or {}),
+    'sha256': {
+      name: hashlib.sha256(data).hexdigest() for name, data in parts.items()
+    },
+  }
+  temporary = f'{path}.tmp'
+  with zipfile.ZipFile(temporary, 'w') as archive:  # Weights do not compress.
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    archive.writestr('manifest.json', text)
+    for name, data in parts.items():
+      archive.writestr(name, data)
+  os.replace(temporary, path)
+  return manifest
+
+
+class Predictor:
+  """A loaded artifact.
+
+  Attributes:
+    manifest: what the file says of itself: Λ, image shape, config, …
+  """
+
+  def __init__(
+    self, manifest: dict[str, Any], program: export.Exported, params: Any
+  ):
+    """Takes the parts of a file that was checked: use `load_predictor`."""
+    self.manifest = manifest
+    self._call = jax.jit(program.call)
+    self._params = jax.device_put(params)
+    # Rounded up into float32: Λ may only grow.
+    scale = np.float32(manifest['lipschitz_bound'])
+    self._lipschitz = np.nextafter(scale, np.float32(np.inf))
+
+  def __call__(self, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Classes [b] int32 and radii [b], ℓ2 in [0, 1] pixel units.
+
+    Args:
+      images: [b, H, W, ch] float32 in [0, 1].
+
+    Raises:
+      ValueError: images of another shape.
+    """
+    expected = tuple(self.manifest['image_shape'])
+    if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+      raise ValueError(
+        f'{images.shape=} is no batch [b, {", ".join(map(str, expected))}].'
+      )
+    return self._call(self._params, self._lipschitz, jnp.float32(images))
+
+
+def load_predictor(path: str) -> Predictor:
+  """Reads and verifies an artifact.
+
+  Raises:
+    ConfigError: no such file, or one that is damaged, newer than this code, or
+      for other devices than those at hand.
+  """
+
+  def refuse(problem: str, remedy: str = _REMEDY) -> errors.ConfigError:
+    return errors.ConfigError('artifact', path, problem, remedy)
+
+  if not os.path.isfile(path):
+    raise refuse('is no file')
+  try:
+    with zipfile.ZipFile(path) as archive:
+      manifest = json.loads(archive.read('manifest.json'))
+      if manifest['format'] != FORMAT:
+        raise refuse(
+          f'has format {manifest["format"]}, this code reads {FORMAT}',
+          'use the version of lipnext_jax that wrote it',
+        )
+      parts = {name: archive.read(name) for name in _PARTS}
+    for name, data in parts.items():
+      if hashlib.sha256(data).hexdigest() != manifest['sha256'][name]:
+        raise refuse(f'is damaged: {name} does not have its checksum')
+    program = export.deserialize(bytearray(parts['program.bin']))
+    with np.load(io.BytesIO(parts['weights.npz']), allow_pickle=False) as file:
+      leaves = [file[name] for name in file.files]
+    params = jax.tree.unflatten(_params_tree(program), leaves)
+  except errors.ConfigError:
+    raise
+  except Exception as error:  # Whatever a damaged zip, JSON or program raises.
+    reason = ' '.join(str(error).split())[:200]
+    raise refuse(f'cannot be read ({reason})') from None
+  if jax.default_backend() not in _aliases(program.platforms):
+    raise refuse(
+      f'was exported for {", ".join(program.platforms)}, not for '
+      f'{jax.default_backend()}'
+    )
+  return Predictor(manifest, program, params)
+
+
+def _params_tree(program: export.Exported) -> Any:
+  """The structure of the first argument, (params, Λ, images)."""
+  arguments, _ = jax.tree.unflatten(
+    program.in_tree, [None] * program.in_tree.num_leaves
+  )
+  return jax.tree.structure(arguments[0], is_leaf=lambda x: x is None)
+
+
+def _aliases(platforms: Sequence[str]) -> set[str]:
+  """`jax.export` says 'cuda' where `jax.default_backend` says 'gpu'."""
+  return {'gpu' if platform == 'cuda' else platform for platform in platforms}
