@@ -20,8 +20,10 @@ import jax
 import tensorboardX
 import tqdm
 
+from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import files
+from lipnext_jax.data import sources
 from lipnext_jax.parallel import sharding as sharding_lib
 
 _PACKAGES = (
@@ -45,13 +47,17 @@ def stopwatch(what: str) -> Iterator[None]:
 
 
 def write_records(
-  workdir: str, mesh: jax.sharding.Mesh, state: Any, shardings: Any
+  workdir: str,
+  mesh: jax.sharding.Mesh,
+  state: Any,
+  shardings: Any,
+  dataset: sources.Dataset,
 ) -> None:
   """What is needed, beside the config, to say later what ran.
 
   `parameters.txt` (path, shape, dtype, spec, bytes per device of the whole
-  train state) and `run.json` (versions, devices, commit; one entry per start,
-  so that a resumed run keeps them all).
+  train state) and `run.json` (versions, devices, commit, the data's shape; one
+  entry per start, so that a resumed run keeps them all).
   """
   if jax.process_index() != 0:
     return
@@ -64,7 +70,39 @@ def write_records(
   if os.path.exists(path):
     with open(path, encoding='utf-8') as file:
       starts = json.load(file)
-  files.write_json(path, [*starts, describe_run(mesh)])
+  data = {
+    'image_shape': dataset.image_shape,
+    'num_classes': dataset.num_classes,
+    'train_examples': len(dataset.train),
+  }
+  files.write_json(path, [*starts, {**describe_run(mesh), 'data': data}])
+
+
+def read_data_facts(workdir: str) -> dict[str, Any]:
+  """What the last start of a run knew of its data: enough to build its model.
+
+  Returns:
+    'image_shape' [H, W, ch], 'num_classes' and 'train_examples'.
+
+  Raises:
+    ConfigError: no run.json, or one without these.
+  """
+  try:
+    with open(os.path.join(workdir, 'run.json'), encoding='utf-8') as file:
+      facts = json.load(file)[-1]['data']
+    h, w, ch = facts['image_shape']
+    return {
+      'image_shape': (int(h), int(w), int(ch)),
+      'num_classes': int(facts['num_classes']),
+      'train_examples': int(facts['train_examples']),
+    }
+  except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    raise errors.ConfigError(
+      '--workdir',
+      workdir,
+      f'has no run.json that describes its data ({type(error).__name__})',
+      'name the directory of a training run',
+    ) from None
 
 
 def describe_run(mesh: jax.sharding.Mesh) -> dict[str, Any]:

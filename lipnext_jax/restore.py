@@ -19,10 +19,10 @@ import ml_collections
 from lipnext_jax import checkpoint
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax import report
 from lipnext_jax import schedules
 from lipnext_jax import train_step
 from lipnext_jax import validation
-from lipnext_jax.data import sources
 from lipnext_jax.models import registry
 
 _REMEDY = 'name the directory of a training run'
@@ -32,7 +32,8 @@ class Restored(NamedTuple):
   """A trained model, and what is needed to feed it."""
 
   config: ml_collections.ConfigDict  # As stored, with the overrides.
-  dataset: sources.Dataset
+  image_shape: tuple[int, int, int]  # (H, W, ch) of what it takes.
+  num_classes: int
   model: nn.Module  # In evaluation precision: float32, highest.
   params: Any  # Float32 arrays on one device: the weights that are certified.
   step: int  # Updates that made them.
@@ -105,7 +106,7 @@ def _tuples(value: Any) -> Any:
 def restore(
   workdir: str, overrides: Mapping[str, Any] | None = None
 ) -> Restored:
-  """Loads config, data and the weights that evaluation certifies.
+  """Loads the config and the weights that evaluation certifies; no data.
 
   The checkpoint is the one of `config.eval.checkpoint` ('last' or 'best').
 
@@ -114,24 +115,23 @@ def restore(
     overrides: see `read_config`.
 
   Raises:
-    ConfigError: the workdir or its data are not there, or do not fit.
+    ConfigError: there is no run in the workdir, or its files do not fit.
   """
   config = read_config(workdir, overrides)
+  facts = report.read_data_facts(workdir)
+  image_shape, num_classes = tuple(facts['image_shape']), facts['num_classes']
   checkpointer = checkpoint.Checkpointer(workdir, create=False)
   try:
     step = checkpointer.choose(config.eval.checkpoint)
     assert step is not None  # Asked for by name, `choose` raises instead.
-    dataset = sources.load_dataset(config.dataset)
-    registry.check_image(config.model, dataset.image_shape)
-    model = registry.build_model(config.model, dataset.num_classes)
+    registry.check_image(config.model, image_shape)
+    model = registry.build_model(config.model, num_classes)
     # The types that were stored, also in a program that computes in float64.
     with jax.enable_x64(False):
-      plan = schedules.make_plan(config, len(dataset.train))
+      plan = schedules.make_plan(config, facts['train_examples'])
       tx = train_step.build_optimizer(config.optimizer, plan)
       abstract = jax.eval_shape(
-        functools.partial(
-          train_step.init_state, model, tx, dataset.image_shape
-        ),
+        functools.partial(train_step.init_state, model, tx, image_shape),
         jax.random.key(config.seed),
       )
       device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -147,7 +147,8 @@ def restore(
     checkpointer.close()
   return Restored(
     config=config,
-    dataset=dataset,
+    image_shape=image_shape,
+    num_classes=num_classes,
     model=registry.for_evaluation(model),
     params=params,
     step=step,

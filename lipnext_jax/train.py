@@ -118,7 +118,7 @@ def train_and_evaluate(
   # ------------------------------------------------------------------ loop
   if train and step < plan.total_steps:
     checkpoint.write_config(workdir, config)
-    report.write_records(workdir, mesh, abstract, shardings)
+    report.write_records(workdir, mesh, abstract, shardings, dataset)
     writer = report.MetricWriter(workdir, step)
     batches = pipeline.train_batches(
       dataset.train,

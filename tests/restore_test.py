@@ -10,10 +10,11 @@ from lipnext_jax import errors
 from lipnext_jax import models
 from lipnext_jax import restore
 from lipnext_jax import train_step
+from lipnext_jax.data import sources
 
 
 def certificates(run):
-  source = run.dataset.test
+  source = sources.load_dataset(run.config.dataset).test
   images = np.stack([source[i]['image'] for i in range(len(source))])
   variables = {'params': run.params}
   logits = run.model.apply(variables, train_step.to_unit(images))
@@ -82,6 +83,12 @@ def test_what_is_no_run_is_refused(trained_run, tmp_path):
     with pytest.raises(errors.ConfigError, match='unreadable'):
       restore.restore(str(tmp_path))
   shutil.copy(f'{workdir}/config.json', path)
+  with pytest.raises(errors.ConfigError, match=r'no run\.json'):
+    restore.restore(str(tmp_path))
+  (tmp_path / 'run.json').write_text('[{}]')
+  with pytest.raises(errors.ConfigError, match=r'no run\.json'):
+    restore.restore(str(tmp_path))
+  shutil.copy(f'{workdir}/run.json', tmp_path)
   with pytest.raises(errors.ConfigError, match='holds no checkpoint'):
     restore.restore(str(tmp_path))
   path.write_text(json.dumps(json.loads(path.read_text()) | {'model.era': 1}))
