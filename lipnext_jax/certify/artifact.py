@@ -42,6 +42,7 @@ def export_predictor(
   params: Any,
   image_shape: Sequence[int],
   *,
+  resize: int = 0,
   config: Mapping[str, Any] | None = None,
   platforms: Sequence[str] = PLATFORMS,
 ) -> dict[str, Any]:
@@ -52,6 +53,8 @@ def export_predictor(
     model: a `LipNeXt`; float32 at the highest precision whatever it trained in.
     params: its parameters, float32.
     image_shape: (H, W, ch).
+    resize: what the shorter side of an image file is scaled to before its
+      centre is cut out, as evaluation did; 0: files must have the size.
     config: plain data to keep in the manifest, for provenance.
     platforms: of `jax.export`.
 
@@ -91,6 +94,7 @@ def export_predictor(
   manifest = {
     'format': FORMAT,
     'image_shape': list(map(int, image_shape)),
+    'resize': resize,
     'num_classes': int(params['head']['kernel'].shape[0]),
     'lipschitz_bound': bound.lipschitz_bound(params),
     'certificate': 'fast: float32 at the highest product precision, the '
@@ -193,7 +197,7 @@ def load_predictor(path: str) -> Predictor:
 def _params_tree(program: export.Exported) -> Any:
   """The structure of the first argument, (params, Λ, images)."""
   arguments, _ = jax.tree.unflatten(
-    program.in_tree, [None] * program.in_tree.num_leaves
+    program.in_tree, [None] * len(program.in_avals)
   )
   return jax.tree.structure(arguments[0], is_leaf=lambda x: x is None)
 
