@@ -37,3 +37,9 @@ class DataError(UserError):
   """
 
   exit_code = 3
+
+
+class CheckpointError(UserError):
+  """A checkpoint cannot be written, or not be used."""
+
+  exit_code = 4

@@ -6,10 +6,12 @@ from typing import Any
 
 
 def write_text(path: str, text: str) -> None:
-  """Replaces a file as a whole: a killed run leaves no half of it."""
+  """Replaces a file as a whole: no kill and no power cut leaves half of it."""
   temporary = f'{path}.tmp'
   with open(temporary, 'w', encoding='utf-8', newline='') as file:
     file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
   os.replace(temporary, path)
 
 

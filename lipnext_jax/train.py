@@ -106,7 +106,9 @@ def train_and_evaluate(
   zero_sums = jax.jit(step_lib.Sums.zeros, out_shardings=on_all)
 
   # ------------------------------------------------------------ checkpoint
-  checkpointer = checkpoint.Checkpointer(workdir, create=train)
+  checkpointer = checkpoint.Checkpointer(
+    workdir, create=train, config_hash=checkpoint.hash_config(config)
+  )
   start_step = checkpointer.choose(None if train else config.eval.checkpoint)
   if start_step is None:
     state = jax.jit(init_fn, out_shardings=shardings)(rng)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from lipnext_jax import checkpoint
 from lipnext_jax import errors
+from lipnext_jax import manifest
 from lipnext_jax.parallel import mesh as mesh_lib
 
 
@@ -20,12 +22,12 @@ def abstract():
   return jax.eval_shape(lambda: state_of(0))
 
 
-def test_last_and_best_are_kept_and_nothing_else(tmp_path):
+def test_the_last_two_and_the_best_are_kept_and_nothing_else(tmp_path):
   checkpointer = checkpoint.Checkpointer(str(tmp_path))
   for step, certified in enumerate([50.0, 90.0, 30.0, None, 20.0]):
     checkpointer.save(step, state_of(step), certified)
   checkpointer.close()
-  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['1', '4']
+  assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['1', '3', '4']
   again = checkpoint.Checkpointer(str(tmp_path), create=False)
   assert again.choose('last') == 4
   assert again.choose('best') == 1
@@ -95,6 +97,129 @@ def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):
   again = checkpoint.Checkpointer(str(tmp_path))
   assert again.choose(None) == 1
   again.close()
+
+
+# ── Damage ───────────────────────────────────────────────────────────────────
+
+
+def saved(tmp_path, steps=(1, 2, 3)):
+  checkpointer = checkpoint.Checkpointer(str(tmp_path), config_hash='h')
+  for step in steps:
+    checkpointer.save(step, state_of(step), float(step))
+  checkpointer.close()
+
+
+def choose_and_restore(tmp_path, which=None):
+  checkpointer = checkpoint.Checkpointer(str(tmp_path), config_hash='h')
+  try:
+    step = checkpointer.choose(which)
+    return step, checkpointer.restore(step, abstract())
+  finally:
+    checkpointer.close()
+
+
+def files_of(tmp_path, step):
+  found = (tmp_path / 'checkpoints' / str(step)).rglob('*')
+  return sorted(path for path in found if path.is_file())
+
+
+def flip(path, at):
+  data = bytearray(path.read_bytes())
+  data[at % len(data)] ^= 1 << (at % 8)
+  path.write_bytes(bytes(data))
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory):
+  """A workdir with three checkpoints, to be copied."""
+  folder = tmp_path_factory.mktemp('saved')
+  saved(folder)
+  return folder
+
+
+def damages(path):
+  """(name, function) for ways in which a file goes bad."""
+  size = path.stat().st_size
+  yield 'removed', path.unlink
+  yield 'emptied', lambda: path.write_bytes(b'')
+  if size > 1:
+    yield 'truncated', lambda: path.write_bytes(path.read_bytes()[: size // 2])
+    for at in (0, size // 3, size - 1):
+      yield f'bit {at}', lambda at=at: flip(path, at)
+  yield 'extended', lambda: path.write_bytes(path.read_bytes() + b'x')
+
+
+def test_every_damage_to_every_file_is_found_and_the_one_before_it_used(
+  checkpoints, tmp_path, capfd
+):
+  """Each way, each file; benchmarks/corruption.py draws them at random."""
+  tried = 0
+  names = [p.relative_to(checkpoints) for p in files_of(checkpoints, 3)]
+  for name in names:
+    for kind, _ in list(damages(checkpoints / name)):
+      workdir = tmp_path / str(tried)
+      shutil.copytree(checkpoints, workdir)
+      dict(damages(workdir / name))[kind]()
+      directory = workdir / 'checkpoints' / '3'
+      assert manifest.find_damage(str(directory)), (name, kind)
+      shutil.rmtree(workdir)
+      tried += 1
+  assert tried > 60
+  # One of each kind through the whole of it: Orbax is slow to start.
+  array = max(names, key=lambda name: (checkpoints / name).stat().st_size)
+  metrics = next(name for name in names if name.name == 'metrics')
+  for name, kind in ((array, 'bit 0'), (metrics, 'emptied')):
+    workdir = tmp_path / f'whole {name.name}'
+    shutil.copytree(checkpoints, workdir)
+    dict(damages(workdir / name))[kind]()
+    step, state = choose_and_restore(workdir)
+    assert step == 2
+    np.testing.assert_array_equal(state['w'], 2.0)
+    assert os.listdir(workdir / 'damaged') == ['3-0']
+    message = capfd.readouterr().err
+    assert 'checkpoint 3 is damaged' in message
+    assert str(name.relative_to('checkpoints/3')) in message
+
+
+def test_an_undamaged_checkpoint_is_left_alone(checkpoints, tmp_path):
+  """And may have been moved or copied elsewhere."""
+  workdir = tmp_path / 'elsewhere'
+  shutil.copytree(checkpoints, workdir)
+  step, state = choose_and_restore(workdir)
+  assert step == 3
+  np.testing.assert_array_equal(state['w'], 3.0)
+  assert not (workdir / 'damaged').exists()
+
+
+def test_when_all_are_damaged_nothing_starts_again(checkpoints, tmp_path):
+  workdir = tmp_path / 'all'
+  shutil.copytree(checkpoints, workdir)
+  for step in (2, 3):
+    (workdir / 'checkpoints' / str(step) / 'manifest.json').unlink()
+  with pytest.raises(errors.CheckpointError, match='holds only damaged'):
+    choose_and_restore(workdir)
+  # Nor at the next start: what was set aside is still there to be looked at.
+  with pytest.raises(errors.CheckpointError, match='holds only damaged'):
+    choose_and_restore(workdir)
+
+
+def test_another_architecture_is_named_by_its_first_difference(
+  checkpoints, tmp_path
+):
+  workdir = str(tmp_path / 'copy')
+  shutil.copytree(checkpoints, workdir)
+  checkpointer = checkpoint.Checkpointer(workdir, config_hash='other')
+  wider = {'step': jnp.int32(0), 'w': jnp.zeros((256, 512))}
+  with pytest.raises(
+    errors.CheckpointError,
+    match=r'w float32\[256, 256\], this config makes w float32\[256, 512\]',
+  ):
+    checkpointer.restore(3, wider)
+  with pytest.raises(errors.CheckpointError, match='makes no step'):
+    checkpointer.restore(3, {'w': jnp.zeros((256, 256))})
+  with pytest.raises(errors.CheckpointError, match='another config'):
+    checkpointer.restore(3, abstract())
+  checkpointer.close()
 
 
 def test_a_workdir_of_the_same_config_is_accepted(tmp_path, tiny_config):

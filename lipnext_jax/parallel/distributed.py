@@ -1,10 +1,14 @@
 """Several processes as one run: how they find each other, and fetch arrays."""
 
+from collections.abc import Callable
+
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
 from lipnext_jax import errors
+
+_FAILED = -(2**31)  # What `on_first` sends where its function raised.
 
 
 def start(
@@ -56,3 +60,31 @@ def to_host(x: jax.Array) -> np.ndarray:
   if x.is_fully_addressable or x.is_fully_replicated:
     return np.asarray(x)
   return multihost_utils.process_allgather(x, tiled=True)
+
+
+def on_first(fn: Callable[[], int]) -> int:
+  """Calls `fn` in the first process only; all processes get its result.
+
+  For what is done to files that all of them see. If it raises there, the
+  others raise too instead of waiting.
+
+  Args:
+    fn: () → an integer.
+
+  >>> on_first(lambda: 3)
+  3
+  """
+  if jax.process_count() == 1:
+    return fn()
+  result, error = _FAILED, None
+  if jax.process_index() == 0:
+    try:
+      result = fn()
+    except Exception as exception:
+      error = exception
+  result = int(multihost_utils.broadcast_one_to_all(np.int32(result)))
+  if error is not None:
+    raise error
+  if result == _FAILED:
+    raise errors.UserError('the first process failed; its message says why')
+  return result

@@ -1,0 +1,172 @@
+"""What a checkpoint consists of, with checksums: written with it, proved later.
+
+`manifest.json` is written into a checkpoint's temporary directory after all of
+its arrays and before the directory gets its final name: a checkpoint with a
+name has a manifest, and one without is not whole. It lists every file with its
+size and SHA-256, every array with its shape and dtype, the hash of the config
+that made them, and a checksum of its own.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from concurrent import futures
+import hashlib
+import json
+import os
+from typing import Any
+
+import jax
+
+from lipnext_jax import files
+from lipnext_jax.optim import recipe
+
+NAME = 'manifest.json'
+# Orbax adds the time of commit to the first, and the second, when it gives the
+# directory its name, after the manifest.
+_METADATA, _COMMITTED = '_CHECKPOINT_METADATA', 'commit_success.txt'
+_COMMIT_TIME = 'commit_timestamp_nsecs'
+_THREADS = 8  # hashlib releases the interpreter lock; disks like a queue.
+
+
+def describe_arrays(tree: Any) -> dict[str, list[Any]]:
+  """Every leaf as {'params/blocks/R': [[8, 128, 128], 'float32'], …}.
+
+  >>> describe_arrays({'w': jax.numpy.zeros((2, 3))})
+  {'w': [[2, 3], 'float32']}
+  """
+  return {
+    recipe.path_name(path): [list(leaf.shape), str(leaf.dtype)]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def hash_fields(fields: Mapping[str, Any]) -> str:
+  """One hash for plain config fields, whatever their order.
+
+  >>> hash_fields({'a': (1,), 'b': 2}) == hash_fields({'b': 2, 'a': [1]})
+  True
+  """
+  text = json.dumps(fields, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write(
+  directory: str, *, step: int, arrays: Mapping[str, Any], config_hash: str
+) -> None:
+  """Lists everything below `directory` in its `manifest.json`, durably.
+
+  Args:
+    directory: of one checkpoint, complete but for this file.
+    step: of the checkpoint.
+    arrays: from `describe_arrays`.
+    config_hash: from `hash_fields`.
+  """
+  names = sorted(_walk(directory))
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    found = pool.map(lambda name: _measure(directory, name), names)
+    entries = dict(zip(names, found, strict=True))
+  manifest = {
+    'step': step,
+    'config_hash': config_hash,
+    'arrays': arrays,
+    'files': entries,
+  }
+  manifest['own'] = hash_fields(manifest)
+  files.write_json(os.path.join(directory, NAME), manifest)
+
+
+def read(directory: str) -> dict[str, Any]:
+  """The manifest of a checkpoint, its own checksum verified.
+
+  Raises:
+    ValueError: saying what is wrong with it, in a few words.
+  """
+  try:
+    with open(os.path.join(directory, NAME), encoding='utf-8') as file:
+      manifest = json.load(file)
+    if not isinstance(manifest, dict):
+      raise ValueError('no object')
+    own = manifest.pop('own')
+  except FileNotFoundError:
+    raise ValueError(f'it has no {NAME}') from None
+  except (OSError, ValueError, KeyError) as error:
+    raise ValueError(
+      f'its {NAME} cannot be read ({type(error).__name__})'
+    ) from None
+  if hash_fields(manifest) != own:
+    raise ValueError(f'its {NAME} does not have its checksum')
+  return manifest
+
+
+def find_damage(directory: str, largest: int | None = None) -> str | None:
+  """Reads a checkpoint again and compares it with its manifest.
+
+  Args:
+    directory: of the checkpoint.
+    largest: read only files up to so many bytes; None: every byte.
+
+  Returns:
+    None if all is as it was written; else what is not, in a few words.
+  """
+  try:
+    expected = read(directory)['files']
+  except ValueError as error:
+    return str(error)
+  names = [
+    n for n in sorted(expected) if not largest or expected[n][0] <= largest
+  ]
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    checks = {name: pool.submit(_measure, directory, name) for name in names}
+  for name, check in checks.items():
+    try:
+      size, digest = check.result()
+    except FileNotFoundError:
+      return f'{name} is missing'
+    except OSError as error:
+      return f'{name} cannot be read ({error.strerror})'
+    wanted = expected[name][0]
+    if size != wanted:
+      return f'{name} has {size} bytes instead of {wanted}'
+    if digest != expected[name][1]:
+      return f'{name} does not have its checksum'
+  extra = set(_walk(directory)) - set(expected) - {NAME, _COMMITTED}
+  if extra:
+    return f'{min(extra)} does not belong to it'
+  return _find_uncommitted(directory)
+
+
+def _find_uncommitted(directory: str) -> str | None:
+  """Orbax' last file, written under the final name, is there and as it was."""
+  try:
+    with open(os.path.join(directory, _COMMITTED), encoding='utf-8') as file:
+      text = file.read()
+  except (OSError, ValueError):
+    return f'{_COMMITTED} is missing or cannot be read'
+  # The directory may have been moved since.
+  name = os.path.basename(os.path.normpath(directory))
+  whole = text.startswith('Checkpoint commit was successful to ')
+  if not whole or not text.endswith(f'/{name}'):
+    return f'{_COMMITTED} does not say what it should'
+  return None
+
+
+def _walk(directory: str) -> Iterator[str]:
+  for folder, _, names in os.walk(directory):
+    for name in names:
+      yield os.path.relpath(os.path.join(folder, name), directory)
+
+
+def _measure(directory: str, name: str) -> tuple[int, str]:
+  """(size, SHA-256) of a file; of Orbax' metadata without the commit time."""
+  with open(os.path.join(directory, name), 'rb') as file:
+    if name != _METADATA:
+      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+      return file.tell(), digest
+    data = file.read()
+  try:
+    fields = json.loads(data)
+    fields.pop(_COMMIT_TIME, None)
+    data = json.dumps(fields, sort_keys=True).encode()
+  except (ValueError, AttributeError):
+    pass  # Damaged: the bytes as they are will not have the checksum.
+  return len(data), hashlib.sha256(data).hexdigest()
