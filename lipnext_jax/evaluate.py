@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
+import types
 from typing import Any
 from typing import NamedTuple
 
@@ -25,6 +27,8 @@ class Evaluation(NamedTuple):
   predictions: np.ndarray  # Shape (n,).
   radii: np.ndarray  # Shape (n,): ℓ2 in [0, 1] pixel units.
   lipschitz_bound: float  # Λ that the radii were divided by.
+  # Its factors, per parameter and layer, where the caller knows them.
+  lipschitz_bounds: Mapping[str, Sequence[float]] = types.MappingProxyType({})
 
   def summary(self, epsilons: Sequence[float]) -> dict[str, Any]:
     """Counts and per cents, as `eval.json` has them."""
@@ -36,6 +40,7 @@ class Evaluation(NamedTuple):
       'clean': 100 * float(np.mean(self.predictions == self.labels)),
       'cra': {f'{epsilon:.6g}': value for epsilon, value in cra.items()},
       'lipschitz_bound': self.lipschitz_bound,
+      'lipschitz_bounds': dict(self.lipschitz_bounds),
     }
 
 

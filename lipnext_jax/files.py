@@ -1,8 +1,11 @@
 """Files that are written at once or not at all."""
 
+from collections.abc import Mapping
 import json
 import os
 from typing import Any
+
+import numpy as np
 
 
 def write_text(path: str, text: str) -> None:
@@ -16,3 +19,11 @@ def write_text(path: str, text: str) -> None:
 def write_json(path: str, value: Any) -> None:
   """`value` as indented JSON, as a whole."""
   write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+  """Named arrays, compressed, as a whole."""
+  temporary = f'{path}.tmp'
+  with open(temporary, 'wb') as file:
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+  os.replace(temporary, path)

@@ -13,6 +13,7 @@ import ml_collections
 from lipnext_jax import certify
 from lipnext_jax import checkpoint
 from lipnext_jax import evaluate
+from lipnext_jax import page
 from lipnext_jax import report
 from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
@@ -178,12 +179,15 @@ def train_and_evaluate(
 
   # ------------------------------------------------------------ evaluation
   split = config.eval.split
-  result = certify_split(state, sources.final_split(dataset, split))
+  source = sources.final_split(dataset, split)
+  result = certify_split(state, source)
 
   # ---------------------------------------------------------------- report
   summary = {'step': step, **result.summary(config.eval.epsilons)}
   if jax.process_index() == 0:
     report.write_evaluation(workdir, result, summary)
+    page.write_gallery(workdir, result, source)
+    page.try_write_page(workdir)
     report.print_table(summary, f'{config.dataset.name}, {split} split:')
   return summary
 
@@ -202,7 +206,11 @@ def _make_certify_split(
     batches = pipeline.eval_batches(
       source, batch_size=config.eval.batch_size, **processes
     )
-    bound = certify.lipschitz_bound(jax.tree.map(distributed.to_host, params))
-    return evaluate.evaluate(eval_step, params, batches, mesh, bound)
+    host_params = jax.tree.map(distributed.to_host, params)
+    bounds = certify.lipschitz_bounds(host_params)
+    result = evaluate.evaluate(
+      eval_step, params, batches, mesh, certify.bound_product(bounds)
+    )
+    return result._replace(lipschitz_bounds=bounds)
 
   return certify_split
