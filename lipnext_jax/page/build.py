@@ -29,12 +29,12 @@ def _results(run: Run) -> Html:
     [
       results.results_table(run),
       results.curve_chart(run),
+      results.attack_table(run),
       el(
         'details',
         el('summary', 'The radii in numbers'),
         results.quantile_table(run),
       ),
-      results.attack_table(run),
     ]
   )
 
@@ -44,20 +44,24 @@ def _classes(run: Run) -> Html:
     [
       classes.histograms(run),
       el(
-        'details',
-        el('summary', 'The classes in numbers'),
-        classes.class_table(run),
+        'div',
+        el('div', classes.confusion(run)),
+        el('div', classes.class_table(run)),
+        class_='columns',
       ),
     ]
   )
 
 
+def _outside(run: Run) -> Html:
+  return markup.join([examples.adversarial(run), results.distance_chart(run)])
+
+
 _SECTIONS: tuple[tuple[str, str, Callable[[Run], Html]], ...] = (
   ('results', 'Certified accuracy', _results),
-  ('classes', 'Radii by class', _classes),
-  ('confusion', 'What is taken for what', classes.confusion),
+  ('classes', 'Class by class', _classes),
   ('images', 'Most and least robust images', examples.gallery),
-  ('adversarial', 'Just outside the ball', examples.adversarial),
+  ('adversarial', 'Just outside the ball', _outside),
   ('bound', 'The Lipschitz bound, layer by layer', curves.lipschitz),
   ('training', 'Training', curves.training),
   ('meaning', 'What the certificate says', about.meaning),

@@ -7,96 +7,16 @@ chart is legible on a phone and on a desk, without a line of script.
 """
 
 from collections.abc import Sequence
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from lipnext_jax.page import markup
+from lipnext_jax.page.axes import Axis
 from lipnext_jax.page.markup import el
 
 _MOST_POINTS = 400  # Of a line: more than a plot has columns of pixels.
 _MOST_DOTS = 600
-_TICKS = 5
-
-
-class Axis(NamedTuple):
-  """One direction of a plot: its range, its ticks, what it measures."""
-
-  label: str
-  low: float
-  high: float
-  log: bool = False
-
-  def place(self, values: np.ndarray | float) -> np.ndarray:
-    """Values as fractions of the axis, 0 at `low`, clipped to [0, 1]."""
-    low, high = self.low, self.high
-    values = np.asarray(values, np.float64)
-    if self.log:
-      values = np.log10(np.maximum(values, low))
-      low, high = math.log10(low), math.log10(high)
-    return np.clip((values - low) / (high - low), 0, 1)
-
-  def ticks(self) -> list[tuple[float, str]]:
-    """Round values within the range, with their labels."""
-    if self.log:
-      first = math.ceil(math.log10(self.low) - 1e-9)
-      last = math.floor(math.log10(self.high) + 1e-9)
-      stride = max(1, math.ceil((last - first + 1) / _TICKS))
-      return [
-        (10.0**k, power_of_ten(k)) for k in range(first, last + 1, stride)
-      ]
-    step = _round_step((self.high - self.low) / _TICKS)
-    first, last = math.ceil(self.low / step), math.floor(self.high / step)
-    return [(k * step, f'{k * step:.6g}') for k in range(first, last + 1)]
-
-
-def power_of_ten(exponent: int) -> str:
-  """10 to the `exponent`, short.
-
-  >>> power_of_ten(-7), power_of_ten(0)
-  ('10⁻⁷', '1')
-  """
-  if not exponent:
-    return '1'
-  return markup.scientific(10.0**exponent).split('\u00a0')[-1]
-
-
-def _round_step(step: float) -> float:
-  """The next of 1, 2, 5 times a power of ten."""
-  base = 10.0 ** math.floor(math.log10(step))
-  return base * min(m for m in (1, 2, 5, 10) if m * base >= step * (1 - 1e-9))
-
-
-def axis_of(
-  label: str, *values: np.ndarray, log: bool = False, start: float | None = None
-) -> Axis:
-  """An axis that holds all finite values (all positive ones, if `log`).
-
-  >>> axis_of('steps', np.array([1.0, 9.0]), start=0).high
-  10.0
-  >>> axis_of('rate', np.array([2e-4, 0.03, np.nan]), log=True)[1:3]
-  (0.0001, 0.1)
-  """
-  flat = np.concatenate([np.ravel(v) for v in values] or [np.zeros(0)])
-  flat = flat[np.isfinite(flat)]
-  if log:
-    flat = flat[flat > 0]
-    if not len(flat):
-      flat = np.ones(1)
-    first = math.floor(math.log10(flat.min()))
-    last = max(math.ceil(math.log10(flat.max())), first + 1)
-    return Axis(label, 10.0**first, 10.0**last, log=True)
-  if start is not None:
-    flat = np.append(flat, start)
-  if not len(flat):
-    flat = np.zeros(1)
-  low, high = float(flat.min()), float(flat.max())
-  if high <= low:
-    high = low + (abs(low) or 1.0)
-  step = _round_step((high - low) / _TICKS)
-  low = float(start) if start is not None else math.floor(low / step) * step
-  return Axis(label, low, math.ceil(high / step - 1e-9) * step)
 
 
 class Series(NamedTuple):
@@ -108,6 +28,7 @@ class Series(NamedTuple):
   kind: str = 'line'
   style: int = 1  # 1 to 4: colour and dash, in page.css.
   titles: Sequence[str] = ()  # Of dots: shown when pointed at.
+  area: bool = False  # Shades what is under the line.
 
 
 def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -165,14 +86,14 @@ def _dots(series: Series, x_axis: Axis, y_axis: Axis) -> markup.Html:
 
 
 def _grid(x_axis: Axis, y_axis: Axis) -> list[markup.Html]:
-  parts = []
+  base = el('line', x1=0, x2='100%', y1='100%', y2='100%', class_='grid')
+  parts = [base]
   for value, label in y_axis.ticks():
     y = f'{100 * (1 - float(y_axis.place(value))):.2f}%'
     parts.append(el('line', x1=0, x2='100%', y1=y, y2=y, class_='grid'))
     parts.append(el('text', label, x=-8, y=y, dy='0.35em', class_='end'))
   for value, label in x_axis.ticks():
     x = f'{100 * float(x_axis.place(value)):.2f}%'
-    parts.append(el('line', x1=x, x2=x, y1='100%', y2='100%', class_='grid'))
     parts.append(el('text', label, x=x, y='100%', dy='1.5em', class_='middle'))
   return parts
 
@@ -223,17 +144,19 @@ def plot(
     marks: vertical lines (x, label).
     heading: False: the title is for screen readers and pointers only.
   """
-  lines = [
-    el('path', d=_path(s, x_axis, y_axis), class_=f'line s{s.style}')
-    for s in series
-    if s.kind != 'dots'
-  ]
+  lines = []
+  for s in series:
+    if s.kind != 'dots' and (path := _path(s, x_axis, y_axis)):
+      if s.area:
+        closed = f'{path}V1000H0Z'
+        lines.append(el('path', d=closed, class_=f'area s{s.style}'))
+      lines.append(el('path', d=path, class_=f'line s{s.style}'))
   dots = [_dots(s, x_axis, y_axis) for s in series if s.kind == 'dots']
   ruled = []
   for value, label in marks:
     x = f'{100 * float(x_axis.place(value)):.2f}%'
     ruled.append(el('line', x1=x, x2=x, y1=0, y2='100%', class_='mark'))
-    ruled.append(el('text', label, x=x, y=0, dx=4, dy='0.9em', class_='note'))
+    ruled.append(el('text', label, x=x, y='100%', dx=5, dy=-6))
   content = [*_grid(x_axis, y_axis), *ruled, _stretched(*lines), *dots]
   legend = [
     el('li', el('span', class_=f'swatch s{s.style} {s.kind}'), s.name)

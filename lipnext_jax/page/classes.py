@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lipnext_jax.page import axes
 from lipnext_jax.page import charts
 from lipnext_jax.page import markup
 from lipnext_jax.page.data import Run
@@ -48,7 +49,7 @@ def histograms(run: Run) -> Html:
   radii = class_radii(run)
   chosen, choice = shown_classes(run)
   finite = run.radii[np.isfinite(run.radii) & run.correct]
-  axis = charts.axis_of('radius', finite, start=0)
+  axis = axes.axis_of('radius', finite, start=0)
   edges = np.linspace(0, axis.high, _BINS + 1)
   shares = {}
   for c in chosen:
@@ -72,7 +73,7 @@ def histograms(run: Run) -> Html:
     )
   note = (
     f'{choice} Bars: share of the class by certified radius (ℓ2), on the same '
-    f'axes. The line marks ε = {run.epsilon:g}. Wrong answers have no bar and '
+    f'axes. The line marks ε\u00a0=\u00a0{run.epsilon:g}. Wrong answers have no bar and '
     'count as 0 in the median.'
   )
   return markup.join(
@@ -95,8 +96,8 @@ def class_table(run: Run) -> Html:
         markup.radius(float(np.median(radii[c]))),
       ]
     )
-  head = ['Class', 'Images', 'Clean accuracy',
-          f'Certified at ε = {run.epsilon:g}', 'Median radius (ℓ2)']  # fmt: skip
+  at = f'Certified at ε\u00a0=\u00a0{run.epsilon:g}'
+  head = ['Class', 'Images', 'Clean accuracy', at, 'Median radius (ℓ2)']
   caption = f'Accuracy and certified radius by class. {choice}'.strip()
   return markup.table(caption, head, rows, class_='numbers')
 
@@ -141,9 +142,7 @@ def confused_pairs(run: Run) -> list[tuple[int, int, int]]:
     return_counts=True,
   )
   order = np.argsort(-counts, kind='stable')
-  return [
-    (int(pairs[i, 0]), int(pairs[i, 1]), int(counts[i])) for i in order
-  ]
+  return [(int(pairs[i, 0]), int(pairs[i, 1]), int(counts[i])) for i in order]
 
 
 def _confused_pairs(run: Run) -> Html:

@@ -1,35 +1,37 @@
-"""Over training, and over depth: metrics, orthogonality, the bound's factors."""
+"""Over training and over depth: metrics, orthogonality, factors of Λ."""
 
 import math
 
 import numpy as np
 
+from lipnext_jax.page import axes
 from lipnext_jax.page import charts
 from lipnext_jax.page import markup
 from lipnext_jax.page.data import Run
 from lipnext_jax.page.markup import el
 from lipnext_jax.page.markup import Html
 
-# title, y axis, logarithmic, starts at 0, (metric, name, kind, style)…
-_TRAINING: tuple[tuple[str, str, bool, bool, tuple], ...] = (
+# Title, y axis, logarithmic, what the axis includes, its series: (metric, name,
+# kind, style).
+_TRAINING: tuple[tuple[str, str, bool, tuple, tuple], ...] = (
   (
-    'Accuracy', 'accuracy, %', False, True,
+    'Accuracy', 'accuracy, %', False, (0, 100),
     (('train/clean', 'train, clean', 'line', 3),
      ('train/certified', 'train, certified', 'line', 1),
      ('monitor/clean', 'monitored, clean', 'dots', 3),
      ('monitor/certified', 'monitored, certified', 'dots', 1)),
   ),
-  ('Loss', 'loss', True, False, (('train/loss', 'loss', 'line', 1),)),
+  ('Loss', 'loss', True, (), (('train/loss', 'loss', 'line', 1),)),
   (
-    'Training radius', 'ε, ℓ2', False, True,
+    'Training radius', 'ε, ℓ2', False, (0,),
     (('train/epsilon', 'ε', 'line', 1),),
   ),
   (
-    'Learning rate', 'learning rate', True, False,
+    'Learning rate', 'learning rate', True, (),
     (('train/learning_rate', 'learning rate', 'line', 1),),
   ),
   (
-    'Orthogonality error', '‖WᵀW − I‖₂, worst matrix', True, False,
+    'Orthogonality error', '‖WᵀW − I‖₂, worst matrix', True, (),
     (('train/orthogonality_error', 'orthogonality error', 'line', 1),),
   ),
 )  # fmt: skip
@@ -38,7 +40,7 @@ _TRAINING: tuple[tuple[str, str, bool, bool, tuple], ...] = (
 def training(run: Run) -> Html:
   """A chart for each group of metrics that the run wrote."""
   figures = []
-  for title, label, log, zero, wanted in _TRAINING:
+  for title, label, log, included, wanted in _TRAINING:
     series = [
       charts.Series(name, *run.metrics[metric], kind, style)
       for metric, name, kind, style in wanted
@@ -46,10 +48,9 @@ def training(run: Run) -> Html:
     ]
     if not series:
       continue
-    steps = charts.axis_of('step', *(s.x for s in series), start=0)
-    values = charts.axis_of(
-      label, *(s.y for s in series), log=log, start=0 if zero else None
-    )
+    steps = axes.axis_of('step', *(s.x for s in series), start=0)
+    shown = [s.y for s in series] + [np.array(included)]
+    values = axes.axis_of(label, *shown, log=log)
     words = ' '.join(_in_words(s) for s in series)
     key = title.lower().replace(' ', '-')
     figures.append(
@@ -116,10 +117,8 @@ def lipschitz(run: Run) -> Html:
     'Factor of Λ less 1, by layer',
     words,
     series,
-    charts.Axis('layer', 0, depth + 1)
-    if depth < 5
-    else charts.axis_of('layer', np.array([depth + 1]), start=0),
-    charts.axis_of('factor − 1', *stacked.values(), log=True),
+    axes.Axis('layer', 0.5, depth + 0.5),
+    axes.axis_of('factor − 1', *stacked.values(), log=True),
     height=200,
   )
   rows = [

@@ -75,7 +75,7 @@ def table(
   return scrolling(
     el(
       'table',
-      el('caption', caption),
+      el('caption', el('span', caption)),
       el('thead', header),
       el('tbody', *body),
       class_=class_,

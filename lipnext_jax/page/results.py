@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lipnext_jax.page import axes
 from lipnext_jax.page import charts
 from lipnext_jax.page import markup
 from lipnext_jax.page.data import Run
@@ -59,7 +60,7 @@ def verdict(run: Run) -> Html:
      f'{markup.grey(epsilon)} grey levels'),
     ('Median certified radius', markup.radius(median),
      f'{markup.grey(median)} grey levels; a wrong answer counts as 0'),
-    ('Lipschitz bound Λ', f'1 + {markup.scientific(excess)}',
+    ('Lipschitz bound Λ', f'1\u00a0+\u00a0{markup.scientific(excess)}',
      'proved in float64'),
   ]  # fmt: skip
   tiles = [
@@ -115,8 +116,8 @@ def results_table(run: Run) -> Html:
       for key, value in attack.get('epsilons', {}).items()
     }
   n = evaluation['examples']
-  head = ['ε (ℓ2, pixels in [0, 1])', 'Grey levels (× 255)']
-  head += ['Accuracy', 'Images', *(['Stood the attacks', 'Gap'] if tried else [])]
+  head = ['ε (ℓ2)', 'Grey levels', 'Accuracy', 'Images']
+  head += ['Stood the attacks', 'Gap (points)'] if tried else []
   rows = [
     ['0 (clean)', '0', markup.percent(evaluation['clean']),
      markup.count(int(run.correct.sum())), *(['–'] * 2 if tried else [])]
@@ -129,12 +130,12 @@ def results_table(run: Run) -> Html:
     if tried:
       found = tried.get(key, {})
       row.append(markup.percent(float(found.get('robust', 'nan'))))
-      row.append(markup.percent(float(found.get('gap', 'nan'))))
+      row.append(_points(found.get('gap')))
     rows.append(row)
   caption = (
     f'Accuracy on the {markup.plural(n, split_name(run) + " image")}: clean, '
     'and certified at ε, the share that is answered correctly with a radius '
-    'above ε.'
+    'above ε. Lengths are in pixels in [0, 1]; a grey level is 1/255.'
   )
   if tried and attack is not None:
     caption += (
@@ -145,10 +146,14 @@ def results_table(run: Run) -> Html:
   return markup.table(caption, head, rows, class_='numbers')
 
 
+def _points(value: object) -> str:
+  return f'{value:.2f}' if isinstance(value, int | float) else '–'
+
+
 def curve_chart(run: Run) -> Html:
   """Certified accuracy at every ε, under what the attacks could not break."""
   x, y = accuracy_curve(run.correct, run.radii)
-  series = [charts.Series('certified (proved)', x, y, 'step', 1)]
+  series = [charts.Series('certified (proved)', x, y, 'step', 1, area=True)]
   attacked = run.attacked
   words = [_in_words('Certified', x, y)]
   if attacked is not None:
@@ -171,11 +176,51 @@ def curve_chart(run: Run) -> Html:
     'Accuracy against the ℓ2 radius ε',
     ' '.join(words),
     series,
-    charts.axis_of('ε, ℓ2 in [0, 1] pixel units', series[0].x, start=0),
-    charts.Axis('accuracy, %', 0, 100),
+    axes.axis_of('ε, ℓ2 in [0, 1] pixel units', series[0].x, start=0),
+    axes.Axis('accuracy, %', 0, 100),
     height=300,
     marks=[(run.epsilon, f'ε = {run.epsilon:g}')] if run.epsilon else (),
   )
+
+
+def distance_chart(run: Run) -> Html | None:
+  """Every attacked image: where an attack succeeded, over its radius."""
+  attacked = run.attacked
+  if attacked is None:
+    return None
+  radii, distances = attacked['radius'], attacked['distance']
+  found = np.isfinite(distances) & np.isfinite(radii) & (radii > 0)
+  if not found.any():
+    return None
+  radii, distances = radii[found].astype(float), distances[found].astype(float)
+  titles = [
+    f'image {name}: radius {markup.radius(r)}, changed at {markup.radius(d)}'
+    for name, r, d in zip(attacked['id'][found], radii, distances, strict=True)
+  ]
+  end = float(radii.max())
+  diagonal = np.array([0.0, end])
+  below = int(np.sum(distances < radii))
+  ratio = float(np.min(distances / radii))
+  description = (
+    f'{markup.plural(int(found.sum()), "image")} whose answer an attack '
+    f'changed. {below} of them inside the certified ball (below the line); '
+    f'the closest at {ratio:.3f} times its radius.'
+  )
+  figure = charts.plot(
+    'distances',
+    'Where attacks succeed, against the certified radius',
+    description,
+    [
+      charts.Series('the certified radius', diagonal, diagonal, 'line', 1),
+      charts.Series(
+        'closest change of the answer', radii, distances, 'dots', 2, titles
+      ),
+    ],
+    axes.axis_of('certified radius, ℓ2', radii, start=0),
+    axes.axis_of('distance of the attack, ℓ2', distances, start=0),
+    height=260,
+  )
+  return markup.join([figure, el('p', description)])
 
 
 def _in_words(what: str, x: np.ndarray, y: np.ndarray) -> str:
@@ -238,4 +283,5 @@ def attack_table(run: Run) -> Html | None:
   table = markup.table(
     caption, ['Attack', 'Runs', 'Successes'], rows, 'numbers'
   )
-  return markup.join([table if rows else None, between])
+  title = el('h3', 'Attacks')
+  return markup.join([title, table if rows else None, between])

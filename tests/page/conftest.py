@@ -11,7 +11,7 @@ STEP = 40
 
 def _digit(rng, label):
   """Something to look at, [8, 8, 1]: a bright ring or bar on a dark ground."""
-  y, x = np.mgrid[-1 : 1 : 8j, -1 : 1 : 8j]
+  y, x = np.mgrid[-1:1:8j, -1:1:8j]
   ring = np.exp(-8 * (np.hypot(x, y) - 0.2 - 0.06 * (label % 10)) ** 2)
   return np.clip(ring + 0.1 * rng.random((8, 8)), 0, 1)[..., None]
 

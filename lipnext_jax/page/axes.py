@@ -1,0 +1,97 @@
+"""Axes: a range, where values lie in it, and round ticks."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from lipnext_jax.page import markup
+
+_TICKS = 5  # About so many on an axis.
+
+
+class Axis(NamedTuple):
+  """One direction of a plot: its range, its ticks, what it measures."""
+
+  label: str
+  low: float
+  high: float
+  log: bool = False
+
+  def place(self, values: np.ndarray | float) -> np.ndarray:
+    """Values as fractions of the axis, 0 at `low`, clipped to [0, 1]."""
+    low, high = self.low, self.high
+    values = np.asarray(values, np.float64)
+    if self.log:
+      values = np.log10(np.maximum(values, low))
+      low, high = math.log10(low), math.log10(high)
+    return np.clip((values - low) / (high - low), 0, 1)
+
+  def ticks(self) -> list[tuple[float, str]]:
+    """Round values within the range, with their labels."""
+    if not self.log:
+      step = _round_step((self.high - self.low) / _TICKS)
+      first = math.ceil(self.low / step - 1e-9)
+      last = math.floor(self.high / step + 1e-9)
+      return [(k * step, f'{k * step:.6g}') for k in range(first, last + 1)]
+    first = math.floor(math.log10(self.low))
+    last = math.ceil(math.log10(self.high))
+    stride = max(1, round((last - first) / _TICKS))
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5), range(1, 10)):
+      values = [
+        (d * 10.0**k, power_of_ten(d, k))
+        for k in range(first, last + 1, stride)
+        for d in digits
+        if self.low <= d * 10.0**k * (1 + 1e-9)
+        and d * 10.0**k <= self.high * (1 + 1e-9)
+      ]
+      if len(values) > 2:
+        break
+    return values
+
+
+def power_of_ten(digit: int, exponent: int) -> str:
+  """digit · 10^exponent, short.
+
+  >>> power_of_ten(1, -7), power_of_ten(5, -7), power_of_ten(3, -1)
+  ('10⁻⁷', '5·10⁻⁷', '0.3')
+  """
+  if -2 <= exponent <= 2:
+    return f'{digit * 10.0**exponent:g}'
+  power = markup.scientific(10.0**exponent).split('\u00a0')[-1]
+  return power if digit == 1 else f'{digit}·{power}'
+
+
+def _round_step(step: float) -> float:
+  """The next of 1, 2, 5 times a power of ten."""
+  base = 10.0 ** math.floor(math.log10(step))
+  return base * min(m for m in (1, 2, 5, 10) if m * base >= step * (1 - 1e-9))
+
+
+def axis_of(
+  label: str, *values: np.ndarray, log: bool = False, start: float | None = None
+) -> Axis:
+  """An axis that holds all finite values (all positive ones, if `log`).
+
+  >>> axis_of('steps', np.array([1.0, 9.0]), start=0)[1:3]
+  (0.0, 9.0)
+  >>> axis_of('nothing', np.array([np.nan]), log=True)[1:3]
+  (0.5, 2.0)
+  """
+  flat = np.concatenate([np.ravel(v).astype(np.float64) for v in values])
+  flat = flat[np.isfinite(flat)]
+  if log:
+    flat = flat[flat > 0]
+    if not len(flat):
+      flat = np.ones(1)
+    # Room on both sides, of a tenth of the range or a factor of two in all.
+    room = max((flat.max() / flat.min()) ** 0.1, 2**0.5)
+    if flat.max() / flat.min() < 1.01:
+      room = 2.0
+    return Axis(label, float(flat.min() / room), float(flat.max() * room), True)
+  if start is not None:
+    flat = np.append(flat, start)
+  if not len(flat):
+    flat = np.zeros(1)
+  low, high = float(flat.min()), float(flat.max())
+  return Axis(label, low, high if high > low else low + (abs(low) or 1.0))
