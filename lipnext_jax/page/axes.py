@@ -75,8 +75,9 @@ def axis_of(
 
   >>> axis_of('steps', np.array([1.0, 9.0]), start=0)[1:3]
   (0.0, 9.0)
-  >>> axis_of('nothing', np.array([np.nan]), log=True)[1:3]
-  (0.5, 2.0)
+  >>> axis = axis_of('nothing', np.array([np.nan]), log=True)
+  >>> round(axis.low, 3), round(axis.high, 3)
+  (0.501, 1.995)
   """
   flat = np.concatenate([np.ravel(v).astype(np.float64) for v in values])
   flat = flat[np.isfinite(flat)]
@@ -84,11 +85,12 @@ def axis_of(
     flat = flat[flat > 0]
     if not len(flat):
       flat = np.ones(1)
-    # Room on both sides, of a tenth of the range or a factor of two in all.
-    room = max((flat.max() / flat.min()) ** 0.1, 2**0.5)
-    if flat.max() / flat.min() < 1.01:
-      room = 2.0
-    return Axis(label, float(flat.min() / room), float(flat.max() * room), True)
+    powers = np.log10(flat)
+    span = float(powers.max() - powers.min())
+    # Room on both sides: a tenth of the range, and a factor of two in all.
+    room = max(0.1 * span, 0.15) if span > 0.005 else 0.3
+    low, high = float(powers.min()) - room, float(powers.max()) + room
+    return Axis(label, 10.0 ** max(low, -300), 10.0 ** min(high, 300), log=True)
   if start is not None:
     flat = np.append(flat, start)
   if not len(flat):

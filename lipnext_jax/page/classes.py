@@ -71,10 +71,11 @@ def histograms(run: Run) -> Html:
         f'class-{c}', title, caption, shares[c], axis, top, run.epsilon
       )
     )
+  at = f'ε\u00a0=\u00a0{run.epsilon:g}'
   note = (
     f'{choice} Bars: share of the class by certified radius (ℓ2), on the same '
-    f'axes. The line marks ε\u00a0=\u00a0{run.epsilon:g}. Wrong answers have no bar and '
-    'count as 0 in the median.'
+    f'axes. The line marks {at}. Wrong answers have no bar and count as 0 in '
+    'the median.'
   )
   return markup.join(
     [el('p', note.strip()), el('div', *figures, class_='multiples')]
