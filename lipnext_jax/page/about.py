@@ -11,8 +11,9 @@ from lipnext_jax.page.markup import Html
 
 _ARITHMETIC = {
   'fast': (
-    'The logits are float32 at the highest product precision; their own '
-    'rounding is not subtracted from the margins.'
+    'The proof is for exact arithmetic on the stored weights. The logits are '
+    'float32 at the highest product precision; their own rounding is not '
+    'subtracted from the margins.'
   ),
   'rigorous': (
     'The logits are float64, and a proved bound on their rounding error is '
@@ -28,10 +29,22 @@ def meaning(run: Run) -> Html:
   says = (
     'Within the stated ℓ2 distance of an image, every input gets the same '
     'answer from this network. This is a proof, not an estimate.',
-    'The radius is the smallest of (f_p − f_j) / (Λ‖w_p − w_j‖) over the '
-    'other classes j, where p is the answer, f the logits, w the unit-norm '
-    'rows of the head, and Λ a proved upper bound on the Lipschitz constant '
-    'of everything before it. No matrix is assumed to be exactly orthogonal.',
+    markup.join(
+      [
+        'The radius is the smallest of (f',
+        el('sub', 'p'),
+        ' − f',
+        el('sub', 'j'),
+        ') / (Λ‖w',
+        el('sub', 'p'),
+        ' − w',
+        el('sub', 'j'),
+        '‖) over the other classes j, where p is the answer, f the logits, w '
+        'the unit-norm rows of the head, and Λ a proved upper bound on the '
+        'Lipschitz constant of everything before it. No matrix is assumed to '
+        'be exactly orthogonal.',
+      ]
+    ),
     'Lengths are in the pixels of the image as given, each in [0, 1]; one '
     'grey level of one pixel is 1/255. Ties certify nothing, and certified '
     'accuracy counts radii strictly above ε.',

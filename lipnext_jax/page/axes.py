@@ -35,31 +35,38 @@ class Axis(NamedTuple):
       last = math.floor(self.high / step + 1e-9)
       return [(k * step, f'{k * step:.6g}') for k in range(first, last + 1)]
     first = math.floor(math.log10(self.low))
+    if self.high < 10 * self.low:
+      step = _round_step((self.high - self.low) / _TICKS)
+      first_tick = math.ceil(self.low / step - 1e-9)
+      last_tick = math.floor(self.high / step + 1e-9)
+      values = [k * step for k in range(first_tick, last_tick + 1)]
+      return [(value, power_of_ten(value)) for value in values]
     last = math.ceil(math.log10(self.high))
     stride = max(1, round((last - first) / _TICKS))
-    for digits in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5), range(1, 10)):
+    for digits in ((1,), (1, 3), (1, 2, 5)):
       values = [
-        (d * 10.0**k, power_of_ten(d, k))
+        digit * 10.0**k
         for k in range(first, last + 1, stride)
-        for d in digits
-        if self.low <= d * 10.0**k * (1 + 1e-9)
-        and d * 10.0**k <= self.high * (1 + 1e-9)
+        for digit in digits
+        if self.low / (1 + 1e-9) <= digit * 10.0**k <= self.high * (1 + 1e-9)
       ]
       if len(values) > 2:
         break
-    return values
+    return [(value, power_of_ten(value)) for value in values]
 
 
-def power_of_ten(digit: int, exponent: int) -> str:
-  """digit · 10^exponent, short.
+def power_of_ten(value: float) -> str:
+  """A positive number, short, with a power of ten if it is far from 1.
 
-  >>> power_of_ten(1, -7), power_of_ten(5, -7), power_of_ten(3, -1)
-  ('10⁻⁷', '5·10⁻⁷', '0.3')
+  >>> power_of_ten(1e-7), power_of_ten(1.5e-7), power_of_ten(0.3)
+  ('10⁻⁷', '1.5·10⁻⁷', '0.3')
   """
-  if -2 <= exponent <= 2:
-    return f'{digit * 10.0**exponent:g}'
-  power = markup.scientific(10.0**exponent).split('\u00a0')[-1]
-  return power if digit == 1 else f'{digit}·{power}'
+  if 0.005 < value < 1000:
+    return f'{value:.4g}'
+  digits, exponent = f'{value:.3e}'.split('e')
+  power = markup.superscript(int(exponent))
+  digits = f'{float(digits):g}'
+  return f'10{power}' if digits == '1' else f'{digits}·10{power}'
 
 
 def _round_step(step: float) -> float:

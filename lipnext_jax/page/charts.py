@@ -16,7 +16,7 @@ from lipnext_jax.page.axes import Axis
 from lipnext_jax.page.markup import el
 
 _MOST_POINTS = 400  # Of a line: more than a plot has columns of pixels.
-_MOST_DOTS = 600
+MOST_DOTS = 600  # Of a series; beyond, evenly spaced ones.
 
 
 class Series(NamedTuple):
@@ -72,8 +72,8 @@ def _path(series: Series, x_axis: Axis, y_axis: Axis) -> str:
 
 def _dots(series: Series, x_axis: Axis, y_axis: Axis) -> markup.Html:
   keep = np.flatnonzero(np.isfinite(series.x) & np.isfinite(series.y))
-  if len(keep) > _MOST_DOTS:  # Evenly spaced ones; captions count all.
-    keep = keep[np.linspace(0, len(keep) - 1, _MOST_DOTS).astype(int)]
+  if len(keep) > MOST_DOTS:  # Evenly spaced ones; captions count all.
+    keep = keep[np.linspace(0, len(keep) - 1, MOST_DOTS).astype(int)]
   across = 100 * x_axis.place(series.x)
   down = 100 * (1 - y_axis.place(series.y))
   titles = list(series.titles)

@@ -25,7 +25,10 @@ def class_radii(run: Run) -> dict[int, np.ndarray]:
   A wrong answer, a tie and a radius that is not a number count as 0.
   """
   radii = np.where(run.correct & (run.radii > 0), run.radii, 0.0)
-  return {int(c): radii[run.labels == c] for c in np.unique(run.labels)}
+  order = np.argsort(run.labels, kind='stable')
+  names, starts = np.unique(run.labels[order], return_index=True)
+  parts = np.split(radii[order], starts[1:])
+  return {int(c): part for c, part in zip(names, parts, strict=True)}
 
 
 def shown_classes(run: Run) -> tuple[list[int], str]:

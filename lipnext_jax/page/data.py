@@ -223,10 +223,13 @@ def _rows_of(ids: np.ndarray, table: Arrays) -> np.ndarray | None:
 def _read_attack(
   workdir: str, evaluation: dict[str, Any], table: Arrays, notes: dict[str, str]
 ) -> tuple[dict[str, Any] | None, Arrays | None]:
-  again = f'make it with python -m lipnext_jax.attacks --workdir={workdir}'
+  again = f'run python -m lipnext_jax.attacks --workdir={workdir}'
   summary = _optional_json(workdir, 'attack.json', dict, notes)
   if summary is None:
-    notes['attack.json'] += f' To attack the certificates, {again}.'
+    notes['attack.json'] += (
+      f' To attack the certificates of this run: {again}, then write this '
+      'report again.'
+    )
     return None, None
   if summary.get('step') != evaluation['step']:
     notes['attack.json'] = (

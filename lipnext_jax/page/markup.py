@@ -141,8 +141,16 @@ def scientific(value: float) -> str:
   if not value or not math.isfinite(value):
     return f'{value:.0f}'
   digits, exponent = f'{value:.1e}'.split('e')
-  power = str(int(exponent)).translate(_SUPERSCRIPT)
-  return f'{digits}{_SPACE}×{_SPACE}10{power}'
+  return f'{digits}{_SPACE}×{_SPACE}10{superscript(int(exponent))}'
+
+
+def superscript(exponent: int) -> str:
+  """An exponent, raised.
+
+  >>> superscript(-12)
+  '⁻¹²'
+  """
+  return str(exponent).translate(_SUPERSCRIPT)
 
 
 def plural(number: int, noun: str) -> str:

@@ -193,19 +193,30 @@ def distance_chart(run: Run) -> Html | None:
   if not found.any():
     return None
   radii, distances = radii[found].astype(float), distances[found].astype(float)
-  titles = [
-    f'image {name}: radius {markup.radius(r)}, changed at {markup.radius(d)}'
-    for name, r, d in zip(attacked['id'][found], radii, distances, strict=True)
-  ]
+  names = attacked['id'][found]
+  order = np.argsort(distances / radii, kind='stable')
+  below, closest = int(np.sum(distances < radii)), order[0]
+  description = (
+    f'{markup.plural(len(order), "image")} whose answer an attack changed. '
+    f'{markup.count(below)} of them inside the certified ball (below the '
+    f'line); the closest at {distances[closest] / radii[closest]:.3f} times its '
+    'radius.'
+  )
+  if len(order) > charts.MOST_DOTS:
+    # What lies closest to the line, and a sample of the rest.
+    half = charts.MOST_DOTS // 2
+    rest = np.linspace(half, len(order) - 1, half).astype(int)
+    order = np.concatenate([order[:half], order[rest]])
+    description += (
+      f' Drawn are the {half} closest to the line and {half} of the others.'
+    )
   end = float(radii.max())
   diagonal = np.array([0.0, end])
-  below = int(np.sum(distances < radii))
-  ratio = float(np.min(distances / radii))
-  description = (
-    f'{markup.plural(int(found.sum()), "image")} whose answer an attack '
-    f'changed. {below} of them inside the certified ball (below the line); '
-    f'the closest at {ratio:.3f} times its radius.'
-  )
+  radii, distances, names = radii[order], distances[order], names[order]
+  titles = [
+    f'image {name}: radius {markup.radius(r)}, changed at {markup.radius(d)}'
+    for name, r, d in zip(names, radii, distances, strict=True)
+  ]
   figure = charts.plot(
     'distances',
     'Where attacks succeed, against the certified radius',

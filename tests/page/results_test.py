@@ -134,6 +134,20 @@ def test_attacks_inside_the_ball_are_counted(workdir):
   assert 'the closest at 0.990 times its radius' in text
 
 
+def test_of_many_attacks_the_closest_are_drawn(workdir):
+  run = data.read_run(str(workdir))
+  n = 5000
+  attacked = {
+    'id': np.arange(n),
+    'radius': np.ones(n),
+    'distance': np.random.default_rng(0).permutation(np.linspace(0.9, 3, n)),
+  }
+  markup = results.distance_chart(run._replace(attacked=attacked))
+  assert markup.count('<circle') == 600
+  for i in np.argsort(attacked['distance'])[:300]:
+    assert f'image {i}: ' in markup
+
+
 @pytest.mark.parametrize('radius', [0.0, float('nan'), float('inf')])
 def test_radii_that_are_all_the_same_make_a_page(workdir, radius):
   run = data.read_run(str(workdir))
