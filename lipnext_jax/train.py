@@ -186,9 +186,9 @@ def train_and_evaluate(
   summary = {'step': step, **result.summary(config.eval.epsilons)}
   if jax.process_index() == 0:
     report.write_evaluation(workdir, result, summary)
-    page.write_gallery(workdir, result, source)
-    page.try_write_page(workdir)
     report.print_table(summary, f'{config.dataset.name}, {split} split:')
+    if path := page.report_evaluation(workdir, result, source):
+      report.say(f'the report is {path}')
   return summary
 
 

@@ -4,13 +4,16 @@ from collections.abc import Callable
 import importlib.resources
 import os
 import sys
+from typing import Any
 
 from lipnext_jax import files
+from lipnext_jax.data import sources
 from lipnext_jax.page import about
 from lipnext_jax.page import classes
 from lipnext_jax.page import curves
 from lipnext_jax.page import data
 from lipnext_jax.page import examples
+from lipnext_jax.page import gallery
 from lipnext_jax.page import markup
 from lipnext_jax.page import results
 from lipnext_jax.page.data import Run
@@ -129,14 +132,25 @@ def write_page(workdir: str) -> str:
   return path
 
 
-def try_write_page(workdir: str) -> str | None:
-  """`write_page`, for the end of a run: whatever goes wrong is only said.
+def report_evaluation(
+  workdir: str, result: Any, source: sources.Source
+) -> str | None:
+  """`gallery.npz` and the page, at the end of an evaluation.
+
+  The numbers are written by then, and a picture must not cost a run: whatever
+  goes wrong is only said.
+
+  Args:
+    workdir: holds `eval.json` and `radii.csv` of the evaluation.
+    result: the `evaluate.Evaluation`.
+    source: the split that it evaluated.
 
   Returns:
-    The path, or None after a line on stderr.
+    The page's path, or None after a line on stderr.
   """
   try:
+    gallery.write_gallery(workdir, result, source)
     return write_page(workdir)
-  except Exception as error:  # The numbers are written; a picture may fail.
+  except Exception as error:
     print(f'no {FILE}: {error!r}', file=sys.stderr, flush=True)
     return None

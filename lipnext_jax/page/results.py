@@ -195,12 +195,11 @@ def distance_chart(run: Run) -> Html | None:
   radii, distances = radii[found].astype(float), distances[found].astype(float)
   names = attacked['id'][found]
   order = np.argsort(distances / radii, kind='stable')
-  below, closest = int(np.sum(distances < radii)), order[0]
+  below, ratio = int(np.sum(distances < radii)), np.min(distances / radii)
   description = (
     f'{markup.plural(len(order), "image")} whose answer an attack changed. '
     f'{markup.count(below)} of them inside the certified ball (below the '
-    f'line); the closest at {distances[closest] / radii[closest]:.3f} times its '
-    'radius.'
+    f'line); the closest at {ratio:.3f} times its radius.'
   )
   if len(order) > charts.MOST_DOTS:
     # What lies closest to the line, and a sample of the rest.

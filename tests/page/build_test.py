@@ -4,9 +4,12 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 
+from lipnext_jax import evaluate
 from lipnext_jax import page
+from lipnext_jax.data import sources
 from lipnext_jax.page import build
 
 VOID = {'img', 'meta', 'br'}
@@ -158,7 +161,28 @@ def test_a_run_without_attacks_is_told_how_to_make_them(make_workdir, tmp_path):
   assert 'Stood the attacks' not in text
 
 
+class Broken:
+  """A split whose images cannot be read."""
+
+  def __len__(self):
+    return 1
+
+  def __getitem__(self, index):
+    raise OSError('the disk is gone')
+
+
 def test_the_end_of_a_run_survives_a_report_that_fails(tmp_path, capsys):
-  assert page.try_write_page(str(tmp_path)) is None
-  assert capsys.readouterr().err.startswith('no report.html: ')
-  assert not list(tmp_path.iterdir())
+  result = evaluate.Evaluation(
+    ids=np.zeros(1, int),
+    labels=np.zeros(1, int),
+    predictions=np.zeros(1, int),
+    radii=np.ones(1),
+    lipschitz_bound=1.0,
+  )
+  split = sources.ArraySource(np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1))
+  # Nothing of the evaluation was written; the images cannot be read.
+  for source, problem in ((split, 'eval.json is missing'), (Broken(), 'disk')):
+    assert page.report_evaluation(str(tmp_path), result, source) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('no report.html: ')
+    assert problem in line
