@@ -16,14 +16,14 @@ def write_text(path: str, text: str) -> None:
   os.replace(temporary, path)
 
 
+def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
+  """Named arrays as a compressed `.npz`, as a whole."""
+  temporary = f'{path}.tmp'
+  with open(temporary, 'wb') as file:
+    np.savez_compressed(file, **arrays)
+  os.replace(temporary, path)
+
+
 def write_json(path: str, value: Any) -> None:
   """`value` as indented JSON, as a whole."""
   write_text(path, json.dumps(value, indent=2) + '\n')
-
-
-def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
-  """Named arrays, compressed, as a whole."""
-  temporary = f'{path}.tmp'
-  with open(temporary, 'wb') as file:
-    np.savez_compressed(file, allow_pickle=False, **arrays)
-  os.replace(temporary, path)

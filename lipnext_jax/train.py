@@ -183,7 +183,11 @@ def train_and_evaluate(
   result = certify_split(state, source)
 
   # ---------------------------------------------------------------- report
-  summary = {'step': step, **result.summary(config.eval.epsilons)}
+  summary = {
+    'step': step,
+    'split': split,
+    **result.summary(config.eval.epsilons),
+  }
   if jax.process_index() == 0:
     report.write_evaluation(workdir, result, summary)
     report.print_table(summary, f'{config.dataset.name}, {split} split:')

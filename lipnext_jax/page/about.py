@@ -26,6 +26,9 @@ _ARITHMETIC = {
 def meaning(run: Run) -> Html:
   """What a radius proves, how it is computed, and what it leaves open."""
   mode = str(run.evaluation.get('certificate', 'fast'))
+  error = ''
+  if isinstance(largest := run.evaluation.get('logit_error'), int | float):
+    error = f' The largest such bound here is {markup.scientific(largest)}.'
   says = (
     'Within the stated ℓ2 distance of an image, every input gets the same '
     'answer from this network. This is a proof, not an estimate.',
@@ -48,7 +51,7 @@ def meaning(run: Run) -> Html:
     'Lengths are in the pixels of the image as given, each in [0, 1]; one '
     'grey level of one pixel is 1/255. Ties certify nothing, and certified '
     'accuracy counts radii strictly above ε.',
-    _ARITHMETIC.get(mode, f'The certificates are of kind {mode!r}.'),
+    _ARITHMETIC.get(mode, f'The certificates are of kind {mode!r}.') + error,
   )
   says_not = (
     'That the answer is right: a wrong answer can be stable too. Certified '

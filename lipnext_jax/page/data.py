@@ -231,12 +231,14 @@ def _read_attack(
       'report again.'
     )
     return None, None
-  if summary.get('step') != evaluation['step']:
-    notes['attack.json'] = (
-      f'attack.json is stale: it is of step {summary.get("step")}, the '
-      f'evaluation of step {evaluation["step"]}. It is not shown; {again}.'
-    )
-    return None, None
+  for field in ('step', 'split'):
+    theirs, own = summary.get(field), evaluation.get(field)
+    if theirs != own and not (field == 'split' and None in (theirs, own)):
+      notes['attack.json'] = (
+        f'attack.json is stale: it is of {field} {theirs}, the evaluation of '
+        f'{field} {own}. It is not shown; {again}.'
+      )
+      return None, None
   try:
     for field in ('runs', 'broken', 'examples'):
       summary[field] = int(summary[field])
@@ -244,9 +246,8 @@ def _read_attack(
     notes['attack.json'] = f'attack.json lacks a number ({error!r}); {again}.'
     return None, None
   try:
-    attacked = _read_arrays(
-      os.path.join(workdir, 'attack.npz'), (*_ATTACK, *_SHOWN)
-    )
+    path = os.path.join(workdir, 'attack.npz')
+    attacked = _read_arrays(path, (*_ATTACK, *_SHOWN))
     rows = _rows_of(attacked['id'], table)
     if rows is None or not np.array_equal(
       attacked['label'], table['label'][rows]

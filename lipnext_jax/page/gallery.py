@@ -57,7 +57,7 @@ def write_gallery(workdir: str, result: Any, source: sources.Source) -> None:
   groups = choose(result.labels, result.predictions, result.radii)
   chosen = np.concatenate(list(groups.values()))
   images = [source[int(result.ids[i])]['image'] for i in chosen]
-  files.write_npz(
+  files.write_arrays(
     os.path.join(workdir, 'gallery.npz'),
     {
       'group': np.repeat(list(groups), [len(g) for g in groups.values()]),

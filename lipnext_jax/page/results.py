@@ -42,7 +42,8 @@ def accuracy_curve(
 
 def split_name(run: Run) -> str:
   """What the examples are: 'test' or 'validation' images."""
-  return str(run.config.get('eval.split', 'test'))
+  stored = run.config.get('eval.split', 'test')
+  return str(run.evaluation.get('split', stored))
 
 
 def verdict(run: Run) -> Html:

@@ -52,3 +52,10 @@ def test_odd_records_do_not_stop_the_page(run):
 def test_the_arithmetic_is_said(run, mode, words):
   evaluation = run.evaluation | {'certificate': mode}
   assert words in about.meaning(run._replace(evaluation=evaluation))
+
+
+def test_the_rounding_that_was_subtracted_is_said(run):
+  evaluation = run.evaluation | {'certificate': 'rigorous', 'logit_error': 3e-9}
+  words = about.meaning(run._replace(evaluation=evaluation))
+  assert 'is 3.0\u00a0×\u00a010⁻⁹.' in words
+  assert 'largest such bound' not in about.meaning(run)

@@ -48,6 +48,7 @@ def _make(
     workdir / 'eval.json',
     {
       'step': STEP,
+      'split': 'test',
       'examples': n,
       'clean': 100 * float(np.mean(correct)),
       'cra': cra,
@@ -139,6 +140,7 @@ def _attack(workdir, rng, labels, predictions, radii, images, broken):
     workdir / 'attack.json',
     {
       'step': STEP,
+      'split': 'test',
       'examples': n,
       'seed': 0,
       'certificate': 'fast',

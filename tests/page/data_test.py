@@ -81,11 +81,14 @@ def test_what_to_do_without_attacks_is_said(copy):
   assert f'python -m lipnext_jax.attacks --workdir={copy}' in note
 
 
-def test_stale_attacks_are_not_mixed_in(copy):
-  change(copy / 'attack.json', step=39)
+@pytest.mark.parametrize(
+  ('field', 'value'), [('step', 39), ('split', 'validation')]
+)
+def test_stale_attacks_are_not_mixed_in(copy, field, value):
+  change(copy / 'attack.json', **{field: value})
   run = data.read_run(str(copy))
   assert (run.attack, run.attacked) == (None, None)
-  assert 'stale: it is of step 39' in run.notes['attack.json']
+  assert f'stale: it is of {field} {value}' in run.notes['attack.json']
 
 
 def test_a_count_of_broken_certificates_survives_the_loss_of_the_arrays(copy):
