@@ -9,6 +9,7 @@ from typing import Any
 from lipnext_jax import files
 from lipnext_jax.data import sources
 from lipnext_jax.page import about
+from lipnext_jax.page import attacked
 from lipnext_jax.page import classes
 from lipnext_jax.page import curves
 from lipnext_jax.page import data
@@ -32,7 +33,7 @@ def _results(run: Run) -> Html:
     [
       results.results_table(run),
       results.curve_chart(run),
-      results.attack_table(run),
+      attacked.attack_table(run),
       el(
         'details',
         el('summary', 'The radii in numbers'),
@@ -57,7 +58,7 @@ def _classes(run: Run) -> Html:
 
 
 def _outside(run: Run) -> Html:
-  return markup.join([examples.adversarial(run), results.distance_chart(run)])
+  return markup.join([examples.adversarial(run), attacked.distance_chart(run)])
 
 
 _SECTIONS: tuple[tuple[str, str, Callable[[Run], Html]], ...] = (

@@ -90,7 +90,6 @@ def _factors(run: Run) -> dict[str, np.ndarray]:
 def lipschitz(run: Run) -> Html:
   """The factors of Λ: one for each orthogonal matrix of the network."""
   factors = _factors(run)
-  excess = run.evaluation['lipschitz_bound'] - 1
   if not factors:
     return el(
       'p',
@@ -105,7 +104,7 @@ def lipschitz(run: Run) -> Html:
       f,
       'dots',
       1 + k % 4,
-      [f'{name}, layer {i}: 1 + {markup.scientific(v)}'
+      [f'{name}, layer {i}: {markup.near_one(1 + v)}'
        for i, v in enumerate(f.tolist(), 1)],
     )
     for k, (name, f) in enumerate(stacked.items())
@@ -122,12 +121,12 @@ def lipschitz(run: Run) -> Html:
     height=200,
   )
   rows = [
-    [name, markup.count(len(f)), f'1 + {markup.scientific(float(f.max()))}',
-     f'1 + {markup.scientific(math.expm1(float(np.log1p(f).sum())))}']
+    [name, markup.count(len(f)), markup.near_one(1 + float(f.max())),
+     markup.near_one(math.exp(float(np.log1p(f).sum())))]
     for name, f in factors.items()
   ]  # fmt: skip
   rows.append(['all (Λ)', markup.count(sum(map(len, factors.values()))), '',
-               f'1 + {markup.scientific(excess)}'])  # fmt: skip
+               markup.near_one(run.evaluation['lipschitz_bound'])])  # fmt: skip
   table = markup.table(
     'Λ is the product of a factor for every orthogonal matrix: an upper bound '
     'on its spectral norm, to the power of how often it is applied.',

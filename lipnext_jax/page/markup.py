@@ -144,6 +144,19 @@ def scientific(value: float) -> str:
   return f'{digits}{_SPACE}×{_SPACE}10{superscript(int(exponent))}'
 
 
+def near_one(value: float) -> str:
+  """A factor: what it is less 1, where that is small.
+
+  >>> [near_one(v).replace(_SPACE, ' ') for v in (1 + 6e-6, 1 - 5e-7, 0.9871)]
+  ['1 + 6.0 × 10⁻⁶', '1 − 5.0 × 10⁻⁷', '0.9871']
+  """
+  excess = value - 1
+  if not abs(excess) < 1e-2:  # Not a number, too.
+    return f'{value:.4f}'
+  sign = '−' if excess < 0 else '+'
+  return f'1{_SPACE}{sign}{_SPACE}{scientific(abs(excess))}'
+
+
 def superscript(exponent: int) -> str:
   """An exponent, raised.
 

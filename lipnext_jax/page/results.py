@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lipnext_jax.page import attacked
 from lipnext_jax.page import axes
 from lipnext_jax.page import charts
 from lipnext_jax.page import markup
@@ -52,7 +53,6 @@ def verdict(run: Run) -> Html:
   certified = evaluation['cra'].get(f'{epsilon:.6g}', evaluation['clean'])
   robust = np.where(run.correct & (run.radii > 0), run.radii, 0.0)
   median = float(np.median(robust)) if len(robust) else 0.0
-  excess = evaluation['lipschitz_bound'] - 1
   images = f'{split_name(run)} image'
   figures = [
     ('Clean accuracy', markup.percent(evaluation['clean']),
@@ -61,7 +61,7 @@ def verdict(run: Run) -> Html:
      f'{markup.grey(epsilon)} grey levels'),
     ('Median certified radius', markup.radius(median),
      f'{markup.grey(median)} grey levels; a wrong answer counts as 0'),
-    ('Lipschitz bound Λ', f'1\u00a0+\u00a0{markup.scientific(excess)}',
+    ('Lipschitz bound Λ', markup.near_one(evaluation['lipschitz_bound']),
      'proved in float64'),
   ]  # fmt: skip
   tiles = [
@@ -78,32 +78,8 @@ def verdict(run: Run) -> Html:
       f'{epsilon:g} (pixels in [0, 1]) can change the answer.',
       class_='verdict',
     ),
-    _attack_line(run),
+    attacked.status(run),
     el('dl', *tiles, class_='tiles'),
-  )
-
-
-def _attack_line(run: Run) -> Html:
-  attack = run.attack
-  if attack is None:
-    return el('p', run.notes.get('attack.json', ''), class_='status')
-  runs = markup.count(attack['runs'])
-  where = f'against {markup.plural(attack["examples"], "image")}'
-  if attack['broken']:
-    ids = ', '.join(str(i) for i in list(attack.get('broken_ids', []))[:20])
-    return el(
-      'p',
-      el('strong', f'{markup.plural(attack["broken"], "certificate")} broken'),
-      f' in {runs} attack runs {where}: the certificates of this run do not '
-      f'hold. Images {ids}.',
-      class_='status bad',
-      role='alert',
-    )
-  return el(
-    'p',
-    el('strong', '0 certificates broken'),
-    f' in {runs} attack runs {where}.',
-    class_='status good',
   )
 
 
@@ -118,10 +94,13 @@ def results_table(run: Run) -> Html:
     }
   n = evaluation['examples']
   head = ['ε (ℓ2)', 'Grey levels', 'Accuracy', 'Images']
-  head += ['Stood the attacks', 'Gap (points)'] if tried else []
+  subset = attack is not None and attack['examples'] != n
+  if tried:
+    head += ['Certified (attacked)'] if subset else []
+    head += ['Stood the attacks', 'Gap (points)']
   rows = [
     ['0 (clean)', '0', markup.percent(evaluation['clean']),
-     markup.count(int(run.correct.sum())), *(['–'] * 2 if tried else [])]
+     markup.count(int(run.correct.sum())), *['–'] * (len(head) - 4)]
   ]  # fmt: skip
   for key, value in evaluation['cra'].items():
     epsilon = float(key)
@@ -130,6 +109,8 @@ def results_table(run: Run) -> Html:
     row.append(markup.count(number))
     if tried:
       found = tried.get(key, {})
+      if subset:
+        row.append(markup.percent(float(found.get('cra', 'nan'))))
       row.append(markup.percent(float(found.get('robust', 'nan'))))
       row.append(_points(found.get('gap')))
     rows.append(row)
@@ -142,7 +123,8 @@ def results_table(run: Run) -> Html:
     caption += (
       ' “Stood the attacks” is the share of the '
       f'{markup.plural(attack["examples"], "attacked image")} that no attack '
-      'changed within ε: true robustness lies between the two.'
+      'changed within ε: their true robust accuracy lies between that and '
+      'their certified accuracy.'
     )
   return markup.table(caption, head, rows, class_='numbers')
 
@@ -155,15 +137,15 @@ def curve_chart(run: Run) -> Html:
   """Certified accuracy at every ε, under what the attacks could not break."""
   x, y = accuracy_curve(run.correct, run.radii)
   series = [charts.Series('certified (proved)', x, y, 'step', 1, area=True)]
-  attacked = run.attacked
+  tried = run.attacked
   words = [_in_words('Certified', x, y)]
-  if attacked is not None:
-    right = attacked['label'] == attacked['prediction']
+  if tried is not None:
+    right = tried['label'] == tried['prediction']
     if len(right) != len(run.ids):
-      inner = accuracy_curve(right, attacked['radius'])
+      inner = accuracy_curve(right, tried['radius'])
       name = f'certified, the {markup.count(len(right))} attacked images'
       series.append(charts.Series(name, *inner, 'step', 3))
-    outer = accuracy_curve(right, attacked['distance'])
+    outer = accuracy_curve(right, tried['distance'])
     words.append(_in_words('Not broken by any attack', *outer))
     series.append(charts.Series('no attack succeeded', *outer, 'step', 2))
   right_end = max(float(s.x[-1]) for s in series)
@@ -182,56 +164,6 @@ def curve_chart(run: Run) -> Html:
     height=300,
     marks=[(run.epsilon, f'ε = {run.epsilon:g}')] if run.epsilon else (),
   )
-
-
-def distance_chart(run: Run) -> Html | None:
-  """Every attacked image: where an attack succeeded, over its radius."""
-  attacked = run.attacked
-  if attacked is None:
-    return None
-  radii, distances = attacked['radius'], attacked['distance']
-  found = np.isfinite(distances) & np.isfinite(radii) & (radii > 0)
-  if not found.any():
-    return None
-  radii, distances = radii[found].astype(float), distances[found].astype(float)
-  names = attacked['id'][found]
-  order = np.argsort(distances / radii, kind='stable')
-  below, ratio = int(np.sum(distances < radii)), np.min(distances / radii)
-  description = (
-    f'{markup.plural(len(order), "image")} whose answer an attack changed. '
-    f'{markup.count(below)} of them inside the certified ball (below the '
-    f'line); the closest at {ratio:.3f} times its radius.'
-  )
-  if len(order) > charts.MOST_DOTS:
-    # What lies closest to the line, and a sample of the rest.
-    half = charts.MOST_DOTS // 2
-    rest = np.linspace(half, len(order) - 1, half).astype(int)
-    order = np.concatenate([order[:half], order[rest]])
-    description += (
-      f' Drawn are the {half} closest to the line and {half} of the others.'
-    )
-  end = float(radii.max())
-  diagonal = np.array([0.0, end])
-  radii, distances, names = radii[order], distances[order], names[order]
-  titles = [
-    f'image {name}: radius {markup.radius(r)}, changed at {markup.radius(d)}'
-    for name, r, d in zip(names, radii, distances, strict=True)
-  ]
-  figure = charts.plot(
-    'distances',
-    'Where attacks succeed, against the certified radius',
-    description,
-    [
-      charts.Series('the certified radius', diagonal, diagonal, 'line', 1),
-      charts.Series(
-        'closest change of the answer', radii, distances, 'dots', 2, titles
-      ),
-    ],
-    axes.axis_of('certified radius, ℓ2', radii, start=0),
-    axes.axis_of('distance of the attack, ℓ2', distances, start=0),
-    height=260,
-  )
-  return markup.join([figure, el('p', description)])
 
 
 def _in_words(what: str, x: np.ndarray, y: np.ndarray) -> str:
@@ -264,35 +196,3 @@ def quantile_table(run: Run) -> Html:
   )
   head = ['Quantile', 'Radius (ℓ2)', 'Grey levels (× 255)']
   return markup.table(caption, head, rows, class_='numbers')
-
-
-def attack_table(run: Run) -> Html | None:
-  """Which attacks ran, and the Lipschitz constant from both sides."""
-  attack = run.attack
-  if attack is None:
-    return None
-  rows = [
-    [name, markup.count(int(one.get('runs', 0))),
-     markup.count(int(one.get('successes', 0)))]
-    for name, one in attack.get('attacks', {}).items()
-  ]  # fmt: skip
-  lower = attack.get('lipschitz_lower_bound')
-  between = None
-  if isinstance(lower, int | float):
-    upper = run.evaluation['lipschitz_bound'] - 1
-    between = el(
-      'p',
-      'The Lipschitz constant of the backbone is at least '
-      f'{lower:.4f} (a pair of inputs was found) and at most '
-      f'1 + {markup.scientific(upper)} (proved).',
-    )
-  caption = (
-    f'Attacks on {attack.get("certificate", "fast")} certificates '
-    f'(seed {attack.get("seed", "–")}). A success changes the answer, at any '
-    'distance; only one inside the certified ball breaks a certificate.'
-  )
-  table = markup.table(
-    caption, ['Attack', 'Runs', 'Successes'], rows, 'numbers'
-  )
-  title = el('h3', 'Attacks')
-  return markup.join([title, table if rows else None, between])

@@ -1,6 +1,8 @@
+import configparser
 import html.parser
 import itertools
 import json
+import pathlib
 import re
 import shutil
 
@@ -186,3 +188,16 @@ def test_the_end_of_a_run_survives_a_report_that_fails(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('no report.html: ')
     assert problem in line
+
+
+def test_everything_that_is_no_code_is_installed_with_it():
+  root = pathlib.Path(__file__).resolve().parents[2]
+  setup = configparser.ConfigParser()
+  setup.read(root / 'setup.cfg')
+  listed = {
+    str(pathlib.Path('/'.join(package.split('.')), name))
+    for package, names in setup['options.package_data'].items()
+    for name in names.split()
+  }
+  files = (root / 'lipnext_jax').rglob('*.css')
+  assert {str(path.relative_to(root)) for path in files} == listed

@@ -49,9 +49,11 @@ def test_the_factors_are_shown_one_by_one_and_multiply_to_the_bound(run):
   assert markup.count('<circle') == 16  # R and M of 8 blocks.
   factors = run.evaluation['lipschitz_bounds']
   largest = f'{max(factors["blocks/R"]) - 1:.1e}'.split('e')[0]
-  assert f'1 + {largest}' in markup
+  assert f'1\u00a0+\u00a0{largest}' in markup
   product = np.prod([f for layers in factors.values() for f in layers])
-  shown = re.findall(r'1 \+ ([\d.]+)\u00a0×\u00a010(⁻\d|⁻.)</td></tr>', markup)
+  shown = re.findall(
+    r'1\u00a0\+\u00a0([\d.]+)\u00a0×\u00a010(⁻\d|⁻.)</td></tr>', markup
+  )
   digits, power = shown[-1]
   exponent = -'⁰¹²³⁴⁵⁶⁷⁸⁹'.index(power[1])
   assert float(digits) * 10.0**exponent == pytest.approx(product - 1, rel=0.05)
