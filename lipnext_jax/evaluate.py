@@ -6,7 +6,9 @@ of the logits out; `rigorous` runs in float64 and subtracts it.
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
+import types
 from typing import Any
 from typing import NamedTuple
 
@@ -36,6 +38,8 @@ class Evaluation(NamedTuple):
   lipschitz_bound: float  # Λ that the radii were divided by.
   certificate: str = 'fast'  # One of `CERTIFICATES`.
   logit_error: float | None = None  # Largest E that was subtracted, rigorous.
+  # Its factors, per parameter and layer, where the caller knows them.
+  lipschitz_bounds: Mapping[str, Sequence[float]] = types.MappingProxyType({})
 
   def summary(self, epsilons: Sequence[float]) -> dict[str, Any]:
     """Counts and per cents, as `eval.json` has them."""
@@ -48,6 +52,7 @@ class Evaluation(NamedTuple):
       'cra': {f'{epsilon:.6g}': value for epsilon, value in cra.items()},
       'lipschitz_bound': self.lipschitz_bound,
       'certificate': self.certificate,
+      'lipschitz_bounds': dict(self.lipschitz_bounds),
     }
     if self.logit_error is not None:
       summary['logit_error'] = self.logit_error

@@ -13,6 +13,7 @@ import ml_collections
 from lipnext_jax import certify
 from lipnext_jax import checkpoint
 from lipnext_jax import evaluate
+from lipnext_jax import page
 from lipnext_jax import report
 from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
@@ -180,15 +181,20 @@ def train_and_evaluate(
 
   # ------------------------------------------------------------ evaluation
   split = config.eval.split
-  result = certify_split(
-    state, sources.final_split(dataset, split), config.eval.certificate
-  )
+  source = sources.final_split(dataset, split)
+  result = certify_split(state, source, config.eval.certificate)
 
   # ---------------------------------------------------------------- report
-  summary = {'step': step, **result.summary(config.eval.epsilons)}
+  summary = {
+    'step': step,
+    'split': split,
+    **result.summary(config.eval.epsilons),
+  }
   if jax.process_index() == 0:
     report.write_evaluation(workdir, result, summary)
     report.print_table(summary, f'{config.dataset.name}, {split} split:')
+    if path := page.report_evaluation(workdir, result, source):
+      report.say(f'the report is {path}')
   return summary
 
 
@@ -207,9 +213,14 @@ def _make_certify_split(
     batches = pipeline.eval_batches(
       source, batch_size=config.eval.batch_size, **processes
     )
+    host_params = jax.tree.map(distributed.to_host, params)
+    bounds = certify.lipschitz_bounds(host_params)
     if certificate == 'rigorous':
-      return evaluate.evaluate_rigorous(rigorous_step, params, batches, mesh)
-    bound = certify.lipschitz_bound(jax.tree.map(distributed.to_host, params))
-    return evaluate.evaluate(fast_step, params, batches, mesh, bound)
+      result = evaluate.evaluate_rigorous(rigorous_step, params, batches, mesh)
+    else:
+      result = evaluate.evaluate(
+        fast_step, params, batches, mesh, certify.bound_product(bounds)
+      )
+    return result._replace(lipschitz_bounds=bounds)
 
   return certify_split

@@ -79,6 +79,7 @@ def test_summary_counts_strictly():
     predictions=np.array([0, 1, 0, 0]),
     radii=np.array([0.25, 0.5, 2.0, 0.1], np.float32),
     lipschitz_bound=1.5,
+    lipschitz_bounds={'R': [1.5, 1.0]},
   )
   assert result.summary([0.25, 36 / 255]) == {
     'examples': 4,
@@ -86,6 +87,7 @@ def test_summary_counts_strictly():
     'cra': {'0.25': 25.0, '0.141176': 50.0},
     'lipschitz_bound': 1.5,
     'certificate': 'fast',
+    'lipschitz_bounds': {'R': [1.5, 1.0]},
   }
 
 

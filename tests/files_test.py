@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from lipnext_jax import files
@@ -11,3 +12,12 @@ def test_a_file_is_replaced_at_once(tmp_path):
   with pytest.raises(TypeError):
     files.write_json(str(path), {'a': object()})
   assert json.loads(path.read_text()) == {'a': 1}
+
+
+def test_arrays_come_back_and_no_temporary_file_stays(tmp_path):
+  path = tmp_path / 'x.npz'
+  files.write_arrays(str(path), {'a': np.arange(3), 'b': np.array(['x'])})
+  with np.load(path, allow_pickle=False) as stored:
+    assert stored['a'].tolist() == [0, 1, 2]
+    assert stored['b'].tolist() == ['x']
+  assert list(tmp_path.iterdir()) == [path]

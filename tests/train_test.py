@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from sklearn import datasets
 
 from lipnext_jax import checkpoint
 from lipnext_jax import errors
@@ -73,6 +74,22 @@ def test_a_run_leaves_everything_it_promises(finished):
   assert 'params/blocks/R' in table
   assert "(None, 'fsdp', None)" in table
   assert os.listdir(os.path.join(workdir, 'tensorboard'))
+
+
+def test_a_run_leaves_a_report_of_itself(finished):
+  workdir, summary = finished
+  factors = summary['lipschitz_bounds']
+  assert set(map(len, factors.values())) == {1, 2}  # The stem; two blocks.
+  product = np.prod([f for layers in factors.values() for f in layers])
+  assert summary['lipschitz_bound'] == pytest.approx(product, abs=1e-14)
+  with np.load(os.path.join(workdir, 'gallery.npz')) as gallery:
+    assert 8 <= len(gallery['id']) <= 24
+    images = datasets.load_digits().images / 16
+    for image in gallery['image']:
+      assert (images == image[..., 0]).all((1, 2)).any()
+  text = read(workdir, 'report.html')
+  assert f'{summary["clean"]:.2f}\u00a0%' in text
+  assert 'evaluate the run' not in text  # No file is missing or stale.
 
 
 def test_resuming_is_bitwise(finished, resumable, tmp_path):

@@ -3,6 +3,7 @@
 from lipnext_jax.certify.artifact import export_predictor
 from lipnext_jax.certify.artifact import load_predictor
 from lipnext_jax.certify.artifact import Predictor
+from lipnext_jax.certify.bound import bound_product
 from lipnext_jax.certify.bound import lipschitz_bound
 from lipnext_jax.certify.bound import lipschitz_bounds
 from lipnext_jax.certify.radius import certified_accuracy
@@ -13,6 +14,7 @@ from lipnext_jax.certify.rigorous import rigorous_radius
 
 __all__ = [
   'Predictor',
+  'bound_product',
   'certified_accuracy',
   'certified_radius',
   'export_predictor',

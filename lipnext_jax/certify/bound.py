@@ -155,7 +155,18 @@ def lipschitz_bound(
   >>> 1.001 <= lipschitz_bound(params) < 1.0011
   True
   """
-  bounds = lipschitz_bounds(params, label_fn, multiplicity_fn)
+  return bound_product(lipschitz_bounds(params, label_fn, multiplicity_fn))
+
+
+def bound_product(bounds: dict[str, list[float]]) -> float:
+  """`lipschitz_bound`, of the factors that `lipschitz_bounds` gave.
+
+  Raises:
+    ValueError: there is none.
+
+  >>> 6.0 <= bound_product({'R': [1.0, 2.0], 'M': [3.0]}) < 6.0 + 1e-12
+  True
+  """
   if not bounds:
     raise ValueError('lipschitz_bound found no orthogonal parameter to bound.')
   factors = [factor for layers in bounds.values() for factor in layers]

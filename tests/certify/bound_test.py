@@ -292,6 +292,14 @@ def test_bounds_are_reported_for_every_layer():
   assert [b > 1.009 for b in bounds['blocks/M']] == [False, False, True]
 
 
+def test_the_bound_is_the_product_of_the_reported_factors():
+  params = {'R': np.eye(3)[None].repeat(2, 0) * 1.25, 'M': np.eye(3)[None]}
+  bounds = certify.lipschitz_bounds(params)
+  assert certify.bound_product(bounds) == certify.lipschitz_bound(params)
+  with pytest.raises(ValueError, match='no orthogonal parameter'):
+    certify.bound_product({})
+
+
 def test_products_and_powers_round_up():
   # 8 and 16 factors, exactly: the float is never below the rational.
   for depth, seed in ((4, 0), (4, 1), (8, 2)):
