@@ -1,7 +1,8 @@
-"""Random train transforms of one image, as functions of a NumPy generator.
+"""Transforms of one image: random ones for training, a fixed one for tests.
 
-Images are [H, W, ch], uint8 or float32 in [0, 1]; shape and dtype are kept.
-No transform rescales pixel values: that would rescale ε.
+Images are [H, W, ch], uint8 or float32 in [0, 1]; the dtype is kept. Random
+transforms are functions of (image, NumPy generator). No transform rescales
+pixel values: that would rescale ε.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,8 @@ import functools
 
 import ml_collections
 import numpy as np
+
+from lipnext_jax.data import pillow
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -121,6 +124,34 @@ def _bilinear(image: np.ndarray, points: np.ndarray) -> np.ndarray:
   if image.dtype == np.uint8:
     return np.rint(out).astype(np.uint8)
   return out.astype(image.dtype)
+
+
+def resize_center_crop(image: np.ndarray, resize: int, size: int) -> np.ndarray:
+  """The usual evaluation transform: what torchvision does on PIL images.
+
+  `Resize(resize)` (bilinear, antialiased; the longer side is rounded down),
+  then `CenterCrop(size)` (its offsets round half to even).
+
+  Args:
+    image: uint8 [H, W, ch], ch 1 or 3.
+    resize: the shorter side becomes this, in pixels.
+    size: side of the square cut from the middle, at most `resize`.
+
+  Returns:
+    uint8 [size, size, ch].
+
+  Raises:
+    ValueError: `size` above `resize`.
+
+  >>> resize_center_crop(np.zeros((375, 500, 3), np.uint8), 256, 224).shape
+  (224, 224, 3)
+  """
+  if size > resize:
+    raise ValueError(f'size={size} is above resize={resize}')
+  scaled = pillow.resize_shorter_side(pillow.from_array(image), resize)
+  left = round((scaled.width - size) / 2)
+  top = round((scaled.height - size) / 2)
+  return pillow.to_array(scaled.crop((left, top, left + size, top + size)))
 
 
 def build_transforms(augment: ml_collections.ConfigDict) -> list[Transform]:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from lipnext_jax import config as config_lib
+from lipnext_jax.data import pillow
 from lipnext_jax.data import transforms
 
 
@@ -123,3 +124,27 @@ def test_build_transforms_reads_every_field():
     image = images(np.uint8)[0]
     outs = [transform(image, rng) for _ in range(20)]
     assert any(not np.array_equal(out, image) for out in outs), field
+
+
+@pytest.mark.parametrize(
+  ('height', 'width', 'top', 'left'),
+  [
+    # After resizing the shorter side to 12 and cropping 9: offsets as
+    # torchvision's int(round((side − 9) / 2)), 1.5 → 2 and 2.5 → 2.
+    (12, 12, 2, 2),
+    (12, 14, 2, 2),
+    (24, 34, 2, 4),
+    (34, 24, 4, 2),
+  ],
+)
+def test_resize_center_crop_cuts_the_middle(height, width, top, left):
+  image = images(np.uint8, size=40, channels=3)[0][:height, :width]
+  out = transforms.resize_center_crop(image, 12, 9)
+  scaled = pillow.resize_shorter_side(pillow.from_array(image), 12)
+  whole = pillow.to_array(scaled)
+  np.testing.assert_array_equal(out, whole[top : top + 9, left : left + 9])
+
+
+def test_resize_center_crop_refuses_to_cut_more_than_there_is():
+  with pytest.raises(ValueError, match='size=13 is above resize=12'):
+    transforms.resize_center_crop(images(np.uint8, channels=3)[0], 12, 13)

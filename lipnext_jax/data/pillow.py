@@ -1,0 +1,49 @@
+"""Images as Pillow has them: to and from arrays, and antialiased resizing."""
+
+import numpy as np
+from PIL import Image
+
+
+def from_array(image: np.ndarray) -> Image.Image:
+  """uint8 [H, W, 3] as 'RGB', [H, W, 1] as 'L'.
+
+  Raises:
+    ValueError: another dtype or shape.
+
+  >>> from_array(np.zeros((2, 3, 1), np.uint8)).size
+  (3, 2)
+  """
+  fits = image.dtype == np.uint8 and image.ndim == 3
+  if not fits or image.shape[2] not in (1, 3):
+    raise ValueError(
+      f'{image.dtype}{list(image.shape)} is no uint8 [H, W, 1 or 3]'
+    )
+  return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+  """'RGB' as uint8 [H, W, 3], 'L' as [H, W, 1].
+
+  >>> to_array(Image.new('L', (3, 2), 7)).shape
+  (2, 3, 1)
+  """
+  array = np.asarray(image)
+  return array[..., None] if array.ndim == 2 else array
+
+
+def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
+  """Scales so that the shorter side is `size` pixels.
+
+  As torchvision's `Resize(size)` on PIL images: bilinear with a support that
+  grows with the reduction (antialiasing); the longer side is rounded down; an
+  image that has the size already is returned as it is.
+
+  >>> resize_shorter_side(Image.new('RGB', (500, 375)), 256).size
+  (341, 256)
+  """
+  width, height = image.size
+  shorter = min(width, height)
+  if shorter == size:
+    return image
+  target = (size * width // shorter, size * height // shorter)
+  return image.resize(target, Image.Resampling.BILINEAR)
