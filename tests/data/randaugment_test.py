@@ -1,0 +1,386 @@
+"""Every operation against an oracle written from its documented definition.
+
+The oracles work in float64 on arrays [h, w, ch] and share nothing with Pillow.
+Each returns the real value before rounding, so that a pixel whose value lies
+within `NEAR` of a rounding boundary may come out either way: Pillow computes in
+float32 and in 16 bit fixed point.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+from lipnext_jax.data import pillow
+from lipnext_jax.data import randaugment
+
+# Blends: float32 of values below 2·255, each rounded twice. Sampling: 16 bit
+# fixed point coefficients times at most 2·40 pixels. Both below 2e-3.
+NEAR = 2e-3
+
+
+def make_image(height=23, width=31, channels=3, seed=0):
+  """Smooth with noise, not filling the range: all lookup tables matter."""
+  rng = np.random.default_rng(seed)
+  rows = np.linspace(20, 150, height)[:, None, None]
+  columns = np.linspace(0, 60, width)[None, :, None]
+  noise = rng.integers(0, 30, size=(height, width, channels))
+  return (rows + columns + noise).astype(np.uint8)
+
+
+def apply(image, name, magnitude, negate):
+  out = randaugment.apply_op(
+    pillow.from_array(image), name, magnitude, negate=negate
+  )
+  return pillow.to_array(out)
+
+
+# ----------------------------------------------------------- the definitions
+
+
+def sample(image, x, y):
+  """Nearest neighbour at real positions: the pixel whose square holds them.
+
+  Pixel (i, j) covers [j, j + 1) × [i, i + 1); outside is black. Returns the
+  set of values that positions off by `NEAR` could give, [4, h, w, ch].
+  """
+  height, width = image.shape[:2]
+  values = []
+  for dx in (-NEAR, NEAR):
+    for dy in (-NEAR, NEAR):
+      j = np.floor(x + dx).astype(int)
+      i = np.floor(y + dy).astype(int)
+      inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
+      pixels = image[i.clip(0, height - 1), j.clip(0, width - 1)]
+      values.append(np.where(inside[..., None], pixels, 0))
+  return np.stack(values)
+
+
+def centres(image):
+  """Coordinates of the pixels' centres: half-integers."""
+  y, x = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
+  return x, y
+
+
+def shear_x(image, share, sign):
+  x, y = centres(image)
+  return sample(image, x + sign * 0.3 * share * y, y)
+
+
+def shear_y(image, share, sign):
+  x, y = centres(image)
+  return sample(image, x, y + sign * 0.3 * share * x)
+
+
+def translate_x(image, share, sign):
+  x, y = centres(image)
+  return sample(
+    image, x - sign * math.floor(150 / 331 * image.shape[1] * share), y
+  )
+
+
+def translate_y(image, share, sign):
+  x, y = centres(image)
+  return sample(
+    image, x, y - sign * math.floor(150 / 331 * image.shape[0] * share)
+  )
+
+
+def rotate(image, share, sign):
+  """Counter-clockwise on a screen whose y axis points down."""
+  angle = math.radians(sign * 30 * share)
+  x, y = centres(image)
+  dx, dy = x - image.shape[1] / 2, y - image.shape[0] / 2
+  # Where did what is seen at (dx, dy) come from? Turn back, clockwise.
+  back_x = math.cos(angle) * dx - math.sin(angle) * dy
+  back_y = math.sin(angle) * dx + math.cos(angle) * dy
+  return sample(image, back_x + image.shape[1] / 2, back_y + image.shape[0] / 2)
+
+
+def truncated(real):
+  """Real values, cut to whole ones in [0, 255]: both where it is close."""
+  return np.stack(
+    [np.floor(np.clip(real + d, 0, 255)).astype(int) for d in (-NEAR, NEAR)]
+  )
+
+
+def grey(image, offset=0.0):
+  """ITU-R 601-2 luma, rounded; grey images are their own."""
+  if image.shape[2] == 1:
+    return image.astype(float)
+  luma = image @ np.array([299, 587, 114]) / 1000
+  return np.floor(luma + 0.5 + offset)[..., None]
+
+
+def blend(degenerate, image, share, sign):
+  factor = 1 + sign * 0.9 * share
+  return truncated(degenerate + factor * (image.astype(float) - degenerate))
+
+
+def brightness(image, share, sign):
+  return blend(np.zeros(image.shape), image, share, sign)
+
+
+def color(image, share, sign):
+  # Three 16 bit coefficients, each off by at most 2⁻¹⁷, times at most 255.
+  greys = [grey(image, offset) for offset in (-0.006, 0.006)]
+  return np.concatenate([blend(g, image, share, sign) for g in greys])
+
+
+def contrast(image, share, sign):
+  return blend(math.floor(grey(image).mean() + 0.5), image, share, sign)
+
+
+def sharpness(image, share, sign):
+  """Against the image smoothed by (1 1 1; 1 5 1; 1 1 1)/13, edges kept."""
+  height, width = image.shape[:2]
+  smooth = image.astype(float)
+  total = sum(
+    image[1 + i : height - 1 + i, 1 + j : width - 1 + j].astype(float)
+    for i in (-1, 0, 1)
+    for j in (-1, 0, 1)
+  )
+  inner = total + 4.0 * image[1:-1, 1:-1]
+  smooth[1:-1, 1:-1] = np.floor(inner / 13 + 0.5)
+  return blend(smooth, image, share, sign)
+
+
+def posterize(image, share, sign):
+  del sign
+  dropped = round(4 * share)
+  return (image // 2**dropped * 2**dropped)[None]
+
+
+def solarize(image, share, sign):
+  del sign
+  inverted = 255 - image.astype(int)
+  return np.where(image >= 255 * (1 - share), inverted, image)[None]
+
+
+def auto_contrast(image, share, sign):
+  del share, sign
+  low = image.min(axis=(0, 1)).astype(float)
+  high = image.max(axis=(0, 1)).astype(float)
+  stretched = (image - low) * 255 / np.where(high > low, high - low, 1)
+  return truncated(np.where(high > low, stretched, image))
+
+
+def equalize(image, share, sign):
+  """Through the cumulated histogram, in steps of its 255th part."""
+  del share, sign
+  out = image.astype(int)
+  for channel in range(image.shape[2]):
+    plane = image[..., channel].astype(int)
+    step = np.sum(plane < plane.max()) // 255
+    if step:  # Else there are too few pixels to equalise.
+      below = np.array([np.sum(plane < value) for value in range(256)])
+      table = np.minimum((step // 2 + below) // step, 255)
+      out[..., channel] = table[plane]
+  return out[None]
+
+
+def identity(image, share, sign):
+  del share, sign
+  return image[None]
+
+
+ORACLES = {
+  'Identity': identity,
+  'ShearX': shear_x,
+  'ShearY': shear_y,
+  'TranslateX': translate_x,
+  'TranslateY': translate_y,
+  'Rotate': rotate,
+  'Brightness': brightness,
+  'Color': color,
+  'Contrast': contrast,
+  'Sharpness': sharpness,
+  'Posterize': posterize,
+  'Solarize': solarize,
+  'AutoContrast': auto_contrast,
+  'Equalize': equalize,
+}
+UNSIGNED = {'Identity', 'Posterize', 'Solarize', 'AutoContrast', 'Equalize'}
+
+
+def mismatches(image, name, magnitude, negate, out):
+  """The share of the pixels that none of the oracle's values explains."""
+  sign = -1 if negate and name not in UNSIGNED else 1
+  options = ORACLES[name](image, magnitude / 30, sign)
+  return float(np.mean(~np.any(options == out, axis=0)))
+
+
+def ambiguity(image, name, magnitude, negate):
+  sign = -1 if negate and name not in UNSIGNED else 1
+  options = ORACLES[name](image, magnitude / 30, sign)
+  return float(np.mean(np.any(options != options[0], axis=0)))
+
+
+# ------------------------------------------------------------------ the tests
+
+
+def test_the_operations_are_those_of_torchvision_in_its_order():
+  assert list(randaugment.OPS) == list(ORACLES)
+  assert len(ORACLES) == 14
+  signed = {name for name, op in randaugment.OPS.items() if op.signed}
+  assert signed == set(ORACLES) - UNSIGNED
+
+
+@pytest.mark.parametrize('name', ORACLES)
+@pytest.mark.parametrize('channels', [1, 3])
+def test_pixels_are_the_documented_ones(name, channels):
+  for seed, shape in enumerate([(23, 31), (32, 32), (40, 17)]):
+    image = make_image(*shape, channels, seed)
+    for magnitude in (0, 1, 9, 17, 30):
+      for negate in (False, True):
+        out = apply(image, name, magnitude, negate)
+        assert out.dtype == np.uint8
+        assert out.shape == image.shape
+        assert not mismatches(image, name, magnitude, negate, out)
+
+
+def test_the_oracles_decide_nearly_every_pixel():
+  """What they leave open is no way out: 1 per cent at the recipe's setting."""
+  image = make_image()
+  for name in ORACLES:
+    if name in ('Brightness', 'Color', 'Contrast', 'Sharpness'):
+      continue  # factor·value is whole for one value in 100: see below.
+    assert ambiguity(image, name, 9, False) < 0.01, name
+  for name in ('Brightness', 'Color', 'Contrast', 'Sharpness'):
+    assert ambiguity(image, name, 9, False) < 0.2, name
+
+
+PLANTED = {
+  # What these operations are easily mistaken for, at magnitude 9.
+  'ShearX': lambda image: apply(image, 'ShearX', 9, True),
+  'ShearY': lambda image: apply(image, 'ShearX', 9, False),
+  'TranslateX': lambda image: apply(image, 'TranslateX', 11, False),
+  'TranslateY': lambda image: np.roll(apply(image, 'TranslateY', 9, False), 1),
+  'Rotate': lambda image: apply(image, 'Rotate', 9, True),
+  'Brightness': lambda image: apply(image, 'Contrast', 9, False),
+  'Color': lambda image: apply(image, 'Color', 10, False),
+  'Contrast': lambda image: apply(image, 'Contrast', 8, False),
+  'Sharpness': lambda image: apply(image, 'Sharpness', 9, True),
+  'Posterize': lambda image: apply(image, 'Posterize', 17, False),
+  'Solarize': lambda image: apply(image, 'Solarize', 10, False),
+  'AutoContrast': lambda image: image,
+  'Equalize': lambda image: apply(image, 'AutoContrast', 9, False),
+}
+
+
+@pytest.mark.parametrize('name', PLANTED)
+def test_a_wrong_operation_is_noticed(name):
+  image = make_image()
+  assert mismatches(image, name, 9, False, PLANTED[name](image)) > 0.02
+
+
+def test_rounding_differently_is_noticed():
+  """A blend that rounds, and sampling at pixel corners, differ from Pillow."""
+  image = make_image()
+  rounded = np.rint(np.clip(1.27 * image.astype(float), 0, 255)).astype(int)
+  assert mismatches(image, 'Brightness', 9, False, rounded) > 0.2
+  x, y = np.mgrid[:23, :31][::-1].astype(float)
+  corners = sample(image, x + 0.09 * y, y)[0]
+  assert mismatches(image, 'ShearX', 9, False, corners) > 0.02
+
+
+def test_hand_computed_pixels():
+  """A few values worked out on paper, magnitude 9 of 31."""
+  ramp = np.array([[[0], [100], [178], [179], [255]]], np.uint8)
+  cases = {
+    # 1 + 0.27 times, 1 − 0.27 times; truncated.
+    ('Brightness', False): [0, 127, 226, 227, 255],
+    ('Brightness', True): [0, 73, 129, 130, 186],
+    # The mean is 142.4: 142 + 1.27·(v − 142).
+    ('Contrast', False): [0, 88, 187, 188, 255],
+    ('Posterize', False): [0, 100, 178, 178, 254],  # 7 bits.
+    ('Solarize', False): [0, 100, 178, 76, 0],  # From 178.5 on.
+    ('AutoContrast', False): [0, 100, 178, 179, 255],
+    # ⌊150/331·5·0.3⌋ = 0 pixels.
+    ('TranslateX', False): [0, 100, 178, 179, 255],
+  }
+  for (name, negate), expected in cases.items():
+    out = apply(ramp, name, 9, negate)
+    assert out[0, :, 0].tolist() == expected, name
+  # At magnitude 30: ⌊150/331·5⌋ = 2 pixels to the right, or to the left.
+  assert apply(ramp, 'TranslateX', 30, False)[0, :, 0].tolist() == [
+    0, 0, 0, 100, 178
+  ]  # fmt: skip
+  assert apply(ramp, 'TranslateX', 30, True)[0, :, 0].tolist() == [
+    178, 179, 255, 0, 0
+  ]  # fmt: skip
+
+
+def test_colour_leaves_grey_images_alone():
+  image = make_image(channels=1)
+  np.testing.assert_array_equal(apply(image, 'Color', 30, False), image)
+
+
+class Recorder:
+  """A generator that notes what is drawn from it."""
+
+  def __init__(self, seed):
+    self._rng = np.random.default_rng(seed)
+    self.picks = []
+
+  def random(self):
+    return self._rng.random()
+
+  def integers(self, high, size):
+    draw = self._rng.integers(high, size=size)
+    self.picks.append((high, draw))
+    return draw
+
+
+def test_probability_operations_and_signs_are_uniform():
+  image = pillow.from_array(make_image(4, 4))
+  transform = randaugment.randaugment(0.5, 2, 9)
+  rng = Recorder(0)
+  calls = 2000
+  outputs = [transform(image, rng) for _ in range(calls)]
+  changed = len(rng.picks) // 2
+  # Five deviations of a fair coin.
+  assert abs(changed - calls / 2) < 5 * math.sqrt(calls / 4)
+  assert sum(out is image for out in outputs) >= calls - changed
+  picks = np.concatenate([draw for high, draw in rng.picks if high == 14])
+  signs = np.concatenate([draw for high, draw in rng.picks if high == 2])
+  assert len(picks) == 2 * changed
+  counts = np.bincount(picks, minlength=14)
+  expected = 2 * changed / 14
+  chi2 = float(np.sum((counts - expected) ** 2 / expected))
+  assert chi2 < 13 + 5 * math.sqrt(2 * 13)  # Mean and deviation of χ²₁₃.
+  assert abs(signs.mean() - 0.5) < 5 * 0.5 / math.sqrt(len(signs))
+
+
+def test_two_operations_are_applied_one_after_the_other():
+  image = pillow.from_array(make_image())
+
+  class Fixed:
+    def __init__(self):
+      self._draws = iter([np.array([6, 1]), np.array([1, 0])])
+
+    def random(self):
+      return 0.0
+
+    def integers(self, high, size):
+      del high, size
+      return next(self._draws)
+
+  out = randaugment.randaugment(1.0, 2, 9)(image, Fixed())
+  darker = randaugment.apply_op(image, 'Brightness', 9, negate=True)
+  expected = randaugment.apply_op(darker, 'ShearX', 9, negate=False)
+  assert out.tobytes() == expected.tobytes()
+
+
+def test_probability_zero_and_one_are_exact():
+  image = pillow.from_array(make_image(8, 8))
+  rng = np.random.default_rng(0)
+  never = randaugment.randaugment(0.0, 2, 30)
+  assert all(never(image, rng) is image for _ in range(100))
+  # Identity twice has probability 1/196; at 30 the others show on this image
+  # but for Equalize (too few pixels).
+  always = randaugment.randaugment(1.0, 2, 30)
+  same = sum(
+    always(image, rng).tobytes() == image.tobytes() for _ in range(200)
+  )
+  assert same < 30
