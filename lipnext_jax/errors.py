@@ -25,3 +25,15 @@ class ConfigError(UserError):
   def __init__(self, field: str, value: object, problem: str, remedy: str):
     super().__init__(f'{field}={value!r} {problem}; {remedy}.')
     self.field = field
+
+
+class DataError(UserError):
+  """Data on disk are damaged, missing or not what they should be.
+
+  One message, so that it survives the way out of a worker process.
+
+  >>> str(DataError('train.tar, n01440764_1.JPEG: is truncated'))
+  'train.tar, n01440764_1.JPEG: is truncated'
+  """
+
+  exit_code = 3

@@ -1,0 +1,119 @@
+"""Encoded image files: decoded to RGB, or refused; never silent garbage."""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from lipnext_jax.data import pillow
+
+# What data sets of photographs use; every other decoder of Pillow stays shut.
+FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP')
+# Modes that 'RGB' holds without clipping: of 16-bit and float images it does
+# not. Alpha channels are dropped, as torchvision's loader drops them.
+_MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
+MAX_BYTES = 64 << 20  # The largest JPEG of ImageNet has 15 MB.
+# Pillow's own limit, beyond which it warns of a decompression bomb.
+MAX_PIXELS = 89_478_485
+JPEG_QUALITY = 95  # Of re-scaled images; beyond it Pillow advises against.
+
+
+class BadImageError(ValueError):
+  """The bytes are no image that can be decoded whole, and why."""
+
+
+class Stored(NamedTuple):
+  """An image as a record holds it."""
+
+  data: bytes  # JPEG or PNG, RGB.
+  shape: tuple[int, int, int]  # (h, w, 3), decoded.
+
+
+def decode(data: bytes) -> np.ndarray:
+  """Pixels of an image file, converted to RGB.
+
+  Args:
+    data: a whole JPEG, PNG, BMP or WebP file; grey, palette, CMYK and alpha
+      are converted.
+
+  Returns:
+    uint8 [h, w, 3].
+
+  Raises:
+    BadImageError: no such image, a truncated or damaged one, one of a depth
+      that RGB would clip, or one of absurd size.
+
+  >>> decode(encode_png(np.full((2, 3, 3), 7, np.uint8))).shape
+  (2, 3, 3)
+  """
+  return pillow.to_array(_open(data)[0])
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+  """uint8 [h, w, 3] as a PNG file, without loss.
+
+  >>> encode_png(np.zeros((2, 3, 3), np.uint8))[1:4]
+  b'PNG'
+  """
+  return _save(pillow.from_array(pixels), 'PNG')
+
+
+def to_stored(data: bytes, shorter_side: int = 0) -> Stored:
+  """What to store of an image file, after decoding it to see that it is whole.
+
+  RGB JPEG and PNG files are stored as they are. Whatever else there is (grey,
+  CMYK, a palette, another format) becomes an RGB PNG of the same pixels, so
+  that every reader gets [h, w, 3].
+
+  Args:
+    data: the file.
+    shorter_side: above 0, images whose shorter side exceeds it are scaled down
+      to it (bilinear, antialiased) and stored as JPEG of quality 95.
+
+  Raises:
+    BadImageError: see `decode`.
+
+  >>> to_stored(encode_png(np.zeros((8, 6, 3), np.uint8)), 3).shape
+  (4, 3, 3)
+  """
+  image, as_it_is = _open(data)
+  if shorter_side and min(image.size) > shorter_side:
+    image = pillow.resize_shorter_side(image, shorter_side)
+    data = _save(image, 'JPEG', quality=JPEG_QUALITY)
+  elif not as_it_is:
+    data = _save(image, 'PNG')
+  return Stored(data, (image.height, image.width, 3))
+
+
+def _open(data: bytes) -> tuple[Image.Image, bool]:
+  """The decoded image in RGB, and whether the file is fit to be stored."""
+  if len(data) > MAX_BYTES:
+    raise BadImageError(f'has {len(data)} bytes, more than {MAX_BYTES}')
+  if not data:
+    raise BadImageError('is empty')
+  try:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+      width, height = image.size
+      if width * height > MAX_PIXELS:
+        raise BadImageError(f'claims {width}×{height} pixels: a bomb?')
+      if image.mode not in _MODES:
+        raise BadImageError(f'has mode {image.mode}, which RGB cannot hold')
+      fit = image.mode == 'RGB' and image.format in ('JPEG', 'PNG')
+      image.load()
+      # Through RGBA, else Pillow warns of palettes with transparency.
+      if 'transparency' in image.info and image.mode == 'P':
+        return image.convert('RGBA').convert('RGB'), fit
+      return image.convert('RGB'), fit
+  except BadImageError:
+    raise
+  except Image.UnidentifiedImageError:
+    raise BadImageError(f'is no {", ".join(FORMATS)} image') from None
+  except Exception as error:  # Decoders raise whatever they trip over.
+    raise BadImageError(f'cannot be decoded ({error})') from None
+
+
+def _save(image: Image.Image, kind: str, **options) -> bytes:
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()

@@ -1,0 +1,286 @@
+"""Small archives in exactly the official formats."""
+
+import io
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+from PIL import Image
+import pytest
+import scipy.io
+
+from lipnext_jax.data import official
+
+
+def pixels(seed, height, width, channels=3):
+  rng = np.random.default_rng(seed)
+  return rng.integers(256, size=(height, width, channels)).astype(np.uint8)
+
+
+def encode(image, kind='JPEG', **options):
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()
+
+
+def jpeg(seed, height=64, width=64):
+  return encode(Image.fromarray(pixels(seed, height, width)))
+
+
+def python2_pickle(value):
+  """Protocol 2 as Python 2 and its NumPy wrote it: the official batches.
+
+  Python 3 cannot write it: its bytes become calls of `_codecs.encode`.
+  """
+  return b'\x80\x02' + _python2(value) + b'.'
+
+
+def _python2(value):
+  if isinstance(value, dict):
+    items = b''.join(_python2(k) + _python2(v) for k, v in value.items())
+    return b'}(' + items + b'u'
+  if isinstance(value, list):
+    return b'](' + b''.join(map(_python2, value)) + b'e'
+  if isinstance(value, int):
+    return b'J' + struct.pack('<i', value)
+  if isinstance(value, bytes):
+    return b'T' + struct.pack('<i', len(value)) + value
+  shape = b'(' + b''.join(map(_python2, value.shape)) + b't'
+  return (
+    b'cnumpy.core.multiarray\n_reconstruct\n'
+    b'cnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01'
+    + shape
+    + b'cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R'
+    b'(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89'
+    + _python2(value.tobytes())
+    + b'tb'
+  )
+
+
+def write_tar(path, members, mode='w'):
+  """`members`: name → bytes, or a ready TarInfo."""
+  with tarfile.open(path, mode) as tar:
+    for name, data in members.items():
+      if isinstance(data, tarfile.TarInfo):
+        tar.addfile(data)
+        continue
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+  return str(path)
+
+
+def cifar10_files(per_batch=4):
+  """File → contents, and the images and labels by split."""
+  names = [name.encode() for name in official.class_names('cifar10')]
+  files = {'batches.meta': python2_pickle({b'label_names': names})}
+  truth = {'train': [], 'test': []}
+  batches = [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch']
+  for number, name in enumerate(batches):
+    images = np.stack(
+      [pixels(100 * number + i, 32, 32) for i in range(per_batch)]
+    )
+    labels = [(number + i) % 10 for i in range(per_batch)]
+    rows = images.transpose(0, 3, 1, 2).reshape(per_batch, -1)
+    files[name] = python2_pickle(
+      {
+        b'batch_label': name.encode(),
+        b'labels': labels,
+        b'data': rows,
+        b'filenames': [b'%d.png' % i for i in range(per_batch)],
+      }
+    )
+    split = 'test' if name == 'test_batch' else 'train'
+    truth[split] += list(zip(images, labels, strict=True))
+  return files, truth
+
+
+def cifar100_files(count=6):
+  fine = [name.encode() for name in official.class_names('cifar100')]
+  coarse = [name.encode() for name in official.class_names('cifar100_coarse')]
+  files = {
+    'meta': python2_pickle(
+      {b'fine_label_names': fine, b'coarse_label_names': coarse}
+    )
+  }
+  truth = {}
+  for number, split in enumerate(('train', 'test')):
+    images = np.stack([pixels(1000 * number + i, 32, 32) for i in range(count)])
+    labels = [(17 * i + number) % 100 for i in range(count)]
+    files[split] = python2_pickle(
+      {
+        b'fine_labels': labels,
+        b'coarse_labels': [i % 20 for i in range(count)],
+        b'data': images.transpose(0, 3, 1, 2).reshape(count, -1),
+      }
+    )
+    truth[split] = list(zip(images, labels, strict=True))
+  return files, truth
+
+
+# Not sorted, as the official ones; only the first three have images here.
+TINY_WNIDS = ['n02124075', 'n01443537', 'n04067472']
+TINY_WNIDS += [f'n{90000000 - i}' for i in range(197)]
+
+
+def tiny_files(per_class=3):
+  files = {'wnids.txt': '\n'.join(TINY_WNIDS).encode() + b'\n'}
+  files['words.txt'] = b'n02124075\tEgyptian cat\n'
+  for number, wnid in enumerate(TINY_WNIDS[:3]):
+    files[f'train/{wnid}/{wnid}_boxes.txt'] = b''
+    for i in range(per_class):
+      name = f'train/{wnid}/images/{wnid}_{i}.JPEG'
+      files[name] = jpeg(10 * number + i)
+  # Some of the official images are grey.
+  grey = Image.fromarray(pixels(5, 64, 64)).convert('L')
+  files[f'train/{TINY_WNIDS[0]}/images/{TINY_WNIDS[0]}_1.JPEG'] = encode(grey)
+  lines = []
+  for i in (0, 1, 2, 10):
+    files[f'val/images/val_{i}.JPEG'] = jpeg(500 + i)
+    lines.append(f'val_{i}.JPEG\t{TINY_WNIDS[i % 3]}\t0\t32\t44\t62')
+  files['val/val_annotations.txt'] = '\n'.join(lines).encode()
+  files['test/images/test_0.JPEG'] = jpeg(900)
+  return files
+
+
+def write_zip(path, files, root='tiny-imagenet-200/'):
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr(zipfile.ZipInfo(root), b'')
+    for name, data in files.items():
+      archive.writestr(root + name, data)
+  return str(path)
+
+
+def write_tree(directory, files):
+  for name, data in files.items():
+    path = os.path.join(directory, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, 'wb') as file:
+      file.write(data)
+  return str(directory)
+
+
+IMAGENET_CLASSES = (0, 2, 999)  # 0 and 2 are among the 400.
+
+
+def imagenet_files(per_class=3):
+  """Class → file → contents, then the validation files, then their labels."""
+  wnids = official.imagenet_wnids()
+  train = {}
+  for number, label in enumerate(IMAGENET_CLASSES):
+    train[wnids[label]] = {
+      f'{wnids[label]}_{i}.JPEG': jpeg(40 * number + i, 40 + 8 * i, 56)
+      for i in range(per_class)
+    }
+  # What the official archive has, too: CMYK, grey, and a PNG by another name.
+  odd = train[wnids[0]]
+  names = sorted(odd)
+  image = Image.fromarray(pixels(7, 48, 40))
+  odd[names[0]] = encode(image.convert('CMYK'))
+  odd[names[1]] = encode(image.convert('L'))
+  odd[names[2]] = encode(image, 'PNG')
+  validation = {
+    f'ILSVRC2012_val_{i:08d}.JPEG': jpeg(700 + i, 50, 60) for i in range(1, 5)
+  }
+  return train, validation, [999, 0, 2, 0]
+
+
+def write_imagenet(directory, train, validation, labels):
+  """The two tars and the devkit, as they are downloaded."""
+  directory.mkdir(exist_ok=True)
+  inner = {}
+  for wnid, files in train.items():
+    inner[f'{wnid}.tar'] = tar_bytes(files)
+  write_tar(directory / 'ILSVRC2012_img_train.tar', inner)
+  write_tar(directory / 'ILSVRC2012_img_val.tar', validation)
+  write_devkit(directory / 'ILSVRC2012_devkit_t12.tar.gz', labels)
+  return str(directory)
+
+
+def tar_bytes(files):
+  file = io.BytesIO()
+  with tarfile.open(fileobj=file, mode='w') as tar:
+    for name, data in files.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+  return file.getvalue()
+
+
+def write_devkit(path, labels):
+  """meta.mat numbers the synsets in an order of its own."""
+  wnids = official.imagenet_wnids()
+  ids = np.random.default_rng(3).permutation(1000) + 1  # Of each label.
+  synsets = np.zeros(
+    (1001, 1),
+    [('ILSVRC2012_ID', 'O'), ('WNID', 'O'), ('words', 'O'), ('gloss', 'O'),
+     ('num_children', 'O')],
+  )  # fmt: skip
+  for label, number in enumerate(ids):
+    synsets[number - 1, 0] = (int(number), wnids[label], 'word', 'gloss', 0)
+  synsets[1000, 0] = (1001, 'n00001740', 'entity', 'a parent', 2)
+  meta = io.BytesIO()
+  scipy.io.savemat(meta, {'synsets': synsets})
+  truth = '\n'.join(str(ids[label]) for label in labels) + '\n'
+  root = 'ILSVRC2012_devkit_t12/data/'
+  return write_tar(
+    path,
+    {
+      f'{root}meta.mat': meta.getvalue(),
+      f'{root}ILSVRC2012_validation_ground_truth.txt': truth.encode(),
+    },
+    'w:gz',
+  )
+
+
+class Formats:
+  """Everything above, for tests to call."""
+
+  pixels = staticmethod(pixels)
+  encode = staticmethod(encode)
+  jpeg = staticmethod(jpeg)
+  pickle = staticmethod(python2_pickle)
+  tar = staticmethod(write_tar)
+  tar_bytes = staticmethod(tar_bytes)
+  zip = staticmethod(write_zip)
+  tree = staticmethod(write_tree)
+  cifar10_files = staticmethod(cifar10_files)
+  cifar100_files = staticmethod(cifar100_files)
+  tiny_files = staticmethod(tiny_files)
+  tiny_wnids = TINY_WNIDS
+  imagenet_files = staticmethod(imagenet_files)
+  imagenet_classes = IMAGENET_CLASSES
+  imagenet = staticmethod(write_imagenet)
+  devkit = staticmethod(write_devkit)
+
+  @staticmethod
+  def cifar10(directory, files=None):
+    files = cifar10_files()[0] if files is None else files
+    members = {
+      f'cifar-10-batches-py/{name}': data for name, data in files.items()
+    }
+    return write_tar(directory / 'cifar-10-python.tar.gz', members, 'w:gz')
+
+  @staticmethod
+  def cifar100(directory, files=None):
+    files = cifar100_files()[0] if files is None else files
+    members = {f'cifar-100-python/{name}': data for name, data in files.items()}
+    return write_tar(directory / 'cifar-100-python.tar.gz', members, 'w:gz')
+
+  @staticmethod
+  def tiny(directory, files=None):
+    files = tiny_files() if files is None else files
+    return write_zip(directory / 'tiny-imagenet-200.zip', files)
+
+  @staticmethod
+  def python3_pickle(value):
+    return pickle.dumps(value, protocol=2)
+
+
+@pytest.fixture(scope='session')
+def formats():
+  """Makers of archives in the official formats."""
+  return Formats

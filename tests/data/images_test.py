@@ -1,0 +1,160 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from lipnext_jax.data import images
+
+
+def rgb(formats):
+  return Image.fromarray(formats.pixels(3, 20, 30))
+
+
+def test_rgb_files_decode_to_their_pixels(formats):
+  image = rgb(formats)
+  for kind in ('PNG', 'BMP'):
+    np.testing.assert_array_equal(
+      images.decode(formats.encode(image, kind)), np.asarray(image)
+    )
+  webp = formats.encode(image, 'WEBP', lossless=True)
+  np.testing.assert_array_equal(images.decode(webp), np.asarray(image))
+  np.testing.assert_array_equal(
+    images.decode(images.encode_png(np.asarray(image))), np.asarray(image)
+  )
+
+
+def test_grey_palette_alpha_and_bilevel_become_rgb(formats):
+  grey = formats.pixels(1, 8, 9, 1)[..., 0]
+  wanted = np.repeat(grey[..., None], 3, axis=2)
+  image = Image.fromarray(grey)
+  decoded = images.decode(formats.encode(image, 'PNG'))
+  np.testing.assert_array_equal(decoded, wanted)
+  alpha = Image.merge('LA', [image, image])
+  np.testing.assert_array_equal(
+    images.decode(formats.encode(alpha, 'PNG')), wanted
+  )
+  bits = Image.fromarray(grey > 100)
+  np.testing.assert_array_equal(
+    images.decode(formats.encode(bits, 'PNG')),
+    np.where(wanted > 100, 255, 0),
+  )
+  colours = np.array([[255, 0, 0], [0, 128, 7]], np.uint8)
+  indices = np.array([[0, 1], [1, 1]], np.uint8)
+  palette = Image.fromarray(indices).convert('P')
+  palette.putpalette(colours.tobytes())
+  for transparency in ({}, {'transparency': b'\x00\xff'}):
+    data = formats.encode(palette, 'PNG', **transparency)
+    np.testing.assert_array_equal(images.decode(data), colours[indices])
+
+
+def test_cmyk_is_converted_by_its_definition(formats):
+  # Flat, so that JPEG is exact but for rounding: R = 255(1 − C)(1 − K).
+  inks = np.array([[40, 90, 200, 60]], np.uint8)
+  flat = np.broadcast_to(inks, (16, 16, 4))
+  data = formats.encode(Image.fromarray(flat.copy(), 'CMYK'), quality=100)
+  amount = inks[0] / 255
+  wanted = 255 * (1 - amount[:3]) * (1 - amount[3])
+  decoded = images.decode(data)
+  assert decoded.shape == (16, 16, 3)
+  # Four inks rounded once by JPEG, once by the conversion.
+  assert np.abs(decoded - wanted).max() <= 3
+
+
+def bomb():
+  """A PNG of 70 bytes that claims 10¹⁰ pixels."""
+
+  def chunk(kind, data):
+    crc = zlib.crc32(kind + data)
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', crc)
+
+  header = struct.pack('>IIBBBBB', 100_000, 100_000, 8, 2, 0, 0, 0)
+  return (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', header)
+    + chunk(b'IDAT', zlib.compress(b''))
+    + chunk(b'IEND', b'')
+  )
+
+
+def just_too_large():
+  """What Pillow would only warn of."""
+  side = int(images.MAX_PIXELS**0.5) + 1
+  return bomb().replace(
+    struct.pack('>II', 100_000, 100_000), struct.pack('>II', side, side)
+  )
+
+
+def bad_files(formats):
+  image = rgb(formats)
+  deep = Image.fromarray(formats.pixels(1, 8, 9, 1)[..., 0].astype(np.uint16))
+  return {
+    'nothing': b'',
+    'text': b'<html>404 not found</html>',
+    'a cut header': formats.jpeg(0)[:20],
+    'a cut JPEG': formats.jpeg(0)[:-200],
+    'a cut PNG': formats.encode(image, 'PNG')[:-100],
+    'a GIF': formats.encode(image, 'GIF'),
+    'a TIFF': formats.encode(image, 'TIFF'),
+    '16 bits': formats.encode(deep, 'PNG'),
+    'a bomb': bomb(),
+    'a small bomb': just_too_large(),
+    'too many bytes': formats.jpeg(0) + bytes(images.MAX_BYTES),
+  }
+
+
+def test_what_is_no_whole_image_is_refused(formats):
+  for case, data in bad_files(formats).items():
+    for function in (images.decode, images.to_stored):
+      with pytest.raises(images.BadImageError, match=r'^(is|has|can|cla)') as e:
+        function(data)
+      assert '\n' not in str(e.value), case
+
+
+def test_every_cut_of_a_jpeg_is_refused(formats):
+  data = formats.jpeg(0, 24, 24)
+  # Beyond the last two bytes, the end mark, the pixels are all there.
+  for end in range(0, len(data) - 2, 7):
+    with pytest.raises(images.BadImageError):
+      images.decode(data[:end])
+
+
+def test_a_flipped_bit_in_a_png_is_refused(formats):
+  data = bytearray(formats.encode(rgb(formats), 'PNG'))
+  data[len(data) // 2] ^= 1
+  with pytest.raises(images.BadImageError):
+    images.decode(bytes(data))
+
+
+def test_rgb_files_are_stored_as_they_are_and_others_without_loss(formats):
+  image = rgb(formats)
+  for data in (formats.jpeg(1), formats.encode(image, 'PNG')):
+    stored = images.to_stored(data)
+    assert stored.data == data
+    assert stored.shape == images.decode(data).shape
+  for other in (image.convert('L'), image.convert('CMYK')):
+    data = formats.encode(other)
+    stored = images.to_stored(data)
+    with Image.open(io.BytesIO(stored.data)) as opened:
+      assert (opened.format, opened.mode) == ('PNG', 'RGB')
+    np.testing.assert_array_equal(
+      images.decode(stored.data), images.decode(data)
+    )
+    assert stored.shape == (20, 30, 3)
+
+
+def test_scaling_goes_down_only_and_keeps_the_content(formats):
+  ramp = np.broadcast_to(
+    np.linspace(0, 255, 300)[None, :, None], (200, 300, 3)
+  ).astype(np.uint8)
+  data = formats.encode(Image.fromarray(ramp.copy()), quality=100)
+  stored = images.to_stored(data, 100)
+  assert stored.shape == (100, 150, 3)
+  small = images.decode(stored.data).astype(float)
+  # Each pixel of a ramp is the mean of the pixels it covers.
+  wanted = ramp.reshape(100, 2, 150, 2, 3).mean(axis=(1, 3))
+  assert np.abs(small - wanted).max() < 4  # JPEG, quality 95.
+  for side in (200, 256):
+    assert images.to_stored(data, side).data == data
