@@ -59,12 +59,13 @@ def read_tiny_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
       train.append(layouts.Item(match[2], {'label': label[match[1]]}, entry))
   where = f'{path}, val/val_annotations.txt'
   for line in lines('val/val_annotations.txt'):
-    name, wnid, *_ = [*line.split('\t'), '']
+    name, _, rest = line.partition('\t')
+    wnid = rest.partition('\t')[0]
     if wnid not in label:
       raise errors.DataError(f'{where}: {line!r} names no class of wnids.txt')
-    entry = entries.get(f'val/images/{name}')
-    if entry is None:
+    if f'val/images/{name}' not in entries:
       raise errors.DataError(f'{where}: {name!r} is missing from val/images')
+    entry = entries[f'val/images/{name}']
     validation.append(layouts.Item(name, {'label': label[wnid]}, entry))
   annotated = {item.key for item in validation}
   for name in entries:
