@@ -36,8 +36,13 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.dataset = ml_collections.ConfigDict()
   c.dataset.name = 'digits'  # A key of `data.sources.SOURCES`.
-  c.dataset.data_dir = ''  # Where prepared sets lie ('npz').
+  # Where prepared sets lie; of 'folder' and 'npz', the folder itself.
+  c.dataset.data_dir = ''
   c.dataset.holdout = 0  # Training examples set aside as 'validation'.
+  # Of sets whose images vary in size (ImageNet, 'folder'): side of the square
+  # that the network sees, 0 for 224; shorter side before evaluation's crop.
+  c.dataset.image_size = 0
+  c.dataset.resize = 256
   c.dataset.workers = 0  # Grain worker processes; 0: threads.
   # For dataset.name='synthetic': random images of any shape.
   c.dataset.synthetic = ml_collections.ConfigDict()
@@ -130,12 +135,23 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def smoke(
-  config: ml_collections.ConfigDict, arg: str
+  config: ml_collections.ConfigDict,
+  arg: str,
+  *,
+  image_size: int = 0,
+  num_classes: int = 0,
 ) -> ml_collections.ConfigDict:
   """What every config file's argument offers: '' or 'smoke'.
 
   'smoke' makes the config two steps of a tiny model on a CPU, whatever it is
   otherwise: `--config=configs/X.py:smoke`.
+
+  Args:
+    config: the one of the file, which is changed.
+    arg: its argument.
+    image_size: above 0, random images of this side, in pixels, stand for the
+      dataset, which then need not be there.
+    num_classes: of the random images.
 
   Raises:
     ConfigError: any other argument.
@@ -156,6 +172,13 @@ def smoke(
     config.eval.monitor_examples = 16
     config.checkpoint.every = '1 steps'
     config.log.every = '1 steps'
+  if arg == 'smoke' and image_size:
+    config.mesh.data, config.mesh.fsdp = -1, 1
+    config.dataset.name = 'synthetic'
+    config.dataset.synthetic.image_size = image_size
+    config.dataset.synthetic.num_classes = num_classes
+    config.dataset.synthetic.train_examples = 64
+    config.dataset.synthetic.test_examples = 64
   return config
 
 

@@ -113,6 +113,7 @@ _DURATIONS = (
 # Numbers are at least 0 unless listed here.
 _POSITIVE = (
   'batch_size',
+  'dataset.resize',
   'dataset.synthetic.channels',
   'dataset.synthetic.image_size',
   'dataset.synthetic.num_classes',
@@ -138,13 +139,18 @@ _AT_MOST_ONE = (
 )
 _ANY_SIGN = ('mesh.data', 'mesh.fsdp')  # −1 is a choice; `make_mesh` checks.
 
-# Fields that only one choice of another field reads: field → (other, choice).
-_OWNED = {
+_ON_DISK = tuple(
+  name for name in sources.SOURCES if name not in ('digits', 'synthetic')
+)
+# Fields that only some choices of another field read: field → (other, choices).
+_OWNED: dict[str, tuple[str, Any]] = {
   'loss.trades_weight': ('loss.name', 'trades'),
   'loss.annealing_offset': ('loss.name', 'logit_annealing'),
   'loss.annealing_temperature': ('loss.name', 'logit_annealing'),
   'loss.annealing_gamma': ('loss.name', 'logit_annealing'),
-  'dataset.data_dir': ('dataset.name', 'npz'),
+  'dataset.data_dir': ('dataset.name', _ON_DISK),
+  'dataset.image_size': ('dataset.name', sources.VARYING),
+  'dataset.resize': ('dataset.name', sources.VARYING),
   'dataset.synthetic.image_size': ('dataset.name', 'synthetic'),
   'dataset.synthetic.channels': ('dataset.name', 'synthetic'),
   'dataset.synthetic.num_classes': ('dataset.name', 'synthetic'),
@@ -216,13 +222,14 @@ def _check_numbers(fields: dict[str, Any]) -> None:
 def _check_owned(fields: dict[str, Any]) -> None:
   """A field that nothing reads must not be set: it would do nothing."""
   defaults = config_lib.build_field_list(config_lib.default_config())
-  for name, (owner, choice) in _OWNED.items():
-    if fields[name] != defaults[name] and fields[owner] != choice:
+  for name, (owner, choices) in _OWNED.items():
+    choices = choices if isinstance(choices, tuple) else (choices,)
+    if fields[name] != defaults[name] and fields[owner] not in choices:
       raise errors.ConfigError(
         name,
         fields[name],
         f'has no effect with {owner}={fields[owner]!r}',
-        f'leave it out or set {owner}={choice!r}',
+        f'leave it out or set {owner} to {" or ".join(map(repr, choices))}',
       )
 
 

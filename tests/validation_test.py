@@ -13,6 +13,9 @@ BAD_VALUES = [
   ('seed', -1),
   ('dataset.name', 'mnist'),
   ('dataset.data_dir', '/data'),  # Nothing reads it with digits.
+  ('dataset.image_size', 64),  # digits have one size.
+  ('dataset.resize', 300),
+  ('dataset.resize', 0),
   ('dataset.synthetic.image_size', 64),
   ('augment.rotate', -5.0),
   ('augment.scale', 2.0),
