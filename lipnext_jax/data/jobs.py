@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from typing import Any
 from typing import NamedTuple
 
@@ -180,7 +181,7 @@ def _run(pending: Sequence[Job], workers: int) -> Iterator[int]:
   # Spawned: a fork would copy the locks of threads that it does not have.
   context = multiprocessing.get_context('spawn')
   pool = futures.ProcessPoolExecutor(
-    workers, mp_context=context, initializer=_leave_interrupts_to_the_parent
+    workers, mp_context=context, initializer=_start_worker
   )
   try:
     for done in futures.as_completed([pool.submit(_write, j) for j in pending]):
@@ -194,8 +195,17 @@ def _run(pending: Sequence[Job], workers: int) -> Iterator[int]:
     pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _start_worker() -> None:
+  """Leaves Ctrl-C to the parent, and ends with it, however that ends."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+  parent = multiprocessing.parent_process()
+  assert parent is not None  # This is a worker.
+  parent.join()
+  os._exit(1)
 
 
 def _write(job: Job) -> int:
