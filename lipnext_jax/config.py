@@ -25,6 +25,7 @@ FREE_FIELDS = (
   'mesh',
   'sharding',
   'dataset.data_dir',
+  'dataset.extra_npz',
   'dataset.workers',
 )
 
@@ -44,6 +45,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.dataset.image_size = 0
   c.dataset.resize = 256
   c.dataset.workers = 0  # Grain worker processes; 0: threads.
+  # Synthetic images mixed in: so many per real one, in addition to batch_size.
+  c.dataset.extra_ratio = 0
+  c.dataset.extra_npz = ''  # Their file: `image` [n, H, W, ch] uint8, `label`.
   # For dataset.name='synthetic': random images of any shape.
   c.dataset.synthetic = ml_collections.ConfigDict()
   c.dataset.synthetic.image_size = 32
@@ -54,12 +58,27 @@ def default_config() -> ml_collections.ConfigDict:
 
   # Train transforms, drawn per example and epoch; the defaults change nothing.
   c.augment = ml_collections.ConfigDict()
+  # Shorter side scaled to U{min … max} pixels, then a random crop to the
+  # dataset's size (ImageNet); 0: no resize. See `transforms.build_transforms`.
+  c.augment.resize = ml_collections.ConfigDict()
+  c.augment.resize.min = 0
+  c.augment.resize.max = 0
+  # RandAugment: operations and their magnitude (0 … 30), with a probability.
+  c.augment.randaugment = ml_collections.ConfigDict()
+  c.augment.randaugment.probability = 0.0
+  c.augment.randaugment.ops = 2
+  c.augment.randaugment.magnitude = 9
   c.augment.crop_padding = 0  # Zero-pad so many pixels, crop back at random.
   c.augment.flip = False  # Horizontally, with probability 1/2.
   c.augment.rotate = 0.0  # Up to so many degrees, either way.
   c.augment.scale = 0.0  # Log-uniform zoom of each axis, and shear, up to this.
   c.augment.translate = 0.0  # Up to so many pixels, subpixel, either way.
   c.augment.warp = 0.0  # Smooth random displacements of this deviation, pixels.
+  # Of the images of dataset.extra_npz: as above, or these two alone.
+  c.augment.extra = ml_collections.ConfigDict()
+  c.augment.extra.as_real = True
+  c.augment.extra.crop_padding = 0
+  c.augment.extra.flip = False
 
   c.model = ml_collections.ConfigDict()
   c.model.name = 'lipnext'  # A key of `models.registry.MODELS`.
@@ -99,7 +118,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.optimizer.retraction_period = '1 epochs'  # '0 steps': never.
   c.optimizer.precision = 'highest'  # Of the manifold step's products.
 
-  c.batch_size = 256  # Per step, over all devices.
+  c.batch_size = 256  # Real examples per step, over all devices.
   c.duration = '800 epochs'
 
   # Devices per axis; one of them may be −1: all that remain. 'data' splits the

@@ -19,3 +19,14 @@ def test_a_data_error_comes_whole_out_of_a_worker():
   assert type(error) is errors.DataError
   assert str(error) == 'x.tar: is cut off'
   assert errors.DataError.exit_code == 3
+
+
+def test_errors_survive_pickling():
+  """As they must on their way out of a data worker process."""
+  for error in (
+    errors.ConfigError('model.beta', 2, 'is outside', 'choose 0.5'),
+    errors.UserError('example 3 cannot be read'),
+  ):
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
