@@ -226,10 +226,10 @@ class RecordSource:
     return np.array([self._label(i, self._read(i)) for i in indices], np.int32)
 
   def _read(self, index: int):
+    if not 0 <= index < len(self):
+      raise IndexError(index)  # Which ends a loop over the source.
     try:
       return self._records[index]
-    except IndexError:
-      raise
     except Exception as error:  # Of ArrayRecord, protobuf and TFDS.
       raise self._error(index, {}, _line(error)) from None
 
