@@ -25,6 +25,7 @@ FREE_FIELDS = (
   'mesh',
   'sharding',
   'dataset.data_dir',
+  'dataset.extra_npz',
   'dataset.workers',
 )
 
@@ -36,9 +37,17 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.dataset = ml_collections.ConfigDict()
   c.dataset.name = 'digits'  # A key of `data.sources.SOURCES`.
-  c.dataset.data_dir = ''  # Where prepared sets lie ('npz').
+  # Where prepared sets lie; of 'folder' and 'npz', the folder itself.
+  c.dataset.data_dir = ''
   c.dataset.holdout = 0  # Training examples set aside as 'validation'.
+  # Of sets whose images vary in size (ImageNet, 'folder'): side of the square
+  # that the network sees, 0 for 224; shorter side before evaluation's crop.
+  c.dataset.image_size = 0
+  c.dataset.resize = 256
   c.dataset.workers = 0  # Grain worker processes; 0: threads.
+  # Synthetic images mixed in: so many per real one, in addition to batch_size.
+  c.dataset.extra_ratio = 0
+  c.dataset.extra_npz = ''  # Their file: `image` [n, H, W, ch] uint8, `label`.
   # For dataset.name='synthetic': random images of any shape.
   c.dataset.synthetic = ml_collections.ConfigDict()
   c.dataset.synthetic.image_size = 32
@@ -49,12 +58,27 @@ def default_config() -> ml_collections.ConfigDict:
 
   # Train transforms, drawn per example and epoch; the defaults change nothing.
   c.augment = ml_collections.ConfigDict()
+  # Shorter side scaled to U{min … max} pixels, then a random crop to the
+  # dataset's size (ImageNet); 0: no resize. See `transforms.build_transforms`.
+  c.augment.resize = ml_collections.ConfigDict()
+  c.augment.resize.min = 0
+  c.augment.resize.max = 0
+  # RandAugment: operations and their magnitude (0 … 30), with a probability.
+  c.augment.randaugment = ml_collections.ConfigDict()
+  c.augment.randaugment.probability = 0.0
+  c.augment.randaugment.ops = 2
+  c.augment.randaugment.magnitude = 9
   c.augment.crop_padding = 0  # Zero-pad so many pixels, crop back at random.
   c.augment.flip = False  # Horizontally, with probability 1/2.
   c.augment.rotate = 0.0  # Up to so many degrees, either way.
   c.augment.scale = 0.0  # Log-uniform zoom of each axis, and shear, up to this.
   c.augment.translate = 0.0  # Up to so many pixels, subpixel, either way.
   c.augment.warp = 0.0  # Smooth random displacements of this deviation, pixels.
+  # Of the images of dataset.extra_npz: as above, or these two alone.
+  c.augment.extra = ml_collections.ConfigDict()
+  c.augment.extra.as_real = True
+  c.augment.extra.crop_padding = 0
+  c.augment.extra.flip = False
 
   c.model = ml_collections.ConfigDict()
   c.model.name = 'lipnext'  # A key of `models.registry.MODELS`.
@@ -94,7 +118,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.optimizer.retraction_period = '1 epochs'  # '0 steps': never.
   c.optimizer.precision = 'highest'  # Of the manifold step's products.
 
-  c.batch_size = 256  # Per step, over all devices.
+  c.batch_size = 256  # Real examples per step, over all devices.
   c.duration = '800 epochs'
 
   # Devices per axis; one of them may be −1: all that remain. 'data' splits the
@@ -131,12 +155,23 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def smoke(
-  config: ml_collections.ConfigDict, arg: str
+  config: ml_collections.ConfigDict,
+  arg: str,
+  *,
+  image_size: int = 0,
+  num_classes: int = 0,
 ) -> ml_collections.ConfigDict:
   """What every config file's argument offers: '' or 'smoke'.
 
   'smoke' makes the config two steps of a tiny model on a CPU, whatever it is
   otherwise: `--config=configs/X.py:smoke`.
+
+  Args:
+    config: the one of the file, which is changed.
+    arg: its argument.
+    image_size: above 0, random images of this side, in pixels, stand for the
+      dataset, which then need not be there.
+    num_classes: of the random images.
 
   Raises:
     ConfigError: any other argument.
@@ -157,6 +192,13 @@ def smoke(
     config.eval.monitor_examples = 16
     config.checkpoint.every = '1 steps'
     config.log.every = '1 steps'
+  if arg == 'smoke' and image_size:
+    config.mesh.data, config.mesh.fsdp = -1, 1
+    config.dataset.name = 'synthetic'
+    config.dataset.synthetic.image_size = image_size
+    config.dataset.synthetic.num_classes = num_classes
+    config.dataset.synthetic.train_examples = 64
+    config.dataset.synthetic.test_examples = 64
   return config
 
 

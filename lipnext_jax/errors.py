@@ -25,6 +25,11 @@ class ConfigError(UserError):
   def __init__(self, field: str, value: object, problem: str, remedy: str):
     super().__init__(f'{field}={value!r} {problem}; {remedy}.')
     self.field = field
+    self._parts = field, value, problem, remedy
+
+  def __reduce__(self):
+    # Data worker processes send their errors pickled.
+    return type(self), self._parts
 
 
 class DataError(UserError):

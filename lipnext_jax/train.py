@@ -20,7 +20,6 @@ from lipnext_jax import train_step as step_lib
 from lipnext_jax import validation
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
-from lipnext_jax.data import transforms
 from lipnext_jax.models import registry
 from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
@@ -56,6 +55,7 @@ def train_and_evaluate(
 
   # ------------------------------------------------------------------ data
   dataset = sources.load_dataset(config.dataset)
+  streams = pipeline.build_streams(config, dataset) if train else []
   plan = schedules.make_plan(config, len(dataset.train))
   processes = {
     'process_index': jax.process_index(),
@@ -124,10 +124,9 @@ def train_and_evaluate(
     report.write_records(workdir, mesh, abstract, shardings, dataset)
     writer = report.MetricWriter(workdir, step)
     batches = pipeline.train_batches(
-      dataset.train,
-      transforms.build_transforms(config.augment),
+      streams,
+      image_shape=dataset.image_shape,
       seed=config.seed,
-      batch_size=config.batch_size,
       start_step=step,
       workers=config.dataset.workers,
       **processes,
@@ -140,7 +139,9 @@ def train_and_evaluate(
     with report.stopwatch('compiled the train step'):
       # Ahead of time: another shape would raise, never compile again.
       compiled = train_step.lower(abstract, sums, batch).compile()
-    progress = report.Progress(plan.total_steps, step, config.batch_size)
+    progress = report.Progress(
+      plan.total_steps, step, sum(stream.batch_size for stream in streams)
+    )
 
     # The order is a contract: step, fetch, log, monitor, save. A checkpoint
     # at step s holds what s updates made, and the stream resumes at batch s.
@@ -175,6 +176,7 @@ def train_and_evaluate(
           checkpointer.save(step, state, certified)
     progress.close()
     writer.close()
+    batches.close()
   elif train:
     report.say(f'{workdir} is finished at step {step}: only evaluating')
   checkpointer.close()
@@ -211,7 +213,10 @@ def _make_certify_split(
   def certify_split(state, source, certificate):
     params = to_eval_params(state)
     batches = pipeline.eval_batches(
-      source, batch_size=config.eval.batch_size, **processes
+      source,
+      batch_size=config.eval.batch_size,
+      workers=config.dataset.workers,
+      **processes,
     )
     host_params = jax.tree.map(distributed.to_host, params)
     bounds = certify.lipschitz_bounds(host_params)

@@ -19,6 +19,7 @@ from lipnext_jax import evaluate
 from lipnext_jax import losses
 from lipnext_jax import schedules
 from lipnext_jax import train_step
+from lipnext_jax.data import randaugment
 from lipnext_jax.data import sources
 from lipnext_jax.models import initializers
 from lipnext_jax.models import layers
@@ -68,6 +69,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
       'hold some training examples out, e.g. dataset.holdout=144',
     )
   _check_owned(fields)
+  _check_augment(config.augment)
   _check_epsilons(config.eval.epsilons)
 
 
@@ -113,7 +115,9 @@ _DURATIONS = (
 
 # Numbers are at least 0 unless listed here.
 _POSITIVE = (
+  'augment.randaugment.ops',
   'batch_size',
+  'dataset.resize',
   'dataset.synthetic.channels',
   'dataset.synthetic.image_size',
   'dataset.synthetic.num_classes',
@@ -132,6 +136,7 @@ _POSITIVE = (
   'optimizer.lookahead_alpha',
 )
 _AT_MOST_ONE = (
+  'augment.randaugment.probability',
   'augment.scale',
   'model.beta',
   'optimizer.final_scale',
@@ -139,13 +144,21 @@ _AT_MOST_ONE = (
 )
 _ANY_SIGN = ('mesh.data', 'mesh.fsdp')  # −1 is a choice; `make_mesh` checks.
 
-# Fields that only one choice of another field reads: field → (other, choice).
-_OWNED = {
+_ON_DISK = tuple(
+  name for name in sources.SOURCES if name not in ('digits', 'synthetic')
+)
+# Fields that only some choices of another field read: field → (other, choices).
+_OWNED: dict[str, tuple[str, Any]] = {
+  'augment.crop_padding': ('augment.resize.max', 0),  # One crop is enough.
+  'augment.extra.crop_padding': ('augment.extra.as_real', False),
+  'augment.extra.flip': ('augment.extra.as_real', False),
   'loss.trades_weight': ('loss.name', 'trades'),
   'loss.annealing_offset': ('loss.name', 'logit_annealing'),
   'loss.annealing_temperature': ('loss.name', 'logit_annealing'),
   'loss.annealing_gamma': ('loss.name', 'logit_annealing'),
-  'dataset.data_dir': ('dataset.name', 'npz'),
+  'dataset.data_dir': ('dataset.name', _ON_DISK),
+  'dataset.image_size': ('dataset.name', sources.VARYING),
+  'dataset.resize': ('dataset.name', sources.VARYING),
   'dataset.synthetic.image_size': ('dataset.name', 'synthetic'),
   'dataset.synthetic.channels': ('dataset.name', 'synthetic'),
   'dataset.synthetic.num_classes': ('dataset.name', 'synthetic'),
@@ -153,6 +166,14 @@ _OWNED = {
   'dataset.synthetic.test_examples': ('dataset.name', 'synthetic'),
 }
 
+# Fields that do nothing while another one is 0 or empty.
+_NEEDS = {
+  'augment.extra.as_real': 'dataset.extra_ratio',
+  'augment.randaugment.magnitude': 'augment.randaugment.probability',
+  'augment.randaugment.ops': 'augment.randaugment.probability',
+  'dataset.extra_npz': 'dataset.extra_ratio',
+  'dataset.extra_ratio': 'dataset.extra_npz',
+}
 
 _CHOICES: dict[str, Any] = {
   'dataset.name': sources.SOURCES,
@@ -218,14 +239,41 @@ def _check_numbers(fields: dict[str, Any]) -> None:
 def _check_owned(fields: dict[str, Any]) -> None:
   """A field that nothing reads must not be set: it would do nothing."""
   defaults = config_lib.build_field_list(config_lib.default_config())
-  for name, (owner, choice) in _OWNED.items():
-    if fields[name] != defaults[name] and fields[owner] != choice:
+  for name, (owner, choices) in _OWNED.items():
+    choices = choices if isinstance(choices, tuple) else (choices,)
+    if fields[name] != defaults[name] and fields[owner] not in choices:
       raise errors.ConfigError(
         name,
         fields[name],
         f'has no effect with {owner}={fields[owner]!r}',
-        f'leave it out or set {owner}={choice!r}',
+        f'leave it out or set {owner} to {" or ".join(map(repr, choices))}',
       )
+  for name, needed in _NEEDS.items():
+    if fields[name] != defaults[name] and not fields[needed]:
+      raise errors.ConfigError(
+        name,
+        fields[name],
+        f'has no effect with {needed}={fields[needed]!r}',
+        f'leave it out or set {needed}',
+      )
+
+
+def _check_augment(augment: ml_collections.ConfigDict) -> None:
+  if augment.randaugment.magnitude >= randaugment.BINS:
+    raise errors.ConfigError(
+      'augment.randaugment.magnitude',
+      augment.randaugment.magnitude,
+      'is out of range',
+      f'choose from 0 … {randaugment.BINS - 1}',
+    )
+  resize = augment.resize
+  if resize.min > resize.max or (resize.max and not resize.min):
+    raise errors.ConfigError(
+      'augment.resize.min',
+      resize.min,
+      f'does not go with augment.resize.max={resize.max}',
+      'choose 0 < min <= max, e.g. 224 and 288, or both 0',
+    )
 
 
 def _check_epsilons(epsilons: tuple[float, ...]) -> None:

@@ -13,8 +13,21 @@ BAD_VALUES = [
   ('seed', -1),
   ('dataset.name', 'mnist'),
   ('dataset.data_dir', '/data'),  # Nothing reads it with digits.
+  ('dataset.image_size', 64),  # digits have one size.
+  ('dataset.resize', 300),
+  ('dataset.resize', 0),
   ('dataset.synthetic.image_size', 64),
+  ('dataset.extra_npz', 'extra.npz'),  # No ratio.
+  ('dataset.extra_ratio', 3),  # No file.
   ('augment.rotate', -5.0),
+  ('augment.resize.min', 224),  # No max.
+  ('augment.randaugment.probability', 1.5),
+  ('augment.randaugment.magnitude', 31),
+  ('augment.randaugment.magnitude', 5),  # Nothing reads it at probability 0.
+  ('augment.randaugment.ops', 3),
+  ('augment.extra.as_real', False),  # Nothing is mixed in.
+  ('augment.extra.crop_padding', 2),
+  ('augment.extra.flip', True),
   ('augment.scale', 2.0),
   ('model.name', 'resnet'),
   ('model.depth', 0),
@@ -64,6 +77,36 @@ def test_a_bad_value_is_refused_by_name(field, value):
   assert '\n' not in message
 
 
+CONTRADICTIONS = {
+  'a largest size alone': (
+    {'augment.resize.max': 288},
+    'augment.resize.min=0 does not go with augment.resize.max=288',
+  ),
+  'sizes the wrong way round': (
+    {'augment.resize.min': 288, 'augment.resize.max': 224},
+    'augment.resize.min=288 does not go with',
+  ),
+  'two crops': (
+    {
+      'augment.resize.min': 224,
+      'augment.resize.max': 288,
+      'augment.crop_padding': 4,
+    },
+    'augment.crop_padding=4 has no effect with augment.resize.max=288',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', CONTRADICTIONS)
+def test_fields_that_contradict_each_other_are_refused(case):
+  values, message = CONTRADICTIONS[case]
+  config = config_lib.default_config()
+  config.update_from_flattened_dict(values)
+  with pytest.raises(errors.ConfigError) as info:
+    validation.validate(config)
+  assert str(info.value).startswith(message)
+
+
 def test_unknown_missing_and_mistyped_fields_are_refused():
   unknown = config_lib.default_config()
   unknown.model.heads = 3
@@ -89,6 +132,8 @@ def test_every_number_and_choice_has_a_bad_value_that_is_refused():
   fields = config_lib.build_field_list(config_lib.default_config())
   free = {
     'augment.flip',  # Two values, both valid.
+    'augment.extra.as_real',
+    'augment.extra.flip',
     'dataset.data_dir',  # Checked against the disk by `data.sources`.
     'mesh.data',  # Checked against the devices by `make_mesh`.
     'mesh.fsdp',

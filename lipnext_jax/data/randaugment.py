@@ -7,6 +7,7 @@ what the published recipes were tuned on. The operations map bytes to bytes in
 """
 
 from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -98,6 +99,12 @@ def _none(share: float, image: Image.Image) -> float:
   return 0.0
 
 
+def _solarize(image: Image.Image, threshold: float) -> Image.Image:
+  # `ImageOps.solarize` rounds nothing, though it declares a whole threshold:
+  # a whole byte is below 178.5 if and only if it is below 179.
+  return ImageOps.solarize(image, math.ceil(threshold))
+
+
 # The largest shift is 150 pixels of a 331 pixel image (AutoAugment's size).
 OPS: dict[str, Op] = {
   'Identity': Op(lambda image, s: image, _none, False),
@@ -149,7 +156,7 @@ OPS: dict[str, Op] = {
     False,
   ),
   'Solarize': Op(  # Inverts what is at or above the threshold.
-    ImageOps.solarize, lambda share, image: 255 * (1 - share), False
+    _solarize, lambda share, image: 255 * (1 - share), False
   ),
   'AutoContrast': Op(
     lambda image, s: ImageOps.autocontrast(image), _none, False

@@ -6,6 +6,7 @@ Each set is `config.dataset` → `Dataset`; `SOURCES` lists them by name.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 import os
 from typing import NamedTuple
 from typing import Protocol
@@ -16,6 +17,7 @@ import ml_collections
 import numpy as np
 
 from lipnext_jax import errors
+from lipnext_jax.data import transforms
 
 FINAL_SPLITS = ('test', 'validation')
 
@@ -39,9 +41,17 @@ class Dataset(NamedTuple):
 
   image_shape: tuple[int, int, int]  # Of a training example, augmented.
   num_classes: int
-  train: Source
+  train: Source  # For training: its images may vary in size.
   validation: Source | None  # Held out of the training split, or None.
   test: Source
+  # The training examples as evaluation would see them, if that differs: at
+  # `image_shape`, not augmented.
+  plain_train: Source | None = None
+
+  @property
+  def train_to_evaluate(self) -> Source:
+    """The training examples at `image_shape`."""
+    return self.train if self.plain_train is None else self.plain_train
 
 
 class ArraySource:
@@ -81,6 +91,29 @@ class Subset:
 
   def __getitem__(self, index: int) -> Example:
     return self._source[int(self._indices[index])]
+
+
+class Resized:
+  """Images of any size at one size: resized, then cropped in the middle.
+
+  >>> source = ArraySource(np.zeros((1, 8, 6, 3), np.uint8), np.array([3]))
+  >>> Resized(source, resize=5, size=4)[0]['image'].shape
+  (4, 4, 3)
+  """
+
+  def __init__(self, source: Source, resize: int, size: int):
+    """See `transforms.resize_center_crop`."""
+    self._source, self._resize, self._size = source, resize, size
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Example:
+    example = self._source[index]
+    image = transforms.resize_center_crop(
+      np.asarray(example['image']), self._resize, self._size
+    )
+    return {**example, 'image': image}
 
 
 class SyntheticSource:
@@ -138,9 +171,12 @@ def load_dataset(c: ml_collections.ConfigDict) -> Dataset:
     )
   # The same examples whatever the seed of the run.
   order = np.random.default_rng(0).permutation(available)
+  kept, held = np.sort(order[holdout:]), np.sort(order[:holdout])
+  plain = dataset.plain_train
   return dataset._replace(
-    train=Subset(dataset.train, np.sort(order[holdout:])),
-    validation=Subset(dataset.train, np.sort(order[:holdout])),
+    train=Subset(dataset.train, kept),
+    validation=Subset(dataset.train_to_evaluate, held),
+    plain_train=None if plain is None else Subset(plain, kept),
   )
 
 
@@ -154,14 +190,15 @@ def final_split(dataset: Dataset, name: str) -> Source:
 def monitor_split(dataset: Dataset, max_train_examples: int) -> Source:
   """What is evaluated during training: never the test split.
 
-  The validation part if there is one, else the first examples of the training
-  split (as they are: without augmentation).
+  The validation part if there is one, else some examples of the training split
+  (without augmentation). They are the same in every run, and spread over the
+  split, which may lie on disk sorted by class.
   """
   if dataset.validation is not None:
     return dataset.validation
-  return Subset(
-    dataset.train, np.arange(min(max_train_examples, len(dataset.train)))
-  )
+  source = dataset.train_to_evaluate
+  order = np.random.default_rng(0).permutation(len(source))
+  return Subset(source, np.sort(order[:max_train_examples]))
 
 
 def _digits(config: ml_collections.ConfigDict) -> Dataset:
@@ -229,6 +266,50 @@ def _npz(config: ml_collections.ConfigDict) -> Dataset:
   )
 
 
+# Sets whose images vary in size; dataset.image_size and .resize are theirs.
+VARYING = ('imagenet', 'imagenet400', 'folder')
+_IMAGENET_SIZE = 224  # Side of the crops, in pixels, where none is chosen.
+
+
+def _image_set(name: str, config: ml_collections.ConfigDict) -> Dataset:
+  """A set that `data.prepare` wrote, or images in folders by class."""
+  try:
+    # TensorFlow Datasets is an extra, and slow to import.
+    from lipnext_jax.data import image_sets
+  except ImportError as error:
+    raise errors.ConfigError(
+      'dataset.name',
+      name,
+      f'needs a package that is not installed ({error.name})',
+      "install it: pip install -c constraints.txt -e '.[data]'",
+    ) from None
+  splits = image_sets.open_set(name, config.data_dir)
+  if splits.image_shape is not None:
+    return Dataset(
+      image_shape=splits.image_shape,
+      num_classes=splits.num_classes,
+      train=splits.train,
+      validation=None,
+      test=splits.test,
+    )
+  size = config.image_size or _IMAGENET_SIZE
+  if config.resize < size:
+    raise errors.ConfigError(
+      'dataset.resize',
+      config.resize,
+      f'is below the {size} pixels that are cut out of it',
+      'choose at least that many (ImageNet: 256)',
+    )
+  return Dataset(
+    image_shape=(size, size, 3),
+    num_classes=splits.num_classes,
+    train=splits.train,
+    validation=None,
+    test=Resized(splits.test, config.resize, size),
+    plain_train=Resized(splits.train, config.resize, size),
+  )
+
+
 # What NumPy and zipfile raise for missing keys, truncated or altered files.
 _UNREADABLE = (
   EOFError,
@@ -272,4 +353,8 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Dataset]] = {
   'digits': _digits,
   'synthetic': _synthetic,
   'npz': _npz,
+  **{
+    name: functools.partial(_image_set, name)
+    for name in ('cifar10', 'cifar100', 'tiny_imagenet', *VARYING)
+  },
 }

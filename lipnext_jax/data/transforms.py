@@ -6,12 +6,15 @@ pixel values: that would rescale ε.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import functools
 
 import ml_collections
 import numpy as np
 
+from lipnext_jax import errors
 from lipnext_jax.data import pillow
+from lipnext_jax.data import randaugment
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -29,6 +32,54 @@ def crop(padding: int) -> Transform:
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     height, width = image.shape[:2]
     return padded[top : top + height, left : left + width]
+
+  return apply
+
+
+def crop_to(height: int, width: int) -> Transform:
+  """Cuts a window of that size at random.
+
+  >>> image = np.ones((9, 7, 3), np.uint8)
+  >>> crop_to(4, 7)(image, np.random.default_rng(0)).shape
+  (4, 7, 3)
+  """
+
+  def apply(image, rng):
+    top = rng.integers(image.shape[0] - height + 1)
+    left = rng.integers(image.shape[1] - width + 1)
+    return image[top : top + height, left : left + width]
+
+  return apply
+
+
+def random_resize(smallest: int, largest: int) -> randaugment.PillowTransform:
+  """Scales the shorter side to U{smallest … largest} pixels, antialiased.
+
+  >>> image = pillow.from_array(np.zeros((30, 60, 3), np.uint8))
+  >>> random_resize(20, 20)(image, np.random.default_rng(0)).size
+  (40, 20)
+  """
+
+  def apply(image, rng):
+    size = rng.integers(smallest, largest + 1)
+    return pillow.resize_shorter_side(image, int(size))
+
+  return apply
+
+
+def on_pillow(steps: Sequence[randaugment.PillowTransform]) -> Transform:
+  """Transforms of Pillow images as one of arrays: one conversion each way.
+
+  >>> image = np.zeros((30, 60, 3), np.uint8)
+  >>> on_pillow([random_resize(20, 20)])(image, np.random.default_rng(0)).shape
+  (20, 40, 3)
+  """
+
+  def apply(image, rng):
+    picture = pillow.from_array(image)
+    for step in steps:
+      picture = step(picture, rng)
+    return pillow.to_array(picture)
 
   return apply
 
@@ -154,14 +205,94 @@ def resize_center_crop(image: np.ndarray, resize: int, size: int) -> np.ndarray:
   return pillow.to_array(scaled.crop((left, top, left + size, top + size)))
 
 
-def build_transforms(augment: ml_collections.ConfigDict) -> list[Transform]:
-  """The transforms of `config.augment`, in the order they apply."""
+def build_transforms(
+  augment: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
+) -> list[Transform]:
+  """The transforms of `config.augment`, in the order they apply.
+
+  With a random resize, as on ImageNet: resize, RandAugment, crop, flip. Without
+  it, as on CIFAR: crop, flip, RandAugment. The affine transform comes first.
+
+  Args:
+    augment: `config.augment`.
+    image_shape: what the transforms have to end in.
+
+  Raises:
+    ConfigError: images resized to less than `image_shape`.
+  """
   transforms = []
   geometry = (augment.rotate, augment.scale, augment.translate, augment.warp)
   if any(geometry):
     transforms.append(affine(*geometry))
+  on_images = []
+  if augment.resize.max:
+    if augment.resize.min < max(image_shape[:2]):
+      raise errors.ConfigError(
+        'augment.resize.min',
+        augment.resize.min,
+        f'is less than the {max(image_shape[:2])} pixels to crop',
+        f'choose at least {max(image_shape[:2])}',
+      )
+    on_images.append(random_resize(augment.resize.min, augment.resize.max))
+  if augment.randaugment.probability:
+    on_images.append(randaugment.randaugment(**augment.randaugment))
+  if augment.resize.max:
+    transforms += [on_pillow(on_images), crop_to(*image_shape[:2])]
   if augment.crop_padding:
     transforms.append(crop(augment.crop_padding))
   if augment.flip:
     transforms.append(flip())
+  if on_images and not augment.resize.max:
+    transforms.append(on_pillow(on_images))
   return transforms
+
+
+def build_extra_transforms(
+  augment: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
+) -> list[Transform]:
+  """Those of the mixed-in images: the real ones' or `augment.extra`'s."""
+  if augment.extra.as_real:
+    return build_transforms(augment, image_shape)
+  transforms = []
+  if augment.extra.crop_padding:
+    transforms.append(crop(augment.extra.crop_padding))
+  if augment.extra.flip:
+    transforms.append(flip())
+  return transforms
+
+
+def check_image(
+  augment: ml_collections.ConfigDict,
+  image: np.ndarray,
+  image_shape: tuple[int, int, int],
+) -> None:
+  """Refuses transforms that do not fit the images of a dataset.
+
+  Args:
+    augment: `config.augment`.
+    image: one training image, before the transforms.
+    image_shape: what the model is to see.
+
+  Raises:
+    ConfigError: transforms of bytes on another dtype or number of channels;
+      no resize although the images do not have `image_shape`.
+  """
+  for field, used in (
+    ('augment.resize.max', augment.resize.max),
+    ('augment.randaugment.probability', augment.randaugment.probability),
+  ):
+    if used and (image.dtype != np.uint8 or image.shape[2] not in (1, 3)):
+      raise errors.ConfigError(
+        field,
+        used,
+        'needs uint8 images of 1 or 3 channels; these are '
+        f'{image.dtype}{list(image.shape)}',
+        'set it to 0',
+      )
+  if not augment.resize.max and image.shape != image_shape:
+    raise errors.ConfigError(
+      'augment.resize.max',
+      0,
+      f'leaves images of shape {image.shape} as they are, not {image_shape}',
+      'set augment.resize.min and .max, e.g. 224 and 288',
+    )

@@ -80,9 +80,8 @@ def cifar10_files(per_batch=4):
   truth = {'train': [], 'test': []}
   batches = [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch']
   for number, name in enumerate(batches):
-    images = np.stack(
-      [pixels(100 * number + i, 32, 32) for i in range(per_batch)]
-    )
+    seeds = range(100 * number, 100 * number + per_batch)
+    images = np.stack([pixels(seed, 32, 32) for seed in seeds])
     labels = [(number + i) % 10 for i in range(per_batch)]
     rows = images.transpose(0, 3, 1, 2).reshape(per_batch, -1)
     files[name] = python2_pickle(

@@ -1,10 +1,20 @@
+import contextlib
 import itertools
 
+from absl import flags
 import numpy as np
+import pytest
 
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
 from lipnext_jax.data import transforms
+
+
+@pytest.fixture(autouse=True)
+def _parsed_flags():
+  flags.FLAGS.mark_as_parsed()  # Grain wants that before it starts workers.
 
 
 def source(length):
@@ -15,10 +25,15 @@ def source(length):
   return sources.ArraySource(images, np.arange(length))
 
 
-def take(count, length=10, augment=(), **options):
-  options = {'seed': 0, 'batch_size': 4} | options
-  stream = pipeline.train_batches(source(length), augment, **options)
-  return list(itertools.islice(stream, count))
+def take(count, length=10, augment=(), extra=None, **options):
+  """`count` batches of 4 examples, and of 8 of the source `extra`."""
+  streams = [pipeline.Stream(source(length), augment, 4)]
+  if extra is not None:
+    streams.append(pipeline.Stream(extra, [transforms.flip()], 8))
+  options = {'seed': 0, 'image_shape': (4, 4, 1)} | options
+  stream = pipeline.train_batches(streams, **options)
+  with contextlib.closing(stream):
+    return list(itertools.islice(stream, count))
 
 
 def labels(batches):
@@ -45,9 +60,9 @@ def assert_same(batches, others):
 
 def test_the_stream_resumes_at_any_step_augmentation_included():
   augment = [transforms.crop(1), transforms.flip()]
-  whole = take(12, augment=augment)
+  whole = take(12, augment=augment, extra=source(7))
   for step in (1, 5, 11):
-    rest = take(12 - step, augment=augment, start_step=step)
+    rest = take(12 - step, augment=augment, extra=source(7), start_step=step)
     assert_same(whole[step:], rest)
 
 
@@ -62,16 +77,61 @@ def test_augmentation_differs_between_epochs_and_examples():
   assert all(len(seen) > 1 for seen in positions.values())
 
 
-def test_two_processes_share_the_batch_of_one():
+def interleave(parts, processes):
+  """The batch of one process from those of several, and the other way round."""
+  return {
+    name: np.stack([part[name] for part in parts], axis=1).reshape(
+      -1, *parts[0][name].shape[1:]
+    )
+    for name in parts[0]
+  }
+
+
+@pytest.mark.parametrize('extra', [None, source(7)], ids=['real', 'mixed'])
+def test_processes_share_the_batch_of_one_from_any_step(extra):
+  """Also when a run of one process goes on with two, or four."""
   augment = [transforms.crop(1)]
-  whole = take(6, augment=augment)
-  parts = [
-    take(6, augment=augment, process_index=i, process_count=2) for i in (0, 1)
-  ]
-  for batch, left, right in zip(whole, *parts, strict=True):
-    # The same examples with the same augmentation, interleaved.
-    np.testing.assert_array_equal(batch['image'][0::2], left['image'])
-    np.testing.assert_array_equal(batch['image'][1::2], right['image'])
+  whole = take(6, augment=augment, extra=extra)
+  for processes, start_step in ((2, 0), (2, 3), (4, 5)):
+    parts = [
+      take(
+        6 - start_step,
+        augment=augment,
+        extra=extra,
+        start_step=start_step,
+        process_index=i,
+        process_count=processes,
+      )
+      for i in range(processes)
+    ]
+    joined = [
+      interleave(batches, processes) for batches in zip(*parts, strict=True)
+    ]
+    assert_same(whole[start_step:], joined)
+
+
+def test_workers_change_nothing():
+  """Two worker processes, resumed or not, give the stream of none."""
+  augment = [transforms.crop(1), transforms.flip()]
+  whole = take(7, augment=augment, extra=source(7))
+  assert_same(whole, take(7, augment=augment, extra=source(7), workers=2))
+
+
+def test_the_real_stream_is_the_same_whatever_is_mixed_in():
+  alone = take(6)
+  mixed = take(6, extra=source(7))
+  for batch, other in zip(alone, mixed, strict=True):
+    assert other['label'].shape == (12,)
+    np.testing.assert_array_equal(batch['label'], other['label'][:4])
+  # 48 mixed-in examples of 7: six epochs and six more.
+  seen = np.bincount(labels([{'label': b['label'][4:]} for b in mixed]))
+  assert seen.tolist().count(7) == 6
+  assert seen.sum() == 48
+  # And in an order of its own: not that of the real examples.
+  same_length = take(5, extra=source(10))
+  real = labels([{'label': b['label'][:4]} for b in same_length])
+  extra = labels([{'label': b['label'][4:]} for b in same_length])
+  assert real != extra[: len(real)]
 
 
 def test_evaluation_sees_every_example_once():
@@ -92,3 +152,104 @@ def test_evaluation_sees_every_example_once():
         real = batch['mask']
         np.testing.assert_array_equal(batch['id'][real], batch['label'][real])
     assert sorted(ids) == list(range(10))
+
+
+def broken(error):
+  """A source whose third example cannot be read."""
+
+  class Broken:  # Local: worker processes cannot import a test.
+    def __len__(self):
+      return 5
+
+    def __getitem__(self, index):
+      if index == 2:
+        raise error
+      return {'image': np.zeros((4, 4, 1), np.uint8), 'label': np.int32(0)}
+
+  return Broken()
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_unreadable_example_is_named_in_one_line(workers):
+  stream = pipeline.Stream(broken(OSError('image file\n is truncated')), (), 1)
+  batches = pipeline.train_batches(
+    [stream], image_shape=(4, 4, 1), seed=0, workers=workers
+  )
+  with pytest.raises(errors.UserError) as info:
+    list(itertools.islice(batches, 6))
+  assert str(info.value) == (
+    'training example 2 cannot be read (OSError: image file is truncated)'
+  )
+
+
+def test_an_unreadable_test_example_is_named_too():
+  with pytest.raises(errors.UserError, match='example 2 cannot be read'):
+    list(pipeline.eval_batches(broken(ValueError('bad')), batch_size=1))
+
+
+def test_errors_of_the_source_itself_and_bugs_pass_through():
+  own = errors.ConfigError('dataset.data_dir', '/x', 'is bad', 'mend it')
+  with pytest.raises(errors.ConfigError, match='mend it'):
+    list(pipeline.eval_batches(broken(own), batch_size=1))
+  with pytest.raises(TypeError, match='a bug'):
+    list(pipeline.eval_batches(broken(TypeError('a bug')), batch_size=1))
+
+
+def test_an_example_of_another_shape_is_named():
+  stream = pipeline.Stream(source(3), (), 1)
+  batches = pipeline.train_batches([stream], image_shape=(3, 4, 1), seed=0)
+  with pytest.raises(errors.UserError, match=r'training example \d has shape'):
+    next(batches)
+
+
+def make_config(**fields):
+  config = config_lib.default_config()
+  config.batch_size = 8
+  config.dataset.name = 'synthetic'
+  config.dataset.synthetic.image_size = 8
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def test_build_streams_counts_real_examples(tmp_path):
+  np.savez(
+    tmp_path / 'extra.npz',
+    image=np.zeros((6, 8, 8, 3), np.uint8),
+    label=np.arange(6),
+  )
+  config = make_config(
+    **{
+      'dataset.extra_npz': str(tmp_path / 'extra.npz'),
+      'dataset.extra_ratio': 3,
+      'augment.extra.as_real': False,
+      'augment.extra.crop_padding': 2,
+      'augment.crop_padding': 4,
+      'augment.flip': True,
+      'augment.randaugment.probability': 0.5,
+    }
+  )
+  dataset = sources.load_dataset(config.dataset)
+  real, extra = pipeline.build_streams(config, dataset)
+  assert (real.batch_size, extra.batch_size) == (8, 24)
+  assert (len(real.transforms), len(extra.transforms)) == (3, 1)
+  batches = pipeline.train_batches([real, extra], image_shape=(8, 8, 3), seed=0)
+  assert next(batches)['image'].shape == (32, 8, 8, 3)
+  config.augment.extra.crop_padding = 0
+  config.augment.extra.as_real = True
+  real, extra = pipeline.build_streams(config, dataset)
+  assert len(extra.transforms) == 3
+
+
+def test_build_streams_refuses_transforms_that_do_not_fit_the_images():
+  config = make_config()
+  config.dataset.name = 'digits'  # float32.
+  config.augment.randaugment.probability = 0.5
+  dataset = sources.load_dataset(config.dataset)
+  with pytest.raises(
+    errors.ConfigError, match=r'randaugment\.probability=0\.5'
+  ):
+    pipeline.build_streams(config, dataset)
+  config = make_config()
+  dataset = sources.load_dataset(config.dataset)
+  with pytest.raises(errors.ConfigError, match=r'augment\.resize\.max=0'):
+    pipeline.build_streams(config, dataset._replace(image_shape=(7, 7, 3)))

@@ -1,6 +1,9 @@
 import hashlib
+import subprocess
+import sys
 
 import numpy as np
+from PIL import Image
 import pytest
 import sklearn.datasets
 import sklearn.model_selection
@@ -8,6 +11,7 @@ import sklearn.model_selection
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax.data import sources
+from lipnext_jax.data import transforms
 
 
 def dataset_config(**fields):
@@ -67,7 +71,14 @@ def test_monitoring_never_touches_the_test_split():
   whole = sources.load_dataset(dataset_config())
   monitored = sources.monitor_split(whole, 50)
   assert len(monitored) == 50
-  np.testing.assert_array_equal(monitored[7]['image'], whole.train[7]['image'])
+  train = [whole.train[i]['image'].tobytes() for i in range(len(whole.train))]
+  places = [train.index(monitored[i]['image'].tobytes()) for i in range(50)]
+  # Distinct ones, all over the split: it may lie on disk sorted by class.
+  assert len(set(places)) == 50
+  assert min(places) < len(train) // 5
+  assert max(places) > 4 * len(train) // 5
+  again = sources.monitor_split(whole, 50)
+  np.testing.assert_array_equal(again[7]['image'], monitored[7]['image'])
   held = sources.load_dataset(dataset_config(holdout=10))
   assert sources.monitor_split(held, 50) is held.validation
 
@@ -138,3 +149,78 @@ def test_missing_and_truncated_files_are_refused(tmp_path):
     (tmp_path / 'train.npz').write_bytes(whole[:cut])
     with pytest.raises(errors.ConfigError, match=r'dataset\.data_dir'):
       sources.load_dataset(config)
+
+
+@pytest.fixture
+def folder(tmp_path, formats):
+  """Images of many sizes in folders by class."""
+  files = {
+    f'{split}/{name}/{i}.png': formats.encode(
+      Image.fromarray(formats.pixels(10 * number + i, 20 + i, 30 - i)), 'PNG'
+    )
+    for split in ('train', 'test')
+    for number, name in enumerate(('cat', 'dog'))
+    for i in range(4)
+  }
+  return formats.tree(tmp_path, files)
+
+
+def test_sets_of_varying_size_are_evaluated_at_one(folder, formats):
+  fields = {'name': 'folder', 'data_dir': folder}
+  config = dataset_config(**fields, image_size=16, resize=18)
+  dataset = sources.load_dataset(config)
+  assert (dataset.image_shape, dataset.num_classes) == ((16, 16, 3), 2)
+  assert {dataset.train[i]['image'].shape for i in range(8)} == {
+    (20 + i, 30 - i, 3) for i in range(4)
+  }
+  monitored = sources.monitor_split(dataset, 5)
+  for source in (dataset.test, dataset.train_to_evaluate, monitored):
+    assert {source[i]['image'].shape for i in range(5)} == {(16, 16, 3)}
+  wanted = transforms.resize_center_crop(formats.pixels(12, 22, 28), 18, 16)
+  np.testing.assert_array_equal(dataset.test[6]['image'], wanted)
+  assert dataset.test[6]['label'] == 1
+
+
+def test_a_holdout_of_varying_size_is_evaluated_at_one_size_too(folder):
+  fields = {'name': 'folder', 'data_dir': folder, 'holdout': 3}
+  config = dataset_config(**fields, image_size=16, resize=18)
+  dataset = sources.load_dataset(config)
+  assert (len(dataset.train), len(dataset.validation)) == (5, 3)
+  assert len(dataset.train_to_evaluate) == 5
+  held = [dataset.validation[i]['image'] for i in range(3)]
+  kept = [dataset.train_to_evaluate[i]['image'] for i in range(5)]
+  assert {image.shape for image in held + kept} == {(16, 16, 3)}
+  assert len({image.tobytes() for image in held + kept}) == 8
+
+
+def test_a_crop_larger_than_what_it_is_cut_from_is_refused(folder):
+  config = dataset_config(name='folder', data_dir=folder, image_size=300)
+  with pytest.raises(errors.ConfigError, match=r'resize=256 .*300 pixels'):
+    sources.load_dataset(config)
+  # 0: what ImageNet's networks see.
+  config = dataset_config(name='folder', data_dir=folder)
+  assert sources.load_dataset(config).image_shape == (224, 224, 3)
+
+
+def test_a_missing_package_comes_with_the_command_that_installs_it():
+  code = """
+import sys
+class Blocker:
+  def find_spec(self, name, path=None, target=None):
+    if name == 'tensorflow_datasets':
+      raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Blocker())
+from lipnext_jax import config, errors
+from lipnext_jax.data import sources
+c = config.default_config().dataset
+c.name = 'cifar10'
+try:
+  sources.load_dataset(c)
+except errors.ConfigError as error:
+  print(error)
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert '(tensorflow_datasets)' in done.stdout
+  assert "pip install -c constraints.txt -e '.[data]'" in done.stdout

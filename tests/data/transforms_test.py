@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from lipnext_jax import config as config_lib
+from lipnext_jax import errors
 from lipnext_jax.data import pillow
+from lipnext_jax.data import randaugment
 from lipnext_jax.data import transforms
 
 
@@ -108,7 +110,7 @@ def test_warp_bends_without_moving_on_average():
 
 def test_build_transforms_reads_every_field():
   augment = config_lib.default_config().augment
-  assert transforms.build_transforms(augment) == []
+  assert transforms.build_transforms(augment, (8, 8, 3)) == []
   for field, value in (
     ('rotate', 5.0),
     ('scale', 0.1),
@@ -116,14 +118,187 @@ def test_build_transforms_reads_every_field():
     ('warp', 0.5),
     ('crop_padding', 1),
     ('flip', True),
+    ('randaugment.probability', 1.0),
   ):
     augment = config_lib.default_config().augment
-    augment[field] = value
-    (transform,) = transforms.build_transforms(augment)
+    augment.update_from_flattened_dict({field: value})
+    (transform,) = transforms.build_transforms(augment, (8, 8, 3))
     rng = np.random.default_rng(0)
-    image = images(np.uint8)[0]
+    image = images(np.uint8, channels=3)[0]
     outs = [transform(image, rng) for _ in range(20)]
     assert any(not np.array_equal(out, image) for out in outs), field
+
+
+def make_augment(**fields):
+  augment = config_lib.default_config().augment
+  augment.update_from_flattened_dict(fields)
+  return augment
+
+
+def run(steps, image, seed):
+  rng = np.random.default_rng(seed)
+  for step in steps:
+    image = step(image, rng)
+  return image
+
+
+def test_the_imagenet_order_is_resize_randaugment_crop_flip():
+  augment = make_augment(
+    **{
+      'resize.min': 12,
+      'resize.max': 16,
+      'randaugment.probability': 1.0,
+      'flip': True,
+    }
+  )
+  image = images(np.uint8, size=40, channels=3)[0][:30]
+  built = transforms.build_transforms(augment, (9, 9, 3))
+  for seed in range(10):
+    # The same steps, written out, from the same generator.
+    rng = np.random.default_rng(seed)
+    picture = pillow.from_array(image)
+    size = int(rng.integers(12, 17))
+    picture = pillow.resize_shorter_side(picture, size)
+    assert picture.size == (size * 40 // 30, size)
+    picture = randaugment.randaugment(1.0, 2, 9)(picture, rng)
+    expected = transforms.crop_to(9, 9)(pillow.to_array(picture), rng)
+    expected = transforms.flip()(expected, rng)
+    np.testing.assert_array_equal(run(built, image, seed), expected)
+
+
+def test_the_cifar_order_is_crop_flip_randaugment():
+  augment = make_augment(
+    **{'crop_padding': 2, 'randaugment.probability': 0.5, 'flip': True}
+  )
+  image = images(np.uint8, channels=3)[0]
+  built = transforms.build_transforms(augment, image.shape)
+  for seed in range(10):
+    rng = np.random.default_rng(seed)
+    expected = transforms.flip()(transforms.crop(2)(image, rng), rng)
+    picture = pillow.from_array(expected)
+    picture = randaugment.randaugment(0.5, 2, 9)(picture, rng)
+    expected = pillow.to_array(picture)
+    np.testing.assert_array_equal(run(built, image, seed), expected)
+
+
+def test_extra_images_have_transforms_of_their_own():
+  own = make_augment(
+    **{
+      'crop_padding': 4,
+      'randaugment.probability': 1.0,
+      'extra.as_real': False,
+      'extra.crop_padding': 1,
+      'extra.flip': True,
+    }
+  )
+  image = images(np.uint8, channels=3)[0]
+  built = transforms.build_extra_transforms(own, image.shape)
+  rng = np.random.default_rng(5)
+  expected = transforms.flip()(transforms.crop(1)(image, rng), rng)
+  np.testing.assert_array_equal(run(built, image, 5), expected)
+  as_real = make_augment(**{'crop_padding': 4})
+  built = transforms.build_extra_transforms(as_real, image.shape)
+  real = transforms.build_transforms(as_real, image.shape)
+  np.testing.assert_array_equal(run(built, image, 5), run(real, image, 5))
+
+
+def test_a_resize_below_the_crop_is_refused():
+  augment = make_augment(**{'resize.min': 8, 'resize.max': 16})
+  with pytest.raises(errors.ConfigError, match=r'augment\.resize\.min=8'):
+    transforms.build_transforms(augment, (9, 9, 3))
+
+
+@pytest.mark.parametrize(
+  ('fields', 'image', 'field'),
+  [
+    ({'randaugment.probability': 0.5}, np.zeros((8, 8, 3)), 'randaugment'),
+    (
+      {'resize.min': 8, 'resize.max': 9},
+      np.zeros((8, 8, 2), np.uint8),
+      'augment.resize.max=9',
+    ),
+    ({}, np.zeros((8, 9, 3), np.uint8), 'augment.resize.max=0'),
+  ],
+)
+def test_transforms_that_do_not_fit_the_images_are_refused(
+  fields, image, field
+):
+  with pytest.raises(errors.ConfigError, match=field):
+    transforms.check_image(make_augment(**fields), image, (8, 8, 3))
+  fits = np.zeros((8, 8, 3), np.uint8)
+  transforms.check_image(make_augment(**fields), fits, (8, 8, 3))
+
+
+def chi_square(counts):
+  """Σ (n − n̄)²/n̄ and a bound that uniform counts keep: five deviations.
+
+  χ² with k − 1 degrees of freedom has that mean and variance 2(k − 1).
+  """
+  counts = np.asarray(counts, float)
+  mean, freedom = counts.mean(), counts.size - 1
+  statistic = float(np.sum((counts - mean) ** 2) / mean)
+  return statistic, freedom + 5 * (2 * freedom) ** 0.5
+
+
+def positions(transform, image, draws, seed=0):
+  """Where the upper left pixel of the crops came from, counted [h, w].
+
+  `image[i, j]` holds (i, j) + 1, so that padding is told apart.
+  """
+  rng = np.random.default_rng(seed)
+  counts = {}
+  for _ in range(draws):
+    out = transform(image, rng)
+    inside = np.argwhere(out[..., 0] > 0)[0]  # Some pixel of the image.
+    where = tuple(out[tuple(inside)].astype(int) - 1 - inside)
+    counts[where] = counts.get(where, 0) + 1
+  return counts
+
+
+def grid_image(height, width):
+  return np.stack(np.mgrid[:height, :width] + 1, axis=-1).astype(np.uint8)
+
+
+CROPS = {
+  'crop': (transforms.crop(2), grid_image(6, 6), 25),
+  'crop_to': (transforms.crop_to(3, 5), grid_image(7, 8), 20),
+}
+
+
+@pytest.mark.parametrize('name', CROPS)
+def test_crops_are_uniform_over_all_windows(name):
+  transform, image, windows = CROPS[name]
+  counts = positions(transform, image, 4000)
+  assert len(counts) == windows
+  statistic, bound = chi_square(list(counts.values()))
+  assert statistic < bound
+
+
+def test_a_crop_that_prefers_the_middle_is_noticed():
+  def biased(image, rng):
+    top, left = (rng.integers(3, size=2) + rng.integers(3, size=2)).tolist()
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+    return padded[top : top + 6, left : left + 6]
+
+  counts = positions(biased, grid_image(6, 6), 4000)
+  assert len(counts) == 25  # Every window occurs.
+  statistic, bound = chi_square(list(counts.values()))
+  assert statistic > 2 * bound
+
+
+def test_resize_draws_every_size_equally_often():
+  picture = pillow.from_array(np.zeros((10, 20, 1), np.uint8))
+  rng = np.random.default_rng(0)
+  resize = transforms.random_resize(5, 12)
+  sizes = [resize(picture, rng).height for _ in range(2000)]
+  counts = np.bincount(sizes, minlength=13)
+  assert not counts[:5].any()
+  statistic, bound = chi_square(counts[5:])
+  assert len(counts) == 13  # Both ends are reached, nothing beyond.
+  assert statistic < bound
+  # One end missing, as with an exclusive upper bound, would be noticed.
+  statistic, bound = chi_square([*counts[5:12], 0])
+  assert statistic > 2 * bound
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,259 @@
+"""Certifies image files: which class, and within which radius that is proved.
+
+    python -m lipnext_jax.certify --workdir=DIR IMAGE…
+    python -m lipnext_jax.certify --workdir=DIR --export=FILE
+    python -m lipnext_jax.certify --artifact=FILE IMAGE…
+
+An IMAGE is a file, a folder, or `-` for names on standard input. Exit code: 0,
+or 1 if some image could not be read (the others are certified all the same),
+or 2 for a mistake on the command line.
+"""
+
+import argparse
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+import itertools
+import json
+import sys
+from typing import Any
+from typing import NamedTuple
+from typing import NoReturn
+
+import jax
+import ml_collections
+import numpy as np
+
+from lipnext_jax import certify
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
+from lipnext_jax import models
+from lipnext_jax import restore
+from lipnext_jax.certify import inputs
+from lipnext_jax.data import sources
+
+_BATCH = 64  # Images per call; the last batch is padded, so it compiles once.
+
+
+class Service(NamedTuple):
+  """A model that is ready to certify, and what there is to say about it."""
+
+  # Images [b, H, W, ch] float64 → classes [b], radii against each class [b, k],
+  # bounds on the rounding of the logits [b] or None.
+  certify: Callable[[np.ndarray], tuple[Any, Any, Any]]
+  preprocessing: inputs.Preprocessing
+  facts: dict[str, Any]  # 'model', 'certificate', 'lipschitz_bound'.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
+  args = _parse(argv)
+  try:
+    service = _from_artifact(args) if args.artifact else _from_workdir(args)
+    if args.export:
+      return 0  # Written, and there is nothing to certify.
+    return _certify_all(service, args)
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return error.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    """One line instead of the usage."""
+    print(f'error: {message}; see --help.', file=sys.stderr)
+    sys.exit(errors.ConfigError.exit_code)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = _Parser(
+    prog='python -m lipnext_jax.certify', description=__doc__.split('\n')[0]
+  )
+  add = parser.add_argument
+  add('images', nargs='*', metavar='IMAGE', help='file, folder, or -')
+  add('--workdir', metavar='DIR', help='of a training run')
+  add('--artifact', metavar='FILE', help='made by --export')
+  add('--export', metavar='FILE', help='write the certified predictor there')
+  add(
+    '--certificate',
+    choices=('fast', 'rigorous'),
+    default='fast',
+    help='float32, or float64 with its rounding subtracted',
+  )
+  add('--checkpoint', choices=('last', 'best'), default='last')
+  add(
+    '--top_k',
+    type=int,
+    default=0,
+    metavar='K',
+    help='also the K classes that come closest, each with its own radius',
+  )
+  add('--resize', action='store_true', help='scale images of other sizes')
+  add('--json', action='store_true', help='print JSON')
+  args = parser.parse_args(argv)
+  if bool(args.workdir) == bool(args.artifact):
+    parser.error('give either --workdir=DIR or --artifact=FILE')
+  if bool(args.images) == bool(args.export):
+    parser.error('give images to certify, or --export=FILE')
+  if args.artifact and (
+    args.export or args.top_k or args.certificate == 'rigorous'
+  ):
+    parser.error('an --artifact is a finished fast predictor, use --workdir')
+  if args.top_k < 0:
+    parser.error('--top_k must be at least 0')
+  return args
+
+
+def _from_workdir(args: argparse.Namespace) -> Service:
+  run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
+  resize = _evaluation_resize(run.config.dataset)
+  if args.export:
+    fields = config_lib.build_field_list(run.config)
+    manifest = certify.export_predictor(
+      args.export,
+      run.model,
+      run.params,
+      run.image_shape,
+      resize=resize,
+      config={**fields, 'step': run.step},
+    )
+    excess = manifest['lipschitz_bound'] - 1
+    platforms = ', '.join(manifest['platforms'])
+    print(f'{args.export}: for {platforms}; Λ = 1 + {excess:.1e}')
+  bound = certify.lipschitz_bound(run.params)
+  facts: dict[str, Any] = {
+    'model': f'{args.workdir}, step {run.step}',
+    'lipschitz_bound': bound,
+  }
+  how = _preprocessing(run.image_shape, resize, args)
+  if args.certificate == 'rigorous':
+    facts['certificate'] = 'rigorous: float64, its rounding E subtracted'
+    certifier = certify.rigorous_certifier(run.model, run.params)
+
+    def rigorous(images):
+      found = certifier(images)
+      return found.predictions, found.rival_radii, found.logit_errors
+
+    return Service(rigorous, how, facts)
+
+  facts['certificate'] = 'fast: float32, its rounding not subtracted'
+  # Rounded up into float32: Λ may only grow.
+  scale = np.nextafter(np.float32(bound), np.float32(np.inf))
+
+  @jax.jit
+  def rival_radii(params, images):
+    variables = {'params': params}
+    logits: Any = run.model.apply(variables, images)
+    kernel = models.head_kernel(variables)
+    return certify.rival_radii(logits, kernel, scale)
+
+  def fast(images):
+    return *rival_radii(run.params, np.float32(images)), None
+
+  return Service(fast, how, facts)
+
+
+def _from_artifact(args: argparse.Namespace) -> Service:
+  predictor = certify.load_predictor(args.artifact)
+  manifest = predictor.manifest
+
+  def predict(images):
+    classes, radii = predictor(images.astype(np.float32))
+    return classes, np.asarray(radii)[:, None], None
+
+  facts = {'model': args.artifact}
+  facts |= {k: manifest[k] for k in ('lipschitz_bound', 'certificate')}
+  shape = tuple(manifest['image_shape'])
+  return Service(
+    predict, _preprocessing(shape, manifest['resize'], args), facts
+  )
+
+
+def _evaluation_resize(c: ml_collections.ConfigDict) -> int:
+  """Photographs of all sizes are scaled at evaluation; so are these files."""
+  return c.resize if c.name in sources.VARYING else 0
+
+
+def _preprocessing(
+  shape: tuple[int, int, int], resize: int, args: argparse.Namespace
+) -> inputs.Preprocessing:
+  return inputs.Preprocessing(shape, resize or (shape[0] * args.resize))
+
+
+def _certify_all(service: Service, args: argparse.Namespace) -> int:
+  found, failed = [], []
+
+  def readable() -> Iterator[tuple[str, np.ndarray]]:
+    for path in inputs.expand(args.images, sys.stdin):
+      try:
+        yield path, inputs.read(path, service.preprocessing)
+      except inputs.BadInputError as error:
+        failed.append({'path': path, 'error': str(error)})
+        print(f'error: {path} {error}.', file=sys.stderr)
+
+  if not args.json:
+    _print_head(service)
+  pairs = readable()
+  while batch := list(itertools.islice(pairs, _BATCH)):
+    for entry in _certify_batch(service, batch, args.top_k):
+      found.append(entry)
+      if not args.json:
+        _print_entry(entry)
+  if args.json:
+    output = {
+      **service.facts,
+      'preprocessing': service.preprocessing.describe(),
+      'units': 'radius: ℓ2, pixels in [0, 1]; grey_levels: radius × 255',
+      'images': found,
+      'errors': failed,
+    }
+    print(json.dumps(output, indent=2, ensure_ascii=False))
+  return 1 if failed else 0
+
+
+def _certify_batch(
+  service: Service, batch: Sequence[tuple[str, np.ndarray]], top_k: int
+) -> Iterator[dict[str, Any]]:
+  images = np.stack([image for _, image in batch])
+  padding = np.repeat(images[:1], _BATCH - len(images), axis=0)
+  classes, rivals, rounding = service.certify(np.concatenate([images, padding]))
+  classes, rivals = np.asarray(classes), np.asarray(rivals, np.float64)
+  for i, (path, _) in enumerate(batch):
+    radius = float(np.min(rivals[i]))
+    entry = {
+      'path': path,
+      'class': int(classes[i]),
+      'radius': radius,
+      'grey_levels': 255 * radius,
+    }
+    if rounding is not None:
+      entry['logit_error'] = float(rounding[i])
+    if top_k:
+      order = np.argsort(rivals[i], kind='stable')
+      entry['rivals'] = [
+        {'class': int(j), 'radius': float(rivals[i][j])}
+        for j in order[order != classes[i]][:top_k]
+      ]
+    yield entry
+
+
+def _print_head(service: Service) -> None:
+  excess = service.facts['lipschitz_bound'] - 1
+  print(f'model         {service.facts["model"]}')
+  print(f'certificate   {service.facts["certificate"]}; Λ = 1 + {excess:.1e}')
+  print(f'images        {service.preprocessing.describe()}')
+  print('class  ℓ2 radius in [0, 1]  in grey levels  image')
+
+
+def _print_entry(entry: dict[str, Any]) -> None:
+  print(
+    f'{entry["class"]:>5d}  {entry["radius"]:>19.6f}  '
+    f'{entry["grey_levels"]:>14.2f}  {entry["path"]}',
+    flush=True,
+  )
+  for rival in entry.get('rivals', ()):
+    print(f'{"":7}{rival["radius"]:>19.6f}  against class {rival["class"]}')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

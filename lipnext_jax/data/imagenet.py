@@ -1,0 +1,143 @@
+"""ImageNet (ILSVRC2012) from its official tars or an extracted tree."""
+
+import io
+import os
+import re
+
+import numpy as np
+import scipy.io
+
+from lipnext_jax import errors
+from lipnext_jax.data import archives
+from lipnext_jax.data import layouts
+from lipnext_jax.data import official
+
+_TRAIN_TAR = 'ILSVRC2012_img_train.tar'
+_VAL_TAR = 'ILSVRC2012_img_val.tar'
+_DEVKIT_TAR = 'ILSVRC2012_devkit_t12.tar.gz'
+_GROUND_TRUTH = 'ILSVRC2012_validation_ground_truth.txt'
+
+
+def read_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
+  """The official tars in a folder, or the folders train/ and val/.
+
+  Labels are positions in the alphabetical list of the 1000 synsets, as TFDS
+  and torchvision have them. Flat validation images are labelled by the devkit
+  (ILSVRC2012_devkit_t12.tar.gz, or what it extracts to) if it is there, else
+  by the copy of its ground truth that TFDS ships; val/ may be sorted into
+  synsets instead.
+
+  Raises:
+    DataError: naming the archive and what is missing or malformed in it.
+
+  >>> read_imagenet('/no/where', allow_partial=False)
+  Traceback (most recent call last):
+  lipnext_jax.errors.DataError: --source=/no/where: does not exist
+  """
+  wnids = official.imagenet_wnids()
+  label = {wnid: i for i, wnid in enumerate(wnids)}
+  tar, tree = os.path.join(source, _TRAIN_TAR), os.path.join(source, 'train')
+  if os.path.exists(tar):
+    classes = {
+      name.removesuffix('.tar'): entries
+      for name, entries in archives.list_tar_of_tars(tar).items()
+    }
+    where = tar
+  elif os.path.isdir(tree):
+    classes = {
+      wnid: archives.list_folder(os.path.join(tree, wnid))
+      for wnid in layouts.subfolders(tree)
+    }
+    where = tree
+  else:
+    raise layouts.not_found(
+      source, f'{_TRAIN_TAR}, {_VAL_TAR}', 'train/ and val/'
+    )
+  for wnid in classes:
+    if wnid not in label:
+      raise errors.DataError(f'{where}: {wnid} is no synset of ILSVRC2012')
+  if len(classes) != len(wnids) and not allow_partial:
+    raise errors.DataError(
+      f'{where}: has {len(classes)} of {len(wnids)} classes; '
+      '--allow_partial takes what is there'
+    )
+  train = [
+    layouts.Item(os.path.basename(entry.name), {'label': label[wnid]}, entry)
+    for wnid in sorted(classes)
+    for entry in classes[wnid]
+  ]
+  return layouts.Contents(
+    {'label': wnids},
+    {'train': train, 'validation': _imagenet_validation(source, label)},
+  )
+
+
+def _imagenet_validation(
+  source: str, label: dict[str, int]
+) -> list[layouts.Item]:
+  tar, tree = os.path.join(source, _VAL_TAR), os.path.join(source, 'val')
+  if os.path.exists(tar):
+    where, entries = tar, archives.list_tar(tar)
+  elif os.path.isdir(tree):
+    where, entries = tree, archives.list_folder(tree)
+    if wnids := layouts.subfolders(tree):  # Sorted into classes already.
+      for wnid in wnids:
+        if wnid not in label:
+          raise errors.DataError(f'{tree}: {wnid} is no synset of ILSVRC2012')
+      return [
+        layouts.Item(entry.name, {'label': label[wnid]}, entry)
+        for wnid in wnids
+        for entry in archives.list_folder(os.path.join(tree, wnid))
+      ]
+  else:
+    raise layouts.not_found(source, _VAL_TAR, 'val/')
+  truth, items = _validation_wnids(source), []
+  for entry in sorted(entries):
+    name = os.path.basename(entry.name)
+    match = re.fullmatch(r'ILSVRC2012_val_(\d{8})\.JPEG', name)
+    number = int(match[1]) if match else 0
+    if not 1 <= number <= len(truth):
+      raise errors.DataError(
+        f'{where}: {name} has no label in a ground truth of {len(truth)} lines'
+      )
+    items.append(layouts.Item(name, {'label': label[truth[number - 1]]}, entry))
+  return items
+
+
+def _validation_wnids(source: str) -> list[str]:
+  """By the devkit if it is there, else by the copy of it that TFDS ships."""
+  path = layouts.find(
+    source, (_DEVKIT_TAR, _DEVKIT_TAR.removesuffix('.tar.gz'))
+  )
+  if path is None:
+    return official.imagenet_validation_wnids()
+  names = ('meta.mat', _GROUND_TRUTH)
+  if os.path.isdir(path):
+    entries = archives.list_folder(os.path.join(path, 'data'))
+    files = {e.name: archives.read(e) for e in entries if e.name in names}
+  else:
+    files = archives.read_tar_gz(path, frozenset(names))
+  for name in names:
+    if name not in files:
+      raise errors.DataError(f'{path}: holds no {name}')
+  try:
+    # Each synset: (ILSVRC2012_ID, WNID, words, gloss, number of children, …);
+    # those without children are the classes, and have the IDs 1 to 1000.
+    synsets = scipy.io.loadmat(io.BytesIO(files['meta.mat']), squeeze_me=True)
+    wnid = {
+      int(synset['ILSVRC2012_ID']): str(synset['WNID'])
+      for synset in np.atleast_1d(synsets['synsets'])
+      if int(synset['num_children']) == 0
+    }
+    truth = [int(line) for line in files[_GROUND_TRUTH].split()]
+  except Exception as error:  # SciPy's reader raises anything.
+    raise errors.DataError(f'{path}: cannot be read ({error})') from None
+  if not set(wnid.values()) <= set(official.imagenet_wnids()):
+    raise errors.DataError(f'{path}, meta.mat: is not that of ILSVRC2012')
+  for number, value in enumerate(truth, start=1):
+    if value not in wnid:
+      raise errors.DataError(
+        f'{path}, {_GROUND_TRUTH}: line {number}: label {value} is no '
+        f'ILSVRC2012_ID from 1 to {len(wnid)}'
+      )
+  return [wnid[value] for value in truth]

@@ -1,0 +1,70 @@
+"""What every reader of an official set returns, and what they share.
+
+A reader takes the path of an archive or of a folder that holds it (or what
+was extracted from it) and finds everything by split, in the official order,
+nothing decoded yet.
+"""
+
+import os
+from typing import NamedTuple
+
+from lipnext_jax import errors
+from lipnext_jax.data import archives
+
+
+class Item(NamedTuple):
+  """One labelled image to be stored."""
+
+  key: str  # Unique in its set; names the example in records and messages.
+  labels: dict[str, int]
+  content: archives.Entry | bytes  # An image file, or [3, 32, 32] uint8.
+
+
+class Contents(NamedTuple):
+  """An official set, found."""
+
+  class_names: dict[str, list[str]]  # Of each label feature.
+  splits: dict[str, list[Item]]
+
+
+def find(source: str, names: tuple[str, ...]) -> str | None:
+  """The first of `names` that `source` is, or holds.
+
+  >>> find('/data/cifar-10-python.tar.gz', ('nothing.zip',)) is None
+  True
+  """
+  for name in names:
+    if os.path.basename(os.path.normpath(source)) == name:
+      return source
+    path = os.path.join(source, name)
+    if os.path.exists(path):
+      return path
+  return None
+
+
+def not_found(source: str, archive: str, tree: str) -> errors.DataError:
+  """The answer to a --source without the set.
+
+  >>> str(not_found('/', 'x.zip', 'the folder x'))
+  '--source=/: holds neither x.zip nor the folder x'
+  """
+  if not os.path.exists(source):
+    return errors.DataError(f'--source={source}: does not exist')
+  return errors.DataError(
+    f'--source={source}: holds neither {archive} nor {tree}'
+  )
+
+
+def subfolders(path: str) -> list[str]:
+  """Names of the folders right in a folder, sorted.
+
+  Raises:
+    DataError: it is no folder.
+
+  >>> 'share' in subfolders('/usr')
+  True
+  """
+  if not os.path.isdir(path):
+    raise errors.DataError(f'{path}: is no folder')
+  with os.scandir(path) as scan:
+    return sorted(item.name for item in scan if item.is_dir())

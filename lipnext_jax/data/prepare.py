@@ -1,0 +1,308 @@
+"""Official archives → an ArrayRecord set that training and TFDS read.
+
+    python -m lipnext_jax.data.prepare cifar10 \
+      --source=cifar-10-python.tar.gz --data_dir=/data
+
+Every image is decoded once to see that it is whole. Work is divided into
+shards, in parallel; a finished one is never redone, so that the same command
+continues after an interruption. The set appears under its name only when it is
+complete. docs/data.md has the formats, the checks and the limits.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import json
+import os
+import shutil
+import sys
+from typing import Any
+from typing import NamedTuple
+from typing import NoReturn
+
+from absl import app
+from absl import flags
+import numpy as np
+
+from lipnext_jax import errors
+from lipnext_jax import files
+from lipnext_jax.data import cifar
+from lipnext_jax.data import imagenet
+from lipnext_jax.data import jobs
+from lipnext_jax.data import layouts
+from lipnext_jax.data import official
+from lipnext_jax.data import records
+from lipnext_jax.data import tiny_imagenet
+
+_SHOWN = 10  # Bad records on the screen; the file has all.
+
+READERS: dict[str, Callable[..., layouts.Contents]] = {
+  'cifar10': cifar.read_cifar10,
+  'cifar100': cifar.read_cifar100,
+  'tiny_imagenet': tiny_imagenet.read_tiny_imagenet,
+  'imagenet': imagenet.read_imagenet,
+}
+
+
+class Options(NamedTuple):
+  """What the command line says."""
+
+  name: str  # A key of `READERS`.
+  source: str  # An archive, a folder of archives, or an extracted tree.
+  data_dir: str  # Where sets lie; as config.dataset.data_dir.
+  resize: int = 0  # ImageNet: scale the shorter side down to this.
+  workers: int = 0  # Processes; 0: none but this one.
+  allow_partial: bool = False  # Take fewer examples than the official set has.
+  skip_bad: bool = False  # Leave out what cannot be stored, and count it.
+
+
+def prepare(options: Options) -> str:
+  """Writes the set, or what is still missing of it.
+
+  Returns:
+    The folder that holds it.
+
+  Raises:
+    ConfigError: options that do not fit, or a set that is there already but
+      was prepared otherwise.
+    DataError: a source that is not as the official one, or bad examples
+      without `skip_bad`.
+  """
+  _check(options)
+  official_set = official.SETS[options.name]
+  parent = os.path.join(options.data_dir, official_set.name)
+  final = os.path.join(parent, official_set.version)
+  if os.path.exists(final):
+    _check_finished(final, options)
+    _say(f'{final} is prepared already')
+    return final
+  contents = read_set(options)
+  work = os.path.join(parent, f'incomplete.{official_set.version}')
+  os.makedirs(parent, exist_ok=True)
+  with jobs.locked(os.path.join(parent, 'lock')):
+    jobs.start_or_continue(work, contents, options.resize)
+    shards = jobs.write_splits(
+      work,
+      contents,
+      official_set,
+      resize=options.resize,
+      workers=options.workers,
+    )
+    bad = [
+      f'{split}, {key}: {problem}'
+      for split, results in shards.items()
+      for result in results
+      for key, problem in result.bad
+    ]
+    _report_bad(bad, work, options.skip_bad)
+    records.write_metadata(work, official_set, contents.class_names, shards)
+    for split, results in shards.items():
+      labels = [label for result in results for label in result.labels]
+      np.save(records.labels_path(work, split), np.array(labels, np.int32))
+    facts: dict[str, Any] = {
+      'resize': options.resize,
+      'allow_partial': options.allow_partial,
+      'examples': {
+        split: sum(len(result.labels) for result in results)
+        for split, results in shards.items()
+      },
+      'skipped': bad,
+    }
+    files.write_json(_facts_path(work), facts)
+    os.rename(work, final)
+    shutil.rmtree(os.path.join(final, 'progress'))
+  counts = ', '.join(f'{n} {split}' for split, n in facts['examples'].items())
+  _say(f'{final}: {counts}' + (f'; {len(bad)} skipped' if bad else ''))
+  return final
+
+
+def read_set(options: Options) -> layouts.Contents:
+  """Finds an official set and checks its counts.
+
+  Raises:
+    DataError: naming the archive, and what in it is not as the official one.
+
+  >>> read_set(Options('cifar10', '/no/where', '/data'))
+  Traceback (most recent call last):
+  lipnext_jax.errors.DataError: --source=/no/where: does not exist
+  """
+  official_set = official.SETS[options.name]
+  contents = READERS[options.name](
+    options.source, allow_partial=options.allow_partial
+  )
+  for split, expected in official_set.splits.items():
+    items = contents.splits[split]
+    where = f'{options.source}, split {split}'
+    seen: set[str] = set()
+    for item in items:
+      if item.key in seen or not item.key.isprintable():
+        raise errors.DataError(
+          f'{where}: the name {item.key!a} occurs twice or is no UTF-8 text'
+        )
+      seen.add(item.key)
+    labels = np.array([item.labels['label'] for item in items], int)
+    valid = (labels >= 0) & (labels < official_set.num_classes)
+    counts = np.bincount(labels[valid], minlength=official_set.num_classes)
+    uneven = split in official_set.balanced and counts.min() != counts.max()
+    if options.allow_partial and 0 < len(items) <= expected:
+      continue
+    if len(items) != expected or uneven:
+      raise errors.DataError(
+        f'{where}: has {len(items)} examples, {counts.min()} to '
+        f'{counts.max()} of each class, where the official set has {expected}; '
+        'fetch it again, or take what is there with --allow_partial'
+      )
+  return contents
+
+
+def _facts_path(directory: str) -> str:
+  return os.path.join(directory, 'prepared.json')
+
+
+def _check(options: Options) -> None:
+  if options.name not in READERS:
+    raise errors.ConfigError(
+      'NAME', options.name, 'is unknown', f'choose one of {", ".join(READERS)}'
+    )
+  for flag, value in (
+    ('source', options.source),
+    ('data_dir', options.data_dir),
+  ):
+    if not value:
+      raise errors.ConfigError(f'--{flag}', '', 'is missing', f'add --{flag}=…')
+  if options.resize and options.name != 'imagenet':
+    raise errors.ConfigError(
+      '--resize',
+      options.resize,
+      f'has no effect on {options.name}, whose images have one size',
+      'leave it out',
+    )
+  if 0 < options.resize < 224:
+    raise errors.ConfigError(
+      '--resize',
+      options.resize,
+      'is below the 224 pixels that the crops take',
+      'choose 288 (no train transform enlarges then) or more, or 0',
+    )
+  for flag, number in (
+    ('resize', options.resize),
+    ('workers', options.workers),
+  ):
+    if number < 0:
+      raise errors.ConfigError(
+        f'--{flag}', number, 'is negative', 'choose 0 or more'
+      )
+
+
+def _check_finished(final: str, options: Options) -> None:
+  try:
+    with open(_facts_path(final), encoding='utf-8') as file:
+      facts = json.load(file)
+  except (OSError, ValueError):
+    facts = {}  # By TFDS: nothing was scaled or left out.
+  remedy = 'delete that folder to prepare it anew, or choose another --data_dir'
+  if facts.get('resize', 0) != options.resize:
+    raise errors.ConfigError(
+      '--resize',
+      options.resize,
+      f'differs from the {facts.get("resize", 0)} that {final} was prepared '
+      'with',
+      remedy,
+    )
+  if facts.get('allow_partial', False) and not options.allow_partial:
+    raise errors.ConfigError(
+      '--allow_partial',
+      False,
+      f'does not fit {final}, which was prepared with it',
+      remedy,
+    )
+
+
+def _report_bad(bad: Sequence[str], work: str, skip: bool) -> None:
+  if not bad:
+    return
+  path = os.path.join(work, 'progress', 'bad_records.txt')
+  files.write_text(path, '\n'.join(bad) + '\n')
+  for line in bad[:_SHOWN]:
+    _say(line)
+  if not skip:
+    raise errors.DataError(
+      f'{len(bad)} bad records, all listed in {path}; mend or fetch the source '
+      'again, or leave them out with --skip_bad'
+    )
+
+
+def _say(message: str) -> None:
+  print(message, file=sys.stderr, flush=True)
+
+
+_SOURCE = flags.DEFINE_string(
+  'source', '', 'The archive, the folder of archives, or an extracted tree.'
+)
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir', '', 'Where the set goes; config.dataset.data_dir reads it there.'
+)
+_RESIZE = flags.DEFINE_integer(
+  'resize', 0, 'ImageNet: scale shorter sides down to this; 0: keep the files.'
+)
+_WORKERS = flags.DEFINE_integer(
+  'workers', os.cpu_count() or 1, 'Processes; 0: none but this one.'
+)
+_ALLOW_PARTIAL = flags.DEFINE_bool(
+  'allow_partial', False, 'Take fewer examples than the official set has.'
+)
+_SKIP_BAD = flags.DEFINE_bool(
+  'skip_bad', False, 'Leave out images that cannot be decoded; count them.'
+)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    _exit(
+      errors.ConfigError(
+        'command line',
+        ' '.join(argv[1:]),
+        f'was not understood ({" ".join(str(error).split())})',
+        'see `python -m lipnext_jax.data.prepare --help`',
+      )
+    )
+  return rest
+
+
+def _exit(error: errors.UserError) -> NoReturn:
+  print(f'error: {error}', file=sys.stderr)
+  sys.exit(error.exit_code)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prepares what the flags say; a `UserError` becomes one line."""
+  try:
+    if len(argv) != 2:
+      raise errors.ConfigError(
+        'NAME',
+        ' '.join(argv[1:]),
+        'is no one set',
+        f'choose one of {", ".join(READERS)}',
+      )
+    options = Options(
+      name=argv[1],
+      source=_SOURCE.value,
+      data_dir=_DATA_DIR.value,
+      resize=_RESIZE.value,
+      workers=_WORKERS.value,
+      allow_partial=_ALLOW_PARTIAL.value,
+      skip_bad=_SKIP_BAD.value,
+    )
+    prepare(options)
+  except errors.UserError as error:
+    _exit(error)
+  except OSError as error:  # A folder that cannot be written, a full disk.
+    _exit(errors.DataError(str(error)))
+  except KeyboardInterrupt:
+    _say('interrupted; the same command continues')
+    sys.exit(130)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse)

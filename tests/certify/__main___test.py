@@ -1,0 +1,156 @@
+"""The command certifies files as the evaluation certified the test split."""
+
+import io
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from lipnext_jax.certify import __main__ as command
+from lipnext_jax.data import sources
+
+
+@pytest.fixture(scope='module')
+def run(trained_run, tmp_path_factory):
+  """(workdir, folder with digits as .npy, their rows of radii.csv)."""
+  workdir, _, config = trained_run
+  folder = tmp_path_factory.mktemp('images')
+  source = sources.load_dataset(config.dataset).test
+  for i in range(3):
+    np.save(folder / f'{i}.npy', source[i]['image'])
+  table = np.loadtxt(f'{workdir}/radii.csv', delimiter=',', skiprows=1)
+  return workdir, str(folder), table[:3]
+
+
+def call(capsys, *args, stdin=None, monkeypatch=None):
+  if stdin is not None:
+    monkeypatch.setattr('sys.stdin', io.StringIO(stdin))
+  code = command.main(list(args))
+  captured = capsys.readouterr()
+  return code, captured.out, captured.err
+
+
+def certify_json(capsys, *args, **options):
+  code, out, err = call(capsys, '--json', *args, **options)
+  return code, json.loads(out), err
+
+
+def test_files_get_the_radii_of_the_evaluation(run, capsys):
+  workdir, folder, table = run
+  code, found, _ = certify_json(capsys, f'--workdir={workdir}', folder)
+  assert code == 0
+  classes = [entry['class'] for entry in found['images']]
+  radii = [entry['radius'] for entry in found['images']]
+  np.testing.assert_array_equal(classes, table[:, 2])
+  np.testing.assert_allclose(radii, table[:, 3], rtol=1e-4, atol=1e-6)
+  for entry in found['images']:
+    assert entry['grey_levels'] == 255 * entry['radius']
+  assert found['lipschitz_bound'] > 1
+  assert found['preprocessing'] == 'grey, 8×8 as it is, values / 255'
+
+
+def test_rigorous_radii_are_close_and_come_with_their_error(run, capsys):
+  workdir, folder, table = run
+  _, found, _ = certify_json(
+    capsys, f'--workdir={workdir}', '--certificate=rigorous', folder
+  )
+  radii = [entry['radius'] for entry in found['images']]
+  np.testing.assert_allclose(radii, table[:, 3], atol=1e-4)
+  assert all(0 < entry['logit_error'] < 1e-9 for entry in found['images'])
+  assert found['certificate'].startswith('rigorous')
+
+
+@pytest.mark.parametrize('certificate', ['fast', 'rigorous'])
+def test_rivals_come_nearest_first(run, capsys, certificate):
+  workdir, folder, _ = run
+  _, found, _ = certify_json(
+    capsys, f'--workdir={workdir}', '--top_k=9', folder,
+    f'--certificate={certificate}',
+  )  # fmt: skip
+  for entry in found['images']:
+    radii = [rival['radius'] for rival in entry['rivals']]
+    assert radii == sorted(radii)
+    assert radii[0] == entry['radius']
+    classes = {rival['class'] for rival in entry['rivals']}
+    assert classes == set(range(10)) - {entry['class']}
+
+
+def test_the_table_for_people(run, capsys):
+  workdir, folder, table = run
+  code, out, _ = call(capsys, f'--workdir={workdir}', '--top_k=2', folder)
+  assert code == 0
+  lines = out.splitlines()
+  assert lines[0].endswith(f'{workdir}, step 4')
+  assert 'float32' in lines[1]
+  assert 'Λ = 1 + ' in lines[1]
+  rows = [line for line in lines if line.endswith('.npy')]
+  for line, expected in zip(rows, table, strict=True):
+    label, radius, levels, _ = line.split()
+    assert int(label) == expected[2]
+    assert float(radius) == pytest.approx(expected[3], abs=2e-6)
+    assert float(levels) == pytest.approx(255 * expected[3], abs=0.01)
+  assert sum('against class' in line for line in lines) == 6
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_goes_on(
+  run, capsys, monkeypatch, tmp_path
+):
+  workdir, folder, _ = run
+  bad, large = tmp_path / 'bad.png', tmp_path / 'large.png'
+  bad.write_text('no image')
+  Image.new('L', (9, 9), 99).save(large)
+  names = f'{bad}\n{folder}/0.npy\n{large}\n{tmp_path}/none\n'
+  code, found, err = certify_json(
+    capsys, f'--workdir={workdir}', '-', stdin=names, monkeypatch=monkeypatch
+  )
+  assert code == 1
+  assert [entry['path'] for entry in found['images']] == [f'{folder}/0.npy']
+  paths = [entry['path'] for entry in found['errors']]
+  assert paths == [str(bad), str(large), f'{tmp_path}/none']
+  assert len(err.splitlines()) == 3
+  code, found, _ = certify_json(
+    capsys, f'--workdir={workdir}', '--resize', str(large)
+  )
+  assert code == 0
+  assert len(found['images']) == 1
+  assert found['preprocessing'].startswith('grey, shorter side scaled to 8')
+
+
+def test_an_exported_artifact_certifies_alike(run, capsys, tmp_path):
+  workdir, folder, table = run
+  artifact = f'{tmp_path}/digits.lipnext'
+  code, out, _ = call(capsys, f'--workdir={workdir}', f'--export={artifact}')
+  assert code == 0
+  assert 'cpu, cuda, tpu' in out
+  code, found, _ = certify_json(capsys, f'--artifact={artifact}', folder)
+  assert code == 0
+  radii = [entry['radius'] for entry in found['images']]
+  np.testing.assert_allclose(radii, table[:, 3], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('args', 'problem'),
+  [
+    (['a.png'], 'give either --workdir'),
+    (['--workdir=d'], 'give images'),
+    (['--workdir=d', '--export=f', 'a.png'], 'give images'),
+    (['--artifact=f', '--certificate=rigorous', 'a.png'], 'use --workdir'),
+    (['--workdir=d', '--top_k=-1', 'a.png'], '--top_k'),
+    (['--workdir=d', '--shine', 'a.png'], '--shine'),
+  ],
+)
+def test_mistakes_on_the_command_line_are_one_line(capsys, args, problem):
+  with pytest.raises(SystemExit) as stop:
+    command.main(args)
+  assert stop.value.code == 2
+  err = capsys.readouterr().err
+  assert problem in err
+  assert len(err.splitlines()) == 1
+
+
+def test_a_workdir_or_artifact_that_is_none_is_one_line(capsys, tmp_path):
+  for flag in ('workdir', 'artifact'):
+    code, _, err = call(capsys, f'--{flag}={tmp_path}/none', 'a.png')
+    assert code == 2
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,260 @@
+import os
+import pickle
+import sys
+import threading
+import typing
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from lipnext_jax import errors
+from lipnext_jax.data import images
+from lipnext_jax.data import layouts
+from lipnext_jax.data import official
+from lipnext_jax.data import records
+
+SET = official.CIFAR10
+NAMES = {'label': official.class_names('cifar10')}
+
+
+def items(formats, count, first=0):
+  return [
+    layouts.Item(
+      f'train_{i:05d}',
+      {'label': i % 10},
+      formats.pixels(i, 32, 32).transpose(2, 0, 1).tobytes(),
+    )
+    for i in range(first, first + count)
+  ]
+
+
+def write(directory, shards, official_set=SET, names=NAMES):
+  """A set of one split with these shards."""
+  os.makedirs(directory)
+  paths = records.shard_paths(
+    str(directory), official_set.name, 'train', len(shards)
+  )
+  results = [
+    records.write_shard(path, shard, official_set, names)
+    for path, shard in zip(paths, shards, strict=True)
+  ]
+  records.write_metadata(
+    str(directory), official_set, names, {'train': results}
+  )
+  return paths, results
+
+
+@pytest.fixture
+def prepared(tmp_path, formats):
+  """Three shards, the middle one empty."""
+  directory = tmp_path / 'cifar10' / '3.0.2'
+  paths, _ = write(
+    directory, [items(formats, 3), [], items(formats, 2, first=3)]
+  )
+  return str(directory), paths
+
+
+def test_what_was_written_is_read_by_index_and_by_tfds(
+  prepared, formats, tmp_path
+):
+  source = records.RecordSource(prepared[0], 'train')
+  theirs = tfds.data_source(
+    'cifar10', split='train', data_dir=str(tmp_path), download=False
+  )
+  assert len(source) == len(theirs) == 5
+  for i in range(5):
+    image = formats.pixels(i, 32, 32)
+    for example in (source[i], theirs[i]):
+      np.testing.assert_array_equal(example['image'], image)
+      assert example['label'] == i
+    assert theirs[i]['id'] == f'train_{i:05d}'.encode()
+  assert source[4]['label'].dtype == np.int32
+  assert 'tensorflow' not in sys.modules
+
+
+class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """What TFDS's own builder is, but for where its images come from."""
+
+  name = 'cifar10'
+  url_infos: typing.ClassVar = {}  # Nothing to fetch.
+  VERSION = tfds.core.Version('3.0.2')
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          'id': tfds.features.Text(),
+          'image': tfds.features.Image(shape=(32, 32, 3)),
+          'label': tfds.features.ClassLabel(num_classes=10),
+        }
+      ),
+    )
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    for i in range(4):
+      pixels = np.full((32, 32, 3), i, np.uint8)
+      image = images.encode_png(pixels)
+      yield i, {'id': f'train_{i:05d}', 'image': image, 'label': i}
+
+
+@pytest.fixture
+def by_tfds(tmp_path):
+  """A set that TFDS wrote itself; its folder."""
+  builder = Cifar10(data_dir=str(tmp_path / 'theirs'))
+  builder.download_and_prepare(file_format='array_record')
+  return builder.data_dir
+
+
+def test_a_set_that_tfds_prepared_is_read(by_tfds):
+  source = records.RecordSource(by_tfds, 'train')
+  assert sorted(int(source[i]['label']) for i in range(len(source))) == [
+    0, 1, 2, 3
+  ]  # fmt: skip
+  for i in range(4):
+    example = source[i]
+    assert (example['image'] == example['label']).all()
+  labels = source.read_labels()
+  assert labels.tolist() == [int(source[i]['label']) for i in range(4)]
+
+
+def test_bad_items_are_left_out_and_named(tmp_path, formats):
+  good = items(formats, 2)
+  high = good[0]._replace(key='high', labels={'label': 10})
+  low = good[0]._replace(key='low', labels={'label': -1})
+  _, (result,) = write(tmp_path / 'set', [[good[0], high, good[1], low]])
+  assert result.labels == [0, 1]
+  assert [item.key for item in result.bad] == ['high', 'low']
+  assert result.bad[0].problem == 'has label 10 of 10 classes'
+  assert len(records.RecordSource(str(tmp_path / 'set'), 'train')) == 2
+
+
+def record(**changes):
+  """A serialized example of the set, as another program might write it."""
+  features = tfds.features.FeaturesDict(
+    {
+      'id': tfds.features.Text(),
+      'image': tfds.features.Text(),
+      'label': tfds.features.Scalar(np.int64),
+    }
+  )
+  good = images.encode_png(np.zeros((32, 32, 3), np.uint8))
+  example = {'id': 'train_00007', 'image': good, 'label': 1} | changes
+  return features.serialize_example(features.encode_example(example))
+
+
+FAULTY = {
+  'cannot be decoded': {
+    'image': images.encode_png(np.ones((32, 32, 3), np.uint8))[:60]
+  },
+  'is no JPEG': {'image': b'text'},
+  r'is \[31, 32, 3\] instead of \[32, 32, 3\]': {
+    'image': images.encode_png(np.zeros((31, 32, 3), np.uint8))
+  },
+  'has label 10 of 10 classes': {'label': 10},
+  'has label -1 of 10 classes': {'label': -1},
+}
+
+
+def overwrite(path, data):
+  writer = records.array_record_module.ArrayRecordWriter(path, 'group_size:1')
+  for one in data:
+    writer.write(one)
+  writer.close()
+
+
+@pytest.mark.parametrize('message', FAULTY)
+def test_a_damaged_record_is_named_with_its_set_and_split(prepared, message):
+  directory, paths = prepared
+  overwrite(paths[0], [record(), record(**FAULTY[message]), record()])
+  source = records.RecordSource(directory, 'train')
+  assert source[0]['label'] == 1
+  with pytest.raises(errors.DataError, match=message) as info:
+    source[1]
+  where = f'{directory}, split train, record 1 (train_00007): '
+  assert str(info.value).startswith(where)
+
+
+def test_bytes_that_are_no_example_are_named(prepared):
+  directory, paths = prepared
+  overwrite(paths[0], [record(), b'\xff' * 40, record()])
+  source = records.RecordSource(directory, 'train')
+  with pytest.raises(errors.DataError, match='split train, record 1: '):
+    source[1]
+
+
+def test_a_damaged_shard_is_an_error_and_no_garbage(prepared):
+  directory, paths = prepared
+  with open(paths[0], 'r+b') as file:
+    file.seek(300)
+    file.write(b'\x00\xff' * 200)
+  source = records.RecordSource(directory, 'train')
+  with pytest.raises(errors.DataError, match='split train, record 0: '):
+    source[0]
+
+
+def test_missing_parts_are_refused(prepared, tmp_path):
+  directory, paths = prepared
+  with pytest.raises(errors.DataError, match='holds only train'):
+    records.RecordSource(directory, 'test')
+  with pytest.raises(errors.DataError, match='split train'):
+    records.RecordSource(str(tmp_path / 'nowhere'), 'train')
+  os.remove(paths[2])
+  with pytest.raises(errors.DataError, match='missing'):
+    records.RecordSource(directory, 'train')
+  with open(f'{directory}/dataset_info.json', 'w') as file:
+    file.write('{"name": ')
+  with pytest.raises(errors.DataError, match='split train'):
+    records.RecordSource(directory, 'train')
+
+
+def test_a_set_in_another_format_is_refused_with_the_reason(by_tfds):
+  path = f'{by_tfds}/dataset_info.json'
+  with open(path) as file:
+    text = file.read()
+  with open(path, 'w') as file:
+    file.write(text.replace('"array_record"', '"tfrecord"'))
+  with pytest.raises(errors.DataError, match=r"tfrecord.*'array_record'"):
+    records.RecordSource(by_tfds, 'train')
+
+
+def test_a_source_survives_pickling_and_threads(prepared, formats):
+  source = pickle.loads(
+    pickle.dumps(records.RecordSource(prepared[0], 'train'))
+  )
+  wrong = []
+
+  def read():
+    for i in [0, 4, 2, 1, 3] * 5:
+      if not np.array_equal(source[i]['image'], formats.pixels(i, 32, 32)):
+        wrong.append(i)
+
+  threads = [threading.Thread(target=read) for _ in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(timeout=60)
+  assert not wrong
+  # Workers get the name of the set, not its records.
+  assert len(pickle.dumps(source)) < 500
+
+
+def test_labels_come_from_the_file_beside_the_shards_if_it_fits(prepared):
+  directory, _ = prepared
+  source = records.RecordSource(directory, 'train')
+  assert source.read_labels().tolist() == [0, 1, 2, 3, 4]  # From the records.
+  path = records.labels_path(directory, 'train')
+  np.save(path, np.array([4, 3, 2, 1, 0], np.int32))
+  assert source.read_labels().tolist() == [4, 3, 2, 1, 0]
+  for wrong in (np.zeros(4, np.int32), np.zeros(5)):
+    np.save(path, wrong)
+    with pytest.raises(errors.DataError, match='does not fit'):
+      source.read_labels()
+  with open(path, 'wb') as file:
+    file.write(b'text')
+  with pytest.raises(errors.DataError, match=r'labels-train\.npy'):
+    source.read_labels()

@@ -1,0 +1,112 @@
+"""Worker processes through the real command line, and what ends them."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from absl import flags
+import grain
+import numpy as np
+import pytest
+
+from configs import digits
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
+from lipnext_jax import train
+from lipnext_jax.data import workers
+
+ROOT = os.path.dirname(
+  os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+)
+
+
+@pytest.fixture(autouse=True)
+def _parsed_flags():
+  flags.FLAGS.mark_as_parsed()  # Grain wants that before it starts workers.
+
+
+def count_up():
+  """Endless batches: 0, 1, 2, …"""
+  return grain.MapDataset.range(2**40).map(lambda i: {'x': np.full(3, i)})
+
+
+def test_a_killed_worker_is_an_error_and_leaves_none_behind():
+  """In order before, no hang at it, and none of the others stay."""
+  with contextlib.closing(workers.iterate(count_up(), 2)) as batches:
+    for i in range(5):
+      batch = next(batches)['x']
+      assert type(batch) is np.ndarray  # Not a view of shared memory.
+      assert batch.tolist() == [i] * 3
+    processes = multiprocessing.active_children()
+    assert len(processes) == 2
+    os.kill(processes[0].pid, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(errors.UserError, match=r'worker process died.*-9'):
+      list(itertools.islice(batches, 50))  # What is in the queues still comes.
+    assert time.monotonic() - start < 30
+  assert not multiprocessing.active_children()
+
+
+def test_workers_through_the_command_line_give_the_numbers_of_none(
+  tmp_path, make_tiny_config
+):
+  config = make_tiny_config()
+  flat = config_lib.build_field_list(config)
+  default = config_lib.build_field_list(digits.get_config())
+  train.train_and_evaluate(config, f'{tmp_path}/0')
+  changed = [
+    f'--config.{name}={value}'
+    for name, value in flat.items()
+    if value != default[name]
+  ]
+  done = subprocess.run(
+    (
+      *(sys.executable, '-m', 'lipnext_jax.main'),
+      *('--config=configs/digits.py', f'--workdir={tmp_path}/2'),
+      *changed,
+      '--config.dataset.workers=2',
+    ),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'Warning' not in done.stderr  # No leaked shared memory either.
+  for name in ('eval.json', 'radii.csv'):
+    with open(f'{tmp_path}/0/{name}') as a, open(f'{tmp_path}/2/{name}') as b:
+      assert a.read() == b.read(), name
+
+
+def test_workers_end_with_a_parent_that_is_killed():
+  script = """
+import multiprocessing, sys, time
+from absl import app
+import grain, numpy as np
+from lipnext_jax.data import workers
+def main(argv):
+  ds = grain.MapDataset.range(2**40).map(lambda i: {'x': np.full(3, i)})
+  batches = workers.iterate(ds, 1)
+  next(batches)
+  print(len(multiprocessing.active_children()) * 'one worker', flush=True)
+  time.sleep(60)
+if __name__ == '__main__':
+  app.run(main)
+"""
+  parent = subprocess.Popen(
+    (sys.executable, '-c', script),
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+  )
+  assert parent.stdout.readline() == 'one worker\n'
+  parent.kill()
+  # The worker holds the pipe too: it closes when that is gone.
+  parent.communicate(timeout=30)
