@@ -54,7 +54,9 @@ def make_jpegs(count: int, width: int, height: int) -> list[bytes]:
   jpegs = []
   for _ in range(count):
     coarse = rng.integers(256, size=(12, 16, 3)).astype(np.uint8)
-    smooth = Image.fromarray(coarse).resize((width, height), Image.BICUBIC)
+    smooth = Image.fromarray(coarse).resize(
+      (width, height), Image.Resampling.BICUBIC
+    )
     noise = rng.normal(scale=19, size=(height, width, 1))
     noisy = np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
