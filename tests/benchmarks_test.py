@@ -76,3 +76,12 @@ def test_the_data_benchmark_compares_ways_of_decoding():
   # At 500×375 nothing can be halved: the same pixels.
   assert [float(line[-1]) for line in lines[:3]] == [0, 0, 0]
   assert 0 < float(lines[3][-1]) < 5
+
+
+def test_the_certificate_benchmark_prints_its_table():
+  out = run('certificates', *'--depth 1 --width 16 --batch 2'.split())
+  rows = dict(line.strip('|').split('|') for line in out.splitlines()[3:])
+  values = {name.strip(): float(value) for name, value in rows.items()}
+  assert 0 < values['Λ − 1'] < 1e-5
+  assert 0 < values['E, largest of the batch'] < 1e-9
+  assert values['largest difference of fast and rigorous radii'] < 1e-4

@@ -1,0 +1,97 @@
+"""What proving costs: Λ, E and the time of both certificates.
+
+    python -m benchmarks.certificates --depth 32 --width 1024
+
+A LipNeXt with random weights on images of CIFAR's shape; biases and positions
+are drawn as well, so that the bounds have something to follow. Needs jax, flax,
+optax and numpy. Prints a Markdown table; docs/certificates.md has a recorded
+one.
+"""
+
+import argparse
+import platform
+import time
+
+import jax
+import numpy as np
+
+from lipnext_jax import certify
+from lipnext_jax import models
+
+
+def make(depth: int, width: int, batch: int):
+  """A model, random parameters, and a batch of images [b, 32, 32, 3]."""
+  model = models.LipNeXt(
+    num_classes=10, depth=depth, width=width, patch_size=2, precision='highest'
+  )
+  rng = np.random.default_rng(0)
+  images = rng.random((batch, 32, 32, 3)).astype(np.float32)
+  params = jax.jit(model.init)(jax.random.key(0), images[:1])['params']
+
+  def fill(path, leaf):
+    if path[-1].key in ('bias', 'pos'):
+      # Trained biases of the digits model have this size.
+      return np.float32(0.05 * rng.normal(size=leaf.shape))
+    return np.asarray(leaf)
+
+  return model, jax.tree_util.tree_map_with_path(fill, params), images
+
+
+def seconds(fn):
+  """(seconds of the second call, its result): the first one compiles."""
+  jax.block_until_ready(fn())
+  begin = time.perf_counter()
+  result = jax.block_until_ready(fn())
+  return time.perf_counter() - begin, result
+
+
+def main():
+  """Parses the command line, measures, prints."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--depth', type=int, default=32)
+  parser.add_argument('--width', type=int, default=1024)
+  parser.add_argument('--batch', type=int, default=8)
+  args = parser.parse_args()
+  model, params, images = make(args.depth, args.width, args.batch)
+  variables = {'params': params}
+
+  begin = time.perf_counter()
+  bound = certify.lipschitz_bound(params)
+  proving = time.perf_counter() - begin
+
+  @jax.jit
+  def fast(variables, images):
+    kernel = models.head_kernel(variables)
+    return certify.certified_radius(
+      model.apply(variables, images), kernel, bound
+    )
+
+  on_device = jax.device_put(variables)
+  fast_time, (_, fast_radii) = seconds(lambda: fast(on_device, images))
+  begin = time.perf_counter()
+  certifier = certify.rigorous_certifier(model, params)
+  preparing = time.perf_counter() - begin
+  rigorous_time, found = seconds(lambda: certifier(images))
+  gap = np.max(np.abs(np.asarray(fast_radii) - found.radii))
+
+  print(
+    f'jax {jax.__version__}, {jax.devices()[0].device_kind}, '
+    f'{platform.machine()}; L{args.depth}W{args.width}, 32×32×3, '
+    f'batch {args.batch}.'
+  )
+  print('| | |\n|---|---|')
+  for name, value in (
+    ('Λ − 1', f'{bound - 1:.1e}'),
+    ('E, largest of the batch', f'{np.max(found.logit_errors):.1e}'),
+    ('median certified radius', f'{np.median(found.radii):.2e}'),
+    ('largest difference of fast and rigorous radii', f'{gap:.1e}'),
+    ('proving Λ, seconds', f'{proving:.1f}'),
+    ('preparing the rigorous certifier, seconds', f'{preparing:.1f}'),
+    ('fast, seconds an image', f'{fast_time / args.batch:.3f}'),
+    ('rigorous, seconds an image', f'{rigorous_time / args.batch:.3f}'),
+  ):
+    print(f'| {name} | {value} |')
+
+
+if __name__ == '__main__':
+  main()
