@@ -1,8 +1,11 @@
 """Files that are written at once or not at all."""
 
+from collections.abc import Mapping
 import json
 import os
 from typing import Any
+
+import numpy as np
 
 
 def write_text(path: str, text: str) -> None:
@@ -12,6 +15,14 @@ def write_text(path: str, text: str) -> None:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
+  """Named arrays as a compressed `.npz`, as a whole."""
+  temporary = f'{path}.tmp'
+  with open(temporary, 'wb') as file:
+    np.savez_compressed(file, **arrays)
   os.replace(temporary, path)
 
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from lipnext_jax import files
@@ -11,3 +12,12 @@ def test_a_file_is_replaced_at_once(tmp_path):
   with pytest.raises(TypeError):
     files.write_json(str(path), {'a': object()})
   assert json.loads(path.read_text()) == {'a': 1}
+
+
+def test_arrays_are_replaced_at_once(tmp_path):
+  path = tmp_path / 'x.npz'
+  files.write_arrays(str(path), {'a': np.arange(3)})
+  with pytest.raises(TypeError):
+    files.write_arrays(str(path), {7: np.arange(3)})
+  with np.load(path) as stored:
+    assert stored['a'].tolist() == [0, 1, 2]

@@ -190,7 +190,8 @@ def _run(
 
   def evaluate(x):
     (_, (losses, score)), grad = jax.value_and_grad(objective, has_aux=True)(x)
-    # A gradient that overflows moves nothing.
+    # Logits that are no numbers are another answer; their gradients, no move.
+    score = jnp.where(jnp.isnan(score), jnp.inf, score)
     return losses, score, jnp.where(jnp.isfinite(grad), grad, 0)
 
   def project(x):

@@ -13,7 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import certify
+from lipnext_jax import evaluate
 from lipnext_jax import models
+from lipnext_jax import train_step
+from lipnext_jax.certify import rigorous
 from lipnext_jax.models import registry
 
 BATCH_SIZE = 512  # Of one forward pass; the last one is padded to it.
@@ -148,13 +151,14 @@ def fast_target(
   Args:
     model: in any precision; evaluated as `models.registry.for_evaluation`.
     params: the weights that are certified.
-    images: [n, H, W, ch] float32 in [0, 1].
+    images: [n, H, W, ch], uint8 or float32 in [0, 1].
     batch_size: of one forward pass.
   """
+  images = np.asarray(train_step.to_unit(jnp.asarray(images)), np.float32)
   target = Target(
     apply=Network(registry.for_evaluation(model)),
     params=params,
-    images=np.asarray(images, np.float32),
+    images=images,
     predictions=np.zeros(len(images), np.int32),
     radii=np.zeros(len(images)),
     lipschitz=certify.lipschitz_bound(params),
@@ -165,8 +169,44 @@ def fast_target(
   # Rounded up into float32, as evaluation does.
   scale = np.nextafter(np.float32(target.lipschitz), np.float32(np.inf))
   predictions, radii = certify.certified_radius(
-    jnp.asarray(target.logits(target.images)), kernel, scale
+    jnp.asarray(target.logits(images)), kernel, scale
   )
   return target._replace(
     predictions=np.asarray(predictions), radii=np.asarray(radii, np.float64)
   )
+
+
+def rigorous_target(
+  model: nn.Module,
+  params: Any,
+  images: np.ndarray,
+  *,
+  batch_size: int = BATCH_SIZE,
+) -> Target:
+  """The float64 certificates, their rounding subtracted: closed balls.
+
+  Args:
+    model: in any precision; evaluated as `certify.rigorous.float64_model`.
+    params: the weights that are certified.
+    images: [n, H, W, ch], uint8 or float in [0, 1].
+    batch_size: of one forward pass.
+  """
+  images = evaluate.to_unit64(np.asarray(images))
+  batch_size = min(batch_size, len(images))
+  certifier = certify.rigorous_certifier(model, params)
+  found = [
+    (certifier(batch), valid) for batch, valid in batches(batch_size, images)
+  ]
+  return Target(
+    apply=Network(rigorous.float64_model(model)),
+    params=rigorous.float64_params(params),
+    images=images,
+    predictions=np.concatenate([c.predictions[:v] for c, v in found]),
+    radii=np.concatenate([c.radii[:v] for c, v in found]),
+    lipschitz=found[0][0].lipschitz,
+    closed=True,
+    batch_size=batch_size,
+  )
+
+
+TARGETS = {'fast': fast_target, 'rigorous': rigorous_target}
