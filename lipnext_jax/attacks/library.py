@@ -6,6 +6,7 @@ that the distances it finds are several times too large (foolbox 3.3.4).
 """
 
 from collections.abc import Iterator
+import functools
 from typing import Any
 
 import jax
@@ -18,9 +19,10 @@ from lipnext_jax.attacks import target as target_lib
 ATTACKS = ('deepfool', 'ddn', 'carlini_wagner')
 
 
-def _build(steps: int) -> dict[str, Any]:
+def _build(logits_fn, low, high, steps) -> tuple[Any, dict[str, Any]]:
+  """The model as foolbox wants it, and the attacks by name."""
   try:
-    from foolbox import attacks  # An extra: slow to import, and needs git.
+    import foolbox  # An extra: slow to import, and needs git.
   except ImportError as error:
     raise errors.ConfigError(
       'attack',
@@ -28,13 +30,20 @@ def _build(steps: int) -> dict[str, Any]:
       f'cannot be imported ({error})',
       "pip install 'lipnext_jax[attack]', and git",
     ) from None
-  return {
+  attacks = foolbox.attacks
+  return foolbox.JAXModel(logits_fn, bounds=(low, high)), {
     'deepfool': attacks.L2DeepFoolAttack(steps=steps, overshoot=0.002),
     'ddn': attacks.DDNAttack(steps=steps),
     'carlini_wagner': attacks.L2CarliniWagnerAttack(
       binary_search_steps=4, steps=steps, stepsize=0.02, initial_const=1.0
     ),
   }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _wide_logits(apply, dtype, params, x):
+  """Through the arithmetic of the claim, from and to the search's format."""
+  return apply(params, x.astype(dtype)).astype(x.dtype)
 
 
 def minimal(
@@ -60,22 +69,18 @@ def minimal(
   Raises:
     ConfigError: foolbox is not installed.
   """
-  from foolbox import JAXModel
-
-  attacks = _build(steps)
   low, high = 0.0, 1.0
   if not box:  # Nothing within this distance leaves the interval.
     reach = max(1.0, 2 * float(np.max(target.radii, initial=0)))
     low, high = -reach, 1 + reach
   wide = target.search_dtype()
+  model, attacks = _build(
+    lambda x: _wide_logits(target.apply, target.images.dtype, target.params, x),
+    low,
+    high,
+    steps,
+  )
   with target.arithmetic():
-
-    @jax.jit
-    def logits_fn(x):
-      logits = target.apply(target.params, x.astype(target.images.dtype))
-      return logits.astype(x.dtype)
-
-    model = JAXModel(logits_fn, bounds=(low, high))
     for name in names:
       points = []
       for images, labels, valid in target_lib.batches(
