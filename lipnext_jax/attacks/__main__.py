@@ -45,7 +45,12 @@ class _Parser(argparse.ArgumentParser):
     )
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """The flags of the command line.
+
+  Raises:
+    ConfigError: flags that are missing, unknown or out of range.
+  """
   defaults = run_lib.Settings()
   parser = _Parser(
     prog='python -m lipnext_jax.attacks',
@@ -206,7 +211,7 @@ def print_table(summary: Mapping[str, Any], name: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the attacks; a `UserError` becomes one line and its exit code."""
   try:
-    attack_workdir(_parse(argv))
+    attack_workdir(parse(argv))
   except errors.UserError as error:
     print(f'error: {error}', file=sys.stderr)
     return error.exit_code

@@ -11,6 +11,10 @@ import fractions
 
 import numpy as np
 
+# Infinite radii (no rival can ever win) are searched so far and no further: no
+# image is there, and every float format still holds the numbers.
+FARTHEST = 2.0**10
+_SMALLEST_NORM = float(np.finfo(np.float64).tiny)
 # Below this, squares may underflow where the widest float is a double.
 _SMALLEST_SQUARE = 2.0**-900
 
@@ -116,8 +120,9 @@ def pull_inside(
     to_sphere: also push points that lie deeper inside outwards.
 
   Returns:
-    [n, ...], every row inside its ball (an image itself where nothing else on
-    the ray is; of an open ball of radius 0, that image too).
+    [n, ...], every row inside its ball and at most `FARTHEST` away (an image
+    itself where nothing else on the ray is; of an open ball of radius 0, that
+    image too).
 
   >>> x = np.float32([[0.3, 0.4]])
   >>> y = pull_inside(x, x + 9, np.array([0.1]), closed=False)
@@ -131,7 +136,8 @@ def pull_inside(
   delta = _flat(points, np.float64) - center
   delta = np.where(np.isfinite(delta), delta, 0)
   norms = np.linalg.norm(delta, axis=-1)
-  limit = radii / np.maximum(norms, np.finfo(np.float64).tiny)
+  radii = np.minimum(radii, FARTHEST)
+  limit = radii / np.maximum(norms, _SMALLEST_NORM)
   scale = np.where(norms > 0, limit, 0)
   if not to_sphere:
     scale = np.minimum(scale, 1)

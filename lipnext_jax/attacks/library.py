@@ -19,7 +19,7 @@ from lipnext_jax.attacks import target as target_lib
 ATTACKS = ('deepfool', 'ddn', 'carlini_wagner')
 
 
-def _build(logits_fn, low, high, steps) -> tuple[Any, dict[str, Any]]:
+def _build(logits_fn, low, high, steps, scale) -> tuple[Any, dict[str, Any]]:
   """The model as foolbox wants it, and the attacks by name."""
   try:
     import foolbox  # An extra: slow to import, and needs git.
@@ -33,7 +33,7 @@ def _build(logits_fn, low, high, steps) -> tuple[Any, dict[str, Any]]:
   attacks = foolbox.attacks
   return foolbox.JAXModel(logits_fn, bounds=(low, high)), {
     'deepfool': attacks.L2DeepFoolAttack(steps=steps, overshoot=0.002),
-    'ddn': attacks.DDNAttack(steps=steps),
+    'ddn': attacks.DDNAttack(init_epsilon=scale, steps=steps),
     'carlini_wagner': attacks.L2CarliniWagnerAttack(
       binary_search_steps=4, steps=steps, stepsize=0.02, initial_const=1.0
     ),
@@ -69,16 +69,20 @@ def minimal(
   Raises:
     ConfigError: foolbox is not installed.
   """
+  held = target.radii[(target.radii > 0) & np.isfinite(target.radii)]
   low, high = 0.0, 1.0
   if not box:  # Nothing within this distance leaves the interval.
-    reach = max(1.0, 2 * float(np.max(target.radii, initial=0)))
+    reach = max(1.0, 2 * float(np.max(held, initial=0)))
     low, high = -reach, 1 + reach
+  # DDN changes its norm by a twentieth a step: it should start near the edges.
+  scale = 2 * float(np.median(held)) if held.size else 1.0
   wide = target.search_dtype()
   model, attacks = _build(
     lambda x: _wide_logits(target.apply, target.images.dtype, target.params, x),
     low,
     high,
     steps,
+    scale,
   )
   with target.arithmetic():
     for name in names:

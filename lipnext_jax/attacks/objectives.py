@@ -60,8 +60,7 @@ def dlr(logits: jax.Array, labels: jax.Array, rivals: jax.Array) -> jax.Array:
     return difference
   top = jax.lax.top_k(logits, 3)[0]
   spread = top[:, 0] - top[:, 2]
-  tiny = jnp.finfo(logits.dtype).tiny  # Three equal logits: finite, no more.
-  return difference / jnp.maximum(spread, tiny)
+  return difference / jnp.where(spread > 0, spread, 1)
 
 
 def rival_margin(

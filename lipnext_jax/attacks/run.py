@@ -76,7 +76,7 @@ def attack_target(
       ledger.judge(f'{name}, {where}', points, options)
   say(_found(ledger, 'minimal-distance attacks'))
 
-  starts = []
+  starts, reach = [], np.minimum(target.radii, exact.FARTHEST)
   ranks = range(max(s.restarts, 1))
   rivals = [gradient.nearest_rivals(target, rank) for rank in ranks]
   for box in (False, True):
@@ -84,10 +84,10 @@ def attack_target(
       name = f'{search.method} {search.loss}, {_where(box)}, at the radius'
       for rival in rivals[: s.restarts]:
         points = gradient.attack(
-          target, search, target.radii, rival, seed=next(seeds), box=box
+          target, search, reach, rival, seed=next(seeds), box=box
         )
         points = exact.pull_inside(
-          target.images, points, target.radii, closed=target.closed
+          target.images, points, reach, closed=target.closed
         )
         ledger.judge(name, points, search._asdict(), at_radius=True)
         starts.append(points)

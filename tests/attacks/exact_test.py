@@ -120,3 +120,12 @@ def test_pulling_into_nothing_gives_the_image():
   for closed in (False, True):
     pulled = exact.pull_inside(x, y, radii, closed=closed)
     np.testing.assert_array_equal(pulled, x)
+
+
+@pytest.mark.parametrize('dtype', FORMATS)
+def test_an_infinite_radius_is_searched_to_a_finite_distance(dtype):
+  x = np.full([1, 3], 0.5).astype(dtype)
+  y = exact.pull_inside(
+    x, x + x, np.array([math.inf]), closed=False, to_sphere=True
+  )
+  assert 1000 < exact.distances(x, y)[0] <= exact.FARTHEST
