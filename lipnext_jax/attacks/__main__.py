@@ -116,7 +116,8 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   found = restore.restore(
     flags.workdir, {k: v for k, v in overrides.items() if v is not None}
   )
-  source = sources.final_split(found.dataset, found.config.eval.split)
+  dataset = sources.load_dataset(found.config.dataset)
+  source = sources.final_split(dataset, found.config.eval.split)
   count = min(flags.examples or len(source), len(source))
   examples = [source[i] for i in range(count)]
   images = np.stack([example['image'] for example in examples])
