@@ -79,7 +79,7 @@ def test_the_data_benchmark_compares_ways_of_decoding():
 
 
 def test_the_certificate_benchmark_prints_its_table():
-  out = run('certificates', *'--depth 1 --width 16 --batch 2'.split())
+  out = run('certificates', *['--depth', '1', '--width', '16', '--batch', '2'])
   rows = dict(line.strip('|').split('|') for line in out.splitlines()[3:])
   values = {name.strip(): float(value) for name, value in rows.items()}
   assert 0 < values['Λ − 1'] < 1e-5

@@ -21,3 +21,12 @@ def test_arrays_come_back_and_no_temporary_file_stays(tmp_path):
     assert stored['a'].tolist() == [0, 1, 2]
     assert stored['b'].tolist() == ['x']
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_arrays_that_cannot_be_written_leave_the_old_ones(tmp_path):
+  path = tmp_path / 'x.npz'
+  files.write_arrays(str(path), {'a': np.arange(3)})
+  with pytest.raises(TypeError):
+    files.write_arrays(str(path), {7: np.arange(3)})
+  with np.load(path) as stored:
+    assert stored['a'].tolist() == [0, 1, 2]

@@ -18,15 +18,14 @@ import json
 import sys
 from typing import Any
 from typing import NamedTuple
-from typing import NoReturn
 
 import jax
 import ml_collections
 import numpy as np
 
 from lipnext_jax import certify
+from lipnext_jax import command
 from lipnext_jax import config as config_lib
-from lipnext_jax import errors
 from lipnext_jax import models
 from lipnext_jax import restore
 from lipnext_jax.certify import inputs
@@ -47,27 +46,20 @@ class Service(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
-  args = _parse(argv)
-  try:
+
+  def run() -> int:
+    args = _parse(argv)
     service = _from_artifact(args) if args.artifact else _from_workdir(args)
     if args.export:
       return 0  # Written, and there is nothing to certify.
     return _certify_all(service, args)
-  except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return error.exit_code
 
-
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str) -> NoReturn:
-    """One line instead of the usage."""
-    print(f'error: {message}; see --help.', file=sys.stderr)
-    sys.exit(errors.ConfigError.exit_code)
+  return command.run(run)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = _Parser(
-    prog='python -m lipnext_jax.certify', description=__doc__.split('\n')[0]
+  parser = command.Parser(
+    'python -m lipnext_jax.certify', __doc__.split('\n')[0]
   )
   add = parser.add_argument
   add('images', nargs='*', metavar='IMAGE', help='file, folder, or -')

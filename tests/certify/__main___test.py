@@ -141,10 +141,8 @@ def test_an_exported_artifact_certifies_alike(run, capsys, tmp_path):
   ],
 )
 def test_mistakes_on_the_command_line_are_one_line(capsys, args, problem):
-  with pytest.raises(SystemExit) as stop:
-    command.main(args)
-  assert stop.value.code == 2
-  err = capsys.readouterr().err
+  code, _, err = call(capsys, *args)
+  assert code == 2
   assert problem in err
   assert len(err.splitlines()) == 1
 

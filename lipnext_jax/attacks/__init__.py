@@ -1,0 +1,19 @@
+"""Attacks that try to break certificates; the count must stay at zero."""
+
+from lipnext_jax.attacks.ledger import Ledger
+from lipnext_jax.attacks.lower_bound import lipschitz_lower_bound
+from lipnext_jax.attacks.run import attack_target
+from lipnext_jax.attacks.run import Settings
+from lipnext_jax.attacks.target import fast_target
+from lipnext_jax.attacks.target import rigorous_target
+from lipnext_jax.attacks.target import Target
+
+__all__ = [
+  'Ledger',
+  'Settings',
+  'Target',
+  'attack_target',
+  'fast_target',
+  'lipschitz_lower_bound',
+  'rigorous_target',
+]

@@ -1,0 +1,165 @@
+"""Is a point inside a ball? Decided without rounding error.
+
+A certificate broken by a point that is one unit in the last place too far away
+is not broken, and one that a rounded distance lets off is. Floating-point
+numbers are integers times powers of two, so that a squared distance is an exact
+rational number. Most comparisons are far from a tie and are settled by NumPy's
+widest floats with an error bound; the others by integers.
+"""
+
+import fractions
+
+import numpy as np
+
+# Infinite radii (no rival can ever win) are searched so far and no further: no
+# image is there, and every float format still holds the numbers.
+FARTHEST = 2.0**10
+_SMALLEST_NORM = float(np.finfo(np.float64).tiny)
+# Below this, squares may underflow where the widest float is a double.
+_SMALLEST_SQUARE = 2.0**-900
+
+
+def _flat(values: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
+  values = np.asarray(values)
+  return values.reshape(len(values), -1).astype(dtype)
+
+
+def squared_distance(x: np.ndarray, y: np.ndarray) -> fractions.Fraction:
+  """‖x − y‖² of two finite arrays of any float dtype, exactly.
+
+  >>> squared_distance(np.float32([0.1, 0]), np.float32([0, 0])) == (
+  ...   fractions.Fraction(float(np.float32(0.1))) ** 2)
+  True
+  """
+  both = np.stack([np.ravel(x), np.ravel(y)]).astype(np.float64)
+  mantissas, exponents = np.frexp(both)
+  lowest = int(np.min(exponents, initial=0, where=mantissas != 0))
+  integers = (mantissas * 2.0**53).astype(np.int64).tolist()
+  shifts = np.maximum(exponents - lowest, 0).tolist()
+  rows = [
+    [m << s for m, s in zip(ms, ss, strict=True)]
+    for ms, ss in zip(integers, shifts, strict=True)
+  ]
+  total = sum((a - b) ** 2 for a, b in zip(*rows, strict=True))
+  return total * fractions.Fraction(2) ** (2 * (lowest - 53))
+
+
+def compare(
+  images: np.ndarray, points: np.ndarray, radii: np.ndarray
+) -> np.ndarray:
+  """The sign of ‖point − image‖ − radius, exactly, for every row.
+
+  Args:
+    images: [n, ...], any float dtype.
+    points: [n, ...]; what is not finite lies outside.
+    radii: [n] float64, >= 0, ℓ2 in the units of the images; infinity is one.
+
+  Returns:
+    [n] int: −1 inside the open ball, 0 on the sphere, 1 outside.
+
+  >>> compare(np.zeros([3, 2]), np.array([[3, 4]] * 3), np.array([4, 5, 6]))
+  array([ 1,  0, -1])
+  """
+  wide = np.longdouble
+  x, y, r = _flat(images, wide), _flat(points, wide), radii.astype(wide)
+  finite = np.all(np.isfinite(y), axis=-1)
+  y = np.where(finite[:, None], y, x)
+  squares, limits = np.sum((x - y) ** 2, axis=-1), r * r
+  # Each term rounds by 3 units at most and the sum of non-negative terms by one
+  # unit each; the limit by one. The other half pays for this expression.
+  slack = 2 * (x.shape[1] + 4) * np.finfo(wide).eps
+  signs = np.where(squares > limits, 1, -1)
+  unsure = np.abs(squares - limits) <= slack * np.maximum(squares, limits)
+  unsure |= np.maximum(squares, limits) < _SMALLEST_SQUARE
+  for i in np.flatnonzero(unsure & finite & np.isfinite(r)):
+    square = squared_distance(images[i], points[i])
+    limit = fractions.Fraction(float(radii[i])) ** 2
+    signs[i] = (square > limit) - (square < limit)
+  return np.where(finite, signs, 1)
+
+
+def is_inside(
+  images: np.ndarray, points: np.ndarray, radii: np.ndarray, *, closed: bool
+) -> np.ndarray:
+  """Whether each point lies in the (closed or open) ball: [n] bool, exactly.
+
+  >>> x, y = np.zeros([1, 2]), np.array([[3.0, 4.0]])
+  >>> [bool(is_inside(x, y, np.array([5.0]), closed=c)[0])
+  ...  for c in (False, True)]
+  [False, True]
+  """
+  signs = compare(images, points, radii)
+  return signs <= 0 if closed else signs < 0
+
+
+def distances(images: np.ndarray, points: np.ndarray) -> np.ndarray:
+  """‖point − image‖ of every row, [n] float64, for reports and searches.
+
+  >>> distances(np.zeros([1, 2]), np.array([[3.0, 4.0]]))
+  array([5.])
+  """
+  x, y = _flat(images, np.longdouble), _flat(points, np.longdouble)
+  return np.sqrt(np.sum((x - y) ** 2, axis=-1)).astype(np.float64)
+
+
+def pull_inside(
+  images: np.ndarray,
+  points: np.ndarray,
+  radii: np.ndarray,
+  *,
+  closed: bool,
+  to_sphere: bool = False,
+) -> np.ndarray:
+  """Moves points along their rays to the last representable one in the ball.
+
+  Args:
+    images: [n, ...]; their dtype is the number format of the result.
+    points: [n, ...], any float dtype.
+    radii: [n] float64, ℓ2 in the units of the images.
+    closed: whether the sphere belongs to the ball.
+    to_sphere: also push points that lie deeper inside outwards.
+
+  Returns:
+    [n, ...], every row inside its ball and at most `FARTHEST` away (an image
+    itself where nothing else on the ray is; of an open ball of radius 0, that
+    image too).
+
+  >>> x = np.float32([[0.3, 0.4]])
+  >>> y = pull_inside(x, x + 9, np.array([0.1]), closed=False)
+  >>> bool(is_inside(x, y, np.array([0.1]), closed=False)[0]), y.dtype
+  (True, dtype('float32'))
+  >>> f'{distances(x, y)[0]:.6f}'
+  '0.100000'
+  """
+  images = np.asarray(images)
+  center = _flat(images, np.float64)
+  delta = _flat(points, np.float64) - center
+  delta = np.where(np.isfinite(delta), delta, 0)
+  norms = np.linalg.norm(delta, axis=-1)
+  radii = np.minimum(radii, FARTHEST)
+  limit = radii / np.maximum(norms, _SMALLEST_NORM)
+  scale = np.where(norms > 0, limit, 0)
+  if not to_sphere:
+    scale = np.minimum(scale, 1)
+
+  def place(rows, scale):
+    placed = center[rows] + scale[:, None] * delta[rows]
+    return placed.astype(images.dtype).reshape(-1, *images.shape[1:])
+
+  result = place(np.arange(len(images)), scale)
+  left = np.flatnonzero(~is_inside(images, result, radii, closed=closed))
+  step = _format_eps(images.dtype) / 4
+  while left.size:
+    scale[left] *= max(1 - step, 0)
+    moved = place(left, scale[left])
+    result[left] = moved
+    fits = is_inside(images[left], moved, radii[left], closed=closed)
+    left = left[~fits & (scale[left] > 0)]
+    step *= 2
+  return result
+
+
+def _format_eps(dtype: np.dtype) -> float:
+  """The distance of 1 to the next number of any float format."""
+  one = np.ones([], dtype)
+  return float(np.nextafter(one, one + one)) - 1

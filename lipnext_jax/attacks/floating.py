@@ -1,0 +1,135 @@
+"""Attacks on rounding: search the representable points next to a sphere.
+
+Gradient attacks treat an input as a vector of real numbers. A certificate is
+about the numbers that exist: near its sphere there are astronomically many,
+with logits that differ by rounding alone, and one of them may be answered
+differently. (The idea, against other certificates: J. Jin et al., "Getting a-
+Round Guarantees: Floating-Point Attacks on Certified Robustness", arXiv
+2205.10159.)
+
+From each start the walk goes to the last representable point inside the ball,
+then random steps of a few units in the last place, pulled back inside, are kept
+whenever they bring the margin down, as the arithmetic under attack computes it.
+"""
+
+import numpy as np
+
+from lipnext_jax.attacks import exact
+from lipnext_jax.attacks import target as target_lib
+
+# Steps of up to 2^11 units in the last place: from rounding to geometry.
+_LARGEST_EXPONENT = 11
+
+
+def margins(target: target_lib.Target, points: np.ndarray, rows: np.ndarray):
+  """f_p − max_{j≠p} f_j of points [m, …] of the images `rows`: [m] float64.
+
+  At most 0 where the answer may change; −∞ for logits that are no numbers.
+  """
+  logits = target.logits(points).astype(np.float64)
+  labels = target.predictions[rows][:, None]
+  own = np.take_along_axis(logits, labels, axis=-1)[:, 0]
+  np.put_along_axis(logits, labels, -np.inf, axis=-1)
+  margin = own - np.max(logits, axis=-1)
+  return np.where(np.isnan(margin), -np.inf, margin)
+
+
+def rounding_steps(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Random sign steps of some coordinates, by 2^j units in the last place.
+
+  Args:
+    points: [m, …], any float dtype; one exponent j and one share of moving
+      coordinates are drawn for each.
+    rng: draws them.
+
+  Returns:
+    [m, …] float64, not yet rounded.
+  """
+  one_each = (len(points), *[1] * (points.ndim - 1))
+  up = np.nextafter(points, np.full_like(points, np.inf)).astype(np.float64)
+  wide = points.astype(np.float64)
+  units = 2.0 ** rng.integers(0, _LARGEST_EXPONENT + 1, one_each)
+  moving = rng.random(points.shape) < rng.random(one_each)
+  signs = rng.choice([-1.0, 1.0], points.shape)
+  return wide + (up - wide) * units * moving * signs
+
+
+def attack(
+  target: target_lib.Target,
+  starts: np.ndarray,
+  *,
+  rounds: int,
+  candidates: int,
+  seed: int,
+) -> np.ndarray:
+  """Walks every start to the certified sphere, and along it.
+
+  Args:
+    target: what is attacked.
+    starts: [n, H, W, ch], where the rays from the images go through: the
+      nearest adversarial examples of other attacks, or images plus gradients.
+    rounds: of random steps.
+    candidates: tried for each image in each round.
+    seed: of the steps.
+
+  Returns:
+    [n, H, W, ch] in the format of the images, inside the balls, each with the
+    smallest margin that was met (the first whose answer changes, if any does).
+  """
+  rng = np.random.default_rng(seed)
+  n = len(target.images)
+
+  def pull(points, rows):
+    return exact.pull_inside(
+      target.images[rows],
+      points,
+      target.radii[rows],
+      closed=target.closed,
+      to_sphere=True,
+    )
+
+  everyone = np.arange(n)
+  best = pull(starts, everyone)
+  score = margins(target, best, everyone)
+  for _ in range(rounds):
+    # Whoever is beaten is done, and without a ball there is nothing to walk.
+    rows = np.flatnonzero((score >= 0) & (target.radii > 0))
+    if not rows.size:
+      break
+    rows = np.repeat(rows, candidates)
+    points = pull(rounding_steps(best[rows], rng), rows)
+    found = margins(target, points, rows)
+    lowest, choice = target_lib.lowest_per_row(found, rows, n)
+    better = lowest < score
+    best[better] = points[choice[better]]
+    score = np.minimum(score, lowest)
+  return best
+
+
+def bisect(
+  target: target_lib.Target, points: np.ndarray, *, steps: int = 30
+) -> np.ndarray:
+  """Moves adversarial points towards their images, as far as they stay so.
+
+  Args:
+    target: what is attacked.
+    points: [n, H, W, ch].
+    steps: halvings of each segment.
+
+  Returns:
+    [n, H, W, ch] in the format of the images; points that are not adversarial
+    stay where they are.
+  """
+  images = target.images.astype(np.float64)
+  points = np.asarray(points).astype(target.images.dtype)
+  delta = points.astype(np.float64) - images
+  low, high = np.zeros(len(points)), np.ones(len(points))
+  best = points
+  for _ in range(steps):
+    middle = (low + high) / 2
+    wide = middle.reshape(-1, *[1] * (points.ndim - 1))
+    tried = (images + wide * delta).astype(points.dtype)
+    changed = target.answers(tried) != target.predictions
+    best = np.where(changed.reshape(wide.shape), tried, best)
+    low, high = np.where(changed, low, middle), np.where(changed, middle, high)
+  return best

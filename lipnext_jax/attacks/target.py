@@ -1,0 +1,212 @@
+"""What is attacked: a function in its own arithmetic, and its certificates."""
+
+import contextlib
+import dataclasses
+import functools
+from typing import Any
+from typing import NamedTuple
+from typing import Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lipnext_jax import certify
+from lipnext_jax import evaluate
+from lipnext_jax import models
+from lipnext_jax import train_step
+from lipnext_jax.certify import rigorous
+from lipnext_jax.models import registry
+
+BATCH_SIZE = 512  # Of one forward pass; the last one is padded to it.
+
+
+class Apply(Protocol):
+  """(params, images [b, H, W, ch]) → logits [b, k]; hashable."""
+
+  def __call__(self, params: Any, images: jax.Array) -> jax.Array:
+    """The logits."""
+    ...
+
+  def __hash__(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A flax model as a function; equal models share compiled programs.
+
+  >>> model = models.LipNeXt(num_classes=2, depth=1, width=4, patch_size=2)
+  >>> Network(model) == Network(model.clone())
+  True
+  """
+
+  model: nn.Module
+
+  def __call__(self, params: Any, images: jax.Array) -> jax.Array:
+    """Images [b, H, W, ch] → logits [b, k]."""
+    logits: Any = self.model.apply({'params': params}, images)
+    return logits
+
+
+class Target(NamedTuple):
+  """Certificates, and the arithmetic that they are about.
+
+  The claim: at every point of the ball of `radii[i]` around `images[i]` whose
+  coordinates are numbers of the images' dtype, `apply` answers
+  `predictions[i]`. The ball is open unless `closed`.
+  """
+
+  apply: Apply
+  params: Any
+  images: np.ndarray  # Shape (n, H, W, ch), in the format that is attacked.
+  predictions: np.ndarray  # Shape (n,): int32.
+  radii: np.ndarray  # Shape (n,): float64, ℓ2 in the units of the images.
+  lipschitz: float  # Λ that the radii were divided by.
+  closed: bool
+  batch_size: int = BATCH_SIZE
+
+  def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+    """The context in which JAX computes as the certificates say."""
+    return jax.enable_x64(self.images.dtype == np.float64)
+
+  def search_dtype(self) -> np.dtype:
+    """Of the gradients and iterates: float32 or wider."""
+    return np.promote_types(self.images.dtype, np.float32)
+
+  def logits(self, points: np.ndarray) -> np.ndarray:
+    """Logits [m, k] of points [m, H, W, ch], in the arithmetic of the claim."""
+    points = np.asarray(points, self.images.dtype)
+    with self.arithmetic():
+      chunks = [
+        np.asarray(_jit_apply(self.apply, self.params, batch))[:valid]
+        for batch, valid in batches(self.batch_size, points)
+      ]
+    return np.concatenate(chunks)
+
+  def answers(self, points: np.ndarray) -> np.ndarray:
+    """Predictions [m] of points [m, H, W, ch]; −1: logits that are no numbers.
+
+    Ties go to the lowest class, as everywhere.
+    """
+    logits = self.logits(points)
+    sound = np.all(np.isfinite(logits), axis=-1)
+    return np.where(sound, np.argmax(logits, axis=-1), -1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _jit_apply(apply, params, images):
+  return apply(params, images)
+
+
+def batches(size: int, *arrays: np.ndarray):
+  """Yields (*parts, valid): parts of `size` rows, the last padded by copies.
+
+  One shape is one compiled program, and one order of summation.
+
+  >>> [(part.tolist(), valid) for part, valid in batches(2, np.arange(3))]
+  [([0, 1], 2), ([2, 2], 1)]
+  """
+  total = len(arrays[0])
+  for start in range(0, total, size):
+    rows = np.minimum(np.arange(start, start + size), total - 1)
+    parts = [array[rows] for array in arrays]
+    yield (*parts, min(size, total - start))
+
+
+def lowest_per_row(
+  values: np.ndarray, rows: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Of several values for each of `n` rows: the lowest, and which it was.
+
+  Rows without a value get infinity, and the choice 0.
+
+  >>> lowest_per_row(np.array([3.0, 1.0, 2.0]), np.array([0, 0, 2]), 3)
+  (array([ 1., inf,  2.]), array([1, 0, 2]))
+  """
+  order = np.argsort(-values, kind='stable')  # The lowest is written last.
+  lowest, choice = np.full(n, np.inf), np.zeros(n, np.int64)
+  lowest[rows[order]], choice[rows[order]] = values[order], order
+  return lowest, choice
+
+
+def spread(values: jax.Array, like: jax.Array) -> jax.Array:
+  """Shapes [b] so that it multiplies [b, …].
+
+  >>> spread(jnp.ones(3), jnp.ones([3, 4, 5])).shape
+  (3, 1, 1)
+  """
+  return values.reshape(values.shape + (1,) * (like.ndim - 1))
+
+
+def fast_target(
+  model: nn.Module,
+  params: Any,
+  images: np.ndarray,
+  *,
+  batch_size: int = BATCH_SIZE,
+) -> Target:
+  """The certificates of evaluation: float32, highest precision, open balls.
+
+  Args:
+    model: in any precision; evaluated as `models.registry.for_evaluation`.
+    params: the weights that are certified.
+    images: [n, H, W, ch], uint8 or float32 in [0, 1].
+    batch_size: of one forward pass.
+  """
+  images = np.asarray(train_step.to_unit(jnp.asarray(images)), np.float32)
+  target = Target(
+    apply=Network(registry.for_evaluation(model)),
+    params=params,
+    images=images,
+    predictions=np.zeros(len(images), np.int32),
+    radii=np.zeros(len(images)),
+    lipschitz=certify.lipschitz_bound(params),
+    closed=False,
+    batch_size=min(batch_size, len(images)),
+  )
+  kernel = models.head_kernel({'params': params})
+  # Rounded up into float32, as evaluation does.
+  scale = np.nextafter(np.float32(target.lipschitz), np.float32(np.inf))
+  predictions, radii = certify.certified_radius(
+    jnp.asarray(target.logits(images)), kernel, scale
+  )
+  return target._replace(
+    predictions=np.asarray(predictions), radii=np.asarray(radii, np.float64)
+  )
+
+
+def rigorous_target(
+  model: nn.Module,
+  params: Any,
+  images: np.ndarray,
+  *,
+  batch_size: int = BATCH_SIZE,
+) -> Target:
+  """The float64 certificates, their rounding subtracted: closed balls.
+
+  Args:
+    model: in any precision; evaluated as `certify.rigorous.float64_model`.
+    params: the weights that are certified.
+    images: [n, H, W, ch], uint8 or float in [0, 1].
+    batch_size: of one forward pass.
+  """
+  images = evaluate.to_unit64(np.asarray(images))
+  batch_size = min(batch_size, len(images))
+  certifier = certify.rigorous_certifier(model, params)
+  found = [
+    (certifier(batch), valid) for batch, valid in batches(batch_size, images)
+  ]
+  return Target(
+    apply=Network(rigorous.float64_model(model)),
+    params=rigorous.float64_params(params),
+    images=images,
+    predictions=np.concatenate([c.predictions[:v] for c, v in found]),
+    radii=np.concatenate([c.radii[:v] for c, v in found]),
+    lipschitz=found[0][0].lipschitz,
+    closed=True,
+    batch_size=batch_size,
+  )
+
+
+TARGETS = {'fast': fast_target, 'rigorous': rigorous_target}

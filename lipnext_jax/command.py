@@ -1,0 +1,39 @@
+"""What the small programs share: mistakes are one line and an exit code."""
+
+import argparse
+from collections.abc import Callable
+import sys
+from typing import NoReturn
+
+from lipnext_jax import errors
+
+
+class Parser(argparse.ArgumentParser):
+  """Raises instead of printing its usage; flags must be written out."""
+
+  def __init__(self, prog: str, description: str):
+    """Takes what --help shows."""
+    super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+  def error(self, message: str) -> NoReturn:
+    """See `argparse`.
+
+    Raises:
+      ConfigError: always.
+    """
+    raise errors.ConfigError(
+      'command line', ' '.join(sys.argv[1:]), f'is wrong ({message})', 'see -h'
+    )
+
+
+def run(main: Callable[[], int]) -> int:
+  """Calls `main`; a `UserError` becomes one line on stderr and its exit code.
+
+  >>> run(lambda: 0)
+  0
+  """
+  try:
+    return main()
+  except errors.UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return error.exit_code

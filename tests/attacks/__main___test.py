@@ -1,0 +1,133 @@
+"""The command line, in this process but for one call."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lipnext_jax import errors
+from lipnext_jax.attacks import __main__ as cli
+from lipnext_jax.attacks import target as target_lib
+
+QUICK = ('--examples=16', '--restarts=1', '--steps=5', '--library')
+RIGOROUS = ('--certificate=rigorous', *QUICK)
+
+
+@pytest.fixture(scope='module')
+def attacked(trained_run, tmp_path_factory):
+  """A workdir after its certificates were attacked."""
+  workdir = str(tmp_path_factory.mktemp('attacked') / 'run')
+  shutil.copytree(trained_run[0], workdir)
+  assert cli.main([f'--workdir={workdir}', *RIGOROUS]) == 0
+  return workdir
+
+
+def read(workdir):
+  with open(f'{workdir}/attack.json', encoding='utf-8') as file:
+    return json.load(file)
+
+
+def test_both_files_hold_what_they_promise(attacked, trained_run):
+  found = read(attacked)
+  assert found['step'] == 4
+  assert found['examples'] == 16
+  assert found['certificate'] == 'rigorous'
+  assert found['broken'] == 0
+  assert found['broken_ids'] == []
+  # Four gradient attacks with and without a box, three walks.
+  assert found['runs'] == 16 * (4 * 2 + 3)
+  assert set(found['epsilons']) == {'0.25', '0.5'}
+  for row in found['epsilons'].values():
+    assert 0 <= row['cra'] <= row['robust'] <= row['robust_in_box'] <= 100
+    assert row['gap'] == row['robust'] - row['cra']
+  lower, upper = found['lipschitz_lower_bound'], found['lipschitz_bound']
+  assert 0.9 < lower < upper + 1e-8 < 1 + 1e-4
+  assert 0 < found['logit_lipschitz_lower_bound'] <= lower + 1e-8
+  assert found['seconds'] > 0
+
+  with np.load(f'{attacked}/attack.npz') as stored:
+    table = np.loadtxt(
+      f'{trained_run[0]}/radii.csv', delimiter=',', skiprows=1
+    )[:16]
+    np.testing.assert_array_equal(stored['id'], table[:, 0])
+    np.testing.assert_array_equal(stored['label'], table[:, 1])
+    np.testing.assert_array_equal(stored['prediction'], table[:, 2])
+    np.testing.assert_allclose(stored['radius'], table[:, 3], atol=1e-5)
+    assert np.all(stored['distance'] > stored['radius'])
+    k = len(stored['shown_id'])
+    assert stored['adversarial'].shape == (k, 8, 8, 1)
+    assert stored['original'].shape == (k, 8, 8, 1)
+
+
+def test_the_table_says_the_same(attacked, capsys):
+  summary = read(attacked)
+  cli.print_table(summary, 'digits')
+  table = capsys.readouterr().out
+  assert 'digits, test split, rigorous certificates' in table
+  assert f'runs at a certified radius  {summary["runs"]:>10d}\n' in table
+  assert 'certificates broken                  0\n' in table
+  assert len(table.splitlines()) == 10
+
+
+def test_broken_certificates_fail_loudly_with_files(
+  attacked, tmp_path, monkeypatch, capsys
+):
+  """Planted: radii fifty times too large."""
+
+  def inflated(*args, **options):
+    target = target_lib.rigorous_target(*args, **options)
+    return target._replace(radii=50 * target.radii)
+
+  monkeypatch.setitem(target_lib.TARGETS, 'rigorous', inflated)
+  workdir = str(tmp_path / 'run')
+  shutil.copytree(attacked, workdir)
+  assert cli.main([f'--workdir={workdir}', *RIGOROUS]) == 5
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[-1].startswith('error: ')
+  assert 'rigorous certificates are BROKEN' in lines[-1]
+  found = read(workdir)
+  assert found['broken'] == len(found['broken_ids']) > 0
+
+
+def test_a_lipschitz_bound_below_what_was_found_is_broken_too(attacked):
+  found = read(attacked)
+  cli.check(found)
+  found['lipschitz_bound'] = found['lipschitz_lower_bound'] - 1e-6
+  with pytest.raises(cli.BrokenCertificateError, match=r'bound .* is BROKEN'):
+    cli.check(found)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'problem'),
+  [
+    (['--workdir=/no/where'], r"--workdir='/no/where' holds no config\.json"),
+    ([], 'command line=.*--workdir'),
+    (['--workdir=x', '--steps=0'], r'--steps=0 is out of range'),
+    (['--workdir=x', '--restarts=-1'], r'--restarts=-1 is out of range'),
+    (['--workdir=x', '--library=none'], 'invalid choice'),
+    (['--workdir=x', '--certificate=slow'], 'invalid choice'),
+    (['--workdir=x', '--wordir=y'], 'unrecognized arguments'),
+  ],
+)
+def test_mistakes_are_one_line(flags, problem, capsys):
+  assert cli.main(flags) == errors.ConfigError.exit_code
+  captured = capsys.readouterr()
+  assert not captured.out
+  (line,) = captured.err.splitlines()
+  assert line.startswith('error: ')
+  with pytest.raises(errors.ConfigError, match=problem):
+    cli.attack_workdir(cli.parse(flags))
+
+
+def test_it_is_a_program():
+  done = subprocess.run(
+    [sys.executable, '-m', 'lipnext_jax.attacks', '--workdir=/no/where'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert done.stderr.count('\n') == 1

@@ -1,0 +1,74 @@
+"""Models whose certificates are tight: nothing hides behind slack."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax import models
+from lipnext_jax.attacks import target as target_lib
+
+
+@pytest.fixture(scope='session')
+def isometry():
+  """A LipNeXt that is an isometry plus a constant wherever it is looked at.
+
+  One token of 16 pixels in 16 channels; a bias of 3 keeps every feature
+  positive for all x with ‖x − 1/2‖ < 3, so that neither β-Abs nor the pooling
+  bends anything. Logits are W Q (x − 1/2), and the nearest point with another
+  answer lies at exactly min_j margin_j / ‖w_p − w_j‖.
+  """
+  rng = np.random.default_rng(0)
+  model = models.LipNeXt(num_classes=3, depth=1, width=16, patch_size=4)
+  images = rng.random((16, 4, 4, 1), np.float32)
+  q, r = (np.linalg.qr(rng.normal(size=(16, 16)))[0] for _ in range(2))
+  kernel = rng.normal(size=(3, 16))
+  kernel /= np.linalg.norm(kernel, axis=-1, keepdims=True)
+  params = {
+    'stem': {'Q': q, 'bias': np.full(16, 3.0)},
+    'blocks': {
+      'R': r[None],
+      'M': np.eye(16)[None],
+      'bias': np.zeros([1, 16]),
+      'pos': np.zeros([1, 1, 1, 1]),
+    },
+    'head': {'kernel': kernel, 'bias': -3 * np.sum(kernel, axis=-1)},
+  }
+  params = jax.tree.map(np.float32, params)
+  return types.SimpleNamespace(model=model, params=params, images=images)
+
+
+@pytest.fixture(scope='session')
+def exact_target(isometry):
+  """Its rigorous certificates."""
+  return target_lib.rigorous_target(
+    isometry.model, isometry.params, isometry.images
+  )
+
+
+def linear_logits(params, images):
+  """Logits are pixels times a matrix: any margin can be designed."""
+  flat = images.reshape(len(images), -1)
+  weights = params['weights'].astype(flat.dtype)
+  return flat @ weights + jnp.expand_dims(params['bias'], 0).astype(flat.dtype)
+
+
+@pytest.fixture(scope='session')
+def make_linear():
+  """(weights [d, k], bias, images, predictions, radii, closed) → a target."""
+
+  def make(weights, bias, images, radii, *, closed=True):
+    target = target_lib.Target(
+      apply=linear_logits,
+      params={'weights': np.asarray(weights), 'bias': np.asarray(bias)},
+      images=images,
+      predictions=np.zeros(len(images), np.int32),
+      radii=np.asarray(radii, np.float64),
+      lipschitz=1.0,
+      closed=closed,
+    )
+    return target._replace(predictions=target.answers(images).astype(np.int32))
+
+  return make

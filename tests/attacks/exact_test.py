@@ -1,0 +1,131 @@
+"""Oracle: Python's rational numbers, entry by entry."""
+
+import fractions
+import math
+
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lipnext_jax.attacks import exact
+
+FORMATS = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
+
+# Of every magnitude that a double has, subnormal ones included.
+numbers = st.floats(allow_nan=False, allow_infinity=False, width=64)
+
+
+def rational(x, y):
+  terms = zip(np.ravel(x).tolist(), np.ravel(y).tolist(), strict=True)
+  return sum(
+    (fractions.Fraction(a) - fractions.Fraction(b)) ** 2 for a, b in terms
+  )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=5))
+def test_squared_distance_is_exact(pairs):
+  x, y = np.array(pairs).T
+  assert exact.squared_distance(x, y) == rational(x, y)
+
+
+@pytest.mark.parametrize('dtype', FORMATS)
+def test_comparison_next_to_the_sphere(dtype):
+  """Radii that are the neighbours of the true distance, and the float of it."""
+  rng = np.random.default_rng(0)
+  x = rng.random((60, 3, 5)).astype(dtype)
+  y = (x.astype(np.float64) + rng.normal(size=x.shape) / 8).astype(dtype)
+  distance = exact.distances(x, y)
+  for radii in (
+    np.nextafter(distance, 0),
+    distance,
+    np.nextafter(distance, np.inf),
+  ):
+    signs = exact.compare(x, y, radii)
+    for i, radius in enumerate(radii.tolist()):
+      square = rational(x[i].astype(np.float64), y[i].astype(np.float64))
+      limit = fractions.Fraction(radius) ** 2
+      assert signs[i] == (square > limit) - (square < limit)
+
+
+def test_a_rounded_distance_would_be_wrong():
+  """The reason for all this: float64 norms misjudge points next to a sphere."""
+  rng = np.random.default_rng(1)
+  x, y = rng.random((2, 400, 64))
+  radii = np.linalg.norm(x - y, axis=-1)
+  rounded = np.linalg.norm(x - y, axis=-1) <= radii  # All of them, by design.
+  inside = exact.is_inside(x, y, radii, closed=True)
+  assert rounded.all()
+  assert 0.1 < np.mean(inside) < 0.9
+
+
+@pytest.mark.parametrize('scale', [1e-170, 1e-300, 5e-324, 1e150])
+def test_magnitudes_whose_squares_leave_the_doubles(scale):
+  x, y = np.zeros([3, 2]), np.tile(np.array([3.0, 4.0]) * scale, (3, 1))
+  radii = np.array([4.0, 5.0, 6.0]) * scale
+  square = rational(x[0], y[0])
+  limits = [fractions.Fraction(radius) ** 2 for radius in radii.tolist()]
+  expected = [(square > limit) - (square < limit) for limit in limits]
+  assert exact.compare(x, y, radii).tolist() == expected
+
+
+def test_points_that_are_no_numbers_lie_outside():
+  x = np.zeros([3, 2])
+  y = np.array([[math.nan, 0], [math.inf, 0], [1, 0]])
+  assert exact.compare(x, y, np.full(3, math.inf)).tolist() == [1, 1, -1]
+
+
+def test_a_radius_of_zero():
+  x = np.ones([2, 3])
+  y = x.copy()
+  y[1, 0] = np.nextafter(1, 2)
+  assert exact.compare(x, y, np.zeros(2)).tolist() == [0, 1]
+  assert not exact.is_inside(x, y, np.zeros(2), closed=False).any()
+
+
+@pytest.mark.parametrize('closed', [False, True])
+@pytest.mark.parametrize('dtype', FORMATS)
+def test_pulled_points_are_inside_and_far(dtype, closed):
+  rng = np.random.default_rng(2)
+  x = rng.random((40, 4, 4, 1)).astype(dtype)
+  target = x.astype(np.float64) + rng.normal(size=x.shape)
+  radii = rng.random(40) + 0.05
+  y = exact.pull_inside(x, target, radii, closed=closed)
+  assert y.dtype == dtype
+  assert exact.is_inside(x, y, radii, closed=closed).all()
+  # Sixteen coordinates round by half a unit each, and shrinking doubles.
+  eps = 2.0 ** {2: -7, 4: -23, 8: -52}[np.dtype(dtype).itemsize]
+  assert np.all(exact.distances(x, y) > radii - 32 * eps)
+
+
+def test_pulling_leaves_what_is_inside_or_pushes_it_out():
+  x = np.zeros([1, 4])
+  y = np.array([[0.0, 0.1, 0.0, 0.0]])
+  radius = np.array([0.5])
+  kept = exact.pull_inside(x, y, radius, closed=True)
+  np.testing.assert_array_equal(kept, y)
+  pushed = exact.pull_inside(x, y, radius, closed=True, to_sphere=True)
+  np.testing.assert_array_equal(pushed, [[0, 0.5, 0, 0]])
+  opened = exact.pull_inside(x, y, radius, closed=False, to_sphere=True)
+  assert 0.5 - 1e-15 < opened[0, 1] < 0.5
+
+
+def test_pulling_into_nothing_gives_the_image():
+  x = np.ones([2, 3], np.float32)
+  y = x + 1
+  radii = np.array([0.0, 1e-12])
+  for closed in (False, True):
+    pulled = exact.pull_inside(x, y, radii, closed=closed)
+    np.testing.assert_array_equal(pulled, x)
+
+
+@pytest.mark.parametrize('dtype', FORMATS)
+def test_an_infinite_radius_is_searched_to_a_finite_distance(dtype):
+  x = np.full([1, 3], 0.5).astype(dtype)
+  y = exact.pull_inside(
+    x, x + x, np.array([math.inf]), closed=False, to_sphere=True
+  )
+  assert 1000 < exact.distances(x, y)[0] <= exact.FARTHEST

@@ -1,0 +1,162 @@
+"""What rounding breaks, and what it must not."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lipnext_jax import certify
+from lipnext_jax import models
+from lipnext_jax.attacks import exact
+from lipnext_jax.attacks import floating
+from lipnext_jax.attacks import ledger as ledger_lib
+from lipnext_jax.attacks import target as target_lib
+
+FORMATS = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
+
+
+def rivals_ahead(isometry, target):
+  """Points beyond the nearest edge: the logits are linear, so along w_j − w_p.
+
+  Pulled back from features to pixels by Qᵀ.
+  """
+  params = jax.tree.map(np.float64, isometry.params)
+  kernel = params['head']['kernel']
+  kernel = kernel / np.linalg.norm(kernel, axis=-1, keepdims=True)
+  logits = target.logits(target.images).astype(np.float64)
+  starts = []
+  for image, f, p in zip(
+    target.images, logits, target.predictions, strict=True
+  ):
+    towards = kernel - kernel[p]
+    gaps = np.linalg.norm(towards, axis=-1)
+    gaps[p] = np.inf
+    j = np.argmin(np.where(gaps < np.inf, (f[p] - f) / gaps, np.inf))
+    starts.append(
+      image + (towards[j] @ params['stem']['Q']).reshape(image.shape)
+    )
+  return np.stack(starts)
+
+
+def broken(target, starts, rounds=20):
+  ledger = ledger_lib.Ledger(target)
+  points = floating.attack(target, starts, rounds=rounds, candidates=16, seed=0)
+  assert exact.is_inside(
+    target.images, points, target.radii, closed=target.closed
+  ).all()
+  ledger.judge('walk', points, {})
+  return int(np.sum(ledger.broken))
+
+
+@pytest.mark.parametrize('dtype', FORMATS)
+def test_at_least_in_place_of_above_is_broken_by_a_tie(make_linear, dtype):
+  """At exactly the radius two logits are equal, and the other class is first.
+
+  All numbers here are exact in every format.
+  """
+  images = np.array([[0.75, 0.5]]).astype(dtype)
+  weights = np.array([[-1.0, 1.0], [0.0, 0.0]]).astype(dtype)
+  bias = np.array([1.0, 0.0]).astype(dtype)
+  starts = np.array([[0.0, 0.5]])
+  for closed in (True, False):
+    target = make_linear(weights, bias, images, [0.25], closed=closed)
+    assert target.predictions.tolist() == [1]
+    assert broken(target, starts) == closed
+
+
+@pytest.mark.parametrize('images', [np.float32, np.float16])
+@pytest.mark.parametrize('compute', [jnp.bfloat16, jnp.float16])
+def test_narrow_evaluation_sold_as_float32_is_broken(
+  isometry, exact_target, compute, images
+):
+  """Radii from 8 or 11 bits of logits, whatever the format of the images."""
+  target = exact_target._replace(
+    apply=target_lib.Network(isometry.model.clone(dtype=compute)),
+    params=isometry.params,
+    images=isometry.images.astype(images),
+    closed=False,
+  )
+  variables = {'params': isometry.params}
+  predictions, radii = certify.certified_radius(
+    jnp.asarray(target.logits(target.images)),
+    models.head_kernel(variables),
+    exact_target.lipschitz,
+  )
+  target = target._replace(
+    predictions=np.asarray(predictions), radii=np.float64(radii)
+  )
+  assert broken(target, rivals_ahead(isometry, exact_target)) > 5
+
+
+def test_float32_certificates_of_a_tight_network_are_broken_float64_ones_not(
+  isometry, exact_target
+):
+  """Why there are two modes: `fast` leaves the rounding of logits out."""
+  starts = rivals_ahead(isometry, exact_target)
+  fast = target_lib.fast_target(
+    isometry.model, isometry.params, isometry.images
+  )
+  assert broken(fast, starts) > 5
+  assert broken(exact_target, starts, rounds=100) == 0
+
+
+def test_only_the_error_bound_stands_between_float64_and_a_break(isometry):
+  """With identity matrices Λ is 1 to the last bits: no slack is left in it."""
+  params = jax.tree.map(np.copy, isometry.params)
+  params['stem']['Q'] = np.eye(16, dtype=np.float32)
+  params['blocks']['R'] = params['blocks']['M']
+  target = target_lib.rigorous_target(isometry.model, params, isometry.images)
+  assert target.lipschitz < 1 + 1e-12
+  tight = type(isometry)(model=isometry.model, params=params)
+  starts = rivals_ahead(tight, target)
+  assert broken(target, starts, rounds=100) == 0
+  with jax.enable_x64(True):
+    _, radii = certify.certified_radius(
+      jnp.asarray(target.logits(target.images)),
+      models.head_kernel({'params': target.params}),
+    )
+    naive = np.asarray(radii)
+  assert np.all(naive > target.radii)
+  # Radii differ by 1e-13, which is enough.
+  np.testing.assert_allclose(naive, target.radii, atol=1e-11)
+  naive_target = target._replace(radii=naive, closed=False)
+  assert broken(naive_target, starts, rounds=100) > 0
+
+
+@pytest.mark.parametrize('dtype', FORMATS)
+def test_steps_are_units_in_the_last_place(dtype):
+  rng = np.random.default_rng(0)
+  points = (0.5 + 0.49 * rng.random([200, 8])).astype(dtype)
+  eps = 2.0 ** {2: -7, 4: -23, 8: -52}[np.dtype(dtype).itemsize]
+  if dtype == np.float16:
+    eps = 2.0**-10
+  moved = floating.rounding_steps(points, np.random.default_rng(1))
+  units = (moved - points.astype(np.float64)) / (eps / 2)
+  sizes = np.unique(np.abs(units[units != 0]))
+  assert set(sizes) <= {2.0**j for j in range(12)}
+  assert {1.0, 2048.0} <= set(sizes)
+  assert 0.3 < np.mean(units != 0) < 0.7
+  assert (units > 0).any()
+  assert (units < 0).any()
+
+
+def test_margins_are_negative_exactly_where_the_answer_is_another(make_linear):
+  images = np.array([[0.75], [0.25], [np.nan]])
+  target = make_linear([[-1.0, 1.0]], [1.0, 0.0], images, [1, 1, 1])
+  target = target._replace(predictions=np.array([1, 1, 1]))
+  found = floating.margins(target, images, np.arange(3))
+  assert found.tolist() == [0.5, -0.5, -np.inf]
+
+
+def test_bisection_ends_next_to_the_edge(make_linear):
+  images = np.array([[0.75, 0.5], [0.75, 0.5]], np.float32)
+  target = make_linear(
+    np.float32([[-1, 1], [0, 0]]), np.float32([1, 0]), images, [1, 1]
+  )
+  points = np.float32([[0.1, 0.4], [0.8, 0.5]])
+  closer = floating.bisect(target, points)
+  assert closer.dtype == np.float32
+  np.testing.assert_array_equal(closer[1], points[1])  # Was not adversarial.
+  assert target.answers(closer)[0] == 0
+  assert 0.5 - 1e-6 < closer[0, 0] <= 0.5

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from lipnext_jax.attacks import ledger as ledger_lib
+
+
+@pytest.fixture
+def target(make_linear):
+  """Class 1 where x_0 > 1/2; two images, at 0.75 and at 0.25."""
+  images = np.array([[0.75, 0.5], [0.25, 0.5]])
+  return make_linear(
+    [[-1.0, 1.0], [0.0, 0.0]], [1.0, 0.0], images, [0.25, 0.25]
+  )
+
+
+def test_images_that_get_their_own_answers_break_nothing(target):
+  ledger = ledger_lib.Ledger(target)
+  assert target.predictions.tolist() == [1, 0]
+  assert not ledger.broken.any()
+  assert ledger.certified_runs == 0
+  assert ledger.attacks == {'unperturbed': {'runs': 2, 'successes': 0}}
+  assert np.isinf(ledger.anywhere.distances).all()
+
+
+def test_a_prediction_that_is_not_the_functions_is_broken_at_once(target):
+  ledger = ledger_lib.Ledger(target._replace(predictions=np.array([0, 0])))
+  assert ledger.broken.tolist() == [True, False]
+  assert ledger.anywhere.distances.tolist() == [0, np.inf]
+
+
+@pytest.mark.parametrize(
+  ('x', 'closed', 'broken'),
+  [
+    (0.5, True, True),  # A tie on the sphere: class 0 wins it.
+    (0.5, False, False),
+    (np.nextafter(0.5, 1), True, False),  # Inside, and the answer holds.
+    (np.nextafter(0.5, 0), True, False),  # It changes, one unit outside.
+    (np.nan, True, False),  # No point of the ball.
+  ],
+)
+def test_broken_is_decided_to_the_last_bit(target, x, closed, broken):
+  ledger = ledger_lib.Ledger(target._replace(closed=closed))
+  points = target.images.copy()
+  points[0, 0] = x
+  ledger.judge('walk', points, {'rounds': 1}, at_radius=True)
+  assert ledger.broken.tolist() == [broken, False]
+  assert ledger.certified_runs == 2
+  assert ledger.attacks['walk']['rounds'] == 1
+
+
+def test_the_nearest_is_kept_with_and_without_the_box(target):
+  ledger = ledger_lib.Ledger(target)
+  rows = np.array([0, 0, 0, 1])
+  points = np.array([[0.4, 0.5], [0.45, 0.5], [0.3, 0.5], [0.6, 1.01]])
+  changed = ledger.judge('some', points, {}, rows=rows)
+  assert changed.all()
+  np.testing.assert_allclose(
+    ledger.anywhere.distances, [0.3, np.hypot(0.35, 0.51)]
+  )
+  np.testing.assert_allclose(ledger.in_box.distances, [0.3, np.inf])
+  np.testing.assert_array_equal(ledger.anywhere.points, points[[1, 3]])
+  assert ledger.anywhere.answers.tolist() == [0, 1]
+  ledger.judge('worse', points - [0.1, 0], {}, rows=rows)
+  np.testing.assert_allclose(ledger.in_box.distances, [0.3, np.inf])
+
+
+def test_success_at_epsilon_is_counted_apart_from_what_is_remembered(target):
+  ledger = ledger_lib.Ledger(target)
+  points = np.array([[0.4, 0.5], [0.25, 0.5]])
+  for limit, successes in ((0.3, 0), (0.4, 1)):
+    limits = np.full(2, limit)
+    ledger.judge(f'at {limit}', points, {}, epsilons=limits)
+    assert ledger.attacks[f'at {limit}'] == {'runs': 2, 'successes': successes}
+  np.testing.assert_allclose(ledger.anywhere.distances[0], 0.35)
+  assert not ledger.broken.any()

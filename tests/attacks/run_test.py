@@ -1,0 +1,192 @@
+"""Planted unsoundness: each certificate that is wrong is broken."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax import certify
+from lipnext_jax import models
+from lipnext_jax.attacks import run
+from lipnext_jax.attacks import target as target_lib
+
+SETTINGS = run.Settings(
+  restarts=2,
+  steps=20,
+  library=(),
+  searches=(('apgd', 'rival_margin'),),
+  rounds=10,
+  candidates=8,
+)
+
+
+def attack(target, epsilons=(), settings=SETTINGS):
+  return run.attack_target(target, epsilons, settings)
+
+
+def changed(isometry, path, fn):
+  """The parameters with one leaf replaced."""
+  params = jax.tree.map(np.copy, isometry.params)
+  module, name = path.split('/')
+  params[module][name] = np.float32(fn(params[module][name]))
+  return params
+
+
+def assumed(isometry, params, constant=1.0, gap=None):
+  """Certificates in float64 with a constant that nobody proved."""
+  target = target_lib.rigorous_target(isometry.model, params, isometry.images)
+  with jax.enable_x64(True):
+    kernel = models.head_kernel({'params': target.params})
+    logits = jnp.asarray(target.logits(target.images))
+    predictions, radii = certify.certified_radius(logits, kernel, constant)
+    if gap is not None:
+      top = jnp.sort(logits, axis=-1)[:, ::-1]
+      radii = (top[:, 0] - top[:, 1]) / gap
+  naive = target._replace(
+    predictions=np.asarray(predictions),
+    radii=np.asarray(radii),
+    closed=False,
+  )
+  return naive, target
+
+
+def test_a_scaled_weight_with_an_assumed_constant_is_broken(isometry):
+  params = changed(isometry, 'blocks/M', lambda m: 1.001 * m)
+  naive, proved = assumed(isometry, params)
+  assert np.sum(attack(naive).broken) > 12
+  assert not attack(proved).broken.any()
+
+
+def test_a_weight_that_is_not_orthogonal_is_broken(isometry):
+  noise = np.random.default_rng(0).normal(size=(1, 16, 16)) / 100
+  params = changed(isometry, 'blocks/M', lambda m: m + noise)
+  naive, proved = assumed(isometry, params)
+  assert np.sum(attack(naive).broken) > 2
+  assert not attack(proved).broken.any()
+
+
+def test_the_square_root_of_two_for_every_pair_is_broken(isometry):
+  """Rows of opposite signs are 2 apart, not √2."""
+  params = changed(
+    isometry, 'head/kernel', lambda k: np.stack([k[0], -k[0], k[2]])
+  )
+  kernel = params['head']['kernel']
+  params['head']['bias'] = -3 * np.sum(kernel, axis=-1)
+  naive, proved = assumed(isometry, params, gap=2**0.5)
+  assert np.sum(attack(naive).broken) > 5
+  assert not attack(proved).broken.any()
+
+
+@dataclasses.dataclass(frozen=True)
+class RawHead(target_lib.Network):
+  """Rows of norm 3, as a head without normalisation would leave them."""
+
+  def __call__(self, params, images):
+    return 3 * super().__call__(params, images)
+
+
+def test_a_head_without_normalisation_is_broken(isometry, exact_target):
+  target = exact_target._replace(
+    apply=RawHead(exact_target.apply.model),
+    radii=3 * exact_target.radii,  # The certificate divides by unit rows.
+  )
+  assert np.sum(attack(target).broken) > 12
+
+
+def test_a_tie_that_is_ignored_is_broken(isometry, exact_target):
+  """Two classes with one and the same row and bias: equal logits everywhere.
+
+  A certificate from the largest *different* logit would overlook the rival.
+  """
+  params = changed(
+    isometry, 'head/kernel', lambda k: np.stack([k[0], k[0], k[2]])
+  )
+  kernel = params['head']['kernel']
+  params['head']['bias'] = -3 * np.sum(kernel, axis=-1)
+  # Of two equal classes the first is answered, until the other's bias grows.
+  params['head']['bias'][1] += np.float32(1e-6)
+  naive, proved = assumed(isometry, params)
+  assert np.array_equal(naive.radii > 0, proved.radii > 0)
+  overlooked = proved._replace(
+    radii=np.full(len(proved.radii), 0.1),
+    predictions=np.where(proved.predictions == 1, 0, proved.predictions),
+  )
+  assert np.sum(attack(overlooked).broken) > 5
+  assert not attack(proved).broken.any()
+
+
+@pytest.fixture(scope='module')
+def attacked(exact_target):
+  settings = SETTINGS._replace(library=('deepfool',))
+  return attack(exact_target, (0.1, 0.2), settings)
+
+
+def test_the_true_certificates_hold_and_are_met(attacked, exact_target):
+  """They are tight: every image has a counterexample just outside its ball."""
+  assert not attacked.broken.any()
+  ratios = attacked.anywhere.distances / exact_target.radii
+  assert np.all(ratios >= 1)
+  assert np.all(ratios < 1.005)
+  # Sixteen images; two restarts in two sets, and three walks.
+  assert attacked.certified_runs == 16 * (2 * 2 + 3)
+  runs = {name: a['runs'] for name, a in attacked.attacks.items()}
+  assert runs['apgd rival_margin, in [0, 1], at the radius'] == 32
+  assert runs['floating-point walk'] == 48
+  successes = {name: a['successes'] for name, a in attacked.attacks.items()}
+  assert successes['deepfool, anywhere'] == 16
+  assert successes['floating-point walk'] == 0
+
+
+def test_summaries_say_what_the_ledger_knows(attacked, exact_target):
+  labels = exact_target.predictions.copy()
+  labels[:2] = (labels[:2] + 1) % 3
+  ids = np.arange(16) + 100
+  summary = run.summarise(attacked, ids, labels, (0.1, 0.2))
+  assert summary['examples'] == 16
+  assert summary['clean'] == 100 * 14 / 16
+  assert summary['broken'] == 0
+  assert summary['broken_ids'] == []
+  assert 1 <= summary['least_ratio'] < 1.005
+  for epsilon, row in summary['epsilons'].items():
+    held = (exact_target.radii > float(epsilon))[2:]
+    # Tight, and no radius lies within 0.5 % of these ε.
+    assert row['cra'] == row['robust'] == 100 * np.sum(held) / 16
+    assert row['gap'] == 0
+    assert row['robust_in_box'] >= row['robust']
+
+
+def test_broken_certificates_are_named(attacked, exact_target):
+  ledger = attack(
+    exact_target._replace(radii=exact_target.radii * np.eye(16)[3] * 1.1)
+  )
+  summary = run.summarise(
+    ledger, np.arange(16) + 100, exact_target.predictions, (0.1,)
+  )
+  assert summary['broken'] == 1
+  assert summary['broken_ids'] == [103]
+
+
+def test_what_is_shown_is_adversarial_and_close(attacked, exact_target):
+  labels = exact_target.predictions.copy()
+  labels[0] = (labels[0] + 1) % 3  # Wrong already: nothing to show.
+  ids = np.arange(16) + 100
+  stored = run.arrays(attacked, ids, labels)
+  assert stored['id'].tolist() == ids.tolist()
+  assert len(stored['shown_id']) == 6
+  assert 100 not in stored['shown_id']
+  rows = stored['shown_id'] - 100
+  for name in ('original', 'adversarial'):
+    assert stored[name].shape == (6, 4, 4, 1)
+    assert stored[name].dtype == np.float32
+    assert np.all((stored[name] >= 0) & (stored[name] <= 1))
+  distance = np.linalg.norm(
+    (stored['adversarial'] - stored['original']).reshape(6, -1), axis=-1
+  )
+  # Differences of float32 pixels near 1.
+  np.testing.assert_allclose(
+    distance, stored['distance_in_box'][rows], atol=1e-6
+  )
+  assert np.all(stored['adversarial_prediction'] != stored['prediction'][rows])
+  assert np.all(stored['distance'] <= stored['distance_in_box'])

@@ -1,0 +1,96 @@
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lipnext_jax import certify
+from lipnext_jax.attacks import target as target_lib
+
+
+def test_fast_targets_are_the_rigorous_ones_but_for_rounding(
+  isometry, exact_target
+):
+  low = isometry.model.clone(dtype=jnp.bfloat16)  # However it was trained.
+  target = target_lib.fast_target(
+    low, isometry.params, isometry.images, batch_size=5
+  )
+  np.testing.assert_array_equal(target.predictions, exact_target.predictions)
+  # Logits are differences of numbers of size 12: rounding of 1e-6 each.
+  np.testing.assert_allclose(target.radii, exact_target.radii, atol=1e-5)
+  assert np.any(target.radii != exact_target.radii)
+  assert not target.closed
+  assert target.images.dtype == target.logits(target.images).dtype
+  assert target.images.dtype == np.float32
+  assert target.lipschitz == certify.lipschitz_bound(isometry.params)
+
+
+def test_rigorous_targets_hold_what_the_certifier_says(isometry, exact_target):
+  found = certify.rigorous_radius(
+    isometry.model, isometry.params, isometry.images
+  )
+  chunked = target_lib.rigorous_target(
+    isometry.model, isometry.params, isometry.images, batch_size=5
+  )
+  for target in (exact_target, chunked):
+    np.testing.assert_array_equal(target.predictions, found.predictions)
+    np.testing.assert_allclose(target.radii, found.radii, rtol=1e-12)
+    assert target.closed
+    assert target.images.dtype == target.logits(target.images).dtype
+    assert target.images.dtype == np.float64
+
+
+def test_pixels_of_bytes_are_divided_by_255(isometry):
+  pixels = np.round(isometry.images * 255).astype(np.uint8)
+  for make in target_lib.TARGETS.values():
+    images = make(isometry.model, isometry.params, pixels).images
+    # XLA may multiply by the reciprocal: one unit in the last place.
+    np.testing.assert_array_max_ulp(
+      images, pixels / images.dtype.type(255), 1, images.dtype
+    )
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'search'),
+  [
+    (np.float64, np.float64),
+    (np.float32, np.float32),
+    (np.float16, np.float32),
+    (ml_dtypes.bfloat16, np.float32),
+  ],
+)
+def test_logits_come_from_the_format_of_the_images(make_linear, dtype, search):
+  images = np.array([[1.0], [0.5]]).astype(dtype)
+  target = make_linear([[1.0, -1.0]], [0.0, 0.0], images, [1, 1])
+  assert target.logits(images).dtype == dtype
+  assert target.search_dtype() == search
+  # What the format cannot hold is rounded away before the function sees it.
+  third = target.logits(np.full([1, 1], 1 / 3))[0, 0]
+  assert third == np.asarray(1 / 3, dtype)
+
+
+def test_answers_of_ties_and_of_what_is_no_number(make_linear):
+  images = np.array([[1.0], [0.0], [np.nan]])
+  target = make_linear([[-1.0, 1.0]], [0.0, 0.0], images, [1, 1, 1])
+  assert target.answers(images).tolist() == [1, 0, -1]
+
+
+def test_every_batch_has_the_same_shape():
+  parts = list(target_lib.batches(4, np.arange(10), np.arange(10) * 2))
+  assert {a.shape for a, _, _ in parts} == {(4,)}
+  joined = np.concatenate([a[:valid] for a, _, valid in parts])
+  np.testing.assert_array_equal(joined, np.arange(10))
+  for a, b, _ in parts:
+    np.testing.assert_array_equal(2 * a, b)
+
+
+def test_lowest_per_row_is_the_minimum():
+  rng = np.random.default_rng(0)
+  values, rows = rng.random(200), rng.integers(0, 20, 200)
+  rows[rows == 7] = 8  # A row without any value.
+  lowest, choice = target_lib.lowest_per_row(values, rows, 20)
+  for row in range(20):
+    mine = values[rows == row]
+    assert lowest[row] == np.min(mine, initial=np.inf)
+    if mine.size:
+      assert values[choice[row]] == lowest[row]
+      assert rows[choice[row]] == row
