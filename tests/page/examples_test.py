@@ -18,7 +18,8 @@ def test_images_are_those_of_the_gallery_with_their_radii(run):
   assert markup.count('<img ') == 24
   for row in (0, 9, 23):
     assert png.data_uri(run.gallery['image'][row]) in markup
-    alt = f'Image {row}, label {run.gallery["label"][row]}, predicted'
+    name, label = run.gallery['id'][row], run.gallery['label'][row]
+    alt = f'Image {name}, label {label}, predicted'
     assert f'alt="{alt}' in markup
   assert re.findall('<h3>([^<]*)</h3>', markup) == [
     'Most robust',
