@@ -96,8 +96,10 @@ def axis_of(
     span = float(powers.max() - powers.min())
     # Room on both sides: a tenth of the range, and a factor of two in all.
     room = max(0.1 * span, 0.15) if span > 0.005 else 0.3
-    low, high = float(powers.min()) - room, float(powers.max()) + room
-    return Axis(label, 10.0 ** max(low, -300), 10.0 ** min(high, 300), log=True)
+    # Within what float64 holds, whatever the values are.
+    low = min(max(float(powers.min()) - room, -300.0), 299.0)
+    high = max(min(float(powers.max()) + room, 300.0), -299.0)
+    return Axis(label, 10.0**low, 10.0**high, log=True)
   if start is not None:
     flat = np.append(flat, start)
   if not len(flat):
