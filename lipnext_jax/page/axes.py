@@ -17,6 +17,7 @@ class Axis(NamedTuple):
   low: float
   high: float
   log: bool = False
+  whole: bool = False  # Ticks at whole numbers only.
 
   def place(self, values: np.ndarray | float) -> np.ndarray:
     """Values as fractions of the axis, 0 at `low`, clipped to [0, 1]."""
@@ -31,6 +32,7 @@ class Axis(NamedTuple):
     """Round values within the range, with their labels."""
     if not self.log:
       step = _round_step((self.high - self.low) / _TICKS)
+      step = max(step, 1.0) if self.whole else step
       first = math.ceil(self.low / step - 1e-9)
       last = math.floor(self.high / step + 1e-9)
       return [(k * step, f'{k * step:.6g}') for k in range(first, last + 1)]
