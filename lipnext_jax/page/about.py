@@ -101,6 +101,7 @@ def provenance(run: Run) -> Html:
       ['Packages', _pairs(packages)],
       ['Devices', _pairs(devices)],
       ['Mesh', _pairs(start.get('mesh'))],
+      ['Data', _pairs(start.get('data'))],
     ]
   parts = [_listing('What ran', rows)]
   for name in ('run.json', 'config.json'):

@@ -64,8 +64,10 @@ def attack_table(run: Run) -> Html | None:
   table = markup.table(
     caption, ['Attack', 'Runs', 'Successes'], rows, 'numbers'
   )
-  title = el('h3', 'Attacks')
-  return markup.join([title, table if rows else None, between])
+  folded = el(
+    'details', el('summary', f'All {len(rows)} kinds of attack'), table
+  )
+  return markup.join([between, folded if rows else None])
 
 
 def distance_chart(run: Run) -> Html | None:

@@ -17,6 +17,7 @@ class Axis(NamedTuple):
   low: float
   high: float
   log: bool = False
+  whole: bool = False  # Ticks at whole numbers only.
 
   def place(self, values: np.ndarray | float) -> np.ndarray:
     """Values as fractions of the axis, 0 at `low`, clipped to [0, 1]."""
@@ -31,6 +32,7 @@ class Axis(NamedTuple):
     """Round values within the range, with their labels."""
     if not self.log:
       step = _round_step((self.high - self.low) / _TICKS)
+      step = max(step, 1.0) if self.whole else step
       first = math.ceil(self.low / step - 1e-9)
       last = math.floor(self.high / step + 1e-9)
       return [(k * step, f'{k * step:.6g}') for k in range(first, last + 1)]
@@ -96,8 +98,10 @@ def axis_of(
     span = float(powers.max() - powers.min())
     # Room on both sides: a tenth of the range, and a factor of two in all.
     room = max(0.1 * span, 0.15) if span > 0.005 else 0.3
-    low, high = float(powers.min()) - room, float(powers.max()) + room
-    return Axis(label, 10.0 ** max(low, -300), 10.0 ** min(high, 300), log=True)
+    # Within what float64 holds, whatever the values are.
+    low = min(max(float(powers.min()) - room, -300.0), 299.0)
+    high = max(min(float(powers.max()) + room, 300.0), -299.0)
+    return Axis(label, 10.0**low, 10.0**high, log=True)
   if start is not None:
     flat = np.append(flat, start)
   if not len(flat):

@@ -33,7 +33,6 @@ def _results(run: Run) -> Html:
     [
       results.results_table(run),
       results.curve_chart(run),
-      attacked.attack_table(run),
       el(
         'details',
         el('summary', 'The radii in numbers'),
@@ -58,14 +57,20 @@ def _classes(run: Run) -> Html:
 
 
 def _outside(run: Run) -> Html:
-  return markup.join([examples.adversarial(run), attacked.distance_chart(run)])
+  return markup.join(
+    [
+      examples.adversarial(run),
+      attacked.distance_chart(run),
+      attacked.attack_table(run),
+    ]
+  )
 
 
 _SECTIONS: tuple[tuple[str, str, Callable[[Run], Html]], ...] = (
   ('results', 'Certified accuracy', _results),
   ('classes', 'Class by class', _classes),
   ('images', 'Most and least robust images', examples.gallery),
-  ('adversarial', 'Just outside the ball', _outside),
+  ('adversarial', 'Attacks, just outside the ball', _outside),
   ('bound', 'The Lipschitz bound, layer by layer', curves.lipschitz),
   ('training', 'Training', curves.training),
   ('meaning', 'What the certificate says', about.meaning),

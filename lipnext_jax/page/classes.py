@@ -64,11 +64,11 @@ def histograms(run: Run) -> Html:
     median, n = float(np.median(radii[c])), len(radii[c])
     none = int(np.sum(radii[c] == 0))
     title = (
-      f'Class {c}: certified radii of {markup.plural(n, "image")}, median '
-      f'{markup.radius(median)}, {none} without a certificate of the right '
-      'answer'
+      f'{run.name_of(c)}: certified radii of {markup.plural(n, "image")}, '
+      f'median {markup.radius(median)}, {none} without a certificate of the '
+      'right answer'
     )
-    caption = markup.join([el('b', f'class {c}'), f' median {median:.2f}'])
+    caption = markup.join([el('b', run.name_of(c)), f' median {median:.2f}'])
     figures.append(
       charts.histogram(
         f'class-{c}', title, caption, shares[c], axis, top, run.epsilon
@@ -93,7 +93,7 @@ def class_table(run: Run) -> Html:
     mine = run.labels == c
     rows.append(
       [
-        f'class {c}',
+        run.name_of(c),
         markup.count(int(mine.sum())),
         markup.percent(_mean_percent(run.correct[mine])),
         markup.percent(_mean_percent(radii[c] > run.epsilon)),
@@ -123,7 +123,8 @@ def confusion(run: Run) -> Html:
   most = np.maximum(counts.sum(axis=1), 1)
   rows: list[list[object]] = []
   for i, name in enumerate(names):
-    row: list[object] = [f'{name}']
+    known = int(name) < len(run.class_names)
+    row: list[object] = [f'{run.name_of(int(name))} {name}' if known else name]
     for j, number in enumerate(counts[i]):
       kind = 'hit' if i == j else 'miss' if number else 'none'
       share = f'--share:{number / most[i]:.3f}'
@@ -154,7 +155,8 @@ def _confused_pairs(run: Run) -> Html:
   if not pairs:
     return el('p', 'Every image is classified as labelled.')
   rows = [
-    [f'{label} taken for {prediction}', markup.count(number),
+    [f'{run.name_of(label)} taken for {run.name_of(prediction)}',
+     markup.count(number),
      markup.percent(100 * number / max(int(np.sum(run.labels == label)), 1))]
     for label, prediction, number in pairs[:_MOST_PAIRS]
   ]  # fmt: skip

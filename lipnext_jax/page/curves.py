@@ -49,6 +49,7 @@ def training(run: Run) -> Html:
     if not series:
       continue
     steps = axes.axis_of('step', *(s.x for s in series), start=0)
+    steps = steps._replace(whole=True)
     shown = [s.y for s in series] + [np.array(included)]
     values = axes.axis_of(label, *shown, log=log)
     words = ' '.join(_in_words(s) for s in series)
@@ -116,7 +117,7 @@ def lipschitz(run: Run) -> Html:
     'Factor of Λ less 1, by layer',
     words,
     series,
-    axes.Axis('layer', 0.5, depth + 0.5),
+    axes.Axis('layer', 0.5, depth + 0.5, whole=True),
     axes.axis_of('factor − 1', *stacked.values(), log=True),
     height=200,
   )

@@ -1,7 +1,9 @@
 """What a workdir holds, read and checked: all that the page is made of."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import csv
+from importlib import resources
 import json
 import os
 from typing import Any
@@ -46,11 +48,18 @@ class Run(NamedTuple):
   attack: dict[str, Any] | None  # attack.json, if it is of this evaluation.
   attacked: Arrays | None  # attack.npz, with it.
   notes: dict[str, str]  # File → why it is not shown.
+  class_names: Sequence[str] = ()  # Of a dataset whose classes have names.
 
   @property
   def correct(self) -> np.ndarray:
     """Shape (n,) bool: classified as labelled."""
     return self.labels == self.predictions
+
+  def name_of(self, c: int) -> str:
+    """A class by its name, or as 'class 3' where it has none."""
+    if 0 <= c < len(self.class_names):
+      return self.class_names[c]
+    return f'class {c}'
 
   @property
   def epsilon(self) -> float:
@@ -95,7 +104,16 @@ def read_run(workdir: str) -> Run:
     attack=attack,
     attacked=attacked,
     notes=notes,
+    class_names=_class_names((config or {}).get('dataset.name')),
   )
+
+
+def _class_names(dataset: object) -> list[str]:
+  if dataset not in ('cifar10', 'cifar100'):
+    return []
+  # Read here: the code that prepares these sets needs what a report does not.
+  lists = resources.files('lipnext_jax.data') / 'class_lists'
+  return (lists / f'{dataset}.txt').read_text(encoding='utf-8').split()
 
 
 def _read_evaluation(path: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def gallery(run: Run) -> Html:
     rows = np.flatnonzero(shown['group'] == group)
     if not len(rows):
       continue
-    figures = [_example(shown, int(row)) for row in rows]
+    figures = [_example(run, shown, int(row)) for row in rows]
     parts += [
       el('h3', title),
       el('p', note),
@@ -51,19 +51,17 @@ def gallery(run: Run) -> Html:
   return markup.join(parts or [el('p', 'There is no example to show.')])
 
 
-def _example(shown: Arrays, row: int) -> Html:
+def _example(run: Run, shown: Arrays, row: int) -> Html:
   label, prediction = int(shown['label'][row]), int(shown['prediction'][row])
   radius = float(shown['radius'][row])
   name = int(shown['id'][row])
+  truth, answer = run.name_of(label), run.name_of(prediction)
   alt = (
-    f'Image {name}, label {label}, predicted {prediction}, certified radius '
+    f'Image {name}, {truth}, predicted {answer}, certified radius '
     f'{markup.radius(radius)}'
   )
-  answer = (
-    f'class {label}'
-    if label == prediction
-    else f'{label} taken for {prediction}'
-  )
+  if label != prediction:
+    answer = f'{truth} taken for {answer}'
   return el(
     'figure',
     _image(shown['image'][row], alt),
@@ -111,12 +109,13 @@ def adversarial(run: Run) -> Html:
     return el('p', 'No attack changed an answer: there is nothing to show.')
   return el(
     'div',
-    *(_triple(attacked, *one) for one in shown[:_MOST_PAIRS]),
+    *(_triple(run, attacked, *one) for one in shown[:_MOST_PAIRS]),
     class_='triples',
   )
 
 
 def _triple(
+  run: Run,
   attacked: Arrays,
   ratio: float,
   distance: float,
@@ -125,8 +124,9 @@ def _triple(
   k: int,
   difference: np.ndarray,
 ) -> Html:
-  name, before = int(attacked['id'][row]), int(attacked['prediction'][row])
-  after = int(attacked['adversarial_prediction'][k])
+  name = int(attacked['id'][row])
+  before = run.name_of(int(attacked['prediction'][row]))
+  after = run.name_of(int(attacked['adversarial_prediction'][k]))
   factor = amplification(difference)
   pictures = (
     (attacked['original'][k], f'original: {before}', f'Image {name}, original'),

@@ -48,3 +48,9 @@ def test_a_log_axis_of_no_more_than_a_decade_has_ticks_too():
 def test_values_outside_lie_on_the_border():
   axis = axes.Axis('x', 1.0, 10.0, log=True)
   assert axis.place(np.array([0.0, 100.0, np.inf])).tolist() == [0, 1, 1]
+
+
+def test_whole_axes_have_whole_ticks():
+  axis = axes.Axis('layer', 0.5, 2.5, whole=True)
+  assert [label for _, label in axis.ticks()] == ['1', '2']
+  assert '1.5' in [label for _, label in axis._replace(whole=False).ticks()]

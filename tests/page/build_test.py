@@ -195,9 +195,15 @@ def test_everything_that_is_no_code_is_installed_with_it():
   setup = configparser.ConfigParser()
   setup.read(root / 'setup.cfg')
   listed = {
-    str(pathlib.Path('/'.join(package.split('.')), name))
-    for package, names in setup['options.package_data'].items()
-    for name in names.split()
+    path
+    for package, patterns in setup['options.package_data'].items()
+    for pattern in patterns.split()
+    for path in root.joinpath(*package.split('.')).glob(pattern)
   }
-  files = (root / 'lipnext_jax').rglob('*.css')
-  assert {str(path.relative_to(root)) for path in files} == listed
+  files = {
+    path
+    for path in (root / 'lipnext_jax').rglob('*.*')
+    if path.suffix not in ('.py', '.pyc')
+  }
+  assert root / 'lipnext_jax' / 'page' / 'page.css' in files
+  assert listed == files

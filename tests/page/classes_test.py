@@ -94,3 +94,14 @@ def test_the_table_has_the_accuracies_of_each_class(run):
       for cell in (12, f'{clean:.2f}\u00a0%', f'{certified:.2f}\u00a0%')
     )
     assert f'<th scope="row">class {c}</th>{expected}' in markup
+
+
+def test_classes_go_by_their_names_where_they_have_some(run, many):
+  names = [f'name{c}' for c in range(10)]
+  named = run._replace(class_names=names)
+  assert '<th scope="row">name3 3</th>' in classes.confusion(named)
+  assert '<th scope="row">name3</th>' in classes.class_table(named)
+  assert '<b>name3</b>' in classes.histograms(named)
+  first, second, _ = classes.confused_pairs(many)[0]
+  many = many._replace(class_names=[f'name{c}' for c in range(100)])
+  assert f'name{first} taken for name{second}<' in classes.confusion(many)

@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from lipnext_jax.page import gallery
+
 STEP = 40
 
 
@@ -96,15 +98,17 @@ def _make(
         monitored = {'monitor/clean': 90.0, 'monitor/certified': 80.0}
         file.write(json.dumps({'step': step, **monitored}) + '\n')
 
-  images = np.stack([_digit(rng, label) for label in labels[:24]])
+  images = np.stack([_digit(rng, label) for label in labels])
+  groups = gallery.choose(labels, predictions, radii)
+  rows = np.concatenate(list(groups.values()))
   np.savez(
     workdir / 'gallery.npz',
-    group=np.repeat(['robust', 'fragile', 'wrong'], 8)[: len(images)],
-    id=np.arange(n)[:24],
-    label=labels[:24],
-    prediction=predictions[:24],
-    radius=radii[:24].astype(np.float32),
-    image=(255 * images).astype(np.uint8),
+    group=np.repeat(list(groups), list(map(len, groups.values()))),
+    id=rows,
+    label=labels[rows],
+    prediction=predictions[rows],
+    radius=radii[rows].astype(np.float32),
+    image=(255 * images[rows]).astype(np.uint8),
   )
   if attack:
     _attack(workdir, rng, labels, predictions, radii, images, broken)

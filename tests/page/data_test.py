@@ -151,3 +151,11 @@ def test_the_headline_is_the_radius_trained_for_or_the_next_reported(copy):
   assert data.read_run(str(copy)).epsilon == 1.0
   (copy / 'config.json').unlink()
   assert data.read_run(str(copy)).epsilon == 0.141176
+
+
+def test_cifar_classes_have_names(copy):
+  assert data.read_run(str(copy)).name_of(3) == 'class 3'
+  change(copy / 'config.json', **{'dataset.name': 'cifar10'})
+  run = data.read_run(str(copy))
+  assert run.name_of(3) == 'cat'
+  assert run.name_of(10) == 'class 10'

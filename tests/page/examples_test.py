@@ -18,7 +18,8 @@ def test_images_are_those_of_the_gallery_with_their_radii(run):
   assert markup.count('<img ') == 24
   for row in (0, 9, 23):
     assert png.data_uri(run.gallery['image'][row]) in markup
-    alt = f'Image {row}, label {run.gallery["label"][row]}, predicted'
+    name, label = run.gallery['id'][row], run.gallery['label'][row]
+    alt = f'Image {name}, class {label}, predicted class'
     assert f'alt="{alt}' in markup
   assert re.findall('<h3>([^<]*)</h3>', markup) == [
     'Most robust',
@@ -76,3 +77,12 @@ def test_nothing_to_show_is_said(run):
   assert 'nothing to show' in examples.adversarial(run._replace(attacked=none))
   bare = run._replace(attacked=None, notes={'attack.json': 'make it <so>'})
   assert 'make it &lt;so&gt;' in examples.adversarial(bare)
+
+
+def test_classes_go_by_their_names_where_they_have_some(run):
+  names = [f'name{c}' for c in range(10)]
+  run = run._replace(class_names=names)
+  label = run.gallery['label'][0]
+  assert f', name{label}</span>' in examples.gallery(run)
+  before = run.attacked['prediction'][run.attacked['shown_id'][0]]
+  assert f'The answer changes from name{before} to' in examples.adversarial(run)
