@@ -30,6 +30,13 @@ def read(workdir):
     return json.load(file)
 
 
+def test_the_report_shows_the_attacks(attacked):
+  with open(f'{attacked}/report.html', encoding='utf-8') as file:
+    text = file.read()
+  runs = read(attacked)['runs']
+  assert f'{runs} attack runs up to the certified radius' in text
+
+
 def test_both_files_hold_what_they_promise(attacked, trained_run):
   found = read(attacked)
   assert found['step'] == 4
