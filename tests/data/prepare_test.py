@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax.data import image_sets
 from lipnext_jax.data import images
@@ -48,27 +49,10 @@ CONFIGS = {name: f'{name}.py' for name in NAMES} | {
 }
 
 
-# Images of ImageNet's size would take most of the time of these tests.
-SMALLER = {
-  'imagenet': (
-    '--config.dataset.image_size=28',
-    '--config.dataset.resize=32',
-    '--config.augment.resize.min=28',
-    '--config.augment.resize.max=36',
-  )
-}
-
-
 def run(*arguments):
-  # One device, not optimized: the data are tested, compiling takes longest.
-  environment = os.environ | {
-    'XLA_FLAGS': '',
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-  }
   return subprocess.run(
     [sys.executable, '-m', *arguments],
     cwd=ROOT,
-    env=environment,
     capture_output=True,
     text=True,
     timeout=300,
@@ -107,20 +91,16 @@ def test_archive_to_records_to_certified_model(name, tmp_path, formats):
       np.testing.assert_array_equal(example['image'], other['image'])
       assert example['label'] == other['label']
 
+  # The smoke variant, on the set: the session has compiled it, or will again.
+  defaults = config_lib.default_config().dataset.synthetic
   done = run(
     'lipnext_jax.main',
-    f'--config=configs/{CONFIGS[name]}',
+    f'--config=configs/{CONFIGS[name]}:smoke',
     f'--workdir={tmp_path}/run',
+    f'--config.dataset.name={name}',
     f'--config.dataset.data_dir={tmp_path}/data',
-    '--config.model.depth=2',
-    '--config.model.width=16',
-    '--config.batch_size=8',
-    '--config.eval.batch_size=8',
-    '--config.eval.every=0 steps',
-    '--config.duration=2 steps',
-    '--config.optimizer.warmup=1 steps',
-    '--config.checkpoint.every=0 steps',
-    *SMALLER.get(name, ()),
+    '--config.optimizer.retraction_period=4 steps',  # As the smoke variant's.
+    *(f'--config.dataset.synthetic.{k}={v}' for k, v in defaults.items()),
   )
   assert done.returncode == 0, done.stderr
   with open(f'{tmp_path}/run/eval.json') as file:
