@@ -380,3 +380,28 @@ def test_a_killed_run_is_continued(tmp_path, formats):
   assert not [name for name in after if name.endswith('.part')]
   train = image_sets.open_set('cifar10', f'{tmp_path}/data').train
   assert len(train) == 5 * count
+
+
+def test_a_record_damaged_later_ends_training_in_one_line(tmp_path, formats):
+  """After `prepare` has seen it whole: a disk went bad, say."""
+  final = prepare.prepare(
+    options('cifar10', formats.cifar10(tmp_path), tmp_path)
+  )
+  (shard,) = [name for name in os.listdir(final) if '10-train' in name]
+  with open(f'{final}/{shard}', 'r+b') as file:
+    file.seek(300)
+    file.write(bytes(range(256)))
+  done = run(
+    'lipnext_jax.main',
+    '--config=configs/cifar10.py',
+    f'--workdir={tmp_path}/run',
+    f'--config.dataset.data_dir={tmp_path}/data',
+    '--config.model.depth=2',
+    '--config.model.width=16',
+    '--config.batch_size=64',
+    '--config.duration=2 steps',
+    '--config.optimizer.warmup=1 steps',
+  )
+  assert done.returncode == 3, done.stderr
+  (line,) = done.stderr.splitlines()
+  assert line.startswith(f'error: {final}, split train, record 0: ')
