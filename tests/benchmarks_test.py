@@ -56,3 +56,23 @@ def test_the_optimizer_benchmark_prints_its_tables(flags, shows):
   out = run('optimizer', *flags.split())
   assert shows in out
   assert 'nan' not in out
+
+
+def test_the_data_benchmark_adds_its_stages_up():
+  flags = '--images=2 --repeats=2 --batch=2 --batches=4 --workers=1'
+  out = run('data', *flags.split())
+  rows = [line.split() for line in out.splitlines()[2:]]
+  numbers = [float(row[-2]) for row in rows[1:8]]  # Without raw decoding.
+  # Seven stages of 1 µs resolution, and their sum.
+  assert rows[8][:2] == ['sum', 'of']
+  assert abs(float(rows[8][-2]) - sum(numbers)) <= 8 * 0.0005
+  assert 'cores feed 2400 images/s' in out
+
+
+def test_the_data_benchmark_compares_ways_of_decoding():
+  out = run('data', *['--what=decode', '--images=1', '--repeats=1'])
+  lines = [line.split() for line in out.splitlines()[1:]]
+  assert [line[2] for line in lines] == ['full', 'draft'] * 2
+  # At 500×375 nothing can be halved: the same pixels.
+  assert [float(line[-1]) for line in lines[:3]] == [0, 0, 0]
+  assert 0 < float(lines[3][-1]) < 5

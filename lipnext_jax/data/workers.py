@@ -22,8 +22,9 @@ from lipnext_jax import errors
 # Batches that each process makes ahead. More would only cost memory: a batch
 # of 1024 ImageNet images is 154 MB.
 _AHEAD = 2
-# Pillow and NumPy let go of the interpreter lock where the time goes.
-_THREADS = 2
+# Of the one process, or of each worker: those are many already. Pillow lets go
+# of the interpreter lock where the time goes.
+_THREADS, _THREADS_OF_WORKERS = 2, 1
 
 # What Grain says, in a RuntimeError, of a worker that is gone.
 _DIED = 'terminated unexpectedly'
@@ -54,7 +55,10 @@ def iterate(
   [0, 2, 4]
   """
   dataset = batches.to_iter_dataset(
-    grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+    grain.ReadOptions(
+      num_threads=_THREADS_OF_WORKERS if workers else _THREADS,
+      prefetch_buffer_size=_AHEAD,
+    )
   )
   if workers:
     dataset = dataset.mp_prefetch(
@@ -63,7 +67,7 @@ def iterate(
   with contextlib.closing(iter(dataset)) as iterator:
     try:
       for batch in iterator:
-        if workers:  # Shared memory is scarce: let go of it at once.
+        if workers:  # JAX on CPU would keep the shared memory as its own.
           batch = {name: np.array(value) for name, value in batch.items()}
         yield batch
     except RuntimeError as error:

@@ -1,0 +1,219 @@
+"""Images/s of every stage of the ImageNet pipeline, and of their sum in Grain.
+
+    taskset -c 0 python -m benchmarks.data --workers 1
+
+Times the stages one by one on one core (JPEGs of 500×375 pixels and about 110
+kB, smooth noise made with a fixed seed), adds them up to a ceiling, and runs
+the same work through the real pipeline with worker processes. The raw decode
+rate of Pillow stands beside them: no pipeline on this library exceeds it.
+
+Times are CPU seconds of the processes that do the work, so that other load on
+the machine does not count. `--what decode` compares ways of decoding.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import contextlib
+import functools
+import io
+import math
+import statistics
+import time
+from typing import Any
+
+from absl import app
+from absl import flags
+import numpy as np
+from PIL import Image
+import psutil
+
+from lipnext_jax import config as config_lib
+from lipnext_jax.data import images
+from lipnext_jax.data import pillow
+from lipnext_jax.data import pipeline
+from lipnext_jax.data import randaugment
+from lipnext_jax.data import transforms
+
+_WHAT = flags.DEFINE_enum(
+  'what', 'stages', ['stages', 'decode'], 'Which table to print.'
+)
+_IMAGES = flags.DEFINE_integer('images', 64, 'Different JPEGs.')
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Times over them; the median.')
+_BATCH = flags.DEFINE_integer('batch', 32, 'Batch size in Grain.')
+_BATCHES = flags.DEFINE_integer('batches', 30, 'Batches that are timed there.')
+_WORKERS = flags.DEFINE_integer('workers', 1, 'Worker processes.')
+
+_WIDTH, _HEIGHT = 500, 375  # ImageNet's most common size.
+_CROP, _SMALLEST, _LARGEST = 224, 224, 288  # The recipe's.
+_TARGET = 2400  # Images/s that the paper trains at.
+
+
+def make_jpegs(count: int, width: int, height: int) -> list[bytes]:
+  """JPEGs of smooth noise, quality 90; 500×375 pixels come to 110 kB."""
+  rng = np.random.default_rng(0)
+  jpegs = []
+  for _ in range(count):
+    coarse = rng.integers(256, size=(12, 16, 3)).astype(np.uint8)
+    smooth = Image.fromarray(coarse).resize(
+      (width, height), Image.Resampling.BICUBIC
+    )
+    noise = rng.normal(scale=19, size=(height, width, 1))
+    noisy = np.clip(np.asarray(smooth) + noise, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy).save(buffer, 'JPEG', quality=90)
+    jpegs.append(buffer.getvalue())
+  return jpegs
+
+
+def decode_raw(jpeg: bytes, draft: int = 0) -> Image.Image:
+  """Pillow alone; `draft` allows decoding at a half, a quarter, an eighth.
+
+  The shorter side stays at least `draft` pixels long.
+  """
+  image = Image.open(io.BytesIO(jpeg))
+  if draft:
+    image.draft('RGB', (draft, draft))
+  image.load()
+  return image
+
+
+class JpegSource:
+  """As many examples as ImageNet has, of a few JPEGs in memory.
+
+  Grain's shuffle is slow on short sources: it walks in a cycle until an index
+  is below their length (0.2 ms each for 64 examples, 1 µs for ImageNet's).
+  """
+
+  def __init__(self, jpegs: Sequence[bytes]):
+    self._jpegs = jpegs
+
+  def __len__(self) -> int:
+    return 1_281_167
+
+  def __getitem__(self, index: int):
+    image = images.decode(self._jpegs[index % len(self._jpegs)])
+    return {'image': image, 'label': np.int32(0)}
+
+
+def seconds_each(
+  stage: Callable[[Any], Any], inputs: Sequence[Any], repeats: int
+) -> float:
+  """Median CPU seconds of one input."""
+  times = []
+  for _ in range(repeats):
+    start = time.process_time()
+    for value in inputs:
+      stage(value)
+    times.append((time.process_time() - start) / len(inputs))
+  return statistics.median(times)
+
+
+def time_stages(jpegs: Sequence[bytes], repeats: int) -> dict[str, float]:
+  """CPU seconds an image of every stage, in the pipeline's order."""
+  rng = np.random.default_rng(0)
+  arrays = [images.decode(jpeg) for jpeg in jpegs]
+  pictures = [pillow.from_array(image) for image in arrays]
+  resize = transforms.random_resize(_SMALLEST, _LARGEST)
+  resized = [resize(picture, rng) for picture in pictures]
+  augment = randaugment.randaugment(1.0, 2, 9)
+  small = [pillow.to_array(picture) for picture in resized]
+  crop, flip = transforms.crop_to(_CROP, _CROP), transforms.flip()
+  cropped = [flip(crop(image, rng), rng) for image in small]
+  groups = [cropped[i : i + 16] for i in range(0, len(cropped), 16)]
+  each = functools.partial(seconds_each, repeats=repeats)
+  stack = sum(each(np.stack, [group]) for group in groups)
+  return {
+    'decode to an array': each(images.decode, jpegs),
+    'to Pillow': each(pillow.from_array, arrays),
+    'resize': each(lambda picture: resize(picture, rng), pictures),
+    'RandAugment': each(lambda picture: augment(picture, rng), resized),
+    'to an array again': each(pillow.to_array, resized),
+    'crop, flip': each(lambda image: flip(crop(image, rng), rng), small),
+    'batch': stack / len(cropped),
+  }
+
+
+def cpu_seconds() -> float:
+  """CPU seconds of this process and its children so far."""
+  processes = [psutil.Process(), *psutil.Process().children()]
+  return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def time_grain(
+  jpegs: Sequence[bytes], workers: int, batch: int, batches: int
+) -> tuple[float, float]:
+  """CPU seconds and seconds an image, through the real pipeline."""
+  augment = config_lib.default_config().augment
+  augment.resize.min, augment.resize.max = _SMALLEST, _LARGEST
+  augment.randaugment.probability, augment.flip = 1.0, True
+  shape = (_CROP, _CROP, 3)
+  steps = transforms.build_transforms(augment, shape)
+  stream = pipeline.Stream(JpegSource(jpegs), steps, batch)
+  with contextlib.closing(
+    pipeline.train_batches([stream], image_shape=shape, seed=0, workers=workers)
+  ) as stream_of_batches:
+    for _ in range(2 * max(workers, 1) + 2):  # Started, buffers full.
+      next(stream_of_batches)
+    start, cpu_start = time.perf_counter(), cpu_seconds()
+    for _ in range(batches):
+      next(stream_of_batches)
+    wall = time.perf_counter() - start
+    cpu = cpu_seconds() - cpu_start
+  return cpu / (batch * batches), wall / (batch * batches)
+
+
+def print_stages(jpegs: Sequence[bytes]) -> None:
+  """The table of stages, their sum, and Grain's rate beside it."""
+  stages = time_stages(jpegs, _REPEATS.value)
+  cpu, wall = time_grain(jpegs, _WORKERS.value, _BATCH.value, _BATCHES.value)
+  again = time_stages(jpegs, _REPEATS.value)  # The machine may have changed.
+  stages = {name: (stages[name] + again[name]) / 2 for name in stages}
+  raw = seconds_each(decode_raw, jpegs, _REPEATS.value)
+  total = sum(stages.values())
+  print(f'{"stage":22}  {"ms":>6}  {"images/s":>8}')
+  print(f'{"(Pillow decode alone)":22}  {1e3 * raw:6.3f}  {1 / raw:8.0f}')
+  for name, seconds in stages.items():
+    print(f'{name:22}  {1e3 * seconds:6.3f}  {1 / seconds:8.0f}')
+  print(f'{"sum of the parts":22}  {1e3 * total:6.3f}  {1 / total:8.0f}')
+  name = f'Grain, {_WORKERS.value} workers'
+  print(f'{name:22}  {1e3 * cpu:6.3f}  {1 / cpu:8.0f}  per core')
+  print(f'{"":22}  {1e3 * wall:6.3f}  {1 / wall:8.0f}  on the clock')
+  print(f'{100 * total / cpu:.0f} per cent of the sum of the parts')
+  print(f'{math.ceil(_TARGET * cpu)} cores feed {_TARGET} images/s')
+
+
+def print_decoding() -> None:
+  """Ways to decode, on the common size and on one twice as large."""
+  print('pixels     kB   way                ms  images/s  mean |difference|')
+  for scale in (1, 2):
+    jpegs = make_jpegs(_IMAGES.value, scale * _WIDTH, scale * _HEIGHT)
+    size = statistics.mean(len(jpeg) for jpeg in jpegs) / 1000
+    for name, draft in (('full', 0), ('draft', _LARGEST)):
+      way = functools.partial(decode_raw, draft=draft)
+      seconds = seconds_each(way, jpegs, _REPEATS.value)
+      # What the network sees of it, against full decoding.
+      seen = [
+        transforms.resize_center_crop(np.asarray(d(jpegs[0])), 256, _CROP)
+        for d in (decode_raw, way)
+      ]
+      difference = np.abs(seen[0].astype(int) - seen[1]).mean()
+      print(
+        f'{scale * _WIDTH}×{scale * _HEIGHT}  {size:4.0f}  {name:14}'
+        f'  {1e3 * seconds:6.3f}  {1 / seconds:8.0f}  {difference:.2f}'
+      )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints the table that is asked for."""
+  del argv
+  if _WHAT.value == 'decode':
+    print_decoding()
+    return
+  jpegs = make_jpegs(_IMAGES.value, _WIDTH, _HEIGHT)
+  size = statistics.mean(len(jpeg) for jpeg in jpegs) / 1000
+  print(f'JPEGs of {_WIDTH}×{_HEIGHT} pixels, {size:.0f} kB on average')
+  print_stages(jpegs)
+
+
+if __name__ == '__main__':
+  app.run(main)
