@@ -1,4 +1,4 @@
-"""Official archives → an ArrayRecord set that training and TFDS read.
+r"""Official archives → an ArrayRecord set that training and TFDS read.
 
     python -m lipnext_jax.data.prepare cifar10 \
       --source=cifar-10-python.tar.gz --data_dir=/data
