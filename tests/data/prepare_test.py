@@ -233,6 +233,29 @@ def test_bad_records_are_collected_and_left_out_when_told(
   assert f'{names[0]}: is no JPEG' in skipped[0]
 
 
+def test_a_mended_source_is_looked_at_again(tmp_path, formats):
+  files = formats.tiny_files()
+  name = f'train/{formats.tiny_wnids[1]}/images/{formats.tiny_wnids[1]}_2.JPEG'
+  good = files[name]
+  files[name] = bytes(len(good))
+  tree = formats.tree(tmp_path / 'tiny-imagenet-200', files)
+  with pytest.raises(errors.DataError, match='1 bad records'):
+    prepare.prepare(options('tiny_imagenet', tree, tmp_path))
+  with open(f'{tree}/{name}', 'wb') as file:
+    file.write(good)
+  prepare.prepare(options('tiny_imagenet', tree, tmp_path))
+  train = image_sets.open_set('tiny_imagenet', f'{tmp_path}/data').train
+  np.testing.assert_array_equal(train[5]['image'], images.decode(good))
+
+
+def test_a_split_without_a_good_record_is_refused(tmp_path, formats):
+  train, validation, labels = formats.imagenet_files()
+  bad = dict.fromkeys(validation, b'text')
+  source = formats.imagenet(tmp_path / 'tars', train, bad, labels)
+  with pytest.raises(errors.DataError, match='split validation: all are bad'):
+    prepare.prepare(options('imagenet', source, tmp_path, skip_bad=True))
+
+
 FAULTS = {
   'a wrong size': (64, 63),
   'another wrong size': (65, 64),
