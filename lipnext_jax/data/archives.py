@@ -90,7 +90,7 @@ def list_tar(path: str) -> list[Entry]:
 
 
 def list_tar_of_tars(
-  path: str, progress: Callable[[], None] = lambda: None
+  path: str, progress: Callable[[], object] = lambda: None
 ) -> dict[str, list[Entry]]:
   """The files in the tars in a tar, by the name of the inner one.
 

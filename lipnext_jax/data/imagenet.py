@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import scipy.io
+import tqdm
 
 from lipnext_jax import errors
 from lipnext_jax.data import archives
@@ -38,10 +39,10 @@ def read_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
   label = {wnid: i for i, wnid in enumerate(wnids)}
   tar, tree = os.path.join(source, _TRAIN_TAR), os.path.join(source, 'train')
   if os.path.exists(tar):
-    classes = {
-      name.removesuffix('.tar'): entries
-      for name, entries in archives.list_tar_of_tars(tar).items()
-    }
+    # 1.28 million headers: half a minute.
+    with tqdm.tqdm(desc='listing', unit=' classes') as bar:
+      inner = archives.list_tar_of_tars(tar, bar.update)
+    classes = {name.removesuffix('.tar'): inner[name] for name in inner}
     where = tar
   elif os.path.isdir(tree):
     classes = {

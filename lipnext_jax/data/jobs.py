@@ -98,6 +98,7 @@ def write_splits(
   *,
   resize: int,
   workers: int,
+  redo_bad: bool = False,
 ) -> dict[str, list[records.ShardResult]]:
   """Writes the shards that are not there yet, with a progress bar.
 
@@ -107,6 +108,8 @@ def write_splits(
     official_set: what its examples must be like.
     resize: see `images.to_stored`.
     workers: processes; 0: none but this one.
+    redo_bad: write the shards anew that left something out: the source may
+      have been mended since.
 
   Returns:
     Split → what its shards hold, in order.
@@ -119,7 +122,7 @@ def write_splits(
     for split in contents.splits
   }
   everything = [job for split in jobs.values() for job in split]
-  pending = [job for job in everything if not os.path.exists(job.result_path)]
+  pending = [job for job in everything if not _is_done(job, redo_bad)]
   todo = sum(len(job.items) for job in pending)
   total = sum(len(job.items) for job in everything)
   with tqdm.tqdm(
@@ -217,6 +220,12 @@ def _write(job: Job) -> int:
     raise errors.DataError(f'{job.path}: cannot be written ({error})') from None
   files.write_json(job.result_path, result._asdict())
   return len(job.items)
+
+
+def _is_done(job: Job, redo_bad: bool) -> bool:
+  if not os.path.exists(job.result_path):
+    return False
+  return not (redo_bad and _read_result(job).bad)
 
 
 def _read_result(job: Job) -> records.ShardResult:

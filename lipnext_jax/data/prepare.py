@@ -1,4 +1,4 @@
-"""Official archives → an ArrayRecord set that training and TFDS read.
+r"""Official archives → an ArrayRecord set that training and TFDS read.
 
     python -m lipnext_jax.data.prepare cifar10 \
       --source=cifar-10-python.tar.gz --data_dir=/data
@@ -86,6 +86,7 @@ def prepare(options: Options) -> str:
       official_set,
       resize=options.resize,
       workers=options.workers,
+      redo_bad=not options.skip_bad,
     )
     bad = [
       f'{split}, {key}: {problem}'
@@ -94,6 +95,9 @@ def prepare(options: Options) -> str:
       for key, problem in result.bad
     ]
     _report_bad(bad, work, options.skip_bad)
+    for split, results in shards.items():
+      if not any(result.labels for result in results):
+        raise errors.DataError(f'{options.source}, split {split}: all are bad')
     records.write_metadata(work, official_set, contents.class_names, shards)
     for split, results in shards.items():
       labels = [label for result in results for label in result.labels]

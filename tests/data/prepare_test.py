@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax.data import image_sets
 from lipnext_jax.data import images
@@ -48,27 +49,10 @@ CONFIGS = {name: f'{name}.py' for name in NAMES} | {
 }
 
 
-# Images of ImageNet's size would take most of the time of these tests.
-SMALLER = {
-  'imagenet': (
-    '--config.dataset.image_size=28',
-    '--config.dataset.resize=32',
-    '--config.augment.resize.min=28',
-    '--config.augment.resize.max=36',
-  )
-}
-
-
 def run(*arguments):
-  # One device, not optimized: the data are tested, compiling takes longest.
-  environment = os.environ | {
-    'XLA_FLAGS': '',
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-  }
   return subprocess.run(
     [sys.executable, '-m', *arguments],
     cwd=ROOT,
-    env=environment,
     capture_output=True,
     text=True,
     timeout=300,
@@ -107,20 +91,16 @@ def test_archive_to_records_to_certified_model(name, tmp_path, formats):
       np.testing.assert_array_equal(example['image'], other['image'])
       assert example['label'] == other['label']
 
+  # The smoke variant, on the set: the session has compiled it, or will again.
+  defaults = config_lib.default_config().dataset.synthetic
   done = run(
     'lipnext_jax.main',
-    f'--config=configs/{CONFIGS[name]}',
+    f'--config=configs/{CONFIGS[name]}:smoke',
     f'--workdir={tmp_path}/run',
+    f'--config.dataset.name={name}',
     f'--config.dataset.data_dir={tmp_path}/data',
-    '--config.model.depth=2',
-    '--config.model.width=16',
-    '--config.batch_size=8',
-    '--config.eval.batch_size=8',
-    '--config.eval.every=0 steps',
-    '--config.duration=2 steps',
-    '--config.optimizer.warmup=1 steps',
-    '--config.checkpoint.every=0 steps',
-    *SMALLER.get(name, ()),
+    '--config.optimizer.retraction_period=4 steps',  # As the smoke variant's.
+    *(f'--config.dataset.synthetic.{k}={v}' for k, v in defaults.items()),
   )
   assert done.returncode == 0, done.stderr
   with open(f'{tmp_path}/run/eval.json') as file:
@@ -251,6 +231,29 @@ def test_bad_records_are_collected_and_left_out_when_told(
     skipped = json.load(file)['skipped']
   assert len(skipped) == 2
   assert f'{names[0]}: is no JPEG' in skipped[0]
+
+
+def test_a_mended_source_is_looked_at_again(tmp_path, formats):
+  files = formats.tiny_files()
+  name = f'train/{formats.tiny_wnids[1]}/images/{formats.tiny_wnids[1]}_2.JPEG'
+  good = files[name]
+  files[name] = bytes(len(good))
+  tree = formats.tree(tmp_path / 'tiny-imagenet-200', files)
+  with pytest.raises(errors.DataError, match='1 bad records'):
+    prepare.prepare(options('tiny_imagenet', tree, tmp_path))
+  with open(f'{tree}/{name}', 'wb') as file:
+    file.write(good)
+  prepare.prepare(options('tiny_imagenet', tree, tmp_path))
+  train = image_sets.open_set('tiny_imagenet', f'{tmp_path}/data').train
+  np.testing.assert_array_equal(train[5]['image'], images.decode(good))
+
+
+def test_a_split_without_a_good_record_is_refused(tmp_path, formats):
+  train, validation, labels = formats.imagenet_files()
+  bad = dict.fromkeys(validation, b'text')
+  source = formats.imagenet(tmp_path / 'tars', train, bad, labels)
+  with pytest.raises(errors.DataError, match='split validation: all are bad'):
+    prepare.prepare(options('imagenet', source, tmp_path, skip_bad=True))
 
 
 FAULTS = {
@@ -400,3 +403,28 @@ def test_a_killed_run_is_continued(tmp_path, formats):
   assert not [name for name in after if name.endswith('.part')]
   train = image_sets.open_set('cifar10', f'{tmp_path}/data').train
   assert len(train) == 5 * count
+
+
+def test_a_record_damaged_later_ends_training_in_one_line(tmp_path, formats):
+  """After `prepare` has seen it whole: a disk went bad, say."""
+  final = prepare.prepare(
+    options('cifar10', formats.cifar10(tmp_path), tmp_path)
+  )
+  (shard,) = [name for name in os.listdir(final) if '10-train' in name]
+  with open(f'{final}/{shard}', 'r+b') as file:
+    file.seek(300)
+    file.write(bytes(range(256)))
+  done = run(
+    'lipnext_jax.main',
+    '--config=configs/cifar10.py',
+    f'--workdir={tmp_path}/run',
+    f'--config.dataset.data_dir={tmp_path}/data',
+    '--config.model.depth=2',
+    '--config.model.width=16',
+    '--config.batch_size=64',
+    '--config.duration=2 steps',
+    '--config.optimizer.warmup=1 steps',
+  )
+  assert done.returncode == 3, done.stderr
+  (line,) = done.stderr.splitlines()
+  assert line.startswith(f'error: {final}, split train, record 0: ')

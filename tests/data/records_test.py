@@ -1,3 +1,4 @@
+import itertools
 import os
 import pickle
 import sys
@@ -12,6 +13,7 @@ from lipnext_jax import errors
 from lipnext_jax.data import images
 from lipnext_jax.data import layouts
 from lipnext_jax.data import official
+from lipnext_jax.data import pipeline
 from lipnext_jax.data import records
 
 SET = official.CIFAR10
@@ -158,6 +160,23 @@ FAULTY = {
   'has label 10 of 10 classes': {'label': 10},
   'has label -1 of 10 classes': {'label': -1},
 }
+
+
+def batches(source):
+  streams = [pipeline.Stream(source, (), 2)]
+  return pipeline.train_batches(streams, image_shape=(32, 32, 3), seed=0)
+
+
+def test_training_meets_a_damaged_record_as_an_error(prepared):
+  directory, paths = prepared
+  source = records.RecordSource(directory, 'train')
+  stream = batches(source)
+  assert next(stream)['image'].shape == (2, 32, 32, 3)
+  stream.close()
+  overwrite(paths[2], [record(), record(image=b'text')])
+  source = records.RecordSource(directory, 'train')
+  with pytest.raises(errors.DataError, match=r'record 4 \(train_00007\)'):
+    list(itertools.islice(batches(source), 5))
 
 
 def overwrite(path, data):
