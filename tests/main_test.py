@@ -148,17 +148,23 @@ def test_sigkill_at_any_moment_ends_in_the_same_numbers(tmp_path):
       assert a.read() == b.read(), name
 
 
-def test_two_seeds_differ(tmp_path):
-  results = []
-  for seed in (0, 1):
-    workdir = f'{tmp_path}/{seed}'
+def test_two_seeds_differ_and_worker_processes_change_nothing(tmp_path):
+  radii = []
+  for flag in (
+    '--config.seed=0',
+    '--config.seed=1',
+    '--config.dataset.workers=2',
+  ):
+    workdir = f'{tmp_path}/{len(radii)}'
     done = run(
       *TINY,
       '--config.duration=3 steps',
-      f'--config.seed={seed}',
+      flag,
       f'--workdir={workdir}',
     )
     assert done.returncode == 0, done.stderr
+    assert 'Warning' not in done.stderr  # E.g. of leaked shared memory.
     with open(f'{workdir}/radii.csv') as file:
-      results.append(file.read())
-  assert results[0] != results[1]
+      radii.append(file.read())
+  assert radii[0] != radii[1]
+  assert radii[0] == radii[2]

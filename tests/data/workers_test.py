@@ -1,4 +1,4 @@
-"""Worker processes through the real command line, and what ends them."""
+"""What ends worker processes; tests/main_test.py uses them as users do."""
 
 import contextlib
 import itertools
@@ -14,10 +14,7 @@ import grain
 import numpy as np
 import pytest
 
-from configs import digits
-from lipnext_jax import config as config_lib
 from lipnext_jax import errors
-from lipnext_jax import train
 from lipnext_jax.data import workers
 
 ROOT = os.path.dirname(
@@ -50,38 +47,6 @@ def test_a_killed_worker_is_an_error_and_leaves_none_behind():
       list(itertools.islice(batches, 50))  # What is in the queues still comes.
     assert time.monotonic() - start < 30
   assert not multiprocessing.active_children()
-
-
-def test_workers_through_the_command_line_give_the_numbers_of_none(
-  tmp_path, make_tiny_config
-):
-  config = make_tiny_config()
-  flat = config_lib.build_field_list(config)
-  default = config_lib.build_field_list(digits.get_config())
-  train.train_and_evaluate(config, f'{tmp_path}/0')
-  changed = [
-    f'--config.{name}={value}'
-    for name, value in flat.items()
-    if value != default[name]
-  ]
-  done = subprocess.run(
-    (
-      *(sys.executable, '-m', 'lipnext_jax.main'),
-      *('--config=configs/digits.py', f'--workdir={tmp_path}/2'),
-      *changed,
-      '--config.dataset.workers=2',
-    ),
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  assert 'Warning' not in done.stderr  # No leaked shared memory either.
-  for name in ('eval.json', 'radii.csv'):
-    with open(f'{tmp_path}/0/{name}') as a, open(f'{tmp_path}/2/{name}') as b:
-      assert a.read() == b.read(), name
 
 
 def test_workers_end_with_a_parent_that_is_killed():
