@@ -7,16 +7,14 @@ Each set is `config.dataset` → `Dataset`; `SOURCES` lists them by name.
 from collections.abc import Callable
 from collections.abc import Sequence
 import functools
-import os
 from typing import NamedTuple
 from typing import Protocol
-import zipfile
-import zlib
 
 import ml_collections
 import numpy as np
 
 from lipnext_jax import errors
+from lipnext_jax.data import npz
 from lipnext_jax.data import transforms
 
 FINAL_SPLITS = ('test', 'validation')
@@ -246,8 +244,8 @@ def _npz(config: ml_collections.ConfigDict) -> Dataset:
 
   Each holds `image` [n, H, W, ch] uint8 and `label` [n] int.
   """
-  train_images, train_labels = _read_npz(config.data_dir, 'train.npz')
-  test_images, test_labels = _read_npz(config.data_dir, 'test.npz')
+  train_images, train_labels = npz.read_arrays(config.data_dir, 'train.npz')
+  test_images, test_labels = npz.read_arrays(config.data_dir, 'test.npz')
   if train_images.shape[1:] != test_images.shape[1:]:
     raise errors.ConfigError(
       'dataset.data_dir',
@@ -308,45 +306,6 @@ def _image_set(name: str, config: ml_collections.ConfigDict) -> Dataset:
     test=Resized(splits.test, config.resize, size),
     plain_train=Resized(splits.train, config.resize, size),
   )
-
-
-# What NumPy and zipfile raise for missing keys, truncated or altered files.
-_UNREADABLE = (
-  EOFError,
-  KeyError,
-  OSError,
-  ValueError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
-
-
-def _read_npz(data_dir: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-  def error(problem: str) -> errors.ConfigError:
-    return errors.ConfigError(
-      'dataset.data_dir',
-      data_dir,
-      problem,
-      'it needs train.npz and test.npz, each with `image` [n, H, W, ch] uint8 '
-      'and `label` [n] int',
-    )
-
-  path = os.path.join(data_dir, name)
-  if not os.path.isdir(data_dir):
-    raise error('is no directory')
-  if not os.path.exists(path):
-    raise error(f'holds no {name}')
-  try:  # Pickles are refused: they run code.
-    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
-      images, labels = arrays['image'], arrays['label']
-  except _UNREADABLE as exception:
-    raise error(f'has a {name} that cannot be read ({exception})') from None
-  if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-    raise error(f'has {images.dtype}{images.shape} as `image` in {name}')
-  integer = np.issubdtype(labels.dtype, np.integer)
-  if labels.shape != images.shape[:1] or not integer or labels.min() < 0:
-    raise error(f'has {labels.dtype}{labels.shape} as `label` in {name}')
-  return images, labels
 
 
 SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Dataset]] = {

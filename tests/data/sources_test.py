@@ -116,41 +116,6 @@ def test_npz_reads_back_what_was_written(tmp_path):
   assert dataset.test[0]['label'] == 2
 
 
-BAD_ARRAYS = {
-  'float images': (np.zeros((2, 4, 4, 1)), np.zeros(2, int)),
-  'no channel axis': (np.zeros((2, 4, 4), np.uint8), np.zeros(2, int)),
-  'no examples': (np.zeros((0, 4, 4, 1), np.uint8), np.zeros(0, int)),
-  'too few labels': (np.zeros((2, 4, 4, 1), np.uint8), np.zeros(1, int)),
-  'float labels': (np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2)),
-  'negative labels': (np.zeros((2, 4, 4, 1), np.uint8), np.array([0, -1])),
-  'pickles': (np.array([{}, {}], object), np.zeros(2, int)),
-}
-
-
-@pytest.mark.parametrize('case', BAD_ARRAYS)
-def test_malformed_npz_is_refused_by_directory(tmp_path, case):
-  images, labels = BAD_ARRAYS[case]
-  np.savez(tmp_path / 'train.npz', image=images, label=labels)
-  config = dataset_config(name='npz', data_dir=str(tmp_path))
-  with pytest.raises(errors.ConfigError, match=r'dataset\.data_dir'):
-    sources.load_dataset(config)
-
-
-def test_missing_and_truncated_files_are_refused(tmp_path):
-  config = dataset_config(name='npz', data_dir=str(tmp_path / 'nowhere'))
-  with pytest.raises(errors.ConfigError, match='is no directory'):
-    sources.load_dataset(config)
-  config = dataset_config(name='npz', data_dir=str(tmp_path))
-  with pytest.raises(errors.ConfigError, match=r'holds no train\.npz'):
-    sources.load_dataset(config)
-  write_npz(tmp_path / 'whole.npz', np.zeros((9, 4, 4, 1), np.uint8), [0] * 9)
-  whole = (tmp_path / 'whole.npz').read_bytes()
-  for cut in (0, 10, len(whole) // 2, len(whole) - 5):
-    (tmp_path / 'train.npz').write_bytes(whole[:cut])
-    with pytest.raises(errors.ConfigError, match=r'dataset\.data_dir'):
-      sources.load_dataset(config)
-
-
 @pytest.fixture
 def folder(tmp_path, formats):
   """Images of many sizes in folders by class."""
