@@ -64,22 +64,34 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
       f'has an unreadable {CONFIG_FILE} ({error})',
       'choose another directory',
     ) from None
-  # Through JSON and back: tuples become lists.
-  own = json.loads(json.dumps(config_lib.identity(config)))
+  own, defaults = _plain(config), _plain(config_lib.default_config())
   for name, value in own.items():
-    if name not in stored or stored[name] != value:
+    # A field that is newer than the run did not act on it: its default.
+    before = stored.get(name, defaults[name])
+    if before != value:
       raise errors.ConfigError(
         name,
         value,
-        f'differs from {stored.get(name)!r}, with which the run in '
-        f'{workdir} was made',
+        f'differs from {before!r}, with which the run in {workdir} was made',
         'choose another --workdir or that value',
       )
 
 
 def hash_config(config: ml_collections.ConfigDict) -> str:
-  """One hash of all fields that decide the sequence of states."""
-  return manifest.hash_fields(config_lib.identity(config))
+  """One hash of what decides the sequence of states.
+
+  Of the fields that are not at their defaults, so that a field that is added
+  later leaves the hashes of older runs as they are.
+  """
+  own, defaults = _plain(config), _plain(config_lib.default_config())
+  return manifest.hash_fields(
+    {name: value for name, value in own.items() if value != defaults[name]}
+  )
+
+
+def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The identity as JSON gives it back: tuples become lists."""
+  return json.loads(json.dumps(config_lib.identity(config)))
 
 
 def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:

@@ -232,6 +232,28 @@ def test_a_workdir_of_the_same_config_is_accepted(tmp_path, tiny_config):
   checkpoint.check_workdir(workdir, tiny_config)
 
 
+def test_a_field_that_is_newer_than_the_run_had_its_default(
+  tmp_path, tiny_config
+):
+  checkpoint.write_config(str(tmp_path), tiny_config)
+  path = tmp_path / 'config.json'
+  fields = json.loads(path.read_text())
+  del fields['augment.flip']
+  path.write_text(json.dumps(fields))
+  checkpoint.check_workdir(str(tmp_path), tiny_config)
+  tiny_config.augment.flip = True
+  with pytest.raises(errors.ConfigError, match='differs from False'):
+    checkpoint.check_workdir(str(tmp_path), tiny_config)
+
+
+def test_the_hash_of_a_config_is_of_what_decides_the_states(tiny_config):
+  own = checkpoint.hash_config(tiny_config)
+  tiny_config.log.every = '7 steps'
+  assert checkpoint.hash_config(tiny_config) == own
+  tiny_config.model.beta = 0.25
+  assert checkpoint.hash_config(tiny_config) != own
+
+
 @pytest.mark.parametrize(
   ('field', 'value'),
   [
