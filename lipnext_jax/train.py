@@ -13,6 +13,8 @@ import ml_collections
 from lipnext_jax import certify
 from lipnext_jax import checkpoint
 from lipnext_jax import evaluate
+from lipnext_jax import interrupts as interrupts_lib
+from lipnext_jax import lock as lock_lib
 from lipnext_jax import page
 from lipnext_jax import report
 from lipnext_jax import schedules
@@ -107,6 +109,9 @@ def train_and_evaluate(
   zero_sums = jax.jit(step_lib.Sums.zeros, out_shardings=on_all)
 
   # ------------------------------------------------------------ checkpoint
+  lock = lock_lib.Lock(workdir)
+  if train:  # Before anything in the workdir is tidied or written.
+    distributed.on_first(lock.acquire)
   checkpointer = checkpoint.Checkpointer(
     workdir, create=train, config_hash=checkpoint.hash_config(config)
   )
@@ -143,40 +148,54 @@ def train_and_evaluate(
       plan.total_steps, step, sum(stream.batch_size for stream in streams)
     )
 
-    # The order is a contract: step, fetch, log, monitor, save. A checkpoint
-    # at step s holds what s updates made, and the stream resumes at batch s.
-    while step < plan.total_steps:
-      with jax.transfer_guard('disallow'):
-        state, sums = compiled(state, sums, batch)
-        step += 1
-        if step < plan.total_steps:  # While the devices compute.
-          batch = mesh_lib.put_batch(next(batches), on_batch)
+    # The order is a contract: step, fetch, log, monitor, save, stop. A
+    # checkpoint at step s holds what s updates made, and the stream resumes at
+    # batch s.
+    signum = None
+    with interrupts_lib.Interrupts() as interrupts:
+      while step < plan.total_steps and signum is None:
+        with jax.transfer_guard('disallow'):
+          state, sums = compiled(state, sums, batch)
+          step += 1
+          if step < plan.total_steps:  # While the devices compute.
+            batch = mesh_lib.put_batch(next(batches), on_batch)
 
-        last = step == plan.total_steps
-        if last or step % plan.log_every == 0:
-          means, monitored = jax.device_get((sums, monitor(state)))
-          scalars = means.means() | {k: float(v) for k, v in monitored.items()}
-          scalars['train/images_per_second'] = progress.update(step, scalars)
-          writer.write(step, scalars)
-          sums = zero_sums()
+          last = step == plan.total_steps
+          if last or step % plan.log_every == 0:
+            means, monitored = jax.device_get((sums, monitor(state)))
+            scalars = means.means() | {
+              k: float(v) for k, v in monitored.items()
+            }
+            scalars['train/images_per_second'] = progress.update(step, scalars)
+            writer.write(step, scalars)
+            sums = zero_sums()
 
-      monitor_now = plan.is_due(plan.eval_every, step) and not last
-      save_now = plan.is_due(plan.checkpoint_every, step) or monitor_now or last
-      certified = None
-      with progress.paused():
-        if monitor_now:
-          result = certify_split(state, monitored_split, 'fast')
-          summary = result.summary([config.loss.epsilon])
-          certified = next(iter(summary['cra'].values()))
-          clean = summary['clean']
-          writer.write(
-            step, {'monitor/clean': clean, 'monitor/certified': certified}
-          )
-        if save_now:
-          checkpointer.save(step, state, certified)
+        signum = None if last else interrupts.received(step)
+        monitor_now = plan.is_due(plan.eval_every, step) and not last
+        save_now = (
+          plan.is_due(plan.checkpoint_every, step)
+          or monitor_now
+          or last
+          or signum is not None
+        )
+        certified = None
+        with progress.paused():
+          if monitor_now:
+            result = certify_split(state, monitored_split, 'fast')
+            summary = result.summary([config.loss.epsilon])
+            certified = next(iter(summary['cra'].values()))
+            clean = summary['clean']
+            writer.write(
+              step, {'monitor/clean': clean, 'monitor/certified': certified}
+            )
+          if save_now:
+            checkpointer.save(step, state, certified)
     progress.close()
     writer.close()
     batches.close()
+    if signum is not None:
+      checkpointer.close()
+      raise interrupts_lib.StoppedError(signum, step)
   elif train:
     report.say(f'{workdir} is finished at step {step}: only evaluating')
   checkpointer.close()
@@ -197,6 +216,7 @@ def train_and_evaluate(
     report.print_table(summary, f'{config.dataset.name}, {split} split:')
     if path := page.report_evaluation(workdir, result, source):
       report.say(f'the report is {path}')
+  lock.release()
   return summary
 
 

@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+from lipnext_jax import errors
+from lipnext_jax import lock
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = (
   '--config.model.depth=2',
@@ -105,19 +108,70 @@ def read_json(path):
     return json.load(file)
 
 
-def test_sigkill_at_any_moment_ends_in_the_same_numbers(tmp_path):
-  """Three kills (before, between and during saves), then the same command."""
-  flags = [
-    *TINY,
-    '--config.duration=120 steps',
-    '--config.checkpoint.every=10 steps',
-    '--config.eval.every=0 steps',
-    '--config.log.every=5 steps',
-  ]
-  calm = run(f'--workdir={tmp_path}/calm', *flags)
-  assert calm.returncode == 0, calm.stderr
-  assert 'digits, test split' in calm.stdout
+LONGER = (
+  *TINY,
+  '--config.duration=120 steps',
+  '--config.checkpoint.every=10 steps',
+  '--config.eval.every=0 steps',
+  '--config.log.every=5 steps',
+)
 
+
+@pytest.fixture(scope='module')
+def calm(tmp_path_factory):
+  """(workdir, stdout) of a run that nothing disturbed."""
+  workdir = str(tmp_path_factory.mktemp('calm') / 'run')
+  done = run(f'--workdir={workdir}', *LONGER)
+  assert done.returncode == 0, done.stderr
+  assert 'digits, test split' in done.stdout
+  return workdir, done.stdout
+
+
+def check_same_numbers(workdir, calm):
+  last = run(f'--workdir={workdir}', *LONGER)
+  assert last.returncode == 0, last.stderr
+  assert last.stdout == calm[1]
+  for name in ('eval.json', 'radii.csv'):
+    with open(f'{workdir}/{name}') as a, open(f'{calm[0]}/{name}') as b:
+      assert a.read() == b.read(), name
+
+
+def test_sigterm_saves_and_a_second_run_is_kept_out(tmp_path, calm):
+  workdir = f'{tmp_path}/run'
+  process = subprocess.Popen(
+    # Many more steps than can be done before the signal.
+    command(f'--workdir={workdir}', *LONGER),
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    stdout=subprocess.DEVNULL,
+    text=True,
+  )
+  deadline = time.monotonic() + 200
+  while not os.path.exists(f'{workdir}/metrics.jsonl'):
+    assert time.monotonic() < deadline
+    assert process.poll() is None
+    time.sleep(0.01)
+  # The loop is about to begin or has begun: the lock is held, and stays so.
+  other = lock.Lock(workdir)
+  with pytest.raises(errors.ConfigError, match=f'process {process.pid} on'):
+    other.acquire()
+  while process.poll() is None and not os.path.getsize(
+    f'{workdir}/metrics.jsonl'
+  ):
+    time.sleep(0.002)
+  process.send_signal(signal.SIGTERM)
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode == 143, stderr
+  last = stderr.splitlines()[-1]
+  assert 'error: stopped by SIGTERM; step ' in last
+  step = int(last.split('; step ')[1].split()[0])
+  assert str(step) in os.listdir(f'{workdir}/checkpoints')
+  check_same_numbers(workdir, calm)
+
+
+def test_sigkill_at_any_moment_ends_in_the_same_numbers(tmp_path, calm):
+  """Three kills (before, between and during saves), then the same command."""
+  flags = LONGER
   workdir = f'{tmp_path}/killed'
   saved = os.path.join(workdir, 'checkpoints')
   kills = 0
@@ -140,12 +194,7 @@ def test_sigkill_at_any_moment_ends_in_the_same_numbers(tmp_path):
       time.sleep(0.002)
     process.wait()
   assert kills >= 1  # A fast machine may finish before the later ones.
-  last = run(f'--workdir={workdir}', *flags)
-  assert last.returncode == 0, last.stderr
-  assert last.stdout == calm.stdout
-  for name in ('eval.json', 'radii.csv'):
-    with open(f'{workdir}/{name}') as a, open(f'{tmp_path}/calm/{name}') as b:
-      assert a.read() == b.read(), name
+  check_same_numbers(workdir, calm)
 
 
 def test_two_seeds_differ_and_worker_processes_change_nothing(tmp_path):

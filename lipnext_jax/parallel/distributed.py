@@ -62,24 +62,24 @@ def to_host(x: jax.Array) -> np.ndarray:
   return multihost_utils.process_allgather(x, tiled=True)
 
 
-def on_first(fn: Callable[[], int]) -> int:
+def on_first(fn: Callable[[], int | None]) -> int:
   """Calls `fn` in the first process only; all processes get its result.
 
   For what is done to files that all of them see. If it raises there, the
   others raise too instead of waiting.
 
   Args:
-    fn: () → an integer.
+    fn: () → an integer, or None for 0.
 
   >>> on_first(lambda: 3)
   3
   """
   if jax.process_count() == 1:
-    return fn()
+    return fn() or 0
   result, error = _FAILED, None
   if jax.process_index() == 0:
     try:
-      result = fn()
+      result = fn() or 0
     except Exception as exception:
       error = exception
   result = int(multihost_utils.broadcast_one_to_all(np.int32(result)))

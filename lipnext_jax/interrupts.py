@@ -1,0 +1,82 @@
+"""Asked to stop: at the next step boundary, with a checkpoint.
+
+Clusters send SIGTERM before they take a machine away, people press Ctrl-C. The
+first signal is remembered, and the loop ends at the next step; the second ends
+the process at once. In a run of several processes JAX's own preemption service
+watches for SIGTERM and agrees on a step that all of them reach.
+"""
+
+import os
+import signal
+from types import FrameType
+from types import TracebackType
+from typing import Any
+from typing import Self
+
+import jax
+from jax.experimental import multihost_utils
+
+from lipnext_jax import errors
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StoppedError(errors.UserError):
+  """A signal ended the run; the same command resumes it.
+
+  The exit code is 128 + the signal's number, as shells have it: 143 for
+  SIGTERM, 130 for SIGINT.
+  """
+
+  def __init__(self, signum: int, step: int):
+    """Takes the signal and the step that was saved."""
+    name = signal.Signals(signum).name
+    super().__init__(
+      f'stopped by {name}; step {step} is saved, the same command goes on there'
+    )
+    self.exit_code = 128 + signum
+
+
+class Interrupts:
+  """Remembers signals while it is entered.
+
+  >>> with Interrupts() as interrupts:
+  ...   interrupts.received(step=1)
+  """
+
+  def __init__(self) -> None:
+    """Nothing was received yet."""
+    self._signum: int | None = None
+    self._before: dict[signal.Signals, Any] = {}
+
+  def __enter__(self) -> Self:
+    # JAX's preemption service has a SIGTERM handler of its own.
+    watched = SIGNALS if jax.process_count() == 1 else ()
+    self._before = {s: signal.signal(s, self._handle) for s in watched}
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    for signum, handler in self._before.items():
+      signal.signal(signum, handler)
+
+  def _handle(self, signum: int, frame: FrameType | None) -> None:
+    del frame  # Unused.
+    if self._signum is not None:
+      os._exit(128 + signum)  # Asked twice: at once, whatever is under way.
+    self._signum = signum
+
+  def received(self, step: int) -> int | None:
+    """The signal by which to stop after `step`, on all processes alike.
+
+    Args:
+      step: updates done; every process asks after every step.
+    """
+    if jax.process_count() > 1:
+      stop = multihost_utils.reached_preemption_sync_point(step)
+      return signal.SIGTERM if stop else None
+    return self._signum

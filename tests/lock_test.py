@@ -1,0 +1,65 @@
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from lipnext_jax import errors
+from lipnext_jax import lock
+
+HOLDER = """
+import sys
+from lipnext_jax import lock
+held = lock.Lock(sys.argv[1])
+held.acquire()
+print('held', flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+  """Another process that holds the lock of tmp_path/run."""
+  process = subprocess.Popen(
+    [sys.executable, '-c', HOLDER, f'{tmp_path}/run'],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == 'held\n'
+  yield process
+  process.kill()
+  process.wait()
+  process.stdin.close()
+  process.stdout.close()
+
+
+def test_one_process_holds_it_and_the_other_is_told(tmp_path, holder):
+  own = lock.Lock(f'{tmp_path}/run')
+  with pytest.raises(errors.ConfigError, match=f'process {holder.pid} on'):
+    own.acquire()
+  own.release()  # Nothing is held: harmless.
+
+
+def test_a_lock_dies_with_its_process(tmp_path, holder):
+  holder.kill()
+  holder.wait()
+  own = lock.Lock(f'{tmp_path}/run')
+  own.acquire()  # What the killed process wrote is still in the file.
+  with open(f'{tmp_path}/run/{lock.FILE}') as file:
+    assert file.read().startswith(f'process {os.getpid()} on')
+  own.release()
+
+
+def test_a_released_lock_can_be_taken_again(tmp_path):
+  for _ in range(2):
+    own = lock.Lock(f'{tmp_path}/run')
+    own.acquire()
+    own.release()
+
+
+def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
+  (tmp_path / 'file').touch(mode=stat.S_IRUSR)
+  with pytest.raises(errors.UserError, match='cannot be written'):
+    lock.Lock(f'{tmp_path}/file/run').acquire()
