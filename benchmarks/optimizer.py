@@ -11,6 +11,7 @@ recorded ones. `optimizer_rivals` has what ours is compared with,
 """
 
 import argparse
+import functools
 import os
 import platform
 import re
@@ -47,55 +48,58 @@ def table(head, rows):
 # -- Time ---------------------------------------------------------------------
 
 
-def seconds(fn, *args, repeats):
-  """Wall time of a compiled call: the fastest, others share the machine."""
-  jax.block_until_ready(fn(*args))
+def seconds(calls, repeats):
+  """Wall times of compiled calls: the fastest of each, taken in turns.
+
+  Others share the machine, for minutes at a time: what is to be compared is
+  measured side by side.
+  """
+  for call in calls:
+    jax.block_until_ready(call())
   times = []
   for _ in range(repeats):
-    begin = time.perf_counter()
-    jax.block_until_ready(fn(*args))
-    times.append(time.perf_counter() - begin)
-  return min(times)
+    for call in calls:
+      begin = time.perf_counter()
+      jax.block_until_ready(call())
+      times.append(time.perf_counter() - begin)
+  return [min(times[i :: len(calls)]) for i in range(len(calls))]
 
 
-def measure_time(sizes, stack, repeats, only):
-  """One whole step, inner Adam included, over one batched product."""
+def measure_time(n, stack, repeats, only):
+  """Rows: one whole step, inner Adam included, over one batched product."""
+  g = jax.random.normal(jax.random.key(0), (stack, n, n))
+  x = jnp.broadcast_to(jnp.eye(n)[None], g.shape) + 0
+  product = functools.partial(jax.jit(mm), x, g)
+
+  def row(name, call):
+    one, took = seconds((product, call), repeats)
+    return n, name, f'{1e3 * took:.1f}', f'{took / one:.2f}'
+
+  yield row('one batched product', product)
+  # Adam's first steps have entries ±lr: ‖Δ‖_F is lr·n.
   bands = {'order 2': 0.04, 'order 3': 0.2, 'order 4': 0.8, 'exact': 2.0}
-  for n in sizes:
-    rows: list[tuple] = []
-    g = jax.random.normal(jax.random.key(0), (stack, n, n))
-    x = jnp.broadcast_to(jnp.eye(n)[None], g.shape) + 0
-    one = seconds(jax.jit(mm), x, g, repeats=repeats)
-
-    def row(name, tx, x=x, g=g, one=one, n=n, rows=rows):
-      if not re.search(only, name):
-        return
+  adam = {band: optax.adam(norm / n) for band, norm in bands.items()}
+  steps = {f'ours, {band}': orthogonal(rule) for band, rule in adam.items()}
+  steps['ours, order 4, lookahead'] = orthogonal(
+    adam['order 4'], lookahead_period=6
+  )
+  steps['ours, projection'] = orthogonal(
+    adam['exact'], large_steps='projection'
+  )
+  for band, rule in adam.items():
+    steps[f'literal, {band}'] = lifted(literal, rule)
+  steps['Cayley'] = lifted(cayley, adam['order 4'])
+  steps['QR'] = lifted(qr, adam['order 4'])
+  for name, tx in steps.items():
+    if re.search(only, name):
       state = jax.jit(tx.init)(x)
       # Donated in training; kept here so that calls can be repeated.
-      took = seconds(jax.jit(tx.update), g, state, x, repeats=repeats)
-      rows.append((n, name, f'{1e3 * took:.1f}', f'{took / one:.2f}'))
-
-    rows.append((n, 'one batched product', f'{1e3 * one:.1f}', '1'))
-    for band, norm in bands.items():
-      # Adam's first steps have entries ±lr: ‖Δ‖_F is lr·n.
-      row(f'ours, {band}', orthogonal(optax.adam(norm / n)))
-    projected = orthogonal(optax.adam(2.0 / n), large_steps='projection')
-    row('ours, projected', projected)
-    row(
-      'ours, order 4, lookahead',
-      orthogonal(optax.adam(0.8 / n), lookahead_period=6),
-    )
-    for band, norm in bands.items():
-      row(f'literal, {band}', lifted(literal, optax.adam(norm / n)))
-    row('Cayley', lifted(cayley, optax.adam(0.8 / n)))
-    row('QR', lifted(qr, optax.adam(0.8 / n)))
-    for method in ('newton_schulz', 'svd'):
-      name = f'(one retraction, {method})'
-      if re.search(only, name):
-        fn = jax.jit(lambda x, m=method: polar_retract(x, m))
-        took = seconds(fn, x + 1e-8 * g, repeats=repeats)
-        rows.append((n, name, f'{1e3 * took:.1f}', f'{took / one:.2f}'))
-    table(('n', f'step of [{stack}, n, n]', 'ms', '/ product'), rows)
+      yield row(name, functools.partial(jax.jit(tx.update), g, state, x))
+  for method in ('newton_schulz', 'svd'):
+    name = f'(one retraction, {method})'
+    if re.search(only, name):
+      retract = jax.jit(functools.partial(polar_retract, method=method))
+      yield row(name, functools.partial(retract, x + 1e-8 * g))
 
 
 # -- Drift --------------------------------------------------------------------
@@ -239,7 +243,9 @@ def main():
   if args.what == 'precision':
     measure_precision(args.n, args.learning_rate)
   elif args.what == 'time':
-    measure_time(args.sizes, args.stack, args.repeats, args.only)
+    for n in args.sizes:
+      rows = measure_time(n, args.stack, args.repeats, args.only)
+      table(('n', f'step of [{args.stack}, n, n]', 'ms', '/ product'), rows)
   elif args.what == 'drift':
     measure_drift(args.n, args.learning_rate)
   else:
