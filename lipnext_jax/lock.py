@@ -1,4 +1,4 @@
-"""One run a workdir: a lock that ends with its process, so it is never stale."""
+"""One run a workdir: a lock that its process cannot outlive."""
 
 import fcntl
 import os

@@ -4,7 +4,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+
+from benchmarks import optimizer_convergence
+from benchmarks import optimizer_rivals
+from lipnext_jax.optim import orthogonality_error
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -47,7 +55,8 @@ def test_digits_seeds_prints_each_seed_mean_and_spread(tmp_path):
     ('--what time --sizes 16 --stack 2 --repeats 1', '16'),
     ('--what precision --n 16', 'tf32'),
     (
-      '--what converge --n 8 --horizons 5 --seeds 1 --problems Procrustes',
+      '--what converge --n 8 --horizons 5 --seeds 1 --problems Procrustes '
+      '--only Adam --rates 0.1',
       'Procrustes, n=8',
     ),
   ],
@@ -85,3 +94,49 @@ def test_the_certificate_benchmark_prints_its_table():
   assert 0 < values['Λ − 1'] < 1e-5
   assert 0 < values['E, largest of the batch'] < 1e-9
   assert values['largest difference of fast and rigorous radii'] < 1e-4
+
+
+@pytest.mark.parametrize('problem', optimizer_convergence.PROBLEMS)
+def test_the_optimum_of_each_problem_is_one(problem):
+  """No start ends below it, and descent ends at it."""
+  make = optimizer_convergence.PROBLEMS[problem]
+  loss, data, x, best = make(6, seed=0)
+  assert loss(x, data) > best * 1.01
+  rate = {'Procrustes': 0.3, 'eigenspace': 1, 'joint diagonalisation': 1}
+  method = optimizer_convergence.METHODS['ours, projected', 'Nesterov 0.9']
+  descend = optimizer_convergence.descent(method, loss)
+  end = float(descend(x, data, rate[problem], 400))
+  assert abs(end / best - 1) < 1e-5
+
+
+@pytest.mark.parametrize('method', optimizer_convergence.METHODS, ids=', '.join)
+def test_every_rival_descends_and_stays_orthogonal(method):
+  """Comparing with a broken rival would show nothing."""
+  loss, data, x, best = optimizer_convergence.procrustes(6, seed=0)
+  tx = optimizer_convergence.METHODS[method](0.03)
+  gap = loss(x, data) / best - 1
+  state = tx.init(x)
+  update = jax.jit(tx.update)
+  for _ in range(100):
+    updates, state = update(jax.grad(loss)(x, data), state, x)
+    x = optax.apply_updates(x, updates)
+  assert loss(x, data) / best - 1 < gap / 3
+  # Cayley's fixed point is iterated twice: its defect is third order.
+  assert orthogonality_error(x) < 1e-2
+
+
+def test_rival_steps_are_their_definitions():
+  a = np.random.default_rng(0).normal(size=(5, 5)).astype(np.float32)
+  a = a - a.T
+  x = np.linalg.qr(a + np.eye(5, dtype=np.float32))[0]
+  half = np.eye(5) - a / 2, np.eye(5) + a / 2
+  want = {
+    'cayley': x @ np.linalg.inv(half[0]) @ half[1],
+    'qr': np.linalg.cholesky(np.eye(5) - a @ a),
+  }
+  got = optimizer_rivals.cayley(jnp.asarray(x), jnp.asarray(a))
+  np.testing.assert_allclose(got, want['cayley'], atol=1e-5)
+  # X(I + A) = QR with RᵀR = (I + A)ᵀ(I + A) = I − A².
+  got = optimizer_rivals.qr(jnp.asarray(x), jnp.asarray(a))
+  want_q = x @ (np.eye(5) + a) @ np.linalg.inv(want['qr'].T)
+  np.testing.assert_allclose(got, want_q, atol=1e-5)

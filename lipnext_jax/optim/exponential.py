@@ -8,7 +8,9 @@
 `fast_expm1` is FastExp(A) − I, formed directly and never by subtracting I: the
 rounding error is then relative to the small step, not to the identity.
 
-Everything works on [..., n, n]; each matrix takes the branch of its own norm.
+The last branch can be the projection of I + A instead, which bounds how far
+a step turns. Everything works on [..., n, n]; each matrix takes the branch of
+its own norm.
 """
 
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from lipnext_jax.optim import retraction
 from lipnext_jax.optim import stack
 
 # The paper's thresholds on ‖A‖_F for the orders 2, 3, 4 (eq. of FastExp).
@@ -45,6 +48,7 @@ def fast_expm1(
   a: jax.Array,
   *,
   thresholds: Sequence[float] = THRESHOLDS,
+  large_steps: str = 'exponential',
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
 ) -> jax.Array:
   """FastExp(a) − I for skew-symmetric `a` (paper §3.2), batched.
@@ -55,30 +59,47 @@ def fast_expm1(
   no accuracy at all (‖a‖₂ > 6e4 in float32) and for non-finite input the
   result is nan, so that `optax.apply_if_finite` and the like see it.
 
+  The plane of eigenvalues ±it turns by t. With `large_steps='projection'` the
+  last branch is the nearest orthogonal matrix to I + a instead,
+  polar(I + a) = (I + a)(I − a²)^(−1/2), which turns it by atan(t): less than
+  a quarter turn, within which geodesic balls of O(n) are convex, however large
+  the step. Each plane has its own bound; the small ones still turn by t −
+  t³/3. It is the projective retraction of P.-A. Absil, J. Malick,
+  "Projection-like Retractions on Matrix Manifolds", SIAM J. Optim. 22(1),
+  2012, §3, computed by Newton–Schulz.
+
   Args:
     a: [..., n, n] float32 (or wider), skew-symmetric.
     thresholds: ascending bounds on ‖a‖_F below which the orders 2, 3 and 4
-      are used; (0, 0, 0) is always exact.
+      are used; (0, 0, 0) is always the last branch.
+    large_steps: the last branch: 'exponential' (the paper's) or 'projection'.
     precision: of every product. The default is full float32 on any backend.
 
   Returns:
     [..., n, n], the dtype of `a`.
 
   Raises:
-    ValueError: `a` is not square, or thresholds are not three ascending
-      numbers.
+    ValueError: `a` is not square, thresholds are not three ascending
+      numbers, or an unknown name.
 
   >>> a = jnp.array([[0.0, -0.01], [0.01, 0.0]])
   >>> fast_expm1(a)[1, 0].round(6).item()  # sin(0.01)
   0.009999999776482582
+  >>> turned = fast_expm1(1e3 * a, large_steps='projection')[1, 0]
+  >>> round(float(turned), 4)  # sin(atan(10))
+  0.995
   """
   if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
     raise ValueError(f'fast_exp needs square matrices, got {a.shape=}.')
   if len(thresholds) != 3 or list(thresholds) != sorted(thresholds):
     raise ValueError(f'{thresholds=} must be three ascending numbers.')
+  if large_steps not in LARGE_STEPS:
+    names = sorted(LARGE_STEPS)
+    raise ValueError(f'{large_steps=} must be one of {names}.')
 
   def one(matrix: jax.Array) -> jax.Array:
-    return _expm1_one(matrix, tuple(thresholds), precision)
+    large = LARGE_STEPS[large_steps]
+    return _expm1_one(matrix, tuple(thresholds), large, precision)
 
   return stack.map_matrices(one, a)
 
@@ -87,6 +108,7 @@ def fast_exp(
   a: jax.Array,
   *,
   thresholds: Sequence[float] = THRESHOLDS,
+  large_steps: str = 'exponential',
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
 ) -> jax.Array:
   """FastExp(a) (paper §3.2); see `fast_expm1`, which updates should use.
@@ -95,7 +117,9 @@ def fast_exp(
   (3, 2, 2)
   """
   eye = jnp.eye(a.shape[-1], dtype=a.dtype)
-  e = fast_expm1(a, thresholds=thresholds, precision=precision)
+  e = fast_expm1(
+    a, thresholds=thresholds, large_steps=large_steps, precision=precision
+  )
   return e + jnp.expand_dims(eye, tuple(range(a.ndim - 2)))
 
 
@@ -108,12 +132,7 @@ def skew(a: jax.Array) -> jax.Array:
   return (a - a.T) / 2
 
 
-def frobenius(a: jax.Array) -> jax.Array:
-  """‖a‖_F of one matrix."""
-  return jnp.sqrt(jnp.sum(jnp.square(a)))
-
-
-def _expm1_one(a, thresholds, precision):
+def _expm1_one(a, thresholds, large, precision):
   """`fast_expm1` of one matrix [n, n]."""
 
   def mm(x, y):
@@ -130,23 +149,29 @@ def _expm1_one(a, thresholds, precision):
     a2 = mm(a, a)
     return a + a2 / 2 + mm(a2, a / 6 + a2 / 24)
 
-  def exact(a):
-    return _exact_expm1(a, mm)
-
-  norm = frobenius(a)
+  norm = jnp.linalg.norm(a)
   # Counting passed thresholds sends nan to order 2 (and nan out of it).
   branch = sum((norm >= t).astype(jnp.int32) for t in thresholds)
-  return lax.switch(branch, [order2, order3, order4, exact], a)
+
+  def last(a):
+    return large(a, precision)
+
+  return lax.switch(branch, [order2, order3, order4, last], a)
 
 
-def _exact_expm1(a: jax.Array, mm) -> jax.Array:
+def _exact_expm1(a: jax.Array, precision) -> jax.Array:
   """exp(a) − I by scaling and squaring: E ← 2E + E², s times."""
+
+  def mm(x, y):
+    return jnp.matmul(x, y, precision=precision)
+
   a2 = mm(a, a)
   # Skew-symmetric: ‖A‖₂⁴ = ‖A²‖₂² and its eigenvalues come in pairs, so
   # 2‖A²‖₂² <= ‖A²‖_F². Far sharper than ‖A‖_F for a step whose energy is
   # spread over many directions, as elementwise optimizers make them.
   spectral = jnp.minimum(
-    frobenius(a) / math.sqrt(2), jnp.sqrt(frobenius(a2) / math.sqrt(2))
+    jnp.linalg.norm(a) / math.sqrt(2),
+    jnp.sqrt(jnp.linalg.norm(a2) / math.sqrt(2)),
   )
   # Truncation error θ⁹/9! relative to θ, held below half an ulp.
   eps = float(jnp.finfo(a.dtype).eps)
@@ -165,3 +190,19 @@ def _exact_expm1(a: jax.Array, mm) -> jax.Array:
   return lax.fori_loop(
     0, squarings.astype(jnp.int32), lambda _, e: 2 * e + mm(e, e), e
   )
+
+
+def _projected_expm1(a: jax.Array, precision) -> jax.Array:
+  """polar(I + a) − I, which a step this large may form by subtraction."""
+  eye = jnp.eye(a.shape[-1], dtype=a.dtype)
+  # The condition of I + a is ‖I + a‖₂: as for the exponential, it must leave
+  # some digits.
+  spectral = jnp.linalg.norm(a) / math.sqrt(2)
+  kept = spectral * float(jnp.finfo(a.dtype).eps) < _MAX_ROUNDING
+  q = retraction.polar_retract(
+    jnp.where(kept, eye + a, eye), precision=precision
+  )
+  return jnp.where(kept, q - eye, jnp.nan)
+
+
+LARGE_STEPS = {'exponential': _exact_expm1, 'projection': _projected_expm1}

@@ -49,6 +49,7 @@ def orthogonal(
   retraction_period: int | None = 100,
   retraction: str = 'newton_schulz',
   thresholds: Sequence[float] = exponential.THRESHOLDS,
+  large_steps: str = 'exponential',
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   retraction_precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   stack_sharding: jax.sharding.NamedSharding | None = None,
@@ -72,6 +73,10 @@ def orthogonal(
       copies; None: never. One Newton–Schulz retraction costs 2 products.
     retraction: 'newton_schulz' or 'svd', see `polar_retract`.
     thresholds: of FastExp's orders, see `fast_expm1`.
+    large_steps: what a step beyond the last threshold does: 'exponential'
+      (the paper's) turns the plane of eigenvalues ±it by t, 'projection' by
+      atan(t), never a quarter turn. The latter forgives learning rates that
+      are far too large, and converges in fewer steps at large ones.
     precision: of the step's products. They act on the small step, so less
       than float32 costs little; the default is the safe one.
     retraction_precision: of the retraction's products; keep it at float32.
@@ -112,6 +117,9 @@ def orthogonal(
   if retraction not in retraction_lib.METHODS:
     methods = sorted(retraction_lib.METHODS)
     raise ValueError(f'{retraction=} must be one of {methods}.')
+  if large_steps not in exponential.LARGE_STEPS:
+    names = sorted(exponential.LARGE_STEPS)
+    raise ValueError(f'{large_steps=} must be one of {names}.')
   stack.check(stack_sharding)
   inner = optax.with_extra_args_support(inner)
   walk = functools.partial(stack.walk, stack_sharding)
@@ -163,7 +171,10 @@ def orthogonal(
         precision=retraction_precision,
       ),
       expm1=functools.partial(
-        exponential.fast_expm1, thresholds=thresholds, precision=precision
+        exponential.fast_expm1,
+        thresholds=thresholds,
+        large_steps=large_steps,
+        precision=precision,
       ),
       precision=precision,
     )

@@ -12,7 +12,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from lipnext_jax.optim import exponential
 from lipnext_jax.optim import stack
 
 # A start with a singular value of 1e-6 gains a factor 1.5 per iteration until
@@ -129,7 +128,7 @@ def _newton_schulz(x: jax.Array, empty: jax.Array, precision) -> jax.Array:
   def scaled_defect(x):
     """Shrinks X into the region of convergence (‖X‖₂ < √3) if it is outside."""
     d = _defect(x, precision)
-    norm = exponential.frobenius(d)
+    norm = jnp.linalg.norm(d)
     # ‖X‖₂² <= 1 + ‖D‖_F; inside 1 + ‖D‖_F < 3 the iteration converges as is.
     squared = jnp.where(norm < 1, 1, 1 + norm)
     eye = jnp.eye(n, dtype=x.dtype)
@@ -145,7 +144,7 @@ def _newton_schulz(x: jax.Array, empty: jax.Array, precision) -> jax.Array:
 
   def far(carry):
     _, d, i = carry
-    return (exponential.frobenius(d) > near) & (i < _MAX_ITERATIONS)
+    return (jnp.linalg.norm(d) > near) & (i < _MAX_ITERATIONS)
 
   x, d = scaled_defect(x)
   # Nothing can be done for a zero matrix (the padding of a stack).
@@ -164,7 +163,7 @@ def _unit_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   largest = jnp.max(jnp.abs(x))
   empty = largest == 0
   largest = jnp.where(empty, 1, largest)
-  unit = exponential.frobenius(x / largest)  # Cannot overflow.
+  unit = jnp.linalg.norm(x / largest)  # Cannot overflow.
   factor = math.sqrt(n) / jnp.where(empty, 1, unit) / largest
   return jnp.where((factor > 0.5) & (factor < 2), x, x * factor), empty
 

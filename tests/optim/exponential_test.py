@@ -6,6 +6,7 @@ import math
 import hypothesis
 from hypothesis import strategies as st
 import jax
+from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -176,6 +177,76 @@ def test_not_square_raises(shape):
     fast_expm1(jnp.zeros(shape))
 
 
+# -- The projection, for large steps ------------------------------------------
+
+jit_projected = jax.jit(functools.partial(fast_expm1, large_steps='projection'))
+
+
+def check_projected(fn, a):
+  """Raises unless I + `fn` is the float64 polar factor of I + A, and turns.
+
+  The tolerance is that of a polar factor, 4n·eps times the condition of I + A,
+  which is at most ‖I + A‖₂. The angles are the closed form, atan(t), moved by
+  no more than the factor is.
+  """
+  a64 = np.asarray(a, np.float64)
+  eye = np.eye(len(a))
+  got = eye + np.asarray(fn(jnp.asarray(a)), np.float64)
+  rounding = 4 * len(a) * EPS
+  tolerance = rounding * np.linalg.norm(eye + a64, 2)
+  assert np.linalg.norm(got - scipy.linalg.polar(eye + a64)[0]) <= tolerance
+  assert np.linalg.norm(got.T @ got - eye) <= rounding
+  angles = np.sort(np.angle(np.linalg.eigvals(got)))
+  want = np.sort(np.arctan(np.linalg.eigvals(a64).imag))
+  np.testing.assert_allclose(angles, want, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize('norm', [1.05, 3, 30, 1e3])
+@pytest.mark.parametrize('n', [2, 5, 65])
+@pytest.mark.parametrize('kind', KINDS)
+def test_projected_steps_match_their_definition(n, norm, kind):
+  check_projected(jit_projected, skew_matrix(n, norm, kind))
+
+
+def test_only_large_steps_are_projected():
+  stack = np.stack([skew_matrix(6, x) for x in (1e-3, 0.049, 0.24, 0.95, 3)])
+  out = jit_projected(jnp.asarray(stack))
+  np.testing.assert_array_equal(out[:4], jit_expm1(jnp.asarray(stack[:4])))
+  check_projected(lambda _: out[4], stack[4])
+
+
+def test_no_plane_turns_by_a_quarter_however_large_the_step():
+  a = skew_matrix(8, 6e4, 'ill-conditioned')
+  q = np.eye(8) + np.asarray(jit_projected(jnp.asarray(a)), np.float64)
+  assert np.linalg.norm(q.T @ q - np.eye(8)) < 4 * 8 * EPS
+  # Angle 90° − 1/t: to the rounding of a float32 matrix, its cosine is >= 0.
+  assert np.min(np.linalg.eigvals(q).real) > -4 * 8 * EPS
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, 1e19, 1e5])
+def test_what_has_no_projection_is_not_finite(bad):
+  a = skew_matrix(4, 0.2)
+  a[0, 1], a[1, 0] = bad, -bad
+  assert not np.any(np.isfinite(jit_projected(jnp.asarray(a))[:2, :2]))
+
+
+def test_projection_in_float64_is_float64():
+  a = skew_matrix(8, 30, dtype=np.float64)
+  with jax.enable_x64(True):
+    out = fast_expm1(jnp.asarray(a), large_steps='projection')
+    assert out.dtype == jnp.float64
+  want = scipy.linalg.polar(np.eye(8) + a)[0] - np.eye(8)
+  assert (
+    np.linalg.norm(np.asarray(out) - want)
+    < 4 * 8 * np.finfo(np.float64).eps * 30
+  )
+
+
+def test_unknown_large_steps_raise():
+  with pytest.raises(ValueError, match=r"\['exponential', 'projection'\]"):
+    fast_expm1(jnp.zeros((2, 2)), large_steps='cayley')
+
+
 # -- Drift: the closed forms --------------------------------------------------
 
 DRIFT = {  # |p_k(it)|² − 1 of the Taylor polynomial of e^{it}.
@@ -214,16 +285,6 @@ def test_drift_has_the_published_signs():
 # -- Products, counted --------------------------------------------------------
 
 
-def jaxprs_in(value):
-  if hasattr(value, 'eqns'):
-    return [value]
-  if hasattr(value, 'jaxpr'):
-    return [value.jaxpr]
-  if isinstance(value, tuple | list):
-    return [j for v in value for j in jaxprs_in(v)]
-  return []
-
-
 def products(jaxpr, branch):
   """dot_generals executed once, `branch` being taken in every 4-way switch."""
   count = 0
@@ -232,7 +293,7 @@ def products(jaxpr, branch):
       (_, batch) = eqn.params['dimension_numbers']
       assert batch == ((), ()), 'a batched product: the switch was vmapped'
       count += 1
-    subs = jaxprs_in(list(eqn.params.values()))
+    subs = list(core.jaxprs_in_params(eqn.params))
     if eqn.primitive.name == 'cond' and len(subs) == 4:
       subs = [subs[branch]]
     count += sum(products(sub, branch) for sub in subs)
@@ -298,6 +359,33 @@ def test_the_definition_rejects(fault, kind):
   check_expm1(fast_expm1, a)
   with pytest.raises(AssertionError):
     check_expm1(fn, a)
+
+
+def one_newton_schulz_step(a):
+  x = jnp.eye(len(a)) + a
+  x = x / jnp.linalg.norm(x, 2)
+  return x @ (3 * jnp.eye(len(a)) - x.T @ x) / 2 - jnp.eye(len(a))
+
+
+def cayley(a):
+  eye = np.eye(len(a))
+  return np.linalg.solve(eye - a / 2, eye + a / 2) - eye
+
+
+PROJECTION_FAULTS = {
+  'the exponential': fast_expm1,
+  'Cayley': cayley,
+  'too few iterations': one_newton_schulz_step,
+  'transposed': lambda a: jit_projected(a).T,
+  'not projected': lambda a: a,
+  'bfloat16 result': lambda a: jit_projected(a).astype(jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize('fault', PROJECTION_FAULTS)
+def test_the_projection_rejects(fault):
+  with pytest.raises(AssertionError):
+    check_projected(PROJECTION_FAULTS[fault], skew_matrix(16, 3))
 
 
 @pytest.mark.parametrize('order', ORDERS)

@@ -4,6 +4,7 @@ import functools
 import io
 
 import jax
+from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -47,8 +48,17 @@ def run(tx, x, steps, grad_fn=None, state=None, first=0, update=None):
 # -- Against brute force ------------------------------------------------------
 
 
-def exact_steps(x, grads, lr, period=None, alpha=0.5):
-  """The definition, with SGD: float64 and SciPy's exponential throughout."""
+def projected(delta):
+  """The nearest orthogonal matrix to I + Δ."""
+  return scipy.linalg.polar(np.eye(len(delta)) + delta)[0]
+
+
+CURVES = {'exponential': scipy.linalg.expm, 'projection': projected}
+
+
+def exact_steps(x, grads, lr, period=None, alpha=0.5, curve='exponential'):
+  """The definition, with SGD: float64 and SciPy throughout."""
+  turn = CURVES[curve]
   x = np.asarray(x, np.float64)
   tall = x.shape[0] > x.shape[1]
   x = x.T if tall else x
@@ -58,20 +68,23 @@ def exact_steps(x, grads, lr, period=None, alpha=0.5):
     g = g.T if tall else g
     delta = -lr * (x.T @ g - g.T @ x) / 2
     total = total + delta
-    x = x @ scipy.linalg.expm(delta)
+    x = x @ turn(delta)
     if period and t % period == 0:
-      x = slow = slow @ scipy.linalg.expm(alpha * total)
+      x = slow = slow @ turn(alpha * total)
       total = 0.0
   return (x.T, slow.T) if tall else (x, slow)
 
 
-def check_steps(make_tx, shape, period=None, steps=7):
+def check_steps(
+  make_tx, shape, period=None, steps=7, size=0.1, curve='exponential'
+):
   """Raises unless SGD on the manifold is the definition, and stays on it.
 
   A step of angle t moves X by t and rounds X by eps an entry (√n·eps in norm)
-  and its own products by √n·eps·t more; the steps add up.
+  and its own products by √n·eps·t more; the steps add up. `size` is about the
+  norm of a step.
   """
-  lr = 0.1 / np.sqrt(shape[0] * shape[1])
+  lr = size / np.sqrt(shape[0] * shape[1])
   x = start(shape)
   grads = [gradient(shape, 100 + t) for t in range(steps)]
   tx = make_tx(
@@ -81,7 +94,7 @@ def check_steps(make_tx, shape, period=None, steps=7):
     thresholds=(0, 0, 0),
   )
   got, state = run(tx, x, steps)
-  want, slow = exact_steps(x, grads, lr, period)
+  want, slow = exact_steps(x, grads, lr, period, curve=curve)
   tolerance = 2 * steps * np.sqrt(max(shape)) * EPS
   assert np.linalg.norm(np.asarray(got, np.float64) - want) <= tolerance
   assert orthogonality_error(got) <= tolerance
@@ -94,6 +107,14 @@ def check_steps(make_tx, shape, period=None, steps=7):
 @pytest.mark.parametrize('shape', [(9, 9), (3, 8), (8, 3), (1, 4)])
 def test_steps_are_the_definition(shape, period):
   check_steps(orthogonal, shape, period)
+
+
+@pytest.mark.parametrize('shape', [(9, 9), (3, 8), (8, 3)])
+def test_large_steps_are_projected_if_asked(shape):
+  make = functools.partial(orthogonal, large_steps='projection')
+  check_steps(make, shape, period=3, size=1.0, curve='projection')
+  with pytest.raises(AssertionError):  # The curve is the asked one.
+    check_steps(orthogonal, shape, size=1.0, curve='projection')
 
 
 def test_fast_exponential_is_close_to_the_exact_one():
@@ -301,6 +322,12 @@ def test_any_inner_rule_keeps_types_and_compiles_once(inner, grad_dtype):
   assert np.any(end[0] != params[0])
 
 
+def test_projected_steps_keep_types_and_compile_once():
+  tx = orthogonal(optax.adam(1.0), lookahead_period=2, large_steps='projection')
+  params = [start((2, 5, 3))]
+  check_battery(tx, params, [gradient((2, 5, 3))])
+
+
 WRAPPERS = {
   'chain': lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
   'MultiSteps': lambda tx: optax.MultiSteps(tx, 2),
@@ -427,16 +454,6 @@ def test_float64_parameters_stay_float64():
 # -- Products and precision ---------------------------------------------------
 
 
-def jaxprs_in(value):
-  if hasattr(value, 'eqns'):
-    return [value]
-  if hasattr(value, 'jaxpr'):
-    return [value.jaxpr]
-  if isinstance(value, tuple | list):
-    return [j for v in value for j in jaxprs_in(v)]
-  return []
-
-
 def products(jaxpr, branch, retract):
   """dot_generals of one matrix and step, for one branch of FastExp."""
   count = 0
@@ -444,7 +461,7 @@ def products(jaxpr, branch, retract):
     if eqn.primitive.name == 'dot_general':
       assert eqn.params['dimension_numbers'][1] == ((), ())  # Not batched.
       count += 1
-    subs = jaxprs_in(list(eqn.params.values()))
+    subs = list(core.jaxprs_in_params(eqn.params))
     if eqn.primitive.name == 'cond':  # Of FastExp, or whether to retract.
       subs = [subs[branch if len(subs) == 4 else retract]]
     count += sum(products(sub, branch, retract) for sub in subs)
@@ -453,9 +470,12 @@ def products(jaxpr, branch, retract):
 
 @pytest.mark.parametrize('shape', [(6, 6), (3, 6, 6), (2, 4, 6), (6, 4)])
 @pytest.mark.parametrize('period', [None, 6])
-def test_at_most_four_products_a_matrix_and_step(shape, period):
+@pytest.mark.parametrize('large_steps', ['exponential', 'projection'])
+def test_at_most_four_products_a_matrix_and_step(shape, period, large_steps):
   x = jnp.zeros(shape)
-  tx = orthogonal(optax.adam(1e-3), lookahead_period=period)
+  tx = orthogonal(
+    optax.adam(1e-3), lookahead_period=period, large_steps=large_steps
+  )
   jaxpr = jax.make_jaxpr(tx.update)(x, tx.init(x), x).jaxpr
   assert [products(jaxpr, i, False) for i in range(3)] == [3, 4, 4]
   # The retraction: 2, and 2 in a loop that a drifted matrix does not enter.
@@ -489,6 +509,7 @@ def test_precision_is_an_argument_not_a_global():
     ({'lookahead_alpha': 1.5}, 'lookahead_alpha=1.5'),
     ({'retraction_period': -1}, 'retraction_period=-1'),
     ({'retraction': 'qr'}, 'newton_schulz'),
+    ({'large_steps': 'cayley'}, 'projection'),
   ],
   ids=str,
 )

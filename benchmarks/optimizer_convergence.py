@@ -1,0 +1,190 @@
+"""How many steps to the optimum: problems, optimizers, a way to count.
+
+    python -m benchmarks.optimizer --what converge
+
+Every way to step (ours, with the exponential and with the projection; Cayley;
+QR) is combined with every inner rule, and the published optimizers stand
+beside them. All have the same learning rates to choose from.
+"""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import optimizer_rivals as rivals
+from benchmarks.optimizer_rivals import mm
+from lipnext_jax.optim import orthogonal
+from lipnext_jax.optim import scheduled_nadam
+
+# -- Problems -----------------------------------------------------------------
+
+
+def procrustes(n, seed):
+  """min ‖XA − B‖²/2 over X ∈ O(n), in the component of the start."""
+  rng = np.random.default_rng(seed)
+  a = rng.normal(size=(n, 2 * n)) / np.sqrt(2 * n)
+  target, start = (np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2))
+  b = target @ a + 0.1 * rng.normal(size=a.shape) / np.sqrt(2 * n)
+  u, _, vt = np.linalg.svd(b @ a.T)
+  sign = np.sign(np.linalg.det(u @ vt))
+  # O(n) has two components and no step leaves its own (Kabsch's remark).
+  if np.sign(np.linalg.det(start)) != sign:
+    start[0] *= -1
+  best = u @ vt
+  value = 0.5 * np.sum((best @ a - b) ** 2)
+  # A = LQ: the same function from products half the size.
+  q, r = np.linalg.qr(a.T)
+  rest = 0.5 * (np.sum(b**2) - np.sum((b @ q) ** 2))
+
+  def loss(x, data):
+    lower, b, rest = data
+    return 0.5 * jnp.sum(jnp.square(mm(x, lower) - b)) + rest
+
+  data = jnp.float32(r.T), jnp.float32(b @ q), jnp.float32(rest)
+  return loss, data, jnp.float32(start), value
+
+
+def eigenspace(n, seed):
+  """min −tr(D XᵀSX) over X ∈ O(n): the eigenvectors of S, in order."""
+  rng = np.random.default_rng(seed)
+  q, start = (np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2))
+  weights = np.linspace(1, 0, n)
+  s = (q * np.linspace(1, 0, n)) @ q.T
+
+  def loss(x, data):
+    s, weights = data
+    return n - jnp.sum(jnp.sum(x * mm(s, x), axis=0) * weights)
+
+  data = jnp.float32(s), jnp.float32(weights)
+  return loss, data, jnp.float32(start), n - np.sum(weights**2)
+
+
+def joint_diagonalisation(n, seed, count=8):
+  """min 1 + Σ off(XᵀS_kX)/Σ‖S_k‖²: common eigenvectors of `count` matrices."""
+  rng = np.random.default_rng(seed)
+  q, start = (np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2))
+  s = np.einsum('ij,kj,lj->kil', q, rng.normal(size=(count, n)), q)
+
+  def loss(x, s):
+    rotated = mm(mm(x.T[None], s), x[None])
+    diagonal = jnp.diagonal(rotated, axis1=1, axis2=2)
+    return 1 + jnp.sum(jnp.square(rotated)) - jnp.sum(jnp.square(diagonal))
+
+  data = jnp.float32(s / np.linalg.norm(s))
+  return loss, data, jnp.float32(start), 1.0
+
+
+PROBLEMS = {
+  'Procrustes': procrustes,
+  'eigenspace': eigenspace,
+  'joint diagonalisation': joint_diagonalisation,
+}
+
+# -- Optimizers: learning rate → transformation -------------------------------
+
+INNER = {
+  'SGD': optax.sgd,
+  'momentum 0.5': lambda lr: optax.sgd(lr, momentum=0.5),
+  'Nesterov 0.9': lambda lr: optax.sgd(lr, momentum=0.9, nesterov=True),
+  'Adam': optax.adam,
+  'NAdam': scheduled_nadam,
+}
+
+
+def ours(rule, large_steps='exponential'):
+  """`orthogonal`, retracted often: the best rates make the largest steps.
+
+  At the paper's thresholds a truncated step loses up to 2e-3, and the default
+  period of 100 is longer than most runs here.
+  """
+  return orthogonal(rule, large_steps=large_steps, retraction_period=10)
+
+
+LIFTS = {
+  'ours': ours,
+  'ours, projected': lambda rule: ours(rule, 'projection'),
+  'Cayley, in our lift': lambda rule: rivals.lifted(rivals.cayley, rule),
+  'QR, in our lift': lambda rule: rivals.lifted(rivals.qr, rule),
+}
+PUBLISHED = {
+  ('Cayley SGD', 'momentum 0'): lambda lr: rivals.cayley_sgd(lr, 0.0),
+  ('Cayley SGD', 'momentum 0.5'): lambda lr: rivals.cayley_sgd(lr, 0.5),
+  ('Cayley SGD', 'momentum 0.9'): rivals.cayley_sgd,
+  ('Cayley Adam', 'its own'): rivals.cayley_adam,
+  ('QR, Riemannian SGD', 'momentum 0'): lambda lr: rivals.riemannian_sgd(
+    lr, 0.0
+  ),
+  ('QR, Riemannian SGD', 'momentum 0.5'): lambda lr: rivals.riemannian_sgd(
+    lr, 0.5
+  ),
+  ('QR, Riemannian SGD', 'momentum 0.9'): rivals.riemannian_sgd,
+  ('QR, Riemannian Adam', 'its own'): rivals.riemannian_adam,
+}
+METHODS = {
+  (lift, rule): lambda lr, lift=lift, rule=rule: LIFTS[lift](INNER[rule](lr))
+  for lift in LIFTS
+  for rule in INNER
+} | PUBLISHED
+
+# -- Counting steps -----------------------------------------------------------
+
+
+def descent(method, loss):
+  """(x, data, rate, steps) → the loss after `steps` steps.
+
+  The rate follows a cosine to zero over the run.
+  """
+
+  @jax.jit
+  def go(x, data, rate, steps):
+    def body(t, carry):
+      x, state = carry
+      g = jax.grad(loss)(x, data)
+      decay = (1 + jnp.cos(jnp.pi * t / steps)) / 2
+      # The rate is no part of any state: build the rule with today's.
+      updates, state = method(rate * decay).update(g, state, x)
+      return optax.apply_updates(x, updates), state
+
+    x, _ = lax.fori_loop(0, steps, body, (x, method(rate).init(x)))
+    return loss(x, data)
+
+  return go
+
+
+def measure_convergence(make, methods, lengths, rates, gap, seeds):
+  """The shortest run that ends within `gap`, each optimizer at its best rate.
+
+  The rate decays to zero over every run: a run that may take longer decays
+  later, so the length of the run is what there is to compare. One rate has to
+  serve all seeds. Found by bisection over `lengths` (ascending), which takes
+  it for granted that a longer run does as well. Yields the rows of a table.
+  """
+  instances = [make(seed) for seed in range(seeds)]
+  for lift, rule in methods:
+    descend = descent(METHODS[lift, rule], instances[0][0])
+
+    def ends(steps, rate, descend=descend):
+      for _, data, x, best in instances:
+        # A gap of nan is none.
+        if not abs(float(descend(x, data, rate, steps)) / best - 1) <= gap:
+          return False
+      return True
+
+    def rate_for(steps, ends=ends):
+      return next((rate for rate in rates if ends(steps, rate)), None)
+
+    low, high = 0, len(lengths) - 1
+    rate = rate_for(lengths[high])
+    while rate is not None and low < high:
+      middle = (low + high) // 2
+      shorter = rate_for(lengths[middle])
+      if shorter is None:
+        low = middle + 1
+      else:
+        high, rate = middle, shorter
+    if rate is None:
+      yield lift, rule, f'> {lengths[-1]}', ''
+    else:
+      yield lift, rule, lengths[high], f'{rate:.2g}'
