@@ -76,7 +76,8 @@ def attack_target(
       ledger.judge(f'{name}, {where}', points, options)
   say(_found(ledger, 'minimal-distance attacks'))
 
-  starts, reach = [], np.minimum(target.radii, exact.FARTHEST)
+  starts: list[np.ndarray] = []
+  reach = np.minimum(target.radii, exact.FARTHEST)
   ranks = range(max(s.restarts, 1))
   rivals = [gradient.nearest_rivals(target, rank) for rank in ranks]
   for box in (False, True):
@@ -90,7 +91,7 @@ def attack_target(
           target.images, points, reach, closed=target.closed
         )
         ledger.judge(name, points, search._asdict(), at_radius=True)
-        starts.append(points)
+        starts = [*starts[-1:], points]
   say(_found(ledger, 'gradient attacks at the certified radii'))
 
   for epsilon in epsilons:
@@ -109,7 +110,7 @@ def attack_target(
     ledger.judge('bisection', floating.bisect(target, best.points), {})
 
   options = {'rounds': s.rounds, 'candidates': s.candidates}
-  for start in (ledger.anywhere.points, *starts[-2:]):
+  for start in (ledger.anywhere.points, *starts):
     points = floating.attack(target, start, seed=next(seeds), **options)
     ledger.judge('floating-point walk', points, options, at_radius=True)
   say(_found(ledger, 'floating-point walk to the certified spheres'))
