@@ -66,7 +66,10 @@ def attack_target(
   s = settings or Settings()
   ledger = ledger_lib.Ledger(target)
   searches = [gradient.Search(m, loss, s.steps) for m, loss in s.searches]
-  seeds = iter(range(1000 * seed, 1000 * (seed + 1)))
+  rng = np.random.default_rng(seed)
+
+  def draw() -> int:
+    return int(rng.integers(2**31))
 
   for box in (True, False):
     where = _where(box)
@@ -85,7 +88,7 @@ def attack_target(
       name = f'{search.method} {search.loss}, {_where(box)}, at the radius'
       for rival in rivals[: s.restarts]:
         points = gradient.attack(
-          target, search, reach, rival, seed=next(seeds), box=box
+          target, search, reach, rival, seed=draw(), box=box
         )
         points = exact.pull_inside(
           target.images, points, reach, closed=target.closed
@@ -100,7 +103,7 @@ def attack_target(
       for search in searches:
         name = f'{search.method} {search.loss}, {_where(box)}, at ε'
         points = gradient.attack(
-          target, search, limits, rivals[0], seed=next(seeds), box=box
+          target, search, limits, rivals[0], seed=draw(), box=box
         )
         points = exact.pull_inside(target.images, points, limits, closed=True)
         ledger.judge(name, points, search._asdict(), epsilons=limits)
@@ -111,7 +114,7 @@ def attack_target(
 
   options = {'rounds': s.rounds, 'candidates': s.candidates}
   for start in (ledger.anywhere.points, *starts):
-    points = floating.attack(target, start, seed=next(seeds), **options)
+    points = floating.attack(target, start, seed=draw(), **options)
     ledger.judge('floating-point walk', points, options, at_radius=True)
   say(_found(ledger, 'floating-point walk to the certified spheres'))
   return ledger
