@@ -7,6 +7,7 @@ rational number. Most comparisons are far from a tie and are settled by NumPy's
 widest floats with an error bound; the others by integers.
 """
 
+from collections.abc import Iterator
 import fractions
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 # Infinite radii (no rival can ever win) are searched so far and no further: no
 # image is there, and every float format still holds the numbers.
 FARTHEST = 2.0**10
+_BLOCK = 2**22  # Numbers worked on at once: 64 MiB each in the widest floats.
 _SMALLEST_NORM = float(np.finfo(np.float64).tiny)
 # Below this, squares may underflow where the widest float is a double.
 _SMALLEST_SQUARE = 2.0**-900
@@ -60,6 +62,29 @@ def compare(
   >>> compare(np.zeros([3, 2]), np.array([[3, 4]] * 3), np.array([4, 5, 6]))
   array([ 1,  0, -1])
   """
+  rows = [
+    _compare(images[block], points[block], radii[block])
+    for block in blocks(images)
+  ]
+  return np.concatenate(rows)
+
+
+def blocks(images: np.ndarray, copies: int = 1) -> Iterator[slice]:
+  """Slices of images whose temporaries fit into memory.
+
+  Args:
+    images: [n, ...], n > 0.
+    copies: of each image that are worked on at once.
+
+  >>> sum(len(np.zeros(5)[block]) for block in blocks(np.zeros([5, 2])))
+  5
+  """
+  rows = max(_BLOCK // (copies * max(images[0].size, 1)), 1)
+  for start in range(0, len(images), rows):
+    yield slice(start, start + rows)
+
+
+def _compare(images, points, radii) -> np.ndarray:
   wide = np.longdouble
   x, y, r = _flat(images, wide), _flat(points, wide), radii.astype(wide)
   finite = np.all(np.isfinite(y), axis=-1)
@@ -98,8 +123,12 @@ def distances(images: np.ndarray, points: np.ndarray) -> np.ndarray:
   >>> distances(np.zeros([1, 2]), np.array([[3.0, 4.0]]))
   array([5.])
   """
-  x, y = _flat(images, np.longdouble), _flat(points, np.longdouble)
-  return np.sqrt(np.sum((x - y) ** 2, axis=-1)).astype(np.float64)
+  wide = np.longdouble
+  squares = [
+    np.sum((_flat(images[b], wide) - _flat(points[b], wide)) ** 2, axis=-1)
+    for b in blocks(images)
+  ]
+  return np.sqrt(np.concatenate(squares)).astype(np.float64)
 
 
 def pull_inside(

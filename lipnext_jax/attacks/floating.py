@@ -77,6 +77,19 @@ def attack(
     smallest margin that was met (the first whose answer changes, if any does).
   """
   rng = np.random.default_rng(seed)
+  walked = []
+  for block in exact.blocks(target.images, candidates):
+    part = target._replace(
+      images=target.images[block],
+      predictions=target.predictions[block],
+      radii=target.radii[block],
+    )
+    walked.append(_walk(part, starts[block], rng, rounds, candidates))
+  return np.concatenate(walked)
+
+
+def _walk(target, starts, rng, rounds, candidates) -> np.ndarray:
+  """`attack` on as many images as fit into memory."""
   n = len(target.images)
 
   def pull(points, rows):

@@ -69,6 +69,8 @@ def minimal(
   Raises:
     ConfigError: foolbox is not installed.
   """
+  if not names:
+    return
   held = target.radii[(target.radii > 0) & np.isfinite(target.radii)]
   low, high = 0.0, 1.0
   if not box:  # Nothing within this distance leaves the interval.

@@ -66,7 +66,10 @@ def attack_target(
   s = settings or Settings()
   ledger = ledger_lib.Ledger(target)
   searches = [gradient.Search(m, loss, s.steps) for m, loss in s.searches]
-  seeds = iter(range(1000 * seed, 1000 * (seed + 1)))
+  rng = np.random.default_rng(seed)
+
+  def draw() -> int:
+    return int(rng.integers(2**31))
 
   for box in (True, False):
     where = _where(box)
@@ -76,7 +79,8 @@ def attack_target(
       ledger.judge(f'{name}, {where}', points, options)
   say(_found(ledger, 'minimal-distance attacks'))
 
-  starts, reach = [], np.minimum(target.radii, exact.FARTHEST)
+  starts: list[np.ndarray] = []
+  reach = np.minimum(target.radii, exact.FARTHEST)
   ranks = range(max(s.restarts, 1))
   rivals = [gradient.nearest_rivals(target, rank) for rank in ranks]
   for box in (False, True):
@@ -84,13 +88,13 @@ def attack_target(
       name = f'{search.method} {search.loss}, {_where(box)}, at the radius'
       for rival in rivals[: s.restarts]:
         points = gradient.attack(
-          target, search, reach, rival, seed=next(seeds), box=box
+          target, search, reach, rival, seed=draw(), box=box
         )
         points = exact.pull_inside(
           target.images, points, reach, closed=target.closed
         )
         ledger.judge(name, points, search._asdict(), at_radius=True)
-        starts.append(points)
+        starts = [*starts[-1:], points]
   say(_found(ledger, 'gradient attacks at the certified radii'))
 
   for epsilon in epsilons:
@@ -99,7 +103,7 @@ def attack_target(
       for search in searches:
         name = f'{search.method} {search.loss}, {_where(box)}, at ε'
         points = gradient.attack(
-          target, search, limits, rivals[0], seed=next(seeds), box=box
+          target, search, limits, rivals[0], seed=draw(), box=box
         )
         points = exact.pull_inside(target.images, points, limits, closed=True)
         ledger.judge(name, points, search._asdict(), epsilons=limits)
@@ -109,8 +113,8 @@ def attack_target(
     ledger.judge('bisection', floating.bisect(target, best.points), {})
 
   options = {'rounds': s.rounds, 'candidates': s.candidates}
-  for start in (ledger.anywhere.points, *starts[-2:]):
-    points = floating.attack(target, start, seed=next(seeds), **options)
+  for start in (ledger.anywhere.points, *starts):
+    points = floating.attack(target, start, seed=draw(), **options)
     ledger.judge('floating-point walk', points, options, at_radius=True)
   say(_found(ledger, 'floating-point walk to the certified spheres'))
   return ledger

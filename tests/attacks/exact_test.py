@@ -129,3 +129,15 @@ def test_an_infinite_radius_is_searched_to_a_finite_distance(dtype):
     x, x + x, np.array([math.inf]), closed=False, to_sphere=True
   )
   assert 1000 < exact.distances(x, y)[0] <= exact.FARTHEST
+
+
+def test_blocks_change_nothing(monkeypatch):
+  rng = np.random.default_rng(3)
+  x, y = rng.random((2, 50, 3, 4))
+  radii = exact.distances(x, y)
+  signs = exact.compare(x, y, radii)
+  monkeypatch.setattr(exact, '_BLOCK', 100)
+  assert len(list(exact.blocks(x))) == 7
+  np.testing.assert_array_equal(exact.distances(x, y), radii)
+  np.testing.assert_array_equal(exact.compare(x, y, radii), signs)
+  assert len(set(signs.tolist())) > 1

@@ -65,6 +65,19 @@ def test_at_least_in_place_of_above_is_broken_by_a_tie(make_linear, dtype):
     assert broken(target, starts) == closed
 
 
+def test_an_assumed_constant_is_broken_by_the_drift_of_a_weight(
+  isometry, exact_target
+):
+  """A millionth above orthogonal, as training leaves it: 1 is not a bound."""
+  params = jax.tree.map(np.copy, isometry.params)
+  params['blocks']['M'] *= np.float32(1 + 1e-6)
+  proved = target_lib.rigorous_target(isometry.model, params, isometry.images)
+  assumed = proved._replace(radii=proved.radii * proved.lipschitz, closed=False)
+  starts = rivals_ahead(isometry, exact_target)
+  assert broken(assumed, starts) > 5
+  assert broken(proved, starts, rounds=100) == 0
+
+
 @pytest.mark.parametrize('images', [np.float32, np.float16])
 @pytest.mark.parametrize('compute', [jnp.bfloat16, jnp.float16])
 def test_narrow_evaluation_sold_as_float32_is_broken(

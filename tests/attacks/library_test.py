@@ -35,3 +35,4 @@ def test_a_missing_library_is_one_line_with_a_remedy(exact_target, monkeypatch):
   monkeypatch.setitem(sys.modules, 'foolbox', None)
   with pytest.raises(errors.ConfigError, match=r"lipnext_jax\[attack\]'"):
     next(library.minimal(exact_target))
+  assert not list(library.minimal(exact_target, ()))  # Nor is it needed then.
