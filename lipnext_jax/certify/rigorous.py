@@ -143,11 +143,20 @@ def radii_from_logits(
   margins = (np.max(logits, axis=-1, keepdims=True) - logits) * down
   slopes = constant * head.distances[predictions] * up
   # No radius exceeds the one without any error: the ball that E must cover.
-  largest = np.min(np.where(own, np.inf, margins / slopes), axis=-1) * up
-  reach = rounding.propagate(steps, norms + largest)
+  naive = margins / slopes
+  largest = np.min(np.where(own, np.inf, naive), axis=-1) * up
+  covered = np.maximum(norms + largest, 2.0**-100)  # Above 0: divided by.
+  reach = rounding.propagate(steps, covered)
   sound &= reach.norm + reach.error < _LARGEST_NORM
   errors = pair_errors(reach, head, predictions)
   radii = (margins - 2 * up * errors) / slopes * down
+  # A rival beyond that ball needs the E of its own, with t times the norm. E is
+  # affine in the norm, its constant part >= 0: t·E is enough.
+  t = (norms[:, None] + naive) / covered[:, None] * up
+  fits = t * (reach.norm + reach.error)[:, None] < _LARGEST_NORM
+  farther = (margins - 2 * up * t * errors) / slopes * down
+  within = np.minimum(radii, largest[:, None])
+  radii = np.where(fits, np.maximum(within, farther), within)
   radii = np.where(sound[:, None] & (radii > 0), radii, 0.0)
   # A tie leaves its rival at 0; the winner itself bounds nothing.
   radii = np.where(own & sound[:, None], np.inf, radii)

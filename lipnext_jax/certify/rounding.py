@@ -106,7 +106,8 @@ def propagate(
     arithmetic: what the forward pass runs in.
 
   Returns:
-    Bounds on the features that the head receives.
+    Bounds on the features that the head receives. Both are affine in `norm`,
+    with a constant part >= 0: at t >= 1 times the norm, t times them hold.
 
   >>> reach = propagate([Product(1.0, 8.0, 64, 64)], np.array([2.0]))
   >>> f'{reach.norm[0]:.6f} {reach.error[0]:.0e}'
@@ -132,8 +133,7 @@ def _advance(step: Step, reach: Reach, arithmetic: Arithmetic) -> Reach:
       # Each product and each partial sum may lose `tiny`; each flushed entry of
       # a or W as much, times the entry of the other.
       terms = 4 * step.size * step.length
-      largest = np.maximum(computed, max(1.0, step.frobenius))
-      lost = tiny * terms * largest
+      lost = tiny * terms * (computed + max(1.0, step.frobenius))
       spread = step.spectral * error
       return Reach(step.spectral * norm, spread + rounding + lost)
     case Pool():

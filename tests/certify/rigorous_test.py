@@ -13,6 +13,7 @@ from lipnext_jax import certify
 from lipnext_jax import models
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import rigorous
+from lipnext_jax.certify import rounding
 from lipnext_jax.models import layers
 
 WIDE = np.longdouble
@@ -229,6 +230,83 @@ def test_ties_nan_infinity_and_overflow_certify_nothing():
     assert found.radii.tolist() == [0.0]
   images = np.full_like(images, np.nan)
   assert not certify.rigorous_radius(model, params, images).radii.any()
+
+
+def excess_over_own_ball(found, logits, norms, head, steps):
+  """Radii against rivals over what E of each rival's own ball leaves of them.
+
+  Positive: more is claimed than holds. [k], the winner left out.
+  """
+  p = found.predictions[0]
+  rivals = np.delete(np.arange(logits.shape[1]), p)
+  radii = found.rival_radii[0, rivals]
+  reach = rounding.propagate(steps, norms + radii)
+  own = np.full(len(rivals), p)
+  errors = rigorous.pair_errors(reach, head, own)[np.arange(len(rivals)), rivals]
+  slopes = found.lipschitz * head.distances[p, rivals]
+  return radii - (logits[0, p] - logits[0, rivals] - 2 * errors) / slopes
+
+
+def test_a_far_rival_pays_for_the_rounding_in_its_own_ball():
+  model, params, images = make()
+  head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
+  # One rival is close: its small ball is not the one of the others.
+  logits, norms = np.array([[1e6, 1e6 - 1e-3, 1.0, -1e6]]), np.ones(1)
+  found = rigorous.radii_from_logits(logits, norms, head, steps)
+  assert found.rival_radii[0, 2] > 1e5 * found.rival_radii[0, 1] > 0
+  assert np.all(excess_over_own_ball(found, logits, norms, head, steps) <= 0)
+  # Planted: the same E, that of the nearest rival's ball, for all of them.
+  errors = found.logit_errors[0]
+  slopes = found.lipschitz * head.distances[0]
+  one_ball = (logits[0, 0] - logits[0] - 2 * errors) / slopes
+  one_ball[0] = np.inf
+  planted = found._replace(rival_radii=one_ball[None])
+  assert np.any(excess_over_own_ball(planted, logits, norms, head, steps) > 0)
+
+
+def test_the_error_is_that_of_the_whole_ball_not_of_its_centre():
+  model, params, images = make(scale=0.0)
+  head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
+  logits, norms = np.array([[1e3, 0.0, 0.0, 0.0]]), np.array([1e-3])
+  found = rigorous.radii_from_logits(logits, norms, head, steps)
+  assert np.all(excess_over_own_ball(found, logits, norms, head, steps) <= 0)
+  # Planted: E at the image, whose norm is a millionth of the radius.
+  errors = rigorous.pair_errors(
+    rounding.propagate(steps, norms), head, found.predictions
+  )
+  slopes = found.lipschitz * head.distances[0]
+  centre = (1e3 - logits[0] - 2 * errors[0]) / slopes
+  planted = found._replace(rival_radii=centre[None])
+  assert np.all(excess_over_own_ball(planted, logits, norms, head, steps) > 0)
+
+
+@pytest.mark.parametrize('leads_by', [1.5, 1.99, 2.01, 3.0, 100.0])
+def test_the_error_is_subtracted_twice(leads_by):
+  """Once at the image, once at the other point; margins of a few E."""
+  model, params, _ = make()
+  head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
+  norms = np.array([1e9])  # Beside it, no radius here enlarges the ball.
+  reach = rounding.propagate(steps, norms)
+  errors = rigorous.pair_errors(reach, head, np.array([0]))
+  logits = np.array([[leads_by * errors[0, 1], 0.0, -1.0, -1.0]])
+  found = rigorous.radii_from_logits(logits, norms, head, steps)
+  left = (leads_by - 2) * errors[0, 1]
+  slope = found.lipschitz * head.distances[0, 1]
+  assert found.radii[0] == pytest.approx(max(left, 0) / slope, rel=1e-6)
+
+
+def test_a_rival_with_the_same_row_leaves_the_other_radii_alone():
+  """Its own ball is vast; the radius is that of the nearest rival's."""
+  model, params, _ = make()
+  kernel = np.array(params['head']['kernel'])
+  kernel[1] = kernel[0]
+  params = {**params, 'head': {**params['head'], 'kernel': kernel}}
+  head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
+  logits, norms = np.array([[9.0, 1, 0, 0]]), np.ones(1)
+  found = rigorous.radii_from_logits(logits, norms, head, steps)
+  assert found.rival_radii[0, 1] >= found.radii[0]
+  slope = found.lipschitz * np.max(head.distances[0, 2:])
+  assert found.radii[0] == pytest.approx(9 / slope, rel=1e-9)
 
 
 def test_an_image_certifies_alike_alone_and_in_a_batch():
