@@ -167,7 +167,9 @@ def test_an_error_that_came_in_is_amplified():
   steps = [product_step(np.eye(4)), product_step(3 * np.eye(4))]
   one = rounding.propagate(steps[:1], np.array([1.0])).error[0]
   two = rounding.propagate(steps, np.array([1.0])).error[0]
-  assert two > 3 * one
+  # On top of what the second step rounds by itself, of an exact input.
+  alone = rounding.propagate(steps[1:], np.array([1.0])).error[0]
+  assert two > 3 * one + alone * (1 - 1e-6)
 
 
 def test_adding_a_constant_and_pooling_round():
@@ -181,6 +183,17 @@ def test_adding_a_constant_and_pooling_round():
   squares = np.full(1000, np.float32(1000**-0.5)) ** 2
   pooled = np.sqrt(np.add.accumulate(squares, dtype=np.float32)[-1])
   assert abs(float(pooled) - 1) <= error
+
+
+def test_products_that_underflow_are_covered():
+  """1e-20 squared is below the smallest float32: all of the result is lost."""
+  a = np.full(4, 1e-20)
+  _, error = bound_of([product_step(np.full((1, 4), 1e-20))], a)
+  assert error >= 4e-40
+  tiny = float(np.finfo(np.float32).tiny)
+  constant = rounding.AddConstant(0.9 * tiny, 1)  # Flushed on its way in.
+  _, error = bound_of([constant], np.zeros(1))
+  assert error >= 0.9 * tiny
 
 
 def test_pooling_what_underflows_is_covered():
