@@ -185,6 +185,21 @@ def test_adding_a_constant_and_pooling_round():
   assert abs(float(pooled) - 1) <= error
 
 
+def test_a_sum_that_starts_from_the_bias_is_covered():
+  """acc = b; acc += w_i a_i: what a GEMM with the bias as its C may do."""
+  n = 512
+  terms = np.full(n, UNIT, np.float32)  # Each is lost beside b = 1.
+  folded = np.add.accumulate(np.append(np.float32(1), terms))[-1]
+  lost = float(1 + np.sum(terms, dtype=np.float64) - folded)
+  assert lost == n * UNIT
+  product = product_step(np.ones((1, n)))._replace(length=n + 1)
+  a = np.full(n, UNIT)
+  _, error = bound_of([product, rounding.AddConstant(1.0, 1, n + 1)], a)
+  assert lost <= error
+  _, apart = bound_of([product, rounding.AddConstant(1.0, 1)], a)
+  assert apart < lost  # Planted: the bias as an addition of its own.
+
+
 def test_products_that_underflow_are_covered():
   """1e-20 squared is below the smallest float32: all of the result is lost."""
   a = np.full(4, 1e-20)
