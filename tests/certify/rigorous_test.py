@@ -250,7 +250,7 @@ def excess_over_own_ball(found, logits, norms, head, steps):
 
 
 def test_a_far_rival_pays_for_the_rounding_in_its_own_ball():
-  model, params, images = make()
+  _, params, _ = make()
   head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
   # One rival is close: its small ball is not the one of the others.
   logits, norms = np.array([[1e6, 1e6 - 1e-3, 1.0, -1e6]]), np.ones(1)
@@ -266,7 +266,7 @@ def test_a_far_rival_pays_for_the_rounding_in_its_own_ball():
 
 
 def test_the_error_is_that_of_the_whole_ball_not_of_its_centre():
-  model, params, images = make(scale=0.0)
+  _, params, _ = make(scale=0.0)
   head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
   logits, norms = np.array([[1e3, 0.0, 0.0, 0.0]]), np.array([1e-3])
   found = rigorous.radii_from_logits(logits, norms, head, steps)
@@ -334,7 +334,7 @@ def test_the_head_rounds_its_sums_and_its_bias():
 @pytest.mark.parametrize('leads_by', [1.5, 1.99, 2.01, 3.0, 100.0])
 def test_the_error_is_subtracted_twice(leads_by):
   """Once at the image, once at the other point; margins of a few E."""
-  model, params, _ = make()
+  _, params, _ = make()
   head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
   norms = np.array([1e9])  # Beside it, no radius here enlarges the ball.
   reach = rounding.propagate(steps, norms)
@@ -348,7 +348,7 @@ def test_the_error_is_subtracted_twice(leads_by):
 
 def test_a_rival_with_the_same_row_leaves_the_other_radii_alone():
   """Its own ball is vast; the radius is that of the nearest rival's."""
-  model, params, _ = make()
+  _, params, _ = make()
   kernel = np.array(params['head']['kernel'])
   kernel[1] = kernel[0]
   params = {**params, 'head': {**params['head'], 'kernel': kernel}}
