@@ -147,7 +147,11 @@ def evaluate_rigorous(
     params: as stored, sharded as they are; widened here, exactly.
     batches: from `data.pipeline.eval_batches`.
     mesh: the devices.
+
+  Raises:
+    ConfigError: the devices have no IEEE double precision.
   """
+  rigorous.require_double(mesh.devices.flat[0].platform)
   sharding = mesh_lib.batch_sharding(mesh)
   host = jax.tree.map(distributed.to_host, params)
   head, steps = rigorous.read_head(host), chain.lipnext_chain(host)
@@ -160,7 +164,7 @@ def evaluate_rigorous(
     return rigorous_step(wide, mesh_lib.put_batch(batch, sharding))
 
   with jax.enable_x64(True):
-    wide = jax.tree.map(lambda p: p.astype(np.float64), params)
+    wide = jax.tree.map(widen, params, host)
     columns = _join(map(columns_of, batches))
   norms = rigorous.raise_norms(columns['norms'], image_size)
   found = rigorous.radii_from_logits(columns['logits'], norms, head, steps)
@@ -173,6 +177,16 @@ def evaluate_rigorous(
     certificate='rigorous',
     logit_error=float(np.max(found.logit_errors)),
   )
+
+
+def widen(p: jax.Array, host: np.ndarray) -> jax.Array:
+  """`p` in float64, sharded as it is, from the copy `host` of all of it.
+
+  On the host: XLA takes float32's subnormal numbers for zero when it converts.
+  To be called under `jax.enable_x64(True)`.
+  """
+  wide = host.astype(np.float64)
+  return jax.make_array_from_callback(p.shape, p.sharding, wide.__getitem__)
 
 
 def to_unit64(images: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from lipnext_jax import report
 from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
 from lipnext_jax import validation
+from lipnext_jax.certify import rigorous
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
 from lipnext_jax.models import registry
@@ -226,6 +227,8 @@ def _make_certify_split(
   """(state, source, certificate) → its evaluation on the slow weights."""
   fast_step = evaluate.make_eval_step(model, mesh)
   rigorous_step = evaluate.make_rigorous_step(model, mesh)
+  if config.eval.certificate == 'rigorous':  # Said before training, not after.
+    rigorous.require_double(mesh.devices.flat[0].platform)
   to_eval_params = jax.jit(
     step_lib.evaluation_params, out_shardings=shardings.params
   )

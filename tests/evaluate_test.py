@@ -127,6 +127,20 @@ def test_rigorous_and_fast_radii_differ_by_float32_alone(setup):
   assert np.any(fast.radii != rigorous.radii)
 
 
+def test_widening_keeps_numbers_that_float32_calls_subnormal(setup):
+  """XLA would make zeros of them: another model than the stored one."""
+  mesh = setup[0]
+  stored = np.float32([[1e-40, -1e-45, 1e-38, 1 / 3]]).repeat(8, 0)
+  p = jax.device_put(stored, mesh_lib.batch_sharding(mesh))
+  with jax.enable_x64(True):
+    wide = evaluate.widen(p, stored)
+    on_device = np.asarray(p.astype(np.float64))
+  assert wide.sharding == p.sharding
+  np.testing.assert_array_equal(np.asarray(wide), stored.astype(np.float64))
+  if mesh.devices.flat[0].platform == 'cpu':  # The fault, as XLA has it there.
+    assert np.any(on_device != stored.astype(np.float64))
+
+
 def test_rigorous_evaluation_divides_bytes_in_float64(setup):
   _, model, params, _, _ = setup
   images = np.arange(5 * 64).reshape(5, 8, 8, 1).astype(np.uint8)

@@ -18,7 +18,14 @@ def _norm(a: np.ndarray) -> float:
 
 def _product(w: np.ndarray, tokens: int) -> rounding.Product:
   n = len(w)
-  return rounding.Product(bound.spectral_norm_bound(w), _norm(w), n, tokens * n)
+  return rounding.Product(
+    bound.spectral_norm_bound(w), _norm(w), _terms(w), tokens * n
+  )
+
+
+def _terms(w: np.ndarray) -> int:
+  """Of a product's sums: compilers may start them from the bias after it."""
+  return len(w) + 1
 
 
 def lipnext_chain(params: Any) -> list[rounding.Step]:
@@ -57,7 +64,7 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
     # What goes in is x − 1/2, exact: the subtraction only rounds.
     rounding.AddConstant(0.0, tokens * len(q)),
     _product(q, tokens),
-    rounding.AddConstant(_norm(stem['bias']) * tokens**0.5, size),
+    rounding.AddConstant(_norm(stem['bias']) * tokens**0.5, size, _terms(q)),
   ]
   for layer in range(depth):
     r, m = (np.asarray(blocks[name][layer]) for name in ('R', 'M'))
@@ -67,6 +74,8 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
       by_r,
       by_r,
       _product(m, tokens),
-      rounding.AddConstant(_norm(blocks['bias'][layer]) * tokens**0.5, size),
+      rounding.AddConstant(
+        _norm(blocks['bias'][layer]) * tokens**0.5, size, _terms(m)
+      ),
     ]
   return [*steps, rounding.Pool(tokens, width)]

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lipnext_jax import errors
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import rounding
 
@@ -43,6 +44,28 @@ class Head(NamedTuple):
   distances: np.ndarray  # Shape (k, k): >= ‖w_i − w_j‖ of the exact unit rows.
   largest_bias: float
   features: int  # c.
+
+
+def require_double(platform: str) -> None:
+  """Refuses devices whose float64 is not IEEE's.
+
+  A TPU's is made of pairs of float32: fewer digits than E assumes.
+
+  Args:
+    platform: of a device: 'cpu', 'gpu', 'tpu', ….
+
+  Raises:
+    ConfigError: not one of those known to have it.
+
+  >>> require_double('cpu')
+  """
+  if platform not in ('cpu', 'gpu'):
+    raise errors.ConfigError(
+      'certificate',
+      'rigorous',
+      f'needs IEEE double precision, which {platform} devices do not promise',
+      'certify on a CPU or GPU (JAX_PLATFORMS=cpu), or choose fast',
+    )
 
 
 def float64_model(model: Any) -> Any:
@@ -143,11 +166,20 @@ def radii_from_logits(
   margins = (np.max(logits, axis=-1, keepdims=True) - logits) * down
   slopes = constant * head.distances[predictions] * up
   # No radius exceeds the one without any error: the ball that E must cover.
-  largest = np.min(np.where(own, np.inf, margins / slopes), axis=-1) * up
-  reach = rounding.propagate(steps, norms + largest)
+  naive = margins / slopes
+  largest = np.min(np.where(own, np.inf, naive), axis=-1) * up
+  covered = np.maximum(norms + largest, 2.0**-100)  # Above 0: divided by.
+  reach = rounding.propagate(steps, covered)
   sound &= reach.norm + reach.error < _LARGEST_NORM
-  errors = pair_errors(reach, head, predictions)
-  radii = (margins - 2 * up * errors) / slopes * down
+  rounded = pair_errors(reach, head, predictions)
+  radii = (margins - 2 * up * rounded) / slopes * down
+  # A rival beyond that ball needs the E of its own, with t times the norm. E is
+  # affine in the norm, its constant part >= 0: t·E is enough.
+  t = (norms[:, None] + naive) / covered[:, None] * up
+  fits = t * (reach.norm + reach.error)[:, None] < _LARGEST_NORM
+  farther = (margins - 2 * up * t * rounded) / slopes * down
+  within = np.minimum(radii, largest[:, None])
+  radii = np.where(fits, np.maximum(within, farther), within)
   radii = np.where(sound[:, None] & (radii > 0), radii, 0.0)
   # A tie leaves its rival at 0; the winner itself bounds nothing.
   radii = np.where(own & sound[:, None], np.inf, radii)
@@ -155,7 +187,7 @@ def radii_from_logits(
     predictions=predictions,
     radii=np.min(radii, axis=-1),
     rival_radii=radii,
-    logit_errors=np.max(np.where(own, 0.0, errors), axis=-1),
+    logit_errors=np.max(np.where(own, 0.0, rounded), axis=-1),
     lipschitz=constant,
   )
 
@@ -194,6 +226,7 @@ def rigorous_certifier(
 
   Raises:
     ValueError: a parameter that is not finite.
+    ConfigError: the default device has no IEEE double precision.
 
   >>> from lipnext_jax import models
   >>> model = models.LipNeXt(num_classes=3, depth=1, width=8, patch_size=4)
@@ -203,6 +236,7 @@ def rigorous_certifier(
   >>> found.radii.dtype, bool(found.logit_errors.max() < 1e-12)
   (dtype('float64'), True)
   """
+  require_double(jax.default_backend())
   params = float64_params(params)
   head, steps = read_head(params), chain.lipnext_chain(params)
 

@@ -6,7 +6,7 @@ bound follows two numbers through the chain:
     B >= ‖a‖       the exact features, in exact arithmetic on the stored numbers
     e >= ‖â − a‖   what the arithmetic that runs makes of them
 
-    a + constant      B' = B + ‖c‖       e' = e + u (B' + e)
+    a + constant      B' = B + ‖c‖       e' = e + γ_t (B' + e)
     W a               B' = ‖W‖₂ B        e' = ‖W‖₂ e + γ_n ‖W‖_F (B + e)
     ‖a‖ over T tokens B' = B             e' = e + γ_{T+5} (B + e)
 
@@ -57,6 +57,7 @@ class AddConstant(NamedTuple):
 
   norm: float  # >= ‖c‖ over all entries of a.
   size: int  # Entries of a.
+  terms: int = 1  # Of the sum it may be folded into, as its first term, say.
 
 
 class Product(NamedTuple):
@@ -64,7 +65,7 @@ class Product(NamedTuple):
 
   spectral: float  # >= ‖W‖₂.
   frobenius: float  # >= ‖W‖_F.
-  length: int  # n: terms of each sum.
+  length: int  # n: terms of each sum, a constant that may join it included.
   size: int  # Entries of the result.
 
 
@@ -106,7 +107,8 @@ def propagate(
     arithmetic: what the forward pass runs in.
 
   Returns:
-    Bounds on the features that the head receives.
+    Bounds on the features that the head receives. Both are affine in `norm`,
+    with a constant part >= 0: at t >= 1 times the norm, t times them hold.
 
   >>> reach = propagate([Product(1.0, 8.0, 64, 64)], np.array([2.0]))
   >>> f'{reach.norm[0]:.6f} {reach.error[0]:.0e}'
@@ -121,19 +123,18 @@ def propagate(
 def _advance(step: Step, reach: Reach, arithmetic: Arithmetic) -> Reach:
   norm, error = reach
   computed = norm + error  # >= ‖â‖.
-  unit, tiny = arithmetic
+  tiny = arithmetic.tiny
   match step:
     case AddConstant():
       norm = norm + step.norm
-      rounding = unit * (computed + step.norm)
+      rounding = arithmetic.gamma(step.terms) * (computed + step.norm)
       return Reach(norm, error + rounding + 3 * tiny * step.size)
     case Product():
       rounding = arithmetic.gamma(step.length) * step.frobenius * computed
       # Each product and each partial sum may lose `tiny`; each flushed entry of
       # a or W as much, times the entry of the other.
       terms = 4 * step.size * step.length
-      largest = np.maximum(computed, max(1.0, step.frobenius))
-      lost = tiny * terms * largest
+      lost = tiny * terms * (computed + max(1.0, step.frobenius))
       spread = step.spectral * error
       return Reach(step.spectral * norm, spread + rounding + lost)
     case Pool():

@@ -1,5 +1,7 @@
 """The chain describes the network that runs: its constant, norms and errors."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,6 +118,20 @@ def test_the_norm_bound_holds_anywhere_in_the_ball(options):
   assert np.all(found <= bound)
   without = [s for s in steps if not isinstance(s, rounding.AddConstant)]
   assert np.any(found > rounding.propagate(without, centred + radius).norm)
+
+
+def test_a_bias_may_be_summed_along_with_the_product_before_it():
+  model, params, _ = make()
+  steps = chain.lipnext_chain(params)
+  pairs = [
+    (product, bias)
+    for product, bias in itertools.pairwise(steps)
+    if isinstance(product, rounding.Product)
+    and isinstance(bias, rounding.AddConstant)
+  ]
+  assert len(pairs) == 1 + model.depth
+  for product, bias in pairs:
+    assert product.length == bias.terms == model.width + 1
 
 
 def test_its_constant_is_the_lipschitz_bound():

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from lipnext_jax import certify
+from lipnext_jax import errors
 from lipnext_jax import models
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import rigorous
+from lipnext_jax.certify import rounding
 from lipnext_jax.models import layers
 
 WIDE = np.longdouble
@@ -231,6 +233,133 @@ def test_ties_nan_infinity_and_overflow_certify_nothing():
   assert not certify.rigorous_radius(model, params, images).radii.any()
 
 
+def excess_over_own_ball(found, logits, norms, head, steps):
+  """Radii against rivals over what E of each rival's own ball leaves of them.
+
+  Positive: more is claimed than holds. [k], the winner left out.
+  """
+  p = found.predictions[0]
+  rivals = np.delete(np.arange(logits.shape[1]), p)
+  radii = found.rival_radii[0, rivals]
+  reach = rounding.propagate(steps, norms + radii)
+  own = np.full(len(rivals), p)
+  rounded = rigorous.pair_errors(reach, head, own)
+  rounded = rounded[np.arange(len(rivals)), rivals]
+  slopes = found.lipschitz * head.distances[p, rivals]
+  return radii - (logits[0, p] - logits[0, rivals] - 2 * rounded) / slopes
+
+
+def test_a_far_rival_pays_for_the_rounding_in_its_own_ball():
+  _, params, _ = make()
+  head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
+  # One rival is close: its small ball is not the one of the others.
+  logits, norms = np.array([[1e6, 1e6 - 1e-3, 1.0, -1e6]]), np.ones(1)
+  found = rigorous.radii_from_logits(logits, norms, head, steps)
+  assert found.rival_radii[0, 2] > 1e5 * found.rival_radii[0, 1] > 0
+  assert np.all(excess_over_own_ball(found, logits, norms, head, steps) <= 0)
+  # Planted: the same E, that of the nearest rival's ball, for all of them.
+  slopes = found.lipschitz * head.distances[0]
+  one_ball = (logits[0, 0] - logits[0] - 2 * found.logit_errors) / slopes
+  one_ball[0] = np.inf
+  planted = found._replace(rival_radii=one_ball[None])
+  assert np.any(excess_over_own_ball(planted, logits, norms, head, steps) > 0)
+
+
+def test_the_error_is_that_of_the_whole_ball_not_of_its_centre():
+  _, params, _ = make(scale=0.0)
+  head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
+  logits, norms = np.array([[1e3, 0.0, 0.0, 0.0]]), np.array([1e-3])
+  found = rigorous.radii_from_logits(logits, norms, head, steps)
+  assert np.all(excess_over_own_ball(found, logits, norms, head, steps) <= 0)
+  # Planted: E at the image, whose norm is a millionth of the radius.
+  rounded = rigorous.pair_errors(
+    rounding.propagate(steps, norms), head, found.predictions
+  )
+  slopes = found.lipschitz * head.distances[0]
+  centre = (1e3 - logits[0] - 2 * rounded[0]) / slopes
+  planted = found._replace(rival_radii=centre[None])
+  assert np.all(excess_over_own_ball(planted, logits, norms, head, steps) > 0)
+
+
+def test_features_that_err_towards_a_rival_are_covered():
+  """What is common to both logits: e along w_p − w_j moves the gap by d·e."""
+  _, params, _ = make()
+  head = rigorous.read_head(params)
+  reach = rounding.Reach(np.ones(1), np.array([0.5]))
+  found = rigorous.pair_errors(reach, head, np.array([0]))[0]
+  rows = np.float64(params['head']['kernel'])
+  rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+  for j in range(1, 4):
+    apart = rows[0] - rows[j]
+    moved = apart @ (0.5 * apart / np.linalg.norm(apart))
+    assert moved <= found[j] < moved * (1 + 1e-9)
+
+
+def float32_head(kernel, bias, z):
+  """Logits in float32, every sum term by term; and the exact ones."""
+  kernel, bias, z = map(np.float32, (kernel, bias, z))
+  norms = np.sqrt(np.add.accumulate(kernel**2, axis=1)[:, -1:])
+  terms = kernel / norms * z
+  logits = np.add.accumulate(terms, axis=1)[:, -1] + bias
+  wide = np.float64(kernel)
+  wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+  return np.float64(logits), wide @ np.float64(z) + np.float64(bias)
+
+
+def head_error(kernel, bias, z):
+  """(error of f_0 − f_1 in float32, its bound), of features that are exact."""
+  logits, exact = float32_head(kernel, bias, z)
+  params = {'head': {'kernel': np.float32(kernel), 'bias': np.float32(bias)}}
+  head = rigorous.read_head(params, rounding.FLOAT32)
+  reach = rounding.Reach(np.array([np.linalg.norm(z)]), np.zeros(1))
+  bound = rigorous.pair_errors(reach, head, np.array([0]), rounding.FLOAT32)
+  return abs((logits[0] - logits[1]) - (exact[0] - exact[1])), bound[0, 1]
+
+
+def test_the_head_rounds_its_sums_and_its_bias():
+  c = 1024
+  kernel = np.ones((2, c)) * [[1.0], [-1.0]]
+  # Beside the first product, all others are half a unit: lost, in both rows.
+  swallowed = np.full(c, rounding.FLOAT32.unit)
+  swallowed[0] = 1.0
+  error, bound = head_error(kernel, np.zeros(2), swallowed)
+  assert 20 * rounding.FLOAT32.unit < error <= bound  # Many units, not a few.
+  # The logits 1/3 are rounded to the bias' last digit, of one row only.
+  z = np.zeros(c)
+  z[0] = 32 / 3
+  error, bound = head_error(kernel, [0.0, -(2.0**22)], z)
+  assert 0.05 < error <= bound
+
+
+@pytest.mark.parametrize('leads_by', [1.5, 1.99, 2.01, 3.0, 100.0])
+def test_the_error_is_subtracted_twice(leads_by):
+  """Once at the image, once at the other point; margins of a few E."""
+  _, params, _ = make()
+  head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
+  norms = np.array([1e9])  # Beside it, no radius here enlarges the ball.
+  reach = rounding.propagate(steps, norms)
+  error = rigorous.pair_errors(reach, head, np.array([0]))[0, 1]
+  logits = np.array([[leads_by * error, 0.0, -1.0, -1.0]])
+  found = rigorous.radii_from_logits(logits, norms, head, steps)
+  left = (leads_by - 2) * error
+  slope = found.lipschitz * head.distances[0, 1]
+  assert found.radii[0] == pytest.approx(max(left, 0) / slope, rel=1e-6)
+
+
+def test_a_rival_with_the_same_row_leaves_the_other_radii_alone():
+  """Its own ball is vast; the radius is that of the nearest rival's."""
+  _, params, _ = make()
+  kernel = np.array(params['head']['kernel'])
+  kernel[1] = kernel[0]
+  params = {**params, 'head': {**params['head'], 'kernel': kernel}}
+  head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
+  logits, norms = np.array([[9.0, 1, 0, 0]]), np.ones(1)
+  found = rigorous.radii_from_logits(logits, norms, head, steps)
+  assert found.rival_radii[0, 1] >= found.radii[0]
+  slope = found.lipschitz * np.max(head.distances[0, 2:])
+  assert found.radii[0] == pytest.approx(9 / slope, rel=1e-9)
+
+
 def test_an_image_certifies_alike_alone_and_in_a_batch():
   """Not bitwise (sums may be reordered): within what E allows."""
   model, params, images = make()
@@ -265,6 +394,12 @@ def test_a_head_row_without_a_usable_norm_is_refused(bad):
   kernel[1] = bad
   with pytest.raises(ValueError, match='head/kernel'):
     rigorous.read_head({'head': {'kernel': kernel, 'bias': np.zeros(2)}})
+
+
+def test_devices_without_double_precision_are_refused():
+  rigorous.require_double('gpu')
+  with pytest.raises(errors.ConfigError, match=r'tpu.*choose fast'):
+    rigorous.require_double('tpu')
 
 
 def test_the_norm_of_the_image_is_rounded_up():

@@ -167,7 +167,9 @@ def test_an_error_that_came_in_is_amplified():
   steps = [product_step(np.eye(4)), product_step(3 * np.eye(4))]
   one = rounding.propagate(steps[:1], np.array([1.0])).error[0]
   two = rounding.propagate(steps, np.array([1.0])).error[0]
-  assert two > 3 * one
+  # On top of what the second step rounds by itself, of an exact input.
+  alone = rounding.propagate(steps[1:], np.array([1.0])).error[0]
+  assert two > 3 * one + alone * (1 - 1e-6)
 
 
 def test_adding_a_constant_and_pooling_round():
@@ -181,6 +183,32 @@ def test_adding_a_constant_and_pooling_round():
   squares = np.full(1000, np.float32(1000**-0.5)) ** 2
   pooled = np.sqrt(np.add.accumulate(squares, dtype=np.float32)[-1])
   assert abs(float(pooled) - 1) <= error
+
+
+def test_a_sum_that_starts_from_the_bias_is_covered():
+  """acc = b; acc += w_i a_i: what a GEMM with the bias as its C may do."""
+  n = 512
+  terms = np.full(n, UNIT, np.float32)  # Each is lost beside b = 1.
+  folded = np.add.accumulate(np.append(np.float32(1), terms))[-1]
+  lost = float(1 + np.sum(terms, dtype=np.float64) - folded)
+  assert lost == n * UNIT
+  product = product_step(np.ones((1, n)))._replace(length=n + 1)
+  a = np.full(n, UNIT)
+  _, error = bound_of([product, rounding.AddConstant(1.0, 1, n + 1)], a)
+  assert lost <= error
+  _, apart = bound_of([product, rounding.AddConstant(1.0, 1)], a)
+  assert apart < lost  # Planted: the bias as an addition of its own.
+
+
+def test_products_that_underflow_are_covered():
+  """1e-20 squared is below the smallest float32: all of the result is lost."""
+  a = np.full(4, 1e-20)
+  _, error = bound_of([product_step(np.full((1, 4), 1e-20))], a)
+  assert error >= 4e-40
+  tiny = float(np.finfo(np.float32).tiny)
+  constant = rounding.AddConstant(0.9 * tiny, 1)  # Flushed on its way in.
+  _, error = bound_of([constant], np.zeros(1))
+  assert error >= 0.9 * tiny
 
 
 def test_pooling_what_underflows_is_covered():
