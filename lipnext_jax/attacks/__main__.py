@@ -4,7 +4,7 @@
 
 Tries to break the certificates of a trained model on its test split. Writes
 `attack.json` and `attack.npz` into the workdir, prints a table, and fails
-loudly (exit code 3) if a single certificate is broken. See docs/attacks.md.
+loudly (exit code 5) if a single certificate is broken. See docs/attacks.md.
 """
 
 import argparse
