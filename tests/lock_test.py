@@ -56,6 +56,7 @@ def test_a_released_lock_can_be_taken_again(tmp_path):
   for _ in range(2):
     own = lock.Lock(f'{tmp_path}/run')
     own.acquire()
+    assert str(os.getpid()) in (tmp_path / 'run' / lock.FILE).read_text()
     own.release()
 
 
