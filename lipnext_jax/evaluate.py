@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import certify
@@ -186,6 +187,8 @@ def widen(p: jax.Array, host: np.ndarray) -> jax.Array:
   To be called under `jax.enable_x64(True)`.
   """
   wide = host.astype(np.float64)
+  if not p.committed:  # Free to join whatever mesh the images are on.
+    return jnp.asarray(wide)
   return jax.make_array_from_callback(p.shape, p.sharding, wide.__getitem__)
 
 

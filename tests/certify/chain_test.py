@@ -120,6 +120,22 @@ def test_the_norm_bound_holds_anywhere_in_the_ball(options):
   assert np.any(found > rounding.propagate(without, centred + radius).norm)
 
 
+def test_constants_count_wherever_they_are_added():
+  """The stem's bias, then p and b of every block: over all tokens, channels."""
+  model, params, _ = make()
+  steps = chain.lipnext_chain(params)
+  found = [s.norm for s in steps if isinstance(s, rounding.AddConstant)][1:]
+  stem, blocks = params['stem'], params['blocks']
+  expected = [stem['bias']]
+  for layer in range(model.depth):
+    expected += [blocks['pos'][layer], blocks['bias'][layer]]
+  norms = [
+    np.linalg.norm(np.broadcast_to(np.float64(c), (2, 2, model.width)))
+    for c in expected
+  ]
+  np.testing.assert_allclose(found, norms, rtol=1e-12)
+
+
 def test_a_bias_may_be_summed_along_with_the_product_before_it():
   model, params, _ = make()
   steps = chain.lipnext_chain(params)

@@ -229,6 +229,9 @@ def test_ties_nan_infinity_and_overflow_certify_nothing():
   for norm in (np.inf, np.nan, 1e200):
     found = rigorous.radii_from_logits(certain, norm * ones, head, steps)
     assert found.radii.tolist() == [0.0]
+  # Margins beyond any rounding, but squares of such features overflow.
+  far = np.array([[1e150, 1, 0, 0]])
+  assert rigorous.radii_from_logits(far, ones, head, steps).radii[0] == 0
   images = np.full_like(images, np.nan)
   assert not certify.rigorous_radius(model, params, images).radii.any()
 
