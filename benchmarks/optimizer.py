@@ -205,8 +205,9 @@ def show_convergence(problems, n, only, horizons, rates, gap, seeds):
       seeds,
     )
     print(
-      f'{name}, n={n}: gap {gap:g}, {seeds} seeds, lengths {horizons[0]} to '
-      f'{horizons[-1]}, {len(rates)} rates {rates[0]:.2g} to {rates[-1]:.2g}.'
+      f'{name}, n={n}: gap {gap:g}, seeds {seeds[0]} to {seeds[-1]}, '
+      f'lengths {horizons[0]} to {horizons[-1]}, '
+      f'{len(rates)} rates {rates[0]:.2g} to {rates[-1]:.2g}.'
     )
     head = ('step', 'inner rule', 'shortest run', 'rate')
     table(head, rows)
@@ -231,6 +232,7 @@ def main():
   parser.add_argument('--rates', type=float, nargs='+', default=rates)
   parser.add_argument('--gap', type=float, default=1e-5)
   parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--first_seed', type=int, default=0)
   problems = list(convergence.PROBLEMS)
   parser.add_argument('--problems', nargs='+', default=problems)
   parser.add_argument('--only', default='', help='expression in a row name')
@@ -256,7 +258,7 @@ def main():
       args.horizons,
       args.rates,
       args.gap,
-      args.seeds,
+      range(args.first_seed, args.first_seed + args.seeds),
     )
 
 

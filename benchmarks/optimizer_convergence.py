@@ -161,7 +161,7 @@ def measure_convergence(make, methods, lengths, rates, gap, seeds):
   serve all seeds. Found by bisection over `lengths` (ascending), which takes
   it for granted that a longer run does as well. Yields the rows of a table.
   """
-  instances = [make(seed) for seed in range(seeds)]
+  instances = [make(seed) for seed in seeds]
   for lift, rule in methods:
     descend = descent(METHODS[lift, rule], instances[0][0])
 
