@@ -119,8 +119,7 @@ def evaluate(
     lipschitz: Λ (`certify.lipschitz_bound` of `params`).
   """
   sharding = mesh_lib.batch_sharding(mesh)
-  # Rounded up into float32: Λ may only grow on its way to the device.
-  scale = np.nextafter(np.float32(lipschitz), np.float32(np.inf))
+  scale = certify.float32_above(lipschitz)
   scale = jax.device_put(scale, mesh_lib.replicated(mesh))
   columns = _join(
     eval_step(params, mesh_lib.put_batch(batch, sharding), scale)
@@ -176,7 +175,8 @@ def evaluate_rigorous(
     radii=found.radii,
     lipschitz_bound=found.lipschitz,
     certificate='rigorous',
-    logit_error=float(np.max(found.logit_errors)),
+    # Of what is certified: features that could overflow have no bound.
+    logit_error=float(np.max(found.logit_errors[found.radii > 0], initial=0)),
   )
 
 

@@ -167,7 +167,7 @@ def fast_target(
   )
   kernel = models.head_kernel({'params': params})
   # Rounded up into float32, as evaluation does.
-  scale = np.nextafter(np.float32(target.lipschitz), np.float32(np.inf))
+  scale = certify.float32_above(target.lipschitz)
   predictions, radii = certify.certified_radius(
     jnp.asarray(target.logits(images)), kernel, scale
   )

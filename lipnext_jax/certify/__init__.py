@@ -4,6 +4,7 @@ from lipnext_jax.certify.artifact import export_predictor
 from lipnext_jax.certify.artifact import load_predictor
 from lipnext_jax.certify.artifact import Predictor
 from lipnext_jax.certify.bound import bound_product
+from lipnext_jax.certify.bound import float32_above
 from lipnext_jax.certify.bound import lipschitz_bound
 from lipnext_jax.certify.bound import lipschitz_bounds
 from lipnext_jax.certify.radius import certified_accuracy
@@ -18,6 +19,7 @@ __all__ = [
   'certified_accuracy',
   'certified_radius',
   'export_predictor',
+  'float32_above',
   'lipschitz_bound',
   'lipschitz_bounds',
   'load_predictor',

@@ -129,8 +129,7 @@ def _from_workdir(args: argparse.Namespace) -> Service:
     return Service(rigorous, how, facts)
 
   facts['certificate'] = 'fast: float32, its rounding not subtracted'
-  # Rounded up into float32: Λ may only grow.
-  scale = np.nextafter(np.float32(bound), np.float32(np.inf))
+  scale = certify.float32_above(bound)
 
   @jax.jit
   def rival_radii(params, images):

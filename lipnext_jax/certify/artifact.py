@@ -131,9 +131,7 @@ class Predictor:
     self.manifest = manifest
     self._call = jax.jit(program.call)
     self._params = jax.device_put(params)
-    # Rounded up into float32: Λ may only grow.
-    scale = np.float32(manifest['lipschitz_bound'])
-    self._lipschitz = np.nextafter(scale, np.float32(np.inf))
+    self._lipschitz = bound.float32_above(manifest['lipschitz_bound'])
 
   def __call__(self, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Classes [b] int32 and radii [b], ℓ2 in [0, 1] pixel units.

@@ -58,7 +58,8 @@ def _symmetric_norm_upper(s: np.ndarray, squarings: int) -> float:
   exponent = math.frexp(largest)[1]
   s = np.ldexp(s, -exponent)
   inner = _symmetric_norm_upper(_symmetric(s @ s), squarings - 1)
-  rounding = 2 * _gamma(s.shape[0]) * _frobenius_upper(s) ** 2
+  frobenius = _frobenius_upper(s)  # Below n: no overflow.
+  rounding = 2 * _gamma(s.shape[0]) * frobenius * frobenius
   # 1 + 8u covers the few scalar operations, the root included.
   scaled = math.sqrt(inner + rounding) * (1 + 8 * _UNIT_ROUNDOFF)
   return float(np.ldexp(scaled, exponent))
@@ -93,9 +94,18 @@ def spectral_norm_bound(w: np.ndarray) -> float:
       return max(1.0, frobenius)
     # The product rounds by γ_m ‖W‖_F²; subtracting I rounds the diagonal once
     # more, by at most u(1 + |entry|) each, which γ_m ‖W‖_F² + 2u·√n covers.
-    rounding = 2 * _gamma(m + 2) * (frobenius**2 + math.sqrt(n))
+    rounding = 2 * _gamma(m + 2) * (frobenius * frobenius + math.sqrt(n))
     defect = _symmetric_norm_upper(d, _SQUARINGS) + rounding
   return math.sqrt(1 + defect) * (1 + 8 * _UNIT_ROUNDOFF)
+
+
+def float32_above(value: float) -> np.float32:
+  """The next float32 above `value`: Λ may only grow on its way to a device.
+
+  >>> float(float32_above(1 + 1e-12)) > 1 + 1e-12
+  True
+  """
+  return np.nextafter(np.float32(value), np.float32(np.inf))
 
 
 def lipschitz_bounds(

@@ -225,7 +225,7 @@ def rigorous_certifier(
     float64 is widened, exactly; the certificate is about that float64 image.
 
   Raises:
-    ValueError: a parameter that is not finite.
+    ValueError: a parameter that is not finite; images of whole numbers.
     ConfigError: the default device has no IEEE double precision.
 
   >>> from lipnext_jax import models
@@ -241,7 +241,9 @@ def rigorous_certifier(
   head, steps = read_head(params), chain.lipnext_chain(params)
 
   def certify(images: np.ndarray) -> Certificates:
-    images = np.asarray(images, np.float64)
+    if not np.issubdtype(images.dtype, np.floating):
+      raise ValueError(f'{images.dtype} images: give floats in [0, 1].')
+    images = images.astype(np.float64)
     with jax.enable_x64(True):
       logits, norms = map(np.asarray, _forward(model, params, images))
     norms = raise_norms(norms, images[0].size)

@@ -377,3 +377,17 @@ def test_a_leaf_that_no_rule_labels_raises():
 def test_what_is_no_matrix_raises(shape):
   with pytest.raises(ValueError, match='needs a matrix'):
     certify.lipschitz_bound({'R': np.ones(shape)})
+
+
+@pytest.mark.parametrize('scale', [1e150, 1e154, 1e200, 1e300])
+def test_matrices_whose_squares_overflow_have_a_bound(scale):
+  w = scale * qr(8, 8)
+  found = bound.spectral_norm_bound(w)
+  assert found >= scale * (1 - 1e-12)
+
+
+def test_float32_above_is_above():
+  for value in (1.0, 1 + 1e-12, 1 + 6e-6, 1.5, np.pi):
+    above = certify.float32_above(value)
+    assert above.dtype == np.float32
+    assert value < float(above) < value * (1 + 3e-7)

@@ -427,3 +427,9 @@ def test_the_float64_model_is_the_same_function():
   flat = (images - 0.5).reshape(len(images), -1)
   np.testing.assert_allclose(norms, np.linalg.norm(flat, axis=-1), rtol=1e-14)
   assert layers.channel_count(model.beta, model.width) == 8
+
+
+def test_images_of_bytes_are_not_taken_for_images_in_the_unit_interval():
+  model, params, images = make()
+  with pytest.raises(ValueError, match='uint8 images'):
+    certify.rigorous_radius(model, params, np.uint8(255 * images))
