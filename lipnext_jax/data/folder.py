@@ -5,9 +5,9 @@ import os
 import numpy as np
 
 from lipnext_jax import errors
-from lipnext_jax.data import archives
 from lipnext_jax.data import images
-from lipnext_jax.data import layouts
+from lipnext_jax.data.formats import archives
+from lipnext_jax.data.formats import layouts
 
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 

@@ -27,9 +27,9 @@ import tqdm
 
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax.data import layouts
 from lipnext_jax.data import official
 from lipnext_jax.data import records
+from lipnext_jax.data.formats import layouts
 
 # Of ImageNet: 140 MB, a thousandth of the set.
 EXAMPLES_PER_SHARD = 1250

@@ -25,13 +25,13 @@ import numpy as np
 
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax.data import cifar
-from lipnext_jax.data import imagenet
 from lipnext_jax.data import jobs
-from lipnext_jax.data import layouts
 from lipnext_jax.data import official
 from lipnext_jax.data import records
-from lipnext_jax.data import tiny_imagenet
+from lipnext_jax.data.formats import cifar
+from lipnext_jax.data.formats import imagenet
+from lipnext_jax.data.formats import layouts
+from lipnext_jax.data.formats import tiny_imagenet
 
 _SHOWN = 10  # Bad records on the screen; the file has all.
 

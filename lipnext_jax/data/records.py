@@ -17,10 +17,10 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from lipnext_jax import errors
-from lipnext_jax.data import archives
 from lipnext_jax.data import images
-from lipnext_jax.data import layouts
 from lipnext_jax.data import official
+from lipnext_jax.data.formats import archives
+from lipnext_jax.data.formats import layouts
 
 
 class BadItem(NamedTuple):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from lipnext_jax import errors
-from lipnext_jax.data import archives
 from lipnext_jax.data import jobs
-from lipnext_jax.data import layouts
 from lipnext_jax.data import official
 from lipnext_jax.data import records
+from lipnext_jax.data.formats import archives
+from lipnext_jax.data.formats import layouts
 
 
 def contents(formats, count=7, first=0):

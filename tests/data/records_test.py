@@ -11,10 +11,10 @@ import tensorflow_datasets as tfds
 
 from lipnext_jax import errors
 from lipnext_jax.data import images
-from lipnext_jax.data import layouts
 from lipnext_jax.data import official
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import records
+from lipnext_jax.data.formats import layouts
 
 SET = official.CIFAR10
 NAMES = {'label': official.class_names('cifar10')}

@@ -3,9 +3,9 @@ import shutil
 import pytest
 
 from lipnext_jax import errors
-from lipnext_jax.data import archives
-from lipnext_jax.data import imagenet
 from lipnext_jax.data import official
+from lipnext_jax.data.formats import archives
+from lipnext_jax.data.formats import imagenet
 
 
 def read(source):

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from lipnext_jax.data import restricted_pickle
+from lipnext_jax.data.formats import restricted_pickle
 
 
 def test_python_2_batches_are_read(formats):

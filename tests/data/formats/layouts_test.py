@@ -3,7 +3,7 @@ import os
 import pytest
 
 from lipnext_jax import errors
-from lipnext_jax.data import layouts
+from lipnext_jax.data.formats import layouts
 
 
 def test_a_set_is_found_by_itself_or_in_its_folder(tmp_path):

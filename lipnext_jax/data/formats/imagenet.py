@@ -9,9 +9,9 @@ import scipy.io
 import tqdm
 
 from lipnext_jax import errors
-from lipnext_jax.data import archives
-from lipnext_jax.data import layouts
 from lipnext_jax.data import official
+from lipnext_jax.data.formats import archives
+from lipnext_jax.data.formats import layouts
 
 _TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 _VAL_TAR = 'ILSVRC2012_img_val.tar'

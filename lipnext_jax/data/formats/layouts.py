@@ -9,7 +9,7 @@ import os
 from typing import NamedTuple
 
 from lipnext_jax import errors
-from lipnext_jax.data import archives
+from lipnext_jax.data.formats import archives
 
 
 class Item(NamedTuple):

@@ -1,8 +1,8 @@
 import pytest
 
 from lipnext_jax import errors
-from lipnext_jax.data import archives
-from lipnext_jax.data import tiny_imagenet
+from lipnext_jax.data.formats import archives
+from lipnext_jax.data.formats import tiny_imagenet
 
 
 def read(source):

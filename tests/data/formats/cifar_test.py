@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from lipnext_jax import errors
-from lipnext_jax.data import cifar
 from lipnext_jax.data import official
+from lipnext_jax.data.formats import cifar
 
 
 def read10(source):

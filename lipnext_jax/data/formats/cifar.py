@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lipnext_jax import errors
-from lipnext_jax.data import archives
-from lipnext_jax.data import layouts
 from lipnext_jax.data import official
-from lipnext_jax.data import restricted_pickle
+from lipnext_jax.data.formats import archives
+from lipnext_jax.data.formats import layouts
+from lipnext_jax.data.formats import restricted_pickle
 
 _PIXELS = 3 * 32 * 32  # Of a row: all red ones, then green, then blue.
 

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from lipnext_jax import errors
-from lipnext_jax.data import archives
+from lipnext_jax.data.formats import archives
 
 FILES = {'a/one.txt': b'1' * 700, 'a/two.txt': b'22', 'empty.txt': b''}
 

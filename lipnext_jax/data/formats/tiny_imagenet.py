@@ -4,9 +4,9 @@ import os
 import re
 
 from lipnext_jax import errors
-from lipnext_jax.data import archives
-from lipnext_jax.data import layouts
 from lipnext_jax.data import official
+from lipnext_jax.data.formats import archives
+from lipnext_jax.data.formats import layouts
 
 _CLASSES = official.TINY_IMAGENET.num_classes
 

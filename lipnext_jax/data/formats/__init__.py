@@ -1,0 +1,1 @@
+"""The official archives as they are downloaded, read without trusting them."""
