@@ -28,7 +28,7 @@ from lipnext_jax import command
 from lipnext_jax import config as config_lib
 from lipnext_jax import models
 from lipnext_jax import restore
-from lipnext_jax.certify import inputs
+from lipnext_jax.data import inputs
 from lipnext_jax.data import sources
 
 _BATCH = 64  # Images per call; the last batch is padded, so it compiles once.

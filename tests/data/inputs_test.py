@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from lipnext_jax.certify import inputs
+from lipnext_jax.data import inputs
 
 GREY = inputs.Preprocessing((8, 8, 1), 0)
 COLOUR = inputs.Preprocessing((4, 6, 3), 0)
