@@ -103,6 +103,30 @@ def _tuples(value: Any) -> Any:
   return value
 
 
+def abstract_state(
+  config: ml_collections.ConfigDict, model: nn.Module, facts: Mapping[str, Any]
+) -> train_step.TrainState:
+  """Shapes and dtypes of a run's state, all of it on one device.
+
+  Args:
+    config: of the run.
+    model: built from it.
+    facts: from `report.read_data_facts`.
+  """
+  plan = schedules.make_plan(config, facts['train_examples'])
+  tx = train_step.build_optimizer(config.optimizer, plan)
+  shape = tuple(facts['image_shape'])
+  abstract = jax.eval_shape(
+    functools.partial(train_step.init_state, model, tx, shape),
+    jax.random.key(config.seed),
+  )
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+    abstract,
+  )
+
+
 def restore(
   workdir: str, overrides: Mapping[str, Any] | None = None
 ) -> Restored:
@@ -128,19 +152,7 @@ def restore(
     model = registry.build_model(config.model, num_classes)
     # The types that were stored, also in a program that computes in float64.
     with jax.enable_x64(False):
-      plan = schedules.make_plan(config, facts['train_examples'])
-      tx = train_step.build_optimizer(config.optimizer, plan)
-      abstract = jax.eval_shape(
-        functools.partial(train_step.init_state, model, tx, image_shape),
-        jax.random.key(config.seed),
-      )
-      device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-      abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-          leaf.shape, leaf.dtype, sharding=device
-        ),
-        abstract,
-      )
+      abstract = abstract_state(config, model, facts)
       state = checkpointer.restore(step, abstract)
       params = jax.jit(train_step.evaluation_params)(state)
   finally:

@@ -140,3 +140,20 @@ def test_rival_steps_are_their_definitions():
   got = optimizer_rivals.qr(jnp.asarray(x), jnp.asarray(a))
   want_q = x @ (np.eye(5) + a) @ np.linalg.inv(want['qr'].T)
   np.testing.assert_allclose(got, want_q, atol=1e-5)
+
+
+def test_the_corruption_benchmark_finds_what_it_damages():
+  out = run('corruption', '--trials', '3')
+  assert out.splitlines()[-1].split() == ['found', '3', 'of', '3']
+
+
+def test_the_kill_benchmark_ends_in_the_same_arrays(tmp_path):
+  out = run(
+    'kills',
+    '--config=configs/digits.py:smoke',
+    '--kills=1',
+    '--longest=0.5',
+    f'--workdir={tmp_path}',
+  )
+  assert '1 kills' in out
+  assert out.splitlines()[-1].startswith('the same, bit for bit')

@@ -1,0 +1,138 @@
+"""Checkpoints damaged at random: is it found, and is the one before used?
+
+    python -m benchmarks.corruption --trials 200
+
+Trains a few steps, then damages one file of the newest checkpoint (a flipped
+bit, a zeroed block, a truncated, emptied, extended or removed file) and starts
+as a resumed run would. Fails if a damaged state is ever loaded.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+
+import jax
+import numpy as np
+
+from lipnext_jax import checkpoint
+from lipnext_jax import config as config_lib
+from lipnext_jax import report
+from lipnext_jax import restore
+from lipnext_jax import train
+from lipnext_jax.models import registry
+
+_BLOCK = 512  # Bytes; of a disk.
+
+
+def train_briefly(workdir):
+  """Four steps on digits, a checkpoint after each."""
+  config = config_lib.smoke(config_lib.default_config(), 'smoke')
+  config.dataset.name = 'digits'
+  config.model.patch_size = 4
+  config.duration = '4 steps'
+  config.eval.every = '0 steps'
+  with contextlib.redirect_stdout(io.StringIO()):
+    train.train_and_evaluate(config, workdir)
+
+
+def damage(path, rng):
+  """Damages a file in one of several ways; says which."""
+  data = bytearray(path.read_bytes())
+  kinds = ['removed', 'extended']
+  if data:
+    kinds += ['emptied', 'flipped', 'flipped', 'flipped', 'zeroed', 'truncated']
+  kind = kinds[rng.integers(len(kinds))]
+  if kind == 'removed':
+    path.unlink()
+    return kind
+  at = int(rng.integers(max(len(data), 1)))
+  if kind == 'extended':
+    data += bytes(rng.integers(256, size=1 + at % 7, dtype=np.uint8))
+  elif kind == 'emptied':
+    data.clear()
+  elif kind == 'truncated':
+    del data[at:]
+  elif kind == 'flipped':
+    data[at] ^= 1 << int(rng.integers(8))
+  else:
+    zeros = bytes(len(data[at : at + _BLOCK]))
+    # A block that is zero already gets a one.
+    changed = zeros if any(data[at : at + _BLOCK]) else b'\x01' + zeros[1:]
+    data[at : at + _BLOCK] = changed
+  path.write_bytes(bytes(data))
+  return kind
+
+
+def make_abstract(workdir):
+  """Shapes and dtypes of what the run in `workdir` saves."""
+  config = restore.read_config(workdir)
+  facts = report.read_data_facts(workdir)
+  model = registry.build_model(config.model, facts['num_classes'])
+  return restore.abstract_state(config, model, facts)
+
+
+def resume(workdir, abstract):
+  """(step, arrays) that a resumed run would start from."""
+  checkpointer = checkpoint.Checkpointer(workdir)
+  try:
+    step = checkpointer.choose('last')
+    assert step is not None  # Asked for by name, `choose` raises instead.
+    return step, jax.tree.leaves(checkpointer.restore(step, abstract))
+  finally:
+    checkpointer.close()
+
+
+def same(a, b):
+  """Whether two lists of arrays are equal bit for bit."""
+  pairs = zip(a, b, strict=True)
+  return all(
+    np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs
+  )
+
+
+def main():
+  """Runs the trials and prints what became of them."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--trials', type=int, default=200)
+  parser.add_argument('--seed', type=int, default=0)
+  args = parser.parse_args()
+  rng = np.random.default_rng(args.seed)
+  counts: dict[str, int] = {}
+  with tempfile.TemporaryDirectory() as folder:
+    original = os.path.join(folder, 'original')
+    train_briefly(original)
+    abstract = make_abstract(original)
+    newest, last = resume(original, abstract)
+    older = os.path.join(folder, 'older')
+    shutil.copytree(original, older)
+    shutil.rmtree(os.path.join(older, 'checkpoints', str(newest)))
+    before, previous = resume(older, abstract)
+    for trial in range(args.trials):
+      workdir = os.path.join(folder, str(trial))
+      shutil.copytree(original, workdir)
+      directory = pathlib.Path(workdir, 'checkpoints', str(newest))
+      files = sorted(p for p in directory.rglob('*') if p.is_file())
+      kind = damage(files[rng.integers(len(files))], rng)
+      with contextlib.redirect_stderr(io.StringIO()):
+        step, arrays = resume(workdir, abstract)
+      if step == before and same(arrays, previous):
+        result = 'found, the one before used'
+      elif step == newest and same(arrays, last):
+        result = 'not found, harmless'
+      else:
+        sys.exit(f'trial {trial}: a {kind} file was loaded in silence')
+      counts[f'{kind}: {result}'] = counts.get(f'{kind}: {result}', 0) + 1
+      shutil.rmtree(workdir)
+  for name, count in sorted(counts.items()):
+    print(f'{name:<40} {count:>4}')
+  found = sum(n for name, n in counts.items() if 'found, the' in name)
+  print(f'{"found":<40} {found:>4} of {args.trials}')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,112 @@
+"""A run killed again and again: does it end where the undisturbed one ends?
+
+    python -m benchmarks.kills --config=configs/digits.py --kills 50
+
+Runs the command line to its end once, and once more with SIGKILL at random
+moments (while starting, stepping and saving), each time followed by the same
+command. Fails unless the final checkpoints are equal bit for bit, and the
+certificates with them.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from benchmarks import corruption
+
+
+def launch(config, workdir):
+  """Starts a run whose checkpoints come often, so that kills meet saves."""
+  command = [
+    sys.executable,
+    '-m',
+    'lipnext_jax.main',
+    f'--config={config}',
+    f'--workdir={workdir}',
+    '--config.checkpoint.every=50 steps',
+  ]
+  return subprocess.Popen(
+    command,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(config, workdir):
+  """Runs to the end."""
+  process = launch(config, workdir)
+  _, stderr = process.communicate()
+  if process.returncode:
+    sys.exit(f'the run in {workdir} failed: {stderr[-500:]}')
+
+
+def kill_once(config, workdir, seconds):
+  """Starts, waits, kills. True: during a save; None: it finished first."""
+  process = launch(config, workdir)
+  try:
+    process.wait(seconds)
+  except subprocess.TimeoutExpired:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    saved = os.path.join(workdir, 'checkpoints')
+    names = os.listdir(saved) if os.path.isdir(saved) else []
+    return any('tmp' in name for name in names)
+  _, stderr = process.communicate()
+  if process.returncode:
+    sys.exit(f'the run in {workdir} failed: {stderr[-500:]}')
+  return None
+
+
+def main():
+  """Runs both, compares, prints."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--config', default='configs/digits.py')
+  parser.add_argument('--workdir', help='for both runs; default: a new one')
+  parser.add_argument('--kills', type=int, default=50)
+  parser.add_argument('--longest', type=float, default=12, help='seconds')
+  parser.add_argument('--seed', type=int, default=0)
+  args = parser.parse_args()
+  rng = np.random.default_rng(args.seed)
+  folder = args.workdir or tempfile.mkdtemp(prefix='kills-')
+  calm, killed = os.path.join(folder, 'calm'), os.path.join(folder, 'killed')
+  begin = time.monotonic()
+  finish(args.config, calm)
+  kills = saving = 0
+  while kills < args.kills:
+    during_save = kill_once(args.config, killed, rng.uniform(0, args.longest))
+    if during_save is None:
+      print('the run was finished before all kills')
+      break
+    kills += 1
+    saving += during_save
+  finish(args.config, killed)
+  print(
+    f'{kills} kills, {saving} of them during a save; '
+    f'{time.monotonic() - begin:.0f} s'
+  )
+  abstract = corruption.make_abstract(calm)
+  (step, arrays), (other_step, other) = (
+    corruption.resume(workdir, abstract) for workdir in (calm, killed)
+  )
+  if step != other_step or not corruption.same(arrays, other):
+    sys.exit('the final checkpoints DIFFER')
+  for name in ('eval.json', 'radii.csv'):
+    with (
+      open(os.path.join(calm, name), encoding='utf-8') as a,
+      open(os.path.join(killed, name), encoding='utf-8') as b,
+    ):
+      if a.read() != b.read():
+        sys.exit(f'{name} DIFFERS')
+  print(f'the same, bit for bit: {len(arrays)} arrays at step {step}')
+
+
+if __name__ == '__main__':
+  main()
