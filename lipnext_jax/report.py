@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from typing import Any
+from typing import Self
 from typing import TextIO
 
 import jax
@@ -236,8 +237,11 @@ class Progress:
     yield
     self._paused += time.perf_counter() - start
 
-  def close(self) -> None:
-    """Ends the bar."""
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    """Ends the bar, so that what is said of an error comes below it."""
     self._bar.close()
 
 

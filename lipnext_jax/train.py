@@ -145,15 +145,16 @@ def train_and_evaluate(
     with report.stopwatch('compiled the train step'):
       # Ahead of time: another shape would raise, never compile again.
       compiled = train_step.lower(abstract, sums, batch).compile()
-    progress = report.Progress(
-      plan.total_steps, step, sum(stream.batch_size for stream in streams)
-    )
 
     # The order is a contract: step, fetch, log, monitor, save, stop. A
     # checkpoint at step s holds what s updates made, and the stream resumes at
     # batch s.
+    examples = sum(stream.batch_size for stream in streams)
     signum = None
-    with interrupts_lib.Interrupts() as interrupts:
+    with (
+      interrupts_lib.Interrupts() as interrupts,
+      report.Progress(plan.total_steps, step, examples) as progress,
+    ):
       while step < plan.total_steps and signum is None:
         with jax.transfer_guard('disallow'):
           state, sums = compiled(state, sums, batch)
@@ -191,7 +192,6 @@ def train_and_evaluate(
             )
           if save_now:
             checkpointer.save(step, state, certified)
-    progress.close()
     writer.close()
     batches.close()
     if signum is not None:

@@ -94,9 +94,8 @@ def test_event_files_hold_the_scalars(tmp_path):
 
 
 def test_progress_shows_everything_the_readme_promises(capsys):
-  progress = report.Progress(total_steps=10, start_step=2, batch_size=8)
-  rate = progress.update(6, SCALARS)
-  progress.close()
+  with report.Progress(total_steps=10, start_step=2, batch_size=8) as progress:
+    rate = progress.update(6, SCALARS)
   assert rate > 0
   shown = capsys.readouterr().err
   for part in ('6/10', 'eta', 'img/s', 'loss', 'clean', 'cert', 'ε', 'lr'):
@@ -107,14 +106,13 @@ def test_progress_shows_everything_the_readme_promises(capsys):
 def test_pauses_do_not_count_in_images_per_second(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(report.time, 'perf_counter', lambda: now[0])
-  progress = report.Progress(total_steps=100, start_step=0, batch_size=8)
-  for step, pause in ((10, 0.0), (20, 7.0), (30, 0.0)):
-    now[0] += 1.0
-    with progress.paused():
-      now[0] += pause
-    now[0] += 1.0
-    assert progress.update(step, SCALARS) == 10 * 8 / 2
-  progress.close()
+  with report.Progress(total_steps=100, start_step=0, batch_size=8) as progress:
+    for step, pause in ((10, 0.0), (20, 7.0), (30, 0.0)):
+      now[0] += 1.0
+      with progress.paused():
+        now[0] += pause
+      now[0] += 1.0
+      assert progress.update(step, SCALARS) == 10 * 8 / 2
 
 
 def test_a_run_is_described_by_versions_devices_and_commit():
