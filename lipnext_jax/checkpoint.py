@@ -125,7 +125,7 @@ class Checkpointer:
     self._config_hash = config_hash
     self._saving: tuple[int, dict[str, Any]] | None = None
     if not create and not os.path.isdir(self._directory):
-      raise self._missing('any')
+      raise self._missing(None)
     # Orbax reads all metrics at once: small files are verified before it.
     distributed.on_first(self._set_aside_damaged_metrics)
     keep = checkpoint_managers.AnyPreservationPolicy(
@@ -215,11 +215,11 @@ class Checkpointer:
   def _path(self, step: int) -> str:
     return os.path.join(self._directory, str(step))
 
-  def _missing(self, which: str) -> errors.ConfigError:
+  def _missing(self, which: str | None) -> errors.ConfigError:
     return errors.ConfigError(
       '--workdir',
       self._workdir,
-      f'holds no checkpoint to evaluate ({which})',
+      'holds no checkpoint to evaluate' + (f' ({which})' if which else ''),
       'train there first (--mode=train)',
     )
 

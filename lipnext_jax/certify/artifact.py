@@ -3,8 +3,9 @@
     images [b, H, W, ch] → classes [b], certified radii [b]
 
 The program is serialised StableHLO (`jax.export`), for CPU, CUDA and TPU at
-once and any batch size; the weights are plain arrays beside it. Loading needs
-jax and numpy: no flax, no optimizer, no data stack, and never a pickle.
+once and any batch size; the weights are plain arrays beside it. Running it
+takes jax and numpy (docs/certificates.md does so without this package), nothing
+of the training or data stack, and never a pickle.
 
 The file is a zip of `manifest.json`, `program.bin` and `weights.npz`. The
 manifest says what the certificate is about and holds the SHA-256 of the other

@@ -1,7 +1,4 @@
-"""Image sets on disk by name: prepared official ones, and folders.
-
-Imported when such a set is asked for: the `data` extra's packages are needed.
-"""
+"""Image sets on disk by name: prepared official ones, and folders."""
 
 from collections.abc import Sequence
 import os
@@ -10,9 +7,6 @@ from typing import NamedTuple
 
 from lipnext_jax import errors
 from lipnext_jax.data import folder
-from lipnext_jax.data import imagenet400
-from lipnext_jax.data import official
-from lipnext_jax.data import records
 
 
 class Splits(NamedTuple):
@@ -49,6 +43,23 @@ directory; give the one that prepared sets lie in.
     )
   if name == 'folder':
     return _open_folder(data_dir)
+  try:
+    return _open_prepared(name, data_dir)
+  except ImportError as error:
+    raise errors.ConfigError(
+      'dataset.name',
+      name,
+      f'needs a package that is not installed ({error.name})',
+      "install it: pip install -c constraints.txt -e '.[data]'",
+    ) from None
+
+
+def _open_prepared(name: str, data_dir: str) -> Splits:
+  # TensorFlow Datasets is an extra, slow to import, and of no use to folders.
+  from lipnext_jax.data import imagenet400
+  from lipnext_jax.data import official
+  from lipnext_jax.data import records
+
   base = 'imagenet' if name == 'imagenet400' else name
   official_set = official.SETS[base]
   directory = _version_directory(base, official_set, data_dir)
@@ -70,9 +81,7 @@ directory; give the one that prepared sets lie in.
   return Splits(train, test, official_set.num_classes, official_set.image_shape)
 
 
-def _version_directory(
-  name: str, official_set: official.OfficialSet, data_dir: str
-) -> str:
+def _version_directory(name: str, official_set: Any, data_dir: str) -> str:
   """The newest version that lies there."""
   parent = os.path.join(data_dir, official_set.name)
   versions = []

@@ -25,13 +25,25 @@ import numpy as np
 
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax.data import jobs
-from lipnext_jax.data import official
-from lipnext_jax.data import records
-from lipnext_jax.data.formats import cifar
-from lipnext_jax.data.formats import imagenet
-from lipnext_jax.data.formats import layouts
-from lipnext_jax.data.formats import tiny_imagenet
+
+try:
+  from lipnext_jax.data import jobs
+  from lipnext_jax.data import official
+  from lipnext_jax.data import records
+  from lipnext_jax.data.formats import cifar
+  from lipnext_jax.data.formats import imagenet
+  from lipnext_jax.data.formats import layouts
+  from lipnext_jax.data.formats import tiny_imagenet
+except ImportError as missing:  # The `data` extra's packages.
+  if __name__ != '__main__':
+    raise
+  print(
+    f'error: data.prepare needs a package that is not installed '
+    f'({missing.name}); install it: '
+    "pip install -c constraints.txt -e '.[data]'.",
+    file=sys.stderr,
+  )
+  sys.exit(errors.ConfigError.exit_code)
 
 _SHOWN = 10  # Bad records on the screen; the file has all.
 

@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 
 from lipnext_jax import errors
+from lipnext_jax.data import image_sets
 from lipnext_jax.data import npz
 from lipnext_jax.data import transforms
 
@@ -271,16 +272,6 @@ _IMAGENET_SIZE = 224  # Side of the crops, in pixels, where none is chosen.
 
 def _image_set(name: str, config: ml_collections.ConfigDict) -> Dataset:
   """A set that `data.prepare` wrote, or images in folders by class."""
-  try:
-    # TensorFlow Datasets is an extra, and slow to import.
-    from lipnext_jax.data import image_sets
-  except ImportError as error:
-    raise errors.ConfigError(
-      'dataset.name',
-      name,
-      f'needs a package that is not installed ({error.name})',
-      "install it: pip install -c constraints.txt -e '.[data]'",
-    ) from None
   splits = image_sets.open_set(name, config.data_dir)
   if splits.image_shape is not None:
     return Dataset(

@@ -117,7 +117,9 @@ def provenance(run: Run) -> Html:
     parts.append(
       el(
         'details',
-        el('summary', f'Config: all {len(run.config)} fields'),
+        el(
+          'summary', f'Config of the training run: all {len(run.config)} fields'
+        ),
         el('div', *tables, class_='columns'),
       )
     )

@@ -16,12 +16,19 @@ def status(run: Run) -> Html:
   if attack is None:
     return el('p', run.notes.get('attack.json', ''), class_='status')
   runs = markup.count(attack['runs'])
+  kind = attack.get('certificate', 'fast')
   where = f'against {markup.plural(attack["examples"], "image")}'
+  own = run.evaluation.get('certificate', kind)
+  if kind != own:
+    where += f'; what was attacked is {kind}, this evaluation is {own}'
   if attack['broken']:
     ids = ', '.join(str(i) for i in list(attack.get('broken_ids', []))[:20])
     return el(
       'p',
-      el('strong', f'{markup.plural(attack["broken"], "certificate")} broken'),
+      el(
+        'strong',
+        f'{markup.plural(attack["broken"], f"{kind} certificate")} broken',
+      ),
       f' in {runs} attack runs up to the certified radius, {where}: the '
       'certificates of this run do not '
       f'hold. Images {ids}.',
@@ -30,7 +37,7 @@ def status(run: Run) -> Html:
     )
   return el(
     'p',
-    el('strong', '0 certificates broken'),
+    el('strong', f'0 {kind} certificates broken'),
     f' in {runs} attack runs up to the certified radius, {where}.',
     class_='status good',
   )

@@ -10,6 +10,7 @@ import sklearn.model_selection
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax.data import images
 from lipnext_jax.data import sources
 from lipnext_jax.data import transforms
 
@@ -167,9 +168,13 @@ def test_a_crop_larger_than_what_it_is_cut_from_is_refused(folder):
   assert sources.load_dataset(config).image_shape == (224, 224, 3)
 
 
-def test_a_missing_package_comes_with_the_command_that_installs_it():
-  code = """
-import sys
+def test_a_missing_package_comes_with_the_command_that_installs_it(tmp_path):
+  pixels = images.encode_png(np.zeros((4, 4, 3), np.uint8))
+  for folder in ('train/cat', 'train/dog', 'test/cat', 'test/dog'):
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / 'a.png').write_bytes(pixels)
+  code = f"""
+import runpy, sys
 class Blocker:
   def find_spec(self, name, path=None, target=None):
     if name == 'tensorflow_datasets':
@@ -178,14 +183,25 @@ sys.meta_path.insert(0, Blocker())
 from lipnext_jax import config, errors
 from lipnext_jax.data import sources
 c = config.default_config().dataset
+c.data_dir = {str(tmp_path)!r}
+c.name = 'folder'
+print(len(sources.load_dataset(c).train), 'without it')
 c.name = 'cifar10'
 try:
   sources.load_dataset(c)
 except errors.ConfigError as error:
   print(error)
+try:
+  runpy.run_module('lipnext_jax.data.prepare', run_name='__main__')
+except SystemExit as stop:
+  print(stop.code)
 """
   done = subprocess.run(
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
+  assert done.stdout.splitlines()[0] == '2 without it'
+  assert done.stdout.splitlines()[-1] == '2'
+  assert len(done.stderr.splitlines()) == 1
+  assert "pip install -c constraints.txt -e '.[data]'" in done.stderr
   assert '(tensorflow_datasets)' in done.stdout
   assert "pip install -c constraints.txt -e '.[data]'" in done.stdout

@@ -10,7 +10,7 @@ def test_broken_certificates_are_the_first_thing_said(make_workdir, tmp_path):
   workdir = make_workdir(tmp_path / 'run', broken=2)
   verdict = results.verdict(data.read_run(str(workdir)))
   assert 'role="alert"' in verdict
-  assert '2\u00a0certificates broken' in verdict
+  assert '2\u00a0fast certificates broken' in verdict
   assert 'Images 0, 1.' in verdict
 
 
@@ -18,7 +18,8 @@ def test_unbroken_certificates_are_said_to_be(workdir):
   verdict = results.verdict(data.read_run(str(workdir)))
   assert 'alert' not in verdict
   assert (
-    '0 certificates broken</strong> in 12\u00a0345 attack runs up' in verdict
+    '0 fast certificates broken</strong> in 12\u00a0345 attack runs up'
+    in verdict
   )
 
 
