@@ -64,10 +64,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   add('--steps', type=int, default=defaults.steps, help='of each attack')
   add(
-    '--library',
+    '--foolbox',
     nargs='*',
     choices=library.ATTACKS,
-    default=defaults.library,
+    default=defaults.foolbox,
     help='minimal-distance attacks of foolbox',
   )
   add('--seed', type=int, default=0, help='of every random draw')
@@ -124,7 +124,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
     target,
     epsilons,
     run_lib.Settings(
-      restarts=flags.restarts, steps=flags.steps, library=tuple(flags.library)
+      restarts=flags.restarts, steps=flags.steps, foolbox=tuple(flags.foolbox)
     ),
     seed=flags.seed,
     say=report.say,

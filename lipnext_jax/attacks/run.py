@@ -23,7 +23,7 @@ class Settings(NamedTuple):
 
   restarts: int = 5  # Of each gradient attack, in the ball and in its box.
   steps: int = 40  # Of each attack.
-  library: tuple[str, ...] = library.ATTACKS  # Minimal-distance attacks.
+  foolbox: tuple[str, ...] = library.ATTACKS  # Minimal-distance attacks.
   searches: tuple[tuple[str, str], ...] = (  # Methods and their losses.
     ('pgd', 'cross_entropy'),
     ('pgd', 'rival_margin'),
@@ -74,7 +74,7 @@ def attack_target(
   for box in (True, False):
     where = _where(box)
     for name, points, options in library.minimal(
-      target, s.library, steps=s.steps, box=box
+      target, s.foolbox, steps=s.steps, box=box
     ):
       ledger.judge(f'{name}, {where}', points, options)
   say(_found(ledger, 'minimal-distance attacks'))

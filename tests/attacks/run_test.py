@@ -15,7 +15,7 @@ from lipnext_jax.attacks import target as target_lib
 SETTINGS = run.Settings(
   restarts=2,
   steps=20,
-  library=(),
+  foolbox=(),
   searches=(('apgd', 'rival_margin'),),
   rounds=10,
   candidates=8,
@@ -119,7 +119,7 @@ def test_a_tie_that_is_ignored_is_broken(isometry, exact_target):
 
 @pytest.fixture(scope='module')
 def attacked(exact_target):
-  settings = SETTINGS._replace(library=('deepfool',))
+  settings = SETTINGS._replace(foolbox=('deepfool',))
   return attack(exact_target, (0.1, 0.2), settings)
 
 
