@@ -385,7 +385,7 @@ def test_a_killed_run_is_continued(tmp_path, formats):
   progress = work / 'progress'
   deadline = time.monotonic() + 60
   while process.poll() is None and time.monotonic() < deadline:
-    done = list(progress.glob('cifar10*')) if progress.exists() else []
+    done = list(progress.glob('cifar10*.json')) if progress.exists() else []
     if len(done) >= 2:
       process.send_signal(signal.SIGKILL)
       break
@@ -393,7 +393,7 @@ def test_a_killed_run_is_continued(tmp_path, formats):
   assert process.wait() == -signal.SIGKILL
   finished = {
     path.name.removesuffix('.json'): (work / path.name.removesuffix('.json'))
-    for path in progress.glob('cifar10*')
+    for path in progress.glob('cifar10*.json')
   }
   before = {name: path.stat().st_mtime_ns for name, path in finished.items()}
   assert 2 <= len(before) < 10
