@@ -26,6 +26,7 @@ import numpy as np
 from lipnext_jax import certify
 from lipnext_jax import command
 from lipnext_jax import config as config_lib
+from lipnext_jax import evaluate
 from lipnext_jax import models
 from lipnext_jax import restore
 from lipnext_jax.data import inputs
@@ -49,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def run() -> int:
     args = _parse(argv)
-    service = _from_artifact(args) if args.artifact else _from_workdir(args)
     if args.export:
-      return 0  # Written, and there is nothing to certify.
+      return _export(args)
+    service = _from_artifact(args) if args.artifact else _from_workdir(args)
     return _certify_all(service, args)
 
   return command.run(run)
@@ -68,7 +69,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add('--export', metavar='FILE', help='write the certified predictor there')
   add(
     '--certificate',
-    choices=('fast', 'rigorous'),
+    choices=evaluate.CERTIFICATES,
     default='fast',
     help='float32, or float64 with its rounding subtracted',
   )
@@ -96,22 +97,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   return args
 
 
+def _export(args: argparse.Namespace) -> int:
+  run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
+  fields = config_lib.build_field_list(run.config)
+  manifest = certify.export_predictor(
+    args.export,
+    run.model,
+    run.params,
+    run.image_shape,
+    resize=_evaluation_resize(run.config.dataset),
+    config={**fields, 'step': run.step},
+  )
+  excess = manifest['lipschitz_bound'] - 1
+  platforms = ', '.join(manifest['platforms'])
+  print(f'{args.export}: for {platforms}; Λ = 1 + {excess:.1e}')
+  return 0
+
+
 def _from_workdir(args: argparse.Namespace) -> Service:
   run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
   resize = _evaluation_resize(run.config.dataset)
-  if args.export:
-    fields = config_lib.build_field_list(run.config)
-    manifest = certify.export_predictor(
-      args.export,
-      run.model,
-      run.params,
-      run.image_shape,
-      resize=resize,
-      config={**fields, 'step': run.step},
-    )
-    excess = manifest['lipschitz_bound'] - 1
-    platforms = ', '.join(manifest['platforms'])
-    print(f'{args.export}: for {platforms}; Λ = 1 + {excess:.1e}')
   bound = certify.lipschitz_bound(run.params)
   facts: dict[str, Any] = {
     'model': f'{args.workdir}, step {run.step}',
