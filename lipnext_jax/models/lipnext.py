@@ -21,16 +21,19 @@ import flax.linen as nn
 from flax.typing import Dtype
 from flax.typing import VariableDict
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from lipnext_jax.models import head
 from lipnext_jax.models import initializers
 from lipnext_jax.models import layers
 
+# What backward finds of a block besides its input. 'products' saves the input
+# of the second product and the matrix M Rᵀ: no product is computed again.
 REMAT_POLICIES = {
   'none': None,
   'block': jax.checkpoint_policies.nothing_saveable,
-  'products': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'products': jax.checkpoint_policies.save_only_these_names('shifted', 'MRt'),
 }
 
 
@@ -51,12 +54,11 @@ class Stem(nn.Module):
   """Patches → zero-padded to n → one orthogonal [n, n] matrix → c channels.
 
   Isometric when patch²·channels <= c; otherwise the cut to c outputs makes it
-  1-Lipschitz. Then bias and β-Abs.
+  1-Lipschitz. Then the bias; the β-Abs is the first block's to apply.
   """
 
   width: int
   patch_size: int
-  beta: float
   dtype: Dtype
   precision: jax.lax.PrecisionLike
   r_init: str
@@ -73,12 +75,24 @@ class Stem(nn.Module):
     # Zero-padding x to n and cutting y to c touches only this corner of Q.
     corner = q[: self.width, :values].astype(self.dtype)
     y = token_product(x, corner, self.precision)
-    return layers.beta_abs(y + per_channel(bias, y), self.beta)
+    return y + per_channel(bias, y)
 
 
 class Block(nn.Module):
-  """One LipNeXt block, as a scan body: (x, None) → (z, None)."""
+  """One LipNeXt block, as a scan body: (u, None) → (v, None).
 
+  What is handed on is what β-Abs is applied to, not its result:
+
+      X = σ(u),   v = M Rᵀ S( R (X + p) ) + b,   Z = σ(v)
+
+  Backward needs the sign that σ removes, and the inputs of both products. With
+  u and S(R(X + p)) it has all three: two tensors a block, not three.
+
+  Both lie as [tokens, c] between the blocks: with more axes the compiler is free
+  to lay them out otherwise for the weight gradients, and copies all of them.
+  """
+
+  grid: tuple[int, int]
   shift_ratio: float
   beta: float
   padding: str
@@ -89,25 +103,29 @@ class Block(nn.Module):
   fuse: bool
 
   @nn.compact
-  def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-    """Z = σ( M Rᵀ S( R (X + p) ) + b ), x: [b, h, w, c]."""
-    h, w, c = x.shape[1:]
+  def __call__(self, u: jax.Array, _: None) -> tuple[jax.Array, None]:
+    """v = M Rᵀ S( R (σ(u) + p) ) + b, u and v: [b·h·w, c]."""
+    (h, w), c = self.grid, u.shape[-1]
+    as_grid = (-1, h, w, c)
     r32 = self.param('R', initializers.ORTHOGONAL[self.r_init], (c, c))
     m32 = self.param('M', initializers.ORTHOGONAL[self.m_init], (c, c))
     bias = self.param('bias', nn.initializers.zeros, (c,), jnp.float32)
     pos = self.param('pos', nn.initializers.zeros, (h, w, 1), jnp.float32)
     r, m = r32.astype(self.dtype), m32.astype(self.dtype)
 
-    x = x + jnp.expand_dims(pos, 0).astype(self.dtype)
-    y = token_product(x, r, self.precision)
+    x = layers.beta_abs(u, self.beta)
+    x = x.reshape(as_grid) + jnp.expand_dims(pos, 0).astype(self.dtype)
+    y = token_product(x.reshape(u.shape), r, self.precision).reshape(as_grid)
     y = layers.spatial_shift(y, self.shift_ratio, self.padding)
+    y = checkpoint_name(y.reshape(u.shape), 'shifted')
     if self.fuse:
       # M Rᵀ is one matrix: c³ once instead of (tokens)·c² per step.
-      y = token_product(y, token_product(m, r, self.precision), self.precision)
+      mrt = checkpoint_name(token_product(m, r, self.precision), 'MRt')
+      y = token_product(y, mrt, self.precision)
     else:
       y = token_product(y, r.T, self.precision)
       y = token_product(y, m, self.precision)
-    return layers.beta_abs(y + per_channel(bias, y), self.beta), None
+    return y + per_channel(bias, y), None
 
 
 class LipNeXt(nn.Module):
@@ -156,6 +174,7 @@ class LipNeXt(nn.Module):
   precision: jax.lax.PrecisionLike = None
   remat: str = 'none'
   fuse: bool | None = None
+  unroll: int = 1
   data_shards: int = 1
 
   @nn.compact
@@ -169,32 +188,33 @@ class LipNeXt(nn.Module):
       if value not in choices:
         raise ValueError(f'{name}={value!r} must be one of {sorted(choices)}.')
     # Re-centred, never divided by a deviation: that would rescale ε.
-    x = Stem(
+    u = Stem(
       width=self.width,
       patch_size=self.patch_size,
-      beta=self.beta,
       dtype=self.dtype,
       precision=self.precision,
       r_init=self.r_init,
       name='stem',
     )(images - 0.5)
 
-    b, h, w, _ = x.shape
+    b, h, w, _ = u.shape
     fuse = self.fuse
     if fuse is None:
       fuse = b * h * w > self.width * self.data_shards
 
     policy = REMAT_POLICIES[self.remat]
     block: Any = Block
-    if policy is not None:  # prevent_cse is needless inside a scan.
-      block = nn.remat(Block, policy=policy, prevent_cse=False)
+    if policy is not None:  # prevent_cse is needless inside a loop.
+      block = nn.remat(Block, policy=policy, prevent_cse=self.unroll > 1)
     scanned = nn.scan(
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
       length=self.depth,
+      unroll=self.unroll,
     )
-    x, _ = scanned(
+    v, _ = scanned(
+      grid=(h, w),
       shift_ratio=self.shift_ratio,
       beta=self.beta,
       padding=self.padding,
@@ -204,7 +224,8 @@ class LipNeXt(nn.Module):
       m_init=self.m_init,
       fuse=fuse,
       name='blocks',
-    )(x, None)
+    )(u.reshape(-1, self.width), None)
+    x = layers.beta_abs(v, self.beta).reshape(u.shape)
 
     # bf16 sums of squares would cost two digits of every logit.
     wide = jnp.promote_types(x.dtype, jnp.float32)
