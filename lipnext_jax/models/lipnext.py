@@ -25,7 +25,9 @@ import jax.numpy as jnp
 
 from lipnext_jax.models import head
 from lipnext_jax.models import initializers
+from lipnext_jax.models import interface
 from lipnext_jax.models import layers
+from lipnext_jax.models import parametrizations
 
 REMAT_POLICIES = {
   'none': None,
@@ -60,6 +62,8 @@ class Stem(nn.Module):
   dtype: Dtype
   precision: jax.lax.PrecisionLike
   r_init: str
+  activation: str
+  parametrization: str
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -67,13 +71,14 @@ class Stem(nn.Module):
     x = layers.patchify(images, self.patch_size).astype(self.dtype)
     values = x.shape[-1]
     n = max(self.width, values)
-    init = initializers.ORTHOGONAL[self.r_init]
-    q = self.param('Q', init, (n, n), jnp.float32)
+    q = parametrizations.orthogonal_param(
+      self, 'Q', n, self.r_init, self.parametrization
+    )
     bias = self.param('bias', nn.initializers.zeros, (self.width,), jnp.float32)
     # Zero-padding x to n and cutting y to c touches only this corner of Q.
     corner = q[: self.width, :values].astype(self.dtype)
     y = token_product(x, corner, self.precision)
-    return layers.beta_abs(y + per_channel(bias, y), self.beta)
+    return layers.activate(y + per_channel(bias, y), self.activation, self.beta)
 
 
 class Block(nn.Module):
@@ -87,15 +92,24 @@ class Block(nn.Module):
   r_init: str
   m_init: str
   fuse: bool
+  activation: str
+  position: bool
+  parametrization: str
 
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
     """Z = σ( M Rᵀ S( R (X + p) ) + b ), x: [b, h, w, c]."""
     h, w, c = x.shape[1:]
-    r32 = self.param('R', initializers.ORTHOGONAL[self.r_init], (c, c))
-    m32 = self.param('M', initializers.ORTHOGONAL[self.m_init], (c, c))
+    r32, m32 = (
+      parametrizations.orthogonal_param(
+        self, name, c, init, self.parametrization
+      )
+      for name, init in (('R', self.r_init), ('M', self.m_init))
+    )
     bias = self.param('bias', nn.initializers.zeros, (c,), jnp.float32)
     pos = self.param('pos', nn.initializers.zeros, (h, w, 1), jnp.float32)
+    if not self.position:  # Stays at its start, zero.
+      pos = jax.lax.stop_gradient(pos)
     r, m = r32.astype(self.dtype), m32.astype(self.dtype)
 
     x = x + jnp.expand_dims(pos, 0).astype(self.dtype)
@@ -107,10 +121,11 @@ class Block(nn.Module):
     else:
       y = token_product(y, r.T, self.precision)
       y = token_product(y, m, self.precision)
-    return layers.beta_abs(y + per_channel(bias, y), self.beta), None
+    y = y + per_channel(bias, y)
+    return layers.activate(y, self.activation, self.beta), None
 
 
-class LipNeXt(nn.Module):
+class LipNeXt(interface.CertifiedModel):
   """The classifier: images in [0, 1] → logits, 1-Lipschitz up to the head.
 
   With f the logits, W the unit-norm head rows and orthogonal matrices that
@@ -135,6 +150,11 @@ class LipNeXt(nn.Module):
     fuse: compute M Rᵀ once per step; None: when a device's tokens exceed c.
     data_shards: devices that the batch is split over; only tells `fuse` how
       many tokens one device has.
+    activation: 'beta_abs' or 'minmax' (which `beta` does not concern).
+    position: False: p is never trained away from zero.
+    parametrization: 'none' (R, M, Q are stored, and optimised on the manifold)
+      or one of `parametrizations.PARAMETRIZATIONS`, which map raw leaves
+      `R_raw`, … in every pass. `explicit_params` maps them once and for all.
 
   >>> model = LipNeXt(num_classes=10, depth=2, width=16, patch_size=4)
   >>> images = jnp.full((3, 8, 8, 1), 0.25)
@@ -157,6 +177,9 @@ class LipNeXt(nn.Module):
   remat: str = 'none'
   fuse: bool | None = None
   data_shards: int = 1
+  activation: str = 'beta_abs'
+  position: bool = True
+  parametrization: str = 'none'
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -176,13 +199,16 @@ class LipNeXt(nn.Module):
       dtype=self.dtype,
       precision=self.precision,
       r_init=self.r_init,
+      activation=self.activation,
+      parametrization=self.parametrization,
       name='stem',
     )(images - 0.5)
 
     b, h, w, _ = x.shape
     fuse = self.fuse
-    if fuse is None:
-      fuse = b * h * w > self.width * self.data_shards
+    if fuse is None:  # A batch of open size (`jax.export`) decides nothing.
+      tokens = b * h * w if isinstance(b, int) else 0
+      fuse = tokens > self.width * self.data_shards
 
     policy = REMAT_POLICIES[self.remat]
     block: Any = Block
@@ -203,6 +229,9 @@ class LipNeXt(nn.Module):
       r_init=self.r_init,
       m_init=self.m_init,
       fuse=fuse,
+      activation=self.activation,
+      position=self.position,
+      parametrization=self.parametrization,
       name='blocks',
     )(x, None)
 
@@ -210,6 +239,24 @@ class LipNeXt(nn.Module):
     wide = jnp.promote_types(x.dtype, jnp.float32)
     pooled = layers.l2_pool(x.astype(wide))
     return head.NormalizedHead(self.num_classes, name='head')(pooled)
+
+  def explicit(self, dtype: Dtype = jnp.float32) -> 'LipNeXt':
+    """See `interface`: R, M and Q stored themselves."""
+    return self.clone(
+      dtype=dtype,
+      precision=jax.lax.Precision.HIGHEST,
+      remat='none',
+      parametrization='none',
+    )
+
+  def explicit_params(self, params: Any) -> Any:
+    """See `interface`: matrices for their raw leaves."""
+    if self.parametrization == 'none':
+      return params
+    p = parametrizations.PARAMETRIZATIONS[self.parametrization]
+    return parametrizations.map_raw(
+      params, dict.fromkeys(('Q', 'R', 'M'), p.to_orthogonal)
+    )
 
 
 def lipschitz_multiplicity(path: str) -> int:

@@ -1,0 +1,47 @@
+"""What every certified model offers, whatever it is made of.
+
+    logits = model.apply({'params': params}, images)     images in [0, 1]
+    rows = models.head_kernel({'params': params})        unit rows [k, c]
+    constant = model.lipschitz(params)                   for the loss
+
+and, to be certified, a model of *explicit* parameters: the matrices and
+kernels that are applied, not what they are computed from. The certificate is
+about those stored numbers, so that no map has to be trusted.
+
+    certify.lipschitz_bound(model.explicit_params(params))      proved
+"""
+
+from typing import Any
+from typing import Self
+
+import flax.linen as nn
+from flax.typing import Dtype
+import jax
+import jax.numpy as jnp
+
+
+class CertifiedModel(nn.Module):
+  """Images [b, H, W, ch] in [0, 1] → logits [b, k], float32 or wider.
+
+  Subclasses have a field `num_classes` (k) and a `models.head.NormalizedHead`
+  named 'head'; their parameters are float32.
+  """
+
+  def lipschitz(self, params: Any) -> jax.typing.ArrayLike:
+    """The backbone's ℓ2 Lipschitz constant as training takes it; no proof.
+
+    Differentiable in the parameters. 1 for a backbone of orthogonal layers.
+    """
+    del params  # Orthogonal by construction; `certify` bounds what is stored.
+    return 1.0
+
+  def explicit_params(self, params: Any) -> Any:
+    """The parameters of `explicit`: pure JAX, and idempotent on that model."""
+    raise NotImplementedError
+
+  def explicit(self, dtype: Dtype = jnp.float32) -> Self:
+    """The same function of `explicit_params`, for evaluation.
+
+    In `dtype`, with products at the highest precision; idempotent.
+    """
+    raise NotImplementedError
