@@ -233,15 +233,7 @@ def evaluation_params(
 ) -> Any:
   """The weights that are evaluated and certified, of `model.explicit()`.
 
-  Lookahead's slow weights, made explicit, with their orthogonal matrices
-  retracted: what the last steps drifted, or a map rounded, would otherwise be
-  paid for in Λ.
+  Lookahead's slow weights, as `models.interface.certified_params` has them.
   """
-  params = optim.slow_params(state.opt_state, state.params)
-  params = model.explicit_params(params)
-  labels = optim.orthogonal_labels(params)
-  return jax.tree.map(
-    lambda p, label: optim.polar_retract(p) if label == 'orthogonal' else p,
-    params,
-    labels,
-  )
+  slow = optim.slow_params(state.opt_state, state.params)
+  return interface.certified_params(model, slow)

@@ -310,3 +310,24 @@ def test_uint8_and_float_images_agree():
   assert (unit.min(), unit.max()) == (0, 1)
   floats = jnp.linspace(0, 1, 5)
   assert step_lib.to_unit(floats) is floats
+
+
+def test_the_loss_is_told_the_radius_that_the_backbone_stretches_to(
+  tiny_config,
+):
+  """ε·K of LiResNet: what reaches the features of a ball of radius ε."""
+  tiny_config.model.name = 'liresnet'
+  tiny_config.model.baseline.dense_depth = 1
+
+  def radius_as_loss(logits, labels, head_kernel, epsilon):
+    del logits, labels, head_kernel
+    return epsilon
+
+  harness = Harness(tiny_config, loss_fn=radius_as_loss)
+  model = registry.build_model(tiny_config.model, 10)
+  constant = float(jax.jit(model.lipschitz)(harness.state.params))
+  assert constant > 1.2
+  harness.run(1)
+  # ε_0 = 0.25·0.1.
+  assert float(harness.sums.loss) == pytest.approx(0.025 * constant, rel=1e-5)
+  assert float(harness.sums.grad_norm) > 0  # K is trained through the loss.

@@ -84,12 +84,7 @@ def float64_model(model: Any) -> Any:
       f'covers LipNeXt alone, this is {type(model).__name__}',
       'choose fast',
     )
-  return model.clone(
-    dtype=jnp.float64,
-    precision=jax.lax.Precision.HIGHEST,
-    remat='none',
-    fuse=False,
-  )
+  return model.explicit(jnp.float64).clone(fuse=False)
 
 
 def float64_params(params: Any) -> Any:

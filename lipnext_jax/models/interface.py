@@ -19,6 +19,9 @@ from flax.typing import Dtype
 import jax
 import jax.numpy as jnp
 
+from lipnext_jax.optim import recipe
+from lipnext_jax.optim import retraction
+
 
 class CertifiedModel(nn.Module):
   """Images [b, H, W, ch] in [0, 1] → logits [b, k], float32 or wider.
@@ -45,3 +48,36 @@ class CertifiedModel(nn.Module):
     In `dtype`, with products at the highest precision; idempotent.
     """
     raise NotImplementedError
+
+
+def certified_params(model: CertifiedModel, params: Any) -> Any:
+  """Explicit parameters with their orthogonal matrices retracted.
+
+  What training drifted off the manifold, or a map rounded, would otherwise be
+  paid for in Λ.
+
+  Args:
+    model: in any form.
+    params: of that form; lookahead's slow weights, say.
+
+  Returns:
+    Parameters of `model.explicit()`.
+  """
+  params = model.explicit_params(params)
+  labels = recipe.orthogonal_labels(params)
+  return jax.tree.map(
+    lambda p, label: (
+      retraction.polar_retract(p) if label == 'orthogonal' else p
+    ),
+    params,
+    labels,
+  )
+
+
+def parameter_count(params: Any) -> int:
+  """Numbers in a tree of parameters, or of their shapes.
+
+  >>> parameter_count({'bias': jnp.zeros(3), 'M': jnp.eye(2)})
+  7
+  """
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
