@@ -190,7 +190,7 @@ def lipnext(shape: Shape, remat, unroll, precision, batch):
     shape.patch,
     dtype=shape.dtype,
     remat=remat,
-    unroll=unroll or shape.depth,
+    unroll=unroll,
   )
   tx = optim.lipnext_optimizer(
     1e-3, precision=PRECISIONS[precision], retraction_period=100
@@ -362,7 +362,7 @@ def main() -> None:
   parser.add_argument('--batch_size', type=int, required=True)
   parser.add_argument('--dtype', default='float32')
   parser.add_argument('--remat', default='none')
-  parser.add_argument('--unroll', type=int, default=1, help='0: no loop')
+  parser.add_argument('--unroll', action='store_true', help='no loop')
   parser.add_argument(
     '--optimizer_precision', choices=list(PRECISIONS), default='highest'
   )
@@ -390,9 +390,7 @@ def main() -> None:
   print(', '.join(f'{k} {v}' for k, v in about.items()))
   batch = make_batch(shape)
   candidates = [
-    lipnext(
-      shape, args.remat, args.unroll, args.optimizer_precision, batch
-    )
+    lipnext(shape, args.remat, args.unroll, args.optimizer_precision, batch)
   ]
   candidates += [RIVALS[name](shape, batch) for name in args.rivals]
   results = measure(shape, candidates, args.repeats)

@@ -3,7 +3,8 @@
     python -m lipnext_jax.main --config=configs/digits.py --workdir=runs/digits
 
 Every example ships inside scikit-learn: no download. `--config=configs/
-digits.py:smoke` is the same run in two steps.
+digits.py:smoke` is the same run in two steps; `:model=liresnet` and
+`:model=bronet` train the paper's rivals on the same data with the same loss.
 
 The configuration was chosen by cross-validation inside the training split
 (`dataset.holdout` and `eval.split` do the same from the command line). The test
@@ -25,6 +26,7 @@ from lipnext_jax import config as config_lib
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  model, arg = config_lib.split_argument(arg, 'model', 'lipnext')
   c = config_lib.default_config()
   c.dataset.name = 'digits'
   c.augment.warp = 0.35  # Pixels; what a writer's hand would vary.
@@ -41,6 +43,18 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.duration = '400 epochs'
   c.optimizer.learning_rate = 5e-3
   c.optimizer.warmup = '10 epochs'
+
+  if model != 'lipnext':  # An unknown name is refused with the choices.
+    c.model.name = model
+    c.model.activation = 'minmax'
+    c.model.depth, c.model.width = 4, 32
+    c.model.patch_size = 2  # 4×4 patches.
+    c.model.baseline.dense_depth = 4
+    c.model.baseline.dense_width = 128
+  if model == 'liresnet':
+    c.model.padding = 'zero'
+    c.loss.logit_scale = 4.0  # Its own constant K scales the logits as well.
+    c.optimizer.learning_rate = 2e-3
 
   c.eval.batch_size = 360
   c.eval.epsilons = (36 / 255, 0.25, 0.5, 1.0)

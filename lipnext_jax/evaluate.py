@@ -12,7 +12,6 @@ import types
 from typing import Any
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,7 @@ from lipnext_jax import models
 from lipnext_jax import train_step
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import rigorous
+from lipnext_jax.models import interface
 from lipnext_jax.models import registry
 from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
@@ -61,7 +61,7 @@ class Evaluation(NamedTuple):
 
 
 def make_eval_step(
-  model: nn.Module, mesh: jax.sharding.Mesh
+  model: interface.CertifiedModel, mesh: jax.sharding.Mesh
 ) -> Callable[..., dict[str, jax.Array]]:
   """Jits (params, batch, Λ) → predictions, radii and the batch's ids.
 
@@ -84,7 +84,7 @@ def make_eval_step(
 
 
 def make_rigorous_step(
-  model: nn.Module, mesh: jax.sharding.Mesh
+  model: interface.CertifiedModel, mesh: jax.sharding.Mesh
 ) -> Callable[..., dict[str, jax.Array]]:
   """Jits (params, batch), both float64, → logits, norms and the batch's ids.
 

@@ -267,6 +267,11 @@ def write_evaluation(
   files.write_json(os.path.join(workdir, 'eval.json'), summary)
 
 
+def _constant(bound: float) -> str:
+  """Λ as people read it: by its excess over 1 where that is small."""
+  return f'1 + {bound - 1:.1e}' if 1 <= bound < 1.1 else f'{bound:.4g}'
+
+
 def print_table(
   summary: Mapping[str, Any], title: str, file: TextIO | None = None
 ) -> None:
@@ -278,8 +283,8 @@ def print_table(
   ]
   for epsilon, value in summary['cra'].items():
     lines.append(f'  CRA at ℓ2 ε = {epsilon:<9s} {value:>8.2f} %')
-  excess = summary['lipschitz_bound'] - 1
-  lines.append(f'  Lipschitz bound Λ       1 + {excess:.1e} (proved)')
+  constant = _constant(summary['lipschitz_bound'])
+  lines.append(f'  Lipschitz bound Λ       {constant} (proved)')
   if 'logit_error' in summary:
     error = summary['logit_error']
     lines.append(f'  rounding of logits E    {error:.1e} (bounded, subtracted)')

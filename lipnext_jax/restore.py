@@ -12,7 +12,6 @@ import os
 from typing import Any
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import ml_collections
 
@@ -23,6 +22,7 @@ from lipnext_jax import report
 from lipnext_jax import schedules
 from lipnext_jax import train_step
 from lipnext_jax import validation
+from lipnext_jax.models import interface
 from lipnext_jax.models import registry
 
 _REMEDY = 'name the directory of a training run'
@@ -34,7 +34,7 @@ class Restored(NamedTuple):
   config: ml_collections.ConfigDict  # As stored, with the overrides.
   image_shape: tuple[int, int, int]  # (H, W, ch) of what it takes.
   num_classes: int
-  model: nn.Module  # In evaluation precision: float32, highest.
+  model: interface.CertifiedModel  # Explicit: float32, highest precision.
   params: Any  # Float32 arrays on one device: the weights that are certified.
   step: int  # Updates that made them.
 
@@ -104,7 +104,9 @@ def _tuples(value: Any) -> Any:
 
 
 def abstract_state(
-  config: ml_collections.ConfigDict, model: nn.Module, facts: Mapping[str, Any]
+  config: ml_collections.ConfigDict,
+  model: interface.CertifiedModel,
+  facts: Mapping[str, Any],
 ) -> train_step.TrainState:
   """Shapes and dtypes of a run's state, all of it on one device.
 
@@ -154,7 +156,8 @@ def restore(
     with jax.enable_x64(False):
       abstract = abstract_state(config, model, facts)
       state = checkpointer.restore(step, abstract)
-      params = jax.jit(train_step.evaluation_params)(state)
+      to_explicit = functools.partial(train_step.evaluation_params, model)
+      params = jax.jit(to_explicit)(state)
   finally:
     checkpointer.close()
   return Restored(

@@ -103,7 +103,7 @@ def train_and_evaluate(
   )
   monitor = jax.jit(
     step_lib.make_monitor(
-      epsilon_fn, step_lib.learning_rate(config.optimizer, plan)
+      model, epsilon_fn, step_lib.learning_rate(config.optimizer, plan)
     ),
     out_shardings=on_all,
   )
@@ -122,7 +122,7 @@ def train_and_evaluate(
   else:
     state = checkpointer.restore(start_step, abstract)
   step = start_step or 0
-  certify_split = _make_certify_split(config, model, mesh, shardings, processes)
+  certify_split = _make_certify_split(config, model, mesh, abstract, processes)
 
   # ------------------------------------------------------------------ loop
   if train and step < plan.total_steps:
@@ -222,16 +222,18 @@ def train_and_evaluate(
 
 
 def _make_certify_split(
-  config, model, mesh, shardings, processes
+  config, model, mesh, abstract, processes
 ) -> Callable[[step_lib.TrainState, sources.Source, str], evaluate.Evaluation]:
   """(state, source, certificate) → its evaluation on the slow weights."""
   fast_step = evaluate.make_eval_step(model, mesh)
   rigorous_step = evaluate.make_rigorous_step(model, mesh)
   if config.eval.certificate == 'rigorous':  # Said before training, not after.
     rigorous.require_double(mesh.devices.flat[0].platform)
-  to_eval_params = jax.jit(
-    step_lib.evaluation_params, out_shardings=shardings.params
-  )
+  to_explicit = functools.partial(step_lib.evaluation_params, model)
+  # Explicit parameters may have other names and shapes than trained ones.
+  shapes = {'params': jax.eval_shape(to_explicit, abstract)}
+  layout = sharding_lib.tree_shardings(shapes, config.sharding, mesh)
+  to_eval_params = jax.jit(to_explicit, out_shardings=layout['params'])
 
   def certify_split(state, source, certificate):
     params = to_eval_params(state)

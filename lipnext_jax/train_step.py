@@ -5,7 +5,6 @@ import functools
 from typing import Any
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -16,6 +15,7 @@ from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
 from lipnext_jax import schedules
+from lipnext_jax.models import interface
 from lipnext_jax.models import registry
 
 # Power iterations of the monitored orthogonality error: n² each, so that a log
@@ -56,7 +56,7 @@ class Sums(NamedTuple):
   examples: jax.Array
   loss: jax.Array
   correct: jax.Array
-  certified: jax.Array  # Correct, with a radius above ε (assuming Λ = 1).
+  certified: jax.Array  # Correct, with a radius above ε (for training's Λ).
   grad_norm: jax.Array
 
   @classmethod
@@ -115,13 +115,14 @@ def build_optimizer(
     lookahead_alpha=c.lookahead_alpha,
     retraction=c.retraction,
     retraction_period=plan.retraction_period or None,
+    exponential=c.exponential,
     precision=registry.PRECISIONS[c.precision],
     stack_sharding=stack_sharding,
   )
 
 
 def init_state(
-  model: nn.Module,
+  model: interface.CertifiedModel,
   tx: optax.GradientTransformation,
   image_shape: tuple[int, int, int],
   rng: jax.Array,
@@ -143,7 +144,7 @@ def to_unit(images: jax.Array) -> jax.Array:
 
 
 def make_train_step(
-  model: nn.Module,
+  model: interface.CertifiedModel,
   tx: optax.GradientTransformation,
   loss_fn: Callable[..., jax.Array],
   epsilon_fn: Callable[[jax.typing.ArrayLike], jax.Array],
@@ -153,7 +154,7 @@ def make_train_step(
   """Builds (state, sums, batch) → (state, sums).
 
   Args:
-    model: images → logits.
+    model: images → logits, and the constant K that the loss is told.
     tx: the optimizer.
     loss_fn: see `build_loss`.
     epsilon_fn: step → training radius ε_t.
@@ -174,17 +175,19 @@ def make_train_step(
       variables = {'params': params}
       logits = model.apply(variables, images)
       kernel = models.head_kernel(variables)
-      loss = loss_fn(logits, labels, kernel, epsilon_fn(state.step))
-      return loss, (logits, kernel)
+      # A backbone that stretches by K carries a ball of ε into one of ε·K.
+      lipschitz = model.lipschitz(params)
+      loss = loss_fn(logits, labels, kernel, epsilon_fn(state.step) * lipschitz)
+      return loss, (logits, kernel, lipschitz)
 
-    (loss, (logits, kernel)), grads = jax.value_and_grad(
+    (loss, (logits, kernel, lipschitz)), grads = jax.value_and_grad(
       objective, has_aux=True
     )(state.params)
     grads = jax.lax.with_sharding_constraint(grads, param_shardings)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    predictions, radii = certify.certified_radius(logits, kernel)
+    predictions, radii = certify.certified_radius(logits, kernel, lipschitz)
     correct = predictions == labels
     new = (
       1.0,
@@ -201,16 +204,18 @@ def make_train_step(
 
 
 def make_monitor(
+  model: interface.CertifiedModel,
   epsilon_fn: Callable[[jax.typing.ArrayLike], jax.Array],
   learning_rate_fn: optax.Schedule,
 ) -> Callable[[TrainState], dict[str, jax.Array]]:
   """Builds state → the metrics that a log line adds, as device scalars."""
 
   def monitor(state):
-    labels = jax.tree.leaves(optim.orthogonal_labels(state.params))
+    params = model.explicit_params(state.params)
+    labels = jax.tree.leaves(optim.orthogonal_labels(params))
     errors = [
       jnp.max(optim.orthogonality_error(p, iterations=_MONITOR_ITERATIONS))
-      for p, label in zip(jax.tree.leaves(state.params), labels, strict=True)
+      for p, label in zip(jax.tree.leaves(params), labels, strict=True)
       if label == 'orthogonal'
     ]
     done = state.step - 1  # The step that was just taken.
@@ -223,16 +228,12 @@ def make_monitor(
   return monitor
 
 
-def evaluation_params(state: TrainState) -> Any:
-  """The weights that are evaluated and certified.
+def evaluation_params(
+  model: interface.CertifiedModel, state: TrainState
+) -> Any:
+  """The weights that are evaluated and certified, of `model.explicit()`.
 
-  Lookahead's slow weights, with their orthogonal matrices retracted: what the
-  last steps drifted would otherwise be paid for in Λ.
+  Lookahead's slow weights, as `models.interface.certified_params` has them.
   """
-  params = optim.slow_params(state.opt_state, state.params)
-  labels = optim.orthogonal_labels(params)
-  return jax.tree.map(
-    lambda p, label: optim.polar_retract(p) if label == 'orthogonal' else p,
-    params,
-    labels,
-  )
+  slow = optim.slow_params(state.opt_state, state.params)
+  return interface.certified_params(model, slow)

@@ -24,7 +24,9 @@ from lipnext_jax.data import sources
 from lipnext_jax.models import initializers
 from lipnext_jax.models import layers
 from lipnext_jax.models import lipnext
+from lipnext_jax.models import parametrizations
 from lipnext_jax.models import registry
+from lipnext_jax.optim import recipe
 from lipnext_jax.optim import retraction
 
 
@@ -47,6 +49,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _check_numbers(fields)
   for name in _DURATIONS:
     schedules.parse_duration(name, fields[name])
+  _check_model(fields)
   if 4 * config.model.shift_ratio > 1:
     raise errors.ConfigError(
       'model.shift_ratio',
@@ -132,12 +135,17 @@ _POSITIVE = (
   'model.depth',
   'model.patch_size',
   'model.width',
+  'model.baseline.dense_width',
+  'model.baseline.kernel_size',
+  'model.baseline.power_iterations',
+  'model.baseline.reflector_ratio',
   'optimizer.learning_rate',
   'optimizer.lookahead_alpha',
 )
 _AT_MOST_ONE = (
   'augment.randaugment.probability',
   'augment.scale',
+  'model.baseline.reflector_ratio',
   'model.beta',
   'optimizer.final_scale',
   'optimizer.lookahead_alpha',
@@ -147,11 +155,33 @@ _ANY_SIGN = ('mesh.data', 'mesh.fsdp')  # −1 is a choice; `make_mesh` checks.
 _ON_DISK = tuple(
   name for name in sources.SOURCES if name not in ('digits', 'synthetic')
 )
+_BASELINES = ('liresnet', 'bronet')
+# Read by the optimizer on the manifold, where there are matrices on it.
+_MANIFOLD = (
+  'optimizer.exponential',
+  'optimizer.precision',
+  'optimizer.retraction',
+  'optimizer.retraction_period',
+)
 # Fields that only some choices of another field read: field → (other, choices).
 _OWNED: dict[str, tuple[str, Any]] = {
   'augment.crop_padding': ('augment.resize.max', 0),  # One crop is enough.
   'augment.extra.crop_padding': ('augment.extra.as_real', False),
   'augment.extra.flip': ('augment.extra.as_real', False),
+  'model.beta': ('model.activation', 'beta_abs'),
+  'model.fuse': ('model.name', 'lipnext'),
+  'model.m_init': ('model.name', 'lipnext'),
+  'model.padding': ('model.name', ('lipnext', 'liresnet')),  # BRO: circular.
+  'model.parametrization': ('model.name', 'lipnext'),
+  'model.r_init': ('model.name', 'lipnext'),
+  'model.remat': ('model.name', 'lipnext'),
+  'model.shift_ratio': ('model.name', 'lipnext'),
+  'model.unroll': ('model.name', 'lipnext'),
+  'model.baseline.dense_depth': ('model.name', _BASELINES),
+  'model.baseline.dense_width': ('model.name', _BASELINES),
+  'model.baseline.kernel_size': ('model.name', _BASELINES),
+  'model.baseline.power_iterations': ('model.name', 'liresnet'),
+  'model.baseline.reflector_ratio': ('model.name', 'bronet'),
   'loss.trades_weight': ('loss.name', 'trades'),
   'loss.annealing_offset': ('loss.name', 'logit_annealing'),
   'loss.annealing_temperature': ('loss.name', 'logit_annealing'),
@@ -185,12 +215,15 @@ _CHOICES: dict[str, Any] = {
   'model.precision': registry.PRECISIONS,
   'model.remat': lipnext.REMAT_POLICIES,
   'model.fuse': registry.FUSE,
+  'model.activation': layers.ACTIVATIONS,
+  'model.parametrization': parametrizations.CHOICES,
   'loss.name': losses.LOSSES,
   'eval.split': sources.FINAL_SPLITS,
   'eval.certificate': evaluate.CERTIFICATES,
   'eval.checkpoint': ('last', 'best'),
   'optimizer.name': train_step.INNER_RULES,
   'optimizer.retraction': retraction.METHODS,
+  'optimizer.exponential': recipe.EXPONENTIALS,
   'optimizer.precision': registry.PRECISIONS,
 }
 
@@ -255,6 +288,40 @@ def _check_owned(fields: dict[str, Any]) -> None:
         fields[name],
         f'has no effect with {needed}={fields[needed]!r}',
         f'leave it out or set {needed}',
+      )
+
+
+def _check_model(fields: dict[str, Any]) -> None:
+  """What a model's kind rules out."""
+  name, map_name = fields['model.name'], fields['model.parametrization']
+  defaults = config_lib.build_field_list(config_lib.default_config())
+  if fields['eval.certificate'] == 'rigorous' and name != 'lipnext':
+    raise errors.ConfigError(
+      'eval.certificate',
+      'rigorous',
+      f'covers model.name=lipnext alone, not {name}',
+      'choose fast',
+    )
+  if map_name != 'none':
+    starts = parametrizations.PARAMETRIZATIONS[map_name].initializers
+    for field in ('model.r_init', 'model.m_init'):
+      if fields[field] not in starts:
+        raise errors.ConfigError(
+          field,
+          fields[field],
+          f'is out of reach of model.parametrization={map_name}',
+          f'choose {" or ".join(starts)}',
+        )
+  if name == 'lipnext' and map_name == 'none':
+    return
+  for field in _MANIFOLD:
+    if fields[field] != defaults[field]:
+      raise errors.ConfigError(
+        field,
+        fields[field],
+        f'has no effect with model.name={name}, model.parametrization='
+        f'{map_name}: no matrix is optimised on the manifold',
+        'leave it out',
       )
 
 

@@ -1,8 +1,10 @@
 import ml_collections
 import pytest
 
+from configs import digits
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax import validation
 
 
 def test_identity_ignores_exactly_the_free_fields():
@@ -32,3 +34,20 @@ def test_smoke_is_two_steps_and_other_arguments_are_refused():
   assert untouched.to_dict() == config_lib.default_config().to_dict()
   with pytest.raises(errors.ConfigError, match='smoek'):
     config_lib.smoke(config_lib.default_config(), 'smoek')
+
+
+@pytest.mark.parametrize('model', ['lipnext', 'liresnet', 'bronet'])
+def test_the_digits_config_takes_a_model_and_smoke(model):
+  config = digits.get_config(f'smoke,model={model}')
+  validation.validate(config)
+  assert config.model.name == model
+  assert config.duration == '2 steps'
+  assert digits.get_config(f'model={model}').duration == '400 epochs'
+
+
+def test_an_unknown_model_is_refused_with_the_choices():
+  config = digits.get_config('model=resnet')
+  with pytest.raises(errors.ConfigError, match='bronet, lipnext, liresnet'):
+    validation.validate(config)
+  with pytest.raises(errors.ConfigError, match='modell=bronet'):
+    digits.get_config('modell=bronet')

@@ -53,6 +53,10 @@ def test_the_table_shows_every_number():
   text = out.getvalue()
   for part in ('Title', '66.67 %', '0.25 ', '33.33 %', '1 + 1.0e-05'):
     assert part in text
+  out = io.StringIO()
+  summary = evaluation().summary([0.25]) | {'lipschitz_bound': 4.25}
+  report.print_table(summary, 'Title', out)
+  assert ' 4.25 (proved)' in out.getvalue()
 
 
 def read_lines(path):

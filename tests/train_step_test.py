@@ -25,6 +25,7 @@ PLAN = schedules.Plan(
   log_every=1,
   steps_per_epoch=10.0,
 )
+MODEL = models.LipNeXt(num_classes=10, depth=2, width=16, patch_size=4)
 
 
 def batch_of(size=16, seed=0):
@@ -211,7 +212,7 @@ def test_the_step_learns(tiny_config):
 def test_evaluation_uses_retracted_slow_weights(tiny_config):
   tiny_config.optimizer.retraction_period = '0 steps'
   state = Harness(tiny_config).run(5).state
-  evaluated = step_lib.evaluation_params(state)
+  evaluated = step_lib.evaluation_params(MODEL, state)
   slow = optim.slow_params(state.opt_state, state.params)
   # 5 steps with period 2: the fast weights have gone on from the slow ones.
   fast = state.params['blocks']['R']
@@ -274,7 +275,7 @@ def test_monitor_reports_what_the_last_step_used(tiny_config):
   harness = Harness(tiny_config).run(3)
   radius = schedules.epsilon_schedule(0.25, 0.1, 2.0, PLAN.total_steps)
   rate = step_lib.learning_rate(tiny_config.optimizer, PLAN)
-  monitored = step_lib.make_monitor(radius, rate)(harness.state)
+  monitored = step_lib.make_monitor(MODEL, radius, rate)(harness.state)
   assert monitored['train/epsilon'] == radius(2)
   assert monitored['train/learning_rate'] == rate(2)
   exact = max(
@@ -292,7 +293,9 @@ def test_monitor_reports_what_the_last_step_used(tiny_config):
 
 def test_monitor_sees_a_matrix_that_left_the_manifold(tiny_config):
   state = Harness(tiny_config).state
-  monitor = step_lib.make_monitor(optax.constant_schedule(0.1), lambda _: 0.1)
+  monitor = step_lib.make_monitor(
+    MODEL, optax.constant_schedule(0.1), lambda _: 0.1
+  )
   scaled = state.params['blocks']['M'].at[1].mul(1.001)
   params = state.params | {'blocks': state.params['blocks'] | {'M': scaled}}
   error = monitor(state._replace(params=params))['train/orthogonality_error']
@@ -307,3 +310,24 @@ def test_uint8_and_float_images_agree():
   assert (unit.min(), unit.max()) == (0, 1)
   floats = jnp.linspace(0, 1, 5)
   assert step_lib.to_unit(floats) is floats
+
+
+def test_the_loss_is_told_the_radius_that_the_backbone_stretches_to(
+  tiny_config,
+):
+  """ε·K of LiResNet: what reaches the features of a ball of radius ε."""
+  tiny_config.model.name = 'liresnet'
+  tiny_config.model.baseline.dense_depth = 1
+
+  def radius_as_loss(logits, labels, head_kernel, epsilon):
+    del logits, labels, head_kernel
+    return epsilon
+
+  harness = Harness(tiny_config, loss_fn=radius_as_loss)
+  model = registry.build_model(tiny_config.model, 10)
+  constant = float(jax.jit(model.lipschitz)(harness.state.params))
+  assert constant > 1.2
+  harness.run(1)
+  # ε_0 = 0.25·0.1.
+  assert float(harness.sums.loss) == pytest.approx(0.025 * constant, rel=1e-5)
+  assert float(harness.sums.grad_norm) > 0  # K is trained through the loss.

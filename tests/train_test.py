@@ -208,3 +208,52 @@ def test_training_in_bfloat16_certifies_in_float32(tmp_path, tiny_config):
   assert 1 <= summary['lipschitz_bound'] < 1 + 1e-5
   leaves = stored_arrays(str(tmp_path / 'low'), 4)
   assert {leaf.dtype.name for leaf in leaves} == {'float32', 'int32'}
+
+
+RIVALS = {
+  'liresnet': {'model.name': 'liresnet', 'model.activation': 'minmax'},
+  'bronet': {'model.name': 'bronet', 'model.patch_size': 2},
+  'cayley': {
+    'model.parametrization': 'cayley',
+    'mesh.fsdp': 2,
+    'mesh.data': -1,
+    'eval.certificate': 'rigorous',
+  },
+}
+
+
+@pytest.fixture
+def _quick():
+  """Compiling takes longest, and a few steps of it are run."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.mark.usefixtures('_quick')
+@pytest.mark.parametrize('name', RIVALS)
+def test_rivals_train_certify_and_resume_bitwise(
+  name, make_tiny_config, tmp_path
+):
+  def config():
+    c = make_tiny_config()
+    c.model.depth, c.model.width = 1, 8
+    c.optimizer.retraction_period = '1 epochs'
+    c.checkpoint.every = '2 steps'
+    if name != 'cayley':
+      c.model.baseline.update({'dense_depth': 1, 'dense_width': 8})
+    c.update_from_flattened_dict(RIVALS[name])
+    return c
+
+  workdir = str(tmp_path / 'run')
+  summary = train.train_and_evaluate(config(), workdir)
+  whole = stored_arrays(workdir, 4)
+  if name == 'liresnet':
+    assert summary['lipschitz_bound'] > 1.1  # Its convolutions are free.
+    assert 'blocks/conv_circular' in summary['lipschitz_bounds']
+  else:
+    assert 1 <= summary['lipschitz_bound'] < 1 + 1e-4
+  shutil.rmtree(os.path.join(workdir, 'checkpoints', '4'))
+  assert train.train_and_evaluate(config(), workdir) == summary
+  for mine, other in zip(stored_arrays(workdir, 4), whole, strict=True):
+    np.testing.assert_array_equal(mine, other)

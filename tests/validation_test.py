@@ -41,6 +41,14 @@ BAD_VALUES = [
   ('model.precision', 'tf32'),
   ('model.remat', 'all'),
   ('model.fuse', 'maybe'),
+  ('model.activation', 'relu'),
+  ('model.parametrization', 'polar'),
+  ('model.baseline.kernel_size', 5),  # Nothing reads it with lipnext.
+  ('model.baseline.dense_width', 32),
+  ('model.baseline.reflector_ratio', 0.5),
+  ('model.baseline.reflector_ratio', 1.5),
+  ('model.baseline.power_iterations', 0),
+  ('optimizer.exponential', 'slow'),
   ('loss.name', 'mse'),
   ('loss.epsilon', 0.0),
   ('loss.epsilon', float('nan')),
@@ -85,6 +93,40 @@ CONTRADICTIONS = {
   'sizes the wrong way round': (
     {'augment.resize.min': 288, 'augment.resize.max': 224},
     'augment.resize.min=288 does not go with',
+  ),
+  'a field of LipNeXt with a rival': (
+    {'model.name': 'liresnet', 'model.shift_ratio': 1 / 16},
+    "model.shift_ratio=0.0625 has no effect with model.name='liresnet'",
+  ),
+  'zero padding of reflectors': (
+    {'model.name': 'bronet', 'model.padding': 'zero'},
+    "model.padding='zero' has no effect with model.name='bronet'",
+  ),
+  'the reflectors of another rival': (
+    {'model.name': 'liresnet', 'model.baseline.reflector_ratio': 0.5},
+    'model.baseline.reflector_ratio=0.5 has no effect',
+  ),
+  'beta without beta-abs': (
+    {'model.activation': 'minmax', 'model.beta': 0.25},
+    "model.beta=0.25 has no effect with model.activation='minmax'",
+  ),
+  'a retraction of nothing': (
+    {'model.parametrization': 'cayley', 'optimizer.retraction': 'svd'},
+    "optimizer.retraction='svd' has no effect with model.name=lipnext, "
+    'model.parametrization=cayley',
+  ),
+  'an exponential of nothing': (
+    {'model.name': 'bronet', 'optimizer.exponential': 'exact'},
+    "optimizer.exponential='exact' has no effect with model.name=bronet",
+  ),
+  'a start that a map does not reach': (
+    {'model.parametrization': 'block_reflector'},
+    "model.m_init='identity' is out of reach of model.parametrization="
+    'block_reflector; choose haar',
+  ),
+  'a rigorous certificate of a rival': (
+    {'model.name': 'bronet', 'eval.certificate': 'rigorous'},
+    "eval.certificate='rigorous' covers model.name=lipnext alone, not bronet",
   ),
   'two crops': (
     {
@@ -132,6 +174,7 @@ def test_every_number_and_choice_has_a_bad_value_that_is_refused():
   fields = config_lib.build_field_list(config_lib.default_config())
   free = {
     'augment.flip',  # Two values, both valid.
+    'model.position',
     'augment.extra.as_real',
     'augment.extra.flip',
     'dataset.data_dir',  # Checked against the disk by `data.sources`.

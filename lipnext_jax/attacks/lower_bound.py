@@ -101,17 +101,15 @@ def lipschitz_lower_bound(
   """Gradient ascent on pairs, half of the restarts on each quotient.
 
   Args:
-    model: a flax module with a `NormalizedHead` named 'head'.
-    params: its parameters.
+    model: a `models.interface.CertifiedModel`.
+    params: its explicit parameters.
     images: [n, H, W, ch] in [0, 1], starting points, taken in turn.
     restarts: pairs.
     steps: of ascent.
     seed: of the directions.
   """
   with jax.enable_x64(True):
-    wide = model.clone(
-      dtype=jnp.float64, precision=jax.lax.Precision.HIGHEST, remat='none'
-    )
+    wide = model.explicit(jnp.float64)
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
     starts = np.asarray(images, np.float64)[np.arange(restarts) % len(images)]
     # Neighbouring restarts climb different quotients: each gets all distances.

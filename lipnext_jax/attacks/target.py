@@ -17,6 +17,7 @@ from lipnext_jax import evaluate
 from lipnext_jax import models
 from lipnext_jax import train_step
 from lipnext_jax.certify import rigorous
+from lipnext_jax.models import interface
 from lipnext_jax.models import registry
 
 BATCH_SIZE = 512  # Of one forward pass; the last one is padded to it.
@@ -140,7 +141,7 @@ def spread(values: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def fast_target(
-  model: nn.Module,
+  model: interface.CertifiedModel,
   params: Any,
   images: np.ndarray,
   *,
@@ -177,7 +178,7 @@ def fast_target(
 
 
 def rigorous_target(
-  model: nn.Module,
+  model: interface.CertifiedModel,
   params: Any,
   images: np.ndarray,
   *,

@@ -51,7 +51,8 @@ def export_predictor(
 
   Args:
     path: the file to write, replaced as a whole.
-    model: a `LipNeXt`; float32 at the highest precision whatever it trained in.
+    model: evaluated in float32 at the highest precision, whatever it trained
+      in.
     params: its parameters, float32.
     image_shape: (H, W, ch).
     resize: what the shorter side of an image file is scaled to before its
@@ -62,12 +63,7 @@ def export_predictor(
   Returns:
     The manifest.
   """
-  model = model.clone(
-    dtype=jnp.float32,
-    precision=jax.lax.Precision.HIGHEST,
-    remat='none',
-    fuse=False,  # Decided by the batch size, which is open here.
-  )
+  params, model = model.explicit_params(params), model.explicit()
 
   def predict(params, lipschitz, images):
     variables = {'params': params}

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lipnext_jax.certify import bound
+from lipnext_jax.certify import norms
 from lipnext_jax.certify import rounding
 from lipnext_jax.optim import recipe
 
@@ -19,7 +19,7 @@ def _norm(a: np.ndarray) -> float:
 def _product(w: np.ndarray, tokens: int) -> rounding.Product:
   n = len(w)
   return rounding.Product(
-    bound.spectral_norm_bound(w), _norm(w), _terms(w), tokens * n
+    norms.spectral_norm_bound(w), _norm(w), _terms(w), tokens * n
   )
 
 

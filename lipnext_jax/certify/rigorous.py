@@ -23,6 +23,7 @@ import numpy as np
 from lipnext_jax import errors
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import rounding
+from lipnext_jax.models import lipnext
 
 # Squares and sums of features below this norm cannot overflow in float64.
 _LARGEST_NORM = 2.0**400
@@ -72,13 +73,18 @@ def float64_model(model: Any) -> Any:
   """The same function in float64, with the three products of a block apart.
 
   Forming M Rᵀ first would cost more accuracy (γ_n‖M‖_F‖R‖_F) than it saves.
+
+  Raises:
+    ConfigError: no LipNeXt: the rounding of other models is not bounded yet.
   """
-  return model.clone(
-    dtype=jnp.float64,
-    precision=jax.lax.Precision.HIGHEST,
-    remat='none',
-    fuse=False,
-  )
+  if not isinstance(model, lipnext.LipNeXt):
+    raise errors.ConfigError(
+      'certificate',
+      'rigorous',
+      f'covers LipNeXt alone, this is {type(model).__name__}',
+      'choose fast',
+    )
+  return model.explicit(jnp.float64).clone(fuse=False)
 
 
 def float64_params(params: Any) -> Any:
@@ -237,6 +243,7 @@ def rigorous_certifier(
   (dtype('float64'), True)
   """
   require_double(jax.default_backend())
+  float64_model(model)  # Refuses what it cannot certify before any work.
   params = float64_params(params)
   head, steps = read_head(params), chain.lipnext_chain(params)
 

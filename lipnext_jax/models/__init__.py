@@ -1,9 +1,25 @@
-"""Certified models: the LipNeXt of the paper, and its pieces."""
+"""Certified models: the LipNeXt of the paper, its pieces, and its rivals."""
 
+from lipnext_jax.models.baselines import BRONet
+from lipnext_jax.models.baselines import LiResNet
 from lipnext_jax.models.head import head_kernel
+from lipnext_jax.models.interface import CertifiedModel
+from lipnext_jax.models.interface import parameter_count
 from lipnext_jax.models.layers import beta_abs
 from lipnext_jax.models.layers import l2_pool
+from lipnext_jax.models.layers import min_max
 from lipnext_jax.models.layers import spatial_shift
 from lipnext_jax.models.lipnext import LipNeXt
 
-__all__ = ['LipNeXt', 'beta_abs', 'head_kernel', 'l2_pool', 'spatial_shift']
+__all__ = [
+  'BRONet',
+  'CertifiedModel',
+  'LiResNet',
+  'LipNeXt',
+  'beta_abs',
+  'head_kernel',
+  'l2_pool',
+  'min_max',
+  'parameter_count',
+  'spatial_shift',
+]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 PADDINGS = ('circular', 'zero')
+ACTIVATIONS = ('beta_abs', 'minmax')
 
 
 def channel_count(ratio: float, channels: int) -> int:
@@ -44,6 +45,45 @@ def beta_abs(x: jax.Array, beta: float = 0.5) -> jax.Array:
   rectified = channel_count(beta, x.shape[-1])
   channel = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
   return jnp.where(channel < rectified, jnp.abs(x), x)
+
+
+def min_max(x: jax.Array) -> jax.Array:
+  """MinMax: of the channels i and i + ⌊C/2⌋ the larger, then the smaller.
+
+  1-Lipschitz and norm-preserving; Qᵀ β-Abs(Q x) with β = 1/2 and the rotation
+  Q by 45° of each pair, since max = (a + b)/2 + |a − b|/2 (paper §3.3). The
+  last of an odd number of channels passes.
+
+  Reference: C. Anil, J. Lucas, R. Grosse, "Sorting out Lipschitz Function
+  Approximation", ICML 2019 (GroupSort of size 2).
+
+  Args:
+    x: [..., c], any float dtype.
+
+  Returns:
+    [..., c], the dtype of `x`.
+
+  >>> min_max(jnp.array([-1.0, 5.0, 3.0, 4.0, -7.0])).tolist()
+  [3.0, 5.0, -1.0, 4.0, -7.0]
+  """
+  half = x.shape[-1] // 2
+  a, b, rest = jnp.split(x, [half, 2 * half], axis=-1)
+  pair = [jnp.maximum(a, b), jnp.minimum(a, b)]
+  return jnp.concatenate([*pair, rest], axis=-1)
+
+
+def activate(x: jax.Array, activation: str, beta: float) -> jax.Array:
+  """σ by its name: 'beta_abs' (with its β) or 'minmax' (which has none).
+
+  Raises:
+    ValueError: an unknown name.
+
+  >>> activate(jnp.array([-1.0, 2.0]), 'minmax', 0.5).tolist()
+  [2.0, -1.0]
+  """
+  if activation not in ACTIVATIONS:
+    raise ValueError(f'{activation=} must be one of {ACTIVATIONS}.')
+  return min_max(x) if activation == 'minmax' else beta_abs(x, beta)
 
 
 def spatial_shift(

@@ -26,14 +26,19 @@ import jax.numpy as jnp
 
 from lipnext_jax.models import head
 from lipnext_jax.models import initializers
+from lipnext_jax.models import interface
 from lipnext_jax.models import layers
+from lipnext_jax.models import parametrizations
 
 # What backward finds of a block besides its input. 'products' saves the input
-# of the second product and the matrix M Rᵀ: no product is computed again.
+# of the second product and the matrix M Rᵀ (and R and M where they are mapped):
+# no product is computed again.
 REMAT_POLICIES = {
   'none': None,
   'block': jax.checkpoint_policies.nothing_saveable,
-  'products': jax.checkpoint_policies.save_only_these_names('shifted', 'MRt'),
+  'products': jax.checkpoint_policies.save_only_these_names(
+    'shifted', 'MRt', 'mapped'
+  ),
 }
 
 
@@ -62,6 +67,7 @@ class Stem(nn.Module):
   dtype: Dtype
   precision: jax.lax.PrecisionLike
   r_init: str
+  parametrization: str
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -69,8 +75,9 @@ class Stem(nn.Module):
     x = layers.patchify(images, self.patch_size).astype(self.dtype)
     values = x.shape[-1]
     n = max(self.width, values)
-    init = initializers.ORTHOGONAL[self.r_init]
-    q = self.param('Q', init, (n, n), jnp.float32)
+    q = parametrizations.orthogonal_param(
+      self, 'Q', n, self.r_init, self.parametrization
+    )
     bias = self.param('bias', nn.initializers.zeros, (self.width,), jnp.float32)
     # Zero-padding x to n and cutting y to c touches only this corner of Q.
     corner = q[: self.width, :values].astype(self.dtype)
@@ -101,19 +108,30 @@ class Block(nn.Module):
   r_init: str
   m_init: str
   fuse: bool
+  activation: str
+  position: bool
+  parametrization: str
 
   @nn.compact
   def __call__(self, u: jax.Array, _: None) -> tuple[jax.Array, None]:
     """v = M Rᵀ S( R (σ(u) + p) ) + b, u and v: [b·h·w, c]."""
     (h, w), c = self.grid, u.shape[-1]
     as_grid = (-1, h, w, c)
-    r32 = self.param('R', initializers.ORTHOGONAL[self.r_init], (c, c))
-    m32 = self.param('M', initializers.ORTHOGONAL[self.m_init], (c, c))
+    r32, m32 = (
+      parametrizations.orthogonal_param(
+        self, name, c, init, self.parametrization
+      )
+      for name, init in (('R', self.r_init), ('M', self.m_init))
+    )
+    if self.parametrization != 'none':
+      r32, m32 = (checkpoint_name(w, 'mapped') for w in (r32, m32))
     bias = self.param('bias', nn.initializers.zeros, (c,), jnp.float32)
     pos = self.param('pos', nn.initializers.zeros, (h, w, 1), jnp.float32)
+    if not self.position:  # Stays at its start, zero.
+      pos = jax.lax.stop_gradient(pos)
     r, m = r32.astype(self.dtype), m32.astype(self.dtype)
 
-    x = layers.beta_abs(u, self.beta)
+    x = layers.activate(u, self.activation, self.beta)
     x = x.reshape(as_grid) + jnp.expand_dims(pos, 0).astype(self.dtype)
     y = token_product(x.reshape(u.shape), r, self.precision).reshape(as_grid)
     y = layers.spatial_shift(y, self.shift_ratio, self.padding)
@@ -128,7 +146,7 @@ class Block(nn.Module):
     return y + per_channel(bias, y), None
 
 
-class LipNeXt(nn.Module):
+class LipNeXt(interface.CertifiedModel):
   """The classifier: images in [0, 1] → logits, 1-Lipschitz up to the head.
 
   With f the logits, W the unit-norm head rows and orthogonal matrices that
@@ -149,10 +167,18 @@ class LipNeXt(nn.Module):
     dtype: compute dtype; parameters, pooling and logits are float32 or wider.
     precision: of every product (None: the backend's default).
     remat: 'none', 'block' (recompute blocks in backward) or 'products'
-      (keep the products, recompute the rest).
+      (recompute what costs no product; less memory than 'none', and faster).
     fuse: compute M Rᵀ once per step; None: when a device's tokens exceed c.
+    unroll: the blocks one after the other instead of in a loop. A loop keeps
+      compile time the same at any depth; its stacks of saved tensors are copies,
+      5 to 10 % of a step on a GPU.
     data_shards: devices that the batch is split over; only tells `fuse` how
       many tokens one device has.
+    activation: 'beta_abs' or 'minmax' (which `beta` does not concern).
+    position: False: p is never trained away from zero.
+    parametrization: 'none' (R, M, Q are stored, and optimised on the manifold)
+      or one of `parametrizations.PARAMETRIZATIONS`, which map raw leaves
+      `R_raw`, … in every pass. `explicit_params` maps them once and for all.
 
   >>> model = LipNeXt(num_classes=10, depth=2, width=16, patch_size=4)
   >>> images = jnp.full((3, 8, 8, 1), 0.25)
@@ -174,8 +200,11 @@ class LipNeXt(nn.Module):
   precision: jax.lax.PrecisionLike = None
   remat: str = 'none'
   fuse: bool | None = None
-  unroll: int = 1
+  unroll: bool = False
   data_shards: int = 1
+  activation: str = 'beta_abs'
+  position: bool = True
+  parametrization: str = 'none'
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -194,24 +223,27 @@ class LipNeXt(nn.Module):
       dtype=self.dtype,
       precision=self.precision,
       r_init=self.r_init,
+      activation=self.activation,
+      parametrization=self.parametrization,
       name='stem',
     )(images - 0.5)
 
     b, h, w, _ = u.shape
     fuse = self.fuse
-    if fuse is None:
-      fuse = b * h * w > self.width * self.data_shards
+    if fuse is None:  # A batch of open size (`jax.export`) decides nothing.
+      tokens = b * h * w if isinstance(b, int) else 0
+      fuse = tokens > self.width * self.data_shards
 
     policy = REMAT_POLICIES[self.remat]
     block: Any = Block
     if policy is not None:  # prevent_cse is needless inside a loop.
-      block = nn.remat(Block, policy=policy, prevent_cse=self.unroll > 1)
+      block = nn.remat(Block, policy=policy, prevent_cse=self.unroll)
     scanned = nn.scan(
       block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
       length=self.depth,
-      unroll=self.unroll,
+      unroll=self.depth if self.unroll else 1,
     )
     v, _ = scanned(
       grid=(h, w),
@@ -223,14 +255,35 @@ class LipNeXt(nn.Module):
       r_init=self.r_init,
       m_init=self.m_init,
       fuse=fuse,
+      activation=self.activation,
+      position=self.position,
+      parametrization=self.parametrization,
       name='blocks',
     )(u.reshape(-1, self.width), None)
-    x = layers.beta_abs(v, self.beta).reshape(u.shape)
+    x = layers.activate(v, self.activation, self.beta).reshape(u.shape)
 
     # bf16 sums of squares would cost two digits of every logit.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     pooled = layers.l2_pool(x.astype(wide))
     return head.NormalizedHead(self.num_classes, name='head')(pooled)
+
+  def explicit(self, dtype: Dtype = jnp.float32) -> 'LipNeXt':
+    """See `interface`: R, M and Q stored themselves."""
+    return self.clone(
+      dtype=dtype,
+      precision=jax.lax.Precision.HIGHEST,
+      remat='none',
+      parametrization='none',
+    )
+
+  def explicit_params(self, params: Any) -> Any:
+    """See `interface`: matrices for their raw leaves."""
+    if self.parametrization == 'none':
+      return params
+    p = parametrizations.PARAMETRIZATIONS[self.parametrization]
+    return parametrizations.map_raw(
+      params, dict.fromkeys(('Q', 'R', 'M'), p.to_orthogonal)
+    )
 
 
 def lipschitz_multiplicity(path: str) -> int:

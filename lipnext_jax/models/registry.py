@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 import math
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from lipnext_jax import errors
+from lipnext_jax.models import baselines
+from lipnext_jax.models import interface
 from lipnext_jax.models import lipnext
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -16,6 +18,8 @@ PRECISIONS = {
   'default': None,  # The backend's: tf32 or bf16 passes on accelerators.
   'high': jax.lax.Precision.HIGH,
   'highest': jax.lax.Precision.HIGHEST,
+  # Operands rounded to bfloat16, sums in float32: what tensor cores do best.
+  'bfloat16': jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
 }
 FUSE = {'auto': None, 'on': True, 'off': False}
 
@@ -37,19 +41,67 @@ def _lipnext(
     precision=PRECISIONS[model.precision],
     remat=model.remat,
     fuse=FUSE[model.fuse],
+    unroll=model.unroll,
     data_shards=data_shards,
+    activation=model.activation,
+    position=model.position,
+    parametrization=model.parametrization,
   )
 
 
-# Each: (config.model, num_classes, data_shards) → module mapping images in
-# [0, 1] to logits, with `dtype` and `precision` fields and a unit-norm head.
-MODELS: dict[str, Callable[..., nn.Module]] = {'lipnext': _lipnext}
+def _liresnet(
+  model: ml_collections.ConfigDict, num_classes: int, data_shards: int
+) -> baselines.LiResNet:
+  del data_shards  # Nothing is chosen by it.
+  return baselines.LiResNet(
+    num_classes=num_classes,
+    power_iterations=model.baseline.power_iterations,
+    padding=model.padding,
+    **_baseline_fields(model),
+  )
+
+
+def _bronet(
+  model: ml_collections.ConfigDict, num_classes: int, data_shards: int
+) -> baselines.BRONet:
+  del data_shards  # Nothing is chosen by it.
+  return baselines.BRONet(
+    num_classes=num_classes,
+    reflector_ratio=model.baseline.reflector_ratio,
+    **_baseline_fields(model),
+  )
+
+
+def _baseline_fields(model: ml_collections.ConfigDict) -> dict[str, Any]:
+  return {
+    'depth': model.depth,
+    'width': model.width,
+    'patch_size': model.patch_size,
+    'dense_depth': model.baseline.dense_depth,
+    'dense_width': model.baseline.dense_width,
+    'kernel_size': model.baseline.kernel_size,
+    'activation': model.activation,
+    'beta': model.beta,
+    'position': model.position,
+    'dtype': DTYPES[model.dtype],
+    'precision': PRECISIONS[model.precision],
+  }
+
+
+# Each: (config.model, num_classes, data_shards) → the model.
+MODELS: dict[str, Callable[..., interface.CertifiedModel]] = {
+  'lipnext': _lipnext,
+  'liresnet': _liresnet,
+  'bronet': _bronet,
+}
 
 
 def check_image(
   c: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
 ) -> None:
   """Refuses a patch side that does not divide the dataset's images.
+
+  And reflector kernels that are larger than the grid of patches.
 
   Raises:
     ConfigError: naming the sides that would fit.
@@ -64,11 +116,19 @@ def check_image(
       f'does not divide images of {height}×{width} pixels',
       f'choose one of {", ".join(map(str, fits))}',
     )
+  grid = height // c.patch_size, width // c.patch_size
+  if c.name == 'bronet' and c.baseline.kernel_size > min(grid):
+    raise errors.ConfigError(
+      'model.baseline.kernel_size',
+      c.baseline.kernel_size,
+      f'exceeds the grid of {grid[0]}×{grid[1]} patches',
+      f'choose at most {min(grid)}, or a smaller model.patch_size',
+    )
 
 
 def build_model(
   c: ml_collections.ConfigDict, num_classes: int, data_shards: int = 1
-) -> nn.Module:
+) -> interface.CertifiedModel:
   """The model of `config.model`, in its training precision.
 
   Args:
@@ -79,11 +139,11 @@ def build_model(
   return MODELS[c.name](c, num_classes, data_shards)
 
 
-def for_evaluation(model: nn.Module) -> nn.Module:
-  """The same function in float32 with products at the highest precision.
+def for_evaluation(
+  model: interface.CertifiedModel,
+) -> interface.CertifiedModel:
+  """The model of explicit parameters, float32 at the highest precision.
 
   Certificates are never computed in the precision that trained.
   """
-  return model.clone(
-    dtype=jnp.float32, precision=jax.lax.Precision.HIGHEST, remat='none'
-  )
+  return model.explicit(jnp.float32)

@@ -201,9 +201,7 @@ def orthogonal(
         return walk(special, x, *stacks, shared=flags, onto=onto)
       now = functools.reduce(jnp.logical_or, due)
       d = walk(plain, x, d, onto=(1,), when=jnp.logical_not(now))
-      return walk(
-        special, x, d, *stacks[1:], shared=flags, onto=onto, when=now
-      )
+      return walk(special, x, d, *stacks[1:], shared=flags, onto=onto, when=now)
 
     if lookahead_period is None:
       moved = jax.tree.map(move, params, delta)

@@ -14,6 +14,7 @@ from jax import lax
 import optax
 
 from lipnext_jax.optim import euclidean
+from lipnext_jax.optim import exponential as exponential_lib
 from lipnext_jax.optim import manifold
 
 # (regular expression on 'a/b/leaf', label). The leaf names are those of
@@ -21,7 +22,15 @@ from lipnext_jax.optim import manifold
 LABEL_RULES = (
   (r'(^|/)(Q|R|M)$', 'orthogonal'),
   (r'(^|/)(bias|pos|kernel)$', 'euclidean'),
+  (r'(^|/)(\w+_raw|conv_(circular|zero)|spectrum)$', 'euclidean'),
 )
+
+
+# Norms of the step below which FastExp's orders 2, 3 and 4 are used.
+EXPONENTIALS = {
+  'fast': exponential_lib.THRESHOLDS,
+  'exact': (0.0, 0.0, 0.0),
+}
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -113,6 +122,7 @@ def lipnext_optimizer(
   lookahead_alpha: float = 0.5,
   retraction_period: int | None = 100,
   retraction: str = 'newton_schulz',
+  exponential: str = 'fast',
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   retraction_precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   stack_sharding: jax.sharding.NamedSharding | None = None,
@@ -129,10 +139,14 @@ def lipnext_optimizer(
     lookahead_alpha: α of both lookaheads.
     retraction_period: see `orthogonal`.
     retraction: see `orthogonal`.
+    exponential: 'fast' (by the size of the step) or 'exact', whatever its size.
     precision: see `orthogonal`.
     retraction_precision: see `orthogonal`.
     stack_sharding: see `orthogonal`.
     label_fn: parameters → tree of 'orthogonal' / 'euclidean'.
+
+  Raises:
+    ValueError: an unknown `exponential`, or what `orthogonal` refuses.
 
   >>> import jax.numpy as jnp
   >>> params = {'R': jnp.eye(3), 'bias': jnp.zeros(3)}
@@ -141,12 +155,15 @@ def lipnext_optimizer(
   >>> jax.tree.map(jnp.shape, updates)
   {'R': (3, 3), 'bias': (3,)}
   """
+  if exponential not in EXPONENTIALS:
+    raise ValueError(f'{exponential=} must be one of {sorted(EXPONENTIALS)}.')
   on_manifold = manifold.orthogonal(
     inner(learning_rate),
     lookahead_period=lookahead_period,
     lookahead_alpha=lookahead_alpha,
     retraction_period=retraction_period,
     retraction=retraction,
+    thresholds=EXPONENTIALS[exponential],
     precision=precision,
     retraction_precision=retraction_precision,
     stack_sharding=stack_sharding,

@@ -73,8 +73,7 @@ def map_matrices(
   def body(i, buffers):
     # A stack that is written over is read from where it is written.
     now = [
-      buffers[taken[j]] if j in taken else stack
-      for j, stack in enumerate(flat)
+      buffers[taken[j]] if j in taken else stack for j, stack in enumerate(flat)
     ]
     out = fn(*(lax.dynamic_index_in_dim(s, i, keepdims=False) for s in now))
     return tuple(

@@ -193,6 +193,33 @@ def test_minmax_is_beta_abs_up_to_a_rotation(channels):
   assert np.max(np.abs(other - minmax)) > 0.1  # Only β = 1/2 sorts.
 
 
+@pytest.mark.parametrize('channels', [2, 6, 7])
+def test_the_minmax_of_the_package_is_beta_abs_up_to_a_rotation(channels):
+  """Pairs are (i, c/2 + i), the larger first: the same, relabelled."""
+  half = channels // 2
+  q = np.eye(channels)
+  for i in range(half):
+    q[i, [i, half + i]] = np.array([1, -1]) / math.sqrt(2)
+    q[half + i, [i, half + i]] = np.array([1, 1]) / math.sqrt(2)
+  # β-Abs gives |a − b|/√2 and (a + b)/√2; Qᵀ makes max and min of them.
+  x = normal(50, channels)
+  with jax.enable_x64(True):
+    rotated = jnp.asarray(x @ q.T)
+    ours = np.asarray(layers.min_max(jnp.asarray(x)))
+    # ⌊β·7⌋ = 3 pairs of 7 channels.
+    other = np.asarray(layers.beta_abs(rotated, half / channels)) @ q
+  np.testing.assert_allclose(ours, other, rtol=0, atol=1e-14)
+  pairs = np.sort(np.stack([x[:, :half], x[:, half : 2 * half]]), axis=0)
+  np.testing.assert_array_equal(ours[:, :half], pairs[1])
+  np.testing.assert_array_equal(ours[:, half : 2 * half], pairs[0])
+  np.testing.assert_array_equal(ours[:, 2 * half :], x[:, 2 * half :])
+
+
+def test_an_unknown_activation_is_refused():
+  with pytest.raises(ValueError, match="'relu'"):
+    layers.activate(jnp.ones(4), 'relu', 0.5)
+
+
 # ── Spatial shift ────────────────────────────────────────────────────────────
 
 
@@ -347,6 +374,7 @@ def test_patchify_oracle_rejects_tiles_of_rows():
 LIPSCHITZ_CASES = {
   'beta_abs': lambda x: layers.beta_abs(x, 0.5),
   'beta_abs all': lambda x: layers.beta_abs(x, 1.0),
+  'minmax': layers.min_max,
   'shift': lambda x: layers.spatial_shift(x, 1 / 8, 'circular'),
   'shift zero': lambda x: layers.spatial_shift(x, 1 / 4, 'zero'),
   'l2_pool': layers.l2_pool,
@@ -395,12 +423,13 @@ def test_layers_keep_the_dtype(dtype):
       jax.eval_shape(fn, x)
       for fn in (
         layers.beta_abs,
+        layers.min_max,
         lambda x: layers.spatial_shift(x, 1 / 4, 'zero'),
         layers.l2_pool,
         lambda x: layers.patchify(x, 2),
       )
     ]
-  assert [str(y.dtype) for y in outputs] == [dtype] * 4
+  assert [str(y.dtype) for y in outputs] == [dtype] * 5
 
 
 @pytest.mark.parametrize('beta', [-0.1, 1.1, math.nan])

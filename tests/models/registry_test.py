@@ -28,6 +28,9 @@ def build(**fields):
     ('precision', 'highest', 'precision', jax.lax.Precision.HIGHEST),
     ('remat', 'block', 'remat', 'block'),
     ('fuse', 'off', 'fuse', False),
+    ('activation', 'minmax', 'activation', 'minmax'),
+    ('position', False, 'position', False),
+    ('parametrization', 'cayley', 'parametrization', 'cayley'),
   ],
 )
 def test_every_model_field_reaches_the_model(field, value, attribute, expected):
@@ -52,9 +55,50 @@ def test_no_model_field_is_left_out_of_the_list_above():
       'precision',
       'remat',
       'fuse',
+      'activation',
+      'position',
+      'parametrization',
     ]
   )
-  assert set(config_lib.default_config().model) == tested | {'name'}
+  assert set(config_lib.default_config().model) == tested | {'name', 'baseline'}
+
+
+SHARED = ('depth', 'width', 'patch_size', 'beta', 'activation', 'position')
+RIVALS = {
+  'liresnet': ('dense_depth', 'dense_width', 'kernel_size', 'power_iterations'),
+  'bronet': ('dense_depth', 'dense_width', 'kernel_size', 'reflector_ratio'),
+}
+
+
+@pytest.mark.parametrize('name', RIVALS)
+def test_every_field_of_a_rival_reaches_it(name):
+  c = config_lib.default_config().model
+  c.update({'name': name, 'dtype': 'bfloat16', 'precision': 'highest'})
+  c.update({'depth': 3, 'width': 12, 'patch_size': 1, 'beta': 0.25})
+  c.update({'activation': 'minmax', 'position': False})
+  c.baseline.update({'dense_depth': 1, 'dense_width': 7, 'kernel_size': 5})
+  c.baseline.update({'power_iterations': 3, 'reflector_ratio': 0.5})
+  model = registry.build_model(c, num_classes=3)
+  for field in SHARED:
+    assert getattr(model, field) == c[field], field
+  for field in RIVALS[name]:
+    assert getattr(model, field) == c.baseline[field], field
+  assert model.dtype == jnp.bfloat16
+  assert model.precision == jax.lax.Precision.HIGHEST
+  assert model.num_classes == 3
+  assert set().union(*RIVALS.values()) == set(c.baseline)
+  if name == 'liresnet':
+    c.padding = 'zero'
+    assert registry.build_model(c, num_classes=3).padding == 'zero'
+
+
+def test_a_reflector_larger_than_the_grid_is_refused():
+  c = config_lib.default_config().model
+  c.update({'name': 'bronet', 'patch_size': 4})
+  with pytest.raises(errors.ConfigError, match=r'kernel_size=3.*at most 2'):
+    registry.check_image(c, (8, 8, 1))
+  c.name = 'liresnet'
+  registry.check_image(c, (8, 8, 1))
 
 
 def test_evaluation_is_float32_at_highest_precision():

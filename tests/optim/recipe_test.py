@@ -207,3 +207,29 @@ def test_schedule_is_linear_then_cosine():
 def test_a_warm_up_that_does_not_fit_raises(warmup):
   with pytest.raises(ValueError, match='total_steps=10'):
     warmup_cosine_schedule(1.0, 10, warmup)
+
+
+def turn(exponential, angle):
+  """Where one step of gradient descent turns the identity to."""
+  x = jnp.eye(2)
+  tx = lipnext_optimizer(
+    1.0,
+    inner=optax.sgd,
+    clip_norm=None,
+    lookahead_period=None,
+    retraction_period=None,
+    exponential=exponential,
+  )
+  grad = {'R': jnp.array([[0.0, angle], [-angle, 0.0]])}
+  updates, _ = tx.update(grad, tx.init({'R': x}), {'R': x})
+  return float(updates['R'][1, 0]), float(1 + updates['R'][0, 0])
+
+
+def test_the_exact_exponential_is_exact_for_small_steps_too():
+  angle = 0.035  # A norm of 0.0495: order 2, whose error is angle³/6 = 7e-6.
+  sine, cosine = np.sin(angle), np.cos(angle)
+  np.testing.assert_allclose(turn('exact', angle), (sine, cosine), atol=2e-7)
+  fast = turn('fast', angle)
+  assert abs(fast[0] - sine) == pytest.approx(angle**3 / 6, rel=0.1)
+  with pytest.raises(ValueError, match="exponential='slow'"):
+    lipnext_optimizer(1e-3, exponential='slow')

@@ -1,0 +1,163 @@
+"""Proved bounds on the norms of convolutions, frequency by frequency.
+
+With circular padding on an h×w grid a kernel acts on each frequency ω by
+
+    Ŵ(ω) = Σ_t K_t e^{−i ω·t},    ‖conv‖₂ = max_ω ‖Ŵ(ω)‖₂.
+
+With zero padding, a k×k kernel on an h×w grid is a part (rows and columns) of
+the circular convolution on (h + k − 1)×(w + k − 1), so that the norm of the
+latter bounds it. That is far off on small grids (30 % on 4×4), where the matrix
+of the convolution is small enough to be bounded itself. A real kernel has
+‖Ŵ(−ω)‖ = ‖Ŵ(ω)‖: half of the frequencies suffice. Power iteration would
+approach the norm from below and is no bound.
+
+A stored half spectrum [h, w//2 + 1, 2, c, c] (real and imaginary parts) bounds
+`irfft2(Ŵ · rfft2(x))` whatever its numbers are: with inner frequencies counted
+twice, rfft2 of a real array preserves norms (Parseval), and irfft2 drops
+imaginary parts of outer frequencies, which only shrinks.
+
+Rounding. Each entry of Ŵ is a sum of k² products with two phases, each off by
+less than 20u (angles up to 2π, rounded thrice) for u = 2⁻⁵³: the sum is off by
+less than (k² + 48)·u·Σ_t |K_t|. The code doubles that, for the rounding of the
+term itself.
+"""
+
+from collections.abc import Callable
+import functools
+
+import numpy as np
+
+from lipnext_jax.certify import norms
+
+# Squarings of a first bound, which finds the frequencies that count.
+_CHEAP = 3
+# Matrices up to this side are bounded whole: seconds for each.
+_DENSE = 1024
+
+
+def kernel_bound(
+  kernel: np.ndarray, grid: tuple[int, int], padding: str
+) -> float:
+  """A float >= ‖x ↦ convolve(x, kernel)‖₂ on [h, w, ch] arrays.
+
+  Args:
+    kernel: [k, k, ch, c] of any float dtype, finite.
+    grid: (h, w).
+    padding: 'circular' or 'zero'.
+
+  Raises:
+    ValueError: not finite, or an unknown padding.
+
+  >>> kernel = np.zeros((3, 3, 1, 1))
+  >>> kernel[:, 1, 0, 0] = [1.0, 2.0, 1.0]
+  >>> 4.0 <= kernel_bound(kernel, (5, 5), 'circular') < 4.01
+  True
+  """
+  kernel = np.asarray(kernel, np.float64)
+  if not np.all(np.isfinite(kernel)):
+    raise ValueError('kernel_bound: the kernel is not finite.')
+  if padding not in ('circular', 'zero'):
+    raise ValueError(f"{padding=} must be 'circular' or 'zero'.")
+  k = kernel.shape[0]
+  if padding == 'zero' and grid[0] * grid[1] * max(kernel.shape[2:]) <= _DENSE:
+    return norms.norm_bound(matrix(kernel, grid))
+  h, w = (n + k - 1 if padding == 'zero' else n for n in grid)
+  rows, columns = _phases(h, h, k), _phases(w, w // 2 + 1, k)
+  symbols = np.einsum('ha,wb,abio->hwio', rows, columns, kernel)
+  symbols = symbols.reshape(-1, *kernel.shape[-2:])
+  # |K_t| of all taps, for the rounding of the sums above.
+  total = np.sum(np.abs(kernel), axis=(0, 1))
+  unit = norms.UNIT_ROUNDOFF
+  rounding = 2 * (k * k + 48) * unit * float(np.linalg.norm(total))
+  return _largest(symbols) * (1 + 4 * unit) + rounding
+
+
+def matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+  """The matrix of a convolution with zero padding; every entry exact.
+
+  Args:
+    kernel: [k, k, ch, c].
+    grid: (h, w).
+
+  Returns:
+    [h·w·c, h·w·ch].
+
+  >>> matrix(np.arange(1.0, 4.0).reshape(1, 3, 1, 1).repeat(3, 0), (1, 3))
+  array([[2., 3., 0.],
+         [1., 2., 3.],
+         [0., 1., 2.]])
+  """
+  k = kernel.shape[0]
+  # What output o takes from input i: the tap i − o + (k − 1)//2, if there.
+  rows, columns = (
+    np.arange(n)[None, :] - np.arange(n)[:, None] + (k - 1) // 2 for n in grid
+  )
+  padded = np.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # Tap k: zero.
+  rows, columns = (np.where((t >= 0) & (t < k), t, k) for t in (rows, columns))
+  taps = padded[rows[:, None, :, None], columns[None, :, None, :]]
+  h, w = grid
+  return taps.transpose(0, 1, 5, 2, 3, 4).reshape(
+    h * w * kernel.shape[3], h * w * kernel.shape[2]
+  )
+
+
+def _phases(n: int, count: int, taps: int) -> np.ndarray:
+  """e^{−2πi f t/n} for the first `count` frequencies f, reduced mod n."""
+  turns = np.outer(np.arange(count), np.arange(taps)) % n
+  return np.exp(-2j * np.pi * turns / n)
+
+
+def _largest(matrices: np.ndarray) -> float:
+  """A float >= max ‖W‖₂ over [f, m, n] complex matrices.
+
+  Cheap bounds of all of them first: where one is below a good bound of another,
+  it need not be improved.
+  """
+  real = [norms.realified(w) for w in matrices]
+  cheap = np.array([norms.norm_bound(w, _CHEAP) for w in real])
+  best = 0.0
+  for i in np.argsort(-cheap):
+    if cheap[i] <= best:
+      break
+    best = max(best, norms.norm_bound(real[i]))
+  return best
+
+
+def spectrum_bound(spectrum: np.ndarray) -> float:
+  """A float >= the norm of the convolution with this half spectrum, and >= 1.
+
+  Args:
+    spectrum: [h, w//2 + 1, 2, c, c] of any float dtype, finite.
+
+  >>> eye = np.stack([np.eye(2), np.zeros((2, 2))])
+  >>> spectrum_bound(np.tile(eye, (4, 3, 1, 1, 1))) < 1 + 1e-12
+  True
+  """
+  wide = np.asarray(spectrum, np.float64)
+  matrices = (wide[..., 0, :, :] + 1j * wide[..., 1, :, :]).reshape(
+    -1, *wide.shape[-2:]
+  )
+  return max(norms.spectral_norm_bound(norms.realified(w)) for w in matrices)
+
+
+def _kernels(
+  leaf: np.ndarray, grid: tuple[int, int], *, padding: str
+) -> list[float]:
+  stack = leaf.reshape(-1, *leaf.shape[-4:])
+  return [kernel_bound(kernel, grid, padding) for kernel in stack]
+
+
+def _spectra(leaf: np.ndarray, grid: tuple[int, int]) -> list[float]:
+  expected = (grid[0], grid[1] // 2 + 1, 2)
+  if leaf.shape[-5:-2] != expected:
+    raise ValueError(f'spectrum_bound: {leaf.shape} does not fit {grid=}.')
+  stack = leaf.reshape(-1, *leaf.shape[-5:])
+  return [spectrum_bound(spectrum) for spectrum in stack]
+
+
+# Name of a leaf [..., as above] → (leaf, grid) → a bound per layer.
+BOUNDS: dict[str, Callable[[np.ndarray, tuple[int, int]], list[float]]] = {
+  'conv_circular': functools.partial(_kernels, padding='circular'),
+  'conv_zero': functools.partial(_kernels, padding='zero'),
+  'spectrum': _spectra,
+}

@@ -1,0 +1,137 @@
+"""Proved upper bounds on ‖W‖₂ of stored numbers: the rounding included.
+
+For a matrix near the orthogonal group, in float64 and with the rounding of this
+very computation accounted for (no randomness, no iteration that approaches from
+below):
+
+    ‖W‖₂² = ‖WᵀW‖₂ <= 1 + ‖D‖₂,    D = WᵀW − I,
+    ‖D‖₂ = ‖D^m‖₂^{1/m} <= ‖D^m‖_F^{1/m},    m = 8, D symmetric.
+
+For any other matrix, the same of WᵀW itself with m = 4096 (`norm_bound`; "Gram
+iteration": B. Delattre et al., "Efficient Bound of Lipschitz Constant for
+Convolutional Layers by Gram Iteration", ICML 2023).
+
+Rounding. With u = 2⁻⁵³ and γ_n = n·u/(1 − n·u), any order of summation gives
+|fl(AB) − AB| <= γ_n |A||B| elementwise (N. Higham, "Accuracy and Stability of
+Numerical Algorithms", §3.5), so ‖fl(AB) − AB‖₂ <= γ_n ‖A‖_F ‖B‖_F. Fused
+multiply-adds only help; Strassen-like products would not obey it, and NumPy's
+BLAS has none. The code doubles every such term: the second half pays for
+underflow and for the rounding of the term itself.
+"""
+
+import math
+
+import numpy as np
+
+UNIT_ROUNDOFF = 2.0**-53
+_SQUARINGS = 3  # m = 2³: ‖D^8‖_F^{1/8} exceeds ‖D‖₂ by n^{1/16} at most.
+# m = 2¹²: ‖(WᵀW)^m‖_F^{1/2m} exceeds ‖W‖₂ by a factor of n^{1/16384} at most,
+# 1.0006 for n = 10⁴.
+_NORM_SQUARINGS = 12
+
+
+def _gamma(n: int) -> float:
+  return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
+
+
+def _frobenius_upper(a: np.ndarray) -> float:
+  """An upper bound on ‖a‖_F: the sum of squares rounds by γ_{size + 2}."""
+  return float(np.linalg.norm(a)) * (1 + 2 * _gamma(a.size + 2))
+
+
+def _symmetric(a: np.ndarray) -> np.ndarray:
+  """`a` with its lower triangle mirrored: exact, and keeps entrywise bounds."""
+  return np.tril(a) + np.tril(a, -1).T
+
+
+def _symmetric_norm_upper(s: np.ndarray, squarings: int) -> float:
+  """An upper bound on ‖s‖₂ of a symmetric float64 matrix.
+
+  ‖S‖₂² = ‖S²‖₂ <= ‖fl(S²)‖₂ + γ_n ‖S‖_F², then the same for fl(S²).
+  """
+  if not squarings:
+    return _frobenius_upper(s)
+  largest = float(np.max(np.abs(s), initial=0.0))
+  if not 0 < largest < math.inf:
+    return largest
+  # A power of two brings the largest entry into [1/2, 1): S² cannot overflow,
+  # and what underflows (n²·2⁻¹⁰⁷³) vanishes in the factor 2 of `rounding`.
+  exponent = math.frexp(largest)[1]
+  s = np.ldexp(s, -exponent)
+  inner = _symmetric_norm_upper(_symmetric(s @ s), squarings - 1)
+  frobenius = _frobenius_upper(s)  # Below n: no overflow.
+  rounding = 2 * _gamma(s.shape[0]) * frobenius * frobenius
+  # 1 + 8u covers the few scalar operations, the root included.
+  scaled = math.sqrt(inner + rounding) * (1 + 8 * UNIT_ROUNDOFF)
+  return float(np.ldexp(scaled, exponent))
+
+
+def spectral_norm_bound(w: np.ndarray) -> float:
+  """A float >= ‖w‖₂ and >= 1, tight for a matrix that is nearly orthogonal.
+
+  Args:
+    w: [m, n] of any float dtype, finite.
+
+  Raises:
+    ValueError: not a matrix, or not finite.
+
+  >>> spectral_norm_bound(np.eye(3)) < 1 + 1e-14
+  True
+  >>> spectral_norm_bound(1.001 * np.eye(3)) >= 1.001
+  True
+  """
+  w = np.asarray(w, np.float64)
+  if w.ndim != 2:
+    raise ValueError(f'spectral_norm_bound needs a matrix, got {w.shape=}.')
+  if not np.all(np.isfinite(w)):
+    raise ValueError('spectral_norm_bound: the matrix is not finite.')
+  if w.shape[0] < w.shape[1]:
+    w = w.T
+  m, n = w.shape
+  with np.errstate(over='ignore', invalid='ignore'):
+    frobenius = _frobenius_upper(w)
+    d = _symmetric(w.T @ w) - np.eye(n)
+    if not np.all(np.isfinite(d)):  # Entries from 1e150 on: WᵀW overflows.
+      return max(1.0, frobenius)
+    # The product rounds by γ_m ‖W‖_F²; subtracting I rounds the diagonal once
+    # more, by at most u(1 + |entry|) each, which γ_m ‖W‖_F² + 2u·√n covers.
+    rounding = 2 * _gamma(m + 2) * (frobenius * frobenius + math.sqrt(n))
+    defect = _symmetric_norm_upper(d, _SQUARINGS) + rounding
+  return math.sqrt(1 + defect) * (1 + 8 * UNIT_ROUNDOFF)
+
+
+def norm_bound(w: np.ndarray, squarings: int = _NORM_SQUARINGS) -> float:
+  """A float >= ‖w‖₂ for any matrix; may be below 1, unlike the above.
+
+  Args:
+    w: [m, n] float64, finite.
+    squarings: of WᵀW; the bound is too large by n^(2^(−squarings − 2)) at most.
+
+  >>> w = np.diag([3.0, 1.0])
+  >>> 3.0 <= norm_bound(w) < 3.001
+  True
+  """
+  if w.shape[0] < w.shape[1]:
+    w = w.T
+  largest = float(np.max(np.abs(w), initial=0.0))
+  if not 0 < largest < math.inf:
+    return largest
+  # A power of two brings the entries below 1: nothing overflows, and what
+  # underflows vanishes in the factor 2 of `rounding`.
+  exponent = math.frexp(largest)[1]
+  w = np.ldexp(w, -exponent)
+  frobenius = _frobenius_upper(w)
+  gram = _symmetric_norm_upper(_symmetric(w.T @ w), squarings)
+  rounding = 2 * _gamma(w.shape[0]) * frobenius * frobenius
+  scaled = math.sqrt(gram + rounding) * (1 + 8 * UNIT_ROUNDOFF)
+  # Among subnormal numbers, scaling back rounds.
+  return float(np.nextafter(np.ldexp(scaled, exponent), math.inf))
+
+
+def realified(w: np.ndarray) -> np.ndarray:
+  """[[Re w, −Im w], [Im w, Re w]]: real, and of the same spectral norm.
+
+  >>> realified(np.array([[3 + 4j]])).tolist()
+  [[3.0, -4.0], [4.0, 3.0]]
+  """
+  return np.block([[w.real, -w.imag], [w.imag, w.real]])

@@ -1,0 +1,193 @@
+"""BRONet: orthogonal convolutions and dense layers by block reflectors.
+
+    W = I − 2 V (VᴴV)⁻¹ Vᴴ      per frequency, for V the kernel's transform
+
+    stem    patches → zero-padded to n = max(c, values) channels → BRO → c
+    block   x ↦ σ( BRO(x) + b )
+    tail    neck and dense layers, block reflectors too (`dense`)
+    head    unit rows, as everywhere
+
+Every layer is orthogonal, or semi-orthogonal by cutting outputs off: the
+backbone is 1-Lipschitz, as LipNeXt's. Padding is circular, which makes the
+convolution exactly norm-preserving.
+
+Reference: B.-H. Lai, P.-H. Huang, B.-H. Kung, S.-T. Chen, "Enhancing Certified
+Robustness via Block Reflector Orthogonal Layers and Logit Annealing Loss",
+ICML 2025. Differences: the stem is a reflector as well (theirs is an
+unconstrained convolution); strides are patches; p [h, w, 1] is LipNeXt's
+positional term, which circular padding asks for.
+
+Parameters (K × K kernels, C channels, rank r = ⌊ratio·C⌋):
+
+    stem/spectrum_raw [K, K, n, r], stem/pos [h, w, 1], stem/bias [C]
+    blocks/spectrum_raw [l, K, K, C, r], blocks/bias [l, C]
+    neck/Q_raw [max(d, h·w·C), …], neck/bias; dense/Q_raw [m, d, …], dense/bias
+    head/kernel, head/bias
+
+Explicit: spectrum [(l,) h, w//2 + 1, 2, C, C], neck/Q [d, h·w·C], dense/Q.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+from flax.typing import Dtype
+import jax
+import jax.numpy as jnp
+
+from lipnext_jax.models import head
+from lipnext_jax.models import interface
+from lipnext_jax.models import layers
+from lipnext_jax.models import lipnext
+from lipnext_jax.models import parametrizations
+from lipnext_jax.models.baselines import convolutions
+from lipnext_jax.models.baselines import dense
+
+_zeros = nn.initializers.zeros
+_normal = nn.initializers.normal(stddev=1.0)  # The map ignores the scale.
+
+
+class BRONet(interface.CertifiedModel):
+  """The classifier: images in [0, 1] → logits, 1-Lipschitz up to the head.
+
+  Attributes:
+    num_classes: k.
+    depth: l, reflector convolutions after the stem.
+    width: C, channels.
+    patch_size: side of the stem's patches, its stride.
+    dense_depth: m, dense layers after the neck.
+    dense_width: d, features of neck and dense layers.
+    kernel_size: K, side of the kernels of V.
+    reflector_ratio: rank of V over the channels; 1/4 in the paper.
+    activation: 'minmax' (as published) or 'beta_abs'.
+    beta: of 'beta_abs'.
+    position: False: p is never trained away from zero.
+    dtype: compute dtype of what is neither a transform nor a reflector.
+    precision: of the dense products; reflectors: highest.
+    stored: the parameters are those of `explicit_params`.
+
+  >>> model = BRONet(num_classes=3, depth=1, width=4, patch_size=1)
+  >>> images = jnp.full((2, 4, 4, 1), 0.25)
+  >>> variables = model.init(jax.random.key(0), images)
+  >>> model.apply(variables, images).shape
+  (2, 3)
+  """
+
+  num_classes: int
+  depth: int
+  width: int
+  patch_size: int
+  dense_depth: int = 2
+  dense_width: int = 64
+  kernel_size: int = 3
+  reflector_ratio: float = 1 / 4
+  activation: str = 'minmax'
+  beta: float = 0.5
+  position: bool = True
+  dtype: Dtype = jnp.float32
+  precision: jax.lax.PrecisionLike = None
+  stored: bool = False
+
+  def rank(self, channels: int) -> int:
+    """Columns of V: ⌊ratio·channels⌋, at least one."""
+    return max(1, layers.channel_count(self.reflector_ratio, channels))
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """[b, H, W, ch] in [0, 1] → logits [b, k], float32 or wider."""
+    raw = '' if self.stored else parametrizations.RAW
+    k, c, d = self.kernel_size, self.width, self.dense_width
+    activate = functools.partial(
+      layers.activate, activation=self.activation, beta=self.beta
+    )
+
+    def weights_shape(n):
+      if self.stored:
+        return (h, w // 2 + 1, 2, n, n)
+      return (k, k, n, self.rank(n))
+
+    def convolve(x, weights):
+      # In float32 or wider: there is no complex bfloat16, and an FFT in it
+      # would be no isometry.
+      wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+      if self.stored:
+        return convolutions.apply_spectrum(wide, weights).astype(x.dtype)
+      return convolutions.reflect(wide, weights).astype(x.dtype)
+
+    # ------------------------------------------------------------------ stem
+    x = layers.patchify(images - 0.5, self.patch_size).astype(self.dtype)
+    b, h, w, values = x.shape
+    n = max(c, values)
+    weights, pos, bias = dense.Group(
+      (
+        (f'spectrum{raw}', _normal, weights_shape(n)),
+        ('pos', _zeros, (h, w, 1)),
+        ('bias', _zeros, (c,)),
+      ),
+      name='stem',
+    )()
+    if not self.position:  # Stays at its start, zero.
+      pos = jax.lax.stop_gradient(pos)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, n - values)))
+    x = convolve(x, weights)[..., :c]
+    x = x + jnp.expand_dims(pos, 0).astype(x.dtype)
+    x = activate(x + lipnext.per_channel(bias, x))
+
+    # ---------------------------------------------------------------- blocks
+    stack = dense.Group(
+      (
+        (f'spectrum{raw}', _normal, (self.depth, *weights_shape(c))),
+        ('bias', _zeros, (self.depth, c)),
+      ),
+      name='blocks',
+    )()
+
+    def block(x, weights):
+      spectrum, bias = weights
+      y = convolve(x, spectrum)
+      return activate(y + lipnext.per_channel(bias, y)), None
+
+    x, _ = jax.lax.scan(block, x, stack)
+
+    # ------------------------------------------------------------------ tail
+    # A neck that widens starts from zero-padded features.
+    x = x.reshape(b, -1)
+    n = max(d, x.shape[1])
+    x = jnp.pad(x, ((0, 0), (0, n - x.shape[1])))
+    # The rank follows the outputs: a neck has far more inputs.
+    shapes: dict[str, Any] = {
+      'neck': ((d, n) if self.stored else (n, self.rank(d)), (d,))
+    }
+    if self.dense_depth:
+      m, r = self.dense_depth, d if self.stored else self.rank(d)
+      shapes['dense'] = ((m, d, r), (m, d))
+    for name, (shape, bias_shape) in shapes.items():
+      q, bias = dense.Group(
+        ((f'Q{raw}', _normal, shape), ('bias', _zeros, bias_shape)), name=name
+      )()
+      q = q if self.stored else parametrizations.block_reflector(q, d)
+      x = dense.layers(x, q, bias, activate, self.precision)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return head.NormalizedHead(self.num_classes, name='head')(x)
+
+  def explicit(self, dtype: Dtype = jnp.float32) -> 'BRONet':
+    """See `models.interface`."""
+    return self.clone(
+      dtype=dtype, precision=jax.lax.Precision.HIGHEST, stored=True
+    )
+
+  def explicit_params(self, params: Any) -> Any:
+    """See `models.interface`: the reflectors of every frequency, and Q."""
+    if self.stored:
+      return params
+    grid = params['stem']['pos'].shape[:2]
+
+    def spectrum(raw):
+      return convolutions.reflector_spectrum(raw, grid)
+
+    convs = {
+      name: parametrizations.map_raw(params[name], {'spectrum': spectrum})
+      for name in ('stem', 'blocks')
+    }
+    tail = dense.explicit_tail(params, parametrizations.block_reflector)
+    return {**params, **convs, **tail}

@@ -1,0 +1,173 @@
+"""Convolutions with a known Lipschitz constant, in space and in frequency.
+
+A convolution with circular padding acts on every frequency ω of the h×w grid
+by a matrix of its own: ŷ(ω) = Ŵ(ω) x̂(ω). Its constant is max_ω ‖Ŵ(ω)‖₂.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lipnext_jax.models import layers
+from lipnext_jax.models import parametrizations
+
+
+def convolve(
+  x: jax.Array,
+  kernel: jax.Array,
+  padding: str,
+  precision: jax.lax.PrecisionLike = None,
+) -> jax.Array:
+  """Cross-correlation at unit stride that keeps the grid.
+
+  Args:
+    x: [b, h, w, ch].
+    kernel: [k, k, ch, c].
+    padding: 'circular' or 'zero'.
+    precision: of the products.
+
+  Returns:
+    [b, h, w, c].
+
+  Raises:
+    ValueError: an unknown padding.
+
+  >>> x = jnp.arange(3.0).reshape(1, 1, 3, 1)
+  >>> right = jnp.zeros((3, 3, 1, 1)).at[1, 0].set(1.0)
+  >>> convolve(x, right, 'circular').ravel().tolist()
+  [2.0, 0.0, 1.0]
+  >>> convolve(x, right, 'zero').ravel().tolist()
+  [0.0, 0.0, 1.0]
+  """
+  if padding not in layers.PADDINGS:
+    raise ValueError(f'{padding=} must be one of {layers.PADDINGS}.')
+  k = kernel.shape[0]
+  pad = ((k - 1) // 2, k // 2)
+  if padding == 'circular':
+    x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)), mode='wrap')
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    window_strides=(1, 1),
+    padding='VALID' if padding == 'circular' else (pad, pad),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision=precision,
+  )
+
+
+def with_identity(kernel: jax.Array) -> jax.Array:
+  """The kernel [..., k, k, c, c] of x ↦ x + convolve(x, kernel)."""
+  centre = (kernel.shape[-4] - 1) // 2
+  eye = jnp.eye(kernel.shape[-1], dtype=kernel.dtype)
+  return kernel.at[..., centre, centre, :, :].add(eye)
+
+
+def power_iteration(
+  kernel: jax.Array, grid: tuple[int, int], padding: str, iterations: int
+) -> jax.Array:
+  """‖W v‖ of a convolution for a unit v that power iteration found.
+
+  An estimate of ‖W‖₂ that approaches it from below: good to train with, no
+  proof. Always from the same random start, so that it is a pure function of
+  the kernel and nothing has to be stored; the gradient is that of ‖W v‖ for
+  the v found, u vᵀ at the limit.
+
+  Args:
+    kernel: [k, k, ch, c], float32 or wider.
+    grid: (h, w).
+    padding: 'circular' or 'zero'.
+    iterations: applications of WᵀW.
+
+  >>> kernel = 3 * with_identity(jnp.zeros((3, 3, 2, 2)))
+  >>> round(float(power_iteration(kernel, (4, 4), 'zero', 5)), 5)
+  3.0
+  """
+  shape = (1, *grid, kernel.shape[-2])
+  start = jax.random.normal(jax.random.key(0), shape, kernel.dtype)
+  highest = jax.lax.Precision.HIGHEST
+  frozen = jax.lax.stop_gradient(kernel)
+
+  def forward(v):
+    return convolve(v, frozen, padding, highest)
+
+  backward = jax.linear_transpose(forward, start)
+
+  def unit(v):
+    return v / jnp.maximum(jnp.linalg.norm(v), jnp.finfo(v.dtype).tiny)
+
+  def step(v, _):
+    return unit(backward(forward(v))[0]), None
+
+  v, _ = jax.lax.scan(step, unit(start), length=iterations)
+  moved = convolve(jax.lax.stop_gradient(v), kernel, padding, highest)
+  return jnp.linalg.norm(moved)
+
+
+def frequencies(v: jax.Array, grid: tuple[int, int]) -> jax.Array:
+  """The half spectrum of a kernel [..., k, k, c, r]: [..., h, w//2 + 1, c, r].
+
+  Raises:
+    ValueError: the kernel is larger than the grid.
+  """
+  h, w = grid
+  if v.shape[-4] > h or v.shape[-3] > w:
+    raise ValueError(f'a kernel of {v.shape[-4:-2]} exceeds the grid {grid}.')
+  return jnp.fft.rfft2(v, s=grid, axes=(-4, -3))
+
+
+def reflect(x: jax.Array, v: jax.Array) -> jax.Array:
+  """The block reflector of v's spectrum at every frequency of x (BRO).
+
+      ŷ(ω) = x̂(ω) − 2 V̂ (V̂ᴴ V̂)⁻¹ V̂ᴴ x̂(ω)
+
+  Orthogonal as a map of [h, w, c] arrays, and its own inverse.
+
+  Args:
+    x: [b, h, w, c], float32 or wider.
+    v: [k, k, c, r], r <= c.
+
+  >>> x = jnp.ones((1, 2, 2, 2))
+  >>> v = jnp.zeros((1, 1, 2, 1)).at[0, 0, 0, 0].set(7.0)
+  >>> reflect(x, v)[0, 0, 0].tolist()
+  [-1.0, 1.0]
+  """
+  grid = (x.shape[1], x.shape[2])
+  spectrum = frequencies(v, grid)
+  factor = parametrizations.projector_factor(spectrum)
+  highest = jax.lax.Precision.HIGHEST
+  z = jnp.fft.rfft2(x, axes=(1, 2))
+  inner = jnp.einsum('hwcr,bhwc->bhwr', spectrum.conj(), z, precision=highest)
+  z = z - 2 * jnp.einsum('hwcr,bhwr->bhwc', factor, inner, precision=highest)
+  return jnp.fft.irfft2(z, s=grid, axes=(1, 2))
+
+
+def reflector_spectrum(v: jax.Array, grid: tuple[int, int]) -> jax.Array:
+  """The matrices that `reflect` applies: [..., h, w//2 + 1, 2, c, c].
+
+  The axis of 2 holds real and imaginary parts, so that no leaf is complex.
+  """
+  spectrum = frequencies(v, grid)
+  adjoint = jnp.swapaxes(spectrum.conj(), -1, -2)
+  with jax.default_matmul_precision('highest'):
+    projected = parametrizations.projector_factor(spectrum) @ adjoint
+  eye = jnp.eye(v.shape[-2], dtype=projected.dtype)
+  w = jnp.broadcast_to(eye, projected.shape) - 2 * projected
+  return jnp.stack([w.real, w.imag], axis=-3)
+
+
+def apply_spectrum(x: jax.Array, spectrum: jax.Array) -> jax.Array:
+  """The convolution whose half spectrum [h, w//2 + 1, 2, c, c] is stored.
+
+  Its constant is at most max_ω ‖Ŵ(ω)‖₂ for any stored numbers: transforms of
+  real arrays preserve norms when inner frequencies count twice, and the inverse
+  only drops imaginary parts of the outer ones.
+
+  Args:
+    x: [b, h, w, c], float32 or wider.
+    spectrum: from `reflector_spectrum`.
+  """
+  z = jnp.fft.rfft2(x, axes=(1, 2))
+  matrices = jax.lax.complex(spectrum[..., 0, :, :], spectrum[..., 1, :, :])
+  z = jnp.einsum(
+    'hwdc,bhwc->bhwd', matrices, z, precision=jax.lax.Precision.HIGHEST
+  )
+  return jnp.fft.irfft2(z, s=(x.shape[1], x.shape[2]), axes=(1, 2))

@@ -1,0 +1,204 @@
+"""LiResNet: linear residual convolutions, an orthogonal tail, GloRo's constant.
+
+    stem    patches → convolution → + p, + bias → σ
+    block   x ↦ σ( x + conv(x) + b )
+    tail    neck and dense layers, orthogonal by Cholesky (`dense`)
+    head    unit rows, as everywhere
+
+The convolutions are not constrained: the loss is given the constant
+K = Π ‖W_k‖ of the backbone (ε·K in the place of ε), by power iteration in
+training; `certify.lipschitz_bound` proves it afterwards from the kernels.
+
+References: K. Hu, A. Zou, Z. Wang, K. Leino, M. Fredrikson, "Unlocking
+Deterministic Robustness Certification on ImageNet", NeurIPS 2023 (linear
+residuals, LLN head); K. Hu, K. Leino, Z. Wang, M. Fredrikson, "A Recipe for
+Improved Certifiable Robustness", ICLR 2024 (Cholesky, dense tail, EMMA).
+Differences: strides are patches; p [h, w, 1] is LipNeXt's positional term (zero
+at the start; circular padding has no other).
+
+Parameters (`zero` or `circular` is the padding; K × K kernels, C channels,
+d features of m dense layers):
+
+    stem/conv_zero [K, K, patch²·channels, C], stem/pos [h, w, 1], stem/bias [C]
+    blocks/conv_zero_raw [l, K, K, C, C], blocks/bias [l, C]
+    neck/Q_raw [d, h·w·C], neck/bias; dense/Q_raw [m, d, d], dense/bias
+    head/kernel, head/bias
+
+Explicit: blocks/conv_zero (with the identity in it), neck/Q, dense/Q.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+from flax.typing import Dtype
+import jax
+import jax.numpy as jnp
+
+from lipnext_jax.models import head
+from lipnext_jax.models import interface
+from lipnext_jax.models import layers
+from lipnext_jax.models import lipnext
+from lipnext_jax.models import parametrizations
+from lipnext_jax.models.baselines import convolutions
+from lipnext_jax.models.baselines import dense
+
+
+def _to_orthogonal(raw: jax.Array, rows: int) -> jax.Array:
+  del rows  # A raw matrix has the shape of its image.
+  return parametrizations.cholesky(raw)
+
+
+_zeros = nn.initializers.zeros
+
+
+def _orthogonal(key, shape, dtype=jnp.float32):
+  """Orthogonal matrices [..., m, n]: well-conditioned, their own images."""
+  one = nn.initializers.orthogonal()
+  if len(shape) == 2:
+    return one(key, shape, dtype)
+  keys = jax.random.split(key, shape[0])
+  return jax.vmap(lambda key: one(key, shape[1:], dtype))(keys)
+
+
+class LiResNet(interface.CertifiedModel):
+  """The classifier: images in [0, 1] → logits.
+
+  Attributes:
+    num_classes: k.
+    depth: l, residual convolutions.
+    width: C, channels.
+    patch_size: side of the stem's patches, its stride.
+    dense_depth: m, dense layers after the neck.
+    dense_width: d, features of neck and dense layers.
+    kernel_size: K, side of the kernels.
+    power_iterations: of the constant in training.
+    padding: 'zero' (as published) or 'circular'.
+    activation: 'minmax' (as published) or 'beta_abs'.
+    beta: of 'beta_abs'.
+    position: False: p is never trained away from zero.
+    dtype: compute dtype; Cholesky and power iteration stay in float32.
+    precision: of products and convolutions.
+    stored: the parameters are those of `explicit_params`.
+
+  >>> model = LiResNet(num_classes=3, depth=1, width=4, patch_size=2)
+  >>> images = jnp.full((2, 4, 4, 1), 0.25)
+  >>> variables = model.init(jax.random.key(0), images)
+  >>> model.apply(variables, images).shape
+  (2, 3)
+  """
+
+  num_classes: int
+  depth: int
+  width: int
+  patch_size: int
+  dense_depth: int = 2
+  dense_width: int = 64
+  kernel_size: int = 3
+  power_iterations: int = 10
+  padding: str = 'zero'
+  activation: str = 'minmax'
+  beta: float = 0.5
+  position: bool = True
+  dtype: Dtype = jnp.float32
+  precision: jax.lax.PrecisionLike = None
+  stored: bool = False
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """[b, H, W, ch] in [0, 1] → logits [b, k], float32 or wider."""
+    raw = '' if self.stored else parametrizations.RAW
+    k, c, d = self.kernel_size, self.width, self.dense_width
+    activate = functools.partial(
+      layers.activate, activation=self.activation, beta=self.beta
+    )
+
+    def convolve(x, kernel):
+      kernel = kernel.astype(x.dtype)
+      return convolutions.convolve(x, kernel, self.padding, self.precision)
+
+    # ------------------------------------------------------------------ stem
+    x = layers.patchify(images - 0.5, self.patch_size).astype(self.dtype)
+    b, h, w, values = x.shape
+    # About an isometry on average: c outputs of variance 1/c each.
+    init = nn.initializers.normal(stddev=(k * k * c) ** -0.5)
+    kernel, pos, bias = dense.Group(
+      (
+        (f'conv_{self.padding}', init, (k, k, values, c)),
+        ('pos', _zeros, (h, w, 1)),
+        ('bias', _zeros, (c,)),
+      ),
+      name='stem',
+    )()
+    if not self.position:  # Stays at its start, zero.
+      pos = jax.lax.stop_gradient(pos)
+    x = convolve(x, kernel) + jnp.expand_dims(pos, 0).astype(x.dtype)
+    x = activate(x + lipnext.per_channel(bias, x))
+
+    # ---------------------------------------------------------------- blocks
+    # ‖conv‖₂ starts at about 2/l, the residual stack within a factor of e².
+    init = nn.initializers.normal(stddev=1 / (self.depth * k * c**0.5))
+    weights = dense.Group(
+      (
+        (f'conv_{self.padding}{raw}', init, (self.depth, k, k, c, c)),
+        ('bias', _zeros, (self.depth, c)),
+      ),
+      name='blocks',
+    )()
+
+    def block(x, weights):
+      kernel, bias = weights
+      y = convolve(x, kernel)
+      if not self.stored:  # In the kernel, bfloat16 would round I + conv.
+        y = x + y
+      return activate(y + lipnext.per_channel(bias, y)), None
+
+    x, _ = jax.lax.scan(block, x, weights)
+
+    # ------------------------------------------------------------------ tail
+    x = x.reshape(b, -1)
+    shapes: dict[str, Any] = {'neck': ((d, x.shape[1]), (d,))}
+    if self.dense_depth:
+      m = self.dense_depth
+      shapes['dense'] = ((m, d, d), (m, d))
+    for name, (shape, bias_shape) in shapes.items():
+      q, bias = dense.Group(
+        ((f'Q{raw}', _orthogonal, shape), ('bias', _zeros, bias_shape)),
+        name=name,
+      )()
+      q = q if self.stored else _to_orthogonal(q, d)
+      x = dense.layers(x, q, bias, activate, self.precision)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return head.NormalizedHead(self.num_classes, name='head')(x)
+
+  def lipschitz(self, params: Any) -> jax.Array:
+    """K = ‖stem‖ Π ‖I + conv‖ by power iteration: from below, differentiable.
+
+    The tail's matrices count as 1, which they are up to rounding.
+    """
+    name = f'conv_{self.padding}'
+    explicit = self.explicit_params(params)
+    grid = explicit['stem']['pos'].shape[:2]
+
+    def norm(kernel):
+      return convolutions.power_iteration(
+        kernel, grid, self.padding, self.power_iterations
+      )
+
+    blocks = jax.lax.map(norm, explicit['blocks'][name])
+    return norm(explicit['stem'][name]) * jnp.prod(blocks)
+
+  def explicit(self, dtype: Dtype = jnp.float32) -> 'LiResNet':
+    """See `models.interface`."""
+    return self.clone(
+      dtype=dtype, precision=jax.lax.Precision.HIGHEST, stored=True
+    )
+
+  def explicit_params(self, params: Any) -> Any:
+    """See `models.interface`: I + conv as one kernel, Q for its raw matrix."""
+    if self.stored:
+      return params
+    kernels = {f'conv_{self.padding}': convolutions.with_identity}
+    blocks = parametrizations.map_raw(params['blocks'], kernels)
+    tail = dense.explicit_tail(params, _to_orthogonal)
+    return {**params, 'blocks': blocks, **tail}

@@ -1,0 +1,83 @@
+"""What every certified model offers, whatever it is made of.
+
+    logits = model.apply({'params': params}, images)     images in [0, 1]
+    rows = models.head_kernel({'params': params})        unit rows [k, c]
+    constant = model.lipschitz(params)                   for the loss
+
+and, to be certified, a model of *explicit* parameters: the matrices and
+kernels that are applied, not what they are computed from. The certificate is
+about those stored numbers, so that no map has to be trusted.
+
+    certify.lipschitz_bound(model.explicit_params(params))      proved
+"""
+
+from typing import Any
+from typing import Self
+
+import flax.linen as nn
+from flax.typing import Dtype
+import jax
+import jax.numpy as jnp
+
+from lipnext_jax.optim import recipe
+from lipnext_jax.optim import retraction
+
+
+class CertifiedModel(nn.Module):
+  """Images [b, H, W, ch] in [0, 1] → logits [b, k], float32 or wider.
+
+  Subclasses have a field `num_classes` (k) and a `models.head.NormalizedHead`
+  named 'head'; their parameters are float32.
+  """
+
+  def lipschitz(self, params: Any) -> jax.typing.ArrayLike:
+    """The backbone's ℓ2 Lipschitz constant as training takes it; no proof.
+
+    Differentiable in the parameters. 1 for a backbone of orthogonal layers.
+    """
+    del params  # Orthogonal by construction; `certify` bounds what is stored.
+    return 1.0
+
+  def explicit_params(self, params: Any) -> Any:
+    """The parameters of `explicit`: pure JAX, and idempotent on that model."""
+    raise NotImplementedError
+
+  def explicit(self, dtype: Dtype = jnp.float32) -> Self:
+    """The same function of `explicit_params`, for evaluation.
+
+    In `dtype`, with products at the highest precision; idempotent.
+    """
+    raise NotImplementedError
+
+
+def certified_params(model: CertifiedModel, params: Any) -> Any:
+  """Explicit parameters with their orthogonal matrices retracted.
+
+  What training drifted off the manifold, or a map rounded, would otherwise be
+  paid for in Λ.
+
+  Args:
+    model: in any form.
+    params: of that form; lookahead's slow weights, say.
+
+  Returns:
+    Parameters of `model.explicit()`.
+  """
+  params = model.explicit_params(params)
+  labels = recipe.orthogonal_labels(params)
+  return jax.tree.map(
+    lambda p, label: (
+      retraction.polar_retract(p) if label == 'orthogonal' else p
+    ),
+    params,
+    labels,
+  )
+
+
+def parameter_count(params: Any) -> int:
+  """Numbers in a tree of parameters, or of their shapes.
+
+  >>> parameter_count({'bias': jnp.zeros(3), 'M': jnp.eye(2)})
+  7
+  """
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,213 @@
+"""Orthogonal matrices as functions of free ones, for comparison (paper §2).
+
+The alternatives to optimising on the manifold: a raw matrix is trained as any
+Euclidean parameter and mapped into O(n) in every forward pass.
+
+    cayley            A = V − Vᵀ,   W = (I − A)⁻¹ (I + A)
+    exponential       A = V − Vᵀ,   W = exp(A)
+    cholesky          L Lᵀ = V Vᵀ,  W = L⁻¹ V
+    block_reflector   W = I − 2 V (VᵀV)⁻¹ Vᵀ
+
+The first two reach rotations only (det W = 1), the last one symmetric W only.
+Raw leaves are named after their matrix: `R_raw` makes R. All maps compute in
+float32 or wider at the highest precision, whatever the model computes in.
+
+References: K. Helfrich, D. Willmott, Q. Ye, ICML 2018, and A. Trockman,
+J. Z. Kolter, ICLR 2021 (Cayley); M. Lezcano-Casado, D. Martínez-Rubio, ICML
+2019, and S. Singla, S. Feizi, ICML 2021 (exponential, SOC); K. Hu et al.,
+ICLR 2024 (Cholesky, LiResNet++); B.-H. Lai et al., ICML 2025 (block reflector,
+BRONet).
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lipnext_jax.models import initializers
+
+RAW = '_raw'  # Ends the names of leaves that are mapped.
+# Added to VVᵀ, relative to its mean eigenvalue: about float32's rounding of it.
+# Cholesky then never fails, and W only shrinks.
+_RIDGE = 1e-6
+
+
+def _skew(v: jax.Array) -> jax.Array:
+  return v - jnp.swapaxes(v, -1, -2)
+
+
+def cayley(v: jax.Array) -> jax.Array:
+  """(I − A)⁻¹(I + A) for A = V − Vᵀ; never −1 among its eigenvalues.
+
+  Args:
+    v: [..., n, n], float32 or wider.
+
+  >>> cayley(jnp.array([[0.0, 1.0], [0.0, 0.0]])).tolist()  # A quarter turn.
+  [[0.0, 1.0], [-1.0, 0.0]]
+  """
+  a = _skew(v)
+  eye = jnp.broadcast_to(jnp.eye(v.shape[-1], dtype=v.dtype), v.shape)
+  return jnp.linalg.solve(eye - a, eye + a)
+
+
+def exponential(v: jax.Array) -> jax.Array:
+  """exp(V − Vᵀ): every rotation is one.
+
+  Args:
+    v: [..., n, n], float32 or wider.
+
+  >>> v = jnp.array([[0.0, jnp.pi / 2], [0.0, 0.0]])
+  >>> exponential(v).round(5).tolist()
+  [[0.0, 1.0], [-1.0, 0.0]]
+  """
+  with jax.default_matmul_precision('highest'):
+    return jax.scipy.linalg.expm(_skew(v))
+
+
+def cholesky(v: jax.Array) -> jax.Array:
+  """L⁻¹V with L the Cholesky factor of VVᵀ: Gram–Schmidt on the rows.
+
+  An orthogonal V is its own image. For a tall V the columns are taken. VVᵀ is
+  shifted by 1e-6 of its mean eigenvalue, which shrinks W by as much.
+
+  Args:
+    v: [..., m, n], float32 or wider, of full rank.
+
+  Returns:
+    [..., m, n], orthonormal along the smaller side.
+
+  >>> w = cholesky(jnp.array([[2.0, 0.0, 0.0], [2.0, 0.0, 3.0]]))
+  >>> abs(w.round(4)).tolist()
+  [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+  """
+  if v.shape[-2] > v.shape[-1]:
+    return jnp.swapaxes(cholesky(jnp.swapaxes(v, -1, -2)), -1, -2)
+  with jax.default_matmul_precision('highest'):
+    gram = v @ jnp.swapaxes(v, -1, -2)
+    mean = jnp.mean(jnp.square(v), axis=(-2, -1), keepdims=True) * v.shape[-1]
+    eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=v.dtype), gram.shape)
+    factor = jnp.linalg.cholesky(gram + _RIDGE * mean * eye)
+    return jax.scipy.linalg.solve_triangular(factor, v, lower=True)
+
+
+def projector_factor(v: jax.Array) -> jax.Array:
+  """V (VᴴV)⁻¹ for real or complex V [..., n, r]: times Vᴴ, a projector.
+
+  >>> projector_factor(jnp.array([[2.0], [0.0]])).tolist()
+  [[0.5], [0.0]]
+  """
+  adjoint = jnp.swapaxes(v.conj(), -1, -2)
+  with jax.default_matmul_precision('highest'):
+    factor = jnp.linalg.solve(adjoint @ v, adjoint)
+  return jnp.swapaxes(factor.conj(), -1, -2)
+
+
+def block_reflector(v: jax.Array, rows: int | None = None) -> jax.Array:
+  """I − 2V(VᵀV)⁻¹Vᵀ: turns the span of V's columns into its negative.
+
+  Args:
+    v: [..., n, r], float32 or wider, of full rank r <= n.
+    rows: m <= n, to keep the first m rows only (semi-orthogonal).
+
+  Returns:
+    [..., n, n], or [..., m, n].
+
+  >>> block_reflector(jnp.array([[3.0], [0.0]])).tolist()
+  [[-1.0, 0.0], [0.0, 1.0]]
+  """
+  n = v.shape[-2]
+  m = n if rows is None else rows
+  cut = projector_factor(v)[..., :m, :]
+  with jax.default_matmul_precision('highest'):
+    projected = cut @ jnp.swapaxes(v, -1, -2)
+  eye = jnp.eye(m, n, dtype=v.dtype)
+  return jnp.broadcast_to(eye, projected.shape) - 2 * projected
+
+
+class Parametrization(NamedTuple):
+  """A map into O(n), and where training starts."""
+
+  to_orthogonal: Callable[[jax.Array], jax.Array]  # [..., n, r] → [..., n, n].
+  columns: Callable[[int], int]  # n → r.
+  initializers: Mapping[str, Any]  # As `initializers.ORTHOGONAL`, of V.
+
+
+def _gaussian(key, shape, dtype=jnp.float32):
+  """Entries of deviation n^(−1/2): V − Vᵀ has eigenvalues up to ±2√2·i."""
+  return jax.random.normal(key, shape, dtype) * shape[-2] ** -0.5
+
+
+_SKEW = {'haar': _gaussian, 'identity': nn.initializers.zeros}
+
+PARAMETRIZATIONS: dict[str, Parametrization] = {
+  'cayley': Parametrization(cayley, lambda n: n, _SKEW),
+  'exponential': Parametrization(exponential, lambda n: n, _SKEW),
+  'cholesky': Parametrization(cholesky, lambda n: n, initializers.ORTHOGONAL),
+  # Half of the columns: the largest family. The identity is not among them.
+  'block_reflector': Parametrization(
+    block_reflector, lambda n: max(1, n // 2), {'haar': _gaussian}
+  ),
+}
+CHOICES = ('none', *PARAMETRIZATIONS)  # 'none': the matrix is the parameter.
+
+
+def orthogonal_param(
+  module: nn.Module, name: str, n: int, init: str, parametrization: str
+) -> jax.Array:
+  """The orthogonal [n, n] parameter `name` of a module, stored or mapped.
+
+  Args:
+    module: inside its `nn.compact` method.
+    name: of the matrix; what is trained is called so, or `name` + '_raw'.
+    n: size.
+    init: 'haar' (random; Haar-distributed for 'none' and 'cholesky') or
+      'identity'.
+    parametrization: one of `CHOICES`.
+
+  Raises:
+    ValueError: an unknown name, or an initialisation that the
+      parametrisation does not reach.
+  """
+  if parametrization not in CHOICES:
+    raise ValueError(f'{parametrization=} must be one of {CHOICES}.')
+  if parametrization == 'none':
+    start = initializers.ORTHOGONAL[init]
+    return module.param(name, start, (n, n), jnp.float32)
+  p = PARAMETRIZATIONS[parametrization]
+  if init not in p.initializers:
+    raise ValueError(
+      f'{parametrization=} cannot start at {init!r}: choose from '
+      f'{sorted(p.initializers)}.'
+    )
+  shape = (n, p.columns(n))
+  raw = module.param(name + RAW, p.initializers[init], shape, jnp.float32)
+  return p.to_orthogonal(raw)
+
+
+def map_raw(params: Any, maps: Mapping[str, Callable[..., Any]]) -> Any:
+  """A tree of parameters with every raw leaf replaced by what it makes.
+
+  Args:
+    params: nested dictionaries of arrays.
+    maps: name of a matrix → the map of its raw leaf.
+
+  Raises:
+    KeyError: a raw leaf that has no map.
+
+  >>> map_raw({'blocks': {'R_raw': 2.0, 'bias': 1.0}}, {'R': lambda v: -v})
+  {'blocks': {'R': -2.0, 'bias': 1.0}}
+  """
+  if not isinstance(params, Mapping):
+    return params
+  mapped = {}
+  for name, leaf in params.items():
+    if name.endswith(RAW):
+      name = name.removesuffix(RAW)
+      mapped[name] = maps[name](leaf)
+    else:
+      mapped[name] = map_raw(leaf, maps)
+  return mapped

@@ -1,0 +1,162 @@
+"""Convolutions bounded: above the norm of the map that runs, and close to it.
+
+The oracle is the dense matrix of `models.baselines.convolutions`, made by
+applying it to every unit image in float64, and LAPACK's largest singular value.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax.certify import convolution
+from lipnext_jax.models.baselines import convolutions
+
+# LAPACK is right to a small multiple of n·u·‖W‖, 1e-13 for n <= 200; the
+# columns that the map under test computed round a little more.
+ORACLE_ERROR = 1e-12
+
+
+def dense_matrix(apply, grid, channels):
+  """The matrix of a linear map of [h, w, channels] arrays, float64."""
+  n = grid[0] * grid[1] * channels
+  with jax.enable_x64(True):
+    columns = apply(jnp.eye(n).reshape(n, *grid, channels))
+  return np.asarray(columns).reshape(n, -1).T
+
+
+def norm_of(kernel, grid, padding):
+  def apply(x):
+    return convolutions.convolve(x, jnp.asarray(kernel, x.dtype), padding)
+
+  matrix = dense_matrix(apply, grid, kernel.shape[2])
+  return np.linalg.svd(matrix, compute_uv=False)[0]
+
+
+def random_kernel(k=3, ch=3, c=4, seed=0):
+  return np.random.default_rng(seed).normal(size=(k, k, ch, c))
+
+
+# Square and not, odd and even sides, a kernel larger than its grid.
+CASES = [
+  (random_kernel(), (4, 4)),
+  (random_kernel(ch=1, c=1), (5, 7)),
+  (random_kernel(ch=4, c=2, seed=1), (3, 6)),
+  (random_kernel(k=5, ch=2, c=2, seed=2), (2, 3)),
+  (random_kernel(k=2, ch=2, c=3, seed=3), (4, 5)),
+  (random_kernel(k=1, ch=5, c=3, seed=4), (2, 2)),
+  (np.zeros((3, 3, 2, 2)), (3, 3)),
+]
+
+
+def check_bound(fn, kernel, grid, padding, slack):
+  truth = norm_of(kernel, grid, padding)
+  b = fn(kernel, grid, padding)
+  assert b >= truth * (1 - ORACLE_ERROR), 'below the norm'
+  assert b <= truth * slack + 1e-300, 'far above the norm'
+
+
+@pytest.mark.parametrize('padding', ['circular', 'zero'])
+@pytest.mark.parametrize('case', range(len(CASES)))
+def test_the_bound_is_above_the_norm_and_close(case, padding):
+  # 10^(1/16384), and rounding.
+  check_bound(convolution.kernel_bound, *CASES[case], padding, 1.001)
+
+
+@pytest.mark.parametrize('case', range(len(CASES)))
+def test_on_larger_grids_zero_padding_is_bounded_by_frequencies(
+  case, monkeypatch
+):
+  monkeypatch.setattr(convolution, '_DENSE', 0)
+  # A 5×5 kernel on 2×3 pixels has lost most of itself.
+  check_bound(convolution.kernel_bound, *CASES[case], 'zero', 3)
+
+
+def other_padding(kernel, grid, padding):
+  """Planted: zero padding bounded on the grid itself, as if circular."""
+  del padding
+  return convolution.kernel_bound(kernel, grid, 'circular')
+
+
+def power_iteration(kernel, grid, padding):
+  """Planted: what training uses. It approaches from below."""
+  kernel = jnp.asarray(kernel, jnp.float32)
+  return float(convolutions.power_iteration(kernel, grid, padding, 3))
+
+
+def largest_tap(kernel, grid, padding):
+  """Planted: the norms of single taps."""
+  del grid, padding
+  return max(np.linalg.norm(tap, 2) for row in kernel for tap in row)
+
+
+def alternating(grid):
+  """A kernel whose worst input changes sign from pixel to pixel.
+
+  On an odd circular grid no image does so, with zero padding nearly.
+  """
+  kernel = np.zeros((3, 3, 1, 1))
+  kernel[1, :, 0, 0] = [-1, 2, -1]
+  return kernel, grid
+
+
+@pytest.mark.parametrize(
+  ('fault', 'padding', 'case'),
+  [
+    (other_padding, 'zero', alternating((1, 3))),
+    (power_iteration, 'circular', CASES[0]),
+    (largest_tap, 'circular', CASES[0]),
+  ],
+)
+def test_the_check_rejects(fault, padding, case):
+  with pytest.raises(AssertionError, match='below the norm'):
+    check_bound(fault, *case, padding, 2)
+
+
+def test_the_matrix_is_that_of_the_map():
+  for kernel, grid in CASES:
+
+    def apply(x, kernel=kernel):
+      return convolutions.convolve(x, jnp.asarray(kernel, x.dtype), 'zero')
+
+    np.testing.assert_allclose(
+      convolution.matrix(kernel, grid),
+      dense_matrix(apply, grid, kernel.shape[2]),
+      rtol=0,
+      atol=1e-14,
+    )
+
+
+@pytest.mark.parametrize('grid', [(3, 4), (4, 5), (1, 2), (2, 1)])
+def test_a_spectrum_is_bounded_whatever_its_numbers_are(grid):
+  """Not only those of a real kernel: every half spectrum is a map."""
+  rng = np.random.default_rng(0)
+  spectrum = 5 * rng.normal(size=(grid[0], grid[1] // 2 + 1, 2, 3, 3))
+
+  def apply(x):
+    return convolutions.apply_spectrum(x, jnp.asarray(spectrum, x.dtype))
+
+  matrix = dense_matrix(apply, grid, 3)
+  truth = np.linalg.svd(matrix, compute_uv=False)[0]
+  b = convolution.spectrum_bound(spectrum)
+  # Outer frequencies lose their imaginary parts: not attained.
+  assert truth * (1 - ORACLE_ERROR) <= b <= 3 * truth
+  one_frequency = np.max(spectrum[0, 0, 0])  # Planted: one entry of many.
+  assert one_frequency < truth
+
+
+def test_what_cannot_be_bounded_raises():
+  kernel = random_kernel()
+  kernel[0, 0, 0, 0] = np.nan
+  with pytest.raises(ValueError, match='not finite'):
+    convolution.kernel_bound(kernel, (4, 4), 'zero')
+  with pytest.raises(ValueError, match='padding'):
+    convolution.kernel_bound(random_kernel(), (4, 4), 'reflect')
+  with pytest.raises(ValueError, match='does not fit'):
+    convolution.BOUNDS['spectrum'](np.zeros((4, 4, 2, 1, 1)), (4, 4))
+
+
+def test_every_layer_of_a_stack_has_a_bound():
+  kernels = np.stack([s * random_kernel(c=3) for s in (1, 2, 4)])
+  found = convolution.BOUNDS['conv_circular'](kernels, (4, 4))
+  np.testing.assert_allclose(found, np.array([1, 2, 4]) * found[0], rtol=1e-9)

@@ -1,0 +1,276 @@
+"""Spectral norms bounded: above the truth, exactly; and not far above it.
+
+"Exactly" is meant: floats are rationals, so that b >= ‖W‖₂ is the question
+whether b² I − WᵀW is positive semi-definite, which Bareiss' elimination
+decides in integers without a rounding.
+"""
+
+from fractions import Fraction
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax.certify import norms
+
+
+def qr(m, n, seed=0):
+  q = np.linalg.qr(np.random.default_rng(seed).normal(size=(max(m, n), n)))[0]
+  return q[:m]
+
+
+# ── Exact arithmetic ─────────────────────────────────────────────────────────
+
+
+def exceeds_norm(b, w):
+  """Whether b > ‖w‖₂, decided exactly: all leading minors of b²I − WᵀW > 0."""
+  w = np.asarray(w, np.float64)
+  w = w if w.shape[0] >= w.shape[1] else w.T
+  columns = [[Fraction(float(v)) for v in column] for column in w.T]
+  gram = [[sum(map(_times, u, v)) for v in columns] for u in columns]
+  a = [[-g for g in row] for row in gram]
+  for i in range(len(a)):
+    a[i][i] += Fraction(b) ** 2
+  for i in range(len(a)):
+    if a[i][i] <= 0:
+      return False
+    for row in a[i + 1 :]:
+      ratio = row[i] / a[i][i]
+      row[i:] = [x - ratio * y for x, y in zip(row[i:], a[i][i:], strict=True)]
+  return True
+
+
+def _times(x, y):
+  return x * y
+
+
+def test_the_exact_decision_is_right_on_known_norms():
+  w = np.diag([1.0, 3.0, 2.0])[:, [2, 0, 1]]
+  assert exceeds_norm(Fraction(3) + Fraction(1, 10**40), w)
+  assert not exceeds_norm(Fraction(3) - Fraction(1, 10**40), w)
+  assert not exceeds_norm(3.0, w)  # Strict.
+  wide = np.array([[3.0, 4.0]])
+  assert exceeds_norm(np.nextafter(5.0, 6), wide)
+  assert not exceeds_norm(np.nextafter(5.0, 4), wide)
+
+
+def small_matrices():
+  """Matrices of a few rows, in and far from the orthogonal group."""
+  rng = np.random.default_rng(0)
+  yield 'haar float32', qr(5, 5).astype(np.float32)
+  yield 'haar float64', qr(4, 4, 1)
+  yield 'scaled', 1.001 * qr(4, 4, 2)
+  yield 'shrunk', 0.5 * qr(4, 4, 3)
+  yield 'rank one', np.outer([1.0, 2, 3], [0.1, 0.2, 0.3])
+  yield 'zero', np.zeros((3, 3))
+  yield 'gaussian', rng.normal(size=(4, 4))
+  yield 'tall', qr(6, 3, 4).astype(np.float32)
+  yield 'wide', qr(6, 3, 5).astype(np.float32).T
+  yield 'cut', qr(5, 5, 6)[:3]
+  yield 'one entry', np.array([[1 + 2**-52]])
+  yield 'identity', np.eye(4)
+  yield 'bfloat16', np.asarray(jnp.asarray(qr(4, 4, 7), jnp.bfloat16))
+  yield 'huge', 1e40 * rng.normal(size=(3, 3))
+  yield 'overflows squared', 1e160 * qr(3, 3, 8)
+  yield 'tiny', 1e-170 * qr(3, 3, 9)
+  yield 'subnormal', np.full((2, 2), 5e-324)
+  yield 'mixed scales', np.diag([1.0, 1e-300]) @ qr(2, 2, 10)
+  yield 'one large rest tiny', np.array([[1.0, 2**-27], [-(2**-27), 1.0]])
+
+
+SMALL = dict(small_matrices())
+
+
+def check_upper(fn, w):
+  assert exceeds_norm(fn(w), w), 'below the norm'
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_bound_exceeds_the_norm_exactly(name):
+  b = norms.spectral_norm_bound(SMALL[name])
+  assert isinstance(b, float)
+  assert b >= 1
+  assert not math.isnan(b)
+  if math.isfinite(b):  # Entries of 1e160 are bounded by inf: true, and said.
+    check_upper(norms.spectral_norm_bound, SMALL[name])
+  else:
+    assert np.max(np.abs(SMALL[name])) > 1e150
+
+
+def absorbed(m=4097):
+  """[m, 1]: a one, and entries whose squares all round away one by one.
+
+  2⁻²⁷ squared is 2⁻⁵⁴, half of the half-ulp of 1: summed after the 1, each is
+  lost, and the true norm, sqrt(1 + (m − 1)·2⁻⁵⁴), is 1 + 2⁻⁴³ for m = 4097.
+  """
+  w = np.full((m, 1), 2.0**-27)
+  w[0] = 1
+  return w
+
+
+def without_rounding(w):
+  """Planted: the same bound with the rounding of WᵀW left out.
+
+  The sum runs in order, as any BLAS is free to do.
+  """
+  gram = np.zeros((w.shape[1], w.shape[1]))
+  for row in np.asarray(w, np.float64):
+    gram += np.outer(row, row)
+  d = gram - np.eye(len(gram))
+  for _ in range(3):
+    d = d @ d
+  return math.sqrt(1 + np.linalg.norm(d) ** (1 / 8)) * (1 + 2**-50)
+
+
+def test_rounding_of_the_products_is_accounted_for():
+  check_upper(norms.spectral_norm_bound, absorbed())
+  with pytest.raises(AssertionError, match='below the norm'):
+    check_upper(without_rounding, absorbed())
+
+
+def power_iteration(w, steps=20):
+  """Planted: what training loops use. It approaches from below."""
+  w = np.asarray(w, np.float64)
+  v = np.ones(w.shape[1])
+  for _ in range(steps):
+    v = w.T @ (w @ v)
+    v /= np.linalg.norm(v)
+  return float(np.linalg.norm(w @ v))
+
+
+def normalised_defect(w):
+  """Planted: 1 + ‖WᵀW − I‖_F/√n, the defect that papers like to plot."""
+  n = w.shape[1]
+  d = w.T @ w - np.eye(n)
+  return 1 + float(np.linalg.norm(d)) / math.sqrt(n)
+
+
+def assumed_one(w):
+  del w
+  return 1.0
+
+
+def one_bad_direction(n=6):
+  """Orthogonal but for one singular value: 1.001."""
+  u, v = qr(n, n, 11), qr(n, n, 12)
+  return u @ np.diag([1.001] + [1.0] * (n - 1)) @ v
+
+
+@pytest.mark.parametrize(
+  'fault', [power_iteration, normalised_defect, assumed_one]
+)
+def test_exact_check_rejects(fault):
+  w = one_bad_direction()
+  check_upper(norms.spectral_norm_bound, w)
+  with pytest.raises(AssertionError, match='below the norm'):
+    check_upper(fault, w)
+
+
+# ── Larger matrices: float64 singular values, and tightness ──────────────────
+
+
+def near_orthogonal(n, defects, seed=0):
+  """U diag(1 + defects) Vᵀ in float64, defects of length n."""
+  return (qr(n, n, seed) * (1 + np.asarray(defects))) @ qr(n, n, seed + 1)
+
+
+def large_matrices():
+  rng = np.random.default_rng(5)
+  yield 'scaled', 1.001 * qr(100, 100)
+  yield 'rank deficient', qr(80, 80)[:, :40] @ qr(80, 80, 1)[:40]
+  yield 'clustered', near_orthogonal(96, [3e-4] * 48 + [-3e-4] * 48)
+  yield 'spread', near_orthogonal(96, np.geomspace(1e-9, 1e-2, 96))
+  yield 'one direction', near_orthogonal(96, [1e-3] + [0] * 95)
+  yield 'shrinking', near_orthogonal(64, np.linspace(-1, 0, 64))
+  yield 'tall', qr(200, 30) + 1e-4 * rng.normal(size=(200, 30))
+  yield 'wide', (qr(200, 30) + 1e-4 * rng.normal(size=(200, 30))).T
+  yield 'gaussian', rng.normal(size=(50, 70))
+
+
+LARGE = dict(large_matrices())
+# LAPACK's singular values are right to a small multiple of n·u·‖W‖: 1e-13 for
+# n <= 200. Used only here; the exact check above needs no such allowance.
+SVD_ERROR = 1e-13
+
+
+@pytest.mark.parametrize('name', LARGE)
+def test_bound_exceeds_the_largest_singular_value(name):
+  w = LARGE[name]
+  largest = np.linalg.svd(w, compute_uv=False)[0]
+  b = norms.spectral_norm_bound(w)
+  assert b >= largest * (1 - SVD_ERROR)
+  # ‖W‖² <= 1 + n^(1/16)·‖D‖₂, the derivation read from the other side.
+  short = w if w.shape[0] >= w.shape[1] else w.T
+  n = short.shape[1]
+  defect = np.linalg.norm(short.T @ short - np.eye(n), 2)
+  assert b <= math.sqrt(1 + n ** (1 / 16) * defect) * (1 + 1e-10)
+
+
+@pytest.mark.parametrize('n', [64, 100, 256])
+def test_bound_is_tight_for_float32_haar_matrices(n):
+  g = np.random.default_rng(n).normal(size=(n, n)).astype(np.float32)
+  w = np.linalg.qr(g)[0]  # In float32: a defect of about 1e-6.
+  assert w.dtype == np.float32
+  largest = np.linalg.svd(w.astype(np.float64), compute_uv=False)[0]
+  b = norms.spectral_norm_bound(w)
+  assert b >= largest * (1 - SVD_ERROR)
+  assert b <= 1 + 3e-6
+  # sqrt(1 + n^(1/16) δ) <= 1 + 0.71 δ and δ = 2(‖W‖ − 1) at least, unless a
+  # singular value below 1 is the farthest.
+  defect = np.linalg.norm(w.T.astype(np.float64) @ w - np.eye(n), 2)
+  assert b - 1 <= 0.71 * defect
+  assert b - 1 >= 0.5 * defect - SVD_ERROR
+
+
+def test_bound_grows_with_the_matrix():
+  for s in (1e-3, 1, 1e3, 1e12, 1e25, 1e38):
+    b = norms.spectral_norm_bound(np.float32(s) * qr(8, 8).astype(np.float32))
+    # n^(1/16) = 1.139 for n = 8; below 1 the bound is at least 1.
+    assert s * (1 - 1e-6) <= b <= max(s, math.sqrt(2)) * 1.139
+
+
+@pytest.mark.parametrize('scale', [1e150, 1e154, 1e200, 1e300])
+def test_matrices_whose_squares_overflow_have_a_bound(scale):
+  w = scale * qr(8, 8)
+  found = norms.spectral_norm_bound(w)
+  assert found >= scale * (1 - 1e-12)
+
+
+# ── Any matrix ───────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_norm_bound_exceeds_the_norm_exactly(name):
+  w = np.asarray(SMALL[name], np.float64)
+  b = norms.norm_bound(w)
+  if math.isfinite(b):
+    # Zero is its own bound: not above it, strictly.
+    assert not np.any(w) or exceeds_norm(b, w)
+
+
+def check_tight(fn, w):
+  largest = np.linalg.svd(w, compute_uv=False)[0]
+  b = fn(w)
+  assert b >= largest * (1 - SVD_ERROR)
+  # n^(1/16384) for n <= 100, and rounding.
+  assert b <= largest * 1.0003, 'far above the norm'
+
+
+@pytest.mark.parametrize('name', LARGE)
+def test_norm_bound_is_tight_for_any_matrix(name):
+  for scale in (1, 1e-200, 1e200):
+    check_tight(norms.norm_bound, scale * LARGE[name])
+
+
+def test_the_check_of_tightness_rejects_fewer_squarings():
+  with pytest.raises(AssertionError, match='far above'):
+    check_tight(lambda w: norms.norm_bound(w, 3), LARGE['gaussian'])
+
+
+def test_a_complex_matrix_and_its_real_form_have_one_norm():
+  rng = np.random.default_rng(0)
+  w = rng.normal(size=(5, 3)) + 1j * rng.normal(size=(5, 3))
+  values = np.linalg.svd(norms.realified(w), compute_uv=False)
+  expected = np.repeat(np.linalg.svd(w, compute_uv=False), 2)
+  np.testing.assert_allclose(values, expected, rtol=1e-13)

@@ -1,0 +1,122 @@
+"""BRONet against its equations, and its isometry, layer by layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax.models import baselines
+from lipnext_jax.optim import orthogonal_labels
+
+IMAGE = (6, 8, 1)
+SIZES = {'depth': 2, 'width': 8, 'patch_size': 2, 'dense_width': 200}
+
+
+def build(**fields):
+  return baselines.BRONet(3, **(SIZES | fields))
+
+
+def draw(model, seed=0):
+  shapes = jax.eval_shape(
+    model.init, jax.random.key(0), jnp.zeros((1, *IMAGE))
+  )['params']
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda s: rng.normal(size=s.shape), shapes)
+
+
+def features(model, params, x):
+  """What the head receives: its rows replaced by those of the identity."""
+  d = model.dense_width
+  head = {'kernel': np.eye(d), 'bias': np.zeros(d)}
+  with jax.enable_x64(True):
+    out = model.clone(num_classes=d, dtype=jnp.float64).apply(
+      {'params': params | {'head': head}}, jnp.asarray(x)
+    )
+  return np.asarray(out)
+
+
+def jacobian(model, params, x):
+  d = model.dense_width
+  head = {'kernel': np.eye(d), 'bias': np.zeros(d)}
+  wide = model.clone(num_classes=d, dtype=jnp.float64)
+  with jax.enable_x64(True):
+    j = jax.jacfwd(
+      lambda x: wide.apply({'params': params | {'head': head}}, x[None])[0]
+    )(jnp.asarray(x))
+  return np.asarray(j).reshape(d, -1)
+
+
+def check_isometry(model, params):
+  """The Jacobian of the backbone has orthonormal columns: norms stay."""
+  x = np.random.default_rng(3).uniform(size=IMAGE)
+  values = np.linalg.svd(jacobian(model, params, x), compute_uv=False)
+  np.testing.assert_allclose(values, 1, rtol=0, atol=1e-10)
+
+
+def test_the_backbone_is_an_isometry_where_nothing_is_cut():
+  """4 pixels a patch <= 8 channels, 96 features <= 200."""
+  model = build()
+  check_isometry(model, draw(model))
+
+
+@pytest.mark.parametrize(
+  'fields', [{'width': 3}, {'dense_width': 20}], ids=['stem', 'neck']
+)
+def test_where_something_is_cut_norms_shrink_and_never_grow(fields):
+  model = build(**fields)
+  params = draw(model)
+  x = np.random.default_rng(3).uniform(size=IMAGE)
+  values = np.linalg.svd(jacobian(model, params, x), compute_uv=False)
+  assert values[0] <= 1 + 1e-10
+  with pytest.raises(AssertionError):
+    check_isometry(model, params)
+
+
+def test_the_check_rejects_a_stretched_spectrum():
+  model = build()
+  with jax.enable_x64(True):
+    params = jax.device_get(jax.jit(model.explicit_params)(draw(model)))
+  check_isometry(model.explicit(), params)
+  params['blocks']['spectrum'] = params['blocks']['spectrum'].copy()
+  params['blocks']['spectrum'][1, 0, 1] *= 1.001
+  with pytest.raises(AssertionError):
+    check_isometry(model.explicit(), params)
+
+
+def test_the_order_of_layers_matters_and_biases_are_added():
+  model = build(dense_width=20)
+  params = draw(model)
+  x = np.random.default_rng(0).uniform(size=(2, *IMAGE))
+  start = features(model, params, x)
+  for group in ('stem', 'blocks', 'neck', 'dense'):
+    for leaf in params[group]:
+      changed = {**params[group], leaf: params[group][leaf][::-1]}
+      moved = features(model, params | {group: changed}, x)
+      assert np.max(np.abs(moved - start)) > 1e-3, (group, leaf)
+
+
+def test_parameters_are_euclidean_and_small():
+  model = build(width=16, dense_width=20)
+  shapes = jax.eval_shape(
+    model.init, jax.random.key(0), jnp.zeros((1, *IMAGE))
+  )['params']
+  assert set(jax.tree.leaves(orthogonal_labels(shapes))) == {'euclidean'}
+  assert jax.tree.map(lambda s: s.shape, shapes) == {
+    'stem': {'spectrum_raw': (3, 3, 16, 4), 'pos': (3, 4, 1), 'bias': (16,)},
+    'blocks': {'spectrum_raw': (2, 3, 3, 16, 4), 'bias': (2, 16)},
+    'neck': {'Q_raw': (192, 5), 'bias': (20,)},
+    'dense': {'Q_raw': (2, 20, 5), 'bias': (2, 20)},
+    'head': {'kernel': (3, 20), 'bias': (3,)},
+  }
+
+
+def test_reflectors_run_in_float32_when_the_rest_is_bfloat16():
+  model = build(dtype=jnp.bfloat16, dense_width=20)
+  x = jnp.zeros((2, *IMAGE))
+  logits, variables = jax.eval_shape(
+    model.init_with_output, jax.random.key(0), x
+  )
+  assert logits.dtype == jnp.float32
+  text = str(jax.make_jaxpr(model.apply)(variables, x))
+  assert 'c64' in text
+  assert 'bf16' in text

@@ -1,0 +1,179 @@
+"""Convolutions in space and frequency: as defined, and isometric if claimed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax.certify import convolution
+from lipnext_jax.models.baselines import convolutions
+
+
+def random(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape)
+
+
+def by_loops(x, kernel, padding):
+  """Cross-correlation, tap by tap."""
+  b, h, w, _ = x.shape
+  k = kernel.shape[0]
+  y = np.zeros((b, h, w, kernel.shape[-1]))
+  for i in range(h):
+    for j in range(w):
+      for s in range(k):
+        for t in range(k):
+          row, column = i + s - (k - 1) // 2, j + t - (k - 1) // 2
+          if padding == 'circular':
+            row, column = row % h, column % w
+          if 0 <= row < h and 0 <= column < w:
+            y[:, i, j] += x[:, row, column] @ kernel[s, t]
+  return y
+
+
+@pytest.mark.parametrize('padding', ['circular', 'zero'])
+@pytest.mark.parametrize(('k', 'grid'), [(3, (4, 5)), (5, (2, 3)), (2, (3, 3))])
+def test_convolution_is_its_definition(k, grid, padding):
+  x, kernel = random(2, *grid, 3), random(k, k, 3, 2, seed=1)
+  with jax.enable_x64(True):
+    got = convolutions.convolve(jnp.asarray(x), jnp.asarray(kernel), padding)
+  expected = by_loops(x, kernel, padding)
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+  other = by_loops(x, kernel, 'zero' if padding == 'circular' else 'circular')
+  assert np.max(np.abs(other - expected)) > 0.1  # The check tells them apart.
+
+
+def test_an_unknown_padding_is_refused():
+  with pytest.raises(ValueError, match="'reflect'"):
+    convolutions.convolve(
+      jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1, 1, 1)), 'reflect'
+    )
+
+
+@pytest.mark.parametrize('padding', ['circular', 'zero'])
+@pytest.mark.parametrize('k', [1, 2, 3])
+def test_the_identity_in_a_kernel_is_the_residual(k, padding):
+  x, kernel = random(2, 4, 4, 3), random(2, k, k, 3, 3)
+  with jax.enable_x64(True):
+    whole = convolutions.with_identity(jnp.asarray(kernel))
+    for plain, residual in zip(jnp.asarray(kernel), whole, strict=True):
+      got = convolutions.convolve(jnp.asarray(x), residual, padding)
+      y = x + convolutions.convolve(jnp.asarray(x), plain, padding)
+      np.testing.assert_allclose(got, y, rtol=0, atol=1e-12)
+
+
+# ── Block reflectors ─────────────────────────────────────────────────────────
+
+
+def apply64(fn, x, weights):
+  with jax.enable_x64(True):
+    return np.asarray(jax.jit(fn)(jnp.asarray(x), jnp.asarray(weights)))
+
+
+def check_isometry(fn, x, tolerance=1e-12):
+  """‖fn(x) − fn(y)‖ = ‖x − y‖ for all pairs of x."""
+  y = fn(x)
+  for i in range(len(x)):
+    for j in range(i):
+      before, after = (np.linalg.norm(a[i] - a[j]) for a in (x, y))
+      assert abs(after / before - 1) < tolerance, 'not norm-preserving'
+
+
+GRIDS = [(4, 4), (3, 5), (5, 4), (3, 3)]
+
+
+@pytest.mark.parametrize('grid', GRIDS)
+def test_a_reflector_convolution_preserves_norms_and_undoes_itself(grid):
+  x, v = random(4, *grid, 6), random(3, 3, 6, 2, seed=1)
+  check_isometry(lambda x: apply64(convolutions.reflect, x, v), x)
+  twice = apply64(convolutions.reflect, apply64(convolutions.reflect, x, v), v)
+  np.testing.assert_allclose(twice, x, rtol=0, atol=1e-12)
+  moved = apply64(convolutions.reflect, x, v) - x
+  assert np.linalg.norm(moved) > 0.5  # It is not the identity.
+
+
+def test_a_reflector_mixes_neighbours_and_commutes_with_shifts():
+  x, v = np.zeros((1, 5, 5, 3)), random(3, 3, 3, 1, seed=1)
+  x[0, 2, 2, 0] = 1
+  y = apply64(convolutions.reflect, x, v)
+  assert np.sum(np.abs(y) > 1e-6) > 30  # The inverse reaches every pixel.
+  shifted = apply64(convolutions.reflect, np.roll(x, (1, 2), (1, 2)), v)
+  np.testing.assert_allclose(
+    shifted, np.roll(y, (1, 2), (1, 2)), rtol=0, atol=1e-12
+  )
+
+
+@pytest.mark.parametrize('grid', GRIDS)
+def test_the_stored_spectrum_is_the_same_map(grid):
+  x, v = random(2, *grid, 4), random(3, 3, 4, 2, seed=1)
+  with jax.enable_x64(True):
+    spectrum = convolutions.reflector_spectrum(jnp.asarray(v), grid)
+  assert spectrum.shape == (grid[0], grid[1] // 2 + 1, 2, 4, 4)
+  np.testing.assert_allclose(
+    apply64(convolutions.apply_spectrum, x, spectrum),
+    apply64(convolutions.reflect, x, v),
+    rtol=0,
+    atol=1e-12,
+  )
+
+
+def zero_padded(x, v):
+  """Planted: zeros around the image, cut off again afterwards."""
+  h, w = x.shape[1:3]
+  wide = jnp.pad(x, ((0, 0), (0, 2), (0, 2), (0, 0)))
+  return convolutions.reflect(wide, v)[:, :h, :w]
+
+
+def not_inverted(x, v):
+  """Planted: I − 2VVᴴ, the inverse of VᴴV forgotten."""
+  spectrum = convolutions.frequencies(v, x.shape[1:3])
+  z = jnp.fft.rfft2(x, axes=(1, 2))
+  inner = jnp.einsum('hwcr,bhwc->bhwr', spectrum.conj(), z)
+  z = z - 2 * jnp.einsum('hwcr,bhwr->bhwc', spectrum, inner)
+  return jnp.fft.irfft2(z, s=x.shape[1:3], axes=(1, 2))
+
+
+def not_conjugated(x, v):
+  """Planted: Vᵀ in the place of Vᴴ."""
+  spectrum = convolutions.frequencies(v, x.shape[1:3])
+  transpose = jnp.swapaxes(spectrum, -1, -2)
+  matrix = spectrum @ jnp.linalg.solve(transpose @ spectrum, transpose)
+  z = jnp.fft.rfft2(x, axes=(1, 2))
+  z = z - 2 * jnp.einsum('hwdc,bhwc->bhwd', matrix, z)
+  return jnp.fft.irfft2(z, s=x.shape[1:3], axes=(1, 2))
+
+
+@pytest.mark.parametrize('fault', [zero_padded, not_inverted, not_conjugated])
+def test_the_check_of_isometry_rejects(fault):
+  x, v = random(4, 4, 4, 6), random(3, 3, 6, 2, seed=1)
+  with pytest.raises(AssertionError, match='not norm-preserving'):
+    check_isometry(lambda x: apply64(fault, x, v), x)
+
+
+def test_a_kernel_larger_than_the_grid_is_refused():
+  with pytest.raises(ValueError, match='exceeds the grid'):
+    convolutions.frequencies(jnp.ones((3, 3, 2, 1)), (2, 4))
+
+
+def test_power_iteration_is_pure_and_finds_the_norm_and_its_gradient():
+  """d‖W‖₂ = uᵀ dW v for the largest singular pair of the dense matrix."""
+  kernel, grid = random(3, 3, 4, 4), (5, 5)
+  u, values, vt = np.linalg.svd(convolution.matrix(kernel, grid))
+  assert values[1] < 0.99 * values[0]  # 500 iterations: 0.99^1000 = 4e-5.
+
+  @jax.jit
+  def estimate(kernel):
+    return jax.value_and_grad(
+      lambda k: convolutions.power_iteration(k, grid, 'zero', 500)
+    )(kernel)
+
+  with jax.enable_x64(True):
+    found, gradient = estimate(jnp.asarray(kernel))
+    again, _ = estimate(jnp.asarray(kernel))
+  assert found == again
+  assert float(found) == pytest.approx(values[0], rel=1e-6)
+  assert float(found) <= values[0] * (1 + 1e-12)
+  for seed in range(3):
+    direction = random(3, 3, 4, 4, seed=seed)
+    expected = u[:, 0] @ convolution.matrix(direction, grid) @ vt[0]
+    slope = np.sum(np.asarray(gradient) * direction)
+    assert slope == pytest.approx(expected, abs=1e-3)

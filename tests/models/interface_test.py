@@ -1,0 +1,218 @@
+"""One interface for every model: what training, evaluation and proofs use.
+
+Lipschitz constants are measured: at random pairs and by gradient ascent, in
+float64, whole backbones and single layers, and each check rejects planted
+faults.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax import certify
+from lipnext_jax import errors
+from lipnext_jax import models
+from lipnext_jax.attacks import lower_bound
+from lipnext_jax.certify import rigorous
+from lipnext_jax.models import baselines
+from lipnext_jax.models import interface
+from lipnext_jax.models import parametrizations
+
+IMAGE = (6, 8, 1)
+SIZES = {'num_classes': 4, 'depth': 2, 'width': 8, 'patch_size': 2}
+RIVAL = {**SIZES, 'dense_depth': 2, 'dense_width': 12}
+MODELS = {
+  'lipnext': models.LipNeXt(**SIZES, m_init='haar'),
+  'minmax': models.LipNeXt(**SIZES, m_init='haar', activation='minmax'),
+  'no position': models.LipNeXt(**SIZES, position=False, padding='zero'),
+  **{
+    name: models.LipNeXt(**SIZES, m_init='haar', parametrization=name)
+    for name in parametrizations.PARAMETRIZATIONS
+  },
+  'liresnet': baselines.LiResNet(**RIVAL),
+  'liresnet circular': baselines.LiResNet(**RIVAL, padding='circular'),
+  'bronet': baselines.BRONet(**RIVAL),
+}
+
+
+@functools.cache
+def trained(name):
+  """Float32 parameters with nothing at zero or on a special point."""
+  shapes = jax.eval_shape(
+    MODELS[name].init, jax.random.key(0), jnp.zeros((1, *IMAGE))
+  )['params']
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    a = rng.normal(size=leaf.shape)
+    kind = path[-1].key
+    if kind in ('Q', 'R', 'M'):
+      a = np.linalg.qr(a)[0]
+    elif kind == 'pos' and name == 'no position':
+      a = 0 * a
+    elif kind.startswith('conv'):
+      a /= 3 * leaf.shape[-1] ** 0.5
+    elif kind in ('bias', 'pos'):
+      a *= 0.2
+    return jnp.float32(a)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def images(n=4):
+  rng = np.random.default_rng(1)
+  return jnp.float32(rng.uniform(size=(n, *IMAGE)))
+
+
+@functools.cache
+def explicit(name):
+  """(logits of the trained form, those of the explicit one, its parameters)."""
+  model = MODELS[name]
+
+  @jax.jit
+  def both(params, x):
+    mapped = model.explicit_params(params)
+    logits = model.explicit().apply({'params': mapped}, x)
+    return model.apply({'params': params}, x), logits, mapped
+
+  return jax.device_get(both(trained(name), images()))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_explicit_parameters_make_the_same_function(name):
+  model = MODELS[name]
+  trained_logits, logits, mapped = explicit(name)
+  # Float32: ten layers of maps that round by 1e-6 or so each.
+  np.testing.assert_allclose(logits, trained_logits, rtol=0, atol=2e-5)
+  assert not any(
+    jax.tree_util.keystr(path).endswith("_raw']")
+    for path, _ in jax.tree_util.tree_leaves_with_path(mapped)
+  )
+  again = model.explicit().explicit_params(mapped)
+  assert jax.tree.all(jax.tree.map(lambda a, b: a is b, again, mapped))
+  assert model.explicit().explicit() == model.explicit()
+  shapes = jax.eval_shape(model.explicit().init, jax.random.key(0), images())[
+    'params'
+  ]
+  assert jax.tree.map(np.shape, mapped) == jax.tree.map(np.shape, shapes)
+
+
+# Above the bound by more than rounding is a fault; see `attacks.lower_bound`.
+def check_constant(found, bound):
+  assert max(found.backbone, found.logits) <= bound + lower_bound.ROUNDING, (
+    'not Lipschitz'
+  )
+
+
+def search(name, params):
+  return lower_bound.lipschitz_lower_bound(
+    MODELS[name], params, images(), restarts=8, steps=50
+  )
+
+
+@functools.cache
+def measured(name):
+  """(largest quotients found, proved bound) of the explicit model."""
+  params = explicit(name)[2]
+  return search(name, params), certify.lipschitz_bound(params)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_no_pair_of_images_exceeds_the_bound(name):
+  found, bound = measured(name)
+  check_constant(found, bound)
+  # The search is no formality. What LiResNet's layers could do, each for
+  # itself, they do not do together.
+  assert max(found) > (0.1 if name.startswith('liresnet') else 0.5) * bound
+
+
+@pytest.mark.parametrize(
+  ('name', 'leaf', 'factor'),
+  [('liresnet', 'conv_zero', 6), ('bronet', 'spectrum', 2), ('cayley', 'M', 2)],
+)
+def test_the_check_rejects_scaled_layers(name, leaf, factor):
+  """Planted: weights that the bound was not computed from."""
+  _, bound = measured(name)
+  params = explicit(name)[2]
+  blocks = params['blocks'] | {
+    leaf: np.float32(factor * params['blocks'][leaf])
+  }
+  found = search(name, params | {'blocks': blocks})
+  with pytest.raises(AssertionError, match='not Lipschitz'):
+    check_constant(found, bound)
+
+
+def test_an_assumed_one_is_refuted_for_liresnet():
+  found, bound = measured('liresnet')
+  assert bound > 1
+  with pytest.raises(AssertionError, match='not Lipschitz'):
+    check_constant(found, 1.0)
+
+
+@pytest.mark.parametrize('name', ['liresnet', 'liresnet circular'])
+def test_trainings_constant_approaches_the_bound_from_below(name):
+  model, params = MODELS[name], trained(name)
+  bound = certify.lipschitz_bound(explicit(name)[2])
+  found = float(jax.jit(model.clone(power_iterations=50).lipschitz)(params))
+  # Float32 estimates; the tail's Λ is 1 + 1e-5.
+  assert 0.9 * bound < found < bound * (1 + 1e-5)
+
+
+@pytest.mark.parametrize('name', ['lipnext', 'cayley', 'bronet'])
+def test_orthogonal_models_train_with_the_constant_one(name):
+  assert MODELS[name].lipschitz(trained(name)) == 1
+
+
+@pytest.mark.parametrize('name', ['cayley', 'liresnet', 'bronet'])
+def test_raw_parameters_have_no_bound(name):
+  with pytest.raises(ValueError, match='_raw is mapped'):
+    certify.lipschitz_bound(trained(name))
+
+
+@pytest.mark.parametrize('name', ['liresnet', 'bronet'])
+def test_rivals_are_refused_a_rigorous_certificate(name):
+  model = MODELS[name]
+  params = explicit(name)[2]
+  with pytest.raises(errors.ConfigError, match='covers LipNeXt alone'):
+    rigorous.rigorous_certifier(model.explicit(), params)
+
+
+@pytest.mark.parametrize('name', ['minmax', 'exponential'])
+def test_ablations_of_lipnext_are_certified_rigorously(name):
+  """Float64 logits plus E still bound what pairs of images do."""
+  model = MODELS[name]
+  params = explicit(name)[2]
+  found = rigorous.rigorous_radius(
+    model.explicit(), params, np.asarray(images(), np.float64)
+  )
+  fast, radii = certify.certified_radius(
+    explicit(name)[1],
+    models.head_kernel({'params': params}),
+    certify.lipschitz_bound(params),
+  )
+  np.testing.assert_array_equal(found.predictions, fast)
+  np.testing.assert_allclose(found.radii, radii, rtol=0, atol=1e-5)
+
+
+def test_a_model_has_to_say_what_is_explicit():
+  with pytest.raises(NotImplementedError):
+    interface.CertifiedModel().explicit_params({})
+  with pytest.raises(NotImplementedError):
+    interface.CertifiedModel().explicit()
+
+
+@pytest.mark.parametrize('name', ['lipnext', 'liresnet', 'bronet'])
+def test_a_position_that_is_off_has_no_gradient(name):
+  model = MODELS[name].clone(position=False)
+
+  def total(params):
+    return jnp.sum(model.apply({'params': params}, images()) ** 2)
+
+  params = trained(name)
+  group = 'blocks' if name == 'lipnext' else 'stem'
+  gradient = jax.jit(jax.grad(total))(params)[group]
+  assert not np.any(gradient['pos'])
+  assert np.any(gradient['bias'])
