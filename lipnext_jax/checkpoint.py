@@ -289,15 +289,20 @@ class Checkpointer:
       step, args=ocp.args.StandardRestore(abstract_state)
     )
 
-  def close(self) -> None:
+  def close(self) -> int | None:
     """Waits for saves in flight.
+
+    Returns:
+      The newest checkpoint's step; None: there is none.
 
     Raises:
       CheckpointError: the last save could not be written.
     """
     with self._explained():
       self._manager.wait_until_finished()
+      newest = self._manager.latest_step()
       self._manager.close()
+    return newest
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:

@@ -48,3 +48,28 @@ class CheckpointError(UserError):
   """A checkpoint cannot be written, or not be used."""
 
   exit_code = 4
+
+
+class NonFiniteError(UserError):
+  """Training ran into infinities or NaNs that it does not get out of.
+
+  Args:
+    step: at which it stops.
+    problem: what is not finite.
+    saved: the newest checkpoint's step; None: there is none.
+
+  >>> str(NonFiniteError(7, 'the loss is NaN', None))[:40]
+  'step 7: the loss is NaN; no checkpoint w'
+  """
+
+  exit_code = 6
+
+  def __init__(self, step: int, problem: str, saved: int | None):
+    left = 'no checkpoint was written yet'
+    if saved is not None:
+      left = f'the checkpoint of step {saved} is intact'
+    super().__init__(
+      f'step {step}: {problem}; {left}. Lower optimizer.learning_rate or '
+      'optimizer.clip_norm, lengthen optimizer.warmup, or choose '
+      "model.dtype='float32'."
+    )

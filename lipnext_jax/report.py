@@ -8,6 +8,7 @@ import csv
 import importlib.metadata
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -219,9 +220,9 @@ class Progress:
     self._last, self._paused = (step, now), 0.0
     self._bar.set_postfix_str(
       f'{rate:.0f} img/s '
-      f'loss {scalars["train/loss"]:.3f} '
-      f'clean {scalars["train/clean"]:.1f}% '
-      f'cert {scalars["train/certified"]:.1f}% '
+      f'loss {scalars.get("train/loss", math.nan):.3f} '
+      f'clean {scalars.get("train/clean", math.nan):.1f}% '
+      f'cert {scalars.get("train/certified", math.nan):.1f}% '
       f'ε {scalars["train/epsilon"]:.3f} '
       f'lr {scalars["train/learning_rate"]:.1e} '
       f'orth {scalars["train/orthogonality_error"]:.0e}',
@@ -229,6 +230,11 @@ class Progress:
     )
     self._bar.update(steps)
     return rate
+
+  def say(self, message: str) -> None:
+    """A line on stderr above the bar, from the first process only."""
+    if jax.process_index() == 0:
+      self._bar.write(message, file=sys.stderr)
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:

@@ -55,6 +55,9 @@ BAD_VALUES = [
   ('duration', 'forever'),
   ('duration', '5 parsecs'),
   ('duration', '-3 epochs'),
+  ('health.max_skipped', -1),
+  ('health.loss_spike', 0.5),  # Every other loss is above half its mean.
+  ('health.drift', float('nan')),
   ('batch_size', 0),
   ('eval.epsilons', ()),
   ('eval.epsilons', (-1.0,)),

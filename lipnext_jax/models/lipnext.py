@@ -190,7 +190,8 @@ class LipNeXt(nn.Module):
       block = nn.remat(Block, policy=policy, prevent_cse=False)
     scanned = nn.scan(
       block,
-      variable_axes={'params': 0},
+      # The latter only exists where someone asks for it: `diagnosis`.
+      variable_axes={'params': 0, 'intermediates': 0},
       split_rngs={'params': True},
       length=self.depth,
     )
