@@ -24,7 +24,7 @@ import psutil
 _LOGS, _EVALUATIONS, _CHECKPOINTS = 100, 2, 5
 
 
-def launch(workdir, steps, window):
+def launch(workdir, steps, window, stderr):
   """Starts a run of tiny steps, on as many threads as it may have."""
   flags = {
     'duration': f'{steps} steps',
@@ -52,8 +52,7 @@ def launch(workdir, steps, window):
     command,
     stdin=subprocess.DEVNULL,
     stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
+    stderr=stderr,  # A file: a pipe that nobody empties would stop it.
   )
 
 
@@ -96,12 +95,12 @@ def main():
   args = parser.parse_args()
   workdir = args.workdir or tempfile.mkdtemp(prefix='soak-')
   begin = time.monotonic()
-  with launch(workdir, args.steps, args.window) as process:
+  with tempfile.TemporaryFile('w+') as stderr:
+    process = launch(workdir, args.steps, args.window, stderr)
     seen = follow(process, workdir, args.window, args.every)
-    assert process.stderr is not None
-    stderr = process.stderr.read()
-  if process.returncode:
-    sys.exit(f'the run failed: {stderr[-500:]}')
+    if process.wait():
+      stderr.seek(0)
+      sys.exit(f'the run failed: {stderr.read()[-500:]}')
   metrics = read_metrics(workdir)
   rows = []
   print('  steps   resident MiB   orthogonality error   ms per step')

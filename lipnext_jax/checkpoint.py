@@ -30,6 +30,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax import explain
 from lipnext_jax import files
 from lipnext_jax import manifest
 from lipnext_jax.parallel import distributed
@@ -312,9 +313,9 @@ class Checkpointer:
     except errors.UserError:
       raise
     except Exception as error:  # Orbax and TensorStore raise their own kinds.
-      reason = ' '.join(str(error).split())[:300]
       raise errors.CheckpointError(
-        f'{self._directory}: a checkpoint could not be written ({reason}); '
+        f'{self._directory}: a checkpoint could not be written '
+        f'({explain.quote(error)}); '
         'older ones are intact: make room or permit writing, then start again'
       ) from error
 

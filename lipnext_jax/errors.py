@@ -73,3 +73,15 @@ class NonFiniteError(UserError):
       'optimizer.clip_norm, lengthen optimizer.warmup, or choose '
       "model.dtype='float32'."
     )
+
+
+class WorkdirError(UserError):
+  """A file or folder of the run cannot be written, or not be read."""
+
+  exit_code = 7
+
+
+class OutOfMemoryError(UserError):
+  """A device or the machine has too little memory for the config."""
+
+  exit_code = 8

@@ -19,7 +19,9 @@ from typing import Self
 from typing import TextIO
 
 import jax
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX import summary as board_summary
+from tensorboardX.proto import event_pb2
 import tqdm
 
 from lipnext_jax import errors
@@ -32,6 +34,7 @@ _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
   'ml-collections',
 )  # fmt: skip
+_FLUSH_SECONDS = 30  # Between those of TensorBoard's files, to the disk.
 
 
 def say(message: str) -> None:
@@ -156,18 +159,30 @@ class MetricWriter:
     if os.path.exists(path):
       files.write_text(path, _lines_until(path, start_step))
     self._jsonl = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed below)
-    self._board = tensorboardX.SummaryWriter(
-      os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1
-    )
+    # Not `SummaryWriter`: on a full disk its thread dies, and the run hangs.
+    folder = os.path.join(workdir, 'tensorboard')
+    os.makedirs(folder, exist_ok=True)
+    self._board = event_file_writer.EventsWriter(os.path.join(folder, 'events'))
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write_event(start_step + 1, session_log=start)  # Hides what is newer.
+    self._flushed = 0.0  # When; 0: long ago.
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """One line, and one event per scalar."""
     if not self._enabled:
       return
-    self._jsonl.write(json.dumps({'step': step, **scalars}) + '\n')
-    self._jsonl.flush()
+    with files.naming(self._jsonl.name):
+      self._jsonl.write(json.dumps({'step': step, **scalars}) + '\n')
+      self._jsonl.flush()
     for name, value in scalars.items():
-      self._board.add_scalar(name, value, step)
+      self._write_event(step, summary=board_summary.scalar(name, value))
+    if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+      self._board.flush()
+      self._flushed = time.monotonic()
+
+  def _write_event(self, step: int, **content: Any) -> None:
+    event = event_pb2.Event(step=step, wall_time=time.time(), **content)
+    self._board.write_event(event)
 
   def close(self) -> None:
     """Flushes everything."""
