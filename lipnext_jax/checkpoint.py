@@ -56,8 +56,9 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
   if not os.path.exists(path):
     return
   try:
-    with open(path, encoding='utf-8') as file:
-      stored = json.load(file)
+    stored = files.read_json(path)
+    if not isinstance(stored, dict):
+      raise ValueError('it holds no fields')
   except (OSError, ValueError) as error:
     raise errors.ConfigError(
       '--workdir',

@@ -2,9 +2,21 @@
 
 
 class UserError(Exception):
-  """Something outside the code is wrong; `main` prints it without traceback."""
+  r"""Something outside the code is wrong; `main` prints it without traceback.
+
+  Its text is one line that a terminal shows as it is, whatever it quotes.
+
+  >>> str(UserError('two\nlines'))
+  'two\\nlines'
+  """
 
   exit_code = 1
+
+  def __str__(self) -> str:
+    return ''.join(
+      c if c.isprintable() else c.encode('unicode_escape').decode()
+      for c in super().__str__()
+    )
 
 
 class ConfigError(UserError):

@@ -48,6 +48,20 @@ def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
   os.replace(temporary, path)
 
 
+def read_json(path: str) -> Any:
+  """What a JSON file holds, whoever wrote it.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is no JSON, or nests too deeply.
+  """
+  with open(path, encoding='utf-8') as file:
+    try:
+      return json.load(file)
+    except RecursionError:
+      raise ValueError('it nests too deeply') from None
+
+
 def write_json(path: str, value: Any) -> None:
   """`value` as indented JSON, as a whole."""
   write_text(path, json.dumps(value, indent=2) + '\n')

@@ -73,8 +73,9 @@ def write_records(
   path = os.path.join(workdir, 'run.json')
   starts = []
   if os.path.exists(path):
-    with open(path, encoding='utf-8') as file:
-      starts = json.load(file)
+    with contextlib.suppress(ValueError):  # Damaged: it only tells of the past.
+      starts = files.read_json(path)
+    starts = starts if isinstance(starts, list) else []
   data = {
     'image_shape': dataset.image_shape,
     'num_classes': dataset.num_classes,
@@ -93,8 +94,7 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
     ConfigError: no run.json, or one without these.
   """
   try:
-    with open(os.path.join(workdir, 'run.json'), encoding='utf-8') as file:
-      facts = json.load(file)[-1]['data']
+    facts = files.read_json(os.path.join(workdir, 'run.json'))[-1]['data']
     h, w, ch = facts['image_shape']
     return {
       'image_shape': (int(h), int(w), int(ch)),
@@ -193,13 +193,13 @@ class MetricWriter:
 
 def _lines_until(path: str, last_step: int) -> str:
   kept = []
-  with open(path, encoding='utf-8') as file:
+  with open(path, encoding='utf-8', errors='replace') as file:
     for line in file:
       try:
-        step = json.loads(line)['step']
-      except (ValueError, KeyError):
+        newer = json.loads(line)['step'] > last_step
+      except (ValueError, KeyError, TypeError, RecursionError):
         break  # A line that a kill cut short; what follows it is newer.
-      if step > last_step:
+      if newer:
         break
       kept.append(line)
   return ''.join(kept)

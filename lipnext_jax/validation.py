@@ -26,6 +26,7 @@ from lipnext_jax.models import layers
 from lipnext_jax.models import lipnext
 from lipnext_jax.models import registry
 from lipnext_jax.optim import retraction
+from lipnext_jax.parallel import sharding
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -75,6 +76,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
       'would call every other loss a spike',
       'choose a factor above 1, e.g. 4, or 0 for none',
     )
+  sharding.check_rules(config.sharding)
   _check_owned(fields)
   _check_augment(config.augment)
   _check_epsilons(config.eval.epsilons)
