@@ -314,6 +314,9 @@ class Checkpointer:
     except errors.UserError:
       raise
     except Exception as error:  # Orbax and TensorStore raise their own kinds.
+      known = explain.explain(error)
+      if isinstance(known, errors.LostProcessError):
+        raise known from error
       raise errors.CheckpointError(
         f'{self._directory}: a checkpoint could not be written '
         f'({explain.quote(error)}); '

@@ -93,6 +93,12 @@ class WorkdirError(UserError):
   exit_code = 7
 
 
+class LostProcessError(UserError):
+  """Another process of the run is gone; this one cannot go on alone."""
+
+  exit_code = 9
+
+
 class OutOfMemoryError(UserError):
   """A device or the machine has too little memory for the config."""
 

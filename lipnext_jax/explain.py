@@ -1,4 +1,4 @@
-"""What Python and JAX raise for want of disk or memory, as errors of ours."""
+"""What Python and JAX raise for want of something, as errors of ours."""
 
 import errno
 import os
@@ -16,6 +16,18 @@ _DISK = (
   errno.EACCES,
   errno.EPERM,
   errno.EIO,
+)
+# What collectives and JAX's coordination service say, in lower case, when a
+# process does not answer any more.
+_GONE = (
+  'gloo',
+  'nccl',
+  'connection closed',
+  'connection reset',
+  'heartbeat',
+  'coordination',
+  'unavailable',
+  'deadline_exceeded',
 )
 _LONGEST = 200  # Characters of someone else's message that are quoted.
 
@@ -49,6 +61,16 @@ room or permit writing, then start again',)
       f'a device is out of memory ({quote(error)}): lower batch_size or '
       "eval.batch_size, set model.remat='products' or 'block', or split the "
       'parameters over more devices (mesh.fsdp); what was saved is intact'
+    )
+  if (
+    isinstance(error, jax.errors.JaxRuntimeError)
+    and jax.process_count() > 1
+    and any(word in str(error).lower() for word in _GONE)
+  ):
+    return errors.LostProcessError(
+      f'process {jax.process_index()} of {jax.process_count()}: another one is '
+      f'gone ({quote(error)}); its own message says why. What was saved before '
+      'is intact: the same command goes on there'
     )
   return None
 

@@ -70,9 +70,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _exit(error: errors.UserError) -> NoReturn:
   print(f'error: {error}', file=sys.stderr, flush=True)
-  if isinstance(error, errors.CheckpointError):
-    # The threads of a save that failed are still at it, and would go on to
-    # print what they trip over.
+  if isinstance(error, errors.CheckpointError | errors.LostProcessError):
+    # Threads are still at what failed, and would print what they trip over; an
+    # orderly end of JAX would wait for the process that is gone.
     sys.stdout.flush()
     os._exit(error.exit_code)
   sys.exit(error.exit_code)

@@ -37,7 +37,7 @@ def test_arrays_that_cannot_be_written_leave_the_old_ones(tmp_path):
 def test_what_is_no_json_is_a_value_error(tmp_path, text):
   path = tmp_path / 'x.json'
   path.write_text(text)
-  with pytest.raises(ValueError, match='.'):
+  with pytest.raises(ValueError, match=r'.'):
     files.read_json(str(path))
 
 
