@@ -21,6 +21,7 @@ from lipnext_jax import errors
 FREE_FIELDS = (
   'checkpoint',
   'eval',
+  'health',
   'log',
   'mesh',
   'sharding',
@@ -152,7 +153,7 @@ def default_config() -> ml_collections.ConfigDict:
     (r'^opt_state/.*blocks/(R|M)_raw$', (None, 'fsdp', None)),
     (r'^params/', ()),
     (r'^opt_state/', ()),
-    (r'^step$', ()),
+    (r'^(step$|health/)', ()),
   )
 
   c.eval = ml_collections.ConfigDict()
@@ -166,6 +167,14 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every = '10 epochs'
+
+  # What is watched while training and read at log lines; 0 switches it off.
+  c.health = ml_collections.ConfigDict()
+  # Steps whose loss or gradient is not finite are skipped; so many of them in a
+  # row end the run.
+  c.health.max_skipped = 10
+  c.health.loss_spike = 4.0  # Warn of a loss so many times its running mean.
+  c.health.drift = 1e-3  # Warn of a ‖XᵀX − I‖₂ above this, X orthogonal.
 
   c.log = ml_collections.ConfigDict()
   c.log.every = '1 epochs'

@@ -240,7 +240,8 @@ class LipNeXt(interface.CertifiedModel):
       block = nn.remat(Block, policy=policy, prevent_cse=self.unroll)
     scanned = nn.scan(
       block,
-      variable_axes={'params': 0},
+      # The latter only exists where someone asks for it: `diagnosis`.
+      variable_axes={'params': 0, 'intermediates': 0},
       split_rngs={'params': True},
       length=self.depth,
       unroll=self.depth if self.unroll else 1,
