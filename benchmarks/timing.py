@@ -14,7 +14,7 @@ def samples(calls, repeats):
   """
   for call in calls:
     jax.block_until_ready(call())
-  times = [[] for _ in calls]
+  times: list[list[float]] = [[] for _ in calls]
   for _ in range(repeats):
     for call, took in zip(calls, times, strict=True):
       begin = time.perf_counter()

@@ -2,8 +2,8 @@
 
     python -m benchmarks.train_step --size L8W512 --batch_size 32 \
       --rivals literal torch
-    python -m benchmarks.train_step --size 1B --batch_size 512 --remat products \
-      --dtype bfloat16 --optimizer_precision bfloat16
+    python -m benchmarks.train_step --size 1B --batch_size 768 --unroll \
+      --remat products --dtype bfloat16 --optimizer_precision bfloat16
 
 Forward, forward with backward, optimizer, data and the whole step, in
 milliseconds (medians); images/s; model FLOP utilisation; peak memory; compile
@@ -48,7 +48,7 @@ SIZES = {
   '256M': (32, 2048, 14, 224, 3, 1000),
   '1B': (32, 4096, 14, 224, 3, 1000),
 }
-PRECISIONS = {
+PRECISIONS: dict[str, Any] = {
   'highest': lax.Precision.HIGHEST,
   'default': lax.Precision.DEFAULT,
   'tf32': lax.DotAlgorithmPreset.TF32_TF32_F32,
@@ -75,6 +75,7 @@ class Shape:
 
   @property
   def tokens(self) -> int:
+    """Of the whole batch."""
     return self.batch * (self.side // self.patch) ** 2
 
   @property
@@ -117,17 +118,19 @@ class Candidate:
     state = self.params, self.opt_state
     on_device = jax.device_put(batch)
     begin = time.perf_counter()
-    self._step = jax.jit(step, donate_argnums=(0, 1)).lower(*state, *on_device)
-    self._step = self._step.compile()
+    step = jax.jit(step, donate_argnums=(0, 1))
+    self._step: Any = step.lower(*state, *on_device).compile()
     self.compile_seconds = time.perf_counter() - begin
     self._forward, self._grad = jax.jit(loss), jax.jit(jax.grad(loss))
     self._update = jax.jit(update, donate_argnums=(0, 1))
     self._on_device = on_device
 
   def forward(self):
+    """The loss."""
     return self._forward(self.params, *self._on_device)
 
   def backward(self):
+    """Its gradients, forward pass included."""
     return self._grad(self.params, *self._on_device)
 
   def optimizer(self):
@@ -156,13 +159,16 @@ class Candidate:
     return value
 
   def data(self):
+    """One batch onto the device."""
     return jax.device_put(self.batch)
 
   def state_bytes(self):
+    """Of parameters and optimizer."""
     leaves = jax.tree.leaves((self.params, self.opt_state))
     return sum(leaf.nbytes for leaf in leaves)
 
   def peak_bytes(self):
+    """What the compiled step needs, state included."""
     m = self._step.memory_analysis()
     return (
       m.argument_size_in_bytes

@@ -1,6 +1,6 @@
-"""The paper's equations as printed, in JAX: what the train step is held against.
+"""The paper's equations as printed, in JAX, to hold the train step against.
 
-Three token products a block (R, Rᵀ, M), blocks and matrices one after the other
+Three token products a block (R, Rᵀ, M), blocks and matrices one after another
 in Python, autodiff throughout, and FastExp with separate powers followed by
 X·F. The recipe around it (NAdam, lookahead, clip) is the same.
 """

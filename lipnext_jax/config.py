@@ -93,7 +93,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.model.m_init = 'identity'  # M: 'haar' or 'identity'.
   c.model.dtype = 'float32'  # Compute dtype; parameters are float32.
   c.model.precision = 'default'  # Of training products; evaluation: highest.
-  # 'none', 'products' (no product twice; the fastest) or 'block' (least memory).
+  # 'none', 'products' (no product twice; fastest) or 'block' (least memory).
   c.model.remat = 'none'
   # No loop over the blocks: longer to compile, 5 to 10 % faster on a GPU.
   c.model.unroll = False

@@ -216,13 +216,18 @@ def make_train_step(
     grad_norm = optax.tree.norm(grads)  # Of one entry that is not finite: not.
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-    def update(params, opt_state):
+    def update(_, carry):
+      params, opt_state, grads = carry
       updates, opt_state = tx.update(grads, opt_state, params)
-      return optax.apply_updates(params, updates), opt_state
+      return optax.apply_updates(params, updates), opt_state, updates
 
-    # A branch, not a choice between two states: it keeps no second copy.
-    params, opt_state = jax.lax.cond(
-      finite, update, lambda *same: same, state.params, state.opt_state
+    # A loop of one turn or none: unlike a branch, or a choice between two
+    # states, it works in place, the gradients' memory (now the updates') too.
+    params, opt_state, _ = jax.lax.fori_loop(
+      0,
+      finite.astype(jnp.int32),
+      update,
+      (state.params, state.opt_state, grads),
     )
     health, spike = state.health.after(loss, finite, loss_spike)
 

@@ -360,7 +360,7 @@ def test_distances_show_what_is_not_a_number():
   )
 
 
-def differences(w):
+def plain_distances(w):
   """Planted: the same distances, left to automatic differentiation."""
   squares = jnp.sum(jnp.square(w[:, None] - w[None]), axis=-1)
   zero = squares == 0
@@ -374,7 +374,7 @@ def test_distances_have_the_derivative_of_their_definition():
   w[2] = w[0]  # Identical.
   with jax.enable_x64(True):
     for transform in (jax.jacrev, jax.jacfwd):
-      want = transform(differences)(w)
+      want = transform(plain_distances)(w)
       got = transform(losses.row_distances)(w)
       # Products cancel down to 1e-2 of their size: 100 float64 roundings.
       np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)
@@ -389,5 +389,5 @@ def test_distances_need_no_memory_for_all_differences():
     return compiled.memory_analysis().temp_size_in_bytes
 
   everything = 4 * k * k * c
-  assert temporary(differences) > everything / 2  # The check can fail.
+  assert temporary(plain_distances) > everything / 2  # The check can fail.
   assert temporary(losses.row_distances) < everything / 4

@@ -95,8 +95,8 @@ class Block(nn.Module):
   Backward needs the sign that σ removes, and the inputs of both products. With
   u and S(R(X + p)) it has all three: two tensors a block, not three.
 
-  Both lie as [tokens, c] between the blocks: with more axes the compiler is free
-  to lay them out otherwise for the weight gradients, and copies all of them.
+  Both lie as [tokens, c] between the blocks: with more axes the compiler is
+  free to lay them out otherwise for the weight gradients, and copies them all.
   """
 
   grid: tuple[int, int]
@@ -170,8 +170,8 @@ class LipNeXt(interface.CertifiedModel):
       (recompute what costs no product; less memory than 'none', and faster).
     fuse: compute M Rᵀ once per step; None: when a device's tokens exceed c.
     unroll: the blocks one after the other instead of in a loop. A loop keeps
-      compile time the same at any depth; its stacks of saved tensors are copies,
-      5 to 10 % of a step on a GPU.
+      compile time the same at any depth; its stacks of saved tensors are
+      copies, 5 to 10 % of a step on a GPU.
     data_shards: devices that the batch is split over; only tells `fuse` how
       many tokens one device has.
     activation: 'beta_abs' or 'minmax' (which `beta` does not concern).
@@ -223,7 +223,6 @@ class LipNeXt(interface.CertifiedModel):
       dtype=self.dtype,
       precision=self.precision,
       r_init=self.r_init,
-      activation=self.activation,
       parametrization=self.parametrization,
       name='stem',
     )(images - 0.5)
