@@ -15,6 +15,7 @@ import pytest
 from benchmarks import optimizer_convergence
 from benchmarks import optimizer_rivals
 from benchmarks import soak
+from benchmarks import train_step
 from lipnext_jax.optim import orthogonality_error
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -41,6 +42,54 @@ def test_compile_time_prints_each_depth_and_the_ratio():
   assert float(lines[2].removeprefix('ratio: ')) > 0
 
 
+def test_train_step_times_every_part_of_every_candidate(tmp_path):
+  flags = '--size tiny --batch_size 8 --repeats 1 --remat products --unroll'
+  out = run(
+    'train_step',
+    *flags.split(),
+    *('--rivals', 'literal', 'liresnet', 'bronet'),
+    *('--json', str(tmp_path / 'out.jsonl')),
+    *('--profile', str(tmp_path / 'trace')),
+  )
+  assert out.splitlines()[1].startswith('matmul ceiling: ')
+  lines = (tmp_path / 'out.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  names = [row['name'] for row in rows]
+  assert names == ['LipNeXt', 'literal', 'LiResNet', 'BRONet']
+  parts = ('forward_ms', 'backward_ms', 'optimizer_ms', 'data_ms', 'step_ms')
+  assert all(row[part] > 0 for row in rows for part in parts)
+
+
+def check_same_step(ours, theirs):
+  start = float(ours.forward())
+  np.testing.assert_allclose(theirs.forward(), start, rtol=1e-5)
+  ours.steps(7)  # Past the first sync of the lookahead.
+  theirs.steps(7)
+  end = float(ours.forward())
+  # NAdam's first steps are ±rate whatever the gradient: entries that are zero
+  # up to rounding go either way. Of the way made, that is a few per cent.
+  assert end < 0.9 * start
+  assert abs(float(theirs.forward()) - end) < 0.1 * (start - end)
+
+
+def test_the_literal_transcription_is_the_same_step():
+  """It is slower, not something else: what it is compared with computes it."""
+  shape = train_step.Shape(*train_step.SIZES['tiny'], 8, jnp.float32)
+  batch = train_step.make_batch(shape)
+  ours = train_step.lipnext(shape, 'none', False, 'highest', batch)
+  with jax.numpy_rank_promotion('allow'):  # As printed.
+    theirs = train_step.literal(shape, batch)
+    check_same_step(ours, theirs)
+
+
+def test_the_torch_transcription_is_the_same_step():
+  pytest.importorskip('torch', reason='PyTorch is no dependency')
+  shape = train_step.Shape(*train_step.SIZES['tiny'], 8, jnp.float32)
+  batch = train_step.make_batch(shape)
+  ours = train_step.lipnext(shape, 'none', False, 'highest', batch)
+  check_same_step(ours, train_step.torch(shape, batch))
+
+
 def test_digits_seeds_prints_each_seed_mean_and_spread(tmp_path):
   config = '--config=configs/digits.py:smoke'
   out = run('digits_seeds', config, f'--workdir={tmp_path}', '--seeds', '0')
@@ -57,6 +106,7 @@ def test_digits_seeds_prints_each_seed_mean_and_spread(tmp_path):
   [
     ('--what time --sizes 16 --stack 2 --repeats 1', '16'),
     ('--what precision --n 16', 'tf32'),
+    ('--what presets --n 16', 'not on this device'),
     (
       '--what converge --n 8 --horizons 5 --seeds 1 --problems Procrustes '
       '--only Adam --rates 0.1',
