@@ -75,6 +75,18 @@ def to_host(x: jax.Array) -> np.ndarray:
   return multihost_utils.process_allgather(x, tiled=True)
 
 
+def meet() -> None:
+  """Waits until all processes are here.
+
+  On CPU the devices of a new group have 30 s to find each other: less than the
+  slower of two processes may take longer to compile. Those that have met
+  before, as here, wait.
+
+  >>> meet()
+  """
+  on_first(lambda: None)
+
+
 def on_first(fn: Callable[[], int | None]) -> int:
   """Calls `fn` in the first process only; all processes get its result.
 
