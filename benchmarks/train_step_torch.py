@@ -139,8 +139,8 @@ class Candidate:
         x.copy_(x @ self._fast_exp(delta))
     for i, x in enumerate(self.vectors, len(self.matrices)):
       x += self._nadam(i, x.grad)
-      if sync:
-        self.slow[i].lerp_(x, ALPHA)
+      if sync:  # The first one makes the slow copy.
+        self.slow[i].lerp_(x, ALPHA if self.count > PERIOD else 1)
         x.copy_(self.slow[i])
 
   # -- What is timed ----------------------------------------------------------
