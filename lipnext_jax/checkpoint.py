@@ -30,6 +30,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax import explain
 from lipnext_jax import files
 from lipnext_jax import manifest
 from lipnext_jax.parallel import distributed
@@ -55,8 +56,9 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
   if not os.path.exists(path):
     return
   try:
-    with open(path, encoding='utf-8') as file:
-      stored = json.load(file)
+    stored = files.read_json(path)
+    if not isinstance(stored, dict):
+      raise ValueError('it holds no fields')
   except (OSError, ValueError) as error:
     raise errors.ConfigError(
       '--workdir',
@@ -289,15 +291,20 @@ class Checkpointer:
       step, args=ocp.args.StandardRestore(abstract_state)
     )
 
-  def close(self) -> None:
+  def close(self) -> int | None:
     """Waits for saves in flight.
+
+    Returns:
+      The newest checkpoint's step; None: there is none.
 
     Raises:
       CheckpointError: the last save could not be written.
     """
     with self._explained():
       self._manager.wait_until_finished()
+      newest = self._manager.latest_step()
       self._manager.close()
+    return newest
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:
@@ -307,9 +314,12 @@ class Checkpointer:
     except errors.UserError:
       raise
     except Exception as error:  # Orbax and TensorStore raise their own kinds.
-      reason = ' '.join(str(error).split())[:300]
+      known = explain.explain(error)
+      if isinstance(known, errors.LostProcessError):
+        raise known from error
       raise errors.CheckpointError(
-        f'{self._directory}: a checkpoint could not be written ({reason}); '
+        f'{self._directory}: a checkpoint could not be written '
+        f'({explain.quote(error)}); '
         'older ones are intact: make room or permit writing, then start again'
       ) from error
 

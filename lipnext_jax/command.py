@@ -6,6 +6,7 @@ import sys
 from typing import NoReturn
 
 from lipnext_jax import errors
+from lipnext_jax import explain
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,11 +30,15 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], int]) -> int:
   """Calls `main`; a `UserError` becomes one line on stderr and its exit code.
 
+  So does a lack of disk or memory, whoever raised it.
+
   >>> run(lambda: 0)
   0
   """
   try:
     return main()
-  except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    return error.exit_code
+  except Exception as error:
+    if (known := explain.explain(error)) is None:
+      raise
+    print(f'error: {known}', file=sys.stderr)
+    return known.exit_code

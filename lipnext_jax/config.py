@@ -21,6 +21,7 @@ from lipnext_jax import errors
 FREE_FIELDS = (
   'checkpoint',
   'eval',
+  'health',
   'log',
   'mesh',
   'sharding',
@@ -92,7 +93,10 @@ def default_config() -> ml_collections.ConfigDict:
   c.model.m_init = 'identity'  # M: 'haar' or 'identity'.
   c.model.dtype = 'float32'  # Compute dtype; parameters are float32.
   c.model.precision = 'default'  # Of training products; evaluation: highest.
-  c.model.remat = 'none'  # 'none', 'products' or 'block' (least memory).
+  # 'none', 'products' (no product twice; fastest) or 'block' (least memory).
+  c.model.remat = 'none'
+  # No loop over the blocks: longer to compile, 5 to 10 % faster on a GPU.
+  c.model.unroll = False
   c.model.fuse = 'auto'  # M Rᵀ as one matrix: 'auto' (by shape), 'on', 'off'.
   c.model.activation = 'beta_abs'  # Or 'minmax'.
   c.model.position = True  # Whether p is trained; it starts at 0.
@@ -149,7 +153,7 @@ def default_config() -> ml_collections.ConfigDict:
     (r'^opt_state/.*blocks/(R|M)_raw$', (None, 'fsdp', None)),
     (r'^params/', ()),
     (r'^opt_state/', ()),
-    (r'^step$', ()),
+    (r'^(step$|health/)', ()),
   )
 
   c.eval = ml_collections.ConfigDict()
@@ -163,6 +167,14 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every = '10 epochs'
+
+  # What is watched while training and read at log lines; 0 switches it off.
+  c.health = ml_collections.ConfigDict()
+  # Steps whose loss or gradient is not finite are skipped; so many of them in a
+  # row end the run.
+  c.health.max_skipped = 10
+  c.health.loss_spike = 4.0  # Warn of a loss so many times its running mean.
+  c.health.drift = 1e-3  # Warn of a ‖XᵀX − I‖₂ above this, X orthogonal.
 
   c.log = ml_collections.ConfigDict()
   c.log.every = '1 epochs'

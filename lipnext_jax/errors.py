@@ -2,9 +2,21 @@
 
 
 class UserError(Exception):
-  """Something outside the code is wrong; `main` prints it without traceback."""
+  r"""Something outside the code is wrong; `main` prints it without traceback.
+
+  Its text is one line that a terminal shows as it is, whatever it quotes.
+
+  >>> str(UserError('two\nlines'))
+  'two\\nlines'
+  """
 
   exit_code = 1
+
+  def __str__(self) -> str:
+    return ''.join(
+      c if c.isprintable() else c.encode('unicode_escape').decode()
+      for c in super().__str__()
+    )
 
 
 class ConfigError(UserError):
@@ -48,3 +60,46 @@ class CheckpointError(UserError):
   """A checkpoint cannot be written, or not be used."""
 
   exit_code = 4
+
+
+class NonFiniteError(UserError):
+  """Training ran into infinities or NaNs that it does not get out of.
+
+  Args:
+    step: at which it stops.
+    problem: what is not finite.
+    saved: the newest checkpoint's step; None: there is none.
+
+  >>> str(NonFiniteError(7, 'the loss is NaN', None))[:40]
+  'step 7: the loss is NaN; no checkpoint w'
+  """
+
+  exit_code = 6
+
+  def __init__(self, step: int, problem: str, saved: int | None):
+    left = 'no checkpoint was written yet'
+    if saved is not None:
+      left = f'the checkpoint of step {saved} is intact'
+    super().__init__(
+      f'step {step}: {problem}; {left}. Lower optimizer.learning_rate or '
+      'optimizer.clip_norm, lengthen optimizer.warmup, or choose '
+      "model.dtype='float32'."
+    )
+
+
+class WorkdirError(UserError):
+  """A file or folder of the run cannot be written, or not be read."""
+
+  exit_code = 7
+
+
+class LostProcessError(UserError):
+  """Another process of the run is gone; this one cannot go on alone."""
+
+  exit_code = 9
+
+
+class OutOfMemoryError(UserError):
+  """A device or the machine has too little memory for the config."""
+
+  exit_code = 8

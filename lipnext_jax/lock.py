@@ -29,14 +29,14 @@ class Lock:
 
     Raises:
       ConfigError: another process holds it.
-      UserError: the workdir cannot be written.
+      WorkdirError: the workdir cannot be written.
     """
     path = os.path.join(self._workdir, FILE)
     try:
       os.makedirs(self._workdir, exist_ok=True)
       file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115 (kept open)
     except OSError as error:
-      raise errors.UserError(
+      raise errors.WorkdirError(
         f'--workdir={self._workdir!r} cannot be written ({error.strerror}); '
         'choose another directory or permit writing'
       ) from None

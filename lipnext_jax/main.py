@@ -7,6 +7,7 @@ hands over to `lipnext_jax.train`.
 """
 
 from collections.abc import Sequence
+import os
 import sys
 from typing import NoReturn
 
@@ -16,6 +17,7 @@ from absl import logging
 from ml_collections import config_flags
 
 from lipnext_jax import errors
+from lipnext_jax import explain
 from lipnext_jax import train
 from lipnext_jax import validation
 from lipnext_jax.parallel import distributed
@@ -67,14 +69,21 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _exit(error: errors.UserError) -> NoReturn:
-  print(f'error: {error}', file=sys.stderr)
+  print(f'error: {error}', file=sys.stderr, flush=True)
+  if isinstance(error, errors.CheckpointError | errors.LostProcessError):
+    # Threads are still at what failed, and would print what they trip over; an
+    # orderly end of JAX would wait for the process that is gone.
+    sys.stdout.flush()
+    os._exit(error.exit_code)
   sys.exit(error.exit_code)
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the mode; a `UserError` becomes one line and its exit code."""
+  """Runs the mode; what is the user's to mend becomes one line, a code."""
   del argv  # Parsed.
-  logging.set_verbosity(logging.WARNING)
+  # Orbax logs what it also raises, with tracebacks; --verbosity=0 shows them.
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.FATAL)
   try:
     distributed.start(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -82,8 +91,10 @@ def main(argv: Sequence[str]) -> None:
     train.train_and_evaluate(
       _CONFIG.value, str(_WORKDIR.value), train=_MODE.value == 'train'
     )
-  except errors.UserError as error:
-    _exit(error)
+  except Exception as error:
+    if (known := explain.explain(error)) is None:
+      raise
+    _exit(known)
 
 
 if __name__ == '__main__':

@@ -82,8 +82,7 @@ def read(directory: str) -> dict[str, Any]:
     ValueError: saying what is wrong with it, in a few words.
   """
   try:
-    with open(os.path.join(directory, NAME), encoding='utf-8') as file:
-      manifest = json.load(file)
+    manifest = files.read_json(os.path.join(directory, NAME))
     if not isinstance(manifest, dict):
       raise ValueError('no object')
     own = manifest.pop('own')
@@ -167,6 +166,6 @@ def _measure(directory: str, name: str) -> tuple[int, str]:
     fields = json.loads(data)
     fields.pop(_COMMIT_TIME, None)
     data = json.dumps(fields, sort_keys=True).encode()
-  except (ValueError, AttributeError):
+  except (ValueError, AttributeError, RecursionError):
     pass  # Damaged: the bytes as they are will not have the checksum.
   return len(data), hashlib.sha256(data).hexdigest()

@@ -8,6 +8,7 @@ import csv
 import importlib.metadata
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -18,7 +19,9 @@ from typing import Self
 from typing import TextIO
 
 import jax
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX import summary as board_summary
+from tensorboardX.proto import event_pb2
 import tqdm
 
 from lipnext_jax import errors
@@ -31,6 +34,7 @@ _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
   'ml-collections',
 )  # fmt: skip
+_FLUSH_SECONDS = 30  # Between those of TensorBoard's files, to the disk.
 
 
 def say(message: str) -> None:
@@ -69,8 +73,9 @@ def write_records(
   path = os.path.join(workdir, 'run.json')
   starts = []
   if os.path.exists(path):
-    with open(path, encoding='utf-8') as file:
-      starts = json.load(file)
+    with contextlib.suppress(ValueError):  # Damaged: it only tells of the past.
+      starts = files.read_json(path)
+    starts = starts if isinstance(starts, list) else []
   data = {
     'image_shape': dataset.image_shape,
     'num_classes': dataset.num_classes,
@@ -89,8 +94,7 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
     ConfigError: no run.json, or one without these.
   """
   try:
-    with open(os.path.join(workdir, 'run.json'), encoding='utf-8') as file:
-      facts = json.load(file)[-1]['data']
+    facts = files.read_json(os.path.join(workdir, 'run.json'))[-1]['data']
     h, w, ch = facts['image_shape']
     return {
       'image_shape': (int(h), int(w), int(ch)),
@@ -155,18 +159,30 @@ class MetricWriter:
     if os.path.exists(path):
       files.write_text(path, _lines_until(path, start_step))
     self._jsonl = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed below)
-    self._board = tensorboardX.SummaryWriter(
-      os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1
-    )
+    # Not `SummaryWriter`: on a full disk its thread dies, and the run hangs.
+    folder = os.path.join(workdir, 'tensorboard')
+    os.makedirs(folder, exist_ok=True)
+    self._board = event_file_writer.EventsWriter(os.path.join(folder, 'events'))
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write_event(start_step + 1, session_log=start)  # Hides what is newer.
+    self._flushed = 0.0  # When; 0: long ago.
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """One line, and one event per scalar."""
     if not self._enabled:
       return
-    self._jsonl.write(json.dumps({'step': step, **scalars}) + '\n')
-    self._jsonl.flush()
+    with files.naming(self._jsonl.name):
+      self._jsonl.write(json.dumps({'step': step, **scalars}) + '\n')
+      self._jsonl.flush()
     for name, value in scalars.items():
-      self._board.add_scalar(name, value, step)
+      self._write_event(step, summary=board_summary.scalar(name, value))
+    if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+      self._board.flush()
+      self._flushed = time.monotonic()
+
+  def _write_event(self, step: int, **content: Any) -> None:
+    event = event_pb2.Event(step=step, wall_time=time.time(), **content)
+    self._board.write_event(event)
 
   def close(self) -> None:
     """Flushes everything."""
@@ -177,13 +193,13 @@ class MetricWriter:
 
 def _lines_until(path: str, last_step: int) -> str:
   kept = []
-  with open(path, encoding='utf-8') as file:
+  with open(path, encoding='utf-8', errors='replace') as file:
     for line in file:
       try:
-        step = json.loads(line)['step']
-      except (ValueError, KeyError):
+        newer = json.loads(line)['step'] > last_step
+      except (ValueError, KeyError, TypeError, RecursionError):
         break  # A line that a kill cut short; what follows it is newer.
-      if step > last_step:
+      if newer:
         break
       kept.append(line)
   return ''.join(kept)
@@ -219,9 +235,9 @@ class Progress:
     self._last, self._paused = (step, now), 0.0
     self._bar.set_postfix_str(
       f'{rate:.0f} img/s '
-      f'loss {scalars["train/loss"]:.3f} '
-      f'clean {scalars["train/clean"]:.1f}% '
-      f'cert {scalars["train/certified"]:.1f}% '
+      f'loss {scalars.get("train/loss", math.nan):.3f} '
+      f'clean {scalars.get("train/clean", math.nan):.1f}% '
+      f'cert {scalars.get("train/certified", math.nan):.1f}% '
       f'ε {scalars["train/epsilon"]:.3f} '
       f'lr {scalars["train/learning_rate"]:.1e} '
       f'orth {scalars["train/orthogonality_error"]:.0e}',
@@ -229,6 +245,11 @@ class Progress:
     )
     self._bar.update(steps)
     return rate
+
+  def say(self, message: str) -> None:
+    """A line on stderr above the bar, from the first process only."""
+    if jax.process_index() == 0:
+      self._bar.write(message, file=sys.stderr)
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:

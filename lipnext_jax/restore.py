@@ -7,7 +7,6 @@ device gets all of it, whatever mesh trained.
 
 from collections.abc import Mapping
 import functools
-import json
 import os
 from typing import Any
 from typing import NamedTuple
@@ -18,6 +17,7 @@ import ml_collections
 from lipnext_jax import checkpoint
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax import files
 from lipnext_jax import report
 from lipnext_jax import schedules
 from lipnext_jax import train_step
@@ -55,8 +55,7 @@ def read_config(
   """
   path = os.path.join(workdir, checkpoint.CONFIG_FILE)
   try:
-    with open(path, encoding='utf-8') as file:
-      fields = json.load(file)
+    fields = files.read_json(path)
     if not isinstance(fields, dict):
       raise ValueError('it holds no fields')
   except FileNotFoundError:

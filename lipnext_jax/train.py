@@ -4,6 +4,7 @@ config → mesh → data → model → loss → step → checkpoint → evaluati
 """
 
 from collections.abc import Callable
+import contextlib
 import functools
 from typing import Any
 
@@ -12,7 +13,10 @@ import ml_collections
 
 from lipnext_jax import certify
 from lipnext_jax import checkpoint
+from lipnext_jax import diagnosis
+from lipnext_jax import errors
 from lipnext_jax import evaluate
+from lipnext_jax import health as health_lib
 from lipnext_jax import interrupts as interrupts_lib
 from lipnext_jax import lock as lock_lib
 from lipnext_jax import page
@@ -95,7 +99,13 @@ def train_and_evaluate(
   # ------------------------------------------------------------------ step
   train_step = jax.jit(
     step_lib.make_train_step(
-      model, tx, loss_fn, epsilon_fn, config.loss.epsilon, shardings.params
+      model,
+      tx,
+      loss_fn,
+      epsilon_fn,
+      config.loss.epsilon,
+      shardings.params,
+      config.health.loss_spike,
     ),
     in_shardings=(shardings, on_all, on_batch),
     out_shardings=(shardings, on_all),
@@ -108,6 +118,23 @@ def train_and_evaluate(
     out_shardings=on_all,
   )
   zero_sums = jax.jit(step_lib.Sums.zeros, out_shardings=on_all)
+  is_finite = jax.jit(diagnosis.all_finite, out_shardings=on_all)
+
+  def stop(problem, state, batch):
+    """Says where the last step, repeated, is not finite."""
+    where = diagnosis.find_not_finite(
+      model,
+      loss_fn,
+      state.params,
+      step_lib.to_unit(batch['image']),
+      batch['label'],
+      epsilon_fn(state.step - 1),
+      on_all,
+    )
+    problem += f' (first: {where or "nothing in a repetition"})'
+    saved = checkpointer.close()
+    lock.release()
+    raise errors.NonFiniteError(int(state.step), problem, saved)
 
   # ------------------------------------------------------------ checkpoint
   lock = lock_lib.Lock(workdir)
@@ -147,11 +174,13 @@ def train_and_evaluate(
       compiled = train_step.lower(abstract, sums, batch).compile()
 
     # The order is a contract: step, fetch, log, monitor, save, stop. A
-    # checkpoint at step s holds what s updates made, and the stream resumes at
+    # checkpoint at step s holds what s batches made, and the stream resumes at
     # batch s.
     examples = sum(stream.batch_size for stream in streams)
     signum = None
     with (
+      contextlib.closing(writer),
+      contextlib.closing(batches),
       interrupts_lib.Interrupts() as interrupts,
       report.Progress(plan.total_steps, step, examples) as progress,
     ):
@@ -159,18 +188,31 @@ def train_and_evaluate(
         with jax.transfer_guard('disallow'):
           state, sums = compiled(state, sums, batch)
           step += 1
-          if step < plan.total_steps:  # While the devices compute.
+          last, used = step == plan.total_steps, batch
+          if not last:  # While the devices compute.
             batch = mesh_lib.put_batch(next(batches), on_batch)
 
-          last = step == plan.total_steps
+          skipped = 0
           if last or step % plan.log_every == 0:
             means, monitored = jax.device_get((sums, monitor(state)))
             scalars = means.means() | {
               k: float(v) for k, v in monitored.items()
             }
             scalars['train/images_per_second'] = progress.update(step, scalars)
+            scalars['train/drifts'] = float(
+              health_lib.drifted(config.health, scalars)
+            )
             writer.write(step, scalars)
+            for line in health_lib.warnings(config.health, scalars):
+              progress.say(f'step {step}: {line}')
+            skipped = int(scalars['train/skipped_in_a_row'])
             sums = zero_sums()
+        if 0 < config.health.max_skipped <= skipped:
+          stop(
+            f'loss or gradient were not finite in the last {skipped} steps',
+            state,
+            used,
+          )
 
         signum = None if last else interrupts.received(step)
         monitor_now = plan.is_due(plan.eval_every, step) and not last
@@ -182,6 +224,10 @@ def train_and_evaluate(
         )
         certified = None
         with progress.paused():
+          if save_now and not (last or signum) and state.health.in_a_row > 0:
+            save_now = False  # Not of a state that it may never get out of.
+          if save_now and not is_finite(state):
+            stop('the update is not finite', state, used)
           if monitor_now:
             result = certify_split(state, monitored_split, 'fast')
             summary = result.summary([config.loss.epsilon])
@@ -192,8 +238,6 @@ def train_and_evaluate(
             )
           if save_now:
             checkpointer.save(step, state, certified)
-    writer.close()
-    batches.close()
     if signum is not None:
       checkpointer.close()
       raise interrupts_lib.StoppedError(signum, step)

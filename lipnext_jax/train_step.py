@@ -11,6 +11,7 @@ import ml_collections
 import optax
 
 from lipnext_jax import certify
+from lipnext_jax import health as health_lib
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
@@ -44,13 +45,17 @@ INNER_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
 class TrainState(NamedTuple):
   """All that training carries along and a checkpoint holds."""
 
-  step: jax.Array  # Shape (): int32, updates done.
+  step: jax.Array  # Shape (): int32, batches seen; skipped ones count.
   params: Any  # Fast weights, float32.
   opt_state: optax.OptState  # Holds the slow weights, see `slow_params`.
+  health: health_lib.Health  # What was skipped, and the loss to expect.
 
 
 class Sums(NamedTuple):
-  """Running sums since the last log line; they stay on the device."""
+  """Running sums since the last log line; they stay on the device.
+
+  Of the steps that were not skipped, but for the last two.
+  """
 
   steps: jax.Array  # Shape (): float32, as all.
   examples: jax.Array
@@ -58,6 +63,8 @@ class Sums(NamedTuple):
   correct: jax.Array
   certified: jax.Array  # Correct, with a radius above ε (for training's Λ).
   grad_norm: jax.Array
+  skipped: jax.Array  # Steps whose loss or gradient was not finite.
+  spikes: jax.Array  # Steps whose loss was far above its running mean.
 
   @classmethod
   def zeros(cls) -> 'Sums':
@@ -65,13 +72,25 @@ class Sums(NamedTuple):
     return cls(*(jnp.zeros([], jnp.float32) for _ in cls._fields))
 
   def means(self) -> dict[str, float]:
-    """Per-step and per-example means as metrics, in per cent where counted."""
-    steps, examples, loss, correct, certified, grad_norm = map(float, self)
-    return {
-      'train/loss': loss / steps,
-      'train/clean': 100 * correct / examples,
-      'train/certified': 100 * certified / examples,
-      'train/grad_norm': grad_norm / steps,
+    """Per-step and per-example means as metrics, in per cent where counted.
+
+    The means are left out when all steps were skipped.
+    """
+    sums = {name: float(x) for name, x in zip(self._fields, self, strict=True)}
+    steps, examples = sums['steps'], sums['examples']
+    means = (
+      {
+        'train/loss': sums['loss'] / steps,
+        'train/clean': 100 * sums['correct'] / examples,
+        'train/certified': 100 * sums['certified'] / examples,
+        'train/grad_norm': sums['grad_norm'] / steps,
+      }
+      if steps
+      else {}
+    )
+    return means | {
+      'train/skipped_steps': sums['skipped'],
+      'train/loss_spikes': sums['spikes'],
     }
 
 
@@ -129,7 +148,12 @@ def init_state(
 ) -> TrainState:
   """A fresh state; run it under `jit(…, out_shardings=…)` to lay it out."""
   params = model.init(rng, jnp.zeros((1, *image_shape)))['params']
-  return TrainState(jnp.zeros([], jnp.int32), params, tx.init(params))
+  return TrainState(
+    jnp.zeros([], jnp.int32),
+    params,
+    tx.init(params),
+    health_lib.Health.start(),
+  )
 
 
 def to_unit(images: jax.Array) -> jax.Array:
@@ -150,8 +174,12 @@ def make_train_step(
   epsilon_fn: Callable[[jax.typing.ArrayLike], jax.Array],
   epsilon: float,
   param_shardings: Any,
+  loss_spike: float = 0.0,
 ) -> Callable[..., tuple[TrainState, Sums]]:
   """Builds (state, sums, batch) → (state, sums).
+
+  A step whose loss or gradient is not finite is skipped: parameters and
+  optimizer stay as they are, and it is counted.
 
   Args:
     model: images → logits, and the constant K that the loss is told.
@@ -162,6 +190,7 @@ def make_train_step(
     param_shardings: shardings like the parameters. Gradients are pinned to
       them first, so that the optimizer's layout does not leak into the
       backward scan.
+    loss_spike: counts losses above so many times their running mean; 0: none.
 
   Returns:
     The step, not yet jitted. `batch` holds 'image' [b, H, W, ch] (uint8 or
@@ -184,8 +213,23 @@ def make_train_step(
       objective, has_aux=True
     )(state.params)
     grads = jax.lax.with_sharding_constraint(grads, param_shardings)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    grad_norm = optax.tree.norm(grads)  # Of one entry that is not finite: not.
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+    def update(_, carry):
+      params, opt_state, grads = carry
+      updates, opt_state = tx.update(grads, opt_state, params)
+      return optax.apply_updates(params, updates), opt_state, updates
+
+    # A loop of one turn or none: unlike a branch, or a choice between two
+    # states, it works in place, the gradients' memory (now the updates') too.
+    params, opt_state, _ = jax.lax.fori_loop(
+      0,
+      finite.astype(jnp.int32),
+      update,
+      (state.params, state.opt_state, grads),
+    )
+    health, spike = state.health.after(loss, finite, loss_spike)
 
     predictions, radii = certify.certified_radius(logits, kernel, lipschitz)
     correct = predictions == labels
@@ -195,10 +239,11 @@ def make_train_step(
       loss,
       jnp.sum(correct),
       jnp.sum(correct & (radii > epsilon)),
-      optax.tree.norm(grads),
+      grad_norm,
     )
+    new = (*(jnp.where(finite, term, 0.0) for term in new), ~finite, spike)
     sums = Sums(*(total + term for total, term in zip(sums, new, strict=True)))
-    return TrainState(state.step + 1, params, opt_state), sums
+    return TrainState(state.step + 1, params, opt_state, health), sums
 
   return train_step
 
@@ -223,6 +268,7 @@ def make_monitor(
       'train/epsilon': epsilon_fn(done),
       'train/learning_rate': jnp.asarray(learning_rate_fn(done)),
       'train/orthogonality_error': jnp.max(jnp.stack(errors)),
+      'train/skipped_in_a_row': state.health.in_a_row,
     }
 
   return monitor

@@ -28,6 +28,7 @@ from lipnext_jax.models import parametrizations
 from lipnext_jax.models import registry
 from lipnext_jax.optim import recipe
 from lipnext_jax.optim import retraction
+from lipnext_jax.parallel import sharding
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -71,6 +72,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
       'is empty with dataset.holdout=0',
       'hold some training examples out, e.g. dataset.holdout=144',
     )
+  if 0 < config.health.loss_spike <= 1:
+    raise errors.ConfigError(
+      'health.loss_spike',
+      config.health.loss_spike,
+      'would call every other loss a spike',
+      'choose a factor above 1, e.g. 4, or 0 for none',
+    )
+  sharding.check_rules(config.sharding)
   _check_owned(fields)
   _check_augment(config.augment)
   _check_epsilons(config.eval.epsilons)
@@ -176,6 +185,7 @@ _OWNED: dict[str, tuple[str, Any]] = {
   'model.r_init': ('model.name', 'lipnext'),
   'model.remat': ('model.name', 'lipnext'),
   'model.shift_ratio': ('model.name', 'lipnext'),
+  'model.unroll': ('model.name', 'lipnext'),
   'model.baseline.dense_depth': ('model.name', _BASELINES),
   'model.baseline.dense_width': ('model.name', _BASELINES),
   'model.baseline.kernel_size': ('model.name', _BASELINES),

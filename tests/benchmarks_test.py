@@ -1,8 +1,10 @@
 """Every benchmark runs, in small, through its command line."""
 
+import json
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import pytest
 from benchmarks import digits_models
 from benchmarks import optimizer_convergence
 from benchmarks import optimizer_rivals
+from benchmarks import soak
 from lipnext_jax.models import parameter_count
 from lipnext_jax.optim import orthogonality_error
 
@@ -191,3 +194,55 @@ def test_the_warp_of_the_model_benchmark_moves_little_and_keeps_the_middle():
   assert 0.02 < change < 0.5
   # Ink neither appears nor vanishes, but at the rim.
   assert abs(np.sum(warped) / np.sum(images) - 1) < 0.1
+
+
+def write_log(path, errors):
+  with open(path, 'w') as file:
+    for step, error in errors:
+      line = {
+        'step': step,
+        'train/skipped_steps': 0.0,
+        'train/orthogonality_error': error,
+      }
+      file.write(json.dumps(line) + '\n')
+
+
+@pytest.mark.parametrize(
+  ('memory', 'error', 'spent', 'verdict'),
+  [
+    (lambda at: 450.0, lambda at: 1e-6, lambda at: 9.0 * at, None),
+    (lambda at: 450.0 + 2 * at, lambda at: 1e-6, lambda at: at, 'GROWS'),
+    (lambda at: 450.0, lambda at: 1e-6 * at, lambda at: at, 'DRIFT'),
+    (lambda at: 450.0, lambda at: 1e-6, lambda at: at**2, 'SLOWER'),
+  ],
+)
+def test_the_soak_benchmark_sees_what_drifts(
+  tmp_path, monkeypatch, capsys, memory, error, spent, verdict
+):
+  """Its judgement, on planted figures."""
+  windows = range(1, 11)
+  write_log(
+    tmp_path / 'metrics.jsonl', [(10_000 * at, error(at)) for at in windows]
+  )
+  seen = {at: (memory(at), spent(at), 10_000 * at) for at in windows}
+  ended = subprocess.Popen(['true'])
+  monkeypatch.setattr(soak, 'launch', lambda *args: ended)
+  monkeypatch.setattr(soak, 'follow', lambda *args: seen)
+  monkeypatch.setattr(sys, 'argv', ['soak', f'--workdir={tmp_path}'])
+  if verdict is None:
+    soak.main()
+    assert '0.00 MiB per 10,000 steps' in capsys.readouterr().out
+  else:
+    with pytest.raises(SystemExit, match=verdict):
+      soak.main()
+
+
+def test_the_soak_benchmark_follows_a_run(tmp_path):
+  with tempfile.TemporaryFile() as log:
+    process = soak.launch(str(tmp_path), 120, 40, log)
+    seen = soak.follow(process, str(tmp_path), 40, 0.01)
+    assert process.wait() == 0
+  assert seen.keys() <= {1, 2, 3}
+  assert all(100 < memory < 10_000 for memory, _, _ in seen.values())
+  logged = soak.read_metrics(str(tmp_path))
+  assert len(logged) == 120

@@ -30,3 +30,20 @@ def test_errors_survive_pickling():
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert str(copy) == str(error)
+
+
+def test_every_kind_has_an_exit_code_of_its_own():
+  kinds = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.UserError)
+  ]
+  assert len({kind.exit_code for kind in kinds}) == len(kinds)
+  # 126 and above belong to the shell and to signals.
+  assert all(0 < kind.exit_code < 126 for kind in kinds)
+
+
+def test_a_run_that_diverged_says_what_is_left():
+  assert 'checkpoint of step 5 is intact' in str(
+    errors.NonFiniteError(7, 'the loss is NaN', 5)
+  )

@@ -1,3 +1,4 @@
+import errno
 import json
 
 import numpy as np
@@ -30,3 +31,21 @@ def test_arrays_that_cannot_be_written_leave_the_old_ones(tmp_path):
     files.write_arrays(str(path), {7: np.arange(3)})
   with np.load(path) as stored:
     assert stored['a'].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize('text', ['', '{', '[' * 100_000])
+def test_what_is_no_json_is_a_value_error(tmp_path, text):
+  path = tmp_path / 'x.json'
+  path.write_text(text)
+  with pytest.raises(ValueError, match=r'.'):
+    files.read_json(str(path))
+
+
+def test_a_write_that_fails_names_its_file():
+  def write():
+    with files.naming('/dev/full'), open('/dev/full', 'w') as file:
+      file.write('x')
+
+  with pytest.raises(OSError, match='/dev/full') as error:
+    write()
+  assert error.value.errno == errno.ENOSPC

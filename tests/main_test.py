@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,42 @@ def test_sigterm_saves_and_a_second_run_is_kept_out(tmp_path, calm):
   assert 'error: stopped by SIGTERM; step ' in last
   step = int(last.split('; step ')[1].split()[0])
   assert str(step) in os.listdir(f'{workdir}/checkpoints')
+  check_same_numbers(workdir, calm)
+
+
+@pytest.mark.parametrize(
+  ('kibibytes', 'code', 'parts'),
+  [
+    (1, 7, [': File too large; what was saved before is ']),
+    (18, 4, ['a checkpoint could not be written (File too large)']),
+  ],
+)
+def test_a_disk_that_is_full_is_one_line_and_costs_nothing(
+  tmp_path, calm, kibibytes, code, parts
+):
+  """No file may grow beyond the limit: what a full disk does, for anyone."""
+  workdir = f'{tmp_path}/run'
+  shutil.copytree(calm[0], workdir)
+  shutil.rmtree(f'{workdir}/checkpoints/120')
+  full = subprocess.run(
+    [
+      *('bash', '-c', f'ulimit -f {kibibytes}; exec "$@"', 'limited'),
+      *command(f'--workdir={workdir}', *LONGER),
+    ],
+    cwd=ROOT,
+    # A program that cannot be cached warns of it.
+    env=os.environ | {'JAX_ENABLE_COMPILATION_CACHE': 'false'},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert full.returncode == code, full.stderr
+  last = full.stderr.splitlines()[-1]
+  assert last.startswith('error: ')
+  for part in (*parts, 'intact: make room or permit writing'):
+    assert part in last
+  assert '110' in os.listdir(f'{workdir}/checkpoints')
   check_same_numbers(workdir, calm)
 
 

@@ -62,6 +62,7 @@ class Harness:
         schedules.epsilon_schedule(0.25, 0.1, 2.0, PLAN.total_steps),
         0.25,
         self.shardings.params,
+        loss_spike=4.0,
       ),
       in_shardings=(self.shardings, on_all, self.on_batch),
       out_shardings=(self.shardings, on_all),
@@ -194,6 +195,85 @@ def test_sums_count_what_they_say(tiny_config):
   assert sums.loss == pytest.approx(float(loss), rel=1e-5)
   means = sums.means()
   assert means['train/clean'] == pytest.approx(100 * correct / 16)
+
+
+def bad_gradient_loss(logits, *rest):
+  """Finite, with a gradient that is not."""
+  return losses.emma_loss(logits, *rest) + jnp.sum(jnp.sqrt(0 * logits))
+
+
+def step_with(harness, batch):
+  """Host copies of the state before and after one step on `batch`."""
+  before = jax.device_get(harness.state)
+  batch = mesh_lib.put_batch(batch, harness.on_batch)
+  harness.state, harness.sums = harness.step(harness.state, harness.sums, batch)
+  return before, jax.device_get(harness.state)
+
+
+def batch_with_nan():
+  batch = batch_of(seed=9)
+  batch['image'][3, 1, 2, 0] = np.nan
+  return batch
+
+
+@pytest.mark.parametrize('fault', ['loss', 'gradient'])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny_config, fault):
+  """Parameters and both optimizers' state stay as they are, bit for bit."""
+  loss_fn = bad_gradient_loss if fault == 'gradient' else None
+  batch = batch_of() if fault == 'gradient' else batch_with_nan()
+  harness = Harness(tiny_config, data=4, fsdp=2, loss_fn=loss_fn)
+  if fault == 'loss':
+    harness.run(2)
+  for row in (1, 2):
+    before, after = step_with(harness, batch)
+    same = jax.tree.map(
+      np.array_equal, before[1:3], after[1:3]
+    )  # Parameters, optimizer.
+    assert all(jax.tree.leaves(same))
+    assert after.step == before.step + 1
+    assert after.health.in_a_row == row
+    assert harness.sums.skipped == row
+  means = jax.device_get(harness.sums).means()
+  assert means['train/skipped_steps'] == 2
+  assert ('train/loss' in means) == (fault == 'loss')  # From the first two.
+  assert np.isfinite(list(means.values())).all()
+  if fault == 'loss':
+    before, after = step_with(harness, batch_of())
+    assert after.health.in_a_row == 0
+    assert not np.array_equal(
+      before.params['blocks']['R'], after.params['blocks']['R']
+    )
+
+
+def test_the_step_that_always_updates_is_seen_to(tiny_config, monkeypatch):
+  """The planted fault: without the branch, one batch poisons everything."""
+  monkeypatch.setattr(jax.lax, 'cond', lambda _, yes, no, *args: yes(*args))
+  _, after = step_with(Harness(tiny_config), batch_with_nan())
+  assert np.isnan(after.params['blocks']['bias']).all()
+
+
+def test_a_branch_keeps_the_state_donated_as_a_whole(tiny_config):
+  harness = Harness(tiny_config)
+  batch = mesh_lib.put_batch(batch_of(), harness.on_batch)
+  compiled = harness.step.lower(harness.state, harness.sums, batch).compile()
+  memory = compiled.memory_analysis()
+  whole = sum(x.nbytes for x in jax.tree.leaves(harness.state))
+  assert memory.alias_size_in_bytes >= whole
+
+
+def test_a_loss_spike_is_counted(tiny_config):
+  harness = Harness(tiny_config).run(1)
+  loss = float(harness.sums.loss)
+  for factor, spikes in ((0.5, 0.0), (0.1, 1.0)):
+    harness.state = harness.state._replace(
+      health=harness.state.health._replace(
+        counted=jnp.int32(100), loss=jnp.float32(factor * loss)
+      )
+    )
+    before = float(harness.sums.spikes)
+    harness.state = jax.device_put(harness.state, harness.shardings)
+    harness.run(1)
+    assert harness.sums.spikes - before == spikes
 
 
 def test_the_step_learns(tiny_config):

@@ -5,12 +5,14 @@ import os
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import datasets
 
 from lipnext_jax import checkpoint
 from lipnext_jax import errors
+from lipnext_jax import losses
 from lipnext_jax import train
 
 
@@ -126,6 +128,75 @@ def test_a_planted_fault_breaks_the_bitwise_check(
   train.train_and_evaluate(config, workdir)
   pairs = zip(stored_arrays(workdir, 4), stored_arrays(whole, 4), strict=True)
   assert any(not np.array_equal(mine, other) for mine, other in pairs)
+
+
+def plant(monkeypatch, is_bad):
+  """The loss is NaN at the steps whose radius ε_t says so."""
+  emma = losses.emma_loss
+
+  def planted(logits, labels, kernel, epsilon, **options):
+    loss = emma(logits, labels, kernel, epsilon, **options)
+    return jnp.where(is_bad(epsilon), jnp.nan, loss)
+
+  monkeypatch.setitem(losses.LOSSES, 'emma', planted)
+
+
+def test_skipped_steps_are_counted_said_and_resumed_exactly(
+  resumable, tmp_path, monkeypatch, capsys
+):
+  plant(monkeypatch, lambda epsilon: epsilon < 0.03)  # The first step.
+  config = resumable(**{'health.drift': 1e-9})
+  whole, cut = str(tmp_path / 'whole'), str(tmp_path / 'cut')
+  summary = train.train_and_evaluate(config, whole)
+  metrics = [
+    json.loads(line) for line in read(whole, 'metrics.jsonl').splitlines()
+  ]
+  logged = [m for m in metrics if 'train/skipped_steps' in m]
+  assert [m['train/skipped_steps'] for m in logged] == [1, 0, 0, 0]
+  assert [m['train/skipped_in_a_row'] for m in logged] == [1, 0, 0, 0]
+  assert ['train/loss' in m for m in logged] == [False, True, True, True]
+  # No float32 matrix that moved is as orthogonal as that.
+  assert logged[-1]['train/drifts'] == 1
+  said = capsys.readouterr().err
+  assert 'step 1: 1 steps skipped, whose loss or gradient was not' in said
+  assert 'step 4: orthogonality error' in said
+  shutil.copytree(whole, cut)
+  shutil.rmtree(os.path.join(cut, 'checkpoints', '4'))
+  assert train.train_and_evaluate(config, cut) == summary
+  pairs = zip(stored_arrays(cut, 4), stored_arrays(whole, 4), strict=True)
+  assert all(np.array_equal(mine, other) for mine, other in pairs)
+
+
+def test_too_many_skipped_steps_end_the_run_and_leave_the_checkpoint(
+  finished, resumable, tmp_path, monkeypatch
+):
+  workdir = str(tmp_path / 'run')
+  config = resumable(**{'health.max_skipped': 2})
+  with monkeypatch.context() as patch:
+    plant(patch, lambda epsilon: epsilon > 0.7)  # The last two steps.
+    with pytest.raises(errors.NonFiniteError) as stopped:
+      train.train_and_evaluate(config, workdir)
+  message = str(stopped.value)
+  assert message.startswith('step 4: loss or gradient were not finite in the ')
+  assert 'last 2 steps (first: loss)' in message
+  assert 'the checkpoint of step 2 is intact' in message
+  assert os.listdir(os.path.join(workdir, 'checkpoints')) == ['2']
+  # What follows is the run that nothing disturbed.
+  whole, summary = finished
+  assert train.train_and_evaluate(config, workdir) == summary
+  pairs = zip(stored_arrays(workdir, 4), stored_arrays(whole, 4), strict=True)
+  assert all(np.array_equal(mine, other) for mine, other in pairs)
+
+
+def test_an_update_that_is_not_finite_is_never_saved(tiny_config, tmp_path):
+  """Loss and gradient were finite, the step along them was not."""
+  tiny_config.optimizer.learning_rate = 2e9
+  tiny_config.checkpoint.every = '1 steps'
+  workdir = str(tmp_path / 'run')
+  with pytest.raises(errors.NonFiniteError, match='the update is not finite'):
+    train.train_and_evaluate(tiny_config, workdir)
+  for step in os.listdir(os.path.join(workdir, 'checkpoints')):
+    assert all(np.isfinite(x).all() for x in stored_arrays(workdir, step))
 
 
 def test_a_finished_run_only_evaluates(finished, resumable, capsys):

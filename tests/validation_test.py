@@ -63,6 +63,9 @@ BAD_VALUES = [
   ('duration', 'forever'),
   ('duration', '5 parsecs'),
   ('duration', '-3 epochs'),
+  ('health.max_skipped', -1),
+  ('health.loss_spike', 0.5),  # Every other loss is above half its mean.
+  ('health.drift', float('nan')),
   ('batch_size', 0),
   ('eval.epsilons', ()),
   ('eval.epsilons', (-1.0,)),
@@ -180,7 +183,6 @@ def test_every_number_and_choice_has_a_bad_value_that_is_refused():
     'dataset.data_dir',  # Checked against the disk by `data.sources`.
     'mesh.data',  # Checked against the devices by `make_mesh`.
     'mesh.fsdp',
-    'sharding',  # Checked against the parameters by `tree_shardings`.
   }
   for field, value in fields.items():
     if field in free:

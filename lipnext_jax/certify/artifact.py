@@ -162,6 +162,7 @@ def load_predictor(path: str) -> Predictor:
     raise refuse('is no file')
   try:
     with zipfile.ZipFile(path) as archive:
+      _check_sizes(archive, os.path.getsize(path))
       manifest = json.loads(archive.read('manifest.json'))
       if manifest['format'] != FORMAT:
         raise refuse(
@@ -173,7 +174,10 @@ def load_predictor(path: str) -> Predictor:
       if hashlib.sha256(data).hexdigest() != manifest['sha256'][name]:
         raise refuse(f'is damaged: {name} does not have its checksum')
     program = export.deserialize(bytearray(parts['program.bin']))
-    with np.load(io.BytesIO(parts['weights.npz']), allow_pickle=False) as file:
+    weights = io.BytesIO(parts['weights.npz'])
+    with zipfile.ZipFile(weights) as archive:
+      _check_sizes(archive, len(parts['weights.npz']))
+    with np.load(weights, allow_pickle=False) as file:
       leaves = [file[name] for name in file.files]
     params = jax.tree.unflatten(_params_tree(program), leaves)
   except errors.ConfigError:
@@ -187,6 +191,17 @@ def load_predictor(path: str) -> Predictor:
       f'{jax.default_backend()}'
     )
   return Predictor(manifest, program, params)
+
+
+def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
+  """Nothing is compressed in what `export_predictor` writes: no bombs.
+
+  Raises:
+    ValueError: the entries claim more bytes than the archive has.
+  """
+  claimed = sum(info.file_size for info in archive.infolist())
+  if claimed > size:
+    raise ValueError(f'{claimed} bytes in {size}: a bomb?')
 
 
 def _params_tree(program: export.Exported) -> Any:

@@ -76,14 +76,15 @@ def read(path: str, how: Preprocessing) -> np.ndarray:
   """
   try:
     if path.endswith('.npy'):
-      pixels = np.load(path, allow_pickle=False)
+      # Mapped: a header that claims more than the file holds costs nothing.
+      pixels = np.load(path, mmap_mode='r', allow_pickle=False)
     else:
       with open(path, 'rb') as file:
         pixels = images.decode(file.read(images.MAX_BYTES + 1))
   except OSError as error:
     raise BadInputError(f'cannot be read ({error.strerror})') from None
-  except (ValueError, EOFError) as error:  # `images.BadImageError` is one.
-    raise BadInputError(' '.join(str(error).split())) from None
+  except Exception as error:  # NumPy's headers are parsed as Python.
+    raise BadInputError(' '.join(str(error).split()) or repr(error)) from None
   if path.endswith('.npy'):
     return _check_array(pixels, how.image_shape)
   h, w, ch = how.image_shape

@@ -119,12 +119,16 @@ def spatial_shift(
     raise ValueError(f'{padding=} must be one of {PADDINGS}.')
   k = channel_count(shift_ratio, x.shape[-1])
   h_axis, w_axis = x.ndim - 3, x.ndim - 2
+  # Split and concatenate are each other's transposes: backward is one pass as
+  # well, where that of slices would be a sum of ten padded arrays.
+  sizes = [k] * 4 + [x.shape[-1] - 4 * k]
+  up, down, left, right, rest = jax.lax.split(x, sizes, axis=x.ndim - 1)
   groups = [
-    _roll(x[..., :k], h_axis, -1, padding),
-    _roll(x[..., k : 2 * k], h_axis, 1, padding),
-    _roll(x[..., 2 * k : 3 * k], w_axis, -1, padding),
-    _roll(x[..., 3 * k : 4 * k], w_axis, 1, padding),
-    x[..., 4 * k :],
+    _roll(up, h_axis, -1, padding),
+    _roll(down, h_axis, 1, padding),
+    _roll(left, w_axis, -1, padding),
+    _roll(right, w_axis, 1, padding),
+    rest,
   ]
   return jnp.concatenate(groups, axis=-1)
 
@@ -133,8 +137,7 @@ def _roll(x: jax.Array, axis: int, step: int, padding: str) -> jax.Array:
   """Moves the content of `x` by `step` (+1 or −1) along `axis`."""
   size = x.shape[axis]
   cut = 1 if step < 0 else size - 1
-  head = jax.lax.slice_in_dim(x, 0, cut, axis=axis)
-  tail = jax.lax.slice_in_dim(x, cut, size, axis=axis)
+  head, tail = jax.lax.split(x, [cut, size - cut], axis=axis)
   if padding == 'zero':  # What would re-enter on the other side is dropped.
     if step < 0:
       head = jnp.zeros_like(head)

@@ -21,6 +21,7 @@ import flax.linen as nn
 from flax.typing import Dtype
 from flax.typing import VariableDict
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from lipnext_jax.models import head
@@ -29,10 +30,15 @@ from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
 
+# What backward finds of a block besides its input. 'products' saves the input
+# of the second product and the matrix M Rᵀ (and R and M where they are mapped):
+# no product is computed again.
 REMAT_POLICIES = {
   'none': None,
   'block': jax.checkpoint_policies.nothing_saveable,
-  'products': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'products': jax.checkpoint_policies.save_only_these_names(
+    'shifted', 'MRt', 'mapped'
+  ),
 }
 
 
@@ -53,16 +59,14 @@ class Stem(nn.Module):
   """Patches → zero-padded to n → one orthogonal [n, n] matrix → c channels.
 
   Isometric when patch²·channels <= c; otherwise the cut to c outputs makes it
-  1-Lipschitz. Then bias and β-Abs.
+  1-Lipschitz. Then the bias; the β-Abs is the first block's to apply.
   """
 
   width: int
   patch_size: int
-  beta: float
   dtype: Dtype
   precision: jax.lax.PrecisionLike
   r_init: str
-  activation: str
   parametrization: str
 
   @nn.compact
@@ -78,12 +82,24 @@ class Stem(nn.Module):
     # Zero-padding x to n and cutting y to c touches only this corner of Q.
     corner = q[: self.width, :values].astype(self.dtype)
     y = token_product(x, corner, self.precision)
-    return layers.activate(y + per_channel(bias, y), self.activation, self.beta)
+    return y + per_channel(bias, y)
 
 
 class Block(nn.Module):
-  """One LipNeXt block, as a scan body: (x, None) → (z, None)."""
+  """One LipNeXt block, as a scan body: (u, None) → (v, None).
 
+  What is handed on is what β-Abs is applied to, not its result:
+
+      X = σ(u),   v = M Rᵀ S( R (X + p) ) + b,   Z = σ(v)
+
+  Backward needs the sign that σ removes, and the inputs of both products. With
+  u and S(R(X + p)) it has all three: two tensors a block, not three.
+
+  Both lie as [tokens, c] between the blocks: with more axes the compiler is
+  free to lay them out otherwise for the weight gradients, and copies them all.
+  """
+
+  grid: tuple[int, int]
   shift_ratio: float
   beta: float
   padding: str
@@ -97,32 +113,37 @@ class Block(nn.Module):
   parametrization: str
 
   @nn.compact
-  def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-    """Z = σ( M Rᵀ S( R (X + p) ) + b ), x: [b, h, w, c]."""
-    h, w, c = x.shape[1:]
+  def __call__(self, u: jax.Array, _: None) -> tuple[jax.Array, None]:
+    """v = M Rᵀ S( R (σ(u) + p) ) + b, u and v: [b·h·w, c]."""
+    (h, w), c = self.grid, u.shape[-1]
+    as_grid = (-1, h, w, c)
     r32, m32 = (
       parametrizations.orthogonal_param(
         self, name, c, init, self.parametrization
       )
       for name, init in (('R', self.r_init), ('M', self.m_init))
     )
+    if self.parametrization != 'none':
+      r32, m32 = (checkpoint_name(w, 'mapped') for w in (r32, m32))
     bias = self.param('bias', nn.initializers.zeros, (c,), jnp.float32)
     pos = self.param('pos', nn.initializers.zeros, (h, w, 1), jnp.float32)
     if not self.position:  # Stays at its start, zero.
       pos = jax.lax.stop_gradient(pos)
     r, m = r32.astype(self.dtype), m32.astype(self.dtype)
 
-    x = x + jnp.expand_dims(pos, 0).astype(self.dtype)
-    y = token_product(x, r, self.precision)
+    x = layers.activate(u, self.activation, self.beta)
+    x = x.reshape(as_grid) + jnp.expand_dims(pos, 0).astype(self.dtype)
+    y = token_product(x.reshape(u.shape), r, self.precision).reshape(as_grid)
     y = layers.spatial_shift(y, self.shift_ratio, self.padding)
+    y = checkpoint_name(y.reshape(u.shape), 'shifted')
     if self.fuse:
       # M Rᵀ is one matrix: c³ once instead of (tokens)·c² per step.
-      y = token_product(y, token_product(m, r, self.precision), self.precision)
+      mrt = checkpoint_name(token_product(m, r, self.precision), 'MRt')
+      y = token_product(y, mrt, self.precision)
     else:
       y = token_product(y, r.T, self.precision)
       y = token_product(y, m, self.precision)
-    y = y + per_channel(bias, y)
-    return layers.activate(y, self.activation, self.beta), None
+    return y + per_channel(bias, y), None
 
 
 class LipNeXt(interface.CertifiedModel):
@@ -146,8 +167,11 @@ class LipNeXt(interface.CertifiedModel):
     dtype: compute dtype; parameters, pooling and logits are float32 or wider.
     precision: of every product (None: the backend's default).
     remat: 'none', 'block' (recompute blocks in backward) or 'products'
-      (keep the products, recompute the rest).
+      (recompute what costs no product; less memory than 'none', and faster).
     fuse: compute M Rᵀ once per step; None: when a device's tokens exceed c.
+    unroll: the blocks one after the other instead of in a loop. A loop keeps
+      compile time the same at any depth; its stacks of saved tensors are
+      copies, 5 to 10 % of a step on a GPU.
     data_shards: devices that the batch is split over; only tells `fuse` how
       many tokens one device has.
     activation: 'beta_abs' or 'minmax' (which `beta` does not concern).
@@ -176,6 +200,7 @@ class LipNeXt(interface.CertifiedModel):
   precision: jax.lax.PrecisionLike = None
   remat: str = 'none'
   fuse: bool | None = None
+  unroll: bool = False
   data_shards: int = 1
   activation: str = 'beta_abs'
   position: bool = True
@@ -192,19 +217,17 @@ class LipNeXt(interface.CertifiedModel):
       if value not in choices:
         raise ValueError(f'{name}={value!r} must be one of {sorted(choices)}.')
     # Re-centred, never divided by a deviation: that would rescale ε.
-    x = Stem(
+    u = Stem(
       width=self.width,
       patch_size=self.patch_size,
-      beta=self.beta,
       dtype=self.dtype,
       precision=self.precision,
       r_init=self.r_init,
-      activation=self.activation,
       parametrization=self.parametrization,
       name='stem',
     )(images - 0.5)
 
-    b, h, w, _ = x.shape
+    b, h, w, _ = u.shape
     fuse = self.fuse
     if fuse is None:  # A batch of open size (`jax.export`) decides nothing.
       tokens = b * h * w if isinstance(b, int) else 0
@@ -212,15 +235,18 @@ class LipNeXt(interface.CertifiedModel):
 
     policy = REMAT_POLICIES[self.remat]
     block: Any = Block
-    if policy is not None:  # prevent_cse is needless inside a scan.
-      block = nn.remat(Block, policy=policy, prevent_cse=False)
+    if policy is not None:  # prevent_cse is needless inside a loop.
+      block = nn.remat(Block, policy=policy, prevent_cse=self.unroll)
     scanned = nn.scan(
       block,
-      variable_axes={'params': 0},
+      # The latter only exists where someone asks for it: `diagnosis`.
+      variable_axes={'params': 0, 'intermediates': 0},
       split_rngs={'params': True},
       length=self.depth,
+      unroll=self.depth if self.unroll else 1,
     )
-    x, _ = scanned(
+    v, _ = scanned(
+      grid=(h, w),
       shift_ratio=self.shift_ratio,
       beta=self.beta,
       padding=self.padding,
@@ -233,7 +259,8 @@ class LipNeXt(interface.CertifiedModel):
       position=self.position,
       parametrization=self.parametrization,
       name='blocks',
-    )(x, None)
+    )(u.reshape(-1, self.width), None)
+    x = layers.activate(v, self.activation, self.beta).reshape(u.shape)
 
     # bf16 sums of squares would cost two digits of every logit.
     wide = jnp.promote_types(x.dtype, jnp.float32)

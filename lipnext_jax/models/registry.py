@@ -18,6 +18,8 @@ PRECISIONS = {
   'default': None,  # The backend's: tf32 or bf16 passes on accelerators.
   'high': jax.lax.Precision.HIGH,
   'highest': jax.lax.Precision.HIGHEST,
+  # Operands rounded to bfloat16, sums in float32: what tensor cores do best.
+  'bfloat16': jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
 }
 FUSE = {'auto': None, 'on': True, 'off': False}
 
@@ -39,6 +41,7 @@ def _lipnext(
     precision=PRECISIONS[model.precision],
     remat=model.remat,
     fuse=FUSE[model.fuse],
+    unroll=model.unroll,
     data_shards=data_shards,
     activation=model.activation,
     position=model.position,

@@ -124,12 +124,12 @@ def fast_exp(
 
 
 def skew(a: jax.Array) -> jax.Array:
-  """(a − aᵀ)/2 of one matrix.
+  """(a − aᵀ)/2 of every matrix of [..., n, n].
 
   >>> skew(jnp.array([[1.0, 4.0], [2.0, 1.0]])).tolist()
   [[0.0, 1.0], [-1.0, 0.0]]
   """
-  return (a - a.T) / 2
+  return (a - jnp.swapaxes(a, -1, -2)) / 2
 
 
 def _expm1_one(a, thresholds, large, precision):

@@ -155,7 +155,7 @@ def orthogonal(
 
     def tangent(x, g):
       g = g.astype(x.dtype)
-      return walk(functools.partial(_tangent, precision), x, g)
+      return walk(functools.partial(_tangent, precision), x, g, onto=(1,))
 
     omega = jax.tree.map(tangent, params, updates)
     # In the trivialised algebra the point is always at the origin. Rules that
@@ -163,45 +163,56 @@ def orthogonal(
     origin = jax.tree.map(jnp.zeros_like, omega)
     delta, inner_state = inner.update(omega, state.inner, origin, **extra_args)
 
-    step = functools.partial(
-      _step,
+    delta = jax.tree.map(lambda d, x: d.astype(x.dtype), delta, params)
+    total = state.total
+    if lookahead_period is not None:
+      total = jax.tree.map(operator.add, total, delta)
+
+    expm1 = functools.partial(
+      exponential.fast_expm1,
+      thresholds=thresholds,
+      large_steps=large_steps,
+      precision=precision,
+    )
+    plain = functools.partial(_step, expm1=expm1, precision=precision)
+    special = functools.partial(
+      _special_step,
+      step=plain,
       retract=functools.partial(
         retraction_lib.polar_retract,
         method=retraction,
         precision=retraction_precision,
       ),
-      expm1=functools.partial(
-        exponential.fast_expm1,
-        thresholds=thresholds,
-        large_steps=large_steps,
-        precision=precision,
-      ),
-      precision=precision,
     )
     flags = _Flags(
       retract=_due(count, retraction_period),
       sync=_due(count, lookahead_period),
       alpha=lookahead_alpha,
     )
-    if lookahead_period is None:
-      new = jax.tree.map(
-        lambda x, d: restore(walk(step, x, d, shared=flags), x), params, delta
-      )
-      return new, OrthogonalState(count, inner_state, None, None)
+    due = [f for f in (flags.retract, flags.sync) if f is not None]
 
-    new = jax.tree.map(
-      lambda *leaves: walk(step, *leaves, shared=flags),
-      params,
-      delta,
-      state.slow,
-      state.total,
-    )
-    new, slow, total = (
-      jax.tree.map(operator.itemgetter(i), new, is_leaf=_is_moved)
+    def move(x, d, slow=None, total=None):
+      """Most steps are plain ones, which need not even look at X_slow."""
+      if not due:
+        return _Moved(walk(plain, x, d, onto=(1,)))
+      stacks = (d,) if slow is None else (d, slow, total)
+      onto = range(1, 1 + len(stacks))
+      if d.shape != x.shape:  # The update has no place to replace Δ in.
+        return walk(special, x, *stacks, shared=flags, onto=onto)
+      now = functools.reduce(jnp.logical_or, due)
+      d = walk(plain, x, d, onto=(1,), when=jnp.logical_not(now))
+      return walk(special, x, d, *stacks[1:], shared=flags, onto=onto, when=now)
+
+    if lookahead_period is None:
+      moved = jax.tree.map(move, params, delta)
+    else:
+      moved = jax.tree.map(move, params, delta, state.slow, total)
+    update, slow, total = (
+      jax.tree.map(operator.itemgetter(i), moved, is_leaf=_is_moved)
       for i in range(3)
     )
-    new = jax.tree.map(restore, new, params)
-    return new, OrthogonalState(count, inner_state, slow, total)
+    update = jax.tree.map(restore, update, params)
+    return update, OrthogonalState(count, inner_state, slow, total)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -222,36 +233,41 @@ class _Flags(NamedTuple):
 
 
 class _Moved(NamedTuple):
-  """One leaf after a step with lookahead."""
+  """One leaf after a step; `slow` and `total` are None without lookahead."""
 
   update: jax.Array  # Shape [..., m, n].
-  slow: jax.Array  # Shape [..., m, n].
-  total: jax.Array  # Shape [..., N, N].
+  slow: jax.Array | None = None  # Shape [..., m, n].
+  total: jax.Array | None = None  # Shape [..., N, N].
 
 
 def _is_moved(x: Any) -> bool:
   return isinstance(x, _Moved)
 
 
-def _step(flags, x, delta, slow=None, total=None, *, expm1, retract, precision):
-  """One matrix, one step: base·(FastExp(generator) − I) + (base − x).
+def _step(_, x, delta, *, expm1, precision):
+  """X·(FastExp(Δ) − I) of one matrix."""
+  # Here and not in the inner rule's pass over the stacks, which could not
+  # write over its moments while another entry still needs them.
+  delta = exponential.skew(delta)
+  if x.shape[0] > x.shape[1]:
+    # (FastExp(Δ)·X)ᵀ = Xᵀ·FastExp(−Δ): the wide case, transposed.
+    return jnp.matmul(x.T, expm1(delta), precision=precision).T
+  return jnp.matmul(x, expm1(delta), precision=precision)
 
-  Returns the update, and with lookahead also the new X_slow and ΣΔ.
+
+def _special_step(flags, x, delta, slow=None, total=None, *, step, retract):
+  """One matrix where the lookahead may sync and the retraction be due.
+
+  base·(FastExp(generator) − I) + (base − x), and with lookahead also the new
+  X_slow and ΣΔ; `total` has Δ in it.
   """
-  tall = x.shape[0] > x.shape[1]
-  if tall:  # (FastExp(Δ)·X)ᵀ = Xᵀ·FastExp(−Δ): the wide case, transposed.
-    x = x.T
-    slow = None if slow is None else slow.T
-  delta = exponential.skew(delta.astype(x.dtype))
-
   sync = flags.sync
   base, generator = x, delta
   if slow is not None:
-    total = total + delta
     base = jnp.where(sync, slow, x)
     alpha = jnp.asarray(flags.alpha, x.dtype)
     generator = jnp.where(sync, alpha * total, delta)
-  moved = jnp.matmul(base, expm1(generator), precision=precision)
+  moved = step((), base, generator)
 
   def plain():
     new_slow = None if slow is None else jnp.where(sync, base + moved, slow)
@@ -266,10 +282,8 @@ def _step(flags, x, delta, slow=None, total=None, *, expm1, retract, precision):
     update, new_slow = plain()
   else:
     update, new_slow = lax.cond(flags.retract, retracted, plain)
-  update = update.T if tall else update
   if slow is None:
-    return update
-  new_slow = new_slow.T if tall else new_slow
+    return _Moved(update)
   return _Moved(update, new_slow, jnp.where(sync, 0, total))
 
 

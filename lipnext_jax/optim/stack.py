@@ -5,19 +5,27 @@ No mesh axis is named here.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import functools
 import math
 from typing import Any
 
 import jax
 from jax import lax
+from jax.experimental.layout import Layout
+from jax.experimental.layout import with_layout_constraint
 import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
 
-def map_matrices(fn: Callable[..., Any], *stacks: jax.Array) -> Any:
+def map_matrices(
+  fn: Callable[..., Any],
+  *stacks: jax.Array,
+  onto: Sequence[int | None] = (),
+  when: jax.Array | None = None,
+) -> Any:
   """`fn` on every matrix of [..., m, n] stacks, one after the other.
 
   A loop, not `vmap`: under `vmap` a `switch` runs all of its branches for
@@ -26,19 +34,62 @@ def map_matrices(fn: Callable[..., Any], *stacks: jax.Array) -> Any:
   Args:
     fn: matrices [m, n] → any pytree of arrays.
     *stacks: arrays [..., m, n] with equal leading axes; at least one.
+    onto: for each array that `fn` returns, which of the stacks it replaces
+      once that matrix was read, or None. The loop then writes over the stack
+      and needs no second one, if nobody else needs it and it has that shape.
+    when: bool scalar; False: nothing is computed, and what `fn` would have
+      written over comes back as it was. Every result must be `onto` a stack.
 
   Returns:
     What `fn` returns, with the leading axes in front.
+
+  Raises:
+    ValueError: `when` without stacks of the right shape to write over.
 
   >>> map_matrices(jnp.trace, jnp.ones((2, 3, 4, 4))).shape
   (2, 3)
   """
   lead = stacks[0].shape[:-2]
-  if not lead:
+  if not lead and when is None:
     return fn(*stacks)
   flat = tuple(s.reshape(-1, *s.shape[-2:]) for s in stacks)
-  out = lax.map(lambda xs: fn(*xs), flat)
+  like = jax.eval_shape(lambda *xs: fn(*(x[0] for x in xs)), *flat)
+  like, treedef = jax.tree.flatten(like)
+  onto = tuple(onto) or (None,) * len(like)
+
+  def buffer(one, source):
+    whole = (len(flat[0]), *one.shape)
+    reused = None if source is None else flat[source]
+    if reused is None or (reused.shape, reused.dtype) != (whole, one.dtype):
+      return jnp.zeros(whole, one.dtype), None
+    return reused, source
+
+  pairs = [buffer(*pair) for pair in zip(like, onto, strict=True)]
+  buffers, sources = zip(*pairs, strict=True)
+  if when is not None and None in sources:
+    raise ValueError(f'when needs stacks to write over: {onto=}, {sources=}.')
+  taken = {source: at for at, source in enumerate(sources)}
+
+  def body(i, buffers):
+    # A stack that is written over is read from where it is written.
+    now = [
+      buffers[taken[j]] if j in taken else stack for j, stack in enumerate(flat)
+    ]
+    out = fn(*(lax.dynamic_index_in_dim(s, i, keepdims=False) for s in now))
+    return tuple(
+      lax.dynamic_update_index_in_dim(buffer, _row_major(o), i, 0)
+      for buffer, o in zip(buffers, jax.tree.leaves(out), strict=True)
+    )
+
+  count = len(flat[0])
+  trips = count if when is None else jnp.where(when, count, 0)
+  out = lax.fori_loop(0, trips, body, buffers)
+  out = jax.tree.unflatten(treedef, out)
   return jax.tree.map(lambda o: o.reshape(*lead, *o.shape[1:]), out)
+
+
+def _row_major(x):
+  return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def walk(
@@ -46,6 +97,8 @@ def walk(
   fn: Callable[..., Any],
   *stacks: jax.Array,
   shared: Any = (),
+  onto: Sequence[int | None] = (),
+  when: jax.Array | None = None,
 ) -> Any:
   """`fn(shared, *matrices)` on every matrix of a stack; see `map_matrices`.
 
@@ -60,12 +113,15 @@ def walk(
     *stacks: arrays [..., m, n]; single matrices [m, n] are not sharded.
     shared: pytree of what every matrix is given, replicated. An explicitly
       sharded function may not close over arrays.
+    onto: see `map_matrices`.
+    when: see `map_matrices`.
 
   >>> walk(None, lambda s, x: s * jnp.trace(x), jnp.ones((2, 4, 4)), shared=3)
   Array([12., 12.], dtype=float32)
   """
   if stacks[0].ndim < 3 or not _axis(sharding):
-    return map_matrices(functools.partial(fn, shared), *stacks)
+    fn = functools.partial(fn, shared)
+    return map_matrices(fn, *stacks, onto=onto, when=when)
   assert sharding is not None
   length = stacks[0].shape[0]
   padding = -length % _shards(sharding)
@@ -76,12 +132,14 @@ def walk(
   local = _local(sharding)
   stacks = tuple(_put(local, s) for s in stacks)
   out = jax.shard_map(
-    lambda shared, stacks: map_matrices(functools.partial(fn, shared), *stacks),
+    lambda shared, when, stacks: map_matrices(
+      functools.partial(fn, shared), *stacks, onto=onto, when=when
+    ),
     mesh=sharding.mesh,
-    in_specs=(PartitionSpec(), local.spec),
+    in_specs=(PartitionSpec(), PartitionSpec(), local.spec),
     out_specs=local.spec,
     check_vma=False,  # No collectives, nothing to check.
-  )(shared, stacks)
+  )(shared, when, stacks)
   if not padding:
     return out
   whole = NamedSharding(sharding.mesh, PartitionSpec())

@@ -14,6 +14,7 @@ import zlib
 import numpy as np
 
 from lipnext_jax import errors
+from lipnext_jax import files
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -118,8 +119,7 @@ def _class_names(dataset: object) -> list[str]:
 
 def _read_evaluation(path: str) -> dict[str, Any]:
   try:
-    with open(path, encoding='utf-8') as file:
-      value = json.load(file)
+    value = files.read_json(path)
     return {
       **value,
       'step': int(value['step']),
@@ -159,8 +159,7 @@ def _optional_json(
   workdir: str, name: str, kind: type, notes: dict[str, str]
 ) -> Any:
   try:
-    with open(os.path.join(workdir, name), encoding='utf-8') as file:
-      value = json.load(file)
+    value = files.read_json(os.path.join(workdir, name))
   except FileNotFoundError:
     notes[name] = f'{name} is not in the workdir.'
     return None

@@ -8,6 +8,9 @@ import numpy as np
 
 from lipnext_jax import errors
 
+# Seconds after which JAX takes a silent process for dead and ends the others,
+# where no collective fails before. (A busy host answers within one or two.)
+_SILENCE = 40
 _FAILED = -(2**31)  # What `on_first` sends where its function raised.
 
 
@@ -34,7 +37,7 @@ def start(
         'give all three, with host:port of process 0',
       )
     if coordinator == 'auto':
-      jax.distributed.initialize()
+      jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE)
     return
   if (
     ':' not in coordinator
@@ -48,7 +51,12 @@ def start(
       'is no place in a run of several processes',
       'give host:port, --num_processes=N and --process_id from 0 to N − 1',
     )
-  jax.distributed.initialize(coordinator, num_processes, process_id)
+  jax.distributed.initialize(
+    coordinator,
+    num_processes,
+    process_id,
+    heartbeat_timeout_seconds=_SILENCE,
+  )
 
 
 def to_host(x: jax.Array) -> np.ndarray:

@@ -13,6 +13,36 @@ from lipnext_jax.optim import recipe
 Rules = Sequence[tuple[str, tuple]]
 
 
+def check_rules(rules: Any) -> None:
+  """Refuses what is no list of (regular expression, spec) pairs.
+
+  Raises:
+    ConfigError: naming the first that is none.
+
+  >>> check_rules([('R$', (None, 'fsdp', None)), ('', ())])
+  >>> check_rules([('(', ())])
+  Traceback (most recent call last):
+  lipnext_jax.errors.ConfigError: sharding=('(', ()) is no rule; write \
+(regular expression, (axis or None, …)), see lipnext_jax/config.py.
+  """
+  for rule in rules:
+    try:
+      pattern, spec = rule
+      re.compile(pattern)
+      fits = all(axis is None or isinstance(axis, str) for axis in spec)
+      fits = fits and not isinstance(spec, str)
+    except (TypeError, ValueError, re.error):
+      fits = False
+    if not fits:
+      raise errors.ConfigError(
+        'sharding',
+        rule,
+        'is no rule',
+        'write (regular expression, (axis or None, …)), see '
+        'lipnext_jax/config.py',
+      )
+
+
 def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
   """A `NamedSharding` per leaf: the spec of the first rule that matches.
 

@@ -74,7 +74,7 @@ def test_arrays_are_taken_as_they_are(tmp_path, array):
     (np.zeros((8, 8, 1), np.int64), 'holds int64'),
     (np.full((8, 8, 1), 1.5), 'outside'),
     (np.full((8, 8, 1), np.nan), 'outside'),
-    (np.array([[None] * 8] * 8), 'pickle'),
+    (np.array([[None] * 8] * 8), 'Python objects'),
   ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, array, problem):

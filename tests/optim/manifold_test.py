@@ -454,7 +454,7 @@ def test_float64_parameters_stay_float64():
 # -- Products and precision ---------------------------------------------------
 
 
-def products(jaxpr, branch, retract):
+def products(jaxpr, branch, retract=False):
   """dot_generals of one matrix and step, for one branch of FastExp."""
   count = 0
   for eqn in jaxpr.eqns:
@@ -468,6 +468,21 @@ def products(jaxpr, branch, retract):
   return count
 
 
+def step_products(jaxpr, branch, special, retract=False):
+  """The same, of the loop that this kind of step runs.
+
+  Two loops follow each other, of which one makes no turn: that of the plain
+  steps and that of those which sync or retract.
+  """
+  loops = [e for e in jaxpr.eqns if e.primitive.name == 'while']
+  counts = [products(jaxpr.replace(eqns=[e]), branch, retract) for e in loops]
+  total = products(jaxpr, branch, retract)
+  if not loops:  # One loop, or none, for every kind.
+    return total
+  assert len(loops) == 2
+  return total - counts[0 if special else 1]
+
+
 @pytest.mark.parametrize('shape', [(6, 6), (3, 6, 6), (2, 4, 6), (6, 4)])
 @pytest.mark.parametrize('period', [None, 6])
 @pytest.mark.parametrize('large_steps', ['exponential', 'projection'])
@@ -477,10 +492,29 @@ def test_at_most_four_products_a_matrix_and_step(shape, period, large_steps):
     optax.adam(1e-3), lookahead_period=period, large_steps=large_steps
   )
   jaxpr = jax.make_jaxpr(tx.update)(x, tx.init(x), x).jaxpr
-  assert [products(jaxpr, i, False) for i in range(3)] == [3, 4, 4]
+  for special in (False, True):
+    counts = [step_products(jaxpr, i, special) for i in range(3)]
+    assert counts == [3, 4, 4]
   # The retraction: 2, and 2 in a loop that a drifted matrix does not enter.
   copies = 1 if period is None else 2
-  assert products(jaxpr, 2, True) <= 4 + copies * 4
+  assert step_products(jaxpr, 2, True, True) <= 4 + copies * 4
+
+
+@pytest.mark.parametrize('shape', [(6, 6), (3, 6, 6)])
+def test_plain_steps_never_touch_the_slow_weights(shape):
+  """Of the two loops, the plain one reads X and writes over Δ, no more."""
+  x = jnp.zeros(shape)
+  tx = orthogonal(optax.adam(1e-3), lookahead_period=6)
+  jaxpr = jax.make_jaxpr(tx.update)(x, tx.init(x), x).jaxpr
+
+  def stacks(eqn):
+    return sum(v.aval.ndim == 3 for v in eqn.invars)
+
+  loops = [e for e in jaxpr.eqns if e.primitive.name == 'while']
+  assert [stacks(e) for e in loops] == [2, 4]
+  never = orthogonal(optax.adam(1e-3), retraction_period=None)
+  jaxpr = jax.make_jaxpr(never.update)(x, never.init(x), x).jaxpr
+  assert not [e for e in jaxpr.eqns if e.primitive.name == 'while']
 
 
 def test_precision_is_an_argument_not_a_global():

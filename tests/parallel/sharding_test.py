@@ -87,3 +87,12 @@ def test_shapes_carry_their_shardings(mesh):
   out = sharding_lib.tree_shardings(tree, [('', ('fsdp',))], mesh)
   (leaf,) = jax.tree.leaves(sharding_lib.with_shardings(tree, out))
   assert leaf.sharding == out['R']
+
+
+@pytest.mark.parametrize(
+  'rule',
+  [3, 'R', ('R$',), ('(', ()), (3, ()), ('R$', 'fsdp'), ('R$', (1,)), ('R', 1)],
+)
+def test_what_is_no_rule_is_refused(rule):
+  with pytest.raises(errors.ConfigError, match='is no rule'):
+    sharding_lib.check_rules([('R$', ()), rule])

@@ -294,7 +294,13 @@ def _guarded(where: str, function):
     raise errors.DataError(f'{where}: cannot be read ({reason})') from None
 
 
-@functools.lru_cache(maxsize=2)
 def _open_zip(path: str) -> zipfile.ZipFile:
+  status = os.stat(path)
+  return _keep_zip(path, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+@functools.lru_cache(maxsize=2)
+def _keep_zip(path: str, *version: int) -> zipfile.ZipFile:
   """Kept open: listing Tiny-ImageNet's 120,000 entries takes a second."""
+  del version  # Of the file: another one has another list.
   return zipfile.ZipFile(path)

@@ -1,0 +1,88 @@
+"""What Python and JAX raise for want of something, as errors of ours."""
+
+import errno
+import os
+
+import jax
+
+from lipnext_jax import errors
+
+# What a disk says no with; others quote its words somewhere in their messages.
+_DISK = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EIO,
+)
+# What collectives and JAX's coordination service say, in lower case, when a
+# process does not answer any more.
+_GONE = (
+  'gloo',
+  'nccl',
+  'connection closed',
+  'connection reset',
+  'heartbeat',
+  'coordination',
+  'unavailable',
+  'deadline_exceeded',
+)
+_LONGEST = 200  # Characters of someone else's message that are quoted.
+
+
+def explain(error: Exception) -> errors.UserError | None:
+  """The line that `error` comes down to; None: it is no lack of anything.
+
+  >>> explain(OSError(errno.ENOSPC, 'No space left on device', 'a.json')).args
+  ('a.json: No space left on device; what was saved before is intact: make \
+room or permit writing, then start again',)
+  >>> explain(ValueError('a mistake')) is None
+  True
+  """
+  if isinstance(error, errors.UserError):
+    return error
+  if isinstance(error, OSError):
+    where = f'{error.filename}: ' if error.filename else ''
+    return errors.WorkdirError(
+      f'{where}{error.strerror or error}; what was saved before is intact: '
+      'make room or permit writing, then start again'
+    )
+  if isinstance(error, MemoryError):
+    return errors.OutOfMemoryError(
+      f'out of memory ({quote(error)}): lower dataset.workers, batch_size or '
+      'eval.batch_size; what was saved is intact'
+    )
+  if isinstance(error, jax.errors.JaxRuntimeError) and (
+    'RESOURCE_EXHAUSTED' in str(error)
+  ):
+    return errors.OutOfMemoryError(
+      f'a device is out of memory ({quote(error)}): lower batch_size or '
+      "eval.batch_size, set model.remat='products' or 'block', or split the "
+      'parameters over more devices (mesh.fsdp); what was saved is intact'
+    )
+  if (
+    isinstance(error, jax.errors.JaxRuntimeError)
+    and jax.process_count() > 1
+    and any(word in str(error).lower() for word in _GONE)
+  ):
+    return errors.LostProcessError(
+      f'process {jax.process_index()} of {jax.process_count()}: another one is '
+      f'gone ({quote(error)}); its own message says why. What was saved before '
+      'is intact: the same command goes on there'
+    )
+  return None
+
+
+def quote(error: Exception) -> str:
+  r"""One line of another library's message: what the disk said, or its start.
+
+  >>> quote(ValueError('write failed:\n  No space left on device [1]'))
+  'No space left on device'
+  """
+  text = ' '.join(str(error).split())
+  for number in _DISK:
+    if os.strerror(number) in text:
+      return os.strerror(number)
+  return text[:_LONGEST]

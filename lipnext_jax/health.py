@@ -1,0 +1,110 @@
+"""Is training still sound: skipped steps, loss spikes, drift.
+
+What has to be seen at every step is counted on the device, as a part of the
+train state; the host reads it at log lines only.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+# Steps that the running mean of the loss looks back on, roughly.
+_MEMORY = 100
+
+
+class Health(NamedTuple):
+  """What the train state remembers of the steps before."""
+
+  skipped: jax.Array  # Shape (): int32, steps skipped so far.
+  in_a_row: jax.Array  # Shape (): int32, of them, up to the last step.
+  counted: jax.Array  # Shape (): int32, losses in the mean, at most _MEMORY.
+  loss: jax.Array  # Shape (): float32, running mean of the finite losses.
+
+  @classmethod
+  def start(cls) -> 'Health':
+    """Before the first step."""
+    zero = jnp.zeros([], jnp.int32)
+    return cls(zero, zero, zero, jnp.zeros([], jnp.float32))
+
+  def after(
+    self, loss: jax.Array, finite: jax.Array, spike_factor: float
+  ) -> tuple['Health', jax.Array]:
+    """One step later, and whether its loss was a spike.
+
+    The mean of the first steps is their plain mean, that of later ones forgets
+    the past by 1/100 a step. No loss is a spike before there are 100.
+
+    Args:
+      loss: of the step, float32.
+      finite: whether it was not skipped.
+      spike_factor: a spike is above so many times the mean; 0: nothing is.
+
+    >>> health, spike = Health.start().after(jnp.float32(2), jnp.bool(True), 3)
+    >>> float(health.loss), bool(spike)
+    (2.0, False)
+    """
+    spike = (
+      finite
+      & (spike_factor > 0)
+      & (self.counted == _MEMORY)
+      & (loss > spike_factor * self.loss)
+    )
+    counted = jnp.minimum(self.counted + 1, _MEMORY)
+    mean = self.loss + (loss - self.loss) / counted
+    return Health(
+      skipped=self.skipped + ~finite,
+      in_a_row=jnp.where(finite, 0, self.in_a_row + 1),
+      counted=jnp.where(finite, counted, self.counted),
+      loss=jnp.where(finite, mean, self.loss),
+    ), spike
+
+
+def warnings(
+  c: ml_collections.ConfigDict, scalars: Mapping[str, float]
+) -> list[str]:
+  """What a log line should be followed by, from `config.health`.
+
+  Args:
+    c: `config.health`.
+    scalars: the metrics of the log line.
+
+  Returns:
+    One line each; usually none.
+
+  >>> c = ml_collections.ConfigDict({'loss_spike': 4.0, 'drift': 1e-3})
+  >>> warnings(c, {
+  ...   'train/skipped_steps': 0, 'train/loss_spikes': 2,
+  ...   'train/orthogonality_error': 1e-6})
+  ['2 losses above health.loss_spike=4 times their running mean']
+  """
+  lines = []
+  if skipped := scalars['train/skipped_steps']:
+    lines.append(
+      f'{skipped:.0f} steps skipped, whose loss or gradient was not finite'
+    )
+  if spikes := scalars['train/loss_spikes']:
+    lines.append(
+      f'{spikes:.0f} losses above health.loss_spike={c.loss_spike:g} times '
+      'their running mean'
+    )
+  if drifted(c, scalars):
+    lines.append(
+      f'orthogonality error {scalars["train/orthogonality_error"]:.1e} above '
+      f'health.drift={c.drift:g}: shorten optimizer.retraction_period, raise '
+      'optimizer.precision, or lower optimizer.learning_rate'
+    )
+  return lines
+
+
+def drifted(c: ml_collections.ConfigDict, scalars: Mapping[str, float]) -> bool:
+  """Whether the orthogonal matrices left the manifold too far.
+
+  >>> c = ml_collections.ConfigDict({'drift': 1e-3})
+  >>> drifted(c, {'train/orthogonality_error': 2e-3})
+  True
+  """
+  error = scalars['train/orthogonality_error']
+  return c.drift > 0 and not error <= c.drift  # NaN is drift.

@@ -1,0 +1,100 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lipnext_jax import diagnosis
+from lipnext_jax import losses
+from lipnext_jax import models
+from lipnext_jax.models import head
+
+HUGE = 3e38  # Twice this is above float32.
+LABELS = jnp.arange(2)
+
+
+@functools.cache
+def make(remat='none'):
+  model = models.LipNeXt(
+    num_classes=3, depth=3, width=16, patch_size=2, remat=remat
+  )
+  images = jnp.full((2, 8, 8, 1), 0.3)
+  return model, images, model.init(jax.random.key(0), images)['params']
+
+
+def changed(params, module, leaf, fn):
+  return params | {module: params[module] | {leaf: fn(params[module][leaf])}}
+
+
+def find(params, images, loss_fn=losses.emma_loss, remat='none'):
+  model, _, _ = make(remat)
+  return diagnosis.find_not_finite(
+    model, loss_fn, params, images, LABELS, jnp.float32(0.1)
+  )
+
+
+def finite_with_a_bad_gradient(logits, *rest):
+  del rest
+  return jnp.sum(jnp.sqrt(0 * logits))  # Its derivative at 0: infinity.
+
+
+def test_nothing_is_found_where_all_is_finite():
+  _, images, params = make()
+  assert find(params, images) is None
+
+
+def test_images_come_first():
+  _, images, params = make()
+  broken = changed(params, 'stem', 'bias', lambda x: x * jnp.nan)
+  assert find(broken, images.at[1, 2, 3, 0].set(jnp.nan)) == 'images'
+
+
+def test_then_parameters_with_their_layer():
+  _, images, params = make()
+  broken = changed(params, 'blocks', 'M', lambda m: m.at[2, 0, 1].set(jnp.inf))
+  assert find(broken, images) == 'parameter blocks/M, layer 2'
+  broken = changed(params, 'head', 'bias', lambda b: b * jnp.nan)
+  assert find(broken, images) == 'parameter head/bias'
+
+
+@pytest.mark.parametrize('remat', models.lipnext.REMAT_POLICIES)
+@pytest.mark.parametrize('layer', [0, 1, 2])
+def test_then_the_layer_that_overflows(layer, remat):
+  """A finite bias that is too large for what follows."""
+  _, images, params = make(remat)
+  # R sums 16 entries of the shared p, each entry of R of order 1/4.
+  broken = changed(params, 'blocks', 'pos', lambda p: p.at[layer].set(HUGE))
+  found = find(broken, images, remat=remat)
+  assert found == f'activations of blocks, layer {layer}'
+
+
+def test_then_the_loss_and_the_gradient():
+  _, images, params = make()
+  assert find(params, images, lambda *a: jnp.float32(jnp.nan)) == 'loss'
+  found = find(params, images, finite_with_a_bad_gradient)
+  assert found is not None
+  assert found.startswith('gradient of head/')
+
+
+class Plain(nn.Module):
+  """A model without a scan, and with a layer that breaks in backward."""
+
+  @nn.compact
+  def __call__(self, images):
+    x = nn.Dense(4, name='first')(images.reshape(len(images), -1))
+    x = nn.Dense(4, name='second', kernel_init=nn.initializers.zeros)(x)
+    # |x|^½ has no derivative at 0, where all of x lies.
+    return head.NormalizedHead(3, name='head')(jnp.sqrt(jnp.abs(x)))
+
+
+def test_other_models_need_nothing_for_it():
+  model, images = Plain(), jnp.ones((2, 2, 2, 1))
+  params = model.init(jax.random.key(0), images)['params']
+  args = images, LABELS, jnp.float32(0.1)
+  found = diagnosis.find_not_finite(model, losses.emma_loss, params, *args)
+  assert found == 'gradient of second/bias'
+  broken = changed(params, 'first', 'bias', lambda b: b + HUGE)
+  broken = changed(broken, 'first', 'kernel', lambda k: 0 * k + HUGE)
+  found = diagnosis.find_not_finite(model, losses.emma_loss, broken, *args)
+  assert found == 'activations of first'

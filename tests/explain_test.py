@@ -1,0 +1,53 @@
+import errno
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lipnext_jax import errors
+from lipnext_jax import explain
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_what_a_disk_refuses_names_the_file_and_the_reason(number):
+  error = OSError(number, os.strerror(number), '/run/metrics.jsonl')
+  known = explain.explain(error)
+  assert type(known) is errors.WorkdirError
+  assert str(known).startswith(f'/run/metrics.jsonl: {os.strerror(number)}; ')
+  assert 'make room or permit writing' in str(known)
+
+
+def test_an_error_of_the_system_without_a_number_keeps_its_words():
+  assert 'no more threads' in str(explain.explain(OSError('no more threads')))
+
+
+def test_a_device_that_is_really_out_of_memory():
+  """2⁴⁶ bytes: no machine has them. The error is the runtime's own."""
+  with pytest.raises(jax.errors.JaxRuntimeError) as raised:
+    jax.block_until_ready(jnp.zeros((1 << 23, 1 << 23), jnp.uint8))
+  known = explain.explain(raised.value)
+  assert type(known) is errors.OutOfMemoryError
+  for part in ('batch_size', 'model.remat', 'mesh.fsdp', 'Out of memory'):
+    assert part.lower() in str(known).lower()
+  assert len(str(known).splitlines()) == 1
+
+
+def test_a_host_that_is_out_of_memory():
+  known = explain.explain(MemoryError('Unable to allocate 8 EiB'))
+  assert type(known) is errors.OutOfMemoryError
+  assert 'dataset.workers' in str(known)
+
+
+def test_our_own_errors_pass_and_mistakes_in_code_stay_mistakes():
+  error = errors.ConfigError('model.beta', 2, 'is outside', 'choose 0.5')
+  assert explain.explain(error) is error
+  assert explain.explain(KeyError('x')) is None
+  assert explain.explain(jax.errors.JaxRuntimeError('INTERNAL: bug')) is None
+
+
+def test_a_quote_is_the_reason_or_the_start_in_one_line():
+  text = 'UNKNOWN: "/a/b":\n ' + 'x' * 500 + ' Read-only file system [tensor'
+  assert explain.quote(ValueError(text)) == 'Read-only file system'
+  assert explain.quote(ValueError('a\nb ' * 200)).startswith('a b a b')
+  assert len(explain.quote(ValueError('a\nb ' * 200))) == 200
