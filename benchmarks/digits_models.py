@@ -75,7 +75,7 @@ def build_rows() -> dict[str, Row]:
   )
   rows = {
     'lipnext': Row('models', lipnext),
-    'liresnet': Row('models', liresnet, 2e-3, 4.0),
+    'liresnet': Row('models', liresnet, 5e-3, 4.0),
     'bronet': Row('models', bronet),
     'cayley': Row('models', mapped.clone(parametrization='cayley')),
     'exponential': Row('models', mapped.clone(parametrization='exponential')),
