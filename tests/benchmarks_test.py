@@ -12,10 +12,12 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks import digits_models
 from benchmarks import optimizer_convergence
 from benchmarks import optimizer_rivals
 from benchmarks import soak
 from benchmarks import train_step
+from lipnext_jax.models import parameter_count
 from lipnext_jax.optim import orthogonality_error
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -206,6 +208,38 @@ def test_the_kill_benchmark_ends_in_the_same_arrays(tmp_path):
   )
   assert '1 kills' in out
   assert out.splitlines()[-1].startswith('the same, bit for bit')
+
+
+def test_the_model_benchmark_trains_certifies_and_resumes_its_table(tmp_path):
+  flags = [f'--out={tmp_path}/runs.jsonl', '--only', 'lipnext', '--steps', '3']
+  first = run('digits_models', *flags, '--seeds', '0')
+  assert first.count('"row"') == 1
+  second = run('digits_models', *flags, '--seeds', '0', '1')
+  assert second.count('"row"') == 1  # Seed 0 was there already.
+  table = run('digits_models', f'--out={tmp_path}/runs.jsonl', '--table')
+  cells = [cell.strip() for cell in table.splitlines()[2].split('|')[1:-1]]
+  assert cells[:4] == ['lipnext', '2', '280,978', '3']
+  assert float(cells[-1]) < 1.0001  # Λ, of either seed.
+
+
+def test_the_rows_of_the_model_benchmark_are_of_one_size():
+  rows = digits_models.build_rows()
+  for name, row in rows.items():
+    shapes = jax.eval_shape(
+      row.model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1))
+    )
+    count = parameter_count(shapes['params'])
+    assert abs(count / 280_978 - 1) < 0.015, name
+
+
+def test_the_warp_of_the_model_benchmark_moves_little_and_keeps_the_middle():
+  images = digits_models.load_digits('test')['images'][:64]
+  keys = jax.random.split(jax.random.key(0), 64)
+  warped = jax.jit(jax.vmap(digits_models.warp))(images, keys)
+  change = np.linalg.norm(warped - images) / np.linalg.norm(images)
+  assert 0.02 < change < 0.5
+  # Ink neither appears nor vanishes, but at the rim.
+  assert abs(np.sum(warped) / np.sum(images) - 1) < 0.1
 
 
 def write_log(path, errors):
