@@ -19,7 +19,9 @@ def row_distances(head_kernel: jax.Array) -> jax.Array:
   """‖w_i − w_j‖₂ for all pairs of rows: [k, c] → [k, k], zero diagonal.
 
   Differences first, then norms: the Gram form 2 − 2 w_i·w_j loses half of the
-  digits for rows that are close. One row at a time keeps the memory at k·c.
+  digits for rows that are close. One row at a time, again in the backward
+  pass, keeps the memory at k·c: all differences are 16 GB for ImageNet's 1000
+  classes and 4096 channels.
   The gradient is zero where two rows coincide.
 
   >>> [[f'{d:.4f}' for d in row] for row in row_distances(jnp.eye(2))]
@@ -31,7 +33,7 @@ def row_distances(head_kernel: jax.Array) -> jax.Array:
     zero = squares == 0  # Not `<= 0`: a row that is not a number must show.
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
 
-  return jax.lax.map(one, head_kernel)
+  return jax.lax.map(jax.checkpoint(one), head_kernel)
 
 
 def emma_loss(

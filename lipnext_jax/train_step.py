@@ -17,26 +17,35 @@ from lipnext_jax import models
 from lipnext_jax import optim
 from lipnext_jax import schedules
 from lipnext_jax.models import registry
+from lipnext_jax.optim import stack
 
 # Power iterations of the monitored orthogonality error: n² each, so that a log
 # line can afford them. The certificate uses a proved bound instead.
 _MONITOR_ITERATIONS = 16
 
 
+def _momentum(
+  learning_rate: optax.ScalarOrSchedule, mu_dtype: Any = None
+) -> optax.GradientTransformation:
+  return optax.sgd(learning_rate, momentum=0.9, accumulator_dtype=mu_dtype)
+
+
 def _lion(
-  learning_rate: optax.ScalarOrSchedule,
+  learning_rate: optax.ScalarOrSchedule, mu_dtype: Any = None
 ) -> optax.GradientTransformation:
   """Lion without the weight decay that `optax.lion` brings along."""
   return optax.chain(
-    optax.scale_by_lion(), optax.scale_by_learning_rate(learning_rate)
+    optax.scale_by_lion(mu_dtype=mu_dtype),
+    optax.scale_by_learning_rate(learning_rate),
   )
 
 
-# Elementwise and odd, as `optim.orthogonal` asks; learning rate → optax rule.
+# Elementwise and odd, as `optim.orthogonal` asks:
+# (learning rate, mu_dtype=None) → optax rule.
 INNER_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
   'nadam': optim.scheduled_nadam,
   'adam': optax.adam,
-  'momentum': functools.partial(optax.sgd, momentum=0.9),
+  'momentum': _momentum,
   'lion': _lion,
 }
 
@@ -109,7 +118,9 @@ def build_optimizer(
   """The recipe of `lipnext_jax.optim`, from `config.optimizer`."""
   return optim.lipnext_optimizer(
     learning_rate(c, plan),
-    inner=INNER_RULES[c.name],
+    inner=functools.partial(
+      INNER_RULES[c.name], mu_dtype=registry.DTYPES[c.mu_dtype]
+    ),
     clip_norm=c.clip_norm or None,
     lookahead_period=c.lookahead_period or None,
     lookahead_alpha=c.lookahead_alpha,
@@ -148,7 +159,9 @@ def make_train_step(
   loss_fn: Callable[..., jax.Array],
   epsilon_fn: Callable[[jax.typing.ArrayLike], jax.Array],
   epsilon: float,
-  param_shardings: Any,
+  to_compute: Callable[[Any], Any],
+  to_stored: Callable[[Any], Any],
+  microbatches: int = 1,
 ) -> Callable[..., tuple[TrainState, Sums]]:
   """Builds (state, sums, batch) → (state, sums).
 
@@ -158,9 +171,10 @@ def make_train_step(
     loss_fn: see `build_loss`.
     epsilon_fn: step → training radius ε_t.
     epsilon: ε at which certified train accuracy is counted.
-    param_shardings: shardings like the parameters. Gradients are pinned to
-      them first, so that the optimizer's layout does not leak into the
-      backward scan.
+    to_compute: parameters as they are kept → as a step works with them.
+    to_stored: gradients of the latter → in the layout of the former, float32.
+    microbatches: parts of the batch whose gradients are added up in turn; the
+      mean is that of the whole batch.
 
   Returns:
     The step, not yet jitted. `batch` holds 'image' [b, H, W, ch] (uint8 or
@@ -168,36 +182,58 @@ def make_train_step(
   """
 
   def train_step(state, sums, batch):
-    images, labels = to_unit(batch['image']), batch['label']
-
-    def objective(params):
+    def objective(params, batch):
+      images, labels = to_unit(batch['image']), batch['label']
       variables = {'params': params}
       logits = model.apply(variables, images)
       kernel = models.head_kernel(variables)
       loss = loss_fn(logits, labels, kernel, epsilon_fn(state.step))
-      return loss, (logits, kernel)
+      predictions, radii = certify.certified_radius(logits, kernel)
+      correct = predictions == labels
+      certified = correct & (radii > epsilon)
+      return loss, (jnp.sum(correct), jnp.sum(certified))
 
-    (loss, (logits, kernel)), grads = jax.value_and_grad(
-      objective, has_aux=True
-    )(state.params)
-    grads = jax.lax.with_sharding_constraint(grads, param_shardings)
+    grads, (loss, counts) = _accumulate(
+      objective, to_compute(state.params), batch, microbatches
+    )
+    grads = to_stored(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
-    predictions, radii = certify.certified_radius(logits, kernel)
-    correct = predictions == labels
-    new = (
-      1.0,
-      float(labels.size),
-      loss,
-      jnp.sum(correct),
-      jnp.sum(correct & (radii > epsilon)),
-      optax.tree.norm(grads),
-    )
+    size = float(batch['label'].size)
+    new = (1.0, size, loss, *counts, optax.tree.norm(grads))
     sums = Sums(*(total + term for total, term in zip(sums, new, strict=True)))
     return TrainState(state.step + 1, params, opt_state), sums
 
   return train_step
+
+
+def _accumulate(objective, params, batch, microbatches):
+  """(gradients, (mean loss, counts)) over a batch, in one or more parts."""
+  grad_fn = jax.value_and_grad(objective, has_aux=True)
+  if microbatches == 1:
+    (loss, counts), grads = grad_fn(params, batch)
+    return grads, (loss, counts)
+
+  # Every device cuts its own share: part i holds the examples i mod k.
+  parts = jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0),
+    batch,
+  )
+
+  def body(totals, part):
+    (loss, counts), grads = grad_fn(params, part)
+    terms = grads, (loss, counts)
+    totals = jax.tree.map(lambda total, x: total + x, totals, terms)
+    return totals, None
+
+  zeros = (
+    jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
+    (jnp.zeros([]), (jnp.zeros([], jnp.int32),) * 2),
+  )
+  (grads, (loss, counts)), _ = jax.lax.scan(body, zeros, parts)
+  mean = functools.partial(jax.tree.map, lambda x: x / microbatches)
+  return mean(grads), (mean(loss), counts)
 
 
 def make_monitor(
@@ -223,16 +259,27 @@ def make_monitor(
   return monitor
 
 
-def evaluation_params(state: TrainState) -> Any:
+def evaluation_params(
+  state: TrainState,
+  stack_sharding: jax.sharding.NamedSharding | None = None,
+) -> Any:
   """The weights that are evaluated and certified.
 
   Lookahead's slow weights, with their orthogonal matrices retracted: what the
   last steps drifted would otherwise be paid for in Λ.
+
+  Args:
+    state: of training.
+    stack_sharding: of its stacks of matrices; each device retracts its own.
   """
+
+  def retract(x):
+    return stack.walk(stack_sharding, lambda _, x: optim.polar_retract(x), x)
+
   params = optim.slow_params(state.opt_state, state.params)
   labels = optim.orthogonal_labels(params)
   return jax.tree.map(
-    lambda p, label: optim.polar_retract(p) if label == 'orthogonal' else p,
+    lambda p, label: retract(p) if label == 'orthogonal' else p,
     params,
     labels,
   )

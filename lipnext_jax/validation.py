@@ -129,6 +129,7 @@ _POSITIVE = (
   'loss.epsilon',
   'loss.epsilon_end',
   'loss.logit_scale',
+  'microbatches',
   'model.depth',
   'model.patch_size',
   'model.width',
@@ -142,7 +143,8 @@ _AT_MOST_ONE = (
   'optimizer.final_scale',
   'optimizer.lookahead_alpha',
 )
-_ANY_SIGN = ('mesh.data', 'mesh.fsdp')  # −1 is a choice; `make_mesh` checks.
+# −1 is a choice; `make_mesh` checks.
+_ANY_SIGN = ('mesh.data', 'mesh.fsdp', 'mesh.tensor')
 
 _ON_DISK = tuple(
   name for name in sources.SOURCES if name not in ('digits', 'synthetic')
@@ -152,6 +154,8 @@ _OWNED: dict[str, tuple[str, Any]] = {
   'augment.crop_padding': ('augment.resize.max', 0),  # One crop is enough.
   'augment.extra.crop_padding': ('augment.extra.as_real', False),
   'augment.extra.flip': ('augment.extra.as_real', False),
+  # The working copy is in it too: float32 products would lose their digits.
+  'reduce_dtype': ('model.dtype', 'bfloat16'),
   'loss.trades_weight': ('loss.name', 'trades'),
   'loss.annealing_offset': ('loss.name', 'logit_annealing'),
   'loss.annealing_temperature': ('loss.name', 'logit_annealing'),
@@ -192,6 +196,8 @@ _CHOICES: dict[str, Any] = {
   'optimizer.name': train_step.INNER_RULES,
   'optimizer.retraction': retraction.METHODS,
   'optimizer.precision': registry.PRECISIONS,
+  'optimizer.mu_dtype': registry.DTYPES,
+  'reduce_dtype': registry.DTYPES,
 }
 
 

@@ -137,6 +137,7 @@ def test_every_number_and_choice_has_a_bad_value_that_is_refused():
     'dataset.data_dir',  # Checked against the disk by `data.sources`.
     'mesh.data',  # Checked against the devices by `make_mesh`.
     'mesh.fsdp',
+    'mesh.tensor',
     'sharding',  # Checked against the parameters by `tree_shardings`.
   }
   for field, value in fields.items():

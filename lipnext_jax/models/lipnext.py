@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from lipnext_jax.models import head
 from lipnext_jax.models import initializers
 from lipnext_jax.models import layers
+from lipnext_jax.models import sharded
 
 REMAT_POLICIES = {
   'none': None,
@@ -87,6 +88,7 @@ class Block(nn.Module):
   r_init: str
   m_init: str
   fuse: bool
+  layout: sharded.Layout | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -96,6 +98,22 @@ class Block(nn.Module):
     m32 = self.param('M', initializers.ORTHOGONAL[self.m_init], (c, c))
     bias = self.param('bias', nn.initializers.zeros, (c,), jnp.float32)
     pos = self.param('pos', nn.initializers.zeros, (h, w, 1), jnp.float32)
+    if self.layout is not None:
+      z = sharded.block(
+        self.layout,
+        x,
+        r32,
+        m32,
+        bias,
+        pos,
+        shift_ratio=self.shift_ratio,
+        beta=self.beta,
+        padding=self.padding,
+        dtype=self.dtype,
+        precision=self.precision,
+        fuse=self.fuse,
+      )
+      return z, None
     r, m = r32.astype(self.dtype), m32.astype(self.dtype)
 
     x = x + jnp.expand_dims(pos, 0).astype(self.dtype)
@@ -135,6 +153,8 @@ class LipNeXt(nn.Module):
     fuse: compute M Rᵀ once per step; None: when a device's tokens exceed c.
     data_shards: devices that the batch is split over; only tells `fuse` how
       many tokens one device has.
+    layout: how the blocks lie on a mesh, to move matrices and sum gradients
+      by hand; None: as the compiler sees fit.
 
   >>> model = LipNeXt(num_classes=10, depth=2, width=16, patch_size=4)
   >>> images = jnp.full((3, 8, 8, 1), 0.25)
@@ -157,6 +177,7 @@ class LipNeXt(nn.Module):
   remat: str = 'none'
   fuse: bool | None = None
   data_shards: int = 1
+  layout: sharded.Layout | None = None
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -181,10 +202,15 @@ class LipNeXt(nn.Module):
 
     b, h, w, _ = x.shape
     fuse = self.fuse
+    # Devices that share the rows of M Rᵀ share the work of forming it.
+    sharers = 1 if self.layout is None else self.layout.row_shards
     if fuse is None:
-      fuse = b * h * w > self.width * self.data_shards
+      fuse = b * h * w * sharers > self.width * self.data_shards
 
     policy = REMAT_POLICIES[self.remat]
+    if self.layout is not None:
+      x = sharded.constrain(self.layout, x)
+      policy = policy or sharded.keep_all_but_gathers
     block: Any = Block
     if policy is not None:  # prevent_cse is needless inside a scan.
       block = nn.remat(Block, policy=policy, prevent_cse=False)
@@ -203,6 +229,7 @@ class LipNeXt(nn.Module):
       r_init=self.r_init,
       m_init=self.m_init,
       fuse=fuse,
+      layout=self.layout,
       name='blocks',
     )(x, None)
 

@@ -10,6 +10,7 @@ import ml_collections
 
 from lipnext_jax import errors
 from lipnext_jax.models import lipnext
+from lipnext_jax.models import sharded
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 PRECISIONS = {
@@ -67,7 +68,10 @@ def check_image(
 
 
 def build_model(
-  c: ml_collections.ConfigDict, num_classes: int, data_shards: int = 1
+  c: ml_collections.ConfigDict,
+  num_classes: int,
+  data_shards: int = 1,
+  layout: sharded.Layout | None = None,
 ) -> nn.Module:
   """The model of `config.model`, in its training precision.
 
@@ -75,8 +79,13 @@ def build_model(
     c: `config.model`, validated.
     num_classes: k.
     data_shards: devices that split a batch.
+    layout: how the blocks of a LipNeXt are spread; the compiler spreads other
+      models.
   """
-  return MODELS[c.name](c, num_classes, data_shards)
+  model = MODELS[c.name](c, num_classes, data_shards)
+  if layout is not None and isinstance(model, lipnext.LipNeXt):
+    model = model.clone(layout=layout)
+  return model
 
 
 def for_evaluation(model: nn.Module) -> nn.Module:

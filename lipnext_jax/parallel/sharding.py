@@ -19,7 +19,8 @@ def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
   Args:
     tree: arrays or shapes, e.g. from `jax.eval_shape`.
     rules: (regular expression searched in 'a/b/leaf', spec) pairs; a spec has
-      a mesh axis or None per array axis, () replicates.
+      a mesh axis, a tuple of them or None per array axis, () replicates. In a
+      tuple, an axis that ends in '?' is left out where it would not divide.
     mesh: the devices.
 
   Raises:
@@ -38,8 +39,7 @@ def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
 
   def one(path, leaf):
     name = recipe.path_name(path)
-    spec = _first_match(name, rules)
-    _check_spec(name, leaf.shape, spec, mesh)
+    spec = _resolve_spec(name, leaf.shape, _first_match(name, rules), mesh)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
   return jax.tree_util.tree_map_with_path(one, tree)
@@ -57,7 +57,9 @@ def _first_match(name: str, rules: Rules) -> tuple:
   )
 
 
-def _check_spec(name, shape, spec, mesh) -> None:
+def _resolve_spec(name, shape, spec, mesh) -> list:
+  """The spec with its optional axes decided, checked against the shape."""
+
   def error(problem, remedy):
     return errors.ConfigError(
       'sharding', spec, f'{problem} {name} of shape {shape}', remedy
@@ -65,16 +67,78 @@ def _check_spec(name, shape, spec, mesh) -> None:
 
   if len(spec) > len(shape):
     raise error('is too long for', 'give one entry per array axis')
-  for size, axis in zip(shape, spec, strict=False):
-    if axis is None:
-      continue
-    if axis not in mesh.shape:
-      raise error('names an unknown axis for', f'use {", ".join(mesh.shape)}')
-    if size % mesh.shape[axis]:
+  resolved: list[Any] = []
+  for size, entry in zip(shape, spec, strict=False):
+    several = isinstance(entry, tuple | list)
+    axes = list(entry) if several else [] if entry is None else [entry]
+    for axis in list(axes):
+      if axis.removesuffix('?') not in mesh.shape:
+        raise error('names an unknown axis for', f'use {", ".join(mesh.shape)}')
+      fixed = [a.removesuffix('?') for a in axes if a != axis]
+      if axis.endswith('?') and size % (
+        shards(mesh, fixed) * mesh.shape[axis.removesuffix('?')]
+      ):
+        axes.remove(axis)
+    axes = [axis.removesuffix('?') for axis in axes]
+    if size % shards(mesh, axes):
       raise error(
-        f'splits an axis of {size} over {mesh.shape[axis]} devices in',
-        f'choose mesh.{axis} to divide it',
+        f'splits an axis of {size} over {shards(mesh, axes)} devices in',
+        f'choose mesh.{" and mesh.".join(axes)} to divide it',
       )
+    resolved.append(tuple(axes) if several else entry)
+  return resolved
+
+
+def shards(mesh: jax.sharding.Mesh, axes: Any) -> int:
+  """Into how many parts an entry of a spec cuts an axis.
+
+  >>> mesh = jax.make_mesh((1, 1), ('a', 'b'))
+  >>> shards(mesh, ('a', 'b')), shards(mesh, None)
+  (1, 1)
+  """
+  if axes is None:
+    return 1
+  names = (axes,) if isinstance(axes, str) else axes
+  return math.prod(mesh.shape[name] for name in names)
+
+
+def move(
+  x: jax.Array,
+  source: jax.sharding.NamedSharding,
+  target: jax.sharding.NamedSharding,
+) -> jax.Array:
+  """`x` from one layout into another of the same mesh, in a traced function.
+
+  In two steps: axes that only one of the layouts uses are gathered or cut
+  where they are, the others change places in between. The compiler, left to
+  itself, gathers all of `x` on every device.
+  """
+  if source.is_equivalent_to(target, x.ndim):
+    return x
+  shared = _axes(source) & _axes(target)
+  for layout, keep in ((source, None), (source, shared), (target, shared)):
+    spec = [
+      entry if keep is None else _only(entry, keep) for entry in layout.spec
+    ]
+    x = _constrain(x, layout.mesh, spec)
+  return _constrain(x, target.mesh, target.spec)
+
+
+def _axes(sharding: jax.sharding.NamedSharding) -> set[str]:
+  entries = (e for e in sharding.spec if e is not None)
+  return {a for e in entries for a in ((e,) if isinstance(e, str) else e)}
+
+
+def _only(entry, keep):
+  if entry is None:
+    return None
+  names = (entry,) if isinstance(entry, str) else entry
+  return tuple(name for name in names if name in keep) or None
+
+
+def _constrain(x, mesh, spec):
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+  return jax.lax.with_sharding_constraint(x, sharding)
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
@@ -99,8 +163,8 @@ def stack_sharding(shardings: Any) -> jax.sharding.NamedSharding | None:
     None: every device then walks all matrices.
   """
   for sharding in jax.tree.leaves(shardings):
-    axis = sharding.spec[0] if sharding.spec else None
-    if axis is not None and sharding.mesh.shape[axis] > 1:
+    axes = sharding.spec[0] if sharding.spec else None
+    if shards(sharding.mesh, axes) > 1:
       return sharding
   return None
 
