@@ -26,6 +26,7 @@ class Program(NamedTuple):
   """The step and all that it is made of; nothing is on a device yet."""
 
   mesh: jax.sharding.Mesh
+  facts: sources.Facts
   plan: schedules.Plan
   model: nn.Module  # Laid out by the compiler: for evaluation.
   epsilon_fn: Callable[[jax.typing.ArrayLike], jax.Array]
@@ -102,6 +103,9 @@ def build(
 
   # ------------------------------------------------------------------ step
   on_batch, on_all = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
+  to_compute, to_stored = _relayouts(
+    shardings.params, compute, config.reduce_dtype
+  )
   train_step = jax.jit(
     step_lib.make_train_step(
       spread,
@@ -109,7 +113,8 @@ def build(
       loss_fn,
       epsilon_fn,
       config.loss.epsilon,
-      *_relayouts(shardings.params, compute, config.reduce_dtype),
+      to_compute,
+      to_stored,
       config.microbatches,
     ),
     in_shardings=(shardings, on_all, on_batch),
@@ -119,6 +124,7 @@ def build(
 
   return Program(
     mesh=mesh,
+    facts=facts,
     plan=plan,
     model=model,
     epsilon_fn=epsilon_fn,

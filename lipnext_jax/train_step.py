@@ -185,7 +185,7 @@ def make_train_step(
     def objective(params, batch):
       images, labels = to_unit(batch['image']), batch['label']
       variables = {'params': params}
-      logits = model.apply(variables, images)
+      logits: Any = model.apply(variables, images)
       kernel = models.head_kernel(variables)
       loss = loss_fn(logits, labels, kernel, epsilon_fn(state.step))
       predictions, radii = certify.certified_radius(logits, kernel)
@@ -197,8 +197,9 @@ def make_train_step(
       objective, to_compute(state.params), batch, microbatches
     )
     grads = to_stored(grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope('optimizer'):  # `aot` counts it apart.
+      updates, opt_state = tx.update(grads, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
 
     size = float(batch['label'].size)
     new = (1.0, size, loss, *counts, optax.tree.norm(grads))

@@ -61,6 +61,7 @@ class Stem(nn.Module):
   dtype: Dtype
   precision: jax.lax.PrecisionLike
   r_init: str
+  layout: sharded.Layout | None = None
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -72,8 +73,11 @@ class Stem(nn.Module):
     q = self.param('Q', init, (n, n), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (self.width,), jnp.float32)
     # Zero-padding x to n and cutting y to c touches only this corner of Q.
-    corner = q[: self.width, :values].astype(self.dtype)
-    y = token_product(x, corner, self.precision)
+    corner = q[: self.width, :values]
+    if self.layout is not None:
+      y = sharded.token_product(x, corner, self.precision)
+    else:
+      y = token_product(x, corner.astype(self.dtype), self.precision)
     return layers.beta_abs(y + per_channel(bias, y), self.beta)
 
 
@@ -197,6 +201,7 @@ class LipNeXt(nn.Module):
       dtype=self.dtype,
       precision=self.precision,
       r_init=self.r_init,
+      layout=self.layout,
       name='stem',
     )(images - 0.5)
 

@@ -139,6 +139,22 @@ def block(
   )(x, r, m, bias, pos)
 
 
+def token_product(
+  x: jax.Array, w: jax.Array, precision: lax.PrecisionLike
+) -> jax.Array:
+  """y = x Wᵀ for token rows x [..., c] and W [d, c] float32 → [..., d].
+
+  In the dtype of x; the gradient of W stays in float32 until it is summed
+  over devices.
+
+  >>> x = jnp.ones((2, 3), jnp.bfloat16)
+  >>> y = token_product(x, jnp.ones((4, 3)), None)
+  >>> y.shape, y.dtype.name
+  ((2, 4), 'bfloat16')
+  """
+  return _product(x.dtype, precision, x.dtype, x, w)
+
+
 def keep_all_but_gathers(primitive: Any, *_: Any, **__: Any) -> bool:
   """A remat policy: gathered matrices are gathered again, all else is kept.
 
@@ -172,8 +188,9 @@ def _block(
   else:
     y = layers.spatial_shift(y, shift_ratio, padding)
   if fuse:
-    p = gather((), rows, product(r.dtype, m, r))  # [c, c/t]
-    y = product(dtype, y, p)
+    # Not in `dtype`: for the few rows of a device that costs nothing.
+    p = _product(r.dtype, precision, r.dtype, m, r)  # [c/f, c/t]
+    y = product(dtype, y, gather((), rows, p))
   else:
     y = product(dtype, y, r.T)
     y = product(dtype, y, gather((), rows, m))

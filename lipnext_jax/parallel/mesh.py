@@ -43,7 +43,7 @@ def make_mesh(
   devices = jax.devices() if devices is None else devices
   sizes = _resolve_sizes(mesh_config, len(devices))
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  slices = len({_slice_of(device) for device in devices})
+  slices = len({slice_of(device) for device in devices})
   if slices > 1 and sizes[0] % slices == 0:
     grid = mesh_utils.create_hybrid_device_mesh(
       (sizes[0] // slices, *sizes[1:]),
@@ -82,9 +82,15 @@ def _resolve_sizes(mesh_config, count: int) -> list[int]:
   return [rest if size == -1 else size for size in sizes]
 
 
-def _slice_of(device: Any) -> int:
-  # CPU devices have none; those of several processes count as one slice, and
-  # lie process by process along the first axis as they are.
+def slice_of(device: Any) -> int:
+  """The group of devices with a fast network that one belongs to.
+
+  CPU devices have none: those of several processes count as one slice, and lie
+  process by process along the first axis as they are.
+
+  >>> slice_of(jax.devices()[0])
+  0
+  """
   return getattr(device, 'slice_index', 0)
 
 

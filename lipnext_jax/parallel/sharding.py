@@ -109,31 +109,43 @@ def move(
 ) -> jax.Array:
   """`x` from one layout into another of the same mesh, in a traced function.
 
-  In two steps: axes that only one of the layouts uses are gathered or cut
-  where they are, the others change places in between. The compiler, left to
-  itself, gathers all of `x` on every device.
+  Axes that only the target uses cut first, then the axes that both use change
+  places, then those that only the source uses are gathered. The compiler, left
+  to itself, may gather all of `x` on every device.
+
+  >>> mesh = jax.make_mesh((1,), ('a',), (jax.sharding.AxisType.Auto,))
+  >>> rows, columns = (
+  ...   jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+  ...   for spec in [('a', None), (None, 'a')])
+  >>> move(jax.numpy.ones((2, 3)), rows, columns).shape
+  (2, 3)
   """
   if source.is_equivalent_to(target, x.ndim):
     return x
-  shared = _axes(source) & _axes(target)
-  for layout, keep in ((source, None), (source, shared), (target, shared)):
-    spec = [
-      entry if keep is None else _only(entry, keep) for entry in layout.spec
-    ]
-    x = _constrain(x, layout.mesh, spec)
-  return _constrain(x, target.mesh, target.spec)
+  start, end = _placed(source, x.ndim), _placed(target, x.ndim)
+  both = {name for names in start for name in names} & {
+    name for names in end for name in names
+  }
+  cut = [
+    [n for n in new if n not in both] + old
+    for old, new in zip(start, end, strict=True)
+  ]
+  swapped = [
+    [n for n in old if n not in both] + new
+    for old, new in zip(start, end, strict=True)
+  ]
+  for spec in (start, cut, swapped, end):
+    entries = [tuple(names) or None for names in spec]
+    x = _constrain(x, target.mesh, entries)
+  return x
 
 
-def _axes(sharding: jax.sharding.NamedSharding) -> set[str]:
-  entries = (e for e in sharding.spec if e is not None)
-  return {a for e in entries for a in ((e,) if isinstance(e, str) else e)}
-
-
-def _only(entry, keep):
-  if entry is None:
-    return None
-  names = (entry,) if isinstance(entry, str) else entry
-  return tuple(name for name in names if name in keep) or None
+def _placed(sharding: jax.sharding.NamedSharding, ndim: int) -> list[list[str]]:
+  """The mesh axes along each array axis."""
+  entries = list(sharding.spec) + [None] * (ndim - len(sharding.spec))
+  return [
+    [] if e is None else [e] if isinstance(e, str) else list(e) for e in entries
+  ]
 
 
 def _constrain(x, mesh, spec):
@@ -169,6 +181,21 @@ def stack_sharding(shardings: Any) -> jax.sharding.NamedSharding | None:
   return None
 
 
+def local_bytes(tree: Any, shardings: Any) -> int:
+  """Bytes that one device holds of a tree.
+
+  Args:
+    tree: arrays or shapes.
+    shardings: like it.
+  """
+  return sum(
+    math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf, sharding in zip(
+      jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True
+    )
+  )
+
+
 def table(tree: Any, shardings: Any) -> str:
   """Path, shape, dtype, spec, bytes per device: one line a leaf, and a total.
 
@@ -177,13 +204,11 @@ def table(tree: Any, shardings: Any) -> str:
     shardings: like it.
   """
   rows = [('path', 'shape', 'dtype', 'spec', 'bytes/device')]
-  total = 0
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   for (path, leaf), sharding in zip(
     leaves, jax.tree.leaves(shardings), strict=True
   ):
-    local = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    total += local
+    local = local_bytes(leaf, sharding)
     rows.append(
       (
         recipe.path_name(path),
@@ -193,7 +218,7 @@ def table(tree: Any, shardings: Any) -> str:
         f'{local:,}',
       )
     )
-  rows.append(('total', '', '', '', f'{total:,}'))
+  rows.append(('total', '', '', '', f'{local_bytes(tree, shardings):,}'))
   widths = [max(len(row[i]) for row in rows) for i in range(5)]
   lines = (
     '  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
