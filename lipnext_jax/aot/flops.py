@@ -37,13 +37,17 @@ class Flops(NamedTuple):
     return Flops(self.narrow * n, self.wide * n)
 
 
-def count(jaxpr: Any, scope: str = '', inside: bool = False) -> Flops:
+def count(
+  jaxpr: Any, scope: str = '', inside: bool = False, copies: int = 1
+) -> Flops:
   """The products of a jaxpr, over all devices.
 
   Args:
     jaxpr: open or closed.
     scope: '' for all, or a `jax.named_scope`: only what is inside it.
     inside: whether the jaxpr is inside it already.
+    copies: devices that each do all of what is in no `shard_map`; 1: they
+      share it.
 
   >>> x = jax.numpy.ones((2, 3))
   >>> f = lambda x: jax.lax.map(lambda y: x @ y, jax.numpy.ones((5, 3, 4)))
@@ -55,18 +59,18 @@ def count(jaxpr: Any, scope: str = '', inside: bool = False) -> Flops:
     here = inside or not scope or scope in str(eqn.source_info.name_stack)
     name = eqn.primitive.name
     if name == 'dot_general' and here:
-      total += _product(eqn)
+      total += _product(eqn).times(copies)
     elif name == 'cond':
-      branches = [count(b, scope, here) for b in eqn.params['branches']]
+      branches = [count(b, scope, here, copies) for b in eqn.params['branches']]
       total += max(branches, key=lambda f: f.total)
     else:
-      repeats = 1
+      repeats, doers = 1, copies
       if name == 'scan':
         repeats = eqn.params['length']
       elif name == 'shard_map':  # Its body is what each device does.
-        repeats = eqn.params['mesh'].size
+        repeats, doers = eqn.params['mesh'].size, 1
       for inner in inner_jaxprs(eqn):
-        total += count(inner, scope, here).times(repeats)
+        total += count(inner, scope, here, doers).times(repeats)
   return total
 
 

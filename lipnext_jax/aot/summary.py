@@ -44,8 +44,10 @@ def summarize(
   devices = mesh.size
   microbatch = config.batch_size * (1 + config.dataset.extra_ratio)
   microbatch //= config.microbatches
-  executed = flops_lib.count(compiled.jaxpr)
-  update = flops_lib.count(compiled.jaxpr, 'optimizer')
+  # A single matrix (the stem's) is updated by every device.
+  update = flops_lib.count(compiled.jaxpr, 'optimizer', copies=devices)
+  shared = flops_lib.count(compiled.jaxpr, 'optimizer')
+  executed = flops_lib.count(compiled.jaxpr) + update + shared.times(-1)
   saved = flops_lib.saved_activations(compiled.jaxpr, microbatch) // devices
   memory = {
     'parameters': sharding_lib.local_bytes(

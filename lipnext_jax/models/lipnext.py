@@ -215,7 +215,7 @@ class LipNeXt(nn.Module):
     policy = REMAT_POLICIES[self.remat]
     if self.layout is not None:
       x = sharded.constrain(self.layout, x)
-      policy = policy or sharded.keep_all_but_gathers
+      policy = sharded.REMAT_POLICIES[self.remat]
     block: Any = Block
     if policy is not None:  # prevent_cse is needless inside a scan.
       block = nn.remat(Block, policy=policy, prevent_cse=False)

@@ -155,12 +155,30 @@ def token_product(
   return _product(x.dtype, precision, x.dtype, x, w)
 
 
-def keep_all_but_gathers(primitive: Any, *_: Any, **__: Any) -> bool:
-  """A remat policy: gathered matrices are gathered again, all else is kept.
+def _keep_all_but_gathers(primitive: Any, *_: Any, **params: Any) -> bool:
+  """Kept, gathered matrices would add up to the whole model on every device."""
+  return lax.all_gather_p not in _primitives(primitive, params)
 
-  Kept, they would add up to the whole model on every device.
-  """
-  return primitive not in (lax.all_gather_p, lax.convert_element_type_p)
+
+def _keep_products(primitive: Any, *_: Any, **params: Any) -> bool:
+  return lax.dot_general_p in _primitives(primitive, params)
+
+
+def _primitives(primitive, params):
+  """What a step of a block does; policies see gathers and products whole."""
+  inner = params.get('call_jaxpr')
+  if inner is None:
+    return {primitive}
+  return {eqn.primitive for eqn in inner.jaxpr.eqns}
+
+
+# Those of `lipnext.REMAT_POLICIES`, for blocks that are made of functions with
+# derivatives of their own.
+REMAT_POLICIES = {
+  'none': _keep_all_but_gathers,
+  'block': jax.checkpoint_policies.nothing_saveable,
+  'products': _keep_products,
+}
 
 
 def _block(
