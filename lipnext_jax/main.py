@@ -49,7 +49,9 @@ _COORDINATOR = flags.DEFINE_string(
   'coordinator',
   None,
   'host:port of process 0, to run as one of several processes; "auto" where '
-  'JAX recognises the cluster (Cloud TPU, SLURM, …). See launch/local.sh.',
+  'JAX recognises the cluster (Cloud TPU, SLURM, …); "env" where '
+  'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. See '
+  'launch/.',
 )
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of this run.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process.')

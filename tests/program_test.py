@@ -7,7 +7,6 @@ import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +18,6 @@ from lipnext_jax import train_step as step_lib
 from lipnext_jax.aot import collectives
 from lipnext_jax.aot import flops
 from lipnext_jax.data import sources
-from lipnext_jax.models import sharded
 from lipnext_jax.parallel import mesh as mesh_lib
 
 DEPTH, WIDTH, BATCH, STEPS = 8, 16, 16, 20
@@ -275,26 +273,3 @@ def test_first_moments_in_bfloat16_are_half_as_large():
 
   count = sum(p.size for p in jax.tree.leaves(wide.abstract.params))
   assert size(wide) - size(narrow) == 2 * count
-
-
-def test_width_shards_shift_the_channels_that_they_have():
-  """Against `layers.spatial_shift`, where a group ends inside a shard."""
-  mesh = mesh_lib.make_mesh(make_config((1, 2, 4)).mesh, jax.devices())
-  layout = mesh_lib.model_layout(mesh)
-  eye, zero = jnp.eye(WIDTH), jnp.zeros(WIDTH)
-  x = jax.random.normal(jax.random.key(0), (2, 3, 5, WIDTH))
-  for padding in ('circular', 'zero'):
-    block = functools.partial(
-      sharded.block,
-      layout,
-      shift_ratio=3 / 16,
-      beta=0.3,
-      padding=padding,
-      dtype=jnp.float32,
-      precision=None,
-      fuse=True,
-    )
-    z = jax.jit(block)(x, eye, eye, zero, jnp.zeros((3, 5, 1)))
-    plain = sharded.layers.spatial_shift(x, 3 / 16, padding)
-    expected = sharded.layers.beta_abs(plain, 0.3)
-    np.testing.assert_array_equal(z, expected)
