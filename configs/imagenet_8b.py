@@ -11,9 +11,10 @@ it (docs/pods.md). DIR holds ILSVRC2012_img_train.tar and
 ILSVRC2012_img_val.tar, see docs/data.md. The recipe is that of
 configs/imagenet_2b.py.
 
-Parameters and optimizer state are spread over all devices, whose number has to
-divide the 64 blocks. `--config=configs/imagenet_8b.py:smoke` is two steps of a
-tiny model on random images.
+Parameters and optimizer state are spread over all devices; their number has to
+divide the 64 blocks, or 'data' is more than 1.
+`--config=configs/imagenet_8b.py:smoke` is two steps of a tiny model on random
+images.
 """
 
 import ml_collections
