@@ -31,7 +31,10 @@ MESHES = [
 ]
 ONE = (1, 1, 1)
 # Twenty steps of a tiny model: compiling takes longest.
-QUICK = {'xla_llvm_disable_expensive_passes': True}
+QUICK = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
 FACTS = sources.Facts(
   image_shape=(8, 8, 1),
   image_dtype=np.dtype(np.float32),

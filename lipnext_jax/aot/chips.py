@@ -13,6 +13,8 @@ Rates are peaks; no program reaches them. Sources:
 
 from typing import NamedTuple
 
+from lipnext_jax import errors
+
 GIB = 2**30
 
 
@@ -70,3 +72,36 @@ CHIPS = {
   # No chip in particular: one core of a server, for looking at programs.
   'cpu': Chip('cpu', 16 * GIB, 1.0, 1e11, 1e11, 2e10, 1e10, 1e9),
 }
+
+# How JAX names the kinds of devices; the first that fits.
+_DEVICE_KINDS = {
+  'TPU v4': 'v4',
+  'TPU v5 lite': 'v5e',
+  'TPU v5e': 'v5e',
+  'TPU v5': 'v5p',
+  'TPU v6': 'v6e',
+  'NVIDIA H100': 'h100',
+  'NVIDIA H200': 'h200',
+  'NVIDIA B200': 'b200',
+  'cpu': 'cpu',
+}
+
+
+def by_device_kind(device_kind: str) -> Chip:
+  """The chip that JAX calls so.
+
+  Raises:
+    ConfigError: it is none of those known here.
+
+  >>> by_device_kind('TPU v5 lite') == CHIPS['v5e']
+  True
+  """
+  for prefix, name in _DEVICE_KINDS.items():
+    if device_kind.startswith(prefix):
+      return CHIPS[name]
+  raise errors.ConfigError(
+    '--topology',
+    None,
+    f'is needed: nothing is known about {device_kind!r}',
+    f'compile for one of {", ".join(CHIPS)}',
+  )

@@ -90,12 +90,11 @@ def run(
     name, chip = topology.name, topology.chip
   else:
     devices = jax.devices()
-    name, chip = f'{devices[0].device_kind} × {len(devices)}', None
+    name = f'{devices[0].device_kind} × {len(devices)}'
+    chip = chips.by_device_kind(devices[0].device_kind)
   facts = sources.describe(config.dataset)
   compiled = compile_step(config, devices, facts)
-  summary = summary_lib.summarize(
-    config, compiled, name, chip or chips.CHIPS['cpu']
-  )
+  summary = summary_lib.summarize(config, compiled, name, chip)
   print(report.format_text(summary), flush=True)
   if workdir and jax.process_index() == 0:
     os.makedirs(workdir, exist_ok=True)

@@ -90,7 +90,11 @@ def summarize(
   whole = arguments + stats.temp_size_in_bytes + stats.output_size_in_bytes
   whole -= stats.alias_size_in_bytes
   peak = stats.peak_memory_in_bytes or whole
-  slices = [mesh_lib.slice_of(device) for device in mesh.devices.flat]
+  # GPUs that are not here do not say which fabric they share: hosts do.
+  slices = [
+    d.process_index if chip.platform == 'cuda' else mesh_lib.slice_of(d)
+    for d in mesh.devices.flat
+  ]
   sent = collectives.read(
     compiled.executable.as_text(), lambda i: slices[i % len(slices)]
   )

@@ -16,7 +16,7 @@ from jax.experimental import topologies
 from lipnext_jax import errors
 from lipnext_jax.aot import chips
 
-_EXAMPLES = 'v5p:2x2x4, v5e:4x4, h100:1x1x8 (… × hosts × GPUs a host), cpu:16'
+_EXAMPLES = 'v5p:2x2x4, v5e:4x4, v5e:4x4*2, h100:1x1x8, cpu:16'
 
 
 class Topology(NamedTuple):
@@ -25,6 +25,7 @@ class Topology(NamedTuple):
   name: str
   kind: str  # A key of `chips.CHIPS`.
   shape: tuple[int, ...]
+  slices: int = 1  # TPU slices of this shape, with a slow network in between.
 
   @property
   def chip(self) -> chips.Chip:
@@ -34,19 +35,19 @@ class Topology(NamedTuple):
   @property
   def size(self) -> int:
     """Number of chips."""
-    return math.prod(self.shape)
+    return math.prod(self.shape) * self.slices
 
 
 def parse(name: str) -> Topology:
-  """'kind:AxBx…' as its parts.
+  """'kind:AxBx…' as its parts; '*n' behind it means n slices of TPUs.
 
   Raises:
     ConfigError: it is not of that form, or of an unknown kind.
 
-  >>> parse('v5p:2x2x4').size
-  16
+  >>> parse('v5p:2x2x4').size, parse('v5e:4x4*2').size
+  (16, 32)
   """
-  match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', name)
+  match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?', name)
   shape = tuple(map(int, match[2].split('x'))) if match else ()
   if not match or match[1] not in chips.CHIPS or 0 in shape:
     raise errors.ConfigError(
@@ -55,7 +56,11 @@ def parse(name: str) -> Topology:
       'is no machine',
       f'write e.g. {_EXAMPLES}; kinds: {", ".join(chips.CHIPS)}',
     )
-  topology = Topology(name, match[1], shape)
+  topology = Topology(name, match[1], shape, int(match[3] or 1))
+  if topology.slices != 1 and topology.chip.platform != 'tpu':
+    raise errors.ConfigError(
+      '--topology', name, 'has slices', 'only TPUs have: leave them out'
+    )
   if topology.chip.platform == 'cuda' and len(shape) != 3:
     raise errors.ConfigError(
       '--topology', name, 'has no three sizes', 'write e.g. h100:1x1x8'
@@ -83,7 +88,9 @@ def find_devices(topology: Topology) -> Sequence[Any]:
       os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
       os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-16')
       found = topologies.get_topology_desc(
-        platform='tpu', topology_name=topology.name
+        platform='tpu',
+        topology_name=topology.name.partition('*')[0],
+        num_slices=topology.slices,
       )
     else:
       files = resources.files('lipnext_jax.aot') / 'targets'

@@ -3,7 +3,15 @@ import re
 
 import pytest
 
+from lipnext_jax import errors
 from lipnext_jax.aot import chips
+
+
+def test_kinds_of_devices_are_told_apart():
+  assert chips.by_device_kind('TPU v5p') == chips.CHIPS['v5p']
+  assert chips.by_device_kind('NVIDIA H200') == chips.CHIPS['h200']
+  with pytest.raises(errors.ConfigError, match='nothing is known'):
+    chips.by_device_kind('NVIDIA A100')
 
 
 @pytest.mark.parametrize('kind', chips.CHIPS)
