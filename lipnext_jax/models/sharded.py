@@ -106,7 +106,8 @@ def block(
     fuse: P as one matrix; False: R and M one after the other, which width
       sharding does not know.
 
-  >>> mesh = jax.make_mesh((1, 1, 1), ('d', 'f', 't'))
+  >>> auto = (jax.sharding.AxisType.Auto,) * 3
+  >>> mesh = jax.make_mesh((1, 1, 1), ('d', 'f', 't'), auto)
   >>> layout = Layout(mesh, ('d',), 'f', 't')
   >>> x, eye = jnp.ones((1, 2, 2, 4)), jnp.eye(4)
   >>> z = block(layout, x, eye, -eye, jnp.zeros(4), jnp.zeros((2, 2, 1)),
