@@ -13,9 +13,10 @@ split.
 
 For ε = 1: `--config.loss.epsilon=1.0 --config.loss.epsilon_end=1.5`; for the
 400 classes of the paper's scaling table: `--config.dataset.name=imagenet400`.
-Parameters and optimizer state are spread over all devices, whose number has to
-divide the 32 blocks. `--config=configs/imagenet_1b.py:smoke` is two steps of a
-tiny model on random images.
+Parameters and optimizer state are spread over all devices; their number has to
+divide the 32 blocks, or 'data' is more than 1. What fits which machine:
+docs/pods.md. `--config=configs/imagenet_1b.py:smoke` is two steps of a tiny
+model on random images.
 """
 
 import ml_collections

@@ -135,24 +135,33 @@ def default_config() -> ml_collections.ConfigDict:
   c.optimizer.retraction_period = '1 epochs'  # '0 steps': never.
   c.optimizer.exponential = 'fast'  # Or 'exact', whatever the step's size.
   c.optimizer.precision = 'highest'  # Of the manifold step's products.
+  c.optimizer.mu_dtype = 'float32'  # Of the stored first moment, or 'bfloat16'.
 
   c.batch_size = 256  # Real examples per step, over all devices.
+  c.microbatches = 1  # Parts of a batch whose gradients are added up in turn.
+  # Of the matrices' gradients where devices add them up ('bfloat16' halves
+  # what is sent and the working copy; it goes with that model.dtype only).
+  c.reduce_dtype = 'float32'
   c.duration = '800 epochs'
 
   # Devices per axis; one of them may be −1: all that remain. 'data' splits the
-  # batch only, 'fsdp' the batch and the parameters.
+  # batch only, 'fsdp' the batch and the parameters, 'tensor' the channels of
+  # every example and the parameters. Over a slow network goes 'data'.
   c.mesh = ml_collections.ConfigDict()
   c.mesh.data = -1
   c.mesh.fsdp = 1
+  c.mesh.tensor = 1
   # (regular expression, spec) on paths of the train state; the first match
-  # counts, no match raises. Parameters are row-sharded for the passes, the
-  # optimizer's stacks layer-sharded: each device updates whole matrices.
+  # counts, no match raises. An axis with '?' is left out where it would not
+  # divide. Matrices are kept in whole layers [l, c, c], with their optimizer
+  # state, so that each device updates its own; 'compute/' is the copy that a
+  # step works with, in rows. docs/pods.md.
   c.sharding = (
-    (r'^params/blocks/(R|M)(_raw)?$', (None, 'fsdp', None)),  # [l, c, c]
-    (r'^opt_state/.*blocks/(R|M)$', ('fsdp', None, None)),  # [l, c, c]
-    (r'^opt_state/.*blocks/(R|M)_raw$', (None, 'fsdp', None)),
-    (r'^params/', ()),
-    (r'^opt_state/', ()),
+    (r'blocks/(R|M)_raw$', (None, 'fsdp', None)),  # Mapped into R and M.
+    (r'^compute/blocks/(R|M)$', (None, ('fsdp', 'tensor'), None)),
+    (r'^params/blocks/(R|M)$', (('data?', 'fsdp', 'tensor'), None, None)),
+    (r'^opt_state/.*blocks/(R|M)$', (('data?', 'fsdp', 'tensor'), None, None)),
+    (r'^(compute|params|opt_state)/', ()),
     (r'^(step$|health/)', ()),
   )
 
@@ -220,7 +229,8 @@ def smoke(
     config.checkpoint.every = '1 steps'
     config.log.every = '1 steps'
   if arg == 'smoke' and image_size:
-    config.mesh.data, config.mesh.fsdp = -1, 1
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
+    config.microbatches = 1
     config.dataset.name = 'synthetic'
     config.dataset.synthetic.image_size = image_size
     config.dataset.synthetic.num_classes = num_classes

@@ -20,6 +20,7 @@ from lipnext_jax import errors
 from lipnext_jax import explain
 from lipnext_jax import train
 from lipnext_jax import validation
+from lipnext_jax.aot import compile as compile_lib
 from lipnext_jax.parallel import distributed
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -35,14 +36,24 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'eval'],
-  'train: train or resume, then certify. eval: certify what is in --workdir.',
+  ['train', 'eval', 'compile'],
+  'train: train or resume, then certify. eval: certify what is in --workdir. '
+  'compile: only compile the train step, and say whether it fits the memory of '
+  '--topology (exit code 3 if not); no data are read.',
+)
+_TOPOLOGY = flags.DEFINE_string(
+  'topology',
+  None,
+  'For --mode=compile: a machine that need not be here, e.g. v5p:2x2x4, '
+  'h100:2x1x8, cpu:16. Default: the devices of this one.',
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
   None,
   'host:port of process 0, to run as one of several processes; "auto" where '
-  'JAX recognises the cluster (Cloud TPU, SLURM, …). See launch/local.sh.',
+  'JAX recognises the cluster (Cloud TPU, SLURM, …); "env" where '
+  'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. See '
+  'launch/.',
 )
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of this run.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process.')
@@ -51,7 +62,12 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process.')
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
-    for flag in (_CONFIG, _WORKDIR):
+    compiling = _MODE.value == 'compile'
+    if _TOPOLOGY.value is not None and not compiling:
+      raise errors.ConfigError(
+        '--topology', _TOPOLOGY.value, 'does nothing here', 'add --mode=compile'
+      )
+    for flag in (_CONFIG,) if compiling else (_CONFIG, _WORKDIR):
       if flag.value is None:
         raise errors.ConfigError(
           f'--{flag.name}', None, 'is missing', f'add --{flag.name}=…'
@@ -85,6 +101,10 @@ def main(argv: Sequence[str]) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.FATAL)
   try:
+    if _MODE.value == 'compile':
+      sys.exit(
+        compile_lib.run(_CONFIG.value, _TOPOLOGY.value or '', _WORKDIR.value)
+      )
     distributed.start(
       _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )

@@ -5,7 +5,6 @@ config → mesh → data → model → loss → step → checkpoint → evaluati
 
 from collections.abc import Callable
 import contextlib
-import functools
 from typing import Any
 
 import jax
@@ -20,17 +19,15 @@ from lipnext_jax import health as health_lib
 from lipnext_jax import interrupts as interrupts_lib
 from lipnext_jax import lock as lock_lib
 from lipnext_jax import page
+from lipnext_jax import program as program_lib
 from lipnext_jax import report
-from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
 from lipnext_jax import validation
 from lipnext_jax.certify import rigorous
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
-from lipnext_jax.models import registry
 from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
-from lipnext_jax.parallel import sharding as sharding_lib
 
 
 def train_and_evaluate(
@@ -56,64 +53,25 @@ def train_and_evaluate(
 
   # ------------------------------------------------------------------ mesh
   mesh = mesh_lib.make_mesh(config.mesh)
-  mesh_lib.check_batch_size('batch_size', config.batch_size, mesh)
   mesh_lib.check_batch_size('eval.batch_size', config.eval.batch_size, mesh)
   on_batch, on_all = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
 
   # ------------------------------------------------------------------ data
   dataset = sources.load_dataset(config.dataset)
   streams = pipeline.build_streams(config, dataset) if train else []
-  plan = schedules.make_plan(config, len(dataset.train))
   processes = {
     'process_index': jax.process_index(),
     'process_count': jax.process_count(),
   }
 
-  # ----------------------------------------------------------------- model
-  registry.check_image(config.model, dataset.image_shape)
-  model = registry.build_model(config.model, dataset.num_classes, mesh.size)
-
-  # ------------------------------------------------------------------ loss
-  loss_fn = step_lib.build_loss(config.loss)
-  epsilon_fn = schedules.epsilon_schedule(
-    config.loss.epsilon,
-    config.loss.epsilon_start,
-    config.loss.epsilon_end,
-    plan.total_steps,
-  )
-
-  # ------------------------------------------------- optimizer and layout
-  rng = jax.random.key(config.seed)
-  tx = step_lib.build_optimizer(config.optimizer, plan)
-  init_fn = functools.partial(
-    step_lib.init_state, model, tx, dataset.image_shape
-  )
-  abstract = jax.eval_shape(init_fn, rng)
-  shardings = sharding_lib.tree_shardings(abstract, config.sharding, mesh)
-  abstract = sharding_lib.with_shardings(abstract, shardings)
-  # The same optimizer, told how its stacks of matrices lie on the devices.
-  tx = step_lib.build_optimizer(
-    config.optimizer, plan, sharding_lib.stack_sharding(shardings.opt_state)
-  )
-
-  # ------------------------------------------------------------------ step
-  train_step = jax.jit(
-    step_lib.make_train_step(
-      model,
-      tx,
-      loss_fn,
-      epsilon_fn,
-      config.loss.epsilon,
-      shardings.params,
-      config.health.loss_spike,
-    ),
-    in_shardings=(shardings, on_all, on_batch),
-    out_shardings=(shardings, on_all),
-    donate_argnums=(0, 1),
-  )
+  # ------------------------------- model, loss, optimizer, layout and step
+  program = program_lib.build(config, mesh, sources.facts_of(dataset))
+  plan, abstract = program.plan, program.abstract
   monitor = jax.jit(
     step_lib.make_monitor(
-      model, epsilon_fn, step_lib.learning_rate(config.optimizer, plan)
+      program.model,
+      program.epsilon_fn,
+      step_lib.learning_rate(config.optimizer, plan),
     ),
     out_shardings=on_all,
   )
@@ -123,12 +81,12 @@ def train_and_evaluate(
   def stop(problem, state, batch):
     """Says where the last step, repeated, is not finite."""
     where = diagnosis.find_not_finite(
-      model,
-      loss_fn,
+      program.model,
+      program.loss_fn,
       state.params,
       step_lib.to_unit(batch['image']),
       batch['label'],
-      epsilon_fn(state.step - 1),
+      program.epsilon_fn(state.step - 1),
       on_all,
     )
     problem += f' (first: {where or "nothing in a repetition"})'
@@ -145,16 +103,17 @@ def train_and_evaluate(
   )
   start_step = checkpointer.choose(None if train else config.eval.checkpoint)
   if start_step is None:
-    state = jax.jit(init_fn, out_shardings=shardings)(rng)
+    rng = jax.random.key(config.seed)
+    state = jax.jit(program.init_fn, out_shardings=program.shardings)(rng)
   else:
     state = checkpointer.restore(start_step, abstract)
   step = start_step or 0
-  certify_split = _make_certify_split(config, model, mesh, abstract, processes)
+  certify_split = _make_certify_split(config, program, processes)
 
   # ------------------------------------------------------------------ loop
   if train and step < plan.total_steps:
     checkpoint.write_config(workdir, config)
-    report.write_records(workdir, mesh, abstract, shardings, dataset)
+    report.write_records(workdir, mesh, abstract, program.shardings, dataset)
     writer = report.MetricWriter(workdir, step)
     batches = pipeline.train_batches(
       streams,
@@ -171,7 +130,7 @@ def train_and_evaluate(
     sums = zero_sums()
     with report.stopwatch('compiled the train step'):
       # Ahead of time: another shape would raise, never compile again.
-      compiled = train_step.lower(abstract, sums, batch).compile()
+      compiled = program.train_step.lower(abstract, sums, batch).compile()
     distributed.meet()
 
     # The order is a contract: step, fetch, log, monitor, save, stop. A
@@ -267,18 +226,17 @@ def train_and_evaluate(
 
 
 def _make_certify_split(
-  config, model, mesh, abstract, processes
+  config, program, processes
 ) -> Callable[[step_lib.TrainState, sources.Source, str], evaluate.Evaluation]:
   """(state, source, certificate) → its evaluation on the slow weights."""
-  fast_step = evaluate.make_eval_step(model, mesh)
-  rigorous_step = evaluate.make_rigorous_step(model, mesh)
+  mesh = program.mesh
+  fast_step = evaluate.make_eval_step(program.model, mesh)
+  rigorous_step = evaluate.make_rigorous_step(program.model, mesh)
   if config.eval.certificate == 'rigorous':  # Said before training, not after.
     rigorous.require_double(mesh.devices.flat[0].platform)
-  to_explicit = functools.partial(step_lib.evaluation_params, model)
-  # Explicit parameters may have other names and shapes than trained ones.
-  shapes = {'params': jax.eval_shape(to_explicit, abstract)}
-  layout = sharding_lib.tree_shardings(shapes, config.sharding, mesh)
-  to_eval_params = jax.jit(to_explicit, out_shardings=layout['params'])
+  to_eval_params = jax.jit(
+    program.evaluation_params, out_shardings=program.evaluation_shardings
+  )
 
   def certify_split(state, source, certificate):
     params = to_eval_params(state)

@@ -24,20 +24,28 @@ from lipnext_jax.models import registry
 _MONITOR_ITERATIONS = 16
 
 
+def _momentum(
+  learning_rate: optax.ScalarOrSchedule, mu_dtype: Any = None
+) -> optax.GradientTransformation:
+  return optax.sgd(learning_rate, momentum=0.9, accumulator_dtype=mu_dtype)
+
+
 def _lion(
-  learning_rate: optax.ScalarOrSchedule,
+  learning_rate: optax.ScalarOrSchedule, mu_dtype: Any = None
 ) -> optax.GradientTransformation:
   """Lion without the weight decay that `optax.lion` brings along."""
   return optax.chain(
-    optax.scale_by_lion(), optax.scale_by_learning_rate(learning_rate)
+    optax.scale_by_lion(mu_dtype=mu_dtype),
+    optax.scale_by_learning_rate(learning_rate),
   )
 
 
-# Elementwise and odd, as `optim.orthogonal` asks; learning rate → optax rule.
+# Elementwise and odd, as `optim.orthogonal` asks:
+# (learning rate, mu_dtype=None) → optax rule.
 INNER_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
   'nadam': optim.scheduled_nadam,
   'adam': optax.adam,
-  'momentum': functools.partial(optax.sgd, momentum=0.9),
+  'momentum': _momentum,
   'lion': _lion,
 }
 
@@ -128,7 +136,9 @@ def build_optimizer(
   """The recipe of `lipnext_jax.optim`, from `config.optimizer`."""
   return optim.lipnext_optimizer(
     learning_rate(c, plan),
-    inner=INNER_RULES[c.name],
+    inner=functools.partial(
+      INNER_RULES[c.name], mu_dtype=registry.DTYPES[c.mu_dtype]
+    ),
     clip_norm=c.clip_norm or None,
     lookahead_period=c.lookahead_period or None,
     lookahead_alpha=c.lookahead_alpha,
@@ -173,7 +183,9 @@ def make_train_step(
   loss_fn: Callable[..., jax.Array],
   epsilon_fn: Callable[[jax.typing.ArrayLike], jax.Array],
   epsilon: float,
-  param_shardings: Any,
+  to_compute: Callable[[Any], Any],
+  to_stored: Callable[[Any], Any],
+  microbatches: int = 1,
   loss_spike: float = 0.0,
 ) -> Callable[..., tuple[TrainState, Sums]]:
   """Builds (state, sums, batch) → (state, sums).
@@ -187,9 +199,10 @@ def make_train_step(
     loss_fn: see `build_loss`.
     epsilon_fn: step → training radius ε_t.
     epsilon: ε at which certified train accuracy is counted.
-    param_shardings: shardings like the parameters. Gradients are pinned to
-      them first, so that the optimizer's layout does not leak into the
-      backward scan.
+    to_compute: parameters as they are kept → as a step works with them.
+    to_stored: gradients of the latter → in the layout of the former, float32.
+    microbatches: parts of the batch whose gradients are added up in turn; the
+      mean is that of the whole batch.
     loss_spike: counts losses above so many times their running mean; 0: none.
 
   Returns:
@@ -198,21 +211,23 @@ def make_train_step(
   """
 
   def train_step(state, sums, batch):
-    images, labels = to_unit(batch['image']), batch['label']
-
-    def objective(params):
+    def objective(params, batch):
+      images, labels = to_unit(batch['image']), batch['label']
       variables = {'params': params}
-      logits = model.apply(variables, images)
+      logits: Any = model.apply(variables, images)
       kernel = models.head_kernel(variables)
       # A backbone that stretches by K carries a ball of ε into one of ε·K.
       lipschitz = model.lipschitz(params)
       loss = loss_fn(logits, labels, kernel, epsilon_fn(state.step) * lipschitz)
-      return loss, (logits, kernel, lipschitz)
+      predictions, radii = certify.certified_radius(logits, kernel, lipschitz)
+      correct = predictions == labels
+      certified = correct & (radii > epsilon)
+      return loss, (jnp.sum(correct), jnp.sum(certified))
 
-    (loss, (logits, kernel, lipschitz)), grads = jax.value_and_grad(
-      objective, has_aux=True
-    )(state.params)
-    grads = jax.lax.with_sharding_constraint(grads, param_shardings)
+    grads, (loss, counts) = _accumulate(
+      objective, to_compute(state.params), batch, microbatches
+    )
+    grads = to_stored(grads)
     grad_norm = optax.tree.norm(grads)  # Of one entry that is not finite: not.
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
@@ -223,29 +238,50 @@ def make_train_step(
 
     # A loop of one turn or none: unlike a branch, or a choice between two
     # states, it works in place, the gradients' memory (now the updates') too.
-    params, opt_state, _ = jax.lax.fori_loop(
-      0,
-      finite.astype(jnp.int32),
-      update,
-      (state.params, state.opt_state, grads),
-    )
+    with jax.named_scope('optimizer'):  # `aot` counts it apart.
+      params, opt_state, _ = jax.lax.fori_loop(
+        0,
+        finite.astype(jnp.int32),
+        update,
+        (state.params, state.opt_state, grads),
+      )
     health, spike = state.health.after(loss, finite, loss_spike)
 
-    predictions, radii = certify.certified_radius(logits, kernel, lipschitz)
-    correct = predictions == labels
-    new = (
-      1.0,
-      float(labels.size),
-      loss,
-      jnp.sum(correct),
-      jnp.sum(correct & (radii > epsilon)),
-      grad_norm,
-    )
+    size = float(batch['label'].size)
+    new = (1.0, size, loss, *counts, grad_norm)
     new = (*(jnp.where(finite, term, 0.0) for term in new), ~finite, spike)
     sums = Sums(*(total + term for total, term in zip(sums, new, strict=True)))
     return TrainState(state.step + 1, params, opt_state, health), sums
 
   return train_step
+
+
+def _accumulate(objective, params, batch, microbatches):
+  """(gradients, (mean loss, counts)) over a batch, in one or more parts."""
+  grad_fn = jax.value_and_grad(objective, has_aux=True)
+  if microbatches == 1:
+    (loss, counts), grads = grad_fn(params, batch)
+    return grads, (loss, counts)
+
+  # Every device cuts its own share: part i holds the examples i mod k.
+  parts = jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0),
+    batch,
+  )
+
+  def body(totals, part):
+    (loss, counts), grads = grad_fn(params, part)
+    terms = grads, (loss, counts)
+    totals = jax.tree.map(lambda total, x: total + x, totals, terms)
+    return totals, None
+
+  zeros = (
+    jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
+    (jnp.zeros([]), (jnp.zeros([], jnp.int32),) * 2),
+  )
+  (grads, (loss, counts)), _ = jax.lax.scan(body, zeros, parts)
+  mean = functools.partial(jax.tree.map, lambda x: x / microbatches)
+  return mean(grads), (mean(loss), counts)
 
 
 def make_monitor(
@@ -275,11 +311,18 @@ def make_monitor(
 
 
 def evaluation_params(
-  model: interface.CertifiedModel, state: TrainState
+  model: interface.CertifiedModel,
+  state: TrainState,
+  stack_sharding: jax.sharding.NamedSharding | None = None,
 ) -> Any:
   """The weights that are evaluated and certified, of `model.explicit()`.
 
   Lookahead's slow weights, as `models.interface.certified_params` has them.
+
+  Args:
+    model: that is trained.
+    state: of its training.
+    stack_sharding: of its stacks of matrices; each device retracts its own.
   """
   slow = optim.slow_params(state.opt_state, state.params)
-  return interface.certified_params(model, slow)
+  return interface.certified_params(model, slow, stack_sharding)

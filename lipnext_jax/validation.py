@@ -141,6 +141,7 @@ _POSITIVE = (
   'loss.epsilon',
   'loss.epsilon_end',
   'loss.logit_scale',
+  'microbatches',
   'model.depth',
   'model.patch_size',
   'model.width',
@@ -159,7 +160,8 @@ _AT_MOST_ONE = (
   'optimizer.final_scale',
   'optimizer.lookahead_alpha',
 )
-_ANY_SIGN = ('mesh.data', 'mesh.fsdp')  # −1 is a choice; `make_mesh` checks.
+# −1 is a choice; `make_mesh` checks.
+_ANY_SIGN = ('mesh.data', 'mesh.fsdp', 'mesh.tensor')
 
 _ON_DISK = tuple(
   name for name in sources.SOURCES if name not in ('digits', 'synthetic')
@@ -191,6 +193,8 @@ _OWNED: dict[str, tuple[str, Any]] = {
   'model.baseline.kernel_size': ('model.name', _BASELINES),
   'model.baseline.power_iterations': ('model.name', 'liresnet'),
   'model.baseline.reflector_ratio': ('model.name', 'bronet'),
+  # The working copy is in it too: float32 products would lose their digits.
+  'reduce_dtype': ('model.dtype', 'bfloat16'),
   'loss.trades_weight': ('loss.name', 'trades'),
   'loss.annealing_offset': ('loss.name', 'logit_annealing'),
   'loss.annealing_temperature': ('loss.name', 'logit_annealing'),
@@ -234,6 +238,8 @@ _CHOICES: dict[str, Any] = {
   'optimizer.retraction': retraction.METHODS,
   'optimizer.exponential': recipe.EXPONENTIALS,
   'optimizer.precision': registry.PRECISIONS,
+  'optimizer.mu_dtype': registry.DTYPES,
+  'reduce_dtype': registry.DTYPES,
 }
 
 

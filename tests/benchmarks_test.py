@@ -88,6 +88,14 @@ def test_the_torch_transcription_is_the_same_step():
   check_same_step(ours, train_step.torch(shape, batch))
 
 
+def test_weak_scaling_prints_a_row_for_every_number_of_chips():
+  lines = run('weak_scaling', '--chip=h100', '--model=1b').splitlines()
+  rows = [line.split('|')[1:-1] for line in lines[2:] if line[0] == '|'][2:]
+  assert [int(row[0]) for row in rows] == [16, 32, 64, 128, 256, 512, 1024]
+  assert rows[0][1].strip() == '2 × 8'
+  assert rows[0][-1].strip() == '1.00 … 1.00'
+
+
 def test_digits_seeds_prints_each_seed_mean_and_spread(tmp_path):
   config = '--config=configs/digits.py:smoke'
   out = run('digits_seeds', config, f'--workdir={tmp_path}', '--seeds', '0')

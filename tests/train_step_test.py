@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +7,12 @@ import pytest
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
+from lipnext_jax import program as program_lib
 from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
+from lipnext_jax.data import sources
 from lipnext_jax.models import registry
 from lipnext_jax.parallel import mesh as mesh_lib
-from lipnext_jax.parallel import sharding as sharding_lib
 
 IMAGE_SHAPE = (8, 8, 1)
 PLAN = schedules.Plan(
@@ -34,40 +33,38 @@ def batch_of(size=16, seed=0):
   return {'image': images, 'label': (np.arange(size) % 10).astype(np.int32)}
 
 
+FACTS = sources.Facts(
+  image_shape=IMAGE_SHAPE,
+  image_dtype=np.dtype(np.float32),
+  num_classes=10,
+  train_examples=160,
+)
+
+
 class Harness:
   """The train step of a tiny config on a mesh, as `train.py` builds it."""
 
-  def __init__(self, config, data=-1, fsdp=1, loss_fn=None):
+  def __init__(
+    self, config, data=-1, fsdp=1, tensor=1, devices=None, loss_fn=None
+  ):
     config.mesh.data, config.mesh.fsdp = data, fsdp
-    self.mesh = mesh_lib.make_mesh(config.mesh)
-    model = registry.build_model(config.model, 10, self.mesh.size)
-    tx = step_lib.build_optimizer(config.optimizer, PLAN)
-    init_fn = functools.partial(step_lib.init_state, model, tx, IMAGE_SHAPE)
-    rng = jax.random.key(0)
-    self.abstract = jax.eval_shape(init_fn, rng)
-    self.shardings = sharding_lib.tree_shardings(
-      self.abstract, config.sharding, self.mesh
-    )
-    stack = sharding_lib.stack_sharding(self.shardings.opt_state)
-    self.init = jax.jit(init_fn, out_shardings=self.shardings)
-    self.state = self.init(rng)
-    on_all = mesh_lib.replicated(self.mesh)
+    config.mesh.tensor = tensor
+    config.batch_size = 16
+    config.duration, config.optimizer.warmup = '20 steps', '2 steps'
+    config.loss.epsilon_end = 2.0
+    self.mesh = mesh_lib.make_mesh(config.mesh, devices)
+    with pytest.MonkeyPatch.context() as patch:
+      if loss_fn is not None:
+        patch.setattr(step_lib, 'build_loss', lambda _: loss_fn)
+      program = program_lib.build(config, self.mesh, FACTS)
+    self.program = program
+    self.init = jax.jit(program.init_fn, out_shardings=program.shardings)
+    self.state = self.init(jax.random.key(0))
     self.on_batch = mesh_lib.batch_sharding(self.mesh)
-    self.sums = jax.device_put(step_lib.Sums.zeros(), on_all)
-    self.step = jax.jit(
-      step_lib.make_train_step(
-        model,
-        step_lib.build_optimizer(config.optimizer, PLAN, stack),
-        loss_fn or step_lib.build_loss(config.loss),
-        schedules.epsilon_schedule(0.25, 0.1, 2.0, PLAN.total_steps),
-        0.25,
-        self.shardings.params,
-        loss_spike=4.0,
-      ),
-      in_shardings=(self.shardings, on_all, self.on_batch),
-      out_shardings=(self.shardings, on_all),
-      donate_argnums=(0, 1),
+    self.sums = jax.device_put(
+      step_lib.Sums.zeros(), mesh_lib.replicated(self.mesh)
     )
+    self.step = program.train_step
 
   def run(self, steps):
     for i in range(steps):
@@ -76,14 +73,17 @@ class Harness:
     return self
 
 
-def test_one_compilation_and_stable_shapes_dtypes_and_shardings(tiny_config):
+def test_one_compilation_and_stable_shapes_dtypes_and_shardings(
+  tiny_config, monkeypatch
+):
   traces = []
 
   def counting_loss(*args, **kwargs):
     traces.append(None)  # Runs once per trace, not once per step.
     return losses.emma_loss(*args, **kwargs)
 
-  harness = Harness(tiny_config, loss_fn=counting_loss)
+  monkeypatch.setitem(losses.LOSSES, 'emma', counting_loss)
+  harness = Harness(tiny_config)
 
   def describe(state):
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), state)
@@ -97,8 +97,9 @@ def test_one_compilation_and_stable_shapes_dtypes_and_shardings(tiny_config):
 
 def test_parameters_are_born_in_their_shardings(tiny_config):
   harness = Harness(tiny_config, data=4, fsdp=2)
+  # 2 layers over fsdp; data, which would not divide them, is left out.
   r = harness.state.params['blocks']['R']
-  assert {s.data.shape for s in r.addressable_shards} == {(2, 8, 16)}
+  assert {s.data.shape for s in r.addressable_shards} == {(1, 16, 16)}
   slow = optim.slow_params(harness.state.opt_state, harness.state.params)
   layers = {s.data.shape for s in slow['blocks']['R'].addressable_shards}
   assert layers == {(1, 16, 16)}
@@ -115,55 +116,6 @@ def test_state_is_donated(tiny_config):
   before = harness.state
   harness.run(1)
   assert before.params['blocks']['R'].is_deleted()
-
-
-@pytest.mark.parametrize(('data', 'fsdp'), [(8, 1), (4, 2)])
-def test_sharded_equals_one_device(tiny_config, data, fsdp):
-  """Same losses and parameters on 8 devices as on one.
-
-  Float32 sums in another order differ by about 1e-7 per step; NAdam divides
-  by the root of a running variance, which lifts that to the 1e-5 of a
-  parameter that 6 steps of 1e-3 can move by 6e-3.
-  """
-  tiny_config.optimizer.name = 'momentum'
-  tiny_config.optimizer.learning_rate = 0.1
-  many = Harness(tiny_config, data, fsdp).run(6)
-  with jax.default_device(jax.devices()[0]):
-    single = Harness.__new__(Harness)
-    device = jax.devices()[:1]
-    single.mesh = jax.make_mesh(
-      (1, 1), mesh_lib.AXES, (jax.sharding.AxisType.Auto,) * 2, devices=device
-    )
-    model = registry.build_model(tiny_config.model, 10, 1)
-    tx = step_lib.build_optimizer(tiny_config.optimizer, PLAN)
-    state = step_lib.init_state(model, tx, IMAGE_SHAPE, jax.random.key(0))
-    params_shardings = jax.tree.map(lambda p: p.sharding, state.params)
-    step = jax.jit(
-      step_lib.make_train_step(
-        model,
-        tx,
-        step_lib.build_loss(tiny_config.loss),
-        schedules.epsilon_schedule(0.25, 0.1, 2.0, PLAN.total_steps),
-        0.25,
-        params_shardings,
-      )
-    )
-    sums = step_lib.Sums.zeros()
-    for i in range(6):
-      state, sums = step(state, sums, batch_of(seed=i))
-  np.testing.assert_allclose(many.sums.loss, sums.loss, rtol=1e-5)
-  moved = jax.tree.map(
-    lambda a, b: float(np.abs(a - b).max()),
-    jax.device_get(many.state.params),
-    jax.device_get(state.params),
-  )
-  assert max(jax.tree.leaves(moved)) < 2e-5
-  # The steps did move the parameters, far more than that.
-  start = Harness(tiny_config, data, fsdp).state.params
-  travel = float(
-    np.abs(start['blocks']['R'] - many.state.params['blocks']['R']).max()
-  )
-  assert travel > 1e-3
 
 
 def test_sums_count_what_they_say(tiny_config):
@@ -271,7 +223,7 @@ def test_a_loss_spike_is_counted(tiny_config):
       )
     )
     before = float(harness.sums.spikes)
-    harness.state = jax.device_put(harness.state, harness.shardings)
+    harness.state = jax.device_put(harness.state, harness.program.shardings)
     harness.run(1)
     assert harness.sums.spikes - before == spikes
 

@@ -178,11 +178,13 @@ def test_every_number_and_choice_has_a_bad_value_that_is_refused():
   free = {
     'augment.flip',  # Two values, both valid.
     'model.position',
+    'model.unroll',
     'augment.extra.as_real',
     'augment.extra.flip',
     'dataset.data_dir',  # Checked against the disk by `data.sources`.
     'mesh.data',  # Checked against the devices by `make_mesh`.
     'mesh.fsdp',
+    'mesh.tensor',
   }
   for field, value in fields.items():
     if field in free:

@@ -6,9 +6,12 @@ its builders read what `prepare` writes and the other way round.
 
 from importlib import resources
 from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tensorflow_datasets as tfds
+
+if TYPE_CHECKING:
+  import tensorflow_datasets as tfds
 
 
 class OfficialSet(NamedTuple):
@@ -95,6 +98,8 @@ def imagenet_wnids() -> list[str]:
   >>> len(wnids), wnids[0], wnids == sorted(wnids)
   (1000, 'n01440764', True)
   """
+  import tensorflow_datasets as tfds  # An extra; the facts do without it.
+
   path = tfds.core.tfds_path('datasets/imagenet2012/labels.txt')
   return path.read_text().split()
 
@@ -107,13 +112,15 @@ def imagenet_validation_wnids() -> list[str]:
   >>> len(imagenet_validation_wnids())
   50000
   """
+  import tensorflow_datasets as tfds
+
   path = tfds.core.tfds_path('datasets/imagenet2012/validation_labels.txt')
   return path.read_text().split()
 
 
 def build_features(
   official_set: OfficialSet, names: dict[str, list[str]]
-) -> tfds.features.FeaturesDict:
+) -> 'tfds.features.FeaturesDict':
   """The features of a set, as TFDS declares them.
 
   Args:
@@ -124,6 +131,8 @@ def build_features(
   >>> sorted(build_features(CIFAR10, names))
   ['id', 'image', 'label']
   """
+  import tensorflow_datasets as tfds
+
   labels = {'label', *official_set.other_labels}
   return tfds.features.FeaturesDict(
     {

@@ -16,6 +16,7 @@ import numpy as np
 from lipnext_jax import errors
 from lipnext_jax.data import image_sets
 from lipnext_jax.data import npz
+from lipnext_jax.data import official
 from lipnext_jax.data import transforms
 
 FINAL_SPLITS = ('test', 'validation')
@@ -51,6 +52,15 @@ class Dataset(NamedTuple):
   def train_to_evaluate(self) -> Source:
     """The training examples at `image_shape`."""
     return self.train if self.plain_train is None else self.plain_train
+
+
+class Facts(NamedTuple):
+  """What a program needs to know of a dataset to be compiled."""
+
+  image_shape: tuple[int, int, int]  # Of a training example, augmented.
+  image_dtype: np.dtype  # uint8, or float32 in [0, 1].
+  num_classes: int
+  train_examples: int  # Without what is held out.
 
 
 class ArraySource:
@@ -176,6 +186,41 @@ def load_dataset(c: ml_collections.ConfigDict) -> Dataset:
     train=Subset(dataset.train, kept),
     validation=Subset(dataset.train_to_evaluate, held),
     plain_train=None if plain is None else Subset(plain, kept),
+  )
+
+
+def facts_of(dataset: Dataset) -> Facts:
+  """The facts of a loaded dataset.
+
+  >>> facts_of(_digits(ml_collections.ConfigDict())).image_dtype
+  dtype('float32')
+  """
+  return Facts(
+    image_shape=dataset.image_shape,
+    image_dtype=np.asarray(dataset.train[0]['image']).dtype,
+    num_classes=dataset.num_classes,
+    train_examples=len(dataset.train),
+  )
+
+
+def describe(c: ml_collections.ConfigDict) -> Facts:
+  """The facts of `config.dataset`; official sets need not be there.
+
+  >>> from lipnext_jax import config as config_lib
+  >>> c = config_lib.default_config().dataset
+  >>> c.name = 'imagenet'
+  >>> describe(c).image_shape, describe(c).train_examples
+  ((224, 224, 3), 1281167)
+  """
+  if c.name not in official.SETS:
+    return facts_of(load_dataset(c))
+  found = official.SETS[c.name]
+  size = c.image_size or _IMAGENET_SIZE
+  return Facts(
+    image_shape=found.image_shape or (size, size, 3),
+    image_dtype=np.dtype(np.uint8),
+    num_classes=found.num_classes,
+    train_examples=found.splits['train'] - c.holdout,
   )
 
 

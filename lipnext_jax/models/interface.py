@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from lipnext_jax.optim import recipe
 from lipnext_jax.optim import retraction
+from lipnext_jax.optim import stack
 
 
 class CertifiedModel(nn.Module):
@@ -50,7 +51,11 @@ class CertifiedModel(nn.Module):
     raise NotImplementedError
 
 
-def certified_params(model: CertifiedModel, params: Any) -> Any:
+def certified_params(
+  model: CertifiedModel,
+  params: Any,
+  stack_sharding: jax.sharding.NamedSharding | None = None,
+) -> Any:
   """Explicit parameters with their orthogonal matrices retracted.
 
   What training drifted off the manifold, or a map rounded, would otherwise be
@@ -59,16 +64,21 @@ def certified_params(model: CertifiedModel, params: Any) -> Any:
   Args:
     model: in any form.
     params: of that form; lookahead's slow weights, say.
+    stack_sharding: of stacks of matrices; each device retracts its own.
 
   Returns:
     Parameters of `model.explicit()`.
   """
+
+  def retract(x):
+    return stack.walk(
+      stack_sharding, lambda _, x: retraction.polar_retract(x), x
+    )
+
   params = model.explicit_params(params)
   labels = recipe.orthogonal_labels(params)
   return jax.tree.map(
-    lambda p, label: (
-      retraction.polar_retract(p) if label == 'orthogonal' else p
-    ),
+    lambda p, label: retract(p) if label == 'orthogonal' else p,
     params,
     labels,
   )

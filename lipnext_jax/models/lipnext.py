@@ -29,6 +29,7 @@ from lipnext_jax.models import initializers
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
+from lipnext_jax.models import sharded
 
 # What backward finds of a block besides its input. 'products' saves the input
 # of the second product and the matrix M Rᵀ (and R and M where they are mapped):
@@ -68,6 +69,7 @@ class Stem(nn.Module):
   precision: jax.lax.PrecisionLike
   r_init: str
   parametrization: str
+  layout: sharded.Layout | None = None
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -80,8 +82,11 @@ class Stem(nn.Module):
     )
     bias = self.param('bias', nn.initializers.zeros, (self.width,), jnp.float32)
     # Zero-padding x to n and cutting y to c touches only this corner of Q.
-    corner = q[: self.width, :values].astype(self.dtype)
-    y = token_product(x, corner, self.precision)
+    corner = q[: self.width, :values]
+    if self.layout is not None:
+      y = sharded.token_product(x, corner, self.precision)
+    else:
+      y = token_product(x, corner.astype(self.dtype), self.precision)
     return y + per_channel(bias, y)
 
 
@@ -111,6 +116,7 @@ class Block(nn.Module):
   activation: str
   position: bool
   parametrization: str
+  layout: sharded.Layout | None = None
 
   @nn.compact
   def __call__(self, u: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -129,6 +135,23 @@ class Block(nn.Module):
     pos = self.param('pos', nn.initializers.zeros, (h, w, 1), jnp.float32)
     if not self.position:  # Stays at its start, zero.
       pos = jax.lax.stop_gradient(pos)
+    if self.layout is not None:
+      v = sharded.block(
+        self.layout,
+        u.reshape(as_grid),
+        r32,
+        m32,
+        bias,
+        pos,
+        shift_ratio=self.shift_ratio,
+        activation=self.activation,
+        beta=self.beta,
+        padding=self.padding,
+        dtype=self.dtype,
+        precision=self.precision,
+        fuse=self.fuse,
+      )
+      return v.reshape(u.shape), None
     r, m = r32.astype(self.dtype), m32.astype(self.dtype)
 
     x = layers.activate(u, self.activation, self.beta)
@@ -179,6 +202,8 @@ class LipNeXt(interface.CertifiedModel):
     parametrization: 'none' (R, M, Q are stored, and optimised on the manifold)
       or one of `parametrizations.PARAMETRIZATIONS`, which map raw leaves
       `R_raw`, … in every pass. `explicit_params` maps them once and for all.
+    layout: how the blocks lie on a mesh, to move matrices and sum gradients
+      by hand; None: as the compiler sees fit.
 
   >>> model = LipNeXt(num_classes=10, depth=2, width=16, patch_size=4)
   >>> images = jnp.full((3, 8, 8, 1), 0.25)
@@ -205,6 +230,7 @@ class LipNeXt(interface.CertifiedModel):
   activation: str = 'beta_abs'
   position: bool = True
   parametrization: str = 'none'
+  layout: sharded.Layout | None = None
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -224,16 +250,22 @@ class LipNeXt(interface.CertifiedModel):
       precision=self.precision,
       r_init=self.r_init,
       parametrization=self.parametrization,
+      layout=self.layout,
       name='stem',
     )(images - 0.5)
 
     b, h, w, _ = u.shape
     fuse = self.fuse
+    # Devices that share the rows of M Rᵀ share the work of forming it.
+    sharers = 1 if self.layout is None else self.layout.row_shards
     if fuse is None:  # A batch of open size (`jax.export`) decides nothing.
       tokens = b * h * w if isinstance(b, int) else 0
-      fuse = tokens > self.width * self.data_shards
+      fuse = tokens * sharers > self.width * self.data_shards
 
     policy = REMAT_POLICIES[self.remat]
+    if self.layout is not None:
+      u = sharded.constrain(self.layout, u)
+      policy = sharded.REMAT_POLICIES[self.remat]
     block: Any = Block
     if policy is not None:  # prevent_cse is needless inside a loop.
       block = nn.remat(Block, policy=policy, prevent_cse=self.unroll)
@@ -258,6 +290,7 @@ class LipNeXt(interface.CertifiedModel):
       activation=self.activation,
       position=self.position,
       parametrization=self.parametrization,
+      layout=self.layout,
       name='blocks',
     )(u.reshape(-1, self.width), None)
     x = layers.activate(v, self.activation, self.beta).reshape(u.shape)

@@ -12,6 +12,7 @@ from lipnext_jax import errors
 from lipnext_jax.models import baselines
 from lipnext_jax.models import interface
 from lipnext_jax.models import lipnext
+from lipnext_jax.models import sharded
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 PRECISIONS = {
@@ -127,7 +128,10 @@ def check_image(
 
 
 def build_model(
-  c: ml_collections.ConfigDict, num_classes: int, data_shards: int = 1
+  c: ml_collections.ConfigDict,
+  num_classes: int,
+  data_shards: int = 1,
+  layout: sharded.Layout | None = None,
 ) -> interface.CertifiedModel:
   """The model of `config.model`, in its training precision.
 
@@ -135,8 +139,23 @@ def build_model(
     c: `config.model`, validated.
     num_classes: k.
     data_shards: devices that split a batch.
+    layout: how the blocks of a LipNeXt are spread; the compiler spreads other
+      models.
   """
-  return MODELS[c.name](c, num_classes, data_shards)
+  model = MODELS[c.name](c, num_classes, data_shards)
+  if layout is None or not isinstance(model, lipnext.LipNeXt):
+    return model
+  if model.parametrization != 'none':  # Maps of whole matrices.
+    return model
+  if model.activation != 'beta_abs' and layout.width_shards > 1:
+    raise errors.ConfigError(
+      'model.activation',
+      model.activation,
+      'pairs channels that the mesh axis tensor would part',
+      "set mesh.tensor=1 or model.activation='beta_abs'",
+    )
+  model = model.clone(layout=layout)
+  return model
 
 
 def for_evaluation(

@@ -31,6 +31,9 @@ from lipnext_jax.optim import exponential
 from lipnext_jax.optim import retraction as retraction_lib
 from lipnext_jax.optim import stack
 
+# Named scope of the loop over steps that sync or retract, for those who count.
+SPECIAL = 'special_step'
+
 
 class OrthogonalState(NamedTuple):
   """State of `orthogonal`; `slow` and `total` are None without lookahead."""
@@ -201,7 +204,10 @@ def orthogonal(
         return walk(special, x, *stacks, shared=flags, onto=onto)
       now = functools.reduce(jnp.logical_or, due)
       d = walk(plain, x, d, onto=(1,), when=jnp.logical_not(now))
-      return walk(special, x, d, *stacks[1:], shared=flags, onto=onto, when=now)
+      with jax.named_scope(SPECIAL):
+        return walk(
+          special, x, d, *stacks[1:], shared=flags, onto=onto, when=now
+        )
 
     if lookahead_period is None:
       moved = jax.tree.map(move, params, delta)

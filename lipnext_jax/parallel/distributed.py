@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import faulthandler
+import os
 
 import jax
 from jax.experimental import multihost_utils
@@ -22,14 +23,16 @@ def start(
 
   Args:
     coordinator: None: a single process. 'auto': JAX finds out where it knows
-      the cluster. Otherwise host:port of process 0.
+      the cluster (SLURM, Cloud TPU, MPI, …). 'env': the variables
+      JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it, as
+      launch/gke.sh sets them. Otherwise host:port of process 0.
     num_processes: of the run; only with host:port.
     process_id: of this process; only with host:port.
 
   Raises:
     ConfigError: the three do not fit together.
   """
-  if coordinator is None or coordinator == 'auto':
+  if coordinator is None or coordinator in ('auto', 'env'):
     if num_processes is not None or process_id is not None:
       raise errors.ConfigError(
         '--coordinator',
@@ -40,7 +43,9 @@ def start(
     if coordinator == 'auto':
       faulthandler.disable()  # See below.
       jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE)
-    return
+    if coordinator != 'env':
+      return
+    coordinator, num_processes, process_id = _read_environment()
   if (
     ':' not in coordinator
     or num_processes is None
@@ -62,6 +67,17 @@ def start(
     process_id,
     heartbeat_timeout_seconds=_SILENCE,
   )
+
+
+def _read_environment() -> tuple[str, int, int]:
+  names = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+  values = [os.environ.get(name, '') for name in names]
+  for name, value in zip(names[1:], values[1:], strict=True):
+    if not value.isdecimal():
+      raise errors.ConfigError(
+        name, value, 'is no number', 'set it, or leave --coordinator=env out'
+      )
+  return values[0], int(values[1]), int(values[2])
 
 
 def to_host(x: jax.Array) -> np.ndarray:

@@ -5,12 +5,15 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 import ml_collections
 import numpy as np
 
 from lipnext_jax import errors
+from lipnext_jax.models import sharded
 
-AXES = ('data', 'fsdp')  # Both split the batch.
+AXES = ('data', 'fsdp', 'tensor')
+BATCH_AXES = ('data', 'fsdp')  # Those that split the batch.
 
 
 def make_mesh(
@@ -19,19 +22,43 @@ def make_mesh(
 ) -> jax.sharding.Mesh:
   """A mesh with the axes `AXES`, from sizes of which one may be −1 (the rest).
 
+  Where the devices come in slices (groups with a fast network inside and a
+  slow one between them), 'data' goes over the slices: it needs the network
+  least. Within a slice, the physical topology decides which devices are
+  neighbours.
+
   Args:
-    mesh_config: `config.mesh`.
+    mesh_config: `config.mesh`; an axis that it does not name has size 1.
     devices: default: all of this run.
 
   Raises:
-    ConfigError: the sizes do not multiply to the number of devices.
+    ConfigError: the sizes do not multiply to the number of devices, or
+      'tensor' would split one example over several processes.
 
   >>> config = ml_collections.ConfigDict({'data': -1, 'fsdp': 1})
-  >>> dict(make_mesh(config).shape) == {'data': jax.device_count(), 'fsdp': 1}
+  >>> dict(make_mesh(config).shape) == {
+  ...   'data': jax.device_count(), 'fsdp': 1, 'tensor': 1}
   True
   """
   devices = jax.devices() if devices is None else devices
-  sizes = [mesh_config[axis] for axis in AXES]
+  sizes = _resolve_sizes(mesh_config, len(devices))
+  auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+  slices = len({slice_of(device) for device in devices})
+  if slices > 1 and sizes[0] % slices == 0:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (sizes[0] // slices, *sizes[1:]),
+      (slices, *[1] * (len(sizes) - 1)),
+      devices,
+    )
+    mesh = jax.sharding.Mesh(grid, AXES, axis_types=auto)
+  else:
+    mesh = jax.make_mesh(sizes, AXES, auto, devices=devices)
+  _check_processes(mesh)
+  return mesh
+
+
+def _resolve_sizes(mesh_config, count: int) -> list[int]:
+  sizes = [mesh_config.get(axis, 1) for axis in AXES]
   for axis, size in zip(AXES, sizes, strict=True):
     if size < -1 or size == 0:
       raise errors.ConfigError(
@@ -43,23 +70,51 @@ def make_mesh(
       'mesh', shape, 'has more than one −1', 'leave only one size open'
     )
   rest, remainder = divmod(
-    len(devices), math.prod(size for size in sizes if size != -1)
+    count, math.prod(size for size in sizes if size != -1)
   )
   if remainder or (-1 not in sizes and rest != 1):
     raise errors.ConfigError(
       'mesh',
       shape,
-      f'does not match the {len(devices)} devices of this run',
+      f'does not match the {count} devices of this run',
       'make the sizes multiply to it, or set one of them to −1',
     )
-  sizes = [rest if size == -1 else size for size in sizes]
-  auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(sizes, AXES, auto, devices=devices)
+  return [rest if size == -1 else size for size in sizes]
+
+
+def slice_of(device: Any) -> int:
+  """The group of devices with a fast network that one belongs to.
+
+  CPU devices have none: those of several processes count as one slice, and lie
+  process by process along the first axis as they are.
+
+  >>> slice_of(jax.devices()[0])
+  0
+  """
+  return getattr(device, 'slice_index', 0)
+
+
+def _check_processes(mesh: jax.sharding.Mesh) -> None:
+  """Each process reads its own examples: none may be needed by two."""
+  owners = np.vectorize(lambda d: d.process_index)(mesh.devices)
+  if (owners != owners[..., :1]).any():
+    raise errors.ConfigError(
+      'mesh.tensor',
+      mesh.shape['tensor'],
+      'splits the channels of one example over several processes',
+      'choose a divisor of the devices of a process',
+    )
+
+
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
+  """How many devices have different examples."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """First axis over all devices, the others whole."""
-  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXES))
+  """First axis over the `BATCH_AXES`, the others whole."""
+  spec = jax.sharding.PartitionSpec(BATCH_AXES)
+  return jax.sharding.NamedSharding(mesh, spec)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
@@ -67,16 +122,36 @@ def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def check_batch_size(field: str, size: int, mesh: jax.sharding.Mesh) -> None:
+def model_layout(mesh: jax.sharding.Mesh) -> sharded.Layout | None:
+  """How a model's blocks use the axes; None on a single device."""
+  if mesh.size == 1:
+    return None
+  return sharded.Layout(mesh, replicas=('data',), rows='fsdp', width='tensor')
+
+
+def check_batch_size(
+  field: str, size: int, mesh: jax.sharding.Mesh, microbatches: int = 1
+) -> None:
   """Refuses a batch that the mesh cannot split evenly.
+
+  Args:
+    field: of the config.
+    size: of the batch.
+    mesh: the devices.
+    microbatches: parts that every device's share is cut into.
 
   Raises:
     ConfigError: naming `field` and the next size that fits.
   """
-  if size % mesh.size:
-    fits = mesh.size * math.ceil(size / mesh.size)
+  shards = batch_shards(mesh)
+  if size % (shards * microbatches):
+    step = shards * microbatches
+    parts = f' in {microbatches} microbatches' if microbatches > 1 else ''
     raise errors.ConfigError(
-      field, size, f'does not split over {mesh.size} devices', f'choose {fits}'
+      field,
+      size,
+      f'does not split over {shards} devices{parts}',
+      f'choose {step * math.ceil(size / step)}',
     )
 
 

@@ -19,17 +19,19 @@ def check_rules(rules: Any) -> None:
   Raises:
     ConfigError: naming the first that is none.
 
-  >>> check_rules([('R$', (None, 'fsdp', None)), ('', ())])
+  >>> check_rules([('R$', (None, ('fsdp', 'tensor'), None)), ('', ())])
   >>> check_rules([('(', ())])
   Traceback (most recent call last):
   lipnext_jax.errors.ConfigError: sharding=('(', ()) is no rule; write \
-(regular expression, (axis or None, …)), see lipnext_jax/config.py.
+(regular expression, (axis, axes or None, …)), see lipnext_jax/config.py.
   """
   for rule in rules:
     try:
       pattern, spec = rule
       re.compile(pattern)
-      fits = all(axis is None or isinstance(axis, str) for axis in spec)
+      entries = [e if isinstance(e, tuple | list) else (e,) for e in spec]
+      axes = [axis for entry in entries for axis in entry]
+      fits = all(axis is None or isinstance(axis, str) for axis in axes)
       fits = fits and not isinstance(spec, str)
     except (TypeError, ValueError, re.error):
       fits = False
@@ -38,7 +40,7 @@ def check_rules(rules: Any) -> None:
         'sharding',
         rule,
         'is no rule',
-        'write (regular expression, (axis or None, …)), see '
+        'write (regular expression, (axis, axes or None, …)), see '
         'lipnext_jax/config.py',
       )
 
@@ -49,7 +51,8 @@ def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
   Args:
     tree: arrays or shapes, e.g. from `jax.eval_shape`.
     rules: (regular expression searched in 'a/b/leaf', spec) pairs; a spec has
-      a mesh axis or None per array axis, () replicates.
+      a mesh axis, a tuple of them or None per array axis, () replicates. In a
+      tuple, an axis that ends in '?' is left out where it would not divide.
     mesh: the devices.
 
   Raises:
@@ -68,8 +71,7 @@ def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
 
   def one(path, leaf):
     name = recipe.path_name(path)
-    spec = _first_match(name, rules)
-    _check_spec(name, leaf.shape, spec, mesh)
+    spec = _resolve_spec(name, leaf.shape, _first_match(name, rules), mesh)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
   return jax.tree_util.tree_map_with_path(one, tree)
@@ -87,7 +89,9 @@ def _first_match(name: str, rules: Rules) -> tuple:
   )
 
 
-def _check_spec(name, shape, spec, mesh) -> None:
+def _resolve_spec(name, shape, spec, mesh) -> list:
+  """The spec with its optional axes decided, checked against the shape."""
+
   def error(problem, remedy):
     return errors.ConfigError(
       'sharding', spec, f'{problem} {name} of shape {shape}', remedy
@@ -95,16 +99,90 @@ def _check_spec(name, shape, spec, mesh) -> None:
 
   if len(spec) > len(shape):
     raise error('is too long for', 'give one entry per array axis')
-  for size, axis in zip(shape, spec, strict=False):
-    if axis is None:
-      continue
-    if axis not in mesh.shape:
-      raise error('names an unknown axis for', f'use {", ".join(mesh.shape)}')
-    if size % mesh.shape[axis]:
+  resolved: list[Any] = []
+  for size, entry in zip(shape, spec, strict=False):
+    several = isinstance(entry, tuple | list)
+    axes = list(entry) if several else [] if entry is None else [entry]
+    for axis in list(axes):
+      if axis.removesuffix('?') not in mesh.shape:
+        raise error('names an unknown axis for', f'use {", ".join(mesh.shape)}')
+      fixed = [a.removesuffix('?') for a in axes if a != axis]
+      if axis.endswith('?') and size % (
+        shards(mesh, fixed) * mesh.shape[axis.removesuffix('?')]
+      ):
+        axes.remove(axis)
+    axes = [axis.removesuffix('?') for axis in axes]
+    if size % shards(mesh, axes):
       raise error(
-        f'splits an axis of {size} over {mesh.shape[axis]} devices in',
-        f'choose mesh.{axis} to divide it',
+        f'splits an axis of {size} over {shards(mesh, axes)} devices in',
+        f'choose mesh.{" and mesh.".join(axes)} to divide it',
       )
+    resolved.append(tuple(axes) if several else entry)
+  return resolved
+
+
+def shards(mesh: jax.sharding.Mesh, axes: Any) -> int:
+  """Into how many parts an entry of a spec cuts an axis.
+
+  >>> mesh = jax.make_mesh((1, 1), ('a', 'b'))
+  >>> shards(mesh, ('a', 'b')), shards(mesh, None)
+  (1, 1)
+  """
+  if axes is None:
+    return 1
+  names = (axes,) if isinstance(axes, str) else axes
+  return math.prod(mesh.shape[name] for name in names)
+
+
+def move(
+  x: jax.Array,
+  source: jax.sharding.NamedSharding,
+  target: jax.sharding.NamedSharding,
+) -> jax.Array:
+  """`x` from one layout into another of the same mesh, in a traced function.
+
+  Axes that only the target uses cut first, then the axes that both use change
+  places, then those that only the source uses are gathered. The compiler, left
+  to itself, may gather all of `x` on every device.
+
+  >>> mesh = jax.make_mesh((1,), ('a',), (jax.sharding.AxisType.Auto,))
+  >>> rows, columns = (
+  ...   jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+  ...   for spec in [('a', None), (None, 'a')])
+  >>> move(jax.numpy.ones((2, 3)), rows, columns).shape
+  (2, 3)
+  """
+  if source.is_equivalent_to(target, x.ndim):
+    return x
+  start, end = _placed(source, x.ndim), _placed(target, x.ndim)
+  both = {name for names in start for name in names} & {
+    name for names in end for name in names
+  }
+  cut = [
+    [n for n in new if n not in both] + old
+    for old, new in zip(start, end, strict=True)
+  ]
+  swapped = [
+    [n for n in old if n not in both] + new
+    for old, new in zip(start, end, strict=True)
+  ]
+  for spec in (start, cut, swapped, end):
+    entries = [tuple(names) or None for names in spec]
+    x = _constrain(x, target.mesh, entries)
+  return x
+
+
+def _placed(sharding: jax.sharding.NamedSharding, ndim: int) -> list[list[str]]:
+  """The mesh axes along each array axis."""
+  entries = list(sharding.spec) + [None] * (ndim - len(sharding.spec))
+  return [
+    [] if e is None else [e] if isinstance(e, str) else list(e) for e in entries
+  ]
+
+
+def _constrain(x, mesh, spec):
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+  return jax.lax.with_sharding_constraint(x, sharding)
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
@@ -129,10 +207,25 @@ def stack_sharding(shardings: Any) -> jax.sharding.NamedSharding | None:
     None: every device then walks all matrices.
   """
   for sharding in jax.tree.leaves(shardings):
-    axis = sharding.spec[0] if sharding.spec else None
-    if axis is not None and sharding.mesh.shape[axis] > 1:
+    axes = sharding.spec[0] if sharding.spec else None
+    if shards(sharding.mesh, axes) > 1:
       return sharding
   return None
+
+
+def local_bytes(tree: Any, shardings: Any) -> int:
+  """Bytes that one device holds of a tree.
+
+  Args:
+    tree: arrays or shapes.
+    shardings: like it.
+  """
+  return sum(
+    math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf, sharding in zip(
+      jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True
+    )
+  )
 
 
 def table(tree: Any, shardings: Any) -> str:
@@ -143,13 +236,11 @@ def table(tree: Any, shardings: Any) -> str:
     shardings: like it.
   """
   rows = [('path', 'shape', 'dtype', 'spec', 'bytes/device')]
-  total = 0
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   for (path, leaf), sharding in zip(
     leaves, jax.tree.leaves(shardings), strict=True
   ):
-    local = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    total += local
+    local = local_bytes(leaf, sharding)
     rows.append(
       (
         recipe.path_name(path),
@@ -159,7 +250,7 @@ def table(tree: Any, shardings: Any) -> str:
         f'{local:,}',
       )
     )
-  rows.append(('total', '', '', '', f'{total:,}'))
+  rows.append(('total', '', '', '', f'{local_bytes(tree, shardings):,}'))
   widths = [max(len(row[i]) for row in rows) for i in range(5)]
   lines = (
     '  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))

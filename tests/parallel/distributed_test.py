@@ -32,6 +32,7 @@ def test_a_single_process_starts_nothing():
   [
     (None, 2, 0),
     ('auto', 2, 0),
+    ('env', 2, 0),
     ('127.0.0.1:1234', None, None),
     ('127.0.0.1:1234', 2, None),
     ('127.0.0.1:1234', 2, 2),
@@ -41,6 +42,20 @@ def test_a_single_process_starts_nothing():
 def test_places_that_make_no_sense_are_refused(place):
   with pytest.raises(errors.ConfigError, match='--coordinator'):
     distributed.start(*place)
+
+
+def test_the_environment_says_where_a_process_belongs(monkeypatch):
+  calls = []
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *args: calls.append(args)
+  )
+  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'first:8476')
+  monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
+  with pytest.raises(errors.ConfigError, match=r"JAX_PROCESS_ID='' is no num"):
+    distributed.start('env', None, None)
+  monkeypatch.setenv('JAX_PROCESS_ID', '3')
+  distributed.start('env', None, None)
+  assert calls == [('first:8476', 4, 3)]
 
 
 def test_sharded_arrays_come_to_the_host_whole():
@@ -59,8 +74,10 @@ def read_radii(workdir):
   return np.array([float(row['radius']) for row in rows])
 
 
-def test_two_processes_make_the_run_of_one(tmp_path):
-  """The same 8 devices in one process and in two, parameters split over both.
+def test_several_processes_make_the_run_of_one(tmp_path):
+  """The same 8 devices in one process, in two and in four.
+
+  Parameters are split over the processes.
 
   The examples of a batch lie on other devices (processes interleave them),
   so sums round differently: 1e-7 per step on radii of order 0.1, lifted by
@@ -73,11 +90,16 @@ def test_two_processes_make_the_run_of_one(tmp_path):
     '--config.mesh.fsdp=2',
     '--config.optimizer.name=momentum',
   ]
-  environment = os.environ | {'PYTHON': sys.executable}
-  one, two = tmp_path / 'one', tmp_path / 'two'
+  environment = os.environ | {
+    'PYTHON': sys.executable,
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # Compiling takes longest.
+  }
+  one = tmp_path / '1'
+  alone = [sys.executable, '-m', 'lipnext_jax.main', f'--workdir={one}', *flags]
   for command in (
-    [sys.executable, '-m', 'lipnext_jax.main', f'--workdir={one}', *flags],
-    ['bash', 'launch/local.sh', '2', f'--workdir={two}', *flags],
+    alone,
+    ['bash', 'launch/local.sh', '2', f'--workdir={tmp_path}/2', *flags],
+    ['bash', 'launch/local.sh', '4', f'--workdir={tmp_path}/4', *flags],
   ):
     done = subprocess.run(
       command,
@@ -91,12 +113,14 @@ def test_two_processes_make_the_run_of_one(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('digits, test split') == 1  # Process 0 only.
   single = json.loads((one / 'eval.json').read_text())
-  double = json.loads((two / 'eval.json').read_text())
-  assert double['examples'] == single['examples'] == 360
-  assert double['clean'] == pytest.approx(single['clean'], abs=100 / 360)
-  np.testing.assert_allclose(read_radii(two), read_radii(one), atol=1e-4)
-  (start,) = json.loads((two / 'run.json').read_text())
-  assert start['devices']['processes'] == 2
+  for count in (2, 4):
+    several = tmp_path / str(count)
+    found = json.loads((several / 'eval.json').read_text())
+    assert found['examples'] == single['examples'] == 360
+    assert found['clean'] == pytest.approx(single['clean'], abs=100 / 360)
+    np.testing.assert_allclose(read_radii(several), read_radii(one), atol=1e-4)
+    (start,) = json.loads((several / 'run.json').read_text())
+    assert start['devices']['processes'] == count
 
 
 FLAGS = (

@@ -7,9 +7,9 @@ from lipnext_jax import errors
 from lipnext_jax.parallel import mesh as mesh_lib
 
 
-def mesh_of(data, fsdp):
+def mesh_of(data, fsdp, tensor=1):
   return mesh_lib.make_mesh(
-    ml_collections.ConfigDict({'data': data, 'fsdp': fsdp})
+    ml_collections.ConfigDict({'data': data, 'fsdp': fsdp, 'tensor': tensor})
   )
 
 
@@ -19,8 +19,8 @@ def mesh_of(data, fsdp):
 )
 def test_sizes_and_the_rest(data, fsdp, shape):
   mesh = mesh_of(data, fsdp)
-  assert tuple(mesh.shape.values()) == shape
-  assert mesh.axis_names == ('data', 'fsdp')
+  assert tuple(mesh.shape.values()) == (*shape, 1)
+  assert mesh.axis_names == ('data', 'fsdp', 'tensor')
   assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
 

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import pytest
 
 from lipnext_jax import config as config_lib
@@ -39,6 +40,9 @@ def test_the_first_rule_that_matches_counts(mesh):
     (None, "no rule for 'R'"),
     (('fsdp', None, None), 'splits an axis of 3 over 4'),
     ((None, 'model', None), 'unknown axis'),
+    ((None, ('fsdp', 'model?'), None), 'unknown axis'),
+    ((('data', 'fsdp'), None, None), 'splits an axis of 3 over 8'),
+    ((('data?', 'fsdp'), None, None), 'splits an axis of 3 over 4'),
     ((None, None, None, None), 'too long'),
   ],
 )
@@ -48,19 +52,56 @@ def test_rules_that_do_not_fit_are_refused(mesh, spec, problem):
     sharding_lib.tree_shardings(shapes(R=(3, 8, 8)), rules, mesh)
 
 
-def test_the_default_rules_split_parameters_by_rows_and_state_by_layers(mesh):
+def test_the_default_rules_split_what_is_kept_by_layers_and_used_by_rows(mesh):
   rules = config_lib.default_config().sharding
+  stacks = {'blocks': shapes(R=(8, 8, 8), bias=(8, 8))}
   tree = {
-    'params': {'blocks': shapes(R=(4, 8, 8), bias=(4, 8))},
+    'compute': stacks,
+    'params': stacks,
     'opt_state': [{'mu': {'blocks': shapes(R=(4, 8, 8))}}],
   }
   out = sharding_lib.tree_shardings(tree, rules, mesh)
-  assert out['params']['blocks']['R'].spec == P(None, 'fsdp', None)
+  assert out['compute']['blocks']['R'].spec == P(None, ('fsdp', 'tensor'), None)
+  layers = P(('data', 'fsdp', 'tensor'), None, None)
+  assert out['params']['blocks']['R'].spec == layers
   assert out['params']['blocks']['bias'].spec == P()
+  # 4 layers do not split over 2·4 devices: data, marked optional, is left out.
   state = out['opt_state'][0]['mu']['blocks']['R']
-  assert state.spec == P('fsdp', None, None)
+  assert state.spec == P(('fsdp', 'tensor'), None, None)
   assert sharding_lib.stack_sharding(out['opt_state']) == state
-  assert sharding_lib.stack_sharding(out['params']) is None
+  assert sharding_lib.stack_sharding(out['compute']) is None
+
+
+LAYERS = (('data', 'fsdp', 'tensor'), None, None)
+ROWS = (None, ('fsdp', 'tensor'), None)
+
+
+@pytest.mark.parametrize('sizes', [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)])
+def test_moving_changes_places_without_gathering_all(sizes):
+  axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
+  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
+  layers, rows = (
+    jax.sharding.NamedSharding(mesh, P(*spec)) for spec in (LAYERS, ROWS)
+  )
+  x = jnp.arange(8.0 * 16 * 16).reshape(8, 16, 16)
+  for source, target in ((layers, rows), (rows, layers)):
+    moved = jax.jit(
+      lambda x, source=source, target=target: sharding_lib.move(
+        x, source, target
+      ),
+      in_shardings=source,
+      out_shardings=target,
+    )
+    compiled = moved.lower(x).compile()
+    y = compiled(jax.device_put(x, source))
+    assert y.sharding.is_equivalent_to(target, 3)
+    np.testing.assert_array_equal(y, x)
+    text = compiled.as_text()
+    # Nothing is as big as the whole, unless the target is.
+    whole = 'f32[8,16,16]'
+    assert (whole in text) == (axes['data'] == 8)
+    expected = axes['fsdp'] * axes['tensor'] > 1
+    assert ('all-to-all' in text) == expected
 
 
 def test_one_device_needs_no_stack_sharding():

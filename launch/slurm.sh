@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# A run on the GPUs of a SLURM cluster, one process per GPU:
+#
+#   NODES=2 TIME=24:00:00 launch/slurm.sh \
+#     --config=configs/imagenet_2b.py --workdir=/shared/runs/imagenet_2b \
+#     --config.dataset.data_dir=/shared/data \
+#     --config.mesh.data=2 --config.mesh.fsdp=8
+#
+# Submits itself; the flags are those of lipnext_jax.main. Before the time limit
+# and before a preemption SLURM sends SIGTERM: the run saves a checkpoint, ends
+# with code 143 and is queued again, to go on from there.
+#
+#   NODES         machines (1)
+#   GPUS          of each (8)
+#   TIME          limit, as sbatch takes it (24:00:00)
+#   GRACE         seconds between SIGTERM and the end (180)
+#   PARTITION     of the cluster (its default)
+#   CPUS          cores per GPU, for data workers (8)
+#   PYTHON        with the package and its `cuda` extra (.venv/bin/python)
+#   SBATCH_FLAGS  anything else for sbatch, e.g. '--account=me'
+#   DRY_RUN       1: print the commands, run nothing
+set -euo pipefail
+
+run() {
+  if [[ ${DRY_RUN:-0} == 1 ]]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+if [[ -z ${LIPNEXT_IN_JOB:-} ]]; then
+  (($# > 0)) || { echo "usage: see the head of $0" >&2; exit 2; }
+  submit=(
+    sbatch --job-name=lipnext --nodes="${NODES:-1}"
+    --ntasks-per-node="${GPUS:-8}" --gpus-per-node="${GPUS:-8}"
+    --cpus-per-task="${CPUS:-8}" --time="${TIME:-24:00:00}"
+    --signal="TERM@${GRACE:-180}" --requeue --open-mode=append
+    "--export=ALL,LIPNEXT_IN_JOB=1"
+  )
+  [[ -z ${PARTITION:-} ]] || submit+=(--partition="$PARTITION")
+  # shellcheck disable=SC2206 # Several flags in one variable are meant.
+  submit+=(${SBATCH_FLAGS:-})
+  run "${submit[@]}" "$0" "$@"
+  [[ ${DRY_RUN:-0} == 1 ]] || exit 0
+fi
+
+code=0
+# Every process sees all GPUs of its node, so that NCCL can use NVLink; JAX
+# takes the one of its rank.
+run srun --kill-on-bad-exit=1 --gpu-bind=none \
+  "${PYTHON:-.venv/bin/python}" -m lipnext_jax.main --coordinator=auto "$@" ||
+  code=$?
+if ((code == 143)); then
+  run scontrol requeue "$SLURM_JOB_ID"
+  exit 0
+fi
+exit "$code"

@@ -1,0 +1,213 @@
+"""What devices send each other, read off a compiled program's HLO text."""
+
+from collections.abc import Callable
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = (
+  'all-gather',
+  'all-reduce',
+  'all-to-all',
+  'collective-permute',
+  'reduce-scatter',
+)
+_BYTES = {
+  'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2,
+  'f32': 4, 's32': 4, 'u32': 4, 'f64': 8, 's64': 8, 'u64': 8,
+}  # fmt: skip
+_COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) .*\{$')
+_INSTRUCTION = re.compile(
+  r'^\s*(?:ROOT )?%?[\w.\-]+ = (?P<type>.*?) (?P<kind>'
+  + '|'.join(KINDS)
+  + r')(?P<start>-start)?\('
+)
+_CALLS = re.compile(r'(?:calls|to_apply)=%?([\w.\-]+)')
+_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+_TWO_BRANCHES = re.compile(r'(?:true|false)_computation=%?([\w.\-]+)')
+_WHILE = re.compile(r' while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+class Collective(NamedTuple):
+  """One instruction."""
+
+  kind: str  # One of `KINDS`.
+  dtype: str  # Of its largest array, as HLO writes it.
+  size: int  # Bytes of what is gathered, reduced or exchanged, per device.
+  group: int  # Devices that take part together.
+  crosses: bool  # Whether a group spans slices.
+  trips: int  # How often a step runs it.
+  op_name: str  # Where it comes from.
+
+  @property
+  def sent(self) -> float:
+    """Bytes that a device sends per step, by the ring algorithms.
+
+    >>> Collective('all-reduce', 'f32', 8, 4, False, 1, '').sent
+    12.0
+    """
+    share = (self.group - 1) / self.group
+    factor = {'all-reduce': 2 * share, 'collective-permute': 1.0}
+    return self.size * factor.get(self.kind, share) * self.trips
+
+
+def read(
+  hlo: str, slice_of: Callable[[int], int] = lambda _: 0
+) -> list[Collective]:
+  """All collectives of a program, with how often they run.
+
+  Args:
+    hlo: `compiled.as_text()`.
+    slice_of: position of a device in the mesh → its slice.
+
+  >>> read('''ENTRY %main (p: f32[2]) -> f32[4] {
+  ...   ROOT %g = f32[4] all-gather(%p), replica_groups={{0,1}}, dimensions={0}
+  ... }''')[0].size
+  16
+  """
+  computations = _split(hlo)
+  stated = re.search(r'num_partitions=(\d+)', hlo)
+  devices = int(stated[1]) if stated else 1
+  found: list[Collective] = []
+
+  def visit(name: str, trips: int) -> None:
+    for line in computations.get(name, ()):
+      loop = _WHILE.search(line)
+      if loop:
+        n = _trip_count(line, computations.get(loop[1], ()), computations)
+        visit(loop[2], trips * n)
+        continue
+      match = _INSTRUCTION.match(line)
+      if match:
+        found.append(_collective(match, line, trips, devices, slice_of))
+        continue
+      for callee in _CALLS.findall(line) + _TWO_BRANCHES.findall(line):
+        visit(callee, trips)
+      for branches in _BRANCHES.findall(line):
+        for callee in branches.split(','):
+          visit(callee.strip().lstrip('%'), trips)
+
+  visit(_entry(hlo), 1)
+  return [c for c in found if c.group > 1]
+
+
+def _split(hlo: str) -> dict[str, list[str]]:
+  computations: dict[str, list[str]] = {}
+  current: list[str] | None = None
+  for line in hlo.splitlines():
+    if current is None:
+      head = _COMPUTATION.match(line)
+      if head and not line.startswith('HloModule'):
+        current = computations.setdefault(head[1], [])
+    elif line.startswith('}'):
+      current = None
+    else:
+      current.append(line)
+  return computations
+
+
+def _entry(hlo: str) -> str:
+  match = re.search(r'^ENTRY %?([\w.\-]+) ', hlo, flags=re.MULTILINE)
+  return match[1] if match else ''
+
+
+def _trip_count(line: str, condition, computations) -> int:
+  """Of a loop: stated, or the constant that its counter is compared with.
+
+  JAX's loops count from 0. One whose end depends on data counts once.
+  """
+  stated = _TRIPS.search(line)
+  if stated:
+    return int(stated[1])
+  text = list(condition)
+  for called in _CALLS.findall('\n'.join(text)):
+    text += computations.get(called, ())
+  compares = [t for t in text if ' compare(' in t]
+  constants = {
+    m[1]: int(m[2])
+    for t in text
+    for m in [re.search(r'%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)', t)]
+    if m
+  }
+  if len(compares) == 1 and 'direction=LT' in compares[0]:
+    used = [n for name, n in constants.items() if name in compares[0]]
+    if len(used) == 1:
+      return used[0]
+  return 1
+
+
+def _collective(match, line, trips, devices, slice_of) -> Collective:
+  kind = match['kind']
+  arrays = [
+    (dtype, math.prod(int(n) for n in dims.split(',') if n) * _BYTES[dtype])
+    for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', match['type'])
+    if dtype in _BYTES
+  ]
+  size = sum(n for _, n in arrays)
+  groups = parse_groups(line, devices)
+  group = groups.shape[1]
+  # The type of a start holds the operands, too.
+  if match['start'] and kind in ('all-gather', 'reduce-scatter'):
+    size = size * group // (group + 1)
+  elif match['start'] and kind in ('all-to-all', 'collective-permute'):
+    size //= 2
+  elif kind == 'reduce-scatter':
+    size *= group
+  op_name = re.search(r'op_name="([^"]*)"', line)
+  slices = np.vectorize(slice_of)(groups)
+  return Collective(
+    kind=kind,
+    dtype=max(arrays, key=lambda a: a[1])[0] if arrays else '',
+    size=size,
+    group=group,
+    crosses=bool((slices != slices[:, :1]).any()),
+    trips=trips,
+    op_name=op_name[1] if op_name else '',
+  )
+
+
+def parse_groups(line: str, devices: int = 1) -> np.ndarray:
+  """The devices of an instruction that talk to each other, [groups, size].
+
+  Args:
+    line: the instruction.
+    devices: of the program; all are one group where none are listed.
+
+  >>> parse_groups('replica_groups={{0,1},{2,3}}').tolist()
+  [[0, 1], [2, 3]]
+  >>> parse_groups('replica_groups=[2,2]<=[2,2]T(1,0)').tolist()
+  [[0, 2], [1, 3]]
+  >>> parse_groups("replica_groups=mesh['a'=2,'b'=2] {'a'}").tolist()
+  [[0, 2], [1, 3]]
+  """
+  listed = re.search(r'replica_groups=\{(\{[\d,{} ]*\})\}', line)
+  if listed:
+    rows = re.findall(r'\{([\d, ]+)\}', listed[1])
+    return np.array([[int(i) for i in row.split(',')] for row in rows])
+  iota = re.search(
+    r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line
+  )
+  if iota:
+    out, dims = ([int(i) for i in iota[k].split(',')] for k in (1, 2))
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    if iota[3]:
+      ids = ids.transpose([int(i) for i in iota[3].split(',')])
+    return ids.reshape(out)
+  named = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line)
+  if named:
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+    over = re.findall(r"'(\w+)'", named[2])
+    ids = np.arange(math.prod(map(int, sizes.values())))
+    ids = ids.reshape([int(n) for n in sizes.values()])
+    order = [i for i, name in enumerate(sizes) if name not in over]
+    order += [i for i, name in enumerate(sizes) if name in over]
+    size = math.prod(int(sizes[name]) for name in over)
+    return ids.transpose(order).reshape(-1, size)
+  pairs = re.search(r'source_target_pairs=\{(\{[\d,{} ]*\})\}', line)
+  if pairs:
+    rows = re.findall(r'\{([\d, ]+)\}', pairs[1])
+    return np.array([[int(i) for i in row.split(',')] for row in rows])
+  return np.arange(devices)[None]  # `{}` or nothing: all of them.

@@ -1,0 +1,159 @@
+"""What a program computes and keeps, counted in its jaxpr.
+
+XLA's own count takes the body of a loop once. Here a scan's body counts as
+often as it runs; a conditional counts as its dearest branch; a loop whose trips
+depend on data (Newton–Schulz, the squarings of an exponential) counts once,
+unless it walks a stack of matrices, as the plain steps of `optim.orthogonal`
+do; its special ones (sync, retraction) are left out. Products only: everything
+else is bound by memory.
+"""
+
+from collections.abc import Iterator
+import math
+from typing import Any
+from typing import NamedTuple
+
+import jax
+
+from lipnext_jax.optim import manifold
+
+
+class Flops(NamedTuple):
+  """Floating point operations, over all devices together."""
+
+  narrow: float = 0.0  # Of products in bfloat16, or at less than the highest.
+  wide: float = 0.0  # Of float32 products at the highest precision.
+
+  @property
+  def total(self) -> float:
+    """Both."""
+    return self.narrow + self.wide
+
+  def __add__(self, other):
+    return Flops(self.narrow + other.narrow, self.wide + other.wide)
+
+  def times(self, n: float) -> 'Flops':
+    """So many times as much.
+
+    >>> Flops(1.0, 2.0).times(3)
+    Flops(narrow=3.0, wide=6.0)
+    """
+    return Flops(self.narrow * n, self.wide * n)
+
+
+def count(
+  jaxpr: Any, scope: str = '', inside: bool = False, copies: int = 1
+) -> Flops:
+  """The products of a jaxpr, over all devices.
+
+  Args:
+    jaxpr: open or closed.
+    scope: '' for all, or a `jax.named_scope`: only what is inside it.
+    inside: whether the jaxpr is inside it already.
+    copies: devices that each do all of what is in no `shard_map`; 1: they
+      share it.
+
+  >>> x = jax.numpy.ones((2, 3))
+  >>> f = lambda x: jax.lax.map(lambda y: x @ y, jax.numpy.ones((5, 3, 4)))
+  >>> count(jax.make_jaxpr(f)(x)).total == 5 * 2 * (2 * 3 * 4)
+  True
+  """
+  total = Flops()
+  for eqn in open_jaxpr(jaxpr).eqns:
+    names = str(eqn.source_info.name_stack)
+    here = inside or not scope or scope in names
+    name = eqn.primitive.name
+    if manifold.SPECIAL in names:
+      continue
+    if name == 'dot_general' and here:
+      total += _product(eqn).times(copies)
+    elif name == 'cond':
+      branches = [count(b, scope, here, copies) for b in eqn.params['branches']]
+      total += max(branches, key=lambda f: f.total)
+    else:
+      repeats, doers = 1, copies
+      if name == 'scan':
+        repeats = eqn.params['length']
+      elif name == 'while':
+        repeats = _walked(eqn)
+      elif name == 'shard_map':  # Its body is what each device does.
+        repeats, doers = eqn.params['mesh'].size, 1
+      for inner in inner_jaxprs(eqn):
+        total += count(inner, scope, here, doers).times(repeats)
+  return total
+
+
+def open_jaxpr(jaxpr: Any) -> Any:
+  """Without its constants, if it has any.
+
+  >>> open_jaxpr(jax.make_jaxpr(lambda x: x)(1.0)).eqns
+  []
+  """
+  return getattr(jaxpr, 'jaxpr', jaxpr)
+
+
+def inner_jaxprs(eqn: Any) -> Iterator[Any]:
+  """The jaxprs that an equation runs.
+
+  >>> jaxpr = jax.make_jaxpr(jax.jit(lambda x: x + 1))(1.0)
+  >>> len(list(inner_jaxprs(jaxpr.eqns[0])))
+  1
+  """
+  for value in eqn.params.values():
+    values = value if isinstance(value, tuple | list) else (value,)
+    for item in values:
+      if hasattr(open_jaxpr(item), 'eqns'):
+        yield item
+
+
+def _walked(eqn: Any) -> int:
+  """Matrices of the stack that a loop writes over, one by one; else 1."""
+  for whole, part in _written(eqn.params['body_jaxpr']):
+    if len(whole) == 3 and part == (1, *whole[1:]):
+      return whole[0]
+  return 1
+
+
+def _written(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+  """Shapes of the arrays that a body updates in place, and of the parts."""
+  for eqn in open_jaxpr(jaxpr).eqns:
+    if eqn.primitive.name == 'dynamic_update_slice':
+      yield eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
+    elif eqn.primitive.name in ('jit', 'pjit'):
+      for inner in inner_jaxprs(eqn):
+        yield from _written(inner)
+
+
+def _product(eqn: Any) -> Flops:
+  (contract, _), _ = eqn.params['dimension_numbers']
+  x, out = eqn.invars[0].aval, eqn.outvars[0].aval
+  flops = 2.0 * out.size * math.prod(x.shape[axis] for axis in contract)
+  precision = eqn.params['precision']
+  pair = precision if isinstance(precision, tuple) else (precision,)
+  highest = jax.lax.Precision.HIGHEST in pair
+  if x.dtype.itemsize >= 4 and highest:
+    return Flops(wide=flops)
+  return Flops(narrow=flops)
+
+
+def saved_activations(jaxpr: Any, batch: int) -> int:
+  """Bytes, over all devices, that scans keep of a whole (micro)batch.
+
+  What the forward pass stacks up, layer by layer, for the backward pass:
+  outputs [l, b, …] or [l, b·h·w, c] of scans, which no matrices [l, c, c] are.
+
+  Args:
+    jaxpr: of a train step.
+    batch: b, examples that a pass sees at a time.
+  """
+  total = 0
+  for eqn in open_jaxpr(jaxpr).eqns:
+    if eqn.primitive.name == 'scan':
+      for out in eqn.outvars[eqn.params['num_carry'] :]:
+        _, *rest = out.aval.shape
+        matrices = len(rest) == 2 and rest[0] == rest[1]
+        if len(rest) > 1 and rest[0] % batch == 0 and not matrices:
+          total += out.aval.size * out.aval.dtype.itemsize
+    for inner in inner_jaxprs(eqn):
+      total = max(total, saved_activations(inner, batch))
+  return total

@@ -1,0 +1,176 @@
+"""All numbers about a compiled train step, as JSON has them."""
+
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from lipnext_jax import program as program_lib
+from lipnext_jax.aot import chips
+from lipnext_jax.aot import collectives
+from lipnext_jax.aot import estimate
+from lipnext_jax.aot import flops as flops_lib
+from lipnext_jax.models import registry
+from lipnext_jax.parallel import mesh as mesh_lib
+from lipnext_jax.parallel import sharding as sharding_lib
+
+
+class Compiled(NamedTuple):
+  """A compiled train step, or why there is none."""
+
+  program: program_lib.Program
+  jaxpr: Any
+  executable: Any  # None: refused.
+  refusal: str  # What the compiler said; '' if it compiled.
+
+
+def summarize(
+  config: ml_collections.ConfigDict,
+  compiled: Compiled,
+  name: str,
+  chip: chips.Chip,
+) -> dict[str, Any]:
+  """All numbers of a report, as JSON has them; bytes are per device.
+
+  Args:
+    config: what was compiled.
+    compiled: from `compile_step`.
+    name: of the machine.
+    chip: each of its devices.
+  """
+  program, mesh = compiled.program, compiled.program.mesh
+  devices = mesh.size
+  microbatch = config.batch_size * (1 + config.dataset.extra_ratio)
+  microbatch //= config.microbatches
+  # A single matrix (the stem's) is updated by every device.
+  update = flops_lib.count(compiled.jaxpr, 'optimizer', copies=devices)
+  shared = flops_lib.count(compiled.jaxpr, 'optimizer')
+  executed = flops_lib.count(compiled.jaxpr) + update + shared.times(-1)
+  saved = flops_lib.saved_activations(compiled.jaxpr, microbatch) // devices
+  memory = {
+    'parameters': sharding_lib.local_bytes(
+      program.abstract.params, program.shardings.params
+    ),
+    'optimizer': sharding_lib.local_bytes(
+      program.abstract.opt_state, program.shardings.opt_state
+    ),
+    'saved_activations': saved,
+  }
+  needed = sum(memory.values())
+  summary = {
+    'machine': name,
+    'devices': devices,
+    'mesh': dict(mesh.shape),
+    'batch_size': config.batch_size,
+    'microbatches': config.microbatches,
+    'reduce_dtype': config.reduce_dtype,
+    'remat': config.model.remat,
+    'parameter_count': sum(
+      leaf.size for leaf in jax.tree.leaves(program.abstract.params)
+    ),
+    'memory': memory | {'sum': needed, 'capacity': chip.memory},
+    'flops': {
+      'model': _model_flops(compiled, config),
+      'executed': executed.total,
+      'optimizer': update.total,
+      'optimizer_per_device': update.total / devices,
+    },
+    'sharding': _table(program),
+    'fits': False,
+    'refusal': compiled.refusal,
+  }
+  if compiled.executable is None:
+    return summary
+
+  stats = compiled.executable.memory_analysis()
+  arguments = stats.argument_size_in_bytes
+  whole = arguments + stats.temp_size_in_bytes + stats.output_size_in_bytes
+  whole -= stats.alias_size_in_bytes
+  peak = stats.peak_memory_in_bytes or whole
+  # GPUs that are not here do not say which fabric they share: hosts do.
+  slices = [
+    d.process_index if chip.platform == 'cuda' else mesh_lib.slice_of(d)
+    for d in mesh.devices.flat
+  ]
+  sent = collectives.read(
+    compiled.executable.as_text(), lambda i: slices[i % len(slices)]
+  )
+  time = estimate.step_time(chip, devices, executed, sent)
+  summary['memory'] |= {
+    'arguments': arguments,
+    'temporaries': stats.temp_size_in_bytes,
+    'peak': peak,
+    'peak_over_sum': peak / needed,
+  }
+  summary['collectives'] = group(sent)
+  summary['estimate'] = {
+    'compute_seconds': time.compute,
+    'network_seconds': time.network,
+    'step_seconds': [time.best, time.worst],
+    'images_per_second': [
+      config.batch_size / time.worst,
+      config.batch_size / time.best,
+    ],
+  }
+  summary['fits'] = peak <= chip.usable * chip.memory
+  return summary
+
+
+def _model_flops(
+  compiled: Compiled, config: ml_collections.ConfigDict
+) -> float:
+  """Of one forward and backward pass, without recomputation."""
+  program = compiled.program
+  # M Rᵀ as one matrix if that is less work for the whole batch.
+  model = registry.build_model(config.model, program.facts.num_classes)
+  model = model.clone(remat='none')
+
+  def loss(params, images):
+    logits: Any = model.apply({'params': params}, images)
+    return logits.sum()
+
+  shape = program.abstract.params
+  plain = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), shape)
+  size = config.batch_size * (1 + config.dataset.extra_ratio)
+  images = jax.ShapeDtypeStruct((size, *program.facts.image_shape), jnp.float32)
+  traced = jax.jit(jax.grad(loss)).trace(plain, images)
+  return flops_lib.count(traced.jaxpr).total
+
+
+def group(sent: Sequence[collectives.Collective]) -> list[dict[str, Any]]:
+  """Collectives of a kind, a dtype, a group and a network as one entry.
+
+  >>> one = collectives.Collective('all-gather', 'bf16', 8, 2, False, 3, '')
+  >>> group([one, one])[0]['bytes']
+  48
+  """
+  found: dict[tuple, dict[str, Any]] = {}
+  for c in sent:
+    entry = found.setdefault(
+      (c.kind, c.dtype, c.group, c.crosses),
+      {
+        'kind': c.kind,
+        'dtype': c.dtype,
+        'group': c.group,
+        'over_slices': c.crosses,
+        'count': 0,
+        'bytes': 0,
+        'sent': 0.0,
+      },
+    )
+    entry['count'] += c.trips
+    entry['bytes'] += c.size * c.trips
+    entry['sent'] += c.sent
+  return sorted(found.values(), key=lambda entry: -entry['sent'])
+
+
+def _table(program: program_lib.Program) -> str:
+  """Every array of the train state and of a step's working copy."""
+  abstract = program.abstract
+  return sharding_lib.table(
+    {**abstract._asdict(), 'compute': abstract.params},
+    {**program.shardings._asdict(), 'compute': program.compute_shardings},
+  )

@@ -1,0 +1,158 @@
+"""Names of machines, 'v5p:2x2x4', and their devices, which need not exist."""
+
+from collections.abc import Sequence
+import contextlib
+from importlib import resources
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from lipnext_jax import errors
+from lipnext_jax.aot import chips
+
+_EXAMPLES = 'v5p:2x2x4, v5e:4x4, v5e:4x4*2, h100:1x1x8, cpu:16'
+
+
+class Topology(NamedTuple):
+  """A machine by its name."""
+
+  name: str
+  kind: str  # A key of `chips.CHIPS`.
+  shape: tuple[int, ...]
+  slices: int = 1  # TPU slices of this shape, with a slow network in between.
+
+  @property
+  def chip(self) -> chips.Chip:
+    """Each of its devices."""
+    return chips.CHIPS[self.kind]
+
+  @property
+  def size(self) -> int:
+    """Number of chips."""
+    return math.prod(self.shape) * self.slices
+
+
+def parse(name: str) -> Topology:
+  """'kind:AxBx…' as its parts; '*n' behind it means n slices of TPUs.
+
+  Raises:
+    ConfigError: it is not of that form, or of an unknown kind.
+
+  >>> parse('v5p:2x2x4').size, parse('v5e:4x4*2').size
+  (16, 32)
+  """
+  match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?', name)
+  shape = tuple(map(int, match[2].split('x'))) if match else ()
+  if not match or match[1] not in chips.CHIPS or 0 in shape:
+    raise errors.ConfigError(
+      '--topology',
+      name,
+      'is no machine',
+      f'write e.g. {_EXAMPLES}; kinds: {", ".join(chips.CHIPS)}',
+    )
+  topology = Topology(name, match[1], shape, int(match[3] or 1))
+  if topology.slices != 1 and topology.chip.platform != 'tpu':
+    raise errors.ConfigError(
+      '--topology', name, 'has slices', 'only TPUs have: leave them out'
+    )
+  if topology.chip.platform == 'cuda' and len(shape) != 3:
+    raise errors.ConfigError(
+      '--topology', name, 'has no three sizes', 'write e.g. h100:1x1x8'
+    )
+  return topology
+
+
+def find_devices(topology: Topology) -> Sequence[Any]:
+  """Devices to compile for. Call it before JAX has touched any other.
+
+  Raises:
+    ConfigError: the compiler is not installed, or does not know the shape.
+  """
+  platform = topology.chip.platform
+  # Whatever is attached here is not what is compiled for.
+  jax.config.update('jax_platforms', 'cpu')
+  if platform == 'cpu':
+    return _cpu_devices(topology)
+  _check_installed(topology)
+  try:
+    if platform == 'tpu':
+      # Else a second process aborts on libtpu's lock file; the other two only
+      # keep it from asking where it runs.
+      os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
+      os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+      os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-16')
+      found = topologies.get_topology_desc(
+        platform='tpu',
+        topology_name=topology.name.partition('*')[0],
+        num_slices=topology.slices,
+      )
+    else:
+      files = resources.files('lipnext_jax.aot') / 'targets'
+      target = (files / topology.chip.target).read_text(encoding='utf-8')
+      found = topologies.get_topology_desc(
+        platform='cuda',
+        target_config=target,
+        topology='x'.join(map(str, topology.shape)),
+      )
+  except jax.errors.JaxRuntimeError as error:
+    raise errors.ConfigError(
+      '--topology',
+      topology.name,
+      f'is refused by the compiler ({str(error).splitlines()[0]})',
+      f'write e.g. {_EXAMPLES}',
+    ) from None
+  return found.devices
+
+
+# What compiles for a platform: (modules, extra of setup.cfg).
+_COMPILERS = {
+  'tpu': (('libtpu',), 'tpu'),
+  'cuda': (('jax_plugins.xla_cuda13', 'nvidia.cu13'), 'aot-cuda'),
+}
+
+
+def missing_extra(platform: str) -> str | None:
+  """The extra that compiling for a platform needs, if it is not installed.
+
+  >>> missing_extra('cpu') is None
+  True
+  """
+  modules, extra = _COMPILERS.get(platform, ((), ''))
+  for module in modules:
+    parent = module.partition('.')[0]
+    if not importlib.util.find_spec(parent) or not importlib.util.find_spec(
+      module
+    ):
+      return extra
+  return None
+
+
+def _check_installed(topology: Topology) -> None:
+  extra = missing_extra(topology.chip.platform)
+  if extra:
+    raise errors.ConfigError(
+      '--topology',
+      topology.name,
+      'needs a compiler that is not installed',
+      f"add the extra: pip install -c constraints.txt -e '.[{extra}]'",
+    )
+
+
+def _cpu_devices(topology: Topology) -> Sequence[Any]:
+  with contextlib.suppress(RuntimeError):  # Started already: what is there.
+    jax.config.update('jax_num_cpu_devices', topology.size)
+  devices = jax.devices('cpu')
+  if len(devices) < topology.size:
+    raise errors.ConfigError(
+      '--topology',
+      topology.name,
+      f'is more than the {len(devices)} CPU devices that JAX started with',
+      'ask for them in a process of their own',
+    )
+  return devices[: topology.size]

@@ -1,0 +1,134 @@
+"""The mode itself: CPU always, accelerators where their compilers are."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from lipnext_jax import errors
+from lipnext_jax.aot import compile as compile_lib
+from lipnext_jax.aot import topology
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+# Few branches, so that the compilers of accelerators take seconds.
+PLAIN = (
+  '--config.optimizer.name=momentum',
+  '--config.optimizer.lookahead_period=0',
+  '--config.optimizer.retraction_period=0 steps',
+)
+
+
+def run(*flags, config='configs/digits.py:smoke'):
+  command = [sys.executable, '-m', 'lipnext_jax.main', '--mode=compile']
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  return subprocess.run(
+    [*command, f'--config={config}', *flags],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=600,
+    check=False,
+  )
+
+
+def test_sixteen_cpu_devices_and_a_copy_in_the_workdir(tmp_path):
+  done = run(
+    '--topology=cpu:16',
+    f'--workdir={tmp_path}/run',
+    '--config.model.depth=16',
+    '--config.mesh.data=2',
+    '--config.mesh.fsdp=4',
+    '--config.mesh.tensor=2',
+    *PLAIN,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'rror' not in done.stderr
+  assert done.stdout.splitlines()[-1].startswith('fits: peak')
+  with open(tmp_path / 'run' / 'compile.json', encoding='utf-8') as file:
+    summary = json.load(file)
+  assert summary['mesh'] == {'data': 2, 'fsdp': 4, 'tensor': 2}
+  assert os.listdir(tmp_path / 'run') == ['compile.json']
+  # Every array of the state is in the table, with what a device has of it.
+  row = next(
+    line
+    for line in summary['sharding'].splitlines()
+    if line.startswith('params/blocks/R ')
+  )
+  assert row.split()[-1] == f'{16 * 16 * 16 * 4 // 16:,}'
+  assert row.split('  ')[0] in done.stdout
+  memory = summary['memory']
+  # R, M and Q in full for the parameters; four more copies in the state but
+  # for the two that lookahead and the second moment would need.
+  assert memory['optimizer'] >= memory['parameters'] > 0
+  assert memory['peak'] >= memory['parameters'] + memory['optimizer']
+
+
+def test_what_is_too_large_is_said_with_code_3(make_tiny_config, monkeypatch):
+  def refuse(*args, **kwargs):
+    raise jax.errors.JaxRuntimeError(
+      'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory '
+      'in memory space hbm. Used 22.65G of 15.75G hbm. Exceeded hbm capacity '
+      'by 6.90G.\n\nTotal hbm usage >= 22.91G:\n'
+    )
+
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', refuse)
+  config = make_tiny_config()
+  config.mesh.data = -1
+  assert compile_lib.run(config, 'cpu:8', None) == 3
+
+
+def test_other_errors_of_a_compiler_are_not_hidden(
+  make_tiny_config, monkeypatch
+):
+  def fail(*args, **kwargs):
+    raise jax.errors.JaxRuntimeError('INTERNAL: a bug')
+
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='a bug'):
+    compile_lib.run(make_tiny_config(), 'cpu:8', None)
+
+
+def test_mistakes_are_one_line():
+  done = run('--topology=v5p')
+  assert done.returncode == 2
+  assert 'v5p' in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_mesh_that_does_not_match_is_refused(make_tiny_config):
+  config = make_tiny_config()
+  config.mesh.data = 3
+  with pytest.raises(errors.ConfigError, match='4 devices'):
+    compile_lib.run(config, 'cpu:4', None)
+
+
+ACCELERATORS = {'tpu': 'v5e:2x2', 'cuda': 'h100:1x1x4'}
+
+
+@pytest.mark.parametrize('platform', ACCELERATORS)
+def test_accelerators_that_are_not_here(platform, tmp_path):
+  extra = topology.missing_extra(platform)
+  if extra:
+    pytest.skip(f"needs the extra '{extra}'")
+  flags = [f'--topology={ACCELERATORS[platform]}', f'--workdir={tmp_path}']
+  flags += ['--config.mesh.data=1', '--config.mesh.fsdp=4', *PLAIN]
+  flags += ['--config.model.depth=4', '--config.model.dtype=bfloat16']
+  done = run(*flags, '--config.model.width=128')
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[-1].startswith('fits: peak')
+  with open(tmp_path / 'compile.json', encoding='utf-8') as file:
+    summary = json.load(file)
+  counts = {(c['kind'], c['dtype']): c['count'] for c in summary['collectives']}
+  # R and P of every layer; a compiler that unrolls 4 layers may keep them.
+  assert counts['all-gather', 'bf16'] >= 2 * 4
+  swaps = sum(n for (kind, _), n in counts.items() if kind == 'all-to-all')
+  assert swaps == 4
+  # A batch that the chip cannot hold.
+  done = run(*flags, '--config.model.width=4096', '--config.batch_size=8388608')
+  assert done.returncode == 3, done.stderr
+  assert done.stdout.splitlines()[-1].startswith('does not fit: ')
+  assert 'Traceback' not in done.stderr

@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax.aot import flops
+
+X, W = jnp.ones((4, 8)), jnp.ones((8, 16))
+ONE = 2 * 4 * 8 * 16
+
+
+def total(fn, *args, **options):
+  return flops.count(jax.make_jaxpr(fn)(*args), **options).total
+
+
+def test_a_product_counts_what_a_loop_over_it_would():
+  operations = 0
+  for _ in np.ndindex(4, 16):
+    operations += 2 * 8
+  assert total(jnp.matmul, X, W) == operations
+
+
+def test_a_scan_counts_its_body_as_often_as_it_runs():
+  def loop(x):
+    return jax.lax.scan(lambda c, _: (c, x @ W), 0, length=7)[1]
+
+  assert total(loop, X) == 7 * ONE
+  # What the compiler says of the same program: one of them.
+  compiled = jax.jit(loop).lower(X).compile()
+  assert compiled.cost_analysis()['flops'] < 2 * ONE
+
+
+def test_a_conditional_counts_its_dearest_branch():
+  def switch(i, x):
+    branches = [lambda x: x @ W, lambda x: 2 * (x @ W) @ W.T @ W]
+    return jax.lax.switch(i, branches, x)
+
+  assert total(switch, 0, X) == 3 * ONE
+
+
+def test_recomputation_counts():
+  def loss(w):
+    return jnp.sum(jnp.sin(jnp.sin(X @ w)))
+
+  plain = total(jax.grad(loss), W)
+  assert plain == 2 * ONE
+  assert total(jax.grad(jax.checkpoint(loss)), W) == plain + ONE
+
+
+def test_a_body_of_shard_map_counts_on_every_device():
+  mesh = jax.make_mesh((8,), ('a',), (jax.sharding.AxisType.Auto,))
+  p = jax.sharding.PartitionSpec()
+  spread = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(p, p), out_specs=p)
+  assert total(spread, X, W) == 8 * ONE
+
+
+def test_scopes_and_copies():
+  def fn(x):
+    with jax.named_scope('inner'):
+      y = jax.lax.map(lambda _: x @ W, jnp.arange(3))
+    return y, x @ W
+
+  assert total(fn, X) == 4 * ONE
+  assert total(fn, X, scope='inner') == 3 * ONE
+  assert total(fn, X, scope='inner', copies=5) == 15 * ONE
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'precision', 'wide'),
+  [
+    ('float32', 'highest', True),
+    ('float32', 'default', False),
+    ('bfloat16', 'highest', False),
+  ],
+)
+def test_float32_products_are_counted_apart(dtype, precision, wide):
+  def fn(x, w):
+    return jnp.matmul(x, w, precision=precision)
+
+  jaxpr = jax.make_jaxpr(fn)(X.astype(dtype), W.astype(dtype))
+  found = flops.count(jaxpr)
+  assert (found.wide if wide else found.narrow) == ONE == found.total
+
+
+def test_saved_activations_are_the_stacks_of_whole_batches():
+  def loss(ws, x):
+    body = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None))
+    return jax.lax.scan(body, x, ws)[0].sum()
+
+  ws, x = jnp.ones((5, 8, 8)), jnp.ones((3, 4, 8))
+  jaxpr = jax.make_jaxpr(jax.grad(loss))(ws, x)
+  # The input of every layer.
+  assert flops.saved_activations(jaxpr, batch=3) == 5 * x.size * 4
+  assert flops.saved_activations(jaxpr, batch=7) == 0

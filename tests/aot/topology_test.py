@@ -1,0 +1,65 @@
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from lipnext_jax import errors
+from lipnext_jax.aot import topology
+
+
+def test_names_have_a_kind_and_sizes():
+  found = topology.parse('v6e:8x8')
+  assert (found.kind, found.shape, found.size) == ('v6e', (8, 8), 64)
+  assert found.chip.platform == 'tpu'
+  assert topology.parse('h100:2x1x8').size == 16
+
+
+@pytest.mark.parametrize(
+  ('name', 'problem'),
+  [
+    ('v5p', 'is no machine'),
+    ('v7:2x2', 'is no machine'),
+    ('v5p:2x', 'is no machine'),
+    ('v5p:0x2', 'is no machine'),
+    ('h100:8', 'three sizes'),
+    ('h100:1x1x8*2', 'has slices'),
+  ],
+)
+def test_names_that_say_nothing_are_refused(name, problem):
+  with pytest.raises(errors.ConfigError, match=problem):
+    topology.parse(name)
+
+
+def test_data_goes_over_the_network_between_slices():
+  if topology.missing_extra('tpu'):
+    pytest.skip("needs the extra 'tpu'")
+  code = """
+from lipnext_jax import config
+from lipnext_jax.aot import topology
+from lipnext_jax.parallel import mesh
+c = config.default_config().mesh
+c.data, c.fsdp = 4, 2
+grid = mesh.make_mesh(c, topology.find_devices(topology.parse('v5e:2x2*2')))
+print([[mesh.slice_of(d) for d in row.flat] for row in grid.devices])
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.strip() == '[[0, 0], [0, 0], [1, 1], [1, 1]]'
+
+
+def test_cpu_devices_are_those_that_jax_has():
+  assert len(topology.find_devices(topology.parse('cpu:4'))) == 4
+  with pytest.raises(errors.ConfigError, match='more than the 8 CPU devices'):
+    topology.find_devices(topology.parse('cpu:16'))
+
+
+@pytest.mark.parametrize(
+  ('name', 'extra'), [('v5p:2x2x1', 'tpu'), ('h100:1x1x8', 'aot-cuda')]
+)
+def test_a_missing_compiler_is_named_with_its_extra(name, extra, monkeypatch):
+  monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(errors.ConfigError, match=rf'\[{extra}\]'):
+    topology.find_devices(topology.parse(name))
+  assert jax.default_backend() == 'cpu'

@@ -1,0 +1,166 @@
+"""The launchers, as far as they go without a cluster; local.sh for real is in
+parallel/distributed_test.py."""
+
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(path.name for path in (ROOT / 'launch').glob('*.sh'))
+FLAGS = ['--config=configs/imagenet_2b.py', '--config.duration=40 epochs\'"$x']
+
+
+def run(script, *flags, **environment):
+  return subprocess.run(
+    ['bash', f'launch/{script}', *flags],
+    cwd=ROOT,
+    env={'PATH': '/usr/bin:/bin', **environment},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def lint(path):
+  shellcheck = pathlib.Path(sys.executable).parent / 'shellcheck'
+  return subprocess.run(
+    [shellcheck, str(path)], capture_output=True, text=True, check=False
+  )
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_scripts_are_clean_and_explain_themselves(script):
+  done = lint(ROOT / 'launch' / script)
+  assert done.returncode == 0, done.stdout
+  text = (ROOT / 'launch' / script).read_text()
+  assert text.splitlines()[1].startswith('# ')
+  assert 'set -euo pipefail' in text
+
+
+def test_the_linter_can_fail(tmp_path):
+  bad = tmp_path / 'bad.sh'
+  bad.write_text('#!/usr/bin/env bash\nrm $1\n')
+  assert 'SC2086' in lint(bad).stdout
+
+
+@pytest.mark.parametrize('script', ['slurm.sh', 'tpu_pod.sh', 'gke.sh'])
+def test_every_variable_that_is_read_is_documented(script):
+  text = (ROOT / 'launch' / script).read_text()
+  head = text.split('set -euo pipefail')[0]
+  code = text.removeprefix(head)
+  names = {
+    word.split(':')[0].strip('{}$')
+    for word in shlex.split(code.replace("'", ' ').replace('"', ' '))
+    if word.startswith('${') and ':' in word
+  }
+  for name in names & {n for n in names if n.isupper()}:
+    if name != 'LIPNEXT_IN_JOB':
+      assert f'#   {name} ' in head, name
+
+
+def test_slurm_submits_itself_with_a_process_per_gpu():
+  done = run('slurm.sh', *FLAGS, DRY_RUN='1', NODES='2', SBATCH_FLAGS='-A me')
+  assert done.returncode == 0, done.stderr
+  submit, srun = map(shlex.split, done.stdout.splitlines())
+  assert submit[0] == 'sbatch'
+  assert {'--nodes=2', '--ntasks-per-node=8', '--signal=TERM@180'} <= {*submit}
+  assert submit[-5:] == ['-A', 'me', 'launch/slurm.sh', *FLAGS]
+  assert srun[:2] == ['srun', '--kill-on-bad-exit=1']
+  assert srun[-4:] == ['lipnext_jax.main', '--coordinator=auto', *FLAGS]
+
+
+def test_slurm_queues_again_what_saved_a_checkpoint(tmp_path):
+  """srun, scontrol and their exit codes, played by scripts."""
+  for name, code in (('srun', 143), ('scontrol', 0)):
+    tool = tmp_path / name
+    tool.write_text(f'#!/bin/sh\necho {name} "$@"\nexit {code}\n')
+    tool.chmod(0o755)
+  options = {
+    'PATH': f'{tmp_path}:/usr/bin:/bin',
+    'LIPNEXT_IN_JOB': '1',
+    'SLURM_JOB_ID': '7',
+  }
+  done = run('slurm.sh', *FLAGS, **options)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines()[-1] == 'scontrol requeue 7'
+  (tmp_path / 'srun').write_text('#!/bin/sh\nexit 2\n')
+  done = run('slurm.sh', *FLAGS, **options)
+  assert (done.returncode, done.stdout) == (2, '')
+
+
+def test_tpu_hosts_all_get_the_same_command():
+  done = run('tpu_pod.sh', *FLAGS, DRY_RUN='1', TPU='pod', ZONE='z', SETUP='1')
+  assert done.returncode == 0, done.stderr
+  copy, install, start = map(shlex.split, done.stdout.splitlines())
+  assert copy[:6] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'scp', '--recurse']
+  assert '[tpu,data]' in install[-1]
+  assert start[4:8] == ['ssh', 'pod', '--zone=z', '--worker=all']
+  # What the remote shell makes of it is what was written here.
+  remote = shlex.split(start[-1].removeprefix('--command='))
+  assert remote[-3:] == ['--coordinator=auto', *FLAGS]
+
+
+def manifest(**options):
+  done = run('gke.sh', *FLAGS, DRY_RUN='1', IMAGE='image:1', **options)
+  assert done.returncode == 0, done.stderr
+  return yaml.safe_load(done.stdout)
+
+
+def check_jobset(found):
+  """A JobSet's own fields by its documentation, the Job by its schema."""
+  assert found['apiVersion'] == 'jobset.x-k8s.io/v1alpha2'
+  assert set(found) == {'apiVersion', 'kind', 'metadata', 'spec'}
+  assert set(found['spec']) == {'failurePolicy', 'replicatedJobs'}
+  assert isinstance(found['spec']['failurePolicy']['maxRestarts'], int)
+  (job,) = found['spec']['replicatedJobs']
+  assert set(job) == {'name', 'replicas', 'template'}
+  kubernetes_validate.validate(
+    {
+      'apiVersion': 'batch/v1',
+      'kind': 'Job',
+      'metadata': {'name': job['name']},
+      **job['template'],
+    },
+    '1.31',
+    strict=True,
+  )
+  return job['template']['spec']
+
+
+def test_the_manifest_is_valid_and_carries_the_flags():
+  tpu = {'RESOURCE': 'google.com/tpu', 'CHIPS': '4', 'SELECTOR': 'a=b c=d'}
+  spec = check_jobset(manifest(NODES='4', **tpu))
+  assert spec['completions'] == spec['parallelism'] == 4
+  pod = spec['template']['spec']
+  assert pod['nodeSelector'] == {'a': 'b', 'c': 'd'}
+  (container,) = pod['containers']
+  assert container['command'][-3:] == ['--coordinator=env', *FLAGS]
+  assert container['resources']['limits'] == {'google.com/tpu': '4'}
+  names = [variable['name'] for variable in container['env']]
+  assert names == [
+    'JAX_COORDINATOR_ADDRESS',
+    'JAX_NUM_PROCESSES',
+    'JAX_PROCESS_ID',
+  ]
+
+
+def test_a_field_that_kubernetes_does_not_know_is_found():
+  wrong = manifest()
+  job = wrong['spec']['replicatedJobs'][0]['template']['spec']
+  job['completionsMode'] = job.pop('completionMode')
+  with pytest.raises(kubernetes_validate.ValidationError):
+    check_jobset(wrong)
+
+
+@pytest.mark.parametrize('script', ['slurm.sh', 'tpu_pod.sh', 'gke.sh'])
+def test_without_what_they_need_they_say_so(script):
+  assert shutil.which('bash')
+  done = run(script)
+  assert done.returncode != 0
+  assert 'see the head of' in done.stderr

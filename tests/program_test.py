@@ -1,0 +1,280 @@
+"""The step on every mesh is the step on one device; what it sends and counts.
+
+One compilation a mesh, shared by all tests here.
+"""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
+from lipnext_jax import optim
+from lipnext_jax import program as program_lib
+from lipnext_jax import train_step as step_lib
+from lipnext_jax.aot import collectives
+from lipnext_jax.aot import flops
+from lipnext_jax.data import sources
+from lipnext_jax.parallel import mesh as mesh_lib
+
+DEPTH, WIDTH, BATCH, STEPS = 8, 16, 16, 20
+MESHES = [
+  (8, 1, 1),
+  (1, 8, 1),
+  (2, 4, 1),
+  (2, 2, 2),
+  (1, 4, 2),
+  (1, 1, 8),
+]
+ONE = (1, 1, 1)
+# Twenty steps of a tiny model: compiling takes longest.
+QUICK = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
+FACTS = sources.Facts(
+  image_shape=(8, 8, 1),
+  image_dtype=np.dtype(np.float32),
+  num_classes=10,
+  train_examples=160,
+)
+
+
+def make_config(sizes=ONE, **fields):
+  c = config_lib.default_config()
+  c.model.depth, c.model.width, c.model.patch_size = DEPTH, WIDTH, 2
+  c.model.m_init = 'haar'
+  c.batch_size, c.duration = BATCH, f'{STEPS} steps'
+  c.optimizer.warmup = '2 steps'
+  # Linear in the gradient: Adam's sign-like first steps would lift a rounding
+  # error of a gradient near zero to the size of the learning rate.
+  c.optimizer.name, c.optimizer.learning_rate = 'momentum', 0.03
+  c.optimizer.lookahead_period = 3
+  c.optimizer.retraction_period = '7 steps'
+  c.loss.epsilon, c.loss.epsilon_end = 0.25, 2.0
+  c.mesh.data, c.mesh.fsdp, c.mesh.tensor = sizes
+  c.update_from_flattened_dict(fields)
+  return c
+
+
+def build(config):
+  sizes = [config.mesh[axis] for axis in mesh_lib.AXES]
+  devices = jax.devices()[: int(np.prod(sizes))]
+  return program_lib.build(
+    config, mesh_lib.make_mesh(config.mesh, devices), FACTS
+  )
+
+
+def trace(program, config):
+  return program.train_step.trace(
+    program.abstract,
+    program_lib.abstract_sums(program.mesh),
+    program_lib.abstract_batch(config, program.mesh, FACTS),
+  )
+
+
+def batch_of(step):
+  rng = np.random.default_rng(step)
+  image = rng.random((BATCH, 8, 8, 1)).astype(np.float32)
+  return {'image': image, 'label': rng.integers(0, 10, BATCH).astype(np.int32)}
+
+
+class Run:
+  """20 steps, with what the compiler made of them."""
+
+  def __init__(self, config):
+    self.program = program = build(config)
+    compiled = trace(program, config).lower().compile(QUICK)
+    self.compiled = compiled
+    self.sent = collectives.read(compiled.as_text())
+    # The same start everywhere: initialisation is sharded, too, and a QR
+    # decomposition may round differently.
+    state = jax.device_put(start(), program.shardings)
+    on_batch = mesh_lib.batch_sharding(program.mesh)
+    on_all = mesh_lib.replicated(program.mesh)
+    losses = []
+    for step in range(STEPS):
+      sums = jax.device_put(step_lib.Sums.zeros(), on_all)
+      batch = mesh_lib.put_batch(batch_of(step), on_batch)
+      state, sums = compiled(state, sums, batch)
+      losses.append(float(sums.loss))
+    self.losses = np.array(losses)
+    self.state = state
+    self.params = jax.device_get(state.params)
+
+
+@functools.cache
+def start():
+  program = build(make_config())
+  return jax.device_get(jax.jit(program.init_fn)(jax.random.key(0)))
+
+
+@functools.cache
+def run_on(sizes):
+  return Run(make_config(sizes))
+
+
+def largest_difference(a, b):
+  return max(
+    float(np.abs(x - y).max())
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def test_every_mesh_makes_the_run_of_one_device(sizes):
+  one, many = run_on(ONE), run_on(sizes)
+  np.testing.assert_allclose(many.losses, one.losses, atol=1e-5)
+  assert largest_difference(many.params, one.params) < 1e-5
+  # Training moved them by far more than that.
+  assert largest_difference(one.params, start().params) > 1e-2
+
+
+def test_another_batch_is_told_apart():
+  """The tolerance would see one example of 320 that is another one."""
+  run = run_on((2, 2, 2))
+  state = jax.device_put(start(), run.program.shardings)
+  on_batch = mesh_lib.batch_sharding(run.program.mesh)
+  on_all = mesh_lib.replicated(run.program.mesh)
+  sums = jax.device_put(step_lib.Sums.zeros(), on_all)
+  batch = batch_of(0)
+  batch['image'][3] = batch['image'][4]
+  _, sums = run.compiled(state, sums, mesh_lib.put_batch(batch, on_batch))
+  assert abs(float(sums.loss) - run_on(ONE).losses[0]) > 1e-4
+
+
+def large_transfers(run):
+  """(kind, devices) → how often a step moves a matrix's worth of bytes."""
+  counts: dict[tuple[str, int], int] = {}
+  for c in run.sent:
+    if c.size * c.trips >= WIDTH * WIDTH * 4:  # A float32 matrix.
+      key = c.kind, c.group
+      counts[key] = counts.get(key, 0) + c.trips
+  return counts
+
+
+# Of R and M each: one all-to-all to rows, one back to layers.
+SWAPS = 4
+# A layer's R and P, in forward and, recomputed, in backward; their gradients.
+GATHERS, SCATTERS = 4 * DEPTH, 2 * DEPTH
+
+
+def test_what_is_sent_is_what_was_meant():
+  found = large_transfers(run_on((1, 8, 1)))
+  # Stem, head, biases and positions: every gradient once, all at once or, of
+  # a block, layer by layer.
+  assert found.pop(('all-reduce', 8)) <= 2 + DEPTH
+  assert found == {
+    ('all-to-all', 8): SWAPS,
+    ('all-gather', 8): GATHERS,
+    ('reduce-scatter', 8): SCATTERS,
+  }
+
+
+def test_over_replicas_go_rows_of_gradients_and_the_working_copy():
+  found = large_transfers(run_on((2, 4, 1)))
+  assert found.pop(('all-reduce', 8)) <= 2 + DEPTH
+  # The compiler may send R's and M's gradients as one.
+  assert found.pop(('all-reduce', 2)) in (DEPTH, 2 * DEPTH)
+  assert found == {
+    ('all-to-all', 4): SWAPS,
+    ('all-gather', 2): 2,
+    ('all-gather', 4): GATHERS,
+    ('reduce-scatter', 4): SCATTERS,
+  }
+
+
+def test_with_width_shards_layers_and_rows_still_swap_once():
+  found = large_transfers(run_on((2, 2, 2)))
+  swaps = {k: n for k, n in found.items() if k[0] == 'all-to-all'}
+  assert swaps == {('all-to-all', 4): SWAPS}
+  assert not any(kind == 'collective-permute' for kind, _ in found)
+
+
+@pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 2, 2)], ids=str)
+def test_nothing_is_sent_inside_the_manifold_update(sizes):
+  inside = [c for c in run_on(sizes).sent if 'optimizer/' in c.op_name]
+  # The squares of the clipped norm, and Euclidean leaves it is summed with.
+  assert all(c.kind == 'all-reduce' and c.trips == 1 for c in inside)
+  walks = [c for c in inside if 'shard_map' in c.op_name]
+  assert not walks
+
+
+def test_the_update_of_stacks_falls_as_one_over_the_devices():
+  """Together the devices do the work of one, and each Q on its own."""
+  shared, copied = {}, {}
+  for sizes in [ONE, (1, 2, 1), (2, 2, 1), (1, 8, 1), (2, 2, 2)]:
+    config = make_config(sizes)
+    jaxpr = trace(build(config), config).jaxpr
+    shared[sizes] = flops.count(jaxpr, 'optimizer').total
+    devices = int(np.prod(sizes))
+    every = flops.count(jaxpr, 'optimizer', copies=devices).total
+    copied[sizes] = (every - shared[sizes]) / max(devices - 1, 1)
+  assert shared[ONE] > 0
+  assert set(shared.values()) == {shared[ONE]}
+  # Q is one matrix of the same size as 2·DEPTH in the stacks.
+  del copied[ONE]
+  assert set(copied.values()) == {shared[ONE] / (2 * DEPTH + 1)}
+
+
+def test_layers_that_do_not_split_over_replicas_are_updated_by_each():
+  config = make_config((8, 1, 1), **{'model.depth': 3})
+  jaxpr = trace(build(config), config).jaxpr
+  one = make_config(**{'model.depth': 3})
+  alone = flops.count(trace(build(one), one).jaxpr, 'optimizer').total
+  assert flops.count(jaxpr, 'optimizer', copies=8).total == 8 * alone
+
+
+def test_microbatches_add_up_to_the_batch():
+  whole = run_on(ONE)
+  parts = Run(make_config((2, 2, 2), microbatches=2))
+  np.testing.assert_allclose(parts.losses, whole.losses, atol=1e-5)
+  assert largest_difference(parts.params, whole.params) < 1e-5
+
+
+def test_microbatches_that_do_not_divide_are_refused():
+  with pytest.raises(errors.ConfigError, match=r'batch_size=16.*3 micro.*24'):
+    build(make_config((2, 2, 2), microbatches=3))
+
+
+def test_evaluation_gets_retracted_weights_in_the_layout_of_a_step():
+  run = run_on((2, 2, 2))
+  params = jax.jit(run.program.evaluation_params)(run.state)
+  r = params['blocks']['R']
+  assert {s.data.shape for s in r.addressable_shards} == {(DEPTH, 4, WIDTH)}
+  expected = step_lib.evaluation_params(
+    run.program.model, jax.device_get(run.state)
+  )
+  assert largest_difference(jax.device_get(params), expected) < 1e-6
+  assert optim.orthogonality_error(r).max() < 1e-6
+
+
+def test_bfloat16_gathers_are_bfloat16_and_gradients_what_was_chosen():
+  for chosen, name in (('float32', 'f32'), ('bfloat16', 'bf16')):
+    config = make_config(
+      (1, 8, 1), **{'model.dtype': 'bfloat16', 'reduce_dtype': chosen}
+    )
+    text = trace(build(config), config).lower().as_text()
+    kinds = dict.fromkeys(('all_gather', 'reduce_scatter', 'all_to_all'))
+    for kind in kinds:
+      pattern = rf'stablehlo\.{kind}"?\(.*?-> tensor<[\dx]*x(\w+)>'
+      kinds[kind] = set(re.findall(pattern, text, flags=re.DOTALL))
+    assert kinds['all_gather'] == {'bf16'}
+    assert kinds['reduce_scatter'] == {name}
+
+
+def test_first_moments_in_bfloat16_are_half_as_large():
+  wide, narrow = (
+    build(make_config(**{'optimizer.mu_dtype': dtype, 'optimizer.name': rule}))
+    for rule, dtype in (('nadam', 'float32'), ('nadam', 'bfloat16'))
+  )
+
+  def size(program):
+    leaves = jax.tree.leaves(program.abstract.opt_state)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+  count = sum(p.size for p in jax.tree.leaves(wide.abstract.params))
+  assert size(wide) - size(narrow) == 2 * count
