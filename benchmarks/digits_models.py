@@ -89,6 +89,11 @@ def build_rows() -> dict[str, Row]:
     row = rows[name]
     low = row.model.clone(dtype=jnp.bfloat16)
     rows[f'{name} bfloat16'] = row._replace(group='bfloat16', model=low)
+  # Training's own precision left alone, the manifold step's lowered.
+  rows['lipnext, bfloat16 step'] = rows['lipnext']._replace(
+    group='bfloat16',
+    optimizer={'precision': jax.lax.DotAlgorithmPreset.BF16_BF16_F32},
+  )
 
   # 2×2 tokens, so that shift, R and position are at work.
   base = models.LipNeXt(10, depth=8, width=128, patch_size=4)
