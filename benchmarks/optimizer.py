@@ -3,6 +3,7 @@
     python -m benchmarks.optimizer --what time --sizes 256 512 1024
     python -m benchmarks.optimizer --what drift
     python -m benchmarks.optimizer --what precision --n 1024
+    python -m benchmarks.optimizer --what presets --n 4096
     python -m benchmarks.optimizer --what converge
 
 Needs jax, optax and numpy. Prints Markdown tables; docs/optimizer.md has the
@@ -16,7 +17,6 @@ import os
 import platform
 import re
 import tempfile
-import time
 
 import jax
 from jax import lax
@@ -31,38 +31,21 @@ from benchmarks.optimizer_rivals import literal
 from benchmarks.optimizer_rivals import mm
 from benchmarks.optimizer_rivals import qr
 from benchmarks.optimizer_rivals import skew
+from benchmarks.timing import fastest
+from benchmarks.timing import table
 from lipnext_jax.optim import orthogonal
 from lipnext_jax.optim import orthogonality_error
 from lipnext_jax.optim import polar_retract
 
-
-def table(head, rows):
-  """Prints a Markdown table."""
-  print('| ' + ' | '.join(head) + ' |')
-  print('|' + '---|' * len(head))
-  for row in rows:
-    print('| ' + ' | '.join(map(str, row)) + ' |', flush=True)
-  print(flush=True)
+PRESETS: dict[str, lax.PrecisionLike] = {
+  'float32': lax.Precision.HIGHEST,
+  'tf32': lax.DotAlgorithmPreset.TF32_TF32_F32,
+  'bfloat16, three products': lax.DotAlgorithmPreset.BF16_BF16_F32_X3,
+  'bfloat16': lax.DotAlgorithmPreset.BF16_BF16_F32,
+}
 
 
 # -- Time ---------------------------------------------------------------------
-
-
-def seconds(calls, repeats):
-  """Wall times of compiled calls: the fastest of each, taken in turns.
-
-  Others share the machine, for minutes at a time: what is to be compared is
-  measured side by side.
-  """
-  for call in calls:
-    jax.block_until_ready(call())
-  times = []
-  for _ in range(repeats):
-    for call in calls:
-      begin = time.perf_counter()
-      jax.block_until_ready(call())
-      times.append(time.perf_counter() - begin)
-  return [min(times[i :: len(calls)]) for i in range(len(calls))]
 
 
 def measure_time(n, stack, repeats, only):
@@ -72,7 +55,7 @@ def measure_time(n, stack, repeats, only):
   product = functools.partial(jax.jit(mm), x, g)
 
   def row(name, call):
-    one, took = seconds((product, call), repeats)
+    one, took = fastest((product, call), repeats)
     return n, name, f'{1e3 * took:.1f}', f'{took / one:.2f}'
 
   yield row('one batched product', product)
@@ -188,6 +171,41 @@ def measure_precision(n, learning_rate, steps=100):
   table(("step's operands", 'defect', 'after one retraction'), rows)
 
 
+def measure_presets(n, learning_rate, steps=100):
+  """The same with what this device's products really do, and their time."""
+  start = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (n, n)))[0]
+  rows = []
+  for name, preset in PRESETS.items():
+    tx = orthogonal(
+      optax.adam(learning_rate), precision=preset, retraction_period=None
+    )
+
+    def body(t, carry, tx=tx):
+      x, state = carry
+      g = jax.random.normal(jax.random.fold_in(jax.random.key(2), t), (n, n))
+      updates, state = tx.update(g, state, x)
+      return optax.apply_updates(x, updates), state
+
+    go = jax.jit(
+      lambda x, state, body=body: lax.fori_loop(0, steps, body, (x, state))
+    )
+    try:
+      drifted, _ = go(start, tx.init(start))
+    except ValueError:  # Not every device has every arithmetic.
+      rows.append((name, 'not on this device', '', ''))
+      continue
+    (took,) = fastest((functools.partial(go, start, tx.init(start)),), 2)
+    before, after = (
+      f'{float(orthogonality_error(x)):.1e}'
+      for x in (drifted, polar_retract(drifted))
+    )
+    rows.append((name, before, after, f'{1e3 * took / steps:.2f}'))
+  print(f'n={n}, Adam, learning rate {learning_rate:g}, {steps} steps.')
+  table(
+    ("step's operands", 'defect', 'after one retraction', 'ms a step'), rows
+  )
+
+
 # -- Convergence --------------------------------------------------------------
 
 
@@ -217,7 +235,9 @@ def main():
   """Parses the command line and runs the measurements."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument(
-    '--what', choices=('time', 'drift', 'precision', 'converge'), required=True
+    '--what',
+    choices=('time', 'drift', 'precision', 'presets', 'converge'),
+    required=True,
   )
   parser.add_argument('--sizes', type=int, nargs='+', default=(256, 512, 1024))
   parser.add_argument('--stack', type=int, default=8)
@@ -244,6 +264,8 @@ def main():
   )
   if args.what == 'precision':
     measure_precision(args.n, args.learning_rate)
+  elif args.what == 'presets':
+    measure_presets(args.n, args.learning_rate)
   elif args.what == 'time':
     for n in args.sizes:
       rows = measure_time(n, args.stack, args.repeats, args.only)

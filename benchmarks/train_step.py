@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import glob
 import json
+import math
 import os
 import statistics
 import time
@@ -34,6 +35,7 @@ import optax
 
 from benchmarks import timing
 from benchmarks import train_step_literal
+from benchmarks import train_step_torch
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
@@ -146,12 +148,12 @@ class Candidate:
     jax.block_until_ready(self.params)
     return time.perf_counter() - begin
 
-  def step(self):
+  def steps(self, count):
     """As the training loop does it: a batch travels while the last computes."""
     self._grads = None
     batch = jax.device_put(self.batch)
     value = None
-    for _ in range(STEPS):
+    for _ in range(count):
       self.params, self.opt_state, value = self._step(
         self.params, self.opt_state, *batch
       )
@@ -161,6 +163,10 @@ class Candidate:
   def data(self):
     """One batch onto the device."""
     return jax.device_put(self.batch)
+
+  def parameters(self):
+    """Their number."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
   def state_bytes(self):
     """Of parameters and optimizer."""
@@ -229,7 +235,58 @@ def _init(model, shape, rng):
   return model.init(rng, images)['params']
 
 
-RIVALS: dict[str, Callable[[Shape, Any], Candidate]] = {'literal': literal}
+def torch(shape: Shape, batch):
+  """The same in eager PyTorch."""
+  if _on_gpu() or jnp.dtype(shape.dtype) != jnp.float32:
+    raise SystemExit('--rivals torch needs a CPU and --dtype=float32.')
+  return train_step_torch.Candidate(shape, EPSILON, batch)
+
+
+def liresnet(shape: Shape, batch):
+  """LiResNet with as many parameters: 3×3 kernels, half the width's blocks."""
+  return _baseline(models.LiResNet, shape, 9, batch)
+
+
+def bronet(shape: Shape, batch):
+  """BRONet with as many parameters: V [3, 3, c, c/4] a block."""
+  return _baseline(models.BRONet, shape, 9 / 4, batch)
+
+
+def _baseline(kind, shape: Shape, squares, batch):
+  """A rival of the same depth, as wide as the same parameters allow.
+
+  Its blocks have `squares`·c² of them, and the neck, which sees every token,
+  h·w·c·d: d is an eighth of LipNeXt's width.
+  """
+  wanted = 2 * shape.depth * shape.width**2
+  dense_width = max(16, shape.width // 8)
+  a = squares * shape.depth
+  b = dense_width * (shape.side // shape.patch) ** 2
+  width = (math.sqrt(b * b + 4 * a * wanted) - b) / (2 * a)
+  model = kind(
+    shape.classes,
+    shape.depth,
+    8 * max(1, round(width / 8)),
+    shape.patch,
+    dense_width=dense_width,
+    dtype=shape.dtype,
+  )
+
+  def logits_fn(params, images):
+    variables = {'params': params}
+    return model.apply(variables, images), models.head_kernel(variables)
+
+  init_fn = functools.partial(_init, model, shape)
+  tx = optim.lipnext_optimizer(1e-3)
+  return Candidate(kind.__name__, logits_fn, init_fn, tx, batch)
+
+
+RIVALS: dict[str, Callable[[Shape, Any], Any]] = {
+  'literal': literal,
+  'torch': torch,
+  'liresnet': liresnet,
+  'bronet': bronet,
+}
 
 
 def ceiling(shape: Shape, repeats) -> float:
@@ -278,7 +335,7 @@ def _on_gpu():
 def profile(candidate, folder, rows=60):
   """Traces a few steps and prints where the device spent its time."""
   with jax.profiler.trace(folder):
-    jax.block_until_ready(candidate.step())
+    jax.block_until_ready(candidate.steps(STEPS))
   paths = glob.glob(f'{folder}/**/*.xplane.pb', recursive=True)
   spent: dict[str, list[float]] = {}
   data = jax.profiler.ProfileData.from_file(max(paths))
@@ -307,9 +364,10 @@ def measure(shape: Shape, candidates, repeats):
   rate = ceiling(shape, repeats)
   parts = {
     part: timing.medians([getattr(c, part) for c in candidates], repeats)
-    for part in ('step', 'forward', 'backward', 'data')
+    for part in ('forward', 'backward', 'data')
   }
-  parts['step'] = [took / STEPS for took in parts['step']]
+  several = [functools.partial(c.steps, STEPS) for c in candidates]
+  parts['step'] = [took / STEPS for took in timing.medians(several, repeats)]
   parts['optimizer'] = [
     statistics.median([c.optimizer() for _ in range(repeats + 1)][1:])
     for c in candidates
@@ -325,6 +383,7 @@ def measure(shape: Shape, candidates, repeats):
       'step_of_ceiling': shape.flops / took['step'] / rate,
       'optimizer_of_step': took['optimizer'] / took['step'],
       'compile_s': c.compile_seconds,
+      'parameters': c.parameters(),
       'state_gib': c.state_bytes() / 2**30,
       'saved_gib': shape.saved / 2**30,
       'peak_gib': c.peak_bytes() / 2**30,
@@ -336,6 +395,7 @@ def show(results):
   """One row a candidate."""
   head = {
     '': lambda r: '',
+    'parameters': lambda r: f'{r["parameters"] / 2**20:.1f}·2²⁰',
     'forward': lambda r: f'{r["forward_ms"]:.0f}',
     'forward + backward': lambda r: f'{r["backward_ms"]:.0f}',
     'of ceiling': lambda r: f'{100 * r["passes_of_ceiling"]:.0f} %',

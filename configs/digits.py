@@ -59,7 +59,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if model == 'liresnet':
     c.model.padding = 'zero'
     c.loss.logit_scale = 4.0  # Its own constant K scales the logits as well.
-    c.optimizer.learning_rate = 2e-3
 
   c.eval.batch_size = 360
   c.eval.epsilons = (36 / 255, 0.25, 0.5, 1.0)

@@ -69,8 +69,8 @@ room or permit writing, then start again',)
   ):
     return errors.LostProcessError(
       f'process {jax.process_index()} of {jax.process_count()}: another one is '
-      f'gone ({quote(error)}); its own message says why. What was saved before '
-      'is intact: the same command goes on there'
+      f'gone or does not answer ({quote(error)}); its own message says why. '
+      'What was saved before is intact: the same command goes on there'
     )
   return None
 

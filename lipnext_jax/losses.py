@@ -29,7 +29,9 @@ def row_distances(head_kernel: jax.Array) -> jax.Array:
       ∂d_ij = (w_i − w_j)·(∂w_i − ∂w_j)/d_ij,
 
   in three products, so that nothing of size [k, k, c] is ever kept; it is zero
-  where two rows coincide.
+  where two rows coincide, as far as unit rows can tell. The diagonal is zero by
+  decree: a compiler that fuses the scaling to unit norm into both sides of a
+  difference may round the same row twice, and not to the same numbers.
 
   >>> [[f'{d:.4f}' for d in row] for row in row_distances(jnp.eye(2))]
   [['0.0000', '1.4142'], ['1.4142', '0.0000']]
@@ -38,14 +40,16 @@ def row_distances(head_kernel: jax.Array) -> jax.Array:
   def one(w):
     return jnp.linalg.norm(head_kernel - jnp.expand_dims(w, 0), axis=-1)
 
-  return jax.lax.map(one, head_kernel, batch_size=_ROWS_AT_ONCE)
+  distance = jax.lax.map(one, head_kernel, batch_size=_ROWS_AT_ONCE)
+  return jnp.where(jnp.eye(len(distance), dtype=bool), 0, distance)
 
 
 @row_distances.defjvp
 def _row_distances_jvp(primals, tangents):
   (w,), (dw,) = primals, tangents
   distance = row_distances(w)
-  zero = distance == 0  # Not `<= 0`: a row that is not a number must show.
+  # What is not a number is not below anything, and shows.
+  zero = distance <= 4 * float(jnp.finfo(distance.dtype).eps)
   own = jnp.sum(w * dw, axis=-1)
   across = jnp.matmul(w, dw.T, precision=jax.lax.Precision.HIGHEST)
   along = own[:, None] + own[None, :] - across - across.T

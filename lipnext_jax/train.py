@@ -172,6 +172,7 @@ def train_and_evaluate(
     with report.stopwatch('compiled the train step'):
       # Ahead of time: another shape would raise, never compile again.
       compiled = train_step.lower(abstract, sums, batch).compile()
+    distributed.meet()
 
     # The order is a contract: step, fetch, log, monitor, save, stop. A
     # checkpoint at step s holds what s batches made, and the stream resumes at

@@ -12,9 +12,12 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks import digits_models
 from benchmarks import optimizer_convergence
 from benchmarks import optimizer_rivals
 from benchmarks import soak
+from benchmarks import train_step
+from lipnext_jax.models import parameter_count
 from lipnext_jax.optim import orthogonality_error
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -41,6 +44,50 @@ def test_compile_time_prints_each_depth_and_the_ratio():
   assert float(lines[2].removeprefix('ratio: ')) > 0
 
 
+def test_train_step_times_every_part_of_every_candidate(tmp_path):
+  flags = '--size tiny --batch_size 8 --repeats 1 --remat products --unroll'
+  out = run(
+    'train_step',
+    *flags.split(),
+    *('--rivals', 'literal', 'liresnet', 'bronet'),
+    *('--json', str(tmp_path / 'out.jsonl')),
+    *('--profile', str(tmp_path / 'trace')),
+  )
+  assert out.splitlines()[1].startswith('matmul ceiling: ')
+  lines = (tmp_path / 'out.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  names = [row['name'] for row in rows]
+  assert names == ['LipNeXt', 'literal', 'LiResNet', 'BRONet']
+  parts = ('forward_ms', 'backward_ms', 'optimizer_ms', 'data_ms', 'step_ms')
+  assert all(row[part] > 0 for row in rows for part in parts)
+
+
+def check_same_step(ours, theirs):
+  for steps in (0, 7, 7):  # Past two syncs of the lookahead.
+    ours.steps(steps)
+    theirs.steps(steps)
+    # A loss of 2.7 rounds at 2e-7; fourteen steps add up to a few of these.
+    np.testing.assert_allclose(theirs.forward(), ours.forward(), rtol=5e-6)
+
+
+def test_the_literal_transcription_is_the_same_step():
+  """It is slower, not something else: what it is compared with computes it."""
+  shape = train_step.Shape(*train_step.SIZES['tiny'], 8, jnp.float32)
+  batch = train_step.make_batch(shape)
+  ours = train_step.lipnext(shape, 'none', False, 'highest', batch)
+  with jax.numpy_rank_promotion('allow'):  # As printed.
+    theirs = train_step.literal(shape, batch)
+    check_same_step(ours, theirs)
+
+
+def test_the_torch_transcription_is_the_same_step():
+  pytest.importorskip('torch', reason='PyTorch is no dependency')
+  shape = train_step.Shape(*train_step.SIZES['tiny'], 8, jnp.float32)
+  batch = train_step.make_batch(shape)
+  ours = train_step.lipnext(shape, 'none', False, 'highest', batch)
+  check_same_step(ours, train_step.torch(shape, batch))
+
+
 def test_digits_seeds_prints_each_seed_mean_and_spread(tmp_path):
   config = '--config=configs/digits.py:smoke'
   out = run('digits_seeds', config, f'--workdir={tmp_path}', '--seeds', '0')
@@ -57,6 +104,7 @@ def test_digits_seeds_prints_each_seed_mean_and_spread(tmp_path):
   [
     ('--what time --sizes 16 --stack 2 --repeats 1', '16'),
     ('--what precision --n 16', 'tf32'),
+    ('--what presets --n 16', 'not on this device'),
     (
       '--what converge --n 8 --horizons 5 --seeds 1 --problems Procrustes '
       '--only Adam --rates 0.1',
@@ -160,6 +208,38 @@ def test_the_kill_benchmark_ends_in_the_same_arrays(tmp_path):
   )
   assert '1 kills' in out
   assert out.splitlines()[-1].startswith('the same, bit for bit')
+
+
+def test_the_model_benchmark_trains_certifies_and_resumes_its_table(tmp_path):
+  flags = [f'--out={tmp_path}/runs.jsonl', '--only', 'lipnext', '--steps', '3']
+  first = run('digits_models', *flags, '--seeds', '0')
+  assert first.count('"row"') == 1
+  second = run('digits_models', *flags, '--seeds', '0', '1')
+  assert second.count('"row"') == 1  # Seed 0 was there already.
+  table = run('digits_models', f'--out={tmp_path}/runs.jsonl', '--table')
+  cells = [cell.strip() for cell in table.splitlines()[2].split('|')[1:-1]]
+  assert cells[:4] == ['lipnext', '2', '280,978', '3']
+  assert float(cells[-1]) < 1.0001  # Λ, of either seed.
+
+
+def test_the_rows_of_the_model_benchmark_are_of_one_size():
+  rows = digits_models.build_rows()
+  for name, row in rows.items():
+    shapes = jax.eval_shape(
+      row.model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1))
+    )
+    count = parameter_count(shapes['params'])
+    assert abs(count / 280_978 - 1) < 0.015, name
+
+
+def test_the_warp_of_the_model_benchmark_moves_little_and_keeps_the_middle():
+  images = digits_models.load_digits('test')['images'][:64]
+  keys = jax.random.split(jax.random.key(0), 64)
+  warped = jax.jit(jax.vmap(digits_models.warp))(images, keys)
+  change = np.linalg.norm(warped - images) / np.linalg.norm(images)
+  assert 0.02 < change < 0.5
+  # Ink neither appears nor vanishes, but at the rim.
+  assert abs(np.sum(warped) / np.sum(images) - 1) < 0.1
 
 
 def write_log(path, errors):

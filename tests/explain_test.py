@@ -51,3 +51,15 @@ def test_a_quote_is_the_reason_or_the_start_in_one_line():
   assert explain.quote(ValueError(text)) == 'Read-only file system'
   assert explain.quote(ValueError('a\nb ' * 200)).startswith('a b a b')
   assert len(explain.quote(ValueError('a\nb ' * 200))) == 200
+
+
+def test_a_process_that_is_gone_is_only_one_of_several(monkeypatch):
+  error = jax.errors.JaxRuntimeError(
+    'UNKNOWN: Gloo AllGather failed: Connection closed by peer'
+  )
+  assert explain.explain(error) is None
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  known = explain.explain(error)
+  assert type(known) is errors.LostProcessError
+  assert str(known).startswith('process 0 of 2: another one is gone or does')
+  assert explain.explain(jax.errors.JaxRuntimeError('INTERNAL: bug')) is None

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lipnext_jax import losses
+from lipnext_jax.models import head
 
 # ── Transcriptions of the formulas, one example and one class at a time ──────
 
@@ -356,7 +357,7 @@ def test_distances_show_what_is_not_a_number():
   w = jnp.array([[1.0, jnp.nan], [1.0, 0.0], [0.0, 1.0]])
   np.testing.assert_array_equal(
     np.isnan(losses.row_distances(w)),
-    [[True, True, True], [True, False, False], [True, False, False]],
+    [[False, True, True], [True, False, False], [True, False, False]],
   )
 
 
@@ -391,3 +392,22 @@ def test_distances_need_no_memory_for_all_differences():
   everything = 4 * k * k * c
   assert temporary(plain_distances) > everything / 2  # The check can fail.
   assert temporary(losses.row_distances) < everything / 4
+
+
+def test_distances_of_rows_scaled_in_the_same_program():
+  """Fused with the scaling, a row may differ from itself by its rounding."""
+  rng = np.random.default_rng(0)
+  w = rng.normal(size=(10, 16))
+  weights = rng.normal(size=(10, 10))
+
+  def gradient(fn, w):
+    def objective(w):
+      return jnp.sum(fn(head.unit_rows(w)) * weights.astype(w.dtype))
+
+    return jax.jit(jax.grad(objective))(w)
+
+  with jax.enable_x64(True):
+    want = np.asarray(gradient(losses.row_distances, w))
+  got = np.asarray(gradient(losses.row_distances, w.astype(np.float32)))
+  # Ten terms of size one, each rounded a few times.
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)

@@ -1,6 +1,7 @@
 """Several processes as one run: how they find each other, and fetch arrays."""
 
 from collections.abc import Callable
+import faulthandler
 
 import jax
 from jax.experimental import multihost_utils
@@ -37,6 +38,7 @@ def start(
         'give all three, with host:port of process 0',
       )
     if coordinator == 'auto':
+      faulthandler.disable()  # See below.
       jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE)
     return
   if (
@@ -51,6 +53,9 @@ def start(
       'is no place in a run of several processes',
       'give host:port, --num_processes=N and --process_id from 0 to N − 1',
     )
+  # JAX's service ends this process by an abort when another one is gone: absl
+  # would have it print the stacks of all threads.
+  faulthandler.disable()
   jax.distributed.initialize(
     coordinator,
     num_processes,
@@ -68,6 +73,18 @@ def to_host(x: jax.Array) -> np.ndarray:
   if x.is_fully_addressable or x.is_fully_replicated:
     return np.asarray(x)
   return multihost_utils.process_allgather(x, tiled=True)
+
+
+def meet() -> None:
+  """Waits until all processes are here.
+
+  On CPU the devices of a new group have 30 s to find each other: less than the
+  slower of two processes may take longer to compile. Those that have met
+  before, as here, wait.
+
+  >>> meet()
+  """
+  on_first(lambda: None)
 
 
 def on_first(fn: Callable[[], int | None]) -> int:

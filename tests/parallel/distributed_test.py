@@ -2,15 +2,19 @@ import csv
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import psutil
 import pytest
 
+from benchmarks import corruption
 from lipnext_jax import errors
 from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
@@ -93,6 +97,100 @@ def test_two_processes_make_the_run_of_one(tmp_path):
   np.testing.assert_allclose(read_radii(two), read_radii(one), atol=1e-4)
   (start,) = json.loads((two / 'run.json').read_text())
   assert start['devices']['processes'] == 2
+
+
+FLAGS = (
+  '--config=configs/digits.py:smoke',
+  '--config.duration=80 steps',
+  '--config.checkpoint.every=10 steps',
+  '--config.eval.every=0 steps',
+  '--config.log.every=5 steps',
+  '--config.mesh.data=4',
+  '--config.mesh.fsdp=2',
+)
+
+
+def launch(workdir):
+  return subprocess.Popen(
+    ['bash', 'launch/local.sh', '2', f'--workdir={workdir}', *FLAGS],
+    cwd=ROOT,
+    env=os.environ | {'PYTHON': sys.executable},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(workdir):
+  process = launch(workdir)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  return [line for line in out.splitlines() if '[Gloo]' not in line]
+
+
+def last_checkpoint(workdir):
+  saved = workdir / 'checkpoints'
+  names = os.listdir(saved) if saved.is_dir() else []
+  return max([int(name) for name in names if name.isdigit()], default=0)
+
+
+def end(workdir, reached, signum, which):
+  """Signals one process (or, None, the launcher) once `reached` is saved.
+
+  Returns its exit code, stderr, and the seconds from the signal to the end.
+  """
+  process = launch(workdir)
+  target = psutil.Process(process.pid)
+  deadline = time.monotonic() + 200
+  while last_checkpoint(workdir) < reached:
+    assert process.poll() is None, process.stderr.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  workers = [p for p in target.children() if '--process_id' in str(p.cmdline())]
+  assert len(workers) == 2
+  if which is not None:
+    flag = f'--process_id={which}'
+    (target,) = (p for p in workers if flag in p.cmdline())
+  target.send_signal(signum)
+  begin = time.monotonic()
+  _, stderr = process.communicate(timeout=90)
+  seconds = time.monotonic() - begin
+  assert not any(worker.is_running() for worker in workers)
+  return process.returncode, stderr, seconds
+
+
+@pytest.mark.slow  # Five launches of two processes: a minute and a half.
+def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(tmp_path):
+  """Either is killed, then both asked to stop: the same numbers, bit for bit.
+
+  JAX's coordination service and a collective that fails race to end the other
+  process; it says so in the second case only. The launcher has the last word.
+  """
+  calm, ended = tmp_path / 'calm', tmp_path / 'ended'
+  table = finish(calm)
+  for which, reached in ((1, 10), (0, 30)):
+    code, stderr, seconds = end(ended, reached, signal.SIGKILL, which)
+    assert code == 137, stderr
+    assert seconds < 60
+    last = stderr.splitlines()[-1]
+    assert last.startswith('error: a process was ended by signal 9; the same')
+    said = f'process {1 - which} of 2: another one is gone' in stderr
+    assert said or 'another task died' in stderr
+    assert 'Traceback' not in stderr
+    assert 'most recent call first' not in stderr
+  code, stderr, _ = end(ended, 50, signal.SIGTERM, None)
+  assert code == 143, stderr
+  assert stderr.count('error: stopped by SIGTERM; step ') == 2
+  assert 50 <= last_checkpoint(ended) < 80
+  assert finish(ended) == table
+  for name in ('eval.json', 'radii.csv'):
+    assert (ended / name).read_text() == (calm / name).read_text()
+  abstract = corruption.make_abstract(str(calm))
+  (step, arrays), (other_step, other) = (
+    corruption.resume(str(workdir), abstract) for workdir in (calm, ended)
+  )
+  assert step == other_step == 80
+  assert corruption.same(arrays, other)
 
 
 def test_a_failure_in_the_launcher_is_its_exit_code(tmp_path):

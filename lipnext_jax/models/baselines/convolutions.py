@@ -67,9 +67,12 @@ def power_iteration(
   """‖W v‖ of a convolution for a unit v that power iteration found.
 
   An estimate of ‖W‖₂ that approaches it from below: good to train with, no
-  proof. Always from the same random start, so that it is a pure function of
-  the kernel and nothing has to be stored; the gradient is that of ‖W v‖ for
-  the v found, u vᵀ at the limit.
+  proof. The random start is drawn from the bits of the kernel. So the estimate
+  is a pure function of the kernel, with nothing to store and resume, and yet
+  the start is another one after every update: training soon hides large norms
+  from a start that is always the same (after 220 steps on digits it saw 1.1
+  where the truth was 5.6). The gradient is that of ‖W v‖ for the v found, u vᵀ
+  at the limit.
 
   Args:
     kernel: [k, k, ch, c], float32 or wider.
@@ -82,9 +85,14 @@ def power_iteration(
   3.0
   """
   shape = (1, *grid, kernel.shape[-2])
-  start = jax.random.normal(jax.random.key(0), shape, kernel.dtype)
   highest = jax.lax.Precision.HIGHEST
   frozen = jax.lax.stop_gradient(kernel)
+  # Exclusive or: exact in any order, on any number of devices.
+  bits = jax.lax.bitcast_convert_type(frozen.astype(jnp.float32), jnp.uint32)
+  seed = jax.lax.reduce(
+    bits, jnp.uint32(0), jax.lax.bitwise_xor, tuple(range(bits.ndim))
+  )
+  start = jax.random.normal(jax.random.key(seed), shape, kernel.dtype)
 
   def forward(v):
     return convolve(v, frozen, padding, highest)

@@ -177,3 +177,17 @@ def test_power_iteration_is_pure_and_finds_the_norm_and_its_gradient():
     expected = u[:, 0] @ convolution.matrix(direction, grid) @ vt[0]
     slope = np.sum(np.asarray(gradient) * direction)
     assert slope == pytest.approx(expected, abs=1e-3)
+
+
+def test_every_update_gives_power_iteration_another_start():
+  """Training learns to hide large norms from a start that stays the same."""
+  kernel = jnp.float32(random(3, 3, 4, 4))
+  moved = kernel.at[1, 2, 0, 3].set(jnp.nextafter(kernel[1, 2, 0, 3], 9.0))
+
+  @jax.jit
+  def before_any_iteration(kernel):
+    return convolutions.power_iteration(kernel, (5, 5), 'zero', 0)
+
+  one, other = before_any_iteration(kernel), before_any_iteration(moved)
+  assert abs(float(one / other) - 1) > 1e-3  # For kernels 1e-7 apart.
+  assert one == before_any_iteration(kernel + 0)
