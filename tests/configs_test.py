@@ -254,6 +254,10 @@ PUBLISHED = [row for row in table_rows() if row[2][-1] == 'not run']
 NEEDS = [row for row in table_rows() if row[2][-1] in ('400', '800')]
 
 
+def says(name, number):
+  return re.search(rf'(?<![\d.]){number}(?![\d.])', FILES[name].__doc__)
+
+
 @pytest.mark.parametrize(('name', 'arg', 'cells'), PUBLISHED)
 def test_a_row_of_the_paper_is_a_config_that_says_the_same(name, arg, cells):
   config = FILES[name].get_config(arg)
@@ -261,7 +265,13 @@ def test_a_row_of_the_paper_is_a_config_that_says_the_same(name, arg, cells):
   numbers = [cell for cell in cells[:-1] if cell]
   assert numbers
   for number in numbers:
-    assert re.search(rf'(?<![\d.]){number}(?![\d.])', FILES[name].__doc__)
+    assert says(name, number)
+
+
+def test_a_figure_of_another_row_is_found_out():
+  assert says('cifar10', '45.9')
+  assert not says('cifar100', '45.9')
+  assert not says('cifar10', '5.9')  # Nor a part of one.
 
 
 def test_every_row_of_the_paper_is_there():
