@@ -2,9 +2,10 @@
 
     python -m lipnext_jax.main --config=configs/digits.py --workdir=runs/digits
 
-Every example ships inside scikit-learn: no download. `--config=configs/
-digits.py:smoke` is the same run in two steps; `:model=liresnet` and
-`:model=bronet` train the paper's rivals on the same data with the same loss.
+Every example ships inside scikit-learn: no download. Arguments, after a colon:
+`model=liresnet` and `model=bronet` train the paper's rivals on the same data
+with the same loss (`--config=configs/digits.py:model=bronet`); `smoke`, beside
+them or alone, makes it two steps of a tiny model.
 
 The configuration was chosen by cross-validation inside the training split
 (`dataset.holdout` and `eval.split` do the same from the command line). The test
@@ -24,9 +25,13 @@ import ml_collections
 
 from lipnext_jax import config as config_lib
 
+MODELS = ('model=lipnext', 'model=liresnet', 'model=bronet')
+ARGUMENTS = (MODELS, config_lib.SMOKE)
+
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  model, arg = config_lib.split_argument(arg, 'model', 'lipnext')
+  model, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
+  model = model.removeprefix('model=')
   c = config_lib.default_config()
   c.dataset.name = 'digits'
   c.augment.warp = 0.35  # Pixels; what a writer's hand would vary.
@@ -44,7 +49,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.optimizer.learning_rate = 5e-3
   c.optimizer.warmup = '10 epochs'
 
-  if model != 'lipnext':  # An unknown name is refused with the choices.
+  if model != 'lipnext':
     c.model.name = model
     c.model.activation = 'minmax'
     c.model.depth, c.model.width = 4, 32
@@ -59,4 +64,4 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.eval.epsilons = (36 / 255, 0.25, 0.5, 1.0)
   c.eval.every = '50 epochs'
   c.checkpoint.every = '10 epochs'
-  return config_lib.smoke(c, arg)
+  return config_lib.smoke(c, smoke)

@@ -5,14 +5,18 @@
 
 The labels can be learned (each class mixes a fixed pattern into its images),
 so that a falling loss shows a working set-up; the numbers mean nothing else.
+The argument `smoke` makes it two steps of a tiny model.
 """
 
 import ml_collections
 
 from lipnext_jax import config as config_lib
 
+ARGUMENTS = (config_lib.SMOKE,)
+
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  (smoke,) = config_lib.parse_argument(arg, *ARGUMENTS)
   c = config_lib.default_config()
   c.dataset.name = 'synthetic'
   c.model.depth = 8
@@ -24,4 +28,4 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.eval.batch_size = 64
   c.checkpoint.every = '50 steps'
   c.log.every = '5 steps'
-  return config_lib.smoke(c, arg)
+  return config_lib.smoke(c, smoke)

@@ -190,6 +190,10 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
+# What every config file's argument offers last: nothing, or two steps.
+SMOKE = ('', 'smoke')
+
+
 def smoke(
   config: ml_collections.ConfigDict,
   arg: str,
@@ -204,7 +208,7 @@ def smoke(
 
   Args:
     config: the one of the file, which is changed.
-    arg: its argument.
+    arg: its argument, or what `parse_argument` left of it.
     image_size: above 0, random images of this side, in pixels, stand for the
       dataset, which then need not be there.
     num_classes: of the random images.
@@ -215,12 +219,12 @@ def smoke(
   >>> smoke(default_config(), 'smoke').duration
   '2 steps'
   """
-  if arg not in ('', 'smoke'):
-    raise errors.ConfigError(
-      '--config argument', arg, 'is unknown', "append nothing or ':smoke'"
-    )
-  if arg == 'smoke':
+  (chosen,) = parse_argument(arg, SMOKE)
+  if chosen == 'smoke':
     config.model.depth, config.model.width = 2, 16
+    if config.model.name != 'lipnext':
+      config.model.baseline.dense_depth = 1
+      config.model.baseline.dense_width = 16
     config.batch_size, config.duration = 16, '2 steps'
     config.eval.batch_size = 64
     config.optimizer.warmup = '1 steps'
@@ -228,7 +232,7 @@ def smoke(
     config.eval.monitor_examples = 16
     config.checkpoint.every = '1 steps'
     config.log.every = '1 steps'
-  if arg == 'smoke' and image_size:
+  if chosen == 'smoke' and image_size:
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
     config.microbatches = 1
     config.dataset.name = 'synthetic'
@@ -239,25 +243,49 @@ def smoke(
   return config
 
 
-def split_argument(arg: str, name: str, default: str) -> tuple[str, str]:
-  """Takes 'name=value' out of a config file's comma-separated argument.
+def parse_argument(arg: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
+  """Reads a config file's argument: words, comma-separated, in any order.
+
+  Args:
+    arg: what follows the colon of `--config=configs/X.py:…`.
+    *choices: groups of words that exclude each other; the first word of a
+      group is its default ('' where none is needed).
 
   Returns:
-    The value (or the default), and what is left of the argument.
+    One word of each group.
 
-  >>> split_argument('smoke,model=bronet', 'model', 'lipnext')
-  ('bronet', 'smoke')
-  >>> split_argument('', 'model', 'lipnext')
-  ('lipnext', '')
+  Raises:
+    ConfigError: a word of no group, naming all there are, or two of one group.
+
+  >>> parse_argument('smoke,W32', ('W16', 'W32'), ('', 'smoke'))
+  ('W32', 'smoke')
+  >>> parse_argument('', ('W16', 'W32'), ('', 'smoke'))
+  ('W16', '')
   """
-  value, rest = default, []
-  for part in arg.split(','):
-    key, equals, found = part.partition('=')
-    if equals and key == name:
-      value = found
-    else:
-      rest.append(part)
-  return value, ','.join(rest)
+  chosen: list[str | None] = [None] * len(choices)
+  for word in arg.split(',') if arg else ():
+    groups = [i for i, group in enumerate(choices) if word and word in group]
+    if not groups:
+      known = [known for group in choices for known in group if known]
+      raise errors.ConfigError(
+        '--config argument',
+        word,
+        'is unknown',
+        f"append nothing, or ':' and any of {', '.join(known)}",
+      )
+    other = chosen[groups[0]]
+    if other is not None:
+      raise errors.ConfigError(
+        '--config argument',
+        word,
+        f'comes beside {other!r}',
+        'they exclude each other: keep one',
+      )
+    chosen[groups[0]] = word
+  return tuple(
+    group[0] if word is None else word
+    for word, group in zip(chosen, choices, strict=True)
+  )
 
 
 def build_field_list(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -42,12 +42,22 @@ def test_the_digits_config_takes_a_model_and_smoke(model):
   validation.validate(config)
   assert config.model.name == model
   assert config.duration == '2 steps'
+  if model != 'lipnext':  # Tiny in all of its parts.
+    assert config.model.baseline.dense_width == 16
   assert digits.get_config(f'model={model}').duration == '400 epochs'
 
 
 def test_an_unknown_model_is_refused_with_the_choices():
-  config = digits.get_config('model=resnet')
-  with pytest.raises(errors.ConfigError, match='bronet, lipnext, liresnet'):
-    validation.validate(config)
+  with pytest.raises(errors.ConfigError, match='liresnet, model=bronet'):
+    digits.get_config('model=resnet')
   with pytest.raises(errors.ConfigError, match='modell=bronet'):
     digits.get_config('modell=bronet')
+
+
+def test_a_word_may_be_empty_in_a_group_and_never_in_an_argument():
+  groups = ('W16', 'W32'), ('', 'smoke')
+  assert config_lib.parse_argument('W32', *groups) == ('W32', '')
+  assert config_lib.parse_argument('smoke,W16', *groups) == ('W16', 'smoke')
+  for bad in (',', 'smoke,', ',W16'):
+    with pytest.raises(errors.ConfigError, match="argument='' is unknown"):
+      config_lib.parse_argument(bad, *groups)

@@ -1,4 +1,4 @@
-"""The project as a whole: style, types, imports, configs, README."""
+"""The project as a whole: style, types, imports, README."""
 
 import importlib
 import os
@@ -16,7 +16,6 @@ import pytest
 import lipnext_jax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CONFIGS = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
 MODULES = sorted(
   module.name
   for module in pkgutil.walk_packages(lipnext_jax.__path__, 'lipnext_jax.')
@@ -95,28 +94,6 @@ def test_the_libraries_need_jax_flax_optax_and_numpy_alone():
   assert import_without(blocked, ['train']).returncode != 0
 
 
-# Compiling takes longest, and two steps of it are run.
-QUICK = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-
-
-@pytest.mark.parametrize('config', CONFIGS)
-def test_every_config_runs_two_steps_through_the_command_line(config, tmp_path):
-  done = run(
-    sys.executable,
-    '-m',
-    'lipnext_jax.main',
-    f'--config=configs/{config}:smoke',
-    f'--workdir={tmp_path}/run',
-    timeout=300,
-    env=os.environ | QUICK,
-  )
-  assert done.returncode == 0, done.stderr
-  assert 'test split' in done.stdout
-  assert os.path.exists(tmp_path / 'run' / 'eval.json')
-  # Warnings of libraries would end up between the user and the progress bar.
-  assert 'Warning' not in done.stderr
-
-
 def test_every_benchmark_is_run_by_a_test_or_needs_what_ci_lacks():
   tests = (ROOT / 'tests' / 'benchmarks_test.py').read_text()
   for path in (ROOT / 'benchmarks').glob('*.py'):
@@ -124,12 +101,6 @@ def test_every_benchmark_is_run_by_a_test_or_needs_what_ci_lacks():
     needs_matplotlib = 'import matplotlib' in path.read_text()
     named = f"'{path.stem}'" in tests or f'import {path.stem}\n' in tests
     assert needs_matplotlib or named, path.name
-
-
-@pytest.mark.parametrize('config', CONFIGS)
-def test_every_config_says_how_to_launch_it(config):
-  text = (ROOT / 'configs' / config).read_text()
-  assert f'--config=configs/{config}' in text.split('"""')[1]
 
 
 MARKDOWN = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]

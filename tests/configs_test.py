@@ -1,0 +1,298 @@
+"""The config files: their arguments, the paper's sizes, their documentation."""
+
+import dataclasses
+import functools
+import importlib
+import itertools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
+from lipnext_jax import schedules
+from lipnext_jax import train_step
+from lipnext_jax import validation
+from lipnext_jax.data import imagenet400
+from lipnext_jax.models import lipnext
+from lipnext_jax.models import registry
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = {
+  path.stem: importlib.import_module(f'configs.{path.stem}')
+  for path in sorted((ROOT / 'configs').glob('*.py'))
+}
+
+
+def arguments(name):
+  """Every combination of a file's words, spelled out, defaults left out."""
+  groups = FILES[name].ARGUMENTS
+  for words in itertools.product(*groups):
+    given = [w for w, g in zip(words, groups, strict=True) if w != g[0]]
+    yield ','.join(given)
+
+
+CASES = [(name, arg) for name in FILES for arg in arguments(name)]
+
+
+@pytest.mark.parametrize(('name', 'arg'), CASES)
+def test_every_combination_of_arguments_is_a_valid_config(name, arg):
+  config = FILES[name].get_config(arg)
+  validation.validate(config)
+  if 'smoke' in arg:
+    assert config.duration == '2 steps'
+    assert (config.model.depth, config.model.width) == (2, 16)
+    assert config.dataset.name in ('digits', 'synthetic')
+  else:
+    assert config.dataset.name == name.split('_')[0] or name in (
+      'imagenet400_scaling',
+      'tiny_imagenet',
+    )
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_words_combine_in_any_order_and_defaults_can_be_said(name):
+  module = FILES[name]
+  words = [group[-1] for group in module.ARGUMENTS]
+  configs = [
+    module.get_config(','.join(order)).to_dict()
+    for order in itertools.permutations(words)
+  ]
+  assert all(config == configs[0] for config in configs)
+  defaults = [group[0] for group in module.ARGUMENTS if group[0]]
+  assert (
+    module.get_config(','.join(defaults)).to_dict()
+    == module.get_config().to_dict()
+  )
+
+
+@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('bad', ['smoek', 'smoke,', ',', ' smoke', 'L32W1'])
+def test_an_unknown_word_is_refused_with_all_there_are(name, bad):
+  with pytest.raises(errors.ConfigError, match='is unknown') as caught:
+    FILES[name].get_config(bad)
+  for group in FILES[name].ARGUMENTS:
+    for word in group:
+      assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('name', 'arg'),
+  [
+    ('cifar10', 'L32W1024,L32W2048'),
+    ('imagenet_1b', 'eps1,smoke,eps36/255'),
+    ('digits', 'smoke,smoke'),
+  ],
+)
+def test_two_words_of_one_kind_are_refused(name, arg):
+  with pytest.raises(errors.ConfigError, match='keep one'):
+    FILES[name].get_config(arg)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_docstring_names_every_argument_and_says_how_to_launch(name):
+  text = FILES[name].__doc__
+  assert 'python -m lipnext_jax.main' in text
+  assert f'--config=configs/{name}.py' in text
+  for group in FILES[name].ARGUMENTS:
+    for word in group[0 if len(group) == 1 else 1 :]:
+      assert re.search(rf'[`:,]{re.escape(word)}`', text), word
+
+
+# ── The command line ─────────────────────────────────────────────────────────
+
+# What the smoke runs append, of the files that take more than `smoke`: every
+# argument that changes the program, and the others at least once.
+RUNS = {
+  'cifar10': ('L32W1024,smoke',),
+  'digits': ('smoke', 'model=liresnet,smoke', 'model=bronet,smoke'),
+  'imagenet400_scaling': ('L8W2048,smoke',),
+  'imagenet_2b': ('eps1,smoke',),
+}
+SMOKES = [(name, arg) for name in FILES for arg in RUNS.get(name, ('smoke',))]
+# Numbers inside one and the same program.
+SAME_PROGRAM = ('loss.epsilon', 'loss.epsilon_end')
+
+
+@pytest.mark.parametrize(('name', 'arg'), SMOKES)
+def test_every_config_runs_two_steps_through_the_command_line(
+  name, arg, tmp_path
+):
+  command = [
+    *(sys.executable, '-m', 'lipnext_jax.main'),
+    *(f'--config=configs/{name}.py:{arg}', f'--workdir={tmp_path}/run'),
+  ]
+  done = subprocess.run(
+    command,
+    cwd=ROOT,
+    # Compiling takes longest, and two steps of it are run.
+    env=os.environ | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'test split' in done.stdout
+  assert os.path.exists(tmp_path / 'run' / 'eval.json')
+  # Warnings of libraries would end up between the user and the progress bar.
+  assert 'Warning' not in done.stderr
+
+
+def program(name, arg):
+  fields = config_lib.build_field_list(FILES[name].get_config(arg))
+  return {k: v for k, v in fields.items() if k not in SAME_PROGRAM}
+
+
+def test_every_argument_that_changes_the_program_is_run():
+  programs = [program(*smoke) for smoke in SMOKES]
+  missing = [
+    case
+    for case in CASES
+    if 'smoke' in case[1] and program(*case) not in programs
+  ]
+  assert not missing
+  # It can fail: without the run of a rival, that rival is missing.
+  others = [program(*smoke) for smoke in SMOKES if 'bronet' not in smoke[1]]
+  assert program('digits', 'model=bronet,smoke') not in others
+
+
+# ── What is trained ──────────────────────────────────────────────────────────
+
+# Of R and M together, as the paper counts; 2B is named after 2.15e9.
+COUNTS = {
+  ('cifar10', 'L32W1024'): 64 * 2**20,
+  ('cifar10', ''): 256 * 2**20,
+  ('cifar100', 'L32W1024'): 64 * 2**20,
+  ('cifar100', ''): 256 * 2**20,
+  ('tiny_imagenet', ''): 256 * 2**20,
+  ('imagenet_1b', ''): 1024 * 2**20,
+  ('imagenet_2b', ''): 2 * 32 * 5792**2,
+  ('imagenet_8b', ''): 2 * 64 * 8192**2,  # Ours.
+  ('imagenet400_scaling', 'L32W1024'): 64 * 2**20,
+  ('imagenet400_scaling', ''): 256 * 2**20,
+  ('imagenet400_scaling', 'L32W4096'): 1024 * 2**20,
+  ('imagenet400_scaling', 'L8W2048'): 64 * 2**20,
+  ('imagenet400_scaling', 'L16W2048'): 128 * 2**20,
+  ('imagenet400_scaling', 'L64W2048'): 512 * 2**20,
+  ('imagenet400_scaling', 'L128W2048'): 1024 * 2**20,
+  ('imagenet400_scaling', 'L64W2896'): 2 * 64 * 2896**2,
+}
+# Side, classes, train examples (400 classes: not needed to count).
+SETS = {
+  'cifar10': (32, 10, 50_000),
+  'cifar100': (32, 100, 50_000),
+  'tiny_imagenet': (64, 200, 100_000),
+  'imagenet': (224, 1000, 1_281_167),
+  'imagenet400': (224, 400, 512_000),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """What a config costs, counted from shapes."""
+
+  orthogonal: int  # Numbers in R and M.
+  tokens: int  # Of an image.
+  state: int  # Bytes of the whole train state.
+
+
+@functools.cache
+def measure(name, arg):
+  config = FILES[name].get_config(arg)
+  side, classes, examples = SETS[config.dataset.name]
+  model = registry.build_model(config.model, classes)
+  plan = schedules.make_plan(config, examples)
+  tx = train_step.build_optimizer(config.optimizer, plan)
+  state = jax.eval_shape(
+    functools.partial(train_step.init_state, model, tx, (side, side, 3)),
+    jax.random.key(0),
+  )
+  *_, h, w, _ = state.params['blocks']['pos'].shape
+  return Size(
+    lipnext.num_orthogonal_parameters({'params': state.params}),
+    h * w,
+    sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
+  )
+
+
+@pytest.mark.parametrize(('name', 'arg'), COUNTS)
+def test_r_and_m_hold_as_many_numbers_as_the_paper_says(name, arg):
+  assert measure(name, arg).orthogonal == COUNTS[name, arg]
+  assert measure(name, arg).tokens == 16 * 16
+
+
+def test_every_size_is_counted():
+  sizes = {case for case in CASES if not re.search('smoke|eps1|model', case[1])}
+  assert sizes - set(COUNTS) == {('digits', ''), ('synthetic', '')}
+
+
+def test_the_set_of_the_scaling_study_is_the_one_of_400_classes():
+  config = FILES['imagenet400_scaling'].get_config()
+  assert config.dataset.name == 'imagenet400'
+  assert config.loss.epsilon == 1.0
+  smoke = FILES['imagenet400_scaling'].get_config('smoke')
+  assert smoke.dataset.synthetic.num_classes == len(imagenet400.class_ids())
+
+
+# ── docs/reproduce.md ────────────────────────────────────────────────────────
+
+
+def table_rows():
+  """(file, argument, cells after the config) of every row with a config."""
+  text = (ROOT / 'docs' / 'reproduce.md').read_text()
+  row = r'^\|.*`configs/(\w+)\.py:?([^`]*)`[^|]*\|(.*)\|$'
+  for name, arg, cells in re.findall(row, text, flags=re.MULTILINE):
+    yield name, arg, [cell.strip() for cell in cells.split('|')]
+
+
+PUBLISHED = [row for row in table_rows() if row[2][-1] == 'not run']
+NEEDS = [row for row in table_rows() if row[2][-1] in ('400', '800')]
+
+
+def says(name, number):
+  return re.search(rf'(?<![\d.]){number}(?![\d.])', FILES[name].__doc__)
+
+
+@pytest.mark.parametrize(('name', 'arg', 'cells'), PUBLISHED)
+def test_a_row_of_the_paper_is_a_config_that_says_the_same(name, arg, cells):
+  config = FILES[name].get_config(arg)
+  validation.validate(config)
+  numbers = [cell for cell in cells[:-1] if cell]
+  assert numbers
+  for number in numbers:
+    assert says(name, number)
+
+
+def test_a_figure_of_another_row_is_found_out():
+  assert says('cifar10', '45.9')
+  assert not says('cifar100', '45.9')
+  assert not says('cifar10', '5.9')  # Nor a part of one.
+
+
+def test_every_row_of_the_paper_is_there():
+  """Of LipNeXt: four of Table 1, two sizes at two radii, five of Table 4."""
+  assert len({row[:2] for row in PUBLISHED}) == len(PUBLISHED) == 4 + 4 + 5
+
+
+@pytest.mark.parametrize(('name', 'arg', 'cells'), NEEDS)
+def test_what_a_row_needs_is_what_its_shapes_say(name, arg, cells):
+  config, size = FILES[name].get_config(arg), measure(name, arg)
+  examples = SETS[config.dataset.name][-1]
+  assert config.model.remat == 'products'
+  item = {'float32': 4, 'bfloat16': 2}[config.model.dtype]
+  token = 2 * config.model.depth * config.model.width * item  # Two a block.
+  counted = {
+    'numbers': f'{size.orthogonal}',
+    'state': f'{size.state / 2**30:.1f}',
+    'saved': f'{config.batch_size * size.tokens * token / 2**30:.0f}',
+    # A number of R or M meets every token thrice; two operations each.
+    'PFLOP': f'{6 * size.orthogonal * size.tokens * examples / 1e15:.1f}',
+    'epochs': config.duration.removesuffix(' epochs'),
+  }
+  assert cells == list(counted.values())
