@@ -218,6 +218,8 @@ def orthogonal(
       for i in range(3)
     )
     update = jax.tree.map(restore, update, params)
+    if lookahead_period is None:
+      slow = total = None
     return update, OrthogonalState(count, inner_state, slow, total)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -651,3 +651,13 @@ def test_the_definition_accepts_the_frame_of_the_faults():
 def test_a_missing_retraction_is_seen():
   tx = orthogonal(optax.sgd(1.0), retraction_period=None)
   assert rank_2_drift(tx) > 10 * 4 * EPS  # Bound of the test above.
+
+
+@pytest.mark.parametrize('period', [None, 2])
+def test_the_state_keeps_its_structure(period):
+  """A loop or a checkpoint takes no state that an update makes another of."""
+  params = {'R': jnp.stack([jnp.eye(3)] * 2), 'Q': jnp.eye(3)}
+  tx = orthogonal(optax.adam(1e-3), lookahead_period=period)
+  state = tx.init(params)
+  _, after = tx.update(params, state, params)
+  assert jax.tree.structure(after) == jax.tree.structure(state)
