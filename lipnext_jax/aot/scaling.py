@@ -5,8 +5,9 @@ For depth L, width C, a mesh of D replicas × F row shards (n = D·F chips,
 and D·F if it does (the devices among which whole layers are split), g bytes of
 a gathered entry, r bytes of a reduced one. Per chip and step:
 
-    passes      8 · 2 b t C² L          2 products forward, 2 again, 4 backward
-                + 4 · 2 C³ L / F        M Rᵀ, again, and its two gradients
+    passes      6 · 2 b t C² L          2 products forward, 4 backward (with
+                                        remat 'products': none again)
+                + 3 · 2 C³ L / F        M Rᵀ and its two gradients
     update      u · 2 C³ · (2 L/s + 1)  u products a matrix; the stem's is all's
     gathers     4 g C² L (F−1)/F        R and P, forward and again
     reductions  2 r C² L (F−1)/F        reduce-scatter of their gradients
@@ -79,7 +80,7 @@ def predict(
   tokens = sizes.images * sizes.tokens
   local = 2 * matrix / (fsdp * data if split else fsdp)
   return Step(
-    passes=16 * tokens * matrix + 8 * c * matrix / fsdp,
+    passes=12 * tokens * matrix + 6 * c * matrix / fsdp,
     update=sizes.update_products * 2 * c**3 * (2 * layers / owners + 1),
     gathers=4 * sizes.gathered * matrix * rows,
     reductions=2 * sizes.reduced * matrix * rows * (2 if all_reduce else 1),

@@ -19,7 +19,7 @@ FACTS = sources.Facts((8, 8, 1), np.dtype(np.float32), 10, 160)
 def compile_on(data, fsdp):
   c = config_lib.default_config()
   c.model.depth, c.model.width, c.model.patch_size = DEPTH, WIDTH, 2
-  c.model.remat = 'block'
+  c.model.remat = 'products'
   c.batch_size, c.duration = IMAGES * data * fsdp, '10 steps'
   c.optimizer.warmup = '0 steps'
   c.optimizer.name, c.optimizer.lookahead_period = 'momentum', 0
