@@ -54,6 +54,12 @@ def read_pins(name):
 def test_the_lock_file_is_the_constraints_with_hashes():
   lock, pins = read_pins('requirements.lock'), read_pins('constraints.txt')
   tools = {'pip', 'setuptools', 'wheel'}  # Of pip-tools; never constrained.
+  # Compilers for machines that are not here are gigabytes, and not locked.
+  pins = {
+    name: version
+    for name, version in pins.items()
+    if not re.match('libtpu|jax-cuda|nvidia-', name)
+  }
   assert lock.keys() - tools == pins.keys()
   assert {name: lock[name] for name in pins} == pins
   entries = re.split(
