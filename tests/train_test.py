@@ -71,7 +71,7 @@ def test_a_run_leaves_everything_it_promises(finished):
   assert [m['step'] for m in metrics if 'monitor/certified' in m] == [2]
   assert json.loads(read(workdir, 'config.json'))['model.width'] == 16
   (start,) = json.loads(read(workdir, 'run.json'))
-  assert start['mesh'] == {'data': 4, 'fsdp': 2}
+  assert start['mesh'] == {'data': 4, 'fsdp': 2, 'tensor': 1}
   table = read(workdir, 'parameters.txt')
   assert 'params/blocks/R' in table
   assert "(None, 'fsdp', None)" in table
