@@ -47,7 +47,7 @@ def test_places_that_make_no_sense_are_refused(place):
 def test_the_environment_says_where_a_process_belongs(monkeypatch):
   calls = []
   monkeypatch.setattr(
-    jax.distributed, 'initialize', lambda *args: calls.append(args)
+    jax.distributed, 'initialize', lambda *args, **_: calls.append(args)
   )
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'first:8476')
   monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
