@@ -270,13 +270,24 @@ _product.defvjp(_product_fwd, _product_bwd)
 def _dot(x, y, x_axes, y_axes, precision, out_dtype):
   """Contracts the axes; no others are shared."""
   pair = [a if isinstance(a, tuple) else (a,) for a in (x_axes, y_axes)]
-  return lax.dot_general(
-    x,
-    y,
-    ((pair[0], pair[1]), ((), ())),
-    precision=precision,
-    preferred_element_type=out_dtype,
-  )
+
+  def product(x, y):
+    return lax.dot_general(
+      x,
+      y,
+      ((pair[0], pair[1]), ((), ())),
+      precision=precision,
+      preferred_element_type=out_dtype,
+    )
+
+  if x.dtype == out_dtype:
+    return product(x, y)
+
+  def widened(x, y):
+    return product(x.astype(out_dtype), y.astype(out_dtype))
+
+  # XLA has no such product on CPUs for every shape.
+  return lax.platform_dependent(x, y, cpu=widened, default=product)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
