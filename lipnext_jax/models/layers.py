@@ -1,7 +1,8 @@
 """The 1-Lipschitz pieces of LipNeXt that carry no parameters (paper §3).
 
 Every function here is 1-Lipschitz in ℓ2 and works on float arrays of any
-precision. Shapes: `b` batch, `h w` token grid, `c` channels.
+precision; of `token_product`, which is told its weight, the weight decides.
+Shapes: `b` batch, `h w` token grid, `c` channels.
 """
 
 import math
@@ -84,6 +85,27 @@ def activate(x: jax.Array, activation: str, beta: float) -> jax.Array:
   if activation not in ACTIVATIONS:
     raise ValueError(f'{activation=} must be one of {ACTIVATIONS}.')
   return min_max(x) if activation == 'minmax' else beta_abs(x, beta)
+
+
+def token_product(
+  x: jax.Array, w: jax.Array, precision: jax.lax.PrecisionLike = None
+) -> jax.Array:
+  """y = x Wᵀ for token rows x [..., c] and W [d, c] → [..., d].
+
+  >>> token_product(jnp.ones((2, 3)), jnp.ones((4, 3))).shape
+  (2, 4)
+  """
+  contract = (((x.ndim - 1,), (1,)), ((), ()))
+  return jax.lax.dot_general(x, w, contract, precision=precision)
+
+
+def per_channel(bias: jax.Array, x: jax.Array) -> jax.Array:
+  """bias [c] with the rank and dtype of x [..., c], to be added to it.
+
+  >>> per_channel(jnp.ones(3), jnp.zeros((2, 4, 3))).shape
+  (1, 1, 3)
+  """
+  return jnp.expand_dims(bias, tuple(range(x.ndim - 1))).astype(x.dtype)
 
 
 def spatial_shift(

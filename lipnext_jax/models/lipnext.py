@@ -43,19 +43,6 @@ REMAT_POLICIES = {
 }
 
 
-def token_product(
-  x: jax.Array, w: jax.Array, precision: jax.lax.PrecisionLike = None
-) -> jax.Array:
-  """y = x Wᵀ for token rows x [..., c] and W [d, c] → [..., d]."""
-  contract = (((x.ndim - 1,), (1,)), ((), ()))
-  return jax.lax.dot_general(x, w, contract, precision=precision)
-
-
-def per_channel(bias: jax.Array, x: jax.Array) -> jax.Array:
-  """bias [c] with the rank and dtype of x [..., c], to be added to it."""
-  return jnp.expand_dims(bias, tuple(range(x.ndim - 1))).astype(x.dtype)
-
-
 class Stem(nn.Module):
   """Patches → zero-padded to n → one orthogonal [n, n] matrix → c channels.
 
@@ -86,8 +73,8 @@ class Stem(nn.Module):
     if self.layout is not None:
       y = sharded.token_product(x, corner, self.precision)
     else:
-      y = token_product(x, corner.astype(self.dtype), self.precision)
-    return y + per_channel(bias, y)
+      y = layers.token_product(x, corner.astype(self.dtype), self.precision)
+    return y + layers.per_channel(bias, y)
 
 
 class Block(nn.Module):
@@ -156,17 +143,17 @@ class Block(nn.Module):
 
     x = layers.activate(u, self.activation, self.beta)
     x = x.reshape(as_grid) + jnp.expand_dims(pos, 0).astype(self.dtype)
-    y = token_product(x.reshape(u.shape), r, self.precision).reshape(as_grid)
-    y = layers.spatial_shift(y, self.shift_ratio, self.padding)
+    y = layers.token_product(x.reshape(u.shape), r, self.precision)
+    y = layers.spatial_shift(y.reshape(as_grid), self.shift_ratio, self.padding)
     y = checkpoint_name(y.reshape(u.shape), 'shifted')
     if self.fuse:
       # M Rᵀ is one matrix: c³ once instead of (tokens)·c² per step.
-      mrt = checkpoint_name(token_product(m, r, self.precision), 'MRt')
-      y = token_product(y, mrt, self.precision)
+      mrt = checkpoint_name(layers.token_product(m, r, self.precision), 'MRt')
+      y = layers.token_product(y, mrt, self.precision)
     else:
-      y = token_product(y, r.T, self.precision)
-      y = token_product(y, m, self.precision)
-    return y + per_channel(bias, y), None
+      y = layers.token_product(y, r.T, self.precision)
+      y = layers.token_product(y, m, self.precision)
+    return y + layers.per_channel(bias, y), None
 
 
 class LipNeXt(interface.CertifiedModel):
@@ -265,7 +252,7 @@ class LipNeXt(interface.CertifiedModel):
     policy = REMAT_POLICIES[self.remat]
     if self.layout is not None:
       u = sharded.constrain(self.layout, u)
-      policy = sharded.REMAT_POLICIES[self.remat]
+      policy = policy or sharded.keep_all_but_gathers
     block: Any = Block
     if policy is not None:  # prevent_cse is needless inside a loop.
       block = nn.remat(Block, policy=policy, prevent_cse=self.unroll)

@@ -154,8 +154,7 @@ def build_model(
       'pairs channels that the mesh axis tensor would part',
       "set mesh.tensor=1 or model.activation='beta_abs'",
     )
-  model = model.clone(layout=layout)
-  return model
+  return model.clone(layout=layout)
 
 
 def for_evaluation(

@@ -161,8 +161,11 @@ def token_product(
   return _product(x.dtype, precision, x.dtype, x, w)
 
 
-def _keep_all_but_gathers(primitive: Any, *_: Any, **params: Any) -> bool:
-  """Kept, gathered matrices would add up to the whole model on every device."""
+def keep_all_but_gathers(primitive: Any, *_: Any, **params: Any) -> bool:
+  """What `remat='none'` means here, as a policy of `jax.checkpoint`.
+
+  Kept, gathered matrices would add up to the whole model on every device.
+  """
   return lax.all_gather_p not in _primitives(primitive, params)
 
 
@@ -172,16 +175,6 @@ def _primitives(primitive, params):
   if inner is None:
     return {primitive}
   return {eqn.primitive for eqn in inner.jaxpr.eqns}
-
-
-# Those of `lipnext.REMAT_POLICIES`, for blocks that are made of functions with
-# derivatives of their own.
-REMAT_POLICIES = {
-  'none': _keep_all_but_gathers,
-  'block': jax.checkpoint_policies.nothing_saveable,
-  # P's own rows are kept, its other rows gathered again.
-  'products': jax.checkpoint_policies.save_only_these_names('shifted', 'MRt'),
-}
 
 
 def _block(
@@ -212,14 +205,14 @@ def _block(
   if fuse:
     # Not in `dtype`: for the few rows of a device that costs nothing.
     p = _product(r.dtype, precision, r.dtype, m, r)  # [c/f, c/t]
-    p = checkpoint_name(p, 'MRt')
+    p = checkpoint_name(p, 'MRt')  # Others' rows are gathered again.
     y = product(dtype, y, gather((), rows, p))
   else:
     y = product(dtype, y, r.T)
     y = product(dtype, y, gather((), rows, m))
   if layout.width_shards > 1:
     y = lax.psum_scatter(y, width, scatter_dimension=3, tiled=True)
-  return y + _per_channel(bias, y)
+  return y + layers.per_channel(bias, y)
 
 
 def _activate(layout, u, activation, beta):
@@ -232,10 +225,6 @@ def _activate(layout, u, activation, beta):
   channel = first + lax.broadcasted_iota(jnp.int32, u.shape, 3)
   rectified = layers.channel_count(beta, u.shape[-1] * layout.width_shards)
   return jnp.where(channel < rectified, jnp.abs(u), u)
-
-
-def _per_channel(bias, x):
-  return jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -89,6 +89,8 @@ def map_matrices(
 
 
 def _row_major(x):
+  # Left to choose, XLA may lay a product out by columns, and then transposes
+  # the whole stack on its way into the loop and out of it.
   return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 

@@ -86,7 +86,7 @@ def test_gradients_of_weights_are_not_rounded_before_they_are_summed():
   assert jax.grad(narrow)(w).item() == 256
 
 
-@pytest.mark.parametrize('remat', sharded.REMAT_POLICIES)
+@pytest.mark.parametrize('remat', models.lipnext.REMAT_POLICIES)
 def test_no_gathered_matrix_is_kept_for_the_backward_pass(remat):
   model = models.LipNeXt(
     3, 2, WIDTH, 4, remat=remat, layout=layout_of(1, 8, 1), fuse=True

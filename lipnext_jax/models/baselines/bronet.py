@@ -38,7 +38,6 @@ import jax.numpy as jnp
 from lipnext_jax.models import head
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
-from lipnext_jax.models import lipnext
 from lipnext_jax.models import parametrizations
 from lipnext_jax.models.baselines import convolutions
 from lipnext_jax.models.baselines import dense
@@ -131,7 +130,7 @@ class BRONet(interface.CertifiedModel):
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, n - values)))
     x = convolve(x, weights)[..., :c]
     x = x + jnp.expand_dims(pos, 0).astype(x.dtype)
-    x = activate(x + lipnext.per_channel(bias, x))
+    x = activate(x + layers.per_channel(bias, x))
 
     # ---------------------------------------------------------------- blocks
     stack = dense.Group(
@@ -145,7 +144,7 @@ class BRONet(interface.CertifiedModel):
     def block(x, weights):
       spectrum, bias = weights
       y = convolve(x, spectrum)
-      return activate(y + lipnext.per_channel(bias, y)), None
+      return activate(y + layers.per_channel(bias, y)), None
 
     x, _ = jax.lax.scan(block, x, stack)
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lipnext_jax.models import lipnext
+from lipnext_jax.models import layers as layers_lib
 from lipnext_jax.models import parametrizations
 
 # (raw leaf, m) → its orthogonal [m, n].
@@ -63,8 +63,8 @@ def layers(
 
   def layer(x, weights):
     q, bias = weights
-    y = lipnext.token_product(x, q.astype(x.dtype), precision)
-    return activate(y + lipnext.per_channel(bias, y)), None
+    y = layers_lib.token_product(x, q.astype(x.dtype), precision)
+    return activate(y + layers_lib.per_channel(bias, y)), None
 
   if q.ndim == 2:
     return layer(x, (q, bias))[0]

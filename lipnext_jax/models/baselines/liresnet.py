@@ -38,7 +38,6 @@ import jax.numpy as jnp
 from lipnext_jax.models import head
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
-from lipnext_jax.models import lipnext
 from lipnext_jax.models import parametrizations
 from lipnext_jax.models.baselines import convolutions
 from lipnext_jax.models.baselines import dense
@@ -133,7 +132,7 @@ class LiResNet(interface.CertifiedModel):
     if not self.position:  # Stays at its start, zero.
       pos = jax.lax.stop_gradient(pos)
     x = convolve(x, kernel) + jnp.expand_dims(pos, 0).astype(x.dtype)
-    x = activate(x + lipnext.per_channel(bias, x))
+    x = activate(x + layers.per_channel(bias, x))
 
     # ---------------------------------------------------------------- blocks
     # ‖conv‖₂ starts at about 2/l, the residual stack within a factor of e².
@@ -151,7 +150,7 @@ class LiResNet(interface.CertifiedModel):
       y = convolve(x, kernel)
       if not self.stored:  # In the kernel, bfloat16 would round I + conv.
         y = x + y
-      return activate(y + lipnext.per_channel(bias, y)), None
+      return activate(y + layers.per_channel(bias, y)), None
 
     # Unrolled: XLA's CPU convolutions are 20 times slower inside a loop.
     x, _ = jax.lax.scan(block, x, weights, unroll=True)
