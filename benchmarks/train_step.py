@@ -166,7 +166,7 @@ class Candidate:
 
   def parameters(self):
     """Their number."""
-    return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+    return models.parameter_count(self.params)
 
   def state_bytes(self):
     """Of parameters and optimizer."""

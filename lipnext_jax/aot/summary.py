@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from lipnext_jax import models
 from lipnext_jax import program as program_lib
 from lipnext_jax.aot import chips
 from lipnext_jax.aot import collectives
@@ -68,9 +69,7 @@ def summarize(
     'microbatches': config.microbatches,
     'reduce_dtype': config.reduce_dtype,
     'remat': config.model.remat,
-    'parameter_count': sum(
-      leaf.size for leaf in jax.tree.leaves(program.abstract.params)
-    ),
+    'parameter_count': models.parameter_count(program.abstract.params),
     'memory': memory | {'sum': needed, 'capacity': chip.memory},
     'flops': {
       'model': _model_flops(compiled, config),
