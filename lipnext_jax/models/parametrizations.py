@@ -40,6 +40,32 @@ def _skew(v: jax.Array) -> jax.Array:
   return v - jnp.swapaxes(v, -1, -2)
 
 
+def for_each(f: Callable[..., jax.Array], *stacks: jax.Array) -> jax.Array:
+  """f of matrices, over their leading axes: at once, on CPUs one by one.
+
+  jaxlib (0.10.2) has a batch of LAPACK calls done by the threads of the pool in
+  which it waits for them. Several virtual devices that do two such things at
+  once wait for ever. Devices of other kinds have kernels for batches.
+
+  Args:
+    f: matrices [..., m, n] each → [..., p, q], batches included.
+    stacks: [..., m, n] each, with the same leading axes.
+
+  >>> for_each(jnp.linalg.inv, jnp.full((3, 1, 1), 2.0)).ravel().tolist()
+  [0.5, 0.5, 0.5]
+  """
+  batch = stacks[0].shape[:-2]
+  if not batch:
+    return f(*stacks)
+
+  def one_by_one(*stacks):
+    flat = [x.reshape(-1, *x.shape[-2:]) for x in stacks]
+    out = jax.lax.map(lambda matrices: f(*matrices), flat)
+    return out.reshape(*batch, *out.shape[-2:])
+
+  return jax.lax.platform_dependent(*stacks, cpu=one_by_one, default=f)
+
+
 def cayley(v: jax.Array) -> jax.Array:
   """(I − A)⁻¹(I + A) for A = V − Vᵀ; never −1 among its eigenvalues.
 
@@ -51,7 +77,7 @@ def cayley(v: jax.Array) -> jax.Array:
   """
   a = _skew(v)
   eye = jnp.broadcast_to(jnp.eye(v.shape[-1], dtype=v.dtype), v.shape)
-  return jnp.linalg.solve(eye - a, eye + a)
+  return for_each(jnp.linalg.solve, eye - a, eye + a)
 
 
 def exponential(v: jax.Array) -> jax.Array:
@@ -65,7 +91,7 @@ def exponential(v: jax.Array) -> jax.Array:
   [[0.0, 1.0], [-1.0, 0.0]]
   """
   with jax.default_matmul_precision('highest'):
-    return jax.scipy.linalg.expm(_skew(v))
+    return for_each(jax.scipy.linalg.expm, _skew(v))
 
 
 def cholesky(v: jax.Array) -> jax.Array:
@@ -90,8 +116,13 @@ def cholesky(v: jax.Array) -> jax.Array:
     gram = v @ jnp.swapaxes(v, -1, -2)
     mean = jnp.mean(jnp.square(v), axis=(-2, -1), keepdims=True) * v.shape[-1]
     eye = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=v.dtype), gram.shape)
-    factor = jnp.linalg.cholesky(gram + _RIDGE * mean * eye)
-    return jax.scipy.linalg.solve_triangular(factor, v, lower=True)
+    return for_each(_whiten, gram + _RIDGE * mean * eye, v)
+
+
+def _whiten(gram: jax.Array, v: jax.Array) -> jax.Array:
+  """L⁻¹V for L Lᵀ = gram."""
+  factor = jnp.linalg.cholesky(gram)
+  return jax.scipy.linalg.solve_triangular(factor, v, lower=True)
 
 
 def projector_factor(v: jax.Array) -> jax.Array:
@@ -102,7 +133,7 @@ def projector_factor(v: jax.Array) -> jax.Array:
   """
   adjoint = jnp.swapaxes(v.conj(), -1, -2)
   with jax.default_matmul_precision('highest'):
-    factor = jnp.linalg.solve(adjoint @ v, adjoint)
+    factor = for_each(jnp.linalg.solve, adjoint @ v, adjoint)
   return jnp.swapaxes(factor.conj(), -1, -2)
 
 

@@ -1,5 +1,8 @@
 """Maps into O(n): orthogonal, as defined, differentiable, and named rightly."""
 
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -170,3 +173,40 @@ def test_an_unknown_parametrisation_is_refused(rng):
 def test_a_raw_leaf_without_a_map_is_no_silent_pass():
   with pytest.raises(KeyError, match='Q'):
     parametrizations.map_raw({'a': {'Q_raw': 1.0}}, {'R': abs})
+
+
+@pytest.mark.parametrize('name', MAPS)
+def test_a_stack_is_mapped_as_its_matrices_are(name):
+  v = jnp.asarray(np.stack([raw_of(name, seed=s) for s in range(3)]), 'float32')
+  stack = v.reshape(3, 1, *v.shape[1:])
+  weights = jax.random.normal(jax.random.key(0), (6, 6))
+
+  got = MAPS[name].to_orthogonal(stack)
+  one = jnp.stack([MAPS[name].to_orthogonal(x) for x in v])
+  np.testing.assert_allclose(got[:, 0], one, atol=1e-6)
+
+  def weighed(v):
+    out = MAPS[name].to_orthogonal(v)
+    return jnp.sum(out * jnp.broadcast_to(weights, out.shape))
+
+  slopes = jax.grad(weighed)(stack)[:, 0]
+  np.testing.assert_allclose(
+    slopes, jnp.stack([jax.grad(weighed)(x) for x in v]), atol=1e-5
+  )
+
+
+TWO_BATCHES = """
+import jax
+from lipnext_jax.models import parametrizations
+mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+def both(key):
+  few, many = (jax.random.normal(key, s) for s in ((4, 128, 128), (20, 96, 96)))
+  return parametrizations.cayley(few), parametrizations.cayley(many)
+jax.block_until_ready(jax.jit(both, out_shardings=here)(jax.random.key(0)))
+"""
+
+
+def test_eight_virtual_devices_that_map_two_stacks_come_to_an_end():
+  """Without `for_each` they wait for ever, every time (jaxlib 0.10.2)."""
+  subprocess.run([sys.executable, '-c', TWO_BATCHES], timeout=120, check=True)

@@ -56,8 +56,8 @@ def _orthogonal(key, shape, dtype=jnp.float32):
   one = nn.initializers.orthogonal()
   if len(shape) == 2:
     return one(key, shape, dtype)
-  keys = jax.random.split(key, shape[0])
-  return jax.vmap(lambda key: one(key, shape[1:], dtype))(keys)
+  keys = jax.random.split(key, shape[0])  # A loop: see `for_each`.
+  return jax.lax.map(lambda key: one(key, shape[1:], dtype), keys)
 
 
 class LiResNet(interface.CertifiedModel):
