@@ -41,6 +41,11 @@ def main() -> None:
     default=4.0,
     help='of C³ per matrix and step: 4 for steps below 1, more beyond',
   )
+  parser.add_argument(
+    '--highest',
+    action='store_true',
+    help="the update's products in float32, not in bfloat16 as the recipe's",
+  )
   args = parser.parse_args()
   chip = chips.CHIPS[args.chip]
   depth, width = MODELS[args.model]
@@ -50,6 +55,7 @@ def main() -> None:
     TOKENS,
     args.images,
     update_products=args.update_products,
+    update_narrow=not args.highest,
   )
   print(
     f'{args.model} on {args.chip}, {args.images} images per chip\n\n'
@@ -68,7 +74,7 @@ def main() -> None:
     base = base or (low, high)
     parts = (
       step.passes / chip.compute,
-      step.update / chip.float32,
+      step.update_seconds(chip),
       step.gathers / chip.links,
       step.reductions / chip.links,
       step.replicas / far,

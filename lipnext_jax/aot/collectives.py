@@ -17,6 +17,7 @@ KINDS = (
 _BYTES = {
   'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2,
   'f32': 4, 's32': 4, 'u32': 4, 'f64': 8, 's64': 8, 'u64': 8,
+  'c64': 8, 'c128': 16,
 }  # fmt: skip
 _COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) .*\{$')
 _INSTRUCTION = re.compile(

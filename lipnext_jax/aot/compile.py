@@ -44,11 +44,7 @@ def compile_step(
   """
   mesh = mesh_lib.make_mesh(config.mesh, devices)
   program = program_lib.build(config, mesh, facts)
-  traced = program.train_step.trace(
-    program.abstract,
-    program_lib.abstract_sums(mesh),
-    program_lib.abstract_batch(config, mesh, facts),
-  )
+  traced = summary_lib.trace(config, program)
   try:
     executable = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:

@@ -4,8 +4,8 @@ XLA's own count takes the body of a loop once. Here a scan's body counts as
 often as it runs; a conditional counts as its dearest branch; a loop whose trips
 depend on data (Newton–Schulz, the squarings of an exponential) counts once,
 unless it walks a stack of matrices, as the plain steps of `optim.orthogonal`
-do; its special ones (sync, retraction) are left out. Products only: everything
-else is bound by memory.
+do; its special ones (sync, retraction) are left out. Products and convolutions
+only: everything else is bound by memory.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from lipnext_jax.optim import manifold
 
@@ -65,7 +66,7 @@ def count(
     name = eqn.primitive.name
     if manifold.SPECIAL in names:
       continue
-    if name == 'dot_general' and here:
+    if name in ('dot_general', 'conv_general_dilated') and here:
       total += _product(eqn).times(copies)
     elif name == 'cond':
       branches = [count(b, scope, here, copies) for b in eqn.params['branches']]
@@ -125,9 +126,15 @@ def _written(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 def _product(eqn: Any) -> Flops:
-  (contract, _), _ = eqn.params['dimension_numbers']
-  x, out = eqn.invars[0].aval, eqn.outvars[0].aval
-  flops = 2.0 * out.size * math.prod(x.shape[axis] for axis in contract)
+  x, y = (operand.aval for operand in eqn.invars)
+  if eqn.primitive.name == 'dot_general':
+    (contract, _), _ = eqn.params['dimension_numbers']
+    depth = math.prod(x.shape[axis] for axis in contract)
+  else:  # All of the kernel but its outputs, padding included.
+    depth = y.size // y.shape[eqn.params['dimension_numbers'].rhs_spec[0]]
+  flops = 2.0 * eqn.outvars[0].aval.size * depth
+  if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    flops *= 4
   precision = eqn.params['precision']
   pair = precision if isinstance(precision, tuple) else (precision,)
   highest = jax.lax.Precision.HIGHEST in pair

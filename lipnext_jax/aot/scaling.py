@@ -36,23 +36,29 @@ class Sizes(NamedTuple):
   gathered: int = 2  # Bytes of an entry that is gathered: bfloat16.
   reduced: int = 4  # Bytes of an entry that is summed: float32.
   update_products: float = 4.0  # u: products of C³ per matrix and step.
+  update_narrow: bool = True  # In bfloat16, as the ImageNet recipe has it.
 
 
 class Step(NamedTuple):
   """Of one chip; bytes are those it sends."""
 
   passes: float  # FLOP.
-  update: float  # FLOP, float32 at the highest precision.
+  update: float  # FLOP.
+  update_narrow: bool  # In bfloat16, not in float32 at the highest precision.
   gathers: float
   reductions: float
   replicas: float
   swaps: float
 
+  def update_seconds(self, chip: chips.Chip) -> float:
+    """At the rate of the data sheet for the precision of its products."""
+    return self.update / (chip.compute if self.update_narrow else chip.float32)
+
   def seconds(
     self, chip: chips.Chip, replicas_over_network: bool = False
   ) -> tuple[float, float]:
     """(computing, sending) at the rates of the data sheet."""
-    compute = self.passes / chip.compute + self.update / chip.float32
+    compute = self.passes / chip.compute + self.update_seconds(chip)
     far = chip.network if replicas_over_network else chip.links
     near = self.gathers + self.reductions + self.swaps
     return compute, near / chip.links + self.replicas / far
@@ -82,6 +88,7 @@ def predict(
   return Step(
     passes=12 * tokens * matrix + 6 * c * matrix / fsdp,
     update=sizes.update_products * 2 * c**3 * (2 * layers / owners + 1),
+    update_narrow=sizes.update_narrow,
     gathers=4 * sizes.gathered * matrix * rows,
     reductions=2 * sizes.reduced * matrix * rows * (2 if all_reduce else 1),
     replicas=(4 + 2 * split) * sizes.reduced * matrix / fsdp * copies,

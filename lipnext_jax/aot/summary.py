@@ -28,6 +28,17 @@ class Compiled(NamedTuple):
   refusal: str  # What the compiler said; '' if it compiled.
 
 
+def trace(
+  config: ml_collections.ConfigDict, program: program_lib.Program
+) -> jax.stages.Traced:
+  """The train step of a program, traced for the shapes of its config."""
+  return program.train_step.trace(
+    program.abstract,
+    program_lib.abstract_sums(program.mesh),
+    program_lib.abstract_batch(config, program.mesh, program.facts),
+  )
+
+
 def summarize(
   config: ml_collections.ConfigDict,
   compiled: Compiled,
@@ -44,13 +55,10 @@ def summarize(
   """
   program, mesh = compiled.program, compiled.program.mesh
   devices = mesh.size
-  microbatch = config.batch_size * (1 + config.dataset.extra_ratio)
-  microbatch //= config.microbatches
   # A single matrix (the stem's) is updated by every device.
   update = flops_lib.count(compiled.jaxpr, 'optimizer', copies=devices)
   shared = flops_lib.count(compiled.jaxpr, 'optimizer')
   executed = flops_lib.count(compiled.jaxpr) + update + shared.times(-1)
-  saved = flops_lib.saved_activations(compiled.jaxpr, microbatch) // devices
   memory = {
     'parameters': sharding_lib.local_bytes(
       program.abstract.params, program.shardings.params
@@ -58,9 +66,10 @@ def summarize(
     'optimizer': sharding_lib.local_bytes(
       program.abstract.opt_state, program.shardings.opt_state
     ),
-    'saved_activations': saved,
   }
-  needed = sum(memory.values())
+  if config.model.name == 'lipnext':  # The rivals have no loop to read it in.
+    memory['saved_activations'] = _saved_activations(config, compiled)
+    memory['sum'] = sum(memory.values())
   summary = {
     'machine': name,
     'devices': devices,
@@ -70,7 +79,7 @@ def summarize(
     'reduce_dtype': config.reduce_dtype,
     'remat': config.model.remat,
     'parameter_count': models.parameter_count(program.abstract.params),
-    'memory': memory | {'sum': needed, 'capacity': chip.memory},
+    'memory': memory | {'capacity': chip.memory},
     'flops': {
       'model': _model_flops(compiled, config),
       'executed': executed.total,
@@ -102,8 +111,9 @@ def summarize(
     'arguments': arguments,
     'temporaries': stats.temp_size_in_bytes,
     'peak': peak,
-    'peak_over_sum': peak / needed,
   }
+  if 'sum' in memory:
+    summary['memory']['peak_over_sum'] = peak / memory['sum']
   summary['collectives'] = group(sent)
   summary['estimate'] = {
     'compute_seconds': time.compute,
@@ -118,14 +128,30 @@ def summarize(
   return summary
 
 
+def _saved_activations(
+  config: ml_collections.ConfigDict, compiled: Compiled
+) -> int:
+  """Bytes that blocks keep for the backward pass, on each device."""
+  program, jaxpr = compiled.program, compiled.jaxpr
+  if config.model.unroll:  # It keeps the same, but not as outputs of a scan.
+    looped = config.copy_and_resolve_references()
+    looped.model.unroll = False
+    program = program_lib.build(looped, program.mesh, program.facts)
+    jaxpr = trace(looped, program).jaxpr
+  batch = config.batch_size * (1 + config.dataset.extra_ratio)
+  batch //= config.microbatches
+  return flops_lib.saved_activations(jaxpr, batch) // program.mesh.size
+
+
 def _model_flops(
   compiled: Compiled, config: ml_collections.ConfigDict
 ) -> float:
   """Of one forward and backward pass, without recomputation."""
   program = compiled.program
   # M Rᵀ as one matrix if that is less work for the whole batch.
-  model = registry.build_model(config.model, program.facts.num_classes)
-  model = model.clone(remat='none')
+  plain_config = config.copy_and_resolve_references().model
+  plain_config.remat = 'none'
+  model = registry.build_model(plain_config, program.facts.num_classes)
 
   def loss(params, images):
     logits: Any = model.apply({'params': params}, images)

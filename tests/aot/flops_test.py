@@ -18,6 +18,24 @@ def test_a_product_counts_what_a_loop_over_it_would():
   for _ in np.ndindex(4, 16):
     operations += 2 * 8
   assert total(jnp.matmul, X, W) == operations
+  assert total(jnp.matmul, X + 1j, W + 1j) == 4 * operations
+
+
+def test_a_convolution_counts_its_kernel_at_every_place():
+  def convolve(x, w):
+    return jax.lax.conv_general_dilated(
+      x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+
+  x, w = jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 5))
+  one = 2 * (2 * 4 * 4) * (3 * 3 * 3 * 5)
+  assert total(convolve, x, w) == one
+  # The gradients of both are convolutions of as many products, and more where
+  # padding is computed as well.
+  whole = total(
+    jax.grad(lambda x, w: convolve(x, w).sum(), argnums=(0, 1)), x, w
+  )
+  assert 2 * one <= whole < 4 * one
 
 
 def test_a_scan_counts_its_body_as_often_as_it_runs():

@@ -64,8 +64,9 @@ def test_layers_that_do_not_divide_are_split_over_rows_alone():
 def test_seconds_use_the_network_where_it_is_slow():
   chip = chips.CHIPS['h100']
   step = scaling.Step(
-    chip.compute, chip.float32, chip.links, 0, chip.network, 0
+    chip.compute, chip.float32, False, chip.links, 0, chip.network, 0
   )
   assert step.seconds(chip, replicas_over_network=True) == (2, 2)
+  assert step._replace(update_narrow=True).seconds(chip)[0] < 2
   near = step.seconds(chip)[1]
   assert near == pytest.approx(1 + chip.network / chip.links)

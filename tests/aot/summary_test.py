@@ -35,6 +35,32 @@ def test_bytes_are_those_of_a_hand_count(found):
   assert summary['memory']['saved_activations'] == saved
 
 
+def test_unrolled_blocks_keep_what_a_loop_keeps(found):
+  config, _, summary = found
+  config = config.copy_and_resolve_references()
+  config.model.unroll = True
+  facts = sources.describe(config.dataset)
+  compiled = compile_lib.compile_step(config, jax.devices()[:2], facts)
+  chip = chips.CHIPS['cpu']
+  unrolled = summary_lib.summarize(config, compiled, 'two', chip)
+  key = 'saved_activations'
+  assert unrolled['memory'][key] == summary['memory'][key] > 0
+
+
+def test_of_rivals_no_activations_are_counted(make_tiny_config):
+  config = make_tiny_config()
+  config.model.name, config.model.activation = 'bronet', 'minmax'
+  config.model.patch_size = 2
+  facts = sources.describe(config.dataset)
+  compiled = compile_lib.compile_step(config, jax.devices()[:1], facts)
+  chip = chips.CHIPS['cpu']
+  summary = summary_lib.summarize(config, compiled, 'one', chip)
+  assert 'saved_activations' not in summary['memory']
+  text = report.format_text(summary)
+  assert 'saved' not in text
+  assert 'fits: peak' in text
+
+
 def test_model_flops_are_those_of_a_hand_count(found):
   config, _, summary = found
   c, tokens = config.model.width, config.batch_size * 4
