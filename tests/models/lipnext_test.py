@@ -7,10 +7,8 @@ The oracle is a transcription of
 token by token in float64; it shares no code with the package.
 """
 
-import collections
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -383,118 +381,6 @@ def test_unrolled_blocks_are_the_same_function(remat):
       to_float64(params), x
     )
   check_gradients(model.clone(unroll=True), params, x, expected)
-
-
-# ── Kernels of a block ───────────────────────────────────────────────────────
-
-INSTRUCTION = re.compile(
-  r'^ +(?:ROOT )?%(?P<name>\S+) = (?P<shape>.+?) (?P<op>[a-z][\w-]*)\('
-  r'(?P<operands>[^)]*)\)(?:.*calls=%(?P<calls>[^\s,]+))?',
-  re.MULTILINE,
-)
-
-
-def kernels(model, image, batch=5):
-  """What the program compiled for loss and gradients does to token tensors.
-
-  Counts kernels, the instructions of the entry computation: 'product' those
-  with a token tensor on either side of a matrix product, 'write' others that
-  write one, 'read' others that only read one. And, in kernels or out of
-  them, token tensors padded, copied or transposed.
-  """
-  x = jax.ShapeDtypeStruct((batch, *image), jnp.float32)
-  params = jax.eval_shape(model.init, jax.random.key(0), x)['params']
-
-  def loss(params, x):
-    return jnp.sum(jnp.square(model.apply({'params': params}, x)))
-
-  program = jax.jit(jax.value_and_grad(loss)).lower(params, x).compile()
-  *others, entry = re.split(r'^(?:ENTRY )?%', program.as_text(), flags=re.M)
-  tokens = batch * image[0] * image[1] // model.patch_size**2 * model.width
-
-  def tokens_in(shapes):
-    sizes = re.findall(r'\w\[([\d,]+)\]', shapes)
-    return any(math.prod(map(int, s.split(','))) >= tokens for s in sizes)
-
-  multiplies = {
-    name.split()[0] for name in others if re.search(r' dot\(', name)
-  }
-  count = collections.Counter()
-  shapes = {}
-  for found in INSTRUCTION.finditer(entry):
-    shapes[found['name']] = found['shape']
-    if found['op'] in ('parameter', 'tuple', 'bitcast', 'get-tuple-element'):
-      continue
-    operands = re.findall(r'%([\w.-]+)', found['operands'])
-    reads = any(tokens_in(shapes[name]) for name in operands)
-    writes = tokens_in(found['shape'])
-    if found['op'] == 'dot' or found['calls'] in multiplies:
-      count['product'] += reads or writes
-    elif reads or writes:
-      count['write' if writes else 'read'] += 1
-  for found in INSTRUCTION.finditer(program.as_text()):
-    if found['op'] in ('pad', 'copy', 'transpose'):
-      count[found['op']] += tokens_in(found['shape'])
-  return count
-
-
-def check_kernels_of_a_block(**options):
-  counts = []
-  for depth in (2, 3):
-    model, image = build(depth=depth, unroll=True, **options)
-    counts.append(kernels(model, image))
-  shallow, deep = counts
-  # Products: two forward, four backward. Written besides: σ(u) + p and the
-  # shift; backward σ(u) + p again, the shift back, σ's mask. Read: the bias's
-  # gradient (that of all positions is one kernel).
-  expected = {'product': 6, 'write': 5, 'read': 1}
-  assert {op: deep[op] - shallow[op] for op in deep} == {
-    **dict.fromkeys(deep, 0),
-    **expected,
-  }
-
-
-def test_kernels_of_a_block():
-  check_kernels_of_a_block(remat='products')
-
-
-def shift_of_slices(x, ratio, padding):
-  del padding
-  k = layers.channel_count(ratio, x.shape[-1])
-  groups = [
-    jnp.roll(x[..., i * k : (i + 1) * k], step, axis)
-    for i, (step, axis) in enumerate(((-1, -3), (1, -3), (-1, -2), (1, -2)))
-  ]
-  return jnp.concatenate([*groups, x[..., 4 * k :]], axis=-1)
-
-
-def shift_channels_first(x, ratio, padding):
-  del padding
-  x = jnp.moveaxis(x, -1, 1)
-  k = layers.channel_count(ratio, x.shape[1])
-  groups = jnp.split(x, [k, 2 * k, 3 * k, 4 * k], axis=1)
-  for i, (step, axis) in enumerate(((-1, 2), (1, 2), (-1, 3), (1, 3))):
-    groups[i] = jnp.roll(groups[i], step, axis)
-  return jnp.moveaxis(jnp.concatenate(groups, axis=1), 1, -1)
-
-
-@pytest.mark.parametrize(
-  'fault', [shift_of_slices, shift_channels_first, 'block', 'unfused']
-)
-def test_kernel_count_rejects(fault, monkeypatch):
-  options = {'remat': 'products'}
-  if fault == 'block':
-    options['remat'] = 'block'
-  elif fault == 'unfused':
-    options['fuse'] = False
-  else:
-    x = jnp.arange(2 * 3 * 4 * 16.0).reshape(2, 3, 4, 16)
-    np.testing.assert_array_equal(  # The same function, written otherwise.
-      fault(x, 1 / 8, 'circular'), shift(x, 1 / 8)
-    )
-    monkeypatch.setattr(layers, 'spatial_shift', fault)
-  with pytest.raises(AssertionError):
-    check_kernels_of_a_block(**options)
 
 
 def fused(model, batch):
