@@ -20,6 +20,10 @@ from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ENVIRONMENT = os.environ | {
+  'PYTHON': sys.executable,
+  'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # Compiling takes longest.
+}
 
 
 def test_a_single_process_starts_nothing():
@@ -90,10 +94,6 @@ def test_several_processes_make_the_run_of_one(tmp_path):
     '--config.mesh.fsdp=2',
     '--config.optimizer.name=momentum',
   ]
-  environment = os.environ | {
-    'PYTHON': sys.executable,
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # Compiling takes longest.
-  }
   one = tmp_path / '1'
   alone = [sys.executable, '-m', 'lipnext_jax.main', f'--workdir={one}', *flags]
   for command in (
@@ -104,7 +104,7 @@ def test_several_processes_make_the_run_of_one(tmp_path):
     done = subprocess.run(
       command,
       cwd=ROOT,
-      env=environment,
+      env=ENVIRONMENT,
       capture_output=True,
       text=True,
       timeout=300,
@@ -138,7 +138,7 @@ def launch(workdir):
   return subprocess.Popen(
     ['bash', 'launch/local.sh', '2', f'--workdir={workdir}', *FLAGS],
     cwd=ROOT,
-    env=os.environ | {'PYTHON': sys.executable},
+    env=ENVIRONMENT,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -239,7 +239,7 @@ def test_a_failure_in_the_launcher_is_its_exit_code(tmp_path):
       '--config.model.beta=2.0',
     ],
     cwd=ROOT,
-    env=os.environ | {'PYTHON': sys.executable},
+    env=ENVIRONMENT,
     capture_output=True,
     text=True,
     timeout=300,
