@@ -20,6 +20,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from lipnext_jax.optim import products
 from lipnext_jax.optim import retraction
 from lipnext_jax.optim import stack
 
@@ -136,7 +137,7 @@ def _expm1_one(a, thresholds, large, precision):
   """`fast_expm1` of one matrix [n, n]."""
 
   def mm(x, y):
-    return jnp.matmul(x, y, precision=precision)
+    return products.product(x, y, precision)
 
   def order2(a):
     return a + mm(a, a) / 2
@@ -163,7 +164,7 @@ def _exact_expm1(a: jax.Array, precision) -> jax.Array:
   """exp(a) − I by scaling and squaring: E ← 2E + E², s times."""
 
   def mm(x, y):
-    return jnp.matmul(x, y, precision=precision)
+    return products.product(x, y, precision)
 
   a2 = mm(a, a)
   # Skew-symmetric: ‖A‖₂⁴ = ‖A²‖₂² and its eigenvalues come in pairs, so

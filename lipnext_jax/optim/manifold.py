@@ -28,6 +28,7 @@ import optax
 
 from lipnext_jax.optim import checks
 from lipnext_jax.optim import exponential
+from lipnext_jax.optim import products
 from lipnext_jax.optim import retraction as retraction_lib
 from lipnext_jax.optim import stack
 
@@ -229,7 +230,7 @@ def _tangent(precision, _, x, g):
   """Ω = skew(XᵀG) of one matrix; tall ones are handled transposed."""
   if x.shape[0] > x.shape[1]:
     x, g = x.T, g.T
-  return exponential.skew(jnp.matmul(x.T, g, precision=precision))
+  return exponential.skew(products.product(x.T, g, precision))
 
 
 class _Flags(NamedTuple):
@@ -259,8 +260,8 @@ def _step(_, x, delta, *, expm1, precision):
   delta = exponential.skew(delta)
   if x.shape[0] > x.shape[1]:
     # (FastExp(Δ)·X)ᵀ = Xᵀ·FastExp(−Δ): the wide case, transposed.
-    return jnp.matmul(x.T, expm1(delta), precision=precision).T
-  return jnp.matmul(x, expm1(delta), precision=precision)
+    return products.product(x.T, expm1(delta), precision).T
+  return products.product(x, expm1(delta), precision)
 
 
 def _special_step(flags, x, delta, slow=None, total=None, *, step, retract):
