@@ -3,9 +3,10 @@
     python -m benchmarks.kills --config=configs/digits.py --kills 50
 
 Runs the command line to its end once, and once more with SIGKILL at random
-moments (while starting, stepping and saving), each time followed by the same
-command. Fails unless the final checkpoints are equal bit for bit, and the
-certificates with them.
+moments, each time followed by the same command. Every other kill waits for the
+next save to begin, and falls somewhere into it; the rest fall where they may,
+into starting, stepping or saving. Fails unless the final checkpoints are equal
+bit for bit, and the certificates with them.
 """
 
 import argparse
@@ -48,17 +49,38 @@ def finish(config, workdir):
     sys.exit(f'the run in {workdir} failed: {stderr[-500:]}')
 
 
-def kill_once(config, workdir, seconds):
-  """Starts, waits, kills. True: during a save; None: it finished first."""
-  process = launch(config, workdir)
-  try:
-    process.wait(seconds)
-  except subprocess.TimeoutExpired:
+def is_saving(workdir):
+  """Whether there is a checkpoint without its final name."""
+  saved = os.path.join(workdir, 'checkpoints')
+  names = os.listdir(saved) if os.path.isdir(saved) else []
+  return any('tmp' in name for name in names)
+
+
+def kill_once(config, workdir, seconds, into_save):
+  """Starts, waits, kills. True: during a save; None: it finished first.
+
+  Args:
+    config: path of the config.
+    workdir: of the run.
+    seconds: to wait.
+    into_save: seconds into the next save that begins then; None: at once.
+  """
+  # What a kill left behind is no save of the next process, until it is gone.
+  process, stale = launch(config, workdir), is_saving(workdir)
+  begin = time.monotonic()
+  while process.poll() is None:
+    stale = stale and is_saving(workdir)
+    if time.monotonic() > begin + seconds:
+      if into_save is None:
+        break
+      if not stale and is_saving(workdir):
+        time.sleep(into_save)
+        break
+    time.sleep(1e-3)
+  if process.poll() is None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    saved = os.path.join(workdir, 'checkpoints')
-    names = os.listdir(saved) if os.path.isdir(saved) else []
-    return any('tmp' in name for name in names)
+    return not stale and is_saving(workdir)
   _, stderr = process.communicate()
   if process.returncode:
     sys.exit(f'the run in {workdir} failed: {stderr[-500:]}')
@@ -81,7 +103,11 @@ def main():
   finish(args.config, calm)
   kills = saving = 0
   while kills < args.kills:
-    during_save = kill_once(args.config, killed, rng.uniform(0, args.longest))
+    # A save of this size takes some 50 ms.
+    into_save = rng.uniform(0, 0.05) if kills % 2 else None
+    during_save = kill_once(
+      args.config, killed, rng.uniform(0, args.longest), into_save
+    )
     if during_save is None:
       print('the run was finished before all kills')
       break
