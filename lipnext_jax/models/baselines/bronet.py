@@ -27,16 +27,13 @@ Parameters (K × K kernels, C channels, rank r = ⌊ratio·C⌋):
 Explicit: spectrum [(l,) h, w//2 + 1, 2, C, C], neck/Q [d, h·w·C], dense/Q.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
-from flax.typing import Dtype
 import jax
 import jax.numpy as jnp
 
 from lipnext_jax.models import head
-from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
 from lipnext_jax.models.baselines import convolutions
@@ -46,24 +43,11 @@ _zeros = nn.initializers.zeros
 _normal = nn.initializers.normal(stddev=1.0)  # The map ignores the scale.
 
 
-class BRONet(interface.CertifiedModel):
+class BRONet(dense.Rival):
   """The classifier: images in [0, 1] → logits, 1-Lipschitz up to the head.
 
-  Attributes:
-    num_classes: k.
-    depth: l, reflector convolutions after the stem.
-    width: C, channels.
-    patch_size: side of the stem's patches, its stride.
-    dense_depth: m, dense layers after the neck.
-    dense_width: d, features of neck and dense layers.
-    kernel_size: K, side of the kernels of V.
+  Attributes, besides those of `dense.Rival` (K is the side of V's kernels):
     reflector_ratio: rank of V over the channels; 1/4 in the paper.
-    activation: 'minmax' (as published) or 'beta_abs'.
-    beta: of 'beta_abs'.
-    position: False: p is never trained away from zero.
-    dtype: compute dtype of what is neither a transform nor a reflector.
-    precision: of the dense products; reflectors: highest.
-    stored: the parameters are those of `explicit_params`.
 
   >>> model = BRONet(num_classes=3, depth=1, width=4, patch_size=1)
   >>> images = jnp.full((2, 4, 4, 1), 0.25)
@@ -72,20 +56,7 @@ class BRONet(interface.CertifiedModel):
   (2, 3)
   """
 
-  num_classes: int
-  depth: int
-  width: int
-  patch_size: int
-  dense_depth: int = 2
-  dense_width: int = 64
-  kernel_size: int = 3
   reflector_ratio: float = 1 / 4
-  activation: str = 'minmax'
-  beta: float = 0.5
-  position: bool = True
-  dtype: Dtype = jnp.float32
-  precision: jax.lax.PrecisionLike = None
-  stored: bool = False
 
   def rank(self, channels: int) -> int:
     """Columns of V: ⌊ratio·channels⌋, at least one."""
@@ -96,9 +67,6 @@ class BRONet(interface.CertifiedModel):
     """[b, H, W, ch] in [0, 1] → logits [b, k], float32 or wider."""
     raw = '' if self.stored else parametrizations.RAW
     k, c, d = self.kernel_size, self.width, self.dense_width
-    activate = functools.partial(
-      layers.activate, activation=self.activation, beta=self.beta
-    )
 
     def weights_shape(n):
       if self.stored:
@@ -130,7 +98,7 @@ class BRONet(interface.CertifiedModel):
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, n - values)))
     x = convolve(x, weights)[..., :c]
     x = x + jnp.expand_dims(pos, 0).astype(x.dtype)
-    x = activate(x + layers.per_channel(bias, x))
+    x = self.activate(x + layers.per_channel(bias, x))
 
     # ---------------------------------------------------------------- blocks
     stack = dense.Group(
@@ -144,7 +112,7 @@ class BRONet(interface.CertifiedModel):
     def block(x, weights):
       spectrum, bias = weights
       y = convolve(x, spectrum)
-      return activate(y + layers.per_channel(bias, y)), None
+      return self.activate(y + layers.per_channel(bias, y)), None
 
     x, _ = jax.lax.scan(block, x, stack)
 
@@ -165,15 +133,9 @@ class BRONet(interface.CertifiedModel):
         ((f'Q{raw}', _normal, shape), ('bias', _zeros, bias_shape)), name=name
       )()
       q = q if self.stored else parametrizations.block_reflector(q, d)
-      x = dense.layers(x, q, bias, activate, self.precision)
+      x = dense.layers(x, q, bias, self.activate, self.precision)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return head.NormalizedHead(self.num_classes, name='head')(x)
-
-  def explicit(self, dtype: Dtype = jnp.float32) -> 'BRONet':
-    """See `models.interface`."""
-    return self.clone(
-      dtype=dtype, precision=jax.lax.Precision.HIGHEST, stored=True
-    )
 
   def explicit_params(self, params: Any) -> Any:
     """See `models.interface`: the reflectors of every frequency, and Q."""

@@ -1,4 +1,4 @@
-"""What both rivals share: groups of parameters, and the orthogonal tail.
+"""What both rivals share: sizes, groups of parameters, and the orthogonal tail.
 
 neck    flatten → Q [d, h·w·c] → + bias → σ
 dense   d → Q [d, d] → + bias → σ, several times
@@ -6,16 +6,64 @@ dense   d → Q [d, d] → + bias → σ, several times
 
 from collections.abc import Callable
 from typing import Any
+from typing import Self
 
 import flax.linen as nn
+from flax.typing import Dtype
 import jax
 import jax.numpy as jnp
 
+from lipnext_jax.models import interface
 from lipnext_jax.models import layers as layers_lib
 from lipnext_jax.models import parametrizations
 
 # (raw leaf, m) → its orthogonal [m, n].
 ToOrthogonal = Callable[[jax.Array, int], jax.Array]
+
+
+class Rival(interface.CertifiedModel):
+  """Convolutions, then an orthogonal dense tail: what both are told.
+
+  Attributes:
+    num_classes: k.
+    depth: l, convolutions after the stem.
+    width: C, channels.
+    patch_size: side of the stem's patches, its stride.
+    dense_depth: m, dense layers after the neck.
+    dense_width: d, features of neck and dense layers.
+    kernel_size: K, side of the kernels.
+    activation: 'minmax' (as published) or 'beta_abs'.
+    beta: of 'beta_abs'.
+    position: False: p is never trained away from zero.
+    dtype: compute dtype; what makes matrices orthogonal stays in float32.
+    precision: of the products that do not.
+    stored: the parameters are those of `explicit_params`.
+  """
+
+  num_classes: int
+  depth: int
+  width: int
+  patch_size: int
+  dense_depth: int = 2
+  dense_width: int = 64
+  kernel_size: int = 3
+  activation: str = 'minmax'
+  beta: float = 0.5
+  position: bool = True
+  dtype: Dtype = jnp.float32
+  precision: jax.lax.PrecisionLike = None
+  stored: bool = False
+
+  @nn.nowrap  # It has no parameters, and is called inside of loops.
+  def activate(self, x: jax.Array) -> jax.Array:
+    """σ."""
+    return layers_lib.activate(x, self.activation, self.beta)
+
+  def explicit(self, dtype: Dtype = jnp.float32) -> Self:
+    """See `models.interface`."""
+    return self.clone(
+      dtype=dtype, precision=jax.lax.Precision.HIGHEST, stored=True
+    )
 
 
 class Group(nn.Module):

@@ -27,16 +27,13 @@ d features of m dense layers):
 Explicit: blocks/conv_zero (with the identity in it), neck/Q, dense/Q.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
-from flax.typing import Dtype
 import jax
 import jax.numpy as jnp
 
 from lipnext_jax.models import head
-from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
 from lipnext_jax.models.baselines import convolutions
@@ -60,25 +57,12 @@ def _orthogonal(key, shape, dtype=jnp.float32):
   return jax.lax.map(lambda key: one(key, shape[1:], dtype), keys)
 
 
-class LiResNet(interface.CertifiedModel):
+class LiResNet(dense.Rival):
   """The classifier: images in [0, 1] → logits.
 
-  Attributes:
-    num_classes: k.
-    depth: l, residual convolutions.
-    width: C, channels.
-    patch_size: side of the stem's patches, its stride.
-    dense_depth: m, dense layers after the neck.
-    dense_width: d, features of neck and dense layers.
-    kernel_size: K, side of the kernels.
+  Attributes, besides those of `dense.Rival`:
     power_iterations: of the constant in training.
     padding: 'zero' (as published) or 'circular'.
-    activation: 'minmax' (as published) or 'beta_abs'.
-    beta: of 'beta_abs'.
-    position: False: p is never trained away from zero.
-    dtype: compute dtype; Cholesky and power iteration stay in float32.
-    precision: of products and convolutions.
-    stored: the parameters are those of `explicit_params`.
 
   >>> model = LiResNet(num_classes=3, depth=1, width=4, patch_size=2)
   >>> images = jnp.full((2, 4, 4, 1), 0.25)
@@ -87,30 +71,14 @@ class LiResNet(interface.CertifiedModel):
   (2, 3)
   """
 
-  num_classes: int
-  depth: int
-  width: int
-  patch_size: int
-  dense_depth: int = 2
-  dense_width: int = 64
-  kernel_size: int = 3
   power_iterations: int = 10
   padding: str = 'zero'
-  activation: str = 'minmax'
-  beta: float = 0.5
-  position: bool = True
-  dtype: Dtype = jnp.float32
-  precision: jax.lax.PrecisionLike = None
-  stored: bool = False
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """[b, H, W, ch] in [0, 1] → logits [b, k], float32 or wider."""
     raw = '' if self.stored else parametrizations.RAW
     k, c, d = self.kernel_size, self.width, self.dense_width
-    activate = functools.partial(
-      layers.activate, activation=self.activation, beta=self.beta
-    )
 
     def convolve(x, kernel):
       kernel = kernel.astype(x.dtype)
@@ -132,7 +100,7 @@ class LiResNet(interface.CertifiedModel):
     if not self.position:  # Stays at its start, zero.
       pos = jax.lax.stop_gradient(pos)
     x = convolve(x, kernel) + jnp.expand_dims(pos, 0).astype(x.dtype)
-    x = activate(x + layers.per_channel(bias, x))
+    x = self.activate(x + layers.per_channel(bias, x))
 
     # ---------------------------------------------------------------- blocks
     # ‖conv‖₂ starts at about 2/l, the residual stack within a factor of e².
@@ -150,7 +118,7 @@ class LiResNet(interface.CertifiedModel):
       y = convolve(x, kernel)
       if not self.stored:  # In the kernel, bfloat16 would round I + conv.
         y = x + y
-      return activate(y + layers.per_channel(bias, y)), None
+      return self.activate(y + layers.per_channel(bias, y)), None
 
     # Unrolled: XLA's CPU convolutions are 20 times slower inside a loop.
     x, _ = jax.lax.scan(block, x, weights, unroll=True)
@@ -167,7 +135,7 @@ class LiResNet(interface.CertifiedModel):
         name=name,
       )()
       q = q if self.stored else _to_orthogonal(q, d)
-      x = dense.layers(x, q, bias, activate, self.precision)
+      x = dense.layers(x, q, bias, self.activate, self.precision)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return head.NormalizedHead(self.num_classes, name='head')(x)
 
@@ -187,12 +155,6 @@ class LiResNet(interface.CertifiedModel):
 
     blocks = jax.lax.map(norm, explicit['blocks'][name])
     return norm(explicit['stem'][name]) * jnp.prod(blocks)
-
-  def explicit(self, dtype: Dtype = jnp.float32) -> 'LiResNet':
-    """See `models.interface`."""
-    return self.clone(
-      dtype=dtype, precision=jax.lax.Precision.HIGHEST, stored=True
-    )
 
   def explicit_params(self, params: Any) -> Any:
     """See `models.interface`: I + conv as one kernel, Q for its raw matrix."""
