@@ -3,10 +3,10 @@
     python -m benchmarks.kills --config=configs/digits.py --kills 50
 
 Runs the command line to its end once, and once more with SIGKILL at random
-moments, each time followed by the same command. Every other kill waits for the
-next save to begin, and falls somewhere into it; the rest fall where they may,
-into starting, stepping or saving. Fails unless the final checkpoints are equal
-bit for bit, and the certificates with them.
+moments, each time followed by the same command. Every other kill falls into one
+of the first saves after its start; the rest fall where they may, into starting,
+stepping or saving. Fails unless the final checkpoints are the same bit for bit,
+and the certificates with them.
 """
 
 import argparse
@@ -56,26 +56,25 @@ def is_saving(workdir):
   return any('tmp' in name for name in names)
 
 
-def kill_once(config, workdir, seconds, into_save):
+def kill_once(config, workdir, seconds, save):
   """Starts, waits, kills. True: during a save; None: it finished first.
 
   Args:
     config: path of the config.
     workdir: of the run.
-    seconds: to wait.
-    into_save: seconds into the next save that begins then; None: at once.
+    seconds: to wait; from the beginning of the save, if there is one.
+    save: which one after the start, from 1; 0: none, from the start.
   """
   # What a kill left behind is no save of the next process, until it is gone.
-  process, stale = launch(config, workdir), is_saving(workdir)
-  begin = time.monotonic()
+  process, saving = launch(config, workdir), is_saving(workdir)
+  stale, seen, begin = saving, 0, time.monotonic()
   while process.poll() is None:
-    stale = stale and is_saving(workdir)
-    if time.monotonic() > begin + seconds:
-      if into_save is None:
-        break
-      if not stale and is_saving(workdir):
-        time.sleep(into_save)
-        break
+    before, saving = saving, is_saving(workdir)
+    stale = stale and saving
+    if saving and not before:
+      seen, begin = seen + 1, time.monotonic() if save else begin
+    if seen >= save and time.monotonic() >= begin + seconds:
+      break
     time.sleep(1e-3)
   if process.poll() is None:
     process.send_signal(signal.SIGKILL)
@@ -103,11 +102,11 @@ def main():
   finish(args.config, calm)
   kills = saving = 0
   while kills < args.kills:
-    # A save of this size takes some 50 ms.
-    into_save = rng.uniform(0, 0.05) if kills % 2 else None
-    during_save = kill_once(
-      args.config, killed, rng.uniform(0, args.longest), into_save
-    )
+    if kills % 2:  # A save of this size takes some 50 ms.
+      moment = rng.uniform(0, 0.05), rng.integers(1, 6)
+    else:
+      moment = rng.uniform(0, args.longest), 0
+    during_save = kill_once(args.config, killed, *moment)
     if during_save is None:
       print('the run was finished before all kills')
       break
