@@ -102,11 +102,10 @@ def main():
   finish(args.config, calm)
   kills = saving = 0
   while kills < args.kills:
-    if kills % 2:  # A save of this size takes some 50 ms.
-      moment = rng.uniform(0, 0.05), rng.integers(1, 6)
-    else:
-      moment = rng.uniform(0, args.longest), 0
-    during_save = kill_once(args.config, killed, *moment)
+    save = int(rng.integers(1, 6)) if kills % 2 else 0
+    # A save of this size takes some 50 ms.
+    seconds = rng.uniform(0, 0.05 if save else args.longest)
+    during_save = kill_once(args.config, killed, seconds, save)
     if during_save is None:
       print('the run was finished before all kills')
       break
