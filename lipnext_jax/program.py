@@ -184,13 +184,25 @@ def abstract_sums(mesh: jax.sharding.Mesh) -> step_lib.Sums:
   )
 
 
+def examples_per_step(config: ml_collections.ConfigDict) -> int:
+  """The batch and the extra examples mixed into it.
+
+  >>> from lipnext_jax import config as config_lib
+  >>> config = config_lib.default_config()
+  >>> config.batch_size, config.dataset.extra_ratio = 8, 3
+  >>> examples_per_step(config)
+  32
+  """
+  return config.batch_size * (1 + config.dataset.extra_ratio)
+
+
 def abstract_batch(
   config: ml_collections.ConfigDict,
   mesh: jax.sharding.Mesh,
   facts: sources.Facts,
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a global batch, the synthetic examples included."""
-  size = config.batch_size * (1 + config.dataset.extra_ratio)
+  size = examples_per_step(config)
   sharding = mesh_lib.batch_sharding(mesh)
 
   def of(shape, dtype):

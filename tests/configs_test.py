@@ -7,7 +7,6 @@ import itertools
 import os
 import pathlib
 import re
-import subprocess
 import sys
 
 import jax
@@ -121,22 +120,13 @@ SAME_PROGRAM = ('loss.epsilon', 'loss.epsilon_end')
 
 @pytest.mark.parametrize(('name', 'arg'), SMOKES)
 def test_every_config_runs_two_steps_through_the_command_line(
-  name, arg, tmp_path
+  name, arg, tmp_path, run_command
 ):
   command = [
     *(sys.executable, '-m', 'lipnext_jax.main'),
     *(f'--config=configs/{name}.py:{arg}', f'--workdir={tmp_path}/run'),
   ]
-  done = subprocess.run(
-    command,
-    cwd=ROOT,
-    # Compiling takes longest, and two steps of it are run.
-    env=os.environ | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  done = run_command(command)
   assert done.returncode == 0, done.stderr
   assert 'test split' in done.stdout
   assert os.path.exists(tmp_path / 'run' / 'eval.json')

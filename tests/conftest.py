@@ -1,6 +1,8 @@
 """Strict by default: 8 CPU devices, and nothing is promoted in silence."""
 
 import os
+import subprocess
+import sys
 import tempfile
 
 # Before JAX is imported anywhere: the platform and the number of devices are
@@ -21,6 +23,28 @@ import pytest
 from lipnext_jax import config as config_lib
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='session')
+def run_command():
+  """Runs a command of the project, compiling in a hurry; returns what it said.
+
+  Programs that were compiled so are shared by all tests that run them so.
+  """
+
+  def run(command):
+    return subprocess.run(
+      command,
+      cwd=os.path.dirname(os.path.dirname(__file__)),
+      env=os.environ
+      | {'PYTHON': sys.executable, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+      capture_output=True,
+      text=True,
+      timeout=300,
+      check=False,
+    )
+
+  return run
 
 
 @pytest.fixture

@@ -138,8 +138,7 @@ def _saved_activations(
     looped.model.unroll = False
     program = program_lib.build(looped, program.mesh, program.facts)
     jaxpr = trace(looped, program).jaxpr
-  batch = config.batch_size * (1 + config.dataset.extra_ratio)
-  batch //= config.microbatches
+  batch = program_lib.examples_per_step(config) // config.microbatches
   return flops_lib.saved_activations(jaxpr, batch) // program.mesh.size
 
 
@@ -159,7 +158,7 @@ def _model_flops(
 
   shape = program.abstract.params
   plain = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), shape)
-  size = config.batch_size * (1 + config.dataset.extra_ratio)
+  size = program_lib.examples_per_step(config)
   images = jax.ShapeDtypeStruct((size, *program.facts.image_shape), jnp.float32)
   traced = jax.jit(jax.grad(loss)).trace(plain, images)
   return flops_lib.count(traced.jaxpr).total

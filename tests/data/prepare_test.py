@@ -49,21 +49,13 @@ CONFIGS = {name: f'{name}.py' for name in NAMES} | {
 }
 
 
-def run(*arguments):
-  return subprocess.run(
-    [sys.executable, '-m', *arguments],
-    cwd=ROOT,
-    # As the smoke runs of every config: compiled programs are shared.
-    env=os.environ | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+@pytest.fixture
+def run(run_command):
+  return lambda *arguments: run_command([sys.executable, '-m', *arguments])
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_archive_to_records_to_certified_model(name, tmp_path, formats):
+def test_archive_to_records_to_certified_model(name, tmp_path, formats, run):
   source = archive(name, formats, tmp_path)
   # Once as a user does it, the other times without a process of its own.
   if name == 'cifar10':
@@ -360,7 +352,7 @@ def test_data_that_are_wrong_and_places_that_refuse_are_exit_3(
   assert 'Traceback' not in printed
 
 
-def test_unknown_flags_are_one_line():
+def test_unknown_flags_are_one_line(run):
   done = run('lipnext_jax.data.prepare', 'cifar10', '--sorce=x')
   assert done.returncode == 2
   assert 'sorce' in done.stderr
@@ -409,7 +401,9 @@ def test_a_killed_run_is_continued(tmp_path, formats):
   assert len(train) == 5 * count
 
 
-def test_a_record_damaged_later_ends_training_in_one_line(tmp_path, formats):
+def test_a_record_damaged_later_ends_training_in_one_line(
+  tmp_path, formats, run
+):
   """After `prepare` has seen it whole: a disk went bad, say."""
   final = prepare.prepare(
     options('cifar10', formats.cifar10(tmp_path), tmp_path)

@@ -78,7 +78,7 @@ def read_radii(workdir):
   return np.array([float(row['radius']) for row in rows])
 
 
-def test_several_processes_make_the_run_of_one(tmp_path):
+def test_several_processes_make_the_run_of_one(tmp_path, run_command):
   """The same 8 devices in one process, in two and in four.
 
   Parameters are split over the processes.
@@ -101,15 +101,7 @@ def test_several_processes_make_the_run_of_one(tmp_path):
     ['bash', 'launch/local.sh', '2', f'--workdir={tmp_path}/2', *flags],
     ['bash', 'launch/local.sh', '4', f'--workdir={tmp_path}/4', *flags],
   ):
-    done = subprocess.run(
-      command,
-      cwd=ROOT,
-      env=ENVIRONMENT,
-      capture_output=True,
-      text=True,
-      timeout=300,
-      check=False,
-    )
+    done = run_command(command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('digits, test split') == 1  # Process 0 only.
   single = json.loads((one / 'eval.json').read_text())
@@ -228,8 +220,8 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(tmp_path):
   assert corruption.same(arrays, other)
 
 
-def test_a_failure_in_the_launcher_is_its_exit_code(tmp_path):
-  done = subprocess.run(
+def test_a_failure_in_the_launcher_is_its_exit_code(tmp_path, run_command):
+  done = run_command(
     [
       'bash',
       'launch/local.sh',
@@ -237,13 +229,7 @@ def test_a_failure_in_the_launcher_is_its_exit_code(tmp_path):
       '--config=configs/digits.py:smoke',
       f'--workdir={tmp_path}/run',
       '--config.model.beta=2.0',
-    ],
-    cwd=ROOT,
-    env=ENVIRONMENT,
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
+    ]
   )
   assert done.returncode == 2, done.stderr
   assert 'model.beta=2.0' in done.stderr

@@ -93,12 +93,8 @@ class BRONet(dense.Rival):
       ),
       name='stem',
     )()
-    if not self.position:  # Stays at its start, zero.
-      pos = jax.lax.stop_gradient(pos)
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, n - values)))
-    x = convolve(x, weights)[..., :c]
-    x = x + jnp.expand_dims(pos, 0).astype(x.dtype)
-    x = self.activate(x + layers.per_channel(bias, x))
+    x = self.end_stem(convolve(x, weights)[..., :c], pos, bias)
 
     # ---------------------------------------------------------------- blocks
     stack = dense.Group(

@@ -59,6 +59,16 @@ class Rival(interface.CertifiedModel):
     """σ."""
     return layers_lib.activate(x, self.activation, self.beta)
 
+  @nn.nowrap
+  def end_stem(
+    self, x: jax.Array, pos: jax.Array, bias: jax.Array
+  ) -> jax.Array:
+    """σ(x + p + b) for x [b, h, w, c], p [h, w, 1], b [c]."""
+    if not self.position:  # Stays at its start, zero.
+      pos = jax.lax.stop_gradient(pos)
+    x = x + jnp.expand_dims(pos, 0).astype(x.dtype)
+    return self.activate(x + layers_lib.per_channel(bias, x))
+
   def explicit(self, dtype: Dtype = jnp.float32) -> Self:
     """See `models.interface`."""
     return self.clone(

@@ -97,10 +97,7 @@ class LiResNet(dense.Rival):
       ),
       name='stem',
     )()
-    if not self.position:  # Stays at its start, zero.
-      pos = jax.lax.stop_gradient(pos)
-    x = convolve(x, kernel) + jnp.expand_dims(pos, 0).astype(x.dtype)
-    x = self.activate(x + layers.per_channel(bias, x))
+    x = self.end_stem(convolve(x, kernel), pos, bias)
 
     # ---------------------------------------------------------------- blocks
     # ‖conv‖₂ starts at about 2/l, the residual stack within a factor of e².
