@@ -15,10 +15,11 @@ Table 3), in per cent; not reproduced here yet:
 | `eps1` | 1 | | | 21.1 |
 
 R and M hold 1024·2²⁰ numbers. Published time: 8.9 minutes an epoch on 16 H100.
-Measured here: a batch of 768 on one H200 peaks at 124.5 GiB (127 MiB of saved
-tensors an image). Parameters and optimizer state, 20 GiB, are spread over all
-devices; their number has
-to divide the 32 blocks, or 'data' is more than 1. What fits which machine:
+Measured here: a batch of 768 on one H200 takes 2.22 s, 346 images/s (62 minutes
+an epoch, without its data), and peaks at 126.2 GiB (130 MiB of saved tensors an
+image); run D of benchmarks/RESULTS.md. Parameters and optimizer state, 20 GiB,
+are spread over all devices; their number has to divide the 32 blocks, or 'data'
+is more than 1. What fits which machine:
 docs/pods.md.
 
 The argument `smoke`, beside any other (`:eps1,smoke`), makes it two steps of a

@@ -3,7 +3,7 @@
 #
 #   launch/local.sh 2 --config=configs/digits.py --workdir=runs/two
 #
-# DEVICES (default 8) CPU devices are shared out evenly. Ends when all processes
+# DEVICES (default 8) CPU devices are shared out evenly, at least one each. Ends when all processes
 # have ended; the first failure becomes the exit code, and ends the others.
 # SIGTERM and Ctrl-C are handed on: all processes save after the same step.
 set -euo pipefail
@@ -11,6 +11,11 @@ set -euo pipefail
 processes=${1:?usage: launch/local.sh PROCESSES --config=… --workdir=…}
 shift
 devices=${DEVICES:-8}
+if ! [[ $processes =~ ^[1-9][0-9]*$ ]] || ((processes > devices)); then
+  echo "error: $processes processes on $devices devices;" \
+    'give a number from 1 to DEVICES' >&2
+  exit 2
+fi
 python=${PYTHON:-python}
 port=${PORT:-$("$python" -c 'import socket
 with socket.socket() as s:

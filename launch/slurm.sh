@@ -49,7 +49,9 @@ fi
 code=0
 # Every process sees all GPUs of its node, so that NCCL can use NVLink; JAX
 # takes the one of its rank.
+# srun does not take over --cpus-per-task from sbatch (since SLURM 22.05).
 run srun --kill-on-bad-exit=1 --gpu-bind=none \
+  --cpus-per-task="${CPUS:-8}" \
   "${PYTHON:-.venv/bin/python}" -m lipnext_jax.main --coordinator=auto "$@" ||
   code=$?
 if ((code == 143)); then

@@ -2,18 +2,23 @@
 # A run on all hosts of a Cloud TPU VM pod slice:
 #
 #   TPU=my-v5p-32 ZONE=us-east5-a SETUP=1 launch/tpu_pod.sh \
-#     --config=configs/imagenet_2b.py --workdir=gs://bucket/imagenet_2b \
-#     --config.dataset.data_dir=/mnt/data
+#     --config=configs/imagenet_2b.py --workdir=/mnt/shared/imagenet_2b \
+#     --config.dataset.data_dir=/mnt/shared/data
 #
 # Starts the same command on every host over ssh; JAX finds the others. Ctrl-C
 # here ends the ssh sessions; SIGTERM, which a preempted host sends, saves a
-# checkpoint. The same command again goes on from there.
+# checkpoint. The same command again goes on from there. The workdir has to be
+# on storage that all hosts have mounted (Filestore or another NFS): a run whose
+# hosts do not see one directory is refused.
 #
 #   TPU      name of the slice (required)
 #   ZONE     its zone (required)
 #   PROJECT  of Google Cloud (gcloud's default)
 #   REPO     where the repository lies on the hosts (lipnext_jax)
-#   SETUP    1: first copy this repository there and install it
+#   SETUP    1: first copy the last commit of this repository there, over what
+#            an earlier SETUP left, and install it
+#   PYTHON   of the hosts, 3.11 or later, for SETUP (python3; an Ubuntu 22.04
+#            image needs python3.11 and python3.11-venv installed)
 #   DRY_RUN  1: print the commands, run nothing
 set -euo pipefail
 
@@ -39,9 +44,13 @@ on_all() {
 
 if [[ ${SETUP:-0} == 1 ]]; then
   root=$(cd "$(dirname "$0")/.." && pwd)
-  run gcloud compute tpus tpu-vm scp --recurse "$root" "$TPU:$repo" \
-    "${where[@]}"
-  on_all "cd $repo && python3 -m venv .venv &&\
+  archive=$(mktemp -d)/lipnext_jax.tar.gz
+  trap 'rm -r "${archive%/*}"' EXIT
+  run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
+  run gcloud compute tpus tpu-vm scp "$archive" "$TPU:" "${where[@]}"
+  # Runs and the environment stay; code that is gone from the commit goes.
+  on_all "mkdir -p $repo && cd $repo && rm -rf lipnext_jax configs &&\
+ tar -xzf ~/lipnext_jax.tar.gz && ${PYTHON:-python3} -m venv .venv &&\
  .venv/bin/pip install -q -c constraints.txt -e '.[tpu,data]'"
 fi
 printf -v flags ' %q' "$@"

@@ -49,6 +49,13 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
     ConfigError: naming the first field that differs, with both values.
   """
   path = os.path.join(workdir, CONFIG_FILE)
+  if '://' in workdir:
+    raise errors.ConfigError(
+      '--workdir',
+      workdir,
+      'is an address, no path',
+      'mount that storage where all processes see it, and name a directory',
+    )
   if os.path.exists(workdir) and not os.path.isdir(workdir):
     raise errors.ConfigError(
       '--workdir', workdir, 'is a file', 'name a directory'

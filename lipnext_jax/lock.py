@@ -1,5 +1,6 @@
 """One run a workdir: a lock that its process cannot outlive."""
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -9,6 +10,43 @@ from typing import IO
 from lipnext_jax import errors
 
 FILE = 'lock'
+
+
+# Seconds in which a file that one host has written must be seen by another: NFS
+# clients may believe for 60 (acdirmax of nfs(5)) that it is not there.
+_VISIBLE = 90
+
+
+def check_seen(workdir: str, holder: int, seconds: float = _VISIBLE) -> None:
+  """Whether this process sees the lock that another one of its run has taken.
+
+  Not for the holder itself: POSIX takes a lock from a process that closes its
+  file, however often it has opened it.
+
+  Args:
+    workdir: of the run.
+    holder: what `Lock.acquire` returned there.
+    seconds: to wait for the file.
+
+  Raises:
+    ConfigError: it does not: the processes have different directories there.
+  """
+  path = os.path.join(workdir, FILE)
+  end = time.monotonic() + seconds
+  while True:
+    with contextlib.suppress(OSError), open(path, encoding='utf-8') as file:
+      if file.read().startswith(f'process {holder} on '):
+        return
+    if time.monotonic() > end:
+      break
+    time.sleep(0.1)
+  raise errors.ConfigError(
+    '--workdir',
+    workdir,
+    f'is not shared: {socket.gethostname()} does not see the lock of the first '
+    'process',
+    'name a directory on storage that all hosts have mounted',
+  )
 
 
 class Lock:
@@ -24,8 +62,11 @@ class Lock:
     self._workdir = workdir
     self._file: IO[str] | None = None
 
-  def acquire(self) -> None:
+  def acquire(self) -> int:
     """Takes the lock, creating the workdir.
+
+    Returns:
+      The number of this process, which now stands in the file.
 
     Raises:
       ConfigError: another process holds it.
@@ -58,6 +99,7 @@ class Lock:
     file.write(f'process {os.getpid()} on {socket.gethostname()} since {since}')
     file.flush()
     self._file = file
+    return os.getpid()
 
   def release(self) -> None:
     """Lets go; harmless when nothing is held."""

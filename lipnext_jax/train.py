@@ -97,7 +97,8 @@ def train_and_evaluate(
   # ------------------------------------------------------------ checkpoint
   lock = lock_lib.Lock(workdir)
   if train:  # Before anything in the workdir is tidied or written.
-    distributed.on_first(lock.acquire)
+    holder = distributed.on_first(lock.acquire)
+    distributed.on_others(lambda: lock_lib.check_seen(workdir, holder))
   checkpointer = checkpoint.Checkpointer(
     workdir, create=train, config_hash=checkpoint.hash_config(config)
   )

@@ -51,6 +51,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
   for name in _DURATIONS:
     schedules.parse_duration(name, fields[name])
   _check_model(fields)
+  number, _ = schedules.parse_duration(
+    'optimizer.retraction_period', config.optimizer.retraction_period
+  )
+  if number == 0 and config.optimizer.retraction != 'newton_schulz':
+    raise errors.ConfigError(
+      'optimizer.retraction',
+      config.optimizer.retraction,
+      'has no effect with optimizer.retraction_period='
+      f'{config.optimizer.retraction_period!r}: never',
+      "set it to its default, 'newton_schulz', or choose a period above 0",
+    )
   if 4 * config.model.shift_ratio > 1:
     raise errors.ConfigError(
       'model.shift_ratio',
@@ -167,12 +178,14 @@ _ON_DISK = tuple(
   name for name in sources.SOURCES if name not in ('digits', 'synthetic')
 )
 _BASELINES = ('liresnet', 'bronet')
-# Read by the optimizer on the manifold, where there are matrices on it.
+# Read where there are matrices on the manifold: by their optimizer, and by the
+# two layouts that they alone have.
 _MANIFOLD = (
   'optimizer.exponential',
   'optimizer.precision',
   'optimizer.retraction',
   'optimizer.retraction_period',
+  'reduce_dtype',
 )
 # Fields that only some choices of another field read: field → (other, choices).
 _OWNED: dict[str, tuple[str, Any]] = {
@@ -216,6 +229,7 @@ _NEEDS = {
   'augment.randaugment.ops': 'augment.randaugment.probability',
   'dataset.extra_npz': 'dataset.extra_ratio',
   'dataset.extra_ratio': 'dataset.extra_npz',
+  'optimizer.lookahead_alpha': 'optimizer.lookahead_period',
 }
 
 _CHOICES: dict[str, Any] = {
@@ -294,7 +308,8 @@ def _check_owned(fields: dict[str, Any]) -> None:
         name,
         fields[name],
         f'has no effect with {owner}={fields[owner]!r}',
-        f'leave it out or set {owner} to {" or ".join(map(repr, choices))}',
+        f'set it to its default, {defaults[name]!r}, or set {owner} to '
+        f'{" or ".join(map(repr, choices))}',
       )
   for name, needed in _NEEDS.items():
     if fields[name] != defaults[name] and not fields[needed]:
@@ -302,7 +317,7 @@ def _check_owned(fields: dict[str, Any]) -> None:
         name,
         fields[name],
         f'has no effect with {needed}={fields[needed]!r}',
-        f'leave it out or set {needed}',
+        f'set it to its default, {defaults[name]!r}, or set {needed}',
       )
 
 
@@ -336,7 +351,7 @@ def _check_model(fields: dict[str, Any]) -> None:
         fields[field],
         f'has no effect with model.name={name}, model.parametrization='
         f'{map_name}: no matrix is optimised on the manifold',
-        'leave it out',
+        f'set it to its default, {defaults[field]!r}',
       )
 
 

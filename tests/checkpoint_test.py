@@ -292,3 +292,8 @@ def test_the_written_config_is_complete(tmp_path, tiny_config):
   stored = json.loads((tmp_path / 'config.json').read_text())
   assert stored['model.depth'] == 2
   assert 'log.every' in stored
+
+
+def test_an_address_is_no_workdir(tiny_config):
+  with pytest.raises(errors.ConfigError, match=r"'gs://b/run' is an address"):
+    checkpoint.check_workdir('gs://b/run', tiny_config)

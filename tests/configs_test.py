@@ -7,13 +7,16 @@ import itertools
 import os
 import pathlib
 import re
+import shlex
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax import models
 from lipnext_jax import schedules
 from lipnext_jax import train_step
 from lipnext_jax import validation
@@ -286,3 +289,32 @@ def test_what_a_row_needs_is_what_its_shapes_say(name, arg, cells):
     'epochs': config.duration.removesuffix(' epochs'),
   }
   assert cells == list(counted.values())
+
+
+RIVAL = re.search(
+  r'    python (.*?--config\.model\.name=liresnet.*?)\n\n',
+  (ROOT / 'docs' / 'reproduce.md').read_text(),
+  flags=re.DOTALL,
+)[1]
+
+
+@pytest.mark.parametrize('name', ['cifar10', 'imagenet_2b'])
+def test_a_rival_on_the_papers_sets_is_as_the_docs_say(name):
+  config = FILES[name].get_config()
+  fields = config_lib.build_field_list(config)
+  for flag in shlex.split(RIVAL.replace('\\\n', ' ')):
+    field, _, value = flag.removeprefix('--config.').partition('=')
+    if field in fields:
+      config.update_from_flattened_dict({field: type(fields[field])(value)})
+  if name != 'cifar10':
+    with pytest.raises(errors.ConfigError, match='set it to its default'):
+      validation.validate(config)
+    config.optimizer.precision = 'highest'
+    config.optimizer.retraction_period = '1 epochs'
+  validation.validate(config)
+  if name == 'cifar10':
+    model = registry.build_model(config.model, 10)
+    shapes = jax.eval_shape(
+      model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    )
+    assert models.parameter_count(shapes['params']) == 70_501_962

@@ -72,6 +72,8 @@ def test_slurm_submits_itself_with_a_process_per_gpu():
   assert {'--nodes=2', '--ntasks-per-node=8', '--signal=TERM@180'} <= {*submit}
   assert submit[-5:] == ['-A', 'me', 'launch/slurm.sh', *FLAGS]
   assert srun[:2] == ['srun', '--kill-on-bad-exit=1']
+  assert '--cpus-per-task=8' in submit
+  assert '--cpus-per-task=8' in srun  # It would not take it over.
   assert srun[-4:] == ['lipnext_jax.main', '--coordinator=auto', *FLAGS]
 
 
@@ -97,13 +99,67 @@ def test_slurm_queues_again_what_saved_a_checkpoint(tmp_path):
 def test_tpu_hosts_all_get_the_same_command():
   done = run('tpu_pod.sh', *FLAGS, DRY_RUN='1', TPU='pod', ZONE='z', SETUP='1')
   assert done.returncode == 0, done.stderr
-  copy, install, start = map(shlex.split, done.stdout.splitlines())
-  assert copy[:6] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'scp', '--recurse']
+  pack, copy, install, start = map(shlex.split, done.stdout.splitlines())
+  assert pack[:2] == ['git', '-C']
+  assert copy[:5] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'scp']
+  assert pack[-2].removeprefix('--output=') == copy[5]
+  assert copy[6] == 'pod:'
   assert '[tpu,data]' in install[-1]
   assert start[4:8] == ['ssh', 'pod', '--zone=z', '--worker=all']
   # What the remote shell makes of it is what was written here.
   remote = shlex.split(start[-1].removeprefix('--command='))
   assert remote[-3:] == ['--coordinator=auto', *FLAGS]
+
+
+def test_a_second_setup_renews_the_code_and_keeps_the_runs(tmp_path):
+  """gcloud, played by a script that has the host in a folder."""
+  host = tmp_path / 'host'
+  old = host / 'lipnext_jax' / 'lipnext_jax'
+  for folder in (old, host / 'lipnext_jax' / 'runs'):
+    folder.mkdir(parents=True)
+    (folder / 'old.py').touch()
+  tool = tmp_path / 'gcloud'
+  tool.write_text(
+    '#!/bin/bash\n'
+    f'cd {host}; export HOME={host}\n'
+    'case $4 in scp) cp "$5" . ;;\n'
+    '  ssh) command=${!#}; bash -c "${command#--command=}" ;; esac\n'
+  )
+  python = tmp_path / 'python'  # Makes an environment whose pip does nothing.
+  python.write_text(
+    '#!/bin/bash\nmkdir -p .venv/bin\n'
+    'for name in pip python; do\n'
+    '  printf \'#!/bin/bash\\necho "$0" "$@" >> log\\n\' > .venv/bin/$name\n'
+    '  chmod +x .venv/bin/$name\ndone\n'
+  )
+  for path in (tool, python):
+    path.chmod(0o755)
+  done = run(
+    'tpu_pod.sh',
+    *FLAGS,
+    PATH=f'{tmp_path}:/usr/bin:/bin',
+    TPU='pod',
+    ZONE='z',
+    SETUP='1',
+    PYTHON=str(python),
+  )
+  assert done.returncode == 0, done.stderr
+  assert not (old / 'old.py').exists()
+  assert (old / 'main.py').exists()
+  assert (host / 'lipnext_jax' / 'runs' / 'old.py').exists()
+  install, start = (host / 'lipnext_jax' / 'log').read_text().splitlines()
+  assert install.startswith('.venv/bin/pip install')
+  assert '.venv/bin/python -m lipnext_jax.main --coordinator=auto' in start
+
+
+@pytest.mark.parametrize('processes', ['0', '-1', 'two', '9'])
+def test_a_number_of_processes_that_makes_no_sense_is_refused(processes):
+  done = run('local.sh', processes, *FLAGS)
+  assert done.returncode == 2
+  assert done.stderr == (
+    f'error: {processes} processes on 8 devices; give a number from 1 to '
+    'DEVICES\n'
+  )
 
 
 def manifest(**options):

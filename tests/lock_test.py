@@ -2,6 +2,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -64,3 +65,28 @@ def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
   (tmp_path / 'file').touch(mode=stat.S_IRUSR)
   with pytest.raises(errors.UserError, match='cannot be written'):
     lock.Lock(f'{tmp_path}/file/run').acquire()
+
+
+def test_the_other_processes_of_a_run_see_its_lock(tmp_path, holder):
+  lock.check_seen(f'{tmp_path}/run', holder.pid, seconds=0)
+  with pytest.raises(errors.ConfigError, match='is not shared'):
+    lock.check_seen(f'{tmp_path}/other', holder.pid, seconds=0.2)
+  with pytest.raises(errors.ConfigError, match='is not shared'):  # An old one.
+    lock.check_seen(f'{tmp_path}/run', holder.pid + 1, seconds=0.2)
+
+
+def test_a_lock_may_be_seen_late(tmp_path):
+  """As network file systems have it."""
+  (tmp_path / lock.FILE).write_text('process 7 on here since long ago')
+  own = lock.Lock(str(tmp_path))
+  late = threading.Timer(0.5, own.acquire)
+  late.start()
+  lock.check_seen(str(tmp_path), os.getpid(), seconds=30)
+  late.join()
+  own.release()
+
+
+def test_acquire_says_who_holds_it(tmp_path):
+  own = lock.Lock(str(tmp_path))
+  assert own.acquire() == os.getpid()
+  own.release()

@@ -122,6 +122,32 @@ CONTRADICTIONS = {
     {'model.name': 'bronet', 'optimizer.exponential': 'exact'},
     "optimizer.exponential='exact' has no effect with model.name=bronet",
   ),
+  'a retraction that never happens': (
+    {
+      'optimizer.retraction': 'svd',
+      'optimizer.retraction_period': '0 epochs',
+    },
+    "optimizer.retraction='svd' has no effect with optimizer.retraction_period="
+    "'0 epochs': never; set it to its default, 'newton_schulz', or choose",
+  ),
+  'the weight of no lookahead': (
+    {'optimizer.lookahead_alpha': 0.8, 'optimizer.lookahead_period': 0},
+    'optimizer.lookahead_alpha=0.8 has no effect with '
+    'optimizer.lookahead_period=0; set it to its default, 0.5, or set',
+  ),
+  'a working copy of nothing': (
+    {
+      'model.name': 'bronet',
+      'model.dtype': 'bfloat16',
+      'reduce_dtype': 'bfloat16',
+    },
+    "reduce_dtype='bfloat16' has no effect with model.name=bronet",
+  ),
+  'what a recipe has set, and a rival does not read': (
+    {'model.name': 'bronet', 'model.remat': 'products'},
+    "model.remat='products' has no effect with model.name='bronet'; set it to "
+    "its default, 'none', or set model.name to 'lipnext'.",
+  ),
   'a start that a map does not reach': (
     {'model.parametrization': 'block_reflector'},
     "model.m_init='identity' is out of reach of model.parametrization="

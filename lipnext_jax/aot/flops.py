@@ -1,7 +1,8 @@
 """What a program computes and keeps, counted in its jaxpr.
 
 XLA's own count takes the body of a loop once. Here a scan's body counts as
-often as it runs; a conditional counts as its dearest branch; a loop whose trips
+often as it runs; a conditional counts as its dearest branch, or as the one of a
+platform where that decides; a loop whose trips
 depend on data (Newton–Schulz, the squarings of an exponential) counts once,
 unless it walks a stack of matrices, as the plain steps of `optim.orthogonal`
 do; its special ones (sync, retraction) are left out. Products and convolutions
@@ -43,7 +44,11 @@ class Flops(NamedTuple):
 
 
 def count(
-  jaxpr: Any, scope: str = '', inside: bool = False, copies: int = 1
+  jaxpr: Any,
+  scope: str = '',
+  inside: bool = False,
+  copies: int = 1,
+  platform: str = 'cpu',
 ) -> Flops:
   """The products of a jaxpr, over all devices.
 
@@ -53,6 +58,8 @@ def count(
     inside: whether the jaxpr is inside it already.
     copies: devices that each do all of what is in no `shard_map`; 1: they
       share it.
+    platform: 'tpu', 'cuda' or 'cpu': which branch `lax.platform_dependent`
+      takes.
 
   >>> x = jax.numpy.ones((2, 3))
   >>> f = lambda x: jax.lax.map(lambda y: x @ y, jax.numpy.ones((5, 3, 4)))
@@ -69,7 +76,10 @@ def count(
     if name in ('dot_general', 'conv_general_dilated') and here:
       total += _product(eqn).times(copies)
     elif name == 'cond':
-      branches = [count(b, scope, here, copies) for b in eqn.params['branches']]
+      branches = [
+        count(b, scope, here, copies, platform)
+        for b in _reachable(eqn, platform)
+      ]
       total += max(branches, key=lambda f: f.total)
     else:
       repeats, doers = 1, copies
@@ -80,8 +90,18 @@ def count(
       elif name == 'shard_map':  # Its body is what each device does.
         repeats, doers = eqn.params['mesh'].size, 1
       for inner in inner_jaxprs(eqn):
-        total += count(inner, scope, here, doers).times(repeats)
+        total += count(inner, scope, here, doers, platform).times(repeats)
   return total
+
+
+def _reachable(eqn: Any, platform: str) -> list[Any]:
+  """The branches of a conditional that a platform may take."""
+  branches = eqn.params['branches']
+  platforms = eqn.params.get('branches_platforms')
+  if platforms is None:
+    return list(branches)
+  own = [i for i, p in enumerate(platforms) if p is None or platform in p]
+  return [branches[own[0]]]
 
 
 def open_jaxpr(jaxpr: Any) -> Any:

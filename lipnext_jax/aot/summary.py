@@ -1,6 +1,7 @@
 """All numbers about a compiled train step, as JSON has them."""
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from lipnext_jax.aot import chips
 from lipnext_jax.aot import collectives
 from lipnext_jax.aot import estimate
 from lipnext_jax.aot import flops as flops_lib
+from lipnext_jax.models import lipnext
 from lipnext_jax.models import registry
 from lipnext_jax.parallel import mesh as mesh_lib
 from lipnext_jax.parallel import sharding as sharding_lib
@@ -56,9 +58,11 @@ def summarize(
   program, mesh = compiled.program, compiled.program.mesh
   devices = mesh.size
   # A single matrix (the stem's) is updated by every device.
-  update = flops_lib.count(compiled.jaxpr, 'optimizer', copies=devices)
-  shared = flops_lib.count(compiled.jaxpr, 'optimizer')
-  executed = flops_lib.count(compiled.jaxpr) + update + shared.times(-1)
+  count = functools.partial(
+    flops_lib.count, compiled.jaxpr, platform=chip.platform
+  )
+  update, shared = count('optimizer', copies=devices), count('optimizer')
+  executed = count() + update + shared.times(-1)
   memory = {
     'parameters': sharding_lib.local_bytes(
       program.abstract.params, program.shardings.params
@@ -79,6 +83,7 @@ def summarize(
     'reduce_dtype': config.reduce_dtype,
     'remat': config.model.remat,
     'parameter_count': models.parameter_count(program.abstract.params),
+    'orthogonal_parameter_count': _orthogonal_parameters(config, program),
     'memory': memory | {'capacity': chip.memory},
     'flops': {
       'model': _model_flops(compiled, config),
@@ -98,6 +103,8 @@ def summarize(
   whole = arguments + stats.temp_size_in_bytes + stats.output_size_in_bytes
   whole -= stats.alias_size_in_bytes
   peak = stats.peak_memory_in_bytes or whole
+  if chip.platform == 'cpu':  # Its compiler leaves temporaries out of the peak.
+    peak = max(peak, whole)
   # GPUs that are not here do not say which fabric they share: hosts do.
   slices = [
     d.process_index if chip.platform == 'cuda' else mesh_lib.slice_of(d)
@@ -126,6 +133,15 @@ def summarize(
   }
   summary['fits'] = peak <= chip.usable * chip.memory
   return summary
+
+
+def _orthogonal_parameters(
+  config: ml_collections.ConfigDict, program: program_lib.Program
+) -> int:
+  """Entries of R and M; the rivals have neither."""
+  if config.model.name != 'lipnext' or config.model.parametrization != 'none':
+    return 0
+  return lipnext.num_orthogonal_parameters({'params': program.abstract.params})
 
 
 def _saved_activations(

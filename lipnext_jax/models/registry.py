@@ -143,18 +143,39 @@ def build_model(
       models.
   """
   model = MODELS[c.name](c, num_classes, data_shards)
-  if layout is None or not isinstance(model, lipnext.LipNeXt):
+  if layout is None:
     return model
-  if model.parametrization != 'none':  # Maps of whole matrices.
-    return model
-  if model.activation != 'beta_abs' and layout.width_shards > 1:
+  if layout.width_shards > 1:
+    _check_width_sharding(c, layout.width_shards)
+  if not isinstance(model, lipnext.LipNeXt) or model.parametrization != 'none':
+    return model  # Maps of whole matrices.
+  return model.clone(layout=layout)
+
+
+def _check_width_sharding(c: ml_collections.ConfigDict, shards: int) -> None:
+  """Refuses what the blocks do not do with split channels."""
+  if c.name != 'lipnext' or c.parametrization != 'none':
+    raise errors.ConfigError(
+      'mesh.tensor',
+      shards,
+      f'splits no work of model.name={c.name}, model.parametrization='
+      f'{c.parametrization}',
+      'set mesh.tensor=1',
+    )
+  if c.activation != 'beta_abs':
     raise errors.ConfigError(
       'model.activation',
-      model.activation,
+      c.activation,
       'pairs channels that the mesh axis tensor would part',
       "set mesh.tensor=1 or model.activation='beta_abs'",
     )
-  return model.clone(layout=layout)
+  if c.fuse == 'off':
+    raise errors.ConfigError(
+      'model.fuse',
+      c.fuse,
+      'is not possible where the mesh axis tensor splits the channels',
+      "set mesh.tensor=1 or model.fuse='auto'",
+    )
 
 
 def for_evaluation(

@@ -129,3 +129,25 @@ def on_first(fn: Callable[[], int | None]) -> int:
   if result == _FAILED:
     raise errors.UserError('the first process failed; its message says why')
   return result
+
+
+def on_others(fn: Callable[[], None]) -> None:
+  """Calls `fn` in every process but the first; if it raises in one, all raise.
+
+  >>> on_others(lambda: None)
+  """
+  if jax.process_count() == 1:
+    return
+  error = None
+  if jax.process_index() != 0:
+    try:
+      fn()
+    except Exception as exception:
+      error = exception
+  failed = multihost_utils.process_allgather(np.int32(error is not None))
+  if error is not None:
+    raise error
+  if failed.any():
+    raise errors.UserError(
+      f'process {np.argmax(failed)} failed; its message says why'
+    )

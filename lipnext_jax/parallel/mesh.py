@@ -23,9 +23,9 @@ def make_mesh(
   """A mesh with the axes `AXES`, from sizes of which one may be −1 (the rest).
 
   Where the devices come in slices (groups with a fast network inside and a
-  slow one between them), 'data' goes over the slices: it needs the network
-  least. Within a slice, the physical topology decides which devices are
-  neighbours.
+  slow one between them: TPU slices, hosts of GPUs), 'data' goes over the
+  slices: it needs the network least. Within a slice, the physical topology
+  decides which devices are neighbours.
 
   Args:
     mesh_config: `config.mesh`; an axis that it does not name has size 1.
@@ -43,18 +43,41 @@ def make_mesh(
   devices = jax.devices() if devices is None else devices
   sizes = _resolve_sizes(mesh_config, len(devices))
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  slices = len({slice_of(device) for device in devices})
-  if slices > 1 and sizes[0] % slices == 0:
-    grid = mesh_utils.create_hybrid_device_mesh(
-      (sizes[0] // slices, *sizes[1:]),
-      (slices, *[1] * (len(sizes) - 1)),
-      devices,
-    )
+  if len({slice_of(device) for device in devices}) > 1:
+    grid = arrange_slices(devices, sizes)
     mesh = jax.sharding.Mesh(grid, AXES, axis_types=auto)
   else:
     mesh = jax.make_mesh(sizes, AXES, auto, devices=devices)
   _check_processes(mesh)
   return mesh
+
+
+def arrange_slices(
+  devices: Sequence[jax.Device], sizes: Sequence[int]
+) -> np.ndarray:
+  """Devices of several slices in the shape of a mesh, 'data' over the slices.
+
+  Where 'data' is no multiple of their number, slice by slice: the next axes go
+  over several of them too, and send more through the slow network.
+
+  Args:
+    devices: of the mesh.
+    sizes: of its axes, as many together.
+  """
+  slices: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    slices.setdefault(slice_of(device), []).append(device)
+  if sizes[0] % len(slices) == 0:
+    return mesh_utils.create_hybrid_device_mesh(
+      (sizes[0] // len(slices), *sizes[1:]),
+      (len(slices), *[1] * (len(sizes) - 1)),
+      devices,
+    )
+  rows = [
+    mesh_utils.create_device_mesh((len(slices[index]),), slices[index])
+    for index in sorted(slices)
+  ]
+  return np.concatenate(rows).reshape(sizes)
 
 
 def _resolve_sizes(mesh_config, count: int) -> list[int]:

@@ -1,9 +1,11 @@
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lipnext_jax.aot import flops
+from lipnext_jax.optim import products
 
 X, W = jnp.ones((4, 8)), jnp.ones((8, 16))
 ONE = 2 * 4 * 8 * 16
@@ -110,3 +112,14 @@ def test_saved_activations_are_the_stacks_of_whole_batches():
   # The input of every layer.
   assert flops.saved_activations(jaxpr, batch=3) == 5 * x.size * 4
   assert flops.saved_activations(jaxpr, batch=7) == 0
+
+
+def test_a_branch_of_another_platform_is_not_counted():
+  """The manifold step's bfloat16 products are float32 ones on CPUs alone."""
+  x = jnp.ones((4, 4))
+  jaxpr = jax.make_jaxpr(
+    lambda x: products.product(x, x, lax.DotAlgorithmPreset.BF16_BF16_F32)
+  )(x)
+  assert flops.count(jaxpr, platform='cpu') == flops.Flops(wide=128)
+  for platform in ('tpu', 'cuda'):
+    assert flops.count(jaxpr, platform=platform) == flops.Flops(narrow=128)

@@ -25,6 +25,7 @@ def test_bytes_are_those_of_a_hand_count(found):
   stacks = 2 * depth * c * c  # R and M: half of them on each of 2 devices.
   whole = 16 * 16 + c + depth * (c + tokens) + 10 * c + 10  # Q has side 16.
   assert summary['parameter_count'] == stacks + whole
+  assert summary['orthogonal_parameter_count'] == stacks
   assert summary['memory']['parameters'] == 4 * (stacks // 2 + whole)
   # NAdam's two moments, the slow copy, ΣΔ of the orthogonal ones: and counters.
   euclidean = whole - 16 * 16
@@ -56,6 +57,7 @@ def test_of_rivals_no_activations_are_counted(make_tiny_config):
   chip = chips.CHIPS['cpu']
   summary = summary_lib.summarize(config, compiled, 'one', chip)
   assert 'saved_activations' not in summary['memory']
+  assert summary['orthogonal_parameter_count'] == 0
   text = report.format_text(summary)
   assert 'saved' not in text
   assert 'fits: peak' in text
@@ -89,3 +91,9 @@ def test_too_much_for_a_chip_without_a_strict_compiler_does_not_fit(found):
   summary = summary_lib.summarize(config, compiled, 'small', small)
   assert not summary['fits']
   assert 'does not fit: peak' in report.format_text(summary)
+
+
+def test_what_a_cpu_needs_includes_its_temporaries(found):
+  _, _, summary = found
+  memory = summary['memory']
+  assert memory['peak'] >= memory['arguments'] + memory['temporaries']

@@ -5,6 +5,7 @@ import pytest
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax.models import registry
+from lipnext_jax.models import sharded
 
 
 def build(**fields):
@@ -119,3 +120,28 @@ def test_a_patch_that_does_not_divide_lists_those_that_do():
     registry.check_image(c, (8, 8, 1))
   c.patch_size = 4
   registry.check_image(c, (8, 12, 1))
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'name': 'bronet'}, r'mesh\.tensor=2 splits no work of model.name=bronet'),
+    ({'name': 'liresnet'}, r'mesh\.tensor=2 .*set mesh\.tensor=1'),
+    ({'parametrization': 'cayley'}, r'mesh\.tensor=2 .*parametrization=cayley'),
+    ({'activation': 'minmax'}, r"model\.activation='minmax' pairs channels"),
+    ({'fuse': 'off'}, r"model\.fuse='off' is not possible"),
+  ],
+)
+def test_what_split_channels_do_not_know_is_refused(fields, message):
+  auto = (jax.sharding.AxisType.Auto,) * 3
+
+  def build_on(shape):
+    mesh = jax.make_mesh(shape, ('d', 'f', 't'), auto)
+    layout = sharded.Layout(mesh, ('d',), 'f', 't')
+    c = config_lib.default_config().model
+    c.update({'depth': 2, 'width': 8, 'patch_size': 2} | fields)
+    return registry.build_model(c, num_classes=3, layout=layout)
+
+  with pytest.raises(errors.ConfigError, match=message):
+    build_on((2, 2, 2))
+  build_on((2, 4, 1))

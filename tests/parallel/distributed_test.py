@@ -1,8 +1,10 @@
+from concurrent import futures
 import csv
 import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -218,6 +220,36 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(tmp_path):
   )
   assert step == other_step == 80
   assert corruption.same(arrays, other)
+
+
+OTHERS = """
+import sys
+from lipnext_jax import errors
+from lipnext_jax.parallel import distributed
+
+distributed.start(sys.argv[1], 2, int(sys.argv[2]))
+
+def fail():
+  raise errors.ConfigError('--workdir', 'here', 'is not shared', 'share it')
+
+distributed.on_others(lambda: None)
+try:
+  distributed.on_others(fail)
+except errors.UserError as error:
+  print(error)
+"""
+
+
+def test_what_fails_in_another_process_fails_in_all(run_command):
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    place = f'127.0.0.1:{s.getsockname()[1]}'
+  command = [sys.executable, '-c', OTHERS, place]
+  with futures.ThreadPoolExecutor() as pool:
+    first, other = pool.map(lambda i: run_command([*command, i]), ['0', '1'])
+  assert first.returncode == other.returncode == 0, first.stderr + other.stderr
+  assert first.stdout == 'process 1 failed; its message says why\n'
+  assert other.stdout == "--workdir='here' is not shared; share it.\n"
 
 
 def test_a_failure_in_the_launcher_is_its_exit_code(tmp_path, run_command):
