@@ -3,7 +3,8 @@
     .venv/bin/python .ci/audit.py
 
 Exit code 1 names those that have one. Without a network (the database is not
-kept here) it says so and ends with 0: a missing answer fails no build.
+kept here) it says so and ends with 0: a missing answer fails no build. What is
+wrong here (no pip-audit, a lock file that it does not read) ends with 2.
 """
 
 import json
@@ -15,14 +16,21 @@ LOCK = pathlib.Path(__file__).resolve().parent.parent / 'requirements.lock'
 SECONDS = 300
 
 
-def judge(report: str) -> tuple[list[str], int]:
-  """What to print, and the exit code, for pip-audit's JSON."""
+# What pip-audit says of faults that no network would mend.
+LOCAL = ('No module named', 'contain a hash', 'requirement', 'usage:')
+
+
+def judge(report: str, complaint: str = '') -> tuple[list[str], int]:
+  """What to print, and the exit code, for pip-audit's JSON and stderr."""
   try:
     found = json.loads(report)['dependencies']
   except (ValueError, KeyError, TypeError):
     found = []
   looked_up = [d for d in found if 'skip_reason' not in d]
   if not looked_up:
+    last = complaint.strip().splitlines()[-1:]
+    if last and any(word in last[0] for word in LOCAL):
+      return [f'audit: FAILED, {last[0]}'], 2
     return ['audit: SKIPPED, the database cannot be reached'], 0
   lines = [
     f'audit: {d["name"]} {d["version"]}: {v["id"]}, fixed in '
@@ -38,16 +46,17 @@ def main() -> int:
   """Runs pip-audit on the lock file; no package is installed or resolved."""
   command = ['pip_audit', '--format=json', '--disable-pip', '--require-hashes']
   try:
-    report = subprocess.run(
+    done = subprocess.run(
       [sys.executable, '-m', *command, f'--requirement={LOCK}'],
       capture_output=True,
       text=True,
       check=False,
       timeout=SECONDS,
-    ).stdout
+    )
+    report, complaint = done.stdout, done.stderr
   except subprocess.TimeoutExpired:
-    report = ''
-  lines, code = judge(report)
+    report = complaint = ''
+  lines, code = judge(report, complaint)
   print('\n'.join(lines))
   return code
 

@@ -80,8 +80,8 @@ def resume(workdir, abstract):
   """(step, arrays) that a resumed run would start from."""
   checkpointer = checkpoint.Checkpointer(workdir)
   try:
-    step = checkpointer.choose('last')
-    assert step is not None  # Asked for by name, `choose` raises instead.
+    step = checkpointer.choose()
+    assert step is not None  # There is one.
     return step, jax.tree.leaves(checkpointer.restore(step, abstract))
   finally:
     checkpointer.close()

@@ -36,10 +36,11 @@ from lipnext_jax import manifest
 from lipnext_jax.parallel import distributed
 
 CONFIG_FILE = 'config.json'
-DAMAGED = 'damaged'  # Where checkpoints go that do not verify.
-_METRIC = 'certified'  # What 'best' means: larger is better, in per cent.
-_UNMONITORED = -1.0  # Of a checkpoint between evaluations: below any other.
-_SMALL = 1 << 16  # Bytes; metrics have less, arrays (those that matter) more.
+FOLDER = 'checkpoints'
+DAMAGED = 'damaged'  # Beside it: where checkpoints go that do not verify.
+METRIC = 'certified'  # What 'best' means: larger is better, in per cent.
+UNMONITORED = -1.0  # Of a checkpoint between evaluations: below any other.
+SMALL = 1 << 16  # Bytes; metrics have less, arrays (those that matter) more.
 
 
 def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
@@ -114,34 +115,26 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
 
 
 class Checkpointer:
-  """Saves, verifies and restores train states under `workdir/checkpoints`."""
+  """Saves, verifies and restores the states of a run, which it owns."""
 
-  def __init__(
-    self, workdir: str, *, create: bool = True, config_hash: str = ''
-  ):
-    """Opens the directory; without `create` it must exist already.
+  def __init__(self, workdir: str, *, config_hash: str = ''):
+    """Opens the directory, makes it if need be, removes unfinished saves.
 
     Args:
-      workdir: of the run.
-      create: whether a directory may be made, and unfinished saves removed.
+      workdir: of the run; the caller holds its lock.
       config_hash: of what decides the states saved here; see `hash_config`.
-
-    Raises:
-      ConfigError: there is nothing to restore and nothing may be created.
     """
     self._workdir = workdir
-    self._directory = os.path.abspath(os.path.join(workdir, 'checkpoints'))
+    self._directory = os.path.abspath(os.path.join(workdir, FOLDER))
     self._config_hash = config_hash
     self._saving: tuple[int, dict[str, Any]] | None = None
-    if not create and not os.path.isdir(self._directory):
-      raise self._missing(None)
     # Orbax reads all metrics at once: small files are verified before it.
     distributed.on_first(self._set_aside_damaged_metrics)
     keep = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(2),
         checkpoint_managers.BestN(
-          get_metric_fn=lambda metrics: metrics[_METRIC],
+          get_metric_fn=lambda metrics: metrics[METRIC],
           n=1,
         ),
       ]
@@ -150,69 +143,60 @@ class Checkpointer:
       self._directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=keep,
-        best_fn=lambda metrics: metrics[_METRIC],
-        create=create,
-        cleanup_tmp_directories=create,
+        best_fn=lambda metrics: metrics[METRIC],
+        create=True,
+        cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(
           post_finalization_callback=self._write_manifest
         ),
       ),
     )
 
-  def choose(self, which: str | None) -> int | None:
-    """The step to restore: the newest (or best) whose every byte is as written.
+  def choose(self) -> int | None:
+    """The newest step of which every byte is as it was written; None: none.
 
-    Damaged checkpoints that are met on the way are set aside, into
-    `workdir/damaged/`, with a message.
-
-    Args:
-      which: 'last', 'best' (by monitored certified accuracy), or None: the
-        last if there is one.
+    Damaged checkpoints that are met on the way are set aside, into `damaged/`
+    beside their folder, with a message.
 
     Raises:
-      ConfigError: a checkpoint was asked for that is not there.
       CheckpointError: there were checkpoints, and all of them are damaged.
     """
     self._manager.wait_until_finished()
-    while (step := self._candidate(which)) is not None:
+    while (step := self._manager.latest_step()) is not None:
       if not distributed.on_first(
         functools.partial(self._set_aside_damaged, step)
       ):
         return step
       self._manager.reload()
-    folder = os.path.join(self._workdir, DAMAGED)
-    if not self._manager.all_steps() and os.path.isdir(folder):
+    if os.path.isdir(self._damaged):
       raise errors.CheckpointError(
-        f'{self._workdir} holds only damaged checkpoints, now in {folder}; put '
-        'a good copy back, or remove that folder to start again'
+        f'{self._workdir} holds only damaged checkpoints, now in '
+        f'{self._damaged}; put a good copy back, or remove that folder to '
+        'start again'
       )
-    if which is not None:
-      raise self._missing(which)
     return None
 
-  def _candidate(self, which: str | None) -> int | None:
-    if which != 'best':
-      return self._manager.latest_step()
-    step = self._manager.best_step()
-    if step is None or self._manager.metrics(step)[_METRIC] == _UNMONITORED:
-      return None
-    return step
+  @property
+  def _damaged(self) -> str:
+    """On the file system of the checkpoints, wherever a link leads."""
+    parent = os.path.dirname(os.path.realpath(self._directory))
+    return os.path.join(parent, DAMAGED)
 
   def _set_aside_damaged_metrics(self) -> int:
     """Sets all checkpoints aside whose small files are damaged; how many."""
     if not os.path.isdir(self._directory):
       return 0
     steps = [int(s) for s in os.listdir(self._directory) if s.isdigit()]
-    return sum(self._set_aside_damaged(step, _SMALL) for step in sorted(steps))
+    return sum(self._set_aside_damaged(step, SMALL) for step in sorted(steps))
 
   def _set_aside_damaged(self, step: int, largest: int | None = None) -> int:
     """Verifies a checkpoint; 1 if it was damaged and set aside, else 0."""
     damage = manifest.find_damage(self._path(step), largest)
     if damage is None:
       return 0
-    folder = os.path.join(self._workdir, DAMAGED)
-    os.makedirs(folder, exist_ok=True)
-    target = os.path.join(folder, f'{step}-{len(os.listdir(folder))}')
+    os.makedirs(self._damaged, exist_ok=True)
+    names = (os.path.join(self._damaged, f'{step}-{i}') for i in range(10**6))
+    target = next(name for name in names if not os.path.lexists(name))
     os.rename(self._path(step), target)
     print(
       f'checkpoint {step} is damaged ({damage}): set aside as {target}',
@@ -223,14 +207,6 @@ class Checkpointer:
 
   def _path(self, step: int) -> str:
     return os.path.join(self._directory, str(step))
-
-  def _missing(self, which: str | None) -> errors.ConfigError:
-    return errors.ConfigError(
-      '--workdir',
-      self._workdir,
-      'holds no checkpoint to evaluate' + (f' ({which})' if which else ''),
-      'train there first (--mode=train)',
-    )
 
   def save(self, step: int, state: Any, certified: float | None = None) -> None:
     """Starts saving; returns as soon as the state may be donated again.
@@ -255,7 +231,7 @@ class Checkpointer:
       self._manager.save(
         step,
         args=ocp.args.StandardSave(state),
-        metrics={_METRIC: _UNMONITORED if certified is None else certified},
+        metrics={METRIC: UNMONITORED if certified is None else certified},
       )
 
   def _write_manifest(self) -> None:
@@ -280,23 +256,19 @@ class Checkpointer:
         first difference.
     """
     self._manager.wait_until_finished()
-    stored = manifest.read(self._path(step))
-    wanted = manifest.describe_arrays(abstract_state)
-    for name in sorted({*stored['arrays'], *wanted}):
-      there, here = stored['arrays'].get(name), wanted.get(name)
-      if there != here:
-        raise errors.CheckpointError(
-          f'{self._path(step)} holds {_describe(name, there)}, this config '
-          f'makes {_describe(name, here)}: choose another --workdir'
-        )
-    if self._config_hash not in ('', stored['config_hash']):
-      raise errors.CheckpointError(
-        f'{self._path(step)} was made with another config, though its arrays '
-        'have the same shapes: choose another --workdir'
-      )
+    manifest.check_matches(self._path(step), abstract_state, self._config_hash)
     return self._manager.restore(
       step, args=ocp.args.StandardRestore(abstract_state)
     )
+
+  def wait(self) -> None:
+    """Until the save in flight is complete.
+
+    Raises:
+      CheckpointError: it could not be written.
+    """
+    with self._explained():
+      self._manager.wait_until_finished()
 
   def close(self) -> int | None:
     """Waits for saves in flight.
@@ -329,10 +301,3 @@ class Checkpointer:
         f'({explain.quote(error)}); '
         'older ones are intact: make room or permit writing, then start again'
       ) from error
-
-
-def _describe(name: str, array: list[Any] | None) -> str:
-  if array is None:
-    return f'no {name}'
-  shape, dtype = array
-  return f'{name} {dtype}{shape}'

@@ -37,7 +37,7 @@ def run(main: Callable[[], int]) -> int:
   """
   try:
     return main()
-  except Exception as error:
+  except (Exception, KeyboardInterrupt) as error:
     if (known := explain.explain(error)) is None:
       raise
     print(f'error: {known}', file=sys.stderr)

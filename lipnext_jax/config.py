@@ -162,7 +162,7 @@ def default_config() -> ml_collections.ConfigDict:
     (r'^params/blocks/(R|M)$', (('data?', 'fsdp', 'tensor'), None, None)),
     (r'^opt_state/.*blocks/(R|M)$', (('data?', 'fsdp', 'tensor'), None, None)),
     (r'^(compute|params|opt_state)/', ()),
-    (r'^(step$|health/)', ()),
+    (r'^(step$|health/|sums/)', ()),
   )
 
   c.eval = ml_collections.ConfigDict()

@@ -32,7 +32,7 @@ _GONE = (
 _LONGEST = 200  # Characters of someone else's message that are quoted.
 
 
-def explain(error: Exception) -> errors.UserError | None:
+def explain(error: BaseException) -> errors.UserError | None:
   """The line that `error` comes down to; None: it is no lack of anything.
 
   >>> explain(OSError(errno.ENOSPC, 'No space left on device', 'a.json')).args
@@ -43,6 +43,11 @@ room or permit writing, then start again',)
   """
   if isinstance(error, errors.UserError):
     return error
+  if isinstance(error, KeyboardInterrupt):
+    return errors.InterruptedRunError(
+      'stopped by SIGINT; what was saved is intact, the same command goes on '
+      'there'
+    )
   if isinstance(error, OSError):
     where = f'{error.filename}: ' if error.filename else ''
     return errors.WorkdirError(
@@ -75,7 +80,7 @@ room or permit writing, then start again',)
   return None
 
 
-def quote(error: Exception) -> str:
+def quote(error: BaseException) -> str:
   r"""One line of another library's message: what the disk said, or its start.
 
   >>> quote(ValueError('write failed:\n  No space left on device [1]'))

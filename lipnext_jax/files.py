@@ -5,7 +5,10 @@ from collections.abc import Mapping
 import contextlib
 import json
 import os
+import stat
 from typing import Any
+from typing import BinaryIO
+from typing import TextIO
 
 import numpy as np
 
@@ -27,14 +30,35 @@ def naming(path: str) -> Iterator[None]:
     raise
 
 
+# Bytes. A manifest of a million files has less.
+MAX_JSON = 1 << 28
+
+
+def _create(path: str) -> BinaryIO:
+  """A new file, whatever had its name: no link is followed out of a folder."""
+  with contextlib.suppress(FileNotFoundError):
+    os.unlink(path)
+  return open(path, 'xb')
+
+
+def append(path: str) -> TextIO:
+  """Opens a file to read and to add lines; not through a link.
+
+  Raises:
+    OSError: it cannot be opened, or is a link.
+  """
+
+  def opener(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+  return open(path, 'a+', encoding='utf-8', opener=opener)
+
+
 def write_text(path: str, text: str) -> None:
   """Replaces a file as a whole: no kill and no power cut leaves half of it."""
   temporary = f'{path}.tmp'
-  with (
-    naming(path),
-    open(temporary, 'w', encoding='utf-8', newline='') as file,
-  ):
-    file.write(text)
+  with naming(path), _create(temporary) as file:
+    file.write(text.encode())
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)
@@ -43,7 +67,7 @@ def write_text(path: str, text: str) -> None:
 def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
   """Named arrays as a compressed `.npz`, as a whole."""
   temporary = f'{path}.tmp'
-  with naming(path), open(temporary, 'wb') as file:
+  with naming(path), _create(temporary) as file:
     np.savez_compressed(file, **arrays)
   os.replace(temporary, path)
 
@@ -53,8 +77,12 @@ def read_json(path: str) -> Any:
 
   Raises:
     OSError: it cannot be read.
-    ValueError: it is no JSON, or nests too deeply.
+    ValueError: it is no JSON, nests too deeply, or is no file of up to
+      `MAX_JSON` bytes.
   """
+  found = os.stat(path)  # A pipe would be waited for, a device read for ever.
+  if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_JSON:
+    raise ValueError('it is no regular file, or too large')
   with open(path, encoding='utf-8') as file:
     try:
       return json.load(file)

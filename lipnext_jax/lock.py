@@ -5,9 +5,10 @@ import fcntl
 import os
 import socket
 import time
-from typing import IO
+from typing import TextIO
 
 from lipnext_jax import errors
+from lipnext_jax import files
 
 FILE = 'lock'
 
@@ -60,7 +61,7 @@ class Lock:
   def __init__(self, workdir: str):
     """Takes nothing yet."""
     self._workdir = workdir
-    self._file: IO[str] | None = None
+    self._file: TextIO | None = None
 
   def acquire(self) -> int:
     """Takes the lock, creating the workdir.
@@ -75,7 +76,7 @@ class Lock:
     path = os.path.join(self._workdir, FILE)
     try:
       os.makedirs(self._workdir, exist_ok=True)
-      file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115 (kept open)
+      file = files.append(path)
     except OSError as error:
       raise errors.WorkdirError(
         f'--workdir={self._workdir!r} cannot be written ({error.strerror}); '

@@ -86,7 +86,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _exit(error: errors.UserError) -> NoReturn:
   print(f'error: {error}', file=sys.stderr, flush=True)
-  if isinstance(error, errors.CheckpointError | errors.LostProcessError):
+  if isinstance(
+    error,
+    errors.CheckpointError
+    | errors.InterruptedRunError
+    | errors.LostProcessError,
+  ):
     # Threads are still at what failed, and would print what they trip over; an
     # orderly end of JAX would wait for the process that is gone.
     sys.stdout.flush()
@@ -111,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
     train.train_and_evaluate(
       _CONFIG.value, str(_WORKDIR.value), train=_MODE.value == 'train'
     )
-  except Exception as error:
+  except (Exception, KeyboardInterrupt) as error:
     if (known := explain.explain(error)) is None:
       raise
     _exit(known)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax.optim import recipe
 
@@ -94,7 +95,62 @@ def read(directory: str) -> dict[str, Any]:
     ) from None
   if hash_fields(manifest) != own:
     raise ValueError(f'its {NAME} does not have its checksum')
+  if not _is_well_formed(manifest):
+    raise ValueError(f'its {NAME} is none of ours')
   return manifest
+
+
+def _is_well_formed(manifest: dict[str, Any]) -> bool:
+  """Whether a stranger's manifest has the fields that are read of it."""
+  entries, arrays = manifest.get('files'), manifest.get('arrays')
+  return (
+    isinstance(entries, dict)
+    and isinstance(arrays, dict)
+    and isinstance(manifest.get('config_hash'), str)
+    and all(
+      isinstance(entry, list) and list(map(type, entry)) == [int, str]
+      for entry in entries.values()
+    )
+    and all(
+      isinstance(array, list) and list(map(type, array)) == [list, str]
+      for array in arrays.values()
+    )
+  )
+
+
+def check_matches(
+  directory: str, abstract_state: Any, config_hash: str
+) -> None:
+  """Refuses a checkpoint of other arrays, or of another config.
+
+  Args:
+    directory: of the checkpoint.
+    abstract_state: what is to be restored: arrays or shapes.
+    config_hash: from `hash_fields`; '' for any config.
+
+  Raises:
+    CheckpointError: naming the first difference.
+  """
+  stored, wanted = read(directory), describe_arrays(abstract_state)
+  for name in sorted({*stored['arrays'], *wanted}):
+    there, here = stored['arrays'].get(name), wanted.get(name)
+    if there != here:
+      raise errors.CheckpointError(
+        f'{directory} holds {_describe(name, there)}, this config makes '
+        f'{_describe(name, here)}: choose another --workdir'
+      )
+  if config_hash not in ('', stored['config_hash']):
+    raise errors.CheckpointError(
+      f'{directory} was made with another config, though its arrays have the '
+      'same shapes: choose another --workdir'
+    )
+
+
+def _describe(name: str, array: list[Any] | None) -> str:
+  if array is None:
+    return f'no {name}'
+  shape, dtype = array
+  return f'{name} {dtype}{shape}'
 
 
 def find_damage(directory: str, largest: int | None = None) -> str | None:
@@ -111,6 +167,13 @@ def find_damage(directory: str, largest: int | None = None) -> str | None:
     expected = read(directory)['files']
   except ValueError as error:
     return str(error)
+  whole = os.path.realpath(directory)
+  for name in sorted(expected):
+    path = os.path.join(whole, name)  # Which other names lead out of.
+    if os.path.realpath(path) != path or (
+      os.path.lexists(path) and not os.path.isfile(path)
+    ):
+      return f'{name!r} is no file of its own'
   names = [
     n for n in sorted(expected) if not largest or expected[n][0] <= largest
   ]

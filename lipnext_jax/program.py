@@ -36,7 +36,7 @@ class Program(NamedTuple):
   abstract: step_lib.TrainState  # Shapes that know their shardings.
   shardings: step_lib.TrainState
   compute_shardings: Any  # Of the parameters that a step works with.
-  train_step: Any  # Jitted: (state, sums, batch) → (state, sums).
+  train_step: Any  # Jitted: (state, batch) → state.
 
   @property
   def stack_sharding(self) -> jax.sharding.NamedSharding | None:
@@ -116,7 +116,6 @@ def build(
   )
 
   # ------------------------------------------------------------------ step
-  on_batch, on_all = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
   to_compute, to_stored = _relayouts(
     shardings.params, compute, config.reduce_dtype
   )
@@ -132,9 +131,9 @@ def build(
       config.microbatches,
       config.health.loss_spike,
     ),
-    in_shardings=(shardings, on_all, on_batch),
-    out_shardings=(shardings, on_all),
-    donate_argnums=(0, 1),
+    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+    out_shardings=shardings,
+    donate_argnums=0,
   )
 
   return Program(
@@ -173,15 +172,6 @@ def _relayouts(stored, compute, reduce_dtype):
     return jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
   return to_compute, to_stored
-
-
-def abstract_sums(mesh: jax.sharding.Mesh) -> step_lib.Sums:
-  """Shapes of the running sums."""
-  on_all = mesh_lib.replicated(mesh)
-  return jax.tree.map(
-    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=on_all),
-    jax.eval_shape(step_lib.Sums.zeros),
-  )
 
 
 def examples_per_step(config: ml_collections.ConfigDict) -> int:

@@ -96,10 +96,13 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
   try:
     facts = files.read_json(os.path.join(workdir, 'run.json'))[-1]['data']
     h, w, ch = facts['image_shape']
+    numbers = h, w, ch, facts['num_classes'], facts['train_examples']
+    if any(type(n) is not int or not 0 < n < 2**31 for n in numbers):
+      raise ValueError('a number that counts nothing')
     return {
-      'image_shape': (int(h), int(w), int(ch)),
-      'num_classes': int(facts['num_classes']),
-      'train_examples': int(facts['train_examples']),
+      'image_shape': (h, w, ch),
+      'num_classes': facts['num_classes'],
+      'train_examples': facts['train_examples'],
     }
   except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
     raise errors.ConfigError(
@@ -158,7 +161,7 @@ class MetricWriter:
     path = os.path.join(workdir, 'metrics.jsonl')
     if os.path.exists(path):
       files.write_text(path, _lines_until(path, start_step))
-    self._jsonl = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed below)
+    self._jsonl = files.append(path)
     # Not `SummaryWriter`: on a full disk its thread dies, and the run hangs.
     folder = os.path.join(workdir, 'tensorboard')
     os.makedirs(folder, exist_ok=True)

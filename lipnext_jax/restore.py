@@ -15,6 +15,7 @@ import jax
 import ml_collections
 
 from lipnext_jax import checkpoint
+from lipnext_jax import checkpoint_reader
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import files
@@ -88,9 +89,16 @@ def read_config(
       f'has the unknown field {name!r} in its {checkpoint.CONFIG_FILE}',
       'use the version of lipnext_jax that wrote it',
     )
-  config.update_from_flattened_dict(
-    {name: _tuples(value) for name, value in fields.items()}
-  )
+  for name, value in fields.items():
+    try:
+      config.update_from_flattened_dict({name: _tuples(value)})
+    except (TypeError, ValueError, AttributeError, KeyError):
+      raise errors.ConfigError(
+        name,
+        value,
+        f'in {path} is no {type(defaults[name]).__name__}',
+        _REMEDY,
+      ) from None
   validation.validate(config)
   return config
 
@@ -145,20 +153,18 @@ def restore(
   config = read_config(workdir, overrides)
   facts = report.read_data_facts(workdir)
   image_shape, num_classes = tuple(facts['image_shape']), facts['num_classes']
-  checkpointer = checkpoint.Checkpointer(workdir, create=False)
-  try:
-    step = checkpointer.choose(config.eval.checkpoint)
-    assert step is not None  # Asked for by name, `choose` raises instead.
-    registry.check_image(config.model, image_shape)
-    model = registry.build_model(config.model, num_classes)
-    # The types that were stored, also in a program that computes in float64.
-    with jax.enable_x64(False):
-      abstract = abstract_state(config, model, facts)
-      state = checkpointer.restore(step, abstract)
-      to_explicit = functools.partial(train_step.evaluation_params, model)
-      params = jax.jit(to_explicit)(state)
-  finally:
-    checkpointer.close()
+  reader = checkpoint_reader.CheckpointReader(
+    workdir, config_hash=checkpoint.hash_config(config)
+  )
+  step = reader.choose(config.eval.checkpoint)
+  registry.check_image(config.model, image_shape)
+  model = registry.build_model(config.model, num_classes)
+  # The types that were stored, also in a program that computes in float64.
+  with jax.enable_x64(False):
+    abstract = abstract_state(config, model, facts)
+    state = reader.restore(step, abstract)
+    to_explicit = functools.partial(train_step.evaluation_params, model)
+    params = jax.jit(to_explicit)(state)
   return Restored(
     config=config,
     image_shape=image_shape,

@@ -12,6 +12,7 @@ import ml_collections
 
 from lipnext_jax import certify
 from lipnext_jax import checkpoint
+from lipnext_jax import checkpoint_reader
 from lipnext_jax import diagnosis
 from lipnext_jax import errors
 from lipnext_jax import evaluate
@@ -96,18 +97,22 @@ def train_and_evaluate(
 
   # ------------------------------------------------------------ checkpoint
   lock = lock_lib.Lock(workdir)
-  if train:  # Before anything in the workdir is tidied or written.
+  config_hash = checkpoint.hash_config(config)
+  if train:  # Locked before anything in the workdir is tidied or written.
     holder = distributed.on_first(lock.acquire)
     distributed.on_others(lambda: lock_lib.check_seen(workdir, holder))
-  checkpointer = checkpoint.Checkpointer(
-    workdir, create=train, config_hash=checkpoint.hash_config(config)
-  )
-  start_step = checkpointer.choose(None if train else config.eval.checkpoint)
+    checkpointer = checkpoint.Checkpointer(workdir, config_hash=config_hash)
+    start_step, restore = checkpointer.choose(), checkpointer.restore
+  else:
+    reader = checkpoint_reader.CheckpointReader(
+      workdir, config_hash=config_hash
+    )
+    start_step, restore = reader.choose(config.eval.checkpoint), reader.restore
   if start_step is None:
     rng = jax.random.key(config.seed)
     state = jax.jit(program.init_fn, out_shardings=program.shardings)(rng)
   else:
-    state = checkpointer.restore(start_step, abstract)
+    state = restore(start_step, abstract)
   step = start_step or 0
   certify_split = _make_certify_split(config, program, processes)
 
@@ -128,10 +133,9 @@ def train_and_evaluate(
       dataset, config.eval.monitor_examples
     )
     batch = mesh_lib.put_batch(next(batches), on_batch)
-    sums = zero_sums()
     with report.stopwatch('compiled the train step'):
       # Ahead of time: another shape would raise, never compile again.
-      compiled = program.train_step.lower(abstract, sums, batch).compile()
+      compiled = program.train_step.lower(abstract, batch).compile()
     distributed.meet()
 
     # The order is a contract: step, fetch, log, monitor, save, stop. A
@@ -147,7 +151,7 @@ def train_and_evaluate(
     ):
       while step < plan.total_steps and signum is None:
         with jax.transfer_guard('disallow'):
-          state, sums = compiled(state, sums, batch)
+          state = compiled(state, batch)
           step += 1
           last, used = step == plan.total_steps, batch
           if not last:  # While the devices compute.
@@ -155,7 +159,7 @@ def train_and_evaluate(
 
           skipped = 0
           if last or step % plan.log_every == 0:
-            means, monitored = jax.device_get((sums, monitor(state)))
+            means, monitored = jax.device_get((state.sums, monitor(state)))
             scalars = means.means() | {
               k: float(v) for k, v in monitored.items()
             }
@@ -167,7 +171,7 @@ def train_and_evaluate(
             for line in health_lib.warnings(config.health, scalars):
               progress.say(f'step {step}: {line}')
             skipped = int(scalars['train/skipped_in_a_row'])
-            sums = zero_sums()
+            state = state._replace(sums=zero_sums())
         if 0 < config.health.max_skipped <= skipped:
           stop(
             f'loss or gradient were not finite in the last {skipped} steps',
@@ -175,7 +179,7 @@ def train_and_evaluate(
             used,
           )
 
-        signum = None if last else interrupts.received(step)
+        signum = interrupts.received(step)
         monitor_now = plan.is_due(plan.eval_every, step) and not last
         save_now = (
           plan.is_due(plan.checkpoint_every, step)
@@ -187,7 +191,7 @@ def train_and_evaluate(
         with progress.paused():
           if save_now and not (last or signum) and state.health.in_a_row > 0:
             save_now = False  # Not of a state that it may never get out of.
-          if save_now and not is_finite(state):
+          if save_now and not is_finite((state.params, state.opt_state)):
             stop('the update is not finite', state, used)
           if monitor_now:
             result = certify_split(state, monitored_split, 'fast')
@@ -199,12 +203,16 @@ def train_and_evaluate(
             )
           if save_now:
             checkpointer.save(step, state, certified)
+      checkpointer.wait()
+      signum = signum or interrupts.received(step)
     if signum is not None:
       checkpointer.close()
+      lock.release()
       raise interrupts_lib.StoppedError(signum, step)
   elif train:
     report.say(f'{workdir} is finished at step {step}: only evaluating')
-  checkpointer.close()
+  if train:
+    checkpointer.close()
 
   # ------------------------------------------------------------ evaluation
   split = config.eval.split

@@ -50,15 +50,6 @@ INNER_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 
-class TrainState(NamedTuple):
-  """All that training carries along and a checkpoint holds."""
-
-  step: jax.Array  # Shape (): int32, batches seen; skipped ones count.
-  params: Any  # Fast weights, float32.
-  opt_state: optax.OptState  # Holds the slow weights, see `slow_params`.
-  health: health_lib.Health  # What was skipped, and the loss to expect.
-
-
 class Sums(NamedTuple):
   """Running sums since the last log line; they stay on the device.
 
@@ -100,6 +91,16 @@ class Sums(NamedTuple):
       'train/skipped_steps': sums['skipped'],
       'train/loss_spikes': sums['spikes'],
     }
+
+
+class TrainState(NamedTuple):
+  """All that training carries along and a checkpoint holds."""
+
+  step: jax.Array  # Shape (): int32, batches seen; skipped ones count.
+  params: Any  # Fast weights, float32.
+  opt_state: optax.OptState  # Holds the slow weights, see `slow_params`.
+  health: health_lib.Health  # What was skipped, and the loss to expect.
+  sums: Sums  # For the next log line.
 
 
 def build_loss(c: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
@@ -163,6 +164,7 @@ def init_state(
     params,
     tx.init(params),
     health_lib.Health.start(),
+    Sums.zeros(),
   )
 
 
@@ -187,8 +189,8 @@ def make_train_step(
   to_stored: Callable[[Any], Any],
   microbatches: int = 1,
   loss_spike: float = 0.0,
-) -> Callable[..., tuple[TrainState, Sums]]:
-  """Builds (state, sums, batch) → (state, sums).
+) -> Callable[..., TrainState]:
+  """Builds (state, batch) → state.
 
   A step whose loss or gradient is not finite is skipped: parameters and
   optimizer stay as they are, and it is counted.
@@ -210,7 +212,7 @@ def make_train_step(
     float32 in [0, 1]) and 'label' [b] int32.
   """
 
-  def train_step(state, sums, batch):
+  def train_step(state, batch):
     def objective(params, batch):
       images, labels = to_unit(batch['image']), batch['label']
       variables = {'params': params}
@@ -250,8 +252,8 @@ def make_train_step(
     size = float(batch['label'].size)
     new = (1.0, size, loss, *counts, grad_norm)
     new = (*(jnp.where(finite, term, 0.0) for term in new), ~finite, spike)
-    sums = Sums(*(total + term for total, term in zip(sums, new, strict=True)))
-    return TrainState(state.step + 1, params, opt_state, health), sums
+    sums = Sums(*(a + b for a, b in zip(state.sums, new, strict=True)))
+    return TrainState(state.step + 1, params, opt_state, health, sums)
 
   return train_step
 

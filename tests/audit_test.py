@@ -45,6 +45,24 @@ def test_an_audit_that_failed_is_said_to_be_skipped():
   assert 'SKIPPED' in load_audit().judge('Traceback …')[0][0]
 
 
+@pytest.mark.parametrize(
+  'complaint',
+  [
+    '/usr/bin/python: No module named pip_audit',
+    'ERROR:pip_audit._cli:requirement jax does not contain a hash',
+  ],
+)
+def test_a_fault_that_is_ours_fails(complaint):
+  lines, code = load_audit().judge('', complaint)
+  assert code == 2
+  assert complaint in lines[0]
+
+
+def test_a_network_that_is_away_does_not():
+  complaint = 'ERROR:pip_audit._cli:Failed to connect: Max retries exceeded'
+  assert load_audit().judge('', complaint)[1] == 0
+
+
 def read_pins(name):
   text = (ROOT / name).read_text()
   pins = re.findall(r'^([\w.-]+)==([\w.]+)', text, flags=re.MULTILINE)

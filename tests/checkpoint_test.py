@@ -28,20 +28,10 @@ def test_the_last_two_and_the_best_are_kept_and_nothing_else(tmp_path):
     checkpointer.save(step, state_of(step), certified)
   checkpointer.close()
   assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['1', '3', '4']
-  again = checkpoint.Checkpointer(str(tmp_path), create=False)
-  assert again.choose('last') == 4
-  assert again.choose('best') == 1
+  again = checkpoint.Checkpointer(str(tmp_path))
+  assert again.choose() == 4
   assert again.restore(1, abstract())['step'] == 1
   again.close()
-
-
-def test_the_best_needs_monitoring(tmp_path):
-  checkpointer = checkpoint.Checkpointer(str(tmp_path))
-  checkpointer.save(3, state_of(3))
-  with pytest.raises(errors.ConfigError, match='best'):
-    checkpointer.choose('best')
-  assert checkpointer.choose('last') == 3
-  checkpointer.close()
 
 
 def test_a_saved_state_may_be_donated_at_once(tmp_path):
@@ -56,7 +46,7 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path):
     for _ in range(5):
       state = advance(state)
   checkpointer.close()
-  again = checkpoint.Checkpointer(str(tmp_path), create=False)
+  again = checkpoint.Checkpointer(str(tmp_path))
   restored = again.restore(3, abstract())
   np.testing.assert_array_equal(restored['w'], 15.0)
   again.close()
@@ -81,12 +71,6 @@ def test_restoring_lays_out_on_another_mesh(tmp_path):
   np.testing.assert_array_equal(restored['w'], values)
 
 
-def test_nothing_is_created_where_nothing_may_be(tmp_path):
-  with pytest.raises(errors.ConfigError, match='holds no checkpoint'):
-    checkpoint.Checkpointer(str(tmp_path / 'new'), create=False)
-  assert not os.listdir(tmp_path)
-
-
 def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):
   checkpointer = checkpoint.Checkpointer(str(tmp_path))
   checkpointer.save(1, state_of(1))
@@ -95,7 +79,7 @@ def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):
   torn.mkdir()
   (torn / 'manifest.ocdbt').write_bytes(b'half')
   again = checkpoint.Checkpointer(str(tmp_path))
-  assert again.choose(None) == 1
+  assert again.choose() == 1
   again.close()
 
 
@@ -109,10 +93,10 @@ def saved(tmp_path, steps=(1, 2, 3)):
   checkpointer.close()
 
 
-def choose_and_restore(tmp_path, which=None):
+def choose_and_restore(tmp_path):
   checkpointer = checkpoint.Checkpointer(str(tmp_path), config_hash='h')
   try:
-    step = checkpointer.choose(which)
+    step = checkpointer.choose()
     return step, checkpointer.restore(step, abstract())
   finally:
     checkpointer.close()
@@ -189,6 +173,29 @@ def test_an_undamaged_checkpoint_is_left_alone(checkpoints, tmp_path):
   assert step == 3
   np.testing.assert_array_equal(state['w'], 3.0)
   assert not (workdir / 'damaged').exists()
+
+
+def test_what_was_set_aside_before_is_not_in_the_way(checkpoints, tmp_path):
+  workdir = tmp_path / 'again'
+  shutil.copytree(checkpoints, workdir)
+  (workdir / 'damaged' / '3-0').mkdir(parents=True)
+  (workdir / 'damaged' / '3-0' / 'x').touch()
+  (workdir / 'damaged' / '3-2').mkdir()
+  (workdir / 'checkpoints' / '3' / 'manifest.json').unlink()
+  assert choose_and_restore(workdir)[0] == 2
+  assert sorted(os.listdir(workdir / 'damaged')) == ['3-0', '3-1', '3-2']
+
+
+def test_damaged_ones_stay_on_their_own_file_system(checkpoints, tmp_path):
+  """Where the folder of checkpoints is a link, a rename would not get out."""
+  workdir, elsewhere = tmp_path / 'run', tmp_path / 'elsewhere'
+  shutil.copytree(checkpoints, elsewhere)
+  workdir.mkdir()
+  (workdir / 'checkpoints').symlink_to(elsewhere / 'checkpoints')
+  (workdir / 'checkpoints' / '3' / 'manifest.json').unlink()
+  assert choose_and_restore(workdir)[0] == 2
+  assert os.listdir(elsewhere / 'damaged') == ['3-0']
+  assert os.listdir(workdir) == ['checkpoints']
 
 
 def test_when_all_are_damaged_nothing_starts_again(checkpoints, tmp_path):

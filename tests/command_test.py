@@ -29,3 +29,11 @@ def test_what_is_no_user_error_is_a_traceback():
 
   with pytest.raises(KeyError):
     command.run(main)
+
+
+def test_a_key_that_is_pressed_is_a_line(capsys):
+  def pressed():
+    raise KeyboardInterrupt
+
+  assert command.run(pressed) == 130
+  assert 'stopped by SIGINT' in capsys.readouterr().err

@@ -63,3 +63,9 @@ def test_a_process_that_is_gone_is_only_one_of_several(monkeypatch):
   assert type(known) is errors.LostProcessError
   assert str(known).startswith('process 0 of 2: another one is gone or does')
   assert explain.explain(jax.errors.JaxRuntimeError('INTERNAL: bug')) is None
+
+
+def test_a_key_that_was_pressed():
+  known = explain.explain(KeyboardInterrupt())
+  assert known.exit_code == 130
+  assert str(known).startswith('stopped by SIGINT; what was saved is intact')

@@ -90,3 +90,12 @@ def test_acquire_says_who_holds_it(tmp_path):
   own = lock.Lock(str(tmp_path))
   assert own.acquire() == os.getpid()
   own.release()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+  precious = tmp_path / 'precious'
+  precious.write_text('precious')
+  (tmp_path / lock.FILE).symlink_to(precious)
+  with pytest.raises(errors.WorkdirError, match='cannot be written'):
+    lock.Lock(str(tmp_path)).acquire()
+  assert precious.read_text() == 'precious'

@@ -4,6 +4,7 @@ What they find in real checkpoints is in checkpoint_test.py.
 """
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -72,3 +73,47 @@ def test_the_hash_of_fields_knows_every_value():
   assert own == manifest.hash_fields(json.loads(json.dumps(fields)))
   for name, value in (('a', 2), ('b', (1, 2.4)), ('c', 'y'), ('d', None)):
     assert own != manifest.hash_fields({**fields, name: value})
+
+
+def rewrite(directory, change):
+  """A manifest of a stranger's making, its own checksum right."""
+  path = directory / manifest.NAME
+  fields = json.loads(path.read_text())
+  del fields['own']
+  change(fields)
+  fields['own'] = manifest.hash_fields(fields)
+  path.write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda m: m.pop('files'),
+    lambda m: m.pop('arrays'),
+    lambda m: m.pop('config_hash'),
+    lambda m: m.update(files=[1]),
+    lambda m: m.update(arrays={'w': 3}),
+    lambda m: m.update(arrays={'w': [3]}),
+    lambda m: m['files'].update(x=[1]),
+    lambda m: m['files'].update(x=['1', 'abc']),
+    lambda m: m['files'].update(x=None),
+  ],
+)
+def test_a_manifest_with_other_fields_is_none(directory, change):
+  rewrite(directory, change)
+  assert manifest.find_damage(str(directory)) == (
+    f'its {manifest.NAME} is none of ours'
+  )
+
+
+@pytest.mark.parametrize(
+  'name', ['../../../dev/zero', '/dev/zero', 'pipe', 'link', 'folder/../pipe']
+)
+def test_only_files_inside_are_read(directory, name):
+  """No device, no pipe, nothing elsewhere: each would hang, or be told of."""
+  os.mkfifo(directory / 'pipe')
+  (directory / 'link').symlink_to('/dev/zero')
+  if name.startswith('..'):
+    name = os.path.relpath('/dev/zero', directory)
+  rewrite(directory, lambda m: m['files'].update({name: [1, 'x']}))
+  assert 'is no file of its own' in manifest.find_damage(str(directory))

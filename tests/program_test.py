@@ -71,7 +71,6 @@ def build(config):
 def trace(program, config):
   return program.train_step.trace(
     program.abstract,
-    program_lib.abstract_sums(program.mesh),
     program_lib.abstract_batch(config, program.mesh, FACTS),
   )
 
@@ -94,13 +93,14 @@ class Run:
     # decomposition may round differently.
     state = jax.device_put(start(), program.shardings)
     on_batch = mesh_lib.batch_sharding(program.mesh)
-    on_all = mesh_lib.replicated(program.mesh)
+    zero_sums = jax.jit(
+      step_lib.Sums.zeros, out_shardings=program.shardings.sums
+    )
     losses = []
     for step in range(STEPS):
-      sums = jax.device_put(step_lib.Sums.zeros(), on_all)
       batch = mesh_lib.put_batch(batch_of(step), on_batch)
-      state, sums = compiled(state, sums, batch)
-      losses.append(float(sums.loss))
+      state = compiled(state._replace(sums=zero_sums()), batch)
+      losses.append(float(state.sums.loss))
     self.losses = np.array(losses)
     self.state = state
     self.params = jax.device_get(state.params)
@@ -138,12 +138,10 @@ def test_another_batch_is_told_apart():
   run = run_on((2, 2, 2))
   state = jax.device_put(start(), run.program.shardings)
   on_batch = mesh_lib.batch_sharding(run.program.mesh)
-  on_all = mesh_lib.replicated(run.program.mesh)
-  sums = jax.device_put(step_lib.Sums.zeros(), on_all)
   batch = batch_of(0)
   batch['image'][3] = batch['image'][4]
-  _, sums = run.compiled(state, sums, mesh_lib.put_batch(batch, on_batch))
-  assert abs(float(sums.loss) - run_on(ONE).losses[0]) > 1e-4
+  state = run.compiled(state, mesh_lib.put_batch(batch, on_batch))
+  assert abs(float(state.sums.loss) - run_on(ONE).losses[0]) > 1e-4
 
 
 def large_transfers(run):

@@ -94,3 +94,63 @@ def test_what_is_no_run_is_refused(trained_run, tmp_path):
   path.write_text(json.dumps(json.loads(path.read_text()) | {'model.era': 1}))
   with pytest.raises(errors.ConfigError, match=r"unknown field 'model\.era'"):
     restore.restore(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'kind'),
+  [
+    ('model.depth', 'x', 'int'),
+    ('model.depth', 2.5, 'int'),
+    ('model.beta', 'x', 'float'),
+    ('model.name', 3, 'str'),
+    ('eval.epsilons', 1, 'tuple'),
+  ],
+)
+def test_a_field_of_another_type_is_named(
+  trained_run, tmp_path, field, value, kind
+):
+  workdir, _, _ = trained_run
+  path = tmp_path / 'config.json'
+  shutil.copy(f'{workdir}/config.json', path)
+  path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+  with pytest.raises(errors.ConfigError, match=f'{field}=.* is no {kind}'):
+    restore.read_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  'facts',
+  [
+    {'image_shape': [0, 8, 1]},
+    {'image_shape': [8, 8]},
+    {'image_shape': [8.5, 8, 1]},
+    {'num_classes': -1},
+    {'num_classes': 1e400},
+    {'train_examples': True},
+  ],
+)
+def test_a_run_json_that_counts_nothing_is_refused(
+  trained_run, tmp_path, facts
+):
+  workdir, _, _ = trained_run
+  shutil.copy(f'{workdir}/config.json', tmp_path)
+  with open(f'{workdir}/run.json') as file:
+    starts = json.load(file)
+  starts[-1]['data'] |= facts
+  (tmp_path / 'run.json').write_text(json.dumps(starts))
+  with pytest.raises(errors.ConfigError, match=r'no run\.json that describes'):
+    restore.restore(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'), [('model.beta', 0.25), ('model.padding', 'zero')]
+)
+def test_a_config_that_did_not_make_the_weights_is_refused(
+  trained_run, tmp_path, field, value
+):
+  """All arrays would have the same shapes: another function of them."""
+  workdir, _, _ = trained_run
+  shutil.copytree(workdir, tmp_path / 'run')
+  path = tmp_path / 'run' / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+  with pytest.raises(errors.CheckpointError, match='another config'):
+    restore.restore(str(tmp_path / 'run'))

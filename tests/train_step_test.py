@@ -61,15 +61,12 @@ class Harness:
     self.init = jax.jit(program.init_fn, out_shardings=program.shardings)
     self.state = self.init(jax.random.key(0))
     self.on_batch = mesh_lib.batch_sharding(self.mesh)
-    self.sums = jax.device_put(
-      step_lib.Sums.zeros(), mesh_lib.replicated(self.mesh)
-    )
     self.step = program.train_step
 
   def run(self, steps):
     for i in range(steps):
       batch = mesh_lib.put_batch(batch_of(seed=i), self.on_batch)
-      self.state, self.sums = self.step(self.state, self.sums, batch)
+      self.state = self.step(self.state, batch)
     return self
 
 
@@ -136,7 +133,7 @@ def test_sums_count_what_they_say(tiny_config):
     )
     correct += p == y
     certified += p == y and radius > 0.25
-  sums = jax.device_get(harness.sums)
+  sums = jax.device_get(harness.state.sums)
   assert sums.steps == 1
   assert sums.examples == 16
   assert sums.correct == correct
@@ -158,7 +155,7 @@ def step_with(harness, batch):
   """Host copies of the state before and after one step on `batch`."""
   before = jax.device_get(harness.state)
   batch = mesh_lib.put_batch(batch, harness.on_batch)
-  harness.state, harness.sums = harness.step(harness.state, harness.sums, batch)
+  harness.state = harness.step(harness.state, batch)
   return before, jax.device_get(harness.state)
 
 
@@ -184,8 +181,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny_config, fault):
     assert all(jax.tree.leaves(same))
     assert after.step == before.step + 1
     assert after.health.in_a_row == row
-    assert harness.sums.skipped == row
-  means = jax.device_get(harness.sums).means()
+    assert harness.state.sums.skipped == row
+  means = jax.device_get(harness.state.sums).means()
   assert means['train/skipped_steps'] == 2
   assert ('train/loss' in means) == (fault == 'loss')  # From the first two.
   assert np.isfinite(list(means.values())).all()
@@ -207,7 +204,7 @@ def test_the_step_that_always_updates_is_seen_to(tiny_config, monkeypatch):
 def test_a_branch_keeps_the_state_donated_as_a_whole(tiny_config):
   harness = Harness(tiny_config)
   batch = mesh_lib.put_batch(batch_of(), harness.on_batch)
-  compiled = harness.step.lower(harness.state, harness.sums, batch).compile()
+  compiled = harness.step.lower(harness.state, batch).compile()
   memory = compiled.memory_analysis()
   whole = sum(x.nbytes for x in jax.tree.leaves(harness.state))
   assert memory.alias_size_in_bytes >= whole
@@ -215,30 +212,29 @@ def test_a_branch_keeps_the_state_donated_as_a_whole(tiny_config):
 
 def test_a_loss_spike_is_counted(tiny_config):
   harness = Harness(tiny_config).run(1)
-  loss = float(harness.sums.loss)
+  loss = float(harness.state.sums.loss)
   for factor, spikes in ((0.5, 0.0), (0.1, 1.0)):
     harness.state = harness.state._replace(
       health=harness.state.health._replace(
         counted=jnp.int32(100), loss=jnp.float32(factor * loss)
       )
     )
-    before = float(harness.sums.spikes)
+    before = float(harness.state.sums.spikes)
     harness.state = jax.device_put(harness.state, harness.program.shardings)
     harness.run(1)
-    assert harness.sums.spikes - before == spikes
+    assert harness.state.sums.spikes - before == spikes
 
 
 def test_the_step_learns(tiny_config):
   tiny_config.loss.name = 'cross_entropy'  # No radius that grows meanwhile.
   tiny_config.optimizer.learning_rate = 1e-2
   harness = Harness(tiny_config)
-  first = float(harness.run(1).sums.loss)
+  first = float(harness.run(1).state.sums.loss)
   for _ in range(30):
     batch = mesh_lib.put_batch(batch_of(seed=0), harness.on_batch)
-    harness.state, harness.sums = harness.step(
-      harness.state, jax.tree.map(jnp.zeros_like, harness.sums), batch
-    )
-  assert harness.sums.loss < 0.9 * first
+    zeros = jax.tree.map(jnp.zeros_like, harness.state.sums)
+    harness.state = harness.step(harness.state._replace(sums=zeros), batch)
+  assert harness.state.sums.loss < 0.9 * first
 
 
 def test_evaluation_uses_retracted_slow_weights(tiny_config):
@@ -286,7 +282,7 @@ def test_every_inner_rule_stays_on_the_manifold(tiny_config, name):
   for leaf in ('R', 'M'):
     x = harness.state.params['blocks'][leaf]
     assert optim.orthogonality_error(x).max() < 1e-5
-  assert np.isfinite(harness.sums.loss)
+  assert np.isfinite(harness.state.sums.loss)
 
 
 def test_inner_rules_are_elementwise_and_odd():
@@ -361,5 +357,9 @@ def test_the_loss_is_told_the_radius_that_the_backbone_stretches_to(
   assert constant > 1.2
   harness.run(1)
   # ε_0 = 0.25·0.1.
-  assert float(harness.sums.loss) == pytest.approx(0.025 * constant, rel=1e-5)
-  assert float(harness.sums.grad_norm) > 0  # K is trained through the loss.
+  assert float(harness.state.sums.loss) == pytest.approx(
+    0.025 * constant, rel=1e-5
+  )
+  assert (
+    float(harness.state.sums.grad_norm) > 0
+  )  # K is trained through the loss.

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from lipnext_jax import checkpoint
+from lipnext_jax import checkpoint_reader
 from lipnext_jax import errors
+from lipnext_jax import interrupts
 from lipnext_jax import losses
 from lipnext_jax import train
 
@@ -117,6 +119,60 @@ def test_resuming_is_bitwise(finished, resumable, tmp_path):
     return {m['step']: m['train/loss'] for m in lines if 'train/loss' in m}
 
   assert losses(workdir) == losses(whole)
+
+
+def test_a_log_line_covers_the_steps_before_the_resume(
+  finished, resumable, tmp_path
+):
+  """A line at step 3 of a run resumed at 2: its sums are saved, too."""
+  whole, cut = str(tmp_path / 'whole'), str(tmp_path / 'cut')
+  config = resumable(**{'log.every': '3 steps'})
+  train.train_and_evaluate(config, whole)
+  shutil.copytree(whole, cut)
+  shutil.rmtree(os.path.join(cut, 'checkpoints', '4'))
+  train.train_and_evaluate(config, cut)
+
+  def lines(path):
+    found = map(json.loads, read(path, 'metrics.jsonl').splitlines())
+    return [
+      {k: v for k, v in line.items() if 'per_second' not in k}
+      for line in found
+      if line.get('step', 0) > 2
+    ]
+
+  assert [line['step'] for line in lines(whole)] == [3, 4]
+  assert lines(cut) == lines(whole)
+  # Of one step alone it would be another mean.
+  one = map(json.loads, read(finished[0], 'metrics.jsonl').splitlines())
+  (third,) = (m['train/loss'] for m in one if m['step'] == 3)
+  assert lines(cut)[0]['train/loss'] != third
+
+
+@pytest.mark.parametrize('asked', [1, 2])
+def test_a_signal_at_the_end_is_not_forgotten(
+  finished, resumable, tmp_path, monkeypatch, asked
+):
+  """In the last step, or during the save after it: no long evaluation."""
+  asks = []
+
+  def received(self, step):
+    asks.append(step)
+    return signal.SIGTERM if asks[-asked:] == [4] * asked else None
+
+  workdir = str(tmp_path / 'stopped')
+  with monkeypatch.context() as patch:
+    patch.setattr(interrupts.Interrupts, 'received', received)
+    with pytest.raises(
+      interrupts.StoppedError, match='step 4 is saved'
+    ) as info:
+      train.train_and_evaluate(resumable(), workdir)
+  assert info.value.exit_code == 143
+  assert not os.path.exists(os.path.join(workdir, 'eval.json'))
+  whole, summary = finished
+  assert train.train_and_evaluate(resumable(), workdir) == summary
+  ours, theirs = stored_arrays(workdir, 4), stored_arrays(whole, 4)
+  for mine, other in zip(ours, theirs, strict=True):
+    np.testing.assert_array_equal(mine, other)
 
 
 def test_a_planted_fault_breaks_the_bitwise_check(
@@ -267,7 +323,7 @@ def test_a_holdout_is_monitored_and_kept_out_of_training(tmp_path, tiny_config):
   tiny_config.eval.every = '2 steps'
   workdir = str(tmp_path / 'held')
   train.train_and_evaluate(tiny_config, workdir)
-  assert checkpoint.Checkpointer(workdir, create=False).choose('best') == 2
+  assert checkpoint_reader.CheckpointReader(workdir).choose('best') == 2
   tiny_config.eval.split = 'validation'
   summary = train.train_and_evaluate(tiny_config, workdir)
   assert summary['examples'] == 100

@@ -36,7 +36,6 @@ def trace(
   """The train step of a program, traced for the shapes of its config."""
   return program.train_step.trace(
     program.abstract,
-    program_lib.abstract_sums(program.mesh),
     program_lib.abstract_batch(config, program.mesh, program.facts),
   )
 

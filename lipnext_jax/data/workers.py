@@ -85,9 +85,14 @@ def iterate(
 
 
 def _start_worker(index: int, count: int) -> None:
-  """Ends this worker with its parent, and leaves Ctrl-C to it."""
+  """Ends this worker with its parent, and leaves signals to it.
+
+  Clusters send SIGTERM to all processes of a job at once: the parent needs its
+  workers up to the step after which it saves.
+  """
   del index, count
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, signal.SIG_IGN)
   threading.Thread(target=_follow_parent, daemon=True).start()
 
 

@@ -75,3 +75,16 @@ if __name__ == '__main__':
   parent.kill()
   # The worker holds the pipe too: it closes when that is gone.
   parent.communicate(timeout=30)
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_leaves_workers_at_work(signum):
+  """Clusters send SIGTERM to all: the last step before a save needs data."""
+  with contextlib.closing(workers.iterate(count_up(), 2)) as batches:
+    assert next(batches)['x'][0] == 0
+    assert next(batches)['x'][0] == 1  # Both have started.
+    for process in multiprocessing.active_children():
+      os.kill(process.pid, signum)
+    found = [int(b['x'][0]) for b in itertools.islice(batches, 40)]
+    assert found == list(range(2, 42))
+  assert not multiprocessing.active_children()
