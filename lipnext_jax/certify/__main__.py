@@ -26,6 +26,7 @@ import numpy as np
 from lipnext_jax import certify
 from lipnext_jax import command
 from lipnext_jax import config as config_lib
+from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import models
 from lipnext_jax import restore
@@ -185,7 +186,7 @@ def _certify_all(service: Service, args: argparse.Namespace) -> int:
         yield path, inputs.read(path, service.preprocessing)
       except inputs.BadInputError as error:
         failed.append({'path': path, 'error': str(error)})
-        print(f'error: {path} {error}.', file=sys.stderr)
+        print(f'error: {_shown(path)} {error}.', file=sys.stderr)
 
   if not args.json:
     _print_head(service)
@@ -203,7 +204,9 @@ def _certify_all(service: Service, args: argparse.Namespace) -> int:
       'images': found,
       'errors': failed,
     }
-    print(json.dumps(output, indent=2, ensure_ascii=False))
+    text = json.dumps(output, indent=2, ensure_ascii=False)
+    # File names may hold bytes that are no UTF-8: as JSON's \u escapes.
+    print(text.encode('utf-8', 'backslashreplace').decode())
   return 1 if failed else 0
 
 
@@ -243,13 +246,20 @@ def _print_head(service: Service) -> None:
 
 def _print_entry(entry: dict[str, Any]) -> None:
   radius, levels = down(entry['radius'], 6), down(entry['grey_levels'], 2)
-  print(
-    f'{entry["class"]:>5d}  {radius:>19}  {levels:>14}  {entry["path"]}',
-    flush=True,
-  )
+  path = _shown(entry['path'])
+  print(f'{entry["class"]:>5d}  {radius:>19}  {levels:>14}  {path}', flush=True)
   for rival in entry.get('rivals', ()):
     shown = down(rival['radius'], 6)
     print(f'{"":7}{shown:>19}  against class {rival["class"]}')
+
+
+def _shown(path: str) -> str:
+  r"""A file name in one line that a terminal does not obey, as in errors.
+
+  >>> _shown('a\x1b[2J\n.png')
+  'a\\x1b[2J\\n.png'
+  """
+  return str(errors.UserError(path))
 
 
 def down(value: float, digits: int) -> str:

@@ -9,7 +9,8 @@ of the training or data stack, and never a pickle.
 
 The file is a zip of `manifest.json`, `program.bin` and `weights.npz`. The
 manifest says what the certificate is about and holds the SHA-256 of the other
-two.
+two. Λ and the radii are its author's word: a file cannot prove where its
+numbers come from.
 """
 
 from collections.abc import Mapping
@@ -30,10 +31,12 @@ from lipnext_jax import errors
 from lipnext_jax import models
 from lipnext_jax.certify import bound
 from lipnext_jax.certify import radius
+from lipnext_jax.certify import stablehlo
 
 FORMAT = 1  # Raised whenever an older loader would misread a newer file.
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 _PARTS = ('program.bin', 'weights.npz')
+_FLOAT32 = (2.0**-126, 2.0**127)  # Without the denormal numbers.
 _REMEDY = 'write it again with `python -m lipnext_jax.certify --export`'
 
 
@@ -62,6 +65,10 @@ def export_predictor(
 
   Returns:
     The manifest.
+
+  Raises:
+    ValueError: a model that `load_predictor` would refuse: it does more than
+      compute, see `stablehlo`.
   """
   params, model = model.explicit_params(params), model.explicit()
 
@@ -81,6 +88,7 @@ def export_predictor(
     jax.ShapeDtypeStruct((), np.float32),
     jax.ShapeDtypeStruct((b, *image_shape), np.float32),
   )
+  stablehlo.check(program.mlir_module())
   weights = io.BytesIO()
   # Arrays in the order of the tree, whatever its names may hold.
   np.savez(weights, *jax.tree.leaves(params))
@@ -151,8 +159,9 @@ def load_predictor(path: str) -> Predictor:
   """Reads and verifies an artifact.
 
   Raises:
-    ConfigError: no such file, or one that is damaged, newer than this code, or
-      for other devices than those at hand.
+    ConfigError: no such file, or one that is damaged, newer than this code,
+      for other devices than those at hand, whose parts do not fit each other,
+      or whose program does more than compute.
   """
 
   def refuse(problem: str, remedy: str = _REMEDY) -> errors.ConfigError:
@@ -173,12 +182,15 @@ def load_predictor(path: str) -> Predictor:
     for name, data in parts.items():
       if hashlib.sha256(data).hexdigest() != manifest['sha256'][name]:
         raise refuse(f'is damaged: {name} does not have its checksum')
+    _check_manifest(manifest)
     program = export.deserialize(bytearray(parts['program.bin']))
+    stablehlo.check(program.mlir_module())
     weights = io.BytesIO(parts['weights.npz'])
     with zipfile.ZipFile(weights) as archive:
       _check_sizes(archive, len(parts['weights.npz']))
     with np.load(weights, allow_pickle=False) as file:
       leaves = [file[name] for name in file.files]
+    _check_weights(program, leaves)
     params = jax.tree.unflatten(_params_tree(program), leaves)
   except errors.ConfigError:
     raise
@@ -190,6 +202,11 @@ def load_predictor(path: str) -> Predictor:
       f'was exported for {", ".join(program.platforms)}, not for '
       f'{jax.default_backend()}'
     )
+  try:
+    _check_signature(program, params, manifest['image_shape'])
+  except Exception as error:  # Of JAX, which has many for shapes.
+    reason = ' '.join(str(error).split())[:200]
+    raise refuse(f'does not fit together ({reason})') from None
   return Predictor(manifest, program, params)
 
 
@@ -202,6 +219,83 @@ def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
   claimed = sum(info.file_size for info in archive.infolist())
   if claimed > size:
     raise ValueError(f'{claimed} bytes in {size}: a bomb?')
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+  """Refuses fields that are missing or of another kind than was written.
+
+  Raises:
+    ValueError: naming the field.
+
+  >>> _check_manifest({'lipschitz_bound': 0, 'resize': 0, 'certificate': ''})
+  Traceback (most recent call last):
+  ValueError: its lipschitz_bound is no number above 0
+  """
+
+  def check(name: str, fits: bool, wanted: str) -> None:
+    if not fits:
+      raise ValueError(f'its {name} is {wanted}')
+
+  names = ('lipschitz_bound', 'resize', 'certificate', 'image_shape')
+  fields: list[Any] = [manifest.get(name) for name in names]
+  scale, resize, text, shape = fields
+  # A Λ that float32 does not hold would make all radii 0, or infinite.
+  least, most = _FLOAT32
+  held = type(scale) in (int, float) and least <= scale <= most
+  check('lipschitz_bound', held, 'no number above 0')
+  # It is printed, and a terminal obeys what is not printable.
+  printable = type(text) is str and text.isprintable()
+  check('certificate', printable, 'no line of text')
+  sides = type(shape) is list and [type(n) for n in shape] == [int] * 3
+  check('image_shape', sides and min(shape) > 0, 'no [H, W, ch]')
+  fits = type(resize) is int and (not resize or resize >= max(shape[:2]))
+  check('resize', fits, 'neither 0 nor enough for the image')
+
+
+def _check_weights(program: export.Exported, leaves: list[Any]) -> None:
+  """Refuses weights that are not what the program takes: it would misread them.
+
+  Raises:
+    ValueError: naming the first array that does not fit.
+  """
+  expected = program.in_avals[:-2]  # Λ and the images follow.
+  if len(leaves) != len(expected):
+    raise ValueError(f'{len(leaves)} weights instead of {len(expected)}')
+  for i, (leaf, aval) in enumerate(zip(leaves, expected, strict=True)):
+    found = np.asarray(leaf)
+    if found.shape != aval.shape or found.dtype != aval.dtype:
+      raise ValueError(
+        f'weight {i} is {found.dtype}{list(found.shape)} instead of '
+        f'{aval.dtype}{list(aval.shape)}'
+      )
+    if not np.all(np.isfinite(found)):
+      raise ValueError(f'weight {i} is not finite')
+
+
+def _check_signature(
+  program: export.Exported, params: Any, image_shape: Sequence[int]
+) -> None:
+  """Refuses a program that does not map batches to classes and radii.
+
+  Nothing is compiled or run: shapes are compared for some sizes of batch, and
+  the program is put together with its arguments.
+
+  Raises:
+    ValueError: for one, or whatever JAX has against the arguments.
+  """
+  if program.nr_devices != 1:
+    raise ValueError(f'it is for {program.nr_devices} devices')
+  scale = jax.ShapeDtypeStruct((), np.float32)
+  for size in (10_007, 64, 1):
+    images = jax.ShapeDtypeStruct((size, *image_shape), np.float32)
+    found = jax.eval_shape(program.call, params, scale, images)
+    kinds = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(found)]
+    if not isinstance(found, tuple) or kinds != [
+      ((size,), np.dtype(np.int32)),
+      ((size,), np.dtype(np.float32)),
+    ]:
+      raise ValueError(f'it makes {found} of {size} images')
+  jax.jit(program.call).lower(params, scale, images)
 
 
 def _params_tree(program: export.Exported) -> Any:

@@ -14,8 +14,7 @@ FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP')
 # not. Alpha channels are dropped, as torchvision's loader drops them.
 _MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 MAX_BYTES = 64 << 20  # The largest JPEG of ImageNet has 15 MB.
-# Pillow's own limit, beyond which it warns of a decompression bomb.
-MAX_PIXELS = 89_478_485
+MAX_PIXELS = pillow.MAX_PIXELS
 JPEG_QUALITY = 95  # Of re-scaled images; beyond it Pillow advises against.
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from collections.abc import Sequence
 import os
+import stat
 from typing import NamedTuple
 from typing import TextIO
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from lipnext_jax import errors
 from lipnext_jax.data import images
+from lipnext_jax.data import pillow
 from lipnext_jax.data import transforms
 
 # ITU-R 601-2 luma, as Pillow's mode 'L' weighs red, green and blue.
@@ -75,21 +77,24 @@ def read(path: str, how: Preprocessing) -> np.ndarray:
     BadInputError: saying what is wrong with the file.
   """
   try:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # A pipe may never answer.
+      raise BadInputError('is no regular file')
     if path.endswith('.npy'):
-      # Mapped: a header that claims more than the file holds costs nothing.
-      pixels = np.load(path, mmap_mode='r', allow_pickle=False)
-    else:
-      with open(path, 'rb') as file:
-        pixels = images.decode(file.read(images.MAX_BYTES + 1))
+      return _check_array(_load(path), how.image_shape)
+    with open(path, 'rb') as file:
+      pixels = images.decode(file.read(images.MAX_BYTES + 1))
   except OSError as error:
     raise BadInputError(f'cannot be read ({error.strerror})') from None
+  except BadInputError:
+    raise
   except Exception as error:  # NumPy's headers are parsed as Python.
     raise BadInputError(' '.join(str(error).split()) or repr(error)) from None
-  if path.endswith('.npy'):
-    return _check_array(pixels, how.image_shape)
   h, w, ch = how.image_shape
   if how.resize:
-    pixels = transforms.resize_center_crop(pixels, how.resize, h)
+    try:
+      pixels = transforms.resize_center_crop(pixels, how.resize, h)
+    except pillow.TooLargeError as error:
+      raise BadInputError(str(error)) from None
   if pixels.shape[:2] != (h, w):
     found = '×'.join(map(str, pixels.shape[:2]))
     raise BadInputError(
@@ -98,6 +103,15 @@ def read(path: str, how: Preprocessing) -> np.ndarray:
   if ch == 1:
     pixels = np.round(pixels @ _LUMA)[..., None]
   return pixels.astype(np.float64) / 255
+
+
+def _load(path: str) -> np.ndarray:
+  # Mapped: a header that claims more than the file holds costs nothing.
+  array = np.load(path, mmap_mode='r', allow_pickle=False)
+  if isinstance(array, np.ndarray):
+    return array
+  array.close()
+  raise BadInputError('holds several arrays (.npz); save one with numpy.save')
 
 
 def _check_array(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -3,6 +3,14 @@
 import numpy as np
 from PIL import Image
 
+# Of any image, decoded or scaled: Pillow's own limit, beyond which it warns of
+# a decompression bomb.
+MAX_PIXELS = 89_478_485
+
+
+class TooLargeError(ValueError):
+  """An image that would have more than `MAX_PIXELS` once it is scaled."""
+
 
 def from_array(image: np.ndarray) -> Image.Image:
   """uint8 [H, W, 3] as 'RGB', [H, W, 1] as 'L'.
@@ -38,6 +46,15 @@ def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
   grows with the reduction (antialiasing); the longer side is rounded down; an
   image that has the size already is returned as it is.
 
+  Args:
+    image: of any size.
+    size: the shorter side becomes this, in pixels.
+
+  Raises:
+    TooLargeError: the longer side would become too long. An image of one pixel
+      by 8000 has a hundred bytes as a file; 256 pixels wide, it would have two
+      gigabytes.
+
   >>> resize_shorter_side(Image.new('RGB', (500, 375)), 256).size
   (341, 256)
   """
@@ -46,4 +63,10 @@ def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
   if shorter == size:
     return image
   target = (size * width // shorter, size * height // shorter)
+  if target[0] * target[1] > MAX_PIXELS:
+    raise TooLargeError(
+      f'has {width}×{height} pixels, which become {target[0]}×{target[1]} when '
+      f'the shorter side is scaled to {size}, more than {MAX_PIXELS} pixels; '
+      'crop it, or leave it out'
+    )
   return image.resize(target, Image.Resampling.BILINEAR)

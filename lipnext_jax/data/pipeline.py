@@ -15,6 +15,7 @@ import numpy as np
 
 from lipnext_jax import errors
 from lipnext_jax.data import mixture
+from lipnext_jax.data import pillow
 from lipnext_jax.data import sources
 from lipnext_jax.data import transforms as transforms_lib
 from lipnext_jax.data import workers as workers_lib
@@ -176,8 +177,13 @@ class _Augment(grain.transforms.RandomMap):
   def random_map(self, element, rng: np.random.Generator):
     """Grain seeds `rng` from the position in the shuffled stream."""
     image = element['image']
-    for transform in self._transforms:
-      image = transform(image, rng)
+    try:
+      for transform in self._transforms:
+        image = transform(image, rng)
+    except pillow.TooLargeError as error:
+      raise errors.UserError(
+        f'training example {element["index"]} {error}'
+      ) from None
     if image.shape != self._shape:
       raise errors.UserError(
         f'training example {element["index"]} has shape '

@@ -193,6 +193,7 @@ def resize_center_crop(image: np.ndarray, resize: int, size: int) -> np.ndarray:
 
   Raises:
     ValueError: `size` above `resize`.
+    TooLargeError: see `pillow.resize_shorter_side`.
 
   >>> resize_center_crop(np.zeros((375, 500, 3), np.uint8), 256, 224).shape
   (224, 224, 3)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -124,6 +125,26 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(
   assert code == 0
   assert len(found['images']) == 1
   assert found['preprocessing'].startswith('grey, shorter side scaled to 8')
+
+
+def test_names_of_files_reach_the_terminal_as_text(run, capsys, tmp_path):
+  """Names may hold what a terminal obeys, line ends, and what is no text."""
+  workdir, folder, _ = run
+  whole, bad = 'a\x1b[2J\n\udcff.npy', 'b\x1b[2J\n\udcff.npy'
+  shutil.copy(f'{folder}/0.npy', tmp_path / whole)
+  (tmp_path / bad).touch()
+  code, out, err = call(capsys, f'--workdir={workdir}', str(tmp_path))
+  assert code == 1
+  assert out.splitlines()[-1].endswith(r'a\x1b[2J\n\udcff.npy')
+  assert r'b\x1b[2J\n\udcff.npy' in err
+  assert '\x1b' not in out + err
+  assert len(err.splitlines()) == 1
+  (out + err).encode()
+  _, out, _ = call(capsys, f'--workdir={workdir}', '--json', str(tmp_path))
+  out.encode()
+  found = json.loads(out)
+  assert found['images'][0]['path'] == f'{tmp_path}/{whole}'
+  assert found['errors'][0]['path'] == f'{tmp_path}/{bad}'
 
 
 def test_an_exported_artifact_certifies_alike(run, capsys, tmp_path):

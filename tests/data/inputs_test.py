@@ -1,6 +1,7 @@
 """Files become the images that the model was trained on, or a reason."""
 
 import io
+import os
 
 import numpy as np
 from PIL import Image
@@ -103,3 +104,25 @@ def test_names_folders_and_standard_input_are_expanded(tmp_path):
   found = list(inputs.expand(['first.png', '-'], stdin))
   below = [f'{tmp_path}/f/{name}' for name in ('a.png', 'b.png', 'sub/c.png')]
   assert found == ['first.png', 'x.png', *below]
+
+
+def test_an_image_too_long_to_be_scaled_is_refused_not_scaled(tmp_path):
+  path = str(tmp_path / 'thin.png')
+  Image.new('1', (1, 8000)).save(path)
+  assert os.path.getsize(path) < 200
+  with pytest.raises(inputs.BadInputError, match=r'1×8000 .* crop it'):
+    inputs.read(path, inputs.Preprocessing((224, 224, 3), 256))
+
+
+def test_an_archive_of_arrays_by_the_name_of_one_is_refused(tmp_path):
+  np.savez(tmp_path / 'a.npz', pixels((8, 8)))
+  os.rename(tmp_path / 'a.npz', tmp_path / 'a.npy')
+  with pytest.raises(inputs.BadInputError, match='several arrays'):
+    inputs.read(str(tmp_path / 'a.npy'), GREY)
+
+
+@pytest.mark.parametrize('name', ['pipe.png', 'pipe.npy'])
+def test_a_pipe_is_an_error_and_no_hang(tmp_path, name):
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(inputs.BadInputError, match='no regular file'):
+    inputs.read(str(tmp_path / name), GREY)

@@ -79,3 +79,21 @@ def test_resizing_without_antialiasing_would_be_noticed():
   plain = Image.fromarray(image).resize((27, 20), Image.Resampling.NEAREST)
   oracle = resize_oracle(image, 20, 27)
   assert np.abs(np.asarray(plain) - oracle).max() > 20
+
+
+def test_no_image_is_scaled_beyond_the_limit_of_pixels():
+  """One by 8000 pixels are a file of a hundred bytes; scaled, two gigabytes."""
+  thin = Image.new('RGB', (1, 8000))
+  with pytest.raises(pillow.TooLargeError) as info:
+    pillow.resize_shorter_side(thin, 256)
+  text = str(info.value)
+  assert '1×8000 pixels, which become 256×2048000' in text
+  assert 'crop it' in text
+  with pytest.raises(pillow.TooLargeError):
+    pillow.resize_shorter_side(Image.new('RGB', (60_000, 1)), 256)
+  # Up to the limit, as before.
+  longest = pillow.MAX_PIXELS // (12 * 12)
+  scaled = pillow.resize_shorter_side(Image.new('L', (1, longest)), 12)
+  assert scaled.size == (12, 12 * longest)
+  with pytest.raises(pillow.TooLargeError):
+    pillow.resize_shorter_side(Image.new('L', (1, longest + 1)), 12)

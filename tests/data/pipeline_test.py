@@ -1,5 +1,6 @@
 import contextlib
 import itertools
+import re
 
 from absl import flags
 import numpy as np
@@ -200,6 +201,28 @@ def test_an_example_of_another_shape_is_named():
   batches = pipeline.train_batches([stream], image_shape=(3, 4, 1), seed=0)
   with pytest.raises(errors.UserError, match=r'training example \d has shape'):
     next(batches)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_example_too_long_to_be_scaled_is_named(workers):
+  thin = sources.ArraySource(np.zeros((3, 8000, 1, 3), np.uint8), np.arange(3))
+  resize = transforms.on_pillow([transforms.random_resize(256, 256)])
+  stream = pipeline.Stream(thin, [resize, transforms.crop_to(224, 224)], 1)
+  batches = pipeline.train_batches(
+    [stream], image_shape=(224, 224, 3), seed=0, workers=workers
+  )
+  with pytest.raises(errors.UserError) as info:
+    next(batches)
+  wanted = r'training example \d has 1×8000 pixels, .* leave it out'
+  assert re.fullmatch(wanted, str(info.value))
+
+
+def test_a_test_example_too_long_to_be_scaled_is_named():
+  thin = sources.ArraySource(np.zeros((3, 8000, 1, 3), np.uint8), np.arange(3))
+  resized = sources.Resized(thin, 256, 224)
+  wanted = r'^example 0 cannot be read .* 1×8000 '
+  with pytest.raises(errors.UserError, match=wanted):
+    next(pipeline.eval_batches(resized, batch_size=1))
 
 
 def make_config(**fields):

@@ -323,3 +323,13 @@ def test_resize_center_crop_cuts_the_middle(height, width, top, left):
 def test_resize_center_crop_refuses_to_cut_more_than_there_is():
   with pytest.raises(ValueError, match='size=13 is above resize=12'):
     transforms.resize_center_crop(images(np.uint8, channels=3)[0], 12, 13)
+
+
+@pytest.mark.parametrize('shape', [(8000, 1, 3), (1, 60_000, 3)])
+def test_images_too_long_to_be_scaled_are_refused(shape):
+  image = np.zeros(shape, np.uint8)
+  with pytest.raises(pillow.TooLargeError, match='more than 89478485 pixels'):
+    transforms.resize_center_crop(image, 256, 224)
+  resize = transforms.on_pillow([transforms.random_resize(224, 288)])
+  with pytest.raises(pillow.TooLargeError, match='more than 89478485 pixels'):
+    resize(image, np.random.default_rng(0))

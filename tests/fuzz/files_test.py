@@ -119,11 +119,11 @@ def check_writes(tmp_path, monkeypatch):
   return check
 
 
-def make_tar(compression=''):
+def make_tar(compression='', kind=tarfile.PAX_FORMAT, folder='folder'):
   file = io.BytesIO()
-  with tarfile.open(fileobj=file, mode=f'w:{compression}') as tar:
+  with tarfile.open(fileobj=file, mode=f'w:{compression}', format=kind) as tar:
     for i in range(3):
-      info = tarfile.TarInfo(f'folder/{i}.bin')
+      info = tarfile.TarInfo(f'{folder}/{i}.bin')
       info.size = 600 * i
       tar.addfile(info, io.BytesIO(bytes(600 * i)))
   return file.getvalue()
@@ -142,8 +142,17 @@ def read_all(entries):
     archives.read(entry)
 
 
+LONG = 'long' * 40  # With extension headers for every file.
 ARCHIVES = {
   'tar': (make_tar(), lambda path: read_all(archives.list_tar(path))),
+  'gnu.tar': (
+    make_tar('', tarfile.GNU_FORMAT, LONG),
+    lambda path: read_all(archives.list_tar(path)),
+  ),
+  'pax.tar': (
+    make_tar('', tarfile.PAX_FORMAT, LONG),
+    lambda path: read_all(archives.list_tar(path)),
+  ),
   'tar.gz': (
     make_tar('gz'),
     lambda path: archives.read_tar_gz(path, frozenset(['1.bin', '2.bin'])),

@@ -18,9 +18,9 @@ import zipfile
 import zlib
 
 from lipnext_jax import errors
+from lipnext_jax.data.formats import tars
 
 MAX_BYTES = 256 << 20  # Of one file; CIFAR-100's largest pickle has 155 MB.
-_BLOCK = 512  # Of tar headers.
 _UNREADABLE = (
   EOFError,
   NotImplementedError,  # A zip's compression method.
@@ -133,19 +133,18 @@ def read_tar_gz(path: str, wanted: frozenset[str]) -> dict[str, bytes]:
 
   def read_all():
     found: dict[str, bytes] = {}
-    with tarfile.open(path, 'r:gz') as tar:
-      for member in tar:
+    with gzip.open(path) as stream:
+      for member in tars.members(stream):
         if not _is_file(member, path):
           continue
         name = os.path.basename(member.name)
         if name in wanted:
           if name in found:
             raise errors.DataError(f'{path}: holds {name} twice')
-          file = tar.extractfile(member)
-          assert file is not None  # It is a regular file.
-          found[name] = file.read()
-    # tarfile stops at the end mark; what follows is read for gzip's checksum.
-    with gzip.open(path) as stream:
+          found[name] = stream.read(member.size)
+          if len(found[name]) != member.size:
+            raise EOFError(f'{name} is cut off')
+      # Beyond the end mark of the tar stands gzip's checksum.
       while stream.read(1 << 20):
         pass
     return found
@@ -218,7 +217,7 @@ def describe(entry: Entry) -> str:
 
 
 class _Window:
-  """A part of a file as a file of its own, for `tarfile`."""
+  """A part of a file as a file of its own, for `tars`."""
 
   def __init__(self, file: BinaryIO, offset: int, size: int):
     self._file, self._offset, self._size = file, offset, size
@@ -239,28 +238,23 @@ class _Window:
     return data
 
 
-def _members(file, path: str) -> Iterator[Entry]:
+def _members(file: tars.Stream, path: str) -> Iterator[Entry]:
   seen = set()
-  with tarfile.open(fileobj=file, mode='r:') as tar:
-    for member in tar:
-      if not _is_file(member, path):
-        continue
-      name = member.name.removeprefix('./')
-      if name in seen:
-        raise errors.DataError(f'{path}: holds {name} twice')
-      seen.add(name)
-      yield Entry(name, path, member.offset_data, member.size)
-    # tarfile takes a damaged header for the end of the archive.
-    file.seek(tar.offset)
-    if any(file.read(_BLOCK)):
-      raise errors.DataError(f'{path}: is damaged at byte {tar.offset}')
+  for member in tars.members(file):
+    if not _is_file(member, path):
+      continue
+    name = member.name.removeprefix('./')
+    if name in seen:
+      raise errors.DataError(f'{path}: holds {name} twice')
+    seen.add(name)
+    yield Entry(name, path, member.offset, member.size)
 
 
-def _is_file(member: tarfile.TarInfo, path: str) -> bool:
+def _is_file(member: tars.Member, path: str) -> bool:
   _check_name(path, member.name)
-  if member.isdir():
+  if member.is_folder:
     return False
-  if not member.isreg() or member.issparse():
+  if not member.is_file:
     raise errors.DataError(f'{path}, {member.name}: is a link or a device')
   # Inner tars are longer: `read` is only asked for what is in them.
   if not member.name.endswith('.tar'):

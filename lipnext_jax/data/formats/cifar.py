@@ -90,7 +90,8 @@ def _read(source: str, layout: _Layout) -> layouts.Contents:
   files = _read_files(path, layout)
   facts = _load(path, layout.meta, files)
   for feature, (_, key) in layout.labels.items():
-    if [_text(name) for name in _list(facts, key)] != layout.names[feature]:
+    wanted = layout.names[feature]
+    if _list(facts, key) not in (wanted, [name.encode() for name in wanted]):
       raise errors.DataError(
         f'{path}, {layout.meta}: {key} is not the official list of classes'
       )
@@ -145,7 +146,3 @@ def _items(batch, where, split, first, layout) -> list[layouts.Item]:
 def _list(batch: dict[str, Any], key: str) -> list[Any]:
   value = batch.get(key)
   return value if isinstance(value, list) else []
-
-
-def _text(value: Any) -> str:
-  return value.decode('latin1') if isinstance(value, bytes) else str(value)
