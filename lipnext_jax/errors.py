@@ -62,12 +62,6 @@ class CheckpointError(UserError):
   exit_code = 4
 
 
-class InterruptedRunError(UserError):
-  """Ctrl-C, outside of the loop that would have saved first."""
-
-  exit_code = 130  # 128 + SIGINT, as shells have it.
-
-
 class NonFiniteError(UserError):
   """Training ran into infinities or NaNs that it does not get out of.
 

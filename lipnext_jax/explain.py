@@ -2,10 +2,12 @@
 
 import errno
 import os
+import signal
 
 import jax
 
 from lipnext_jax import errors
+from lipnext_jax import interrupts
 
 # What a disk says no with; others quote its words somewhere in their messages.
 _DISK = (
@@ -44,10 +46,7 @@ room or permit writing, then start again',)
   if isinstance(error, errors.UserError):
     return error
   if isinstance(error, KeyboardInterrupt):
-    return errors.InterruptedRunError(
-      'stopped by SIGINT; what was saved is intact, the same command goes on '
-      'there'
-    )
+    return interrupts.StoppedError(signal.SIGINT, None)
   if isinstance(error, OSError):
     where = f'{error.filename}: ' if error.filename else ''
     return errors.WorkdirError(

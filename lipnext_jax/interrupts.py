@@ -28,11 +28,14 @@ class StoppedError(errors.UserError):
   SIGTERM, 130 for SIGINT.
   """
 
-  def __init__(self, signum: int, step: int):
-    """Takes the signal and the step that was saved."""
+  def __init__(self, signum: int, step: int | None):
+    """Takes the signal and the step that was saved; None: nothing was to be."""
     name = signal.Signals(signum).name
+    saved = 'what was saved is intact'
+    if step is not None:
+      saved = f'step {step} is saved'
     super().__init__(
-      f'stopped by {name}; step {step} is saved, the same command goes on there'
+      f'stopped by {name}; {saved}, the same command goes on there'
     )
     self.exit_code = 128 + signum
 

@@ -84,14 +84,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
     _exit(validation.explain_override(argv, error))
 
 
-def _exit(error: errors.UserError) -> NoReturn:
+def _exit(error: errors.UserError, at_once: bool = False) -> NoReturn:
   print(f'error: {error}', file=sys.stderr, flush=True)
-  if isinstance(
-    error,
-    errors.CheckpointError
-    | errors.InterruptedRunError
-    | errors.LostProcessError,
-  ):
+  lasting = errors.CheckpointError | errors.LostProcessError
+  if at_once or isinstance(error, lasting):
     # Threads are still at what failed, and would print what they trip over; an
     # orderly end of JAX would wait for the process that is gone.
     sys.stdout.flush()
@@ -119,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
   except (Exception, KeyboardInterrupt) as error:
     if (known := explain.explain(error)) is None:
       raise
-    _exit(known)
+    _exit(known, at_once=isinstance(error, KeyboardInterrupt))
 
 
 if __name__ == '__main__':
