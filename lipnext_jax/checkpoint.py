@@ -114,6 +114,17 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
   )
 
 
+def list_steps(directory: str) -> list[int]:
+  """Steps of the checkpoints with a final name in a folder, ascending.
+
+  >>> list_steps('no such folder')
+  []
+  """
+  if not os.path.isdir(directory):
+    return []
+  return sorted(int(s) for s in os.listdir(directory) if s.isdecimal())
+
+
 class Checkpointer:
   """Saves, verifies and restores the states of a run, which it owns."""
 
@@ -184,10 +195,8 @@ class Checkpointer:
 
   def _set_aside_damaged_metrics(self) -> int:
     """Sets all checkpoints aside whose small files are damaged; how many."""
-    if not os.path.isdir(self._directory):
-      return 0
-    steps = [int(s) for s in os.listdir(self._directory) if s.isdigit()]
-    return sum(self._set_aside_damaged(step, SMALL) for step in sorted(steps))
+    steps = list_steps(self._directory)
+    return sum(self._set_aside_damaged(step, SMALL) for step in steps)
 
   def _set_aside_damaged(self, step: int, largest: int | None = None) -> int:
     """Verifies a checkpoint; 1 if it was damaged and set aside, else 0."""

@@ -63,7 +63,7 @@ class CheckpointReader:
       step = candidates[-1]
       if self._is_whole(step, damages):
         return step
-    if damages and (which == 'last' or not self._list() - damages.keys()):
+    if damages and (which == 'last' or not set(self._list()) - damages.keys()):
       step, damage = max(damages.items())
       raise errors.CheckpointError(
         f'{self._directory} holds only damaged checkpoints ({step}: {damage}); '
@@ -76,18 +76,15 @@ class CheckpointReader:
       'train there first (--mode=train)',
     )
 
-  def _list(self) -> set[int]:
-    """Steps of the checkpoints with a final name, at this moment."""
-    if not os.path.isdir(self._directory):
-      return set()
-    return {int(s) for s in os.listdir(self._directory) if s.isdecimal()}
+  def _list(self) -> list[int]:
+    return checkpoint.list_steps(self._directory)
 
   def _sort_by_metric(
     self, steps: list[int], damages: dict[int, str]
   ) -> list[int]:
     """Those that were monitored, the best at the end; of equals the newest."""
     found = []
-    for step in sorted(steps):
+    for step in steps:
       if not self._is_whole(step, damages, checkpoint.SMALL):
         continue
       path = os.path.join(self._path(step), 'metrics', 'metrics')

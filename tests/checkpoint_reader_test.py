@@ -60,6 +60,22 @@ def test_the_last_and_the_best(workdir):
     np.testing.assert_array_equal(restored['w'], float(step))
 
 
+def test_the_last_is_the_largest_number_whatever_the_folder_says(
+  tmp_path, monkeypatch
+):
+  """Neither the order of a listing nor that of a set of numbers is theirs."""
+  monkeypatch.setattr(manifest, 'find_damage', lambda *_: None)
+  steps = (1, 32, 64)  # No set of these is in order.
+  assert list(set(steps)) != sorted(steps)
+  for step in steps:
+    (tmp_path / 'checkpoints' / str(step)).mkdir(parents=True)
+  assert checkpoint.list_steps(str(tmp_path / 'checkpoints')) == sorted(steps)
+  reader = checkpoint_reader.CheckpointReader(str(tmp_path))
+  assert reader.choose('last') == 64
+  (tmp_path / 'checkpoints' / '64').rmdir()
+  assert reader.choose('last') == 32
+
+
 @pytest.mark.parametrize(
   ('which', 'step', 'name', 'chosen'),
   [
