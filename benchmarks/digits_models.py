@@ -109,7 +109,8 @@ def build_rows() -> dict[str, Row]:
     'no position': {'position': False},
     'R identity': {'r_init': 'identity'},
     'M Haar': {'m_init': 'haar'},
-    'unfused': {'fuse': False},
+    'literal': {'form': 'literal'},
+    'α = 1/16, moved': {'shift_ratio': 1 / 16, 'form': 'moved'},
   }
   for name, fields in variants.items():
     rows[name] = Row('tokens', base.clone(**fields))

@@ -20,7 +20,6 @@ import dataclasses
 import functools
 import glob
 import json
-import math
 import os
 import statistics
 import time
@@ -39,6 +38,7 @@ from benchmarks import train_step_torch
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
+from lipnext_jax.models import forms
 
 # depth, width, patch, image side, channels, classes
 SIZES = {
@@ -74,6 +74,7 @@ class Shape:
   classes: int
   batch: int
   dtype: Any
+  shift_ratio: float = 1 / 8
 
   @property
   def tokens(self) -> int:
@@ -88,18 +89,18 @@ class Shape:
     head = self.batch * self.width * self.classes
     return 3 * 2 * (self.tokens * per_token + head)
 
-  @property
-  def saved(self) -> int:
-    """Bytes that backward needs: u and S(R(σ(u) + p)) of every block."""
+  def saved(self, form: str) -> int:
+    """Bytes that backward needs: of a block u and what S makes, see `forms`."""
     one = self.tokens * self.width * jnp.dtype(self.dtype).itemsize
-    return (2 * self.depth + 1) * one
+    block = 1 + 4 * self.shift_ratio if form == 'moved' else 2
+    return round((block * self.depth + 1) * one)
 
 
 class Candidate:
   """A model and its optimizer with their state, and the parts of a step."""
 
-  def __init__(self, name, logits_fn, init_fn, tx, batch):
-    self.name, self.batch = name, batch
+  def __init__(self, name, logits_fn, init_fn, tx, batch, form='auto'):
+    self.name, self.batch, self.form = name, batch, form
 
     def loss(params, images, labels):
       images = images.astype(jnp.float32) / 255
@@ -193,14 +194,16 @@ def make_batch(shape: Shape):
   return images, labels
 
 
-def lipnext(shape: Shape, remat, unroll, precision, batch):
+def lipnext(shape: Shape, form, remat, unroll, precision, batch):
   """This package, as training composes it."""
   model = models.LipNeXt(
     shape.classes,
     shape.depth,
     shape.width,
     shape.patch,
+    shape.shift_ratio,
     dtype=shape.dtype,
+    form=form,
     remat=remat,
     unroll=unroll,
   )
@@ -213,7 +216,8 @@ def lipnext(shape: Shape, remat, unroll, precision, batch):
     return model.apply(variables, images), models.head_kernel(variables)
 
   init_fn = functools.partial(_init, model, shape)
-  return Candidate('LipNeXt', logits_fn, init_fn, tx, batch)
+  name = 'LipNeXt' if form == 'auto' else f'LipNeXt, {form}'
+  return Candidate(name, logits_fn, init_fn, tx, batch, form)
 
 
 def literal(shape: Shape, batch):
@@ -223,11 +227,18 @@ def literal(shape: Shape, batch):
   )
 
   def logits_fn(params, images):
-    return train_step_literal.logits(params, images.astype(shape.dtype))
+    images = images.astype(shape.dtype)
+    return train_step_literal.logits(params, images, shape.shift_ratio)
 
   init_fn = functools.partial(_init, model, shape)
   tx = train_step_literal.optimizer(1e-3)
   return Candidate('literal', logits_fn, init_fn, tx, batch)
+
+
+def _count(model, shape):
+  """Numbers among its parameters; nothing is computed."""
+  init = functools.partial(_init, model, shape)
+  return models.parameter_count(jax.eval_shape(init, jax.random.key(0)))
 
 
 def _init(model, shape, rng):
@@ -243,34 +254,38 @@ def torch(shape: Shape, batch):
 
 
 def liresnet(shape: Shape, batch):
-  """LiResNet with as many parameters: 3×3 kernels, half the width's blocks."""
-  return _baseline(models.LiResNet, shape, 9, batch)
+  """LiResNet with as many parameters."""
+  return _baseline(models.LiResNet, shape, batch)
 
 
 def bronet(shape: Shape, batch):
-  """BRONet with as many parameters: V [3, 3, c, c/4] a block."""
-  return _baseline(models.BRONet, shape, 9 / 4, batch)
+  """BRONet with as many parameters."""
+  return _baseline(models.BRONet, shape, batch)
 
 
-def _baseline(kind, shape: Shape, squares, batch):
+def _baseline(kind, shape: Shape, batch):
   """A rival of the same depth, as wide as the same parameters allow.
 
-  Its blocks have `squares`·c² of them, and the neck, which sees every token,
-  h·w·c·d: d is an eighth of LipNeXt's width.
+  Its neck sees all tokens of an image at once, and makes an eighth of LipNeXt's
+  width of them.
   """
-  wanted = 2 * shape.depth * shape.width**2
-  dense_width = max(16, shape.width // 8)
-  a = squares * shape.depth
-  b = dense_width * (shape.side // shape.patch) ** 2
-  width = (math.sqrt(b * b + 4 * a * wanted) - b) / (2 * a)
-  model = kind(
-    shape.classes,
-    shape.depth,
-    8 * max(1, round(width / 8)),
-    shape.patch,
-    dense_width=dense_width,
-    dtype=shape.dtype,
-  )
+  lipnext = models.LipNeXt(shape.classes, shape.depth, shape.width, shape.patch)
+  wanted = _count(lipnext, shape)
+
+  def build(width):
+    return kind(
+      shape.classes,
+      shape.depth,
+      width,
+      shape.patch,
+      dense_width=max(16, shape.width // 8),
+      dtype=shape.dtype,
+    )
+
+  width = 8
+  while _count(build(width + 8), shape) <= wanted:
+    width += 8
+  model = build(width)
 
   def logits_fn(params, images):
     variables = {'params': params}
@@ -385,7 +400,7 @@ def measure(shape: Shape, candidates, repeats):
       'compile_s': c.compile_seconds,
       'parameters': c.parameters(),
       'state_gib': c.state_bytes() / 2**30,
-      'saved_gib': shape.saved / 2**30,
+      'saved_gib': shape.saved(c.form) / 2**30,
       'peak_gib': c.peak_bytes() / 2**30,
     }
   return results
@@ -427,6 +442,10 @@ def main() -> None:
   parser.add_argument('--size', choices=list(SIZES), required=True)
   parser.add_argument('--batch_size', type=int, required=True)
   parser.add_argument('--dtype', default='float32')
+  parser.add_argument('--shift_ratio', type=float, default=1 / 8, help='α')
+  parser.add_argument(
+    '--forms', nargs='+', choices=forms.FORMS, default=['auto']
+  )
   parser.add_argument('--remat', default='none')
   parser.add_argument('--unroll', action='store_true', help='no loop')
   parser.add_argument(
@@ -438,12 +457,18 @@ def main() -> None:
   parser.add_argument('--json', help='append the numbers to this file')
   args = parser.parse_args()
 
-  shape = Shape(*SIZES[args.size], args.batch_size, jnp.dtype(args.dtype))
+  shape = Shape(
+    *SIZES[args.size],
+    args.batch_size,
+    jnp.dtype(args.dtype),
+    args.shift_ratio,
+  )
   device = jax.devices()[0]
   about = {
     'size': args.size,
     'batch': args.batch_size,
     'dtype': args.dtype,
+    'shift_ratio': args.shift_ratio,
     'remat': args.remat,
     'unroll': args.unroll,
     'optimizer_precision': args.optimizer_precision,
@@ -456,7 +481,10 @@ def main() -> None:
   print(', '.join(f'{k} {v}' for k, v in about.items()))
   batch = make_batch(shape)
   candidates = [
-    lipnext(shape, args.remat, args.unroll, args.optimizer_precision, batch)
+    lipnext(
+      shape, form, args.remat, args.unroll, args.optimizer_precision, batch
+    )
+    for form in args.forms
   ]
   candidates += [RIVALS[name](shape, batch) for name in args.rivals]
   results = measure(shape, candidates, args.repeats)

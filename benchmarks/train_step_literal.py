@@ -13,7 +13,7 @@ from benchmarks import optimizer_rivals as rivals
 from lipnext_jax import optim
 
 
-def logits(params, images):
+def logits(params, images, shift_ratio):
   """images [b, H, W, ch] → (logits [b, k], unit-norm head rows [k, c])."""
   stem, blocks = params['stem'], params['blocks']
   depth, h, w, _ = blocks['pos'].shape
@@ -29,7 +29,7 @@ def logits(params, images):
   for i in range(depth):
     p = _cast(jax.tree.map(lambda leaf, i=i: leaf[i], blocks), x)
     y = (x + p['pos']) @ p['R'].T
-    y = _shift(y)
+    y = _shift(y, shift_ratio)
     y = y @ p['R'] @ p['M'].T
     x = _beta_abs(y + p['bias'])
   pooled = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2)))
@@ -47,8 +47,8 @@ def _beta_abs(x):
   return jnp.concatenate([jnp.abs(x[..., :half]), x[..., half:]], axis=-1)
 
 
-def _shift(x):
-  k = x.shape[-1] // 8
+def _shift(x, shift_ratio):
+  k = int(shift_ratio * x.shape[-1])
   moves = ((-1, 1), (1, 1), (-1, 2), (1, 2))
   groups = [
     jnp.roll(x[..., i * k : (i + 1) * k], step, axis)

@@ -23,6 +23,7 @@ class Candidate:
   """The parts of a step, as `train_step.Candidate` has them."""
 
   name = 'literal, PyTorch'
+  form = 'literal'
 
   def __init__(self, shape, epsilon, batch):
     self.torch = importlib.import_module('torch')
@@ -87,7 +88,7 @@ class Candidate:
     return self.torch.cat([x[..., :half].abs(), x[..., half:]], dim=-1)
 
   def _shift(self, x):
-    k = x.shape[-1] // 8
+    k = int(self.shape.shift_ratio * x.shape[-1])
     moves = ((-1, 1), (1, 1), (-1, 2), (1, 2))
     groups = [
       self.torch.roll(x[..., i * k : (i + 1) * k], step, axis)

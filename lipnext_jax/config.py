@@ -97,7 +97,10 @@ def default_config() -> ml_collections.ConfigDict:
   c.model.remat = 'none'
   # No loop over the blocks: longer to compile, 5 to 10 % faster on a GPU.
   c.model.unroll = False
-  c.model.fuse = 'auto'  # M Rᵀ as one matrix: 'auto' (by shape), 'on', 'off'.
+  # Of M Rᵀ S R: 'literal' (three products), 'fused' (M Rᵀ as one matrix),
+  # 'auto' (one of these two, by shape) or 'moved' (M, and the channels that S
+  # moves: a quarter fewer products at α = 1/16). See `models/forms.py`.
+  c.model.form = 'auto'
   c.model.activation = 'beta_abs'  # Or 'minmax'.
   c.model.position = True  # Whether p is trained; it starts at 0.
   # 'none': R, M, Q are optimised on the manifold. Or a map from free matrices:

@@ -45,7 +45,10 @@ def test_compile_time_prints_each_depth_and_the_ratio():
 
 
 def test_train_step_times_every_part_of_every_candidate(tmp_path):
-  flags = '--size tiny --batch_size 8 --repeats 1 --remat products --unroll'
+  flags = (
+    '--size tiny --batch_size 8 --repeats 1 --remat products --unroll '
+    '--forms auto moved --shift_ratio 0.0625'
+  )
   out = run(
     'train_step',
     *flags.split(),
@@ -57,7 +60,7 @@ def test_train_step_times_every_part_of_every_candidate(tmp_path):
   lines = (tmp_path / 'out.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
   names = [row['name'] for row in rows]
-  assert names == ['LipNeXt', 'literal', 'LiResNet', 'BRONet']
+  assert names == ['LipNeXt', 'LipNeXt, moved', 'literal', 'LiResNet', 'BRONet']
   parts = ('forward_ms', 'backward_ms', 'optimizer_ms', 'data_ms', 'step_ms')
   assert all(row[part] > 0 for row in rows for part in parts)
 
@@ -70,22 +73,45 @@ def check_same_step(ours, theirs):
     np.testing.assert_allclose(theirs.forward(), ours.forward(), rtol=5e-6)
 
 
-def test_the_literal_transcription_is_the_same_step():
+SAME_STEPS = [('auto', 1 / 8), ('moved', 1 / 8), ('moved', 1 / 16)]
+
+
+@pytest.mark.parametrize(('form', 'alpha'), SAME_STEPS)
+def test_the_literal_transcription_is_the_same_step(form, alpha):
   """It is slower, not something else: what it is compared with computes it."""
-  shape = train_step.Shape(*train_step.SIZES['tiny'], 8, jnp.float32)
+  shape = train_step.Shape(*train_step.SIZES['tiny'], 8, jnp.float32, alpha)
   batch = train_step.make_batch(shape)
-  ours = train_step.lipnext(shape, 'none', False, 'highest', batch)
+  ours = train_step.lipnext(shape, form, 'none', False, 'highest', batch)
   with jax.numpy_rank_promotion('allow'):  # As printed.
     theirs = train_step.literal(shape, batch)
     check_same_step(ours, theirs)
 
 
-def test_the_torch_transcription_is_the_same_step():
+@pytest.mark.parametrize(('form', 'alpha'), SAME_STEPS)
+def test_the_torch_transcription_is_the_same_step(form, alpha):
   pytest.importorskip('torch', reason='PyTorch is no dependency')
-  shape = train_step.Shape(*train_step.SIZES['tiny'], 8, jnp.float32)
+  shape = train_step.Shape(*train_step.SIZES['tiny'], 8, jnp.float32, alpha)
   batch = train_step.make_batch(shape)
-  ours = train_step.lipnext(shape, 'none', False, 'highest', batch)
+  ours = train_step.lipnext(shape, form, 'none', False, 'highest', batch)
   check_same_step(ours, train_step.torch(shape, batch))
+
+
+@pytest.mark.parametrize('rival', ['liresnet', 'bronet'])
+def test_rivals_have_as_many_parameters(rival, monkeypatch):
+  """To within one step of their width, 8 of 152 and more channels."""
+  counts = []
+
+  def candidate(name, logits_fn, init_fn, *_):
+    del name, logits_fn
+    shapes = jax.eval_shape(init_fn, jax.random.key(0))
+    counts.append(parameter_count(shapes))
+
+  monkeypatch.setattr(train_step, 'Candidate', candidate)
+  shape = train_step.Shape(*train_step.SIZES['L8W512'], 32, jnp.float32)
+  train_step.RIVALS[rival](shape, None)
+  train_step.lipnext(shape, 'auto', 'none', False, 'highest', None)
+  theirs, ours = counts
+  assert 0.9 * ours < theirs <= ours
 
 
 def test_weak_scaling_prints_a_row_for_every_number_of_chips():

@@ -40,7 +40,7 @@ BAD_VALUES = [
   ('model.dtype', 'float16'),
   ('model.precision', 'tf32'),
   ('model.remat', 'all'),
-  ('model.fuse', 'maybe'),
+  ('model.form', 'fast'),
   ('model.activation', 'relu'),
   ('model.parametrization', 'polar'),
   ('model.baseline.kernel_size', 5),  # Nothing reads it with lipnext.

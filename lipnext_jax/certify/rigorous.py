@@ -84,7 +84,7 @@ def float64_model(model: Any) -> Any:
       f'covers LipNeXt alone, this is {type(model).__name__}',
       'choose fast',
     )
-  return model.explicit(jnp.float64).clone(fuse=False)
+  return model.explicit(jnp.float64).clone(form='literal')
 
 
 def float64_params(params: Any) -> Any:

@@ -15,6 +15,7 @@ Parameters (all float32; leaf names decide who updates them, see
     head/kernel [k, c], head/bias [k]
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+from lipnext_jax.models import forms
 from lipnext_jax.models import head
 from lipnext_jax.models import initializers
 from lipnext_jax.models import interface
@@ -31,9 +33,9 @@ from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
 from lipnext_jax.models import sharded
 
-# What backward finds of a block besides its input. 'products' saves the input
-# of the second product and the matrix M Rᵀ (and R and M where they are mapped):
-# no product is computed again.
+# What backward finds of a block besides its input. 'products' saves what S made
+# and the matrix M Rᵀ (and R and M where they are mapped): no product is
+# computed again.
 REMAT_POLICIES = {
   'none': None,
   'block': jax.checkpoint_policies.nothing_saveable,
@@ -85,7 +87,8 @@ class Block(nn.Module):
       X = σ(u),   v = M Rᵀ S( R (X + p) ) + b,   Z = σ(v)
 
   Backward needs the sign that σ removes, and the inputs of both products. With
-  u and S(R(X + p)) it has all three: two tensors a block, not three.
+  u and S(R(X + p)) it has all three: two tensors a block, not three. (Of the
+  form 'moved' the second is narrower: `forms`.)
 
   Both lie as [tokens, c] between the blocks: with more axes the compiler is
   free to lay them out otherwise for the weight gradients, and copies them all.
@@ -99,7 +102,7 @@ class Block(nn.Module):
   precision: jax.lax.PrecisionLike
   r_init: str
   m_init: str
-  fuse: bool
+  form: str
   activation: str
   position: bool
   parametrization: str
@@ -136,23 +139,33 @@ class Block(nn.Module):
         padding=self.padding,
         dtype=self.dtype,
         precision=self.precision,
-        fuse=self.fuse,
+        form=self.form,
       )
       return v.reshape(u.shape), None
     r, m = r32.astype(self.dtype), m32.astype(self.dtype)
 
+    product = functools.partial(layers.token_product, precision=self.precision)
     x = layers.activate(u, self.activation, self.beta)
     x = x.reshape(as_grid) + jnp.expand_dims(pos, 0).astype(self.dtype)
-    y = layers.token_product(x.reshape(u.shape), r, self.precision)
-    y = layers.spatial_shift(y.reshape(as_grid), self.shift_ratio, self.padding)
+    x = x.reshape(u.shape)
+    if self.form == 'moved':
+      y = forms.moved(
+        x,
+        r,
+        m,
+        grid=self.grid,
+        shift_ratio=self.shift_ratio,
+        padding=self.padding,
+        product=product,
+      )
+      return y + layers.per_channel(bias, y), None
+    y = product(x, r).reshape(as_grid)
+    y = layers.spatial_shift(y, self.shift_ratio, self.padding)
     y = checkpoint_name(y.reshape(u.shape), 'shifted')
-    if self.fuse:
-      # M Rᵀ is one matrix: c³ once instead of (tokens)·c² per step.
-      mrt = checkpoint_name(layers.token_product(m, r, self.precision), 'MRt')
-      y = layers.token_product(y, mrt, self.precision)
+    if self.form == 'fused':
+      y = product(y, checkpoint_name(product(m, r), 'MRt'))
     else:
-      y = layers.token_product(y, r.T, self.precision)
-      y = layers.token_product(y, m, self.precision)
+      y = product(product(y, r.T), m)
     return y + layers.per_channel(bias, y), None
 
 
@@ -178,11 +191,12 @@ class LipNeXt(interface.CertifiedModel):
     precision: of every product (None: the backend's default).
     remat: 'none', 'block' (recompute blocks in backward) or 'products'
       (recompute what costs no product; less memory than 'none', and faster).
-    fuse: compute M Rᵀ once per step; None: when a device's tokens exceed c.
+    form: of M Rᵀ S R, one of `forms.FORMS`. 'auto': M Rᵀ as one matrix where a
+      device's tokens exceed c. 'moved' is for training; Λ does not cover it.
     unroll: the blocks one after the other instead of in a loop. A loop keeps
       compile time the same at any depth; its stacks of saved tensors are
       copies, 5 to 10 % of a step on a GPU.
-    data_shards: devices that the batch is split over; only tells `fuse` how
+    data_shards: devices that the batch is split over; only tells `form` how
       many tokens one device has.
     activation: 'beta_abs' or 'minmax' (which `beta` does not concern).
     position: False: p is never trained away from zero.
@@ -211,7 +225,7 @@ class LipNeXt(interface.CertifiedModel):
   dtype: Dtype = jnp.float32
   precision: jax.lax.PrecisionLike = None
   remat: str = 'none'
-  fuse: bool | None = None
+  form: str = 'auto'
   unroll: bool = False
   data_shards: int = 1
   activation: str = 'beta_abs'
@@ -242,12 +256,13 @@ class LipNeXt(interface.CertifiedModel):
     )(images - 0.5)
 
     b, h, w, _ = u.shape
-    fuse = self.fuse
     # Devices that share the rows of M Rᵀ share the work of forming it.
     sharers = 1 if self.layout is None else self.layout.row_shards
-    if fuse is None:  # A batch of open size (`jax.export`) decides nothing.
-      tokens = b * h * w if isinstance(b, int) else 0
-      fuse = tokens * sharers > self.width * self.data_shards
+    # A batch of open size (`jax.export`) decides nothing.
+    tokens = b * h * w if isinstance(b, int) else 0
+    form = forms.choose(
+      self.form, tokens * sharers / self.data_shards, self.width
+    )
 
     policy = REMAT_POLICIES[self.remat]
     if self.layout is not None:
@@ -273,7 +288,7 @@ class LipNeXt(interface.CertifiedModel):
       precision=self.precision,
       r_init=self.r_init,
       m_init=self.m_init,
-      fuse=fuse,
+      form=form,
       activation=self.activation,
       position=self.position,
       parametrization=self.parametrization,
@@ -288,12 +303,13 @@ class LipNeXt(interface.CertifiedModel):
     return head.NormalizedHead(self.num_classes, name='head')(pooled)
 
   def explicit(self, dtype: Dtype = jnp.float32) -> 'LipNeXt':
-    """See `interface`: R, M and Q stored themselves."""
+    """See `interface`: R, M, Q stored themselves; in a form that Λ covers."""
     return self.clone(
       dtype=dtype,
       precision=jax.lax.Precision.HIGHEST,
       remat='none',
       parametrization='none',
+      form='auto' if self.form == 'moved' else self.form,
     )
 
   def explicit_params(self, params: Any) -> Any:

@@ -22,7 +22,6 @@ PRECISIONS = {
   # Operands rounded to bfloat16, sums in float32: what tensor cores do best.
   'bfloat16': jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
 }
-FUSE = {'auto': None, 'on': True, 'off': False}
 
 
 def _lipnext(
@@ -41,7 +40,7 @@ def _lipnext(
     dtype=DTYPES[model.dtype],
     precision=PRECISIONS[model.precision],
     remat=model.remat,
-    fuse=FUSE[model.fuse],
+    form=model.form,
     unroll=model.unroll,
     data_shards=data_shards,
     activation=model.activation,
@@ -169,12 +168,12 @@ def _check_width_sharding(c: ml_collections.ConfigDict, shards: int) -> None:
       'pairs channels that the mesh axis tensor would part',
       "set mesh.tensor=1 or model.activation='beta_abs'",
     )
-  if c.fuse == 'off':
+  if c.form not in ('auto', 'fused'):
     raise errors.ConfigError(
-      'model.fuse',
-      c.fuse,
+      'model.form',
+      c.form,
       'is not possible where the mesh axis tensor splits the channels',
-      "set mesh.tensor=1 or model.fuse='auto'",
+      "set mesh.tensor=1 or model.form='auto'",
     )
 
 

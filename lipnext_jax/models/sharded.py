@@ -26,6 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from lipnext_jax.models import forms
 from lipnext_jax.models import layers
 
 
@@ -86,7 +87,7 @@ def block(
   padding: str,
   dtype: Any,
   precision: lax.PrecisionLike,
-  fuse: bool,
+  form: str,
 ) -> jax.Array:
   """v of one block; the same function as on one device, up to rounding.
 
@@ -107,8 +108,7 @@ def block(
     padding: see `layers.spatial_shift`.
     dtype: of the products' operands and of the tokens.
     precision: of the products.
-    fuse: P as one matrix; False: R and M one after the other, which width
-      sharding does not know.
+    form: see `forms`, any but 'auto'. Width sharding knows 'fused' alone.
 
   >>> auto = (jax.sharding.AxisType.Auto,) * 3
   >>> mesh = jax.make_mesh((1, 1, 1), ('d', 'f', 't'), auto)
@@ -116,7 +116,7 @@ def block(
   >>> u, eye = -jnp.ones((1, 2, 2, 4)), jnp.eye(4)
   >>> v = block(layout, u, eye, -eye, jnp.zeros(4), jnp.zeros((2, 2, 1)),
   ...   shift_ratio=0.25, activation='beta_abs', beta=0.5, padding='circular',
-  ...   dtype=jnp.float32, precision=None, fuse=True)
+  ...   dtype=jnp.float32, precision=None, form='fused')
   >>> v[0, 0, 0].tolist()
   [-1.0, -1.0, 1.0, 1.0]
   """
@@ -129,7 +129,7 @@ def block(
     padding=padding,
     dtype=dtype,
     precision=precision,
-    fuse=fuse or layout.width_shards > 1,
+    form='fused' if layout.width_shards > 1 else form,
   )
   return jax.shard_map(
     body,
@@ -179,7 +179,7 @@ def _primitives(primitive, params):
 
 def _block(
   layout, u, r, m, bias, pos, *, shift_ratio, activation, beta, padding,
-  dtype, precision, fuse,
+  dtype, precision, form,
 ):  # fmt: skip
   rows, width = layout.rows, layout.width
   over = (*layout.replicas, rows)
@@ -195,6 +195,17 @@ def _block(
     m = gather((), width, m)  # [c/f, c]
   m = lax.pcast(m, layout.replicas, to='varying')
   r = gather(layout.replicas, rows, r)  # [c/t, c]
+  if form == 'moved':
+    y = forms.moved(
+      x,
+      r,
+      gather((), rows, m),
+      grid=u.shape[1:3],
+      shift_ratio=shift_ratio,
+      padding=padding,
+      product=functools.partial(product, dtype),
+    )
+    return y + layers.per_channel(bias, y)
   y = product(dtype, x, r)  # [b, h, w, c/t]
   if layout.width_shards > 1:
     channel = _shifted_channels(layout, x.shape[-1])
@@ -202,7 +213,7 @@ def _block(
   else:
     y = layers.spatial_shift(y, shift_ratio, padding)
   y = checkpoint_name(y, 'shifted')
-  if fuse:
+  if form == 'fused':
     # Not in `dtype`: for the few rows of a device that costs nothing.
     p = _product(r.dtype, precision, r.dtype, m, r)  # [c/f, c/t]
     p = checkpoint_name(p, 'MRt')  # Others' rows are gathered again.

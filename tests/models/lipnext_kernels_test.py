@@ -32,9 +32,19 @@ SIZES = {
 # mask in two kernels, the GPU in one. Read: the bias's gradient; on the GPU p's
 # gradient, layer by layer, and the rows of M Rᵀ, which is computed in one
 # product with R x, as both are products with R.
+# Of the form 'moved': three products forward, six backward; the GPU computes
+# Rₛ x with M x as one, and the two weights' gradients that x is in. Written
+# whole: σ(u) + p, and in backward σ's mask and σ(u) + p again (the CPU's third:
+# a sum of two products); of the moved channels alone: S − I, forth and back.
 EXPECTED = {
-  'cpu': {'product': 6, 'write': 5, 'read': 1},
-  'h100': {'product': 6, 'write': 4, 'read': 3},
+  'cpu': {
+    'fused': {'product': 6, 'write': 5, 'read': 1},
+    'moved': {'product': 9, 'write': 3, 'narrow': 2, 'read': 1},
+  },
+  'h100': {
+    'fused': {'product': 6, 'write': 4, 'read': 3},
+    'moved': {'product': 7, 'write': 2, 'narrow': 2, 'read': 3},
+  },
 }
 INSTRUCTION = re.compile(
   r'^ +(?:ROOT )?%(?P<name>\S+) = (?P<shape>.+?) (?P<op>[a-z][\w-]*)\('
@@ -74,16 +84,18 @@ def kernels(model, batch, target):
 
   Counts kernels, the instructions of the entry computation: 'product' those
   with a token tensor on either side of a matrix product, 'write' others that
-  write one, 'read' others that only read one. And, in kernels or out of
-  them, token tensors padded, copied or transposed.
+  write one ('narrow': half of one, the moved channels), 'read' others that
+  only read one. And, in kernels or out of them, token tensors padded, copied or
+  transposed.
   """
   program = compile_gradients(model, batch, target)
   *others, entry = re.split(r'^(?:ENTRY )?%', program, flags=re.M)
   tokens = batch[0] * batch[1] * batch[2] // model.patch_size**2 * model.width
 
-  def tokens_in(shapes):
+  def tokens_in(shapes, part=1):
     sizes = re.findall(r'\w\[([\d,]+)\]', shapes)
-    return any(math.prod(map(int, s.split(','))) >= tokens for s in sizes)
+    entries = [math.prod(map(int, s.split(','))) for s in sizes]
+    return any(n >= tokens / part for n in entries)
 
   multiplies = {
     name.split()[0] for name in others if re.search(r' dot\(', name)
@@ -99,15 +111,19 @@ def kernels(model, batch, target):
     writes = tokens_in(found['shape'])
     if found['op'] == 'dot' or found['calls'] in multiplies:
       count['product'] += reads or writes
-    elif reads or writes:
-      count['write' if writes else 'read'] += 1
+    elif writes:
+      count['write'] += 1
+    elif tokens_in(found['shape'], part=2):
+      count['narrow'] += 1
+    else:
+      count['read'] += reads
   for found in INSTRUCTION.finditer(program):
     if found['op'] in ('pad', 'copy', 'transpose'):
       count[found['op']] += tokens_in(found['shape'])
   return count
 
 
-def check_kernels_of_a_block(target, **options):
+def check_kernels_of_a_block(target, expected='fused', **options):
   if target != 'cpu' and topology.missing_extra('cuda'):
     pytest.skip("needs the extra 'aot-cuda'")
   sizes, batch = SIZES[target]
@@ -118,12 +134,13 @@ def check_kernels_of_a_block(target, **options):
     for depth in (BLOCKS, BLOCKS - 1)
   )
   found = {op: deep[op] - shallow[op] for op in deep}
-  assert found == {**dict.fromkeys(deep, 0), **EXPECTED[target]}
+  assert found == {**dict.fromkeys(deep, 0), **EXPECTED[target][expected]}
 
 
+@pytest.mark.parametrize('form', ['fused', 'moved'])
 @pytest.mark.parametrize('target', SIZES)
-def test_kernels_of_a_block(target):
-  check_kernels_of_a_block(target, remat='products')
+def test_kernels_of_a_block(target, form):
+  check_kernels_of_a_block(target, form, remat='products', form=form)
 
 
 def shift_of_slices(x, ratio, padding):
@@ -148,8 +165,8 @@ def shift_channels_first(x, ratio, padding):
 
 # The transposes are no fault for the GPU, whose compiler removes them all.
 FAULTS = {
-  'cpu': (shift_of_slices, shift_channels_first, 'block', 'unfused'),
-  'h100': (shift_of_slices, 'block', 'unfused'),
+  'cpu': (shift_of_slices, shift_channels_first, 'block', 'literal'),
+  'h100': (shift_of_slices, 'block', 'literal'),
 }
 
 
@@ -160,8 +177,8 @@ def test_kernel_count_rejects(target, fault, monkeypatch):
   options = {'remat': 'products'}
   if fault == 'block':
     options['remat'] = 'block'
-  elif fault == 'unfused':
-    options['fuse'] = False
+  elif fault == 'literal':
+    options['form'] = 'literal'
   else:
     x = jnp.arange(2 * 3 * 4 * 16.0).reshape(2, 3, 4, 16)
     np.testing.assert_array_equal(  # The same function, written otherwise.

@@ -148,11 +148,11 @@ def check_equations(apply, model, params, x):
 # ── The function ─────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize('fuse', [True, False])
+@pytest.mark.parametrize('form', ['fused', 'literal'])
 @pytest.mark.parametrize('padding', layers.PADDINGS)
 @pytest.mark.parametrize('shape', SHAPES)
-def test_forward_pass_is_the_papers(shape, padding, fuse):
-  model, image = build(shape, padding=padding, fuse=fuse)
+def test_forward_pass_is_the_papers(shape, padding, form):
+  model, image = build(shape, padding=padding, form=form)
   params = random_params(model, image)
   check_equations(apply64, model, params, images(image))
 
@@ -400,8 +400,8 @@ def test_fusion_is_chosen_by_the_tokens_of_a_device():
   assert not fused(model.clone(data_shards=2), 1)  # 24 <= 32
   assert fused(model.clone(data_shards=2), 2)
   assert not fused(model.clone(width=48), 2)  # 48 tokens, not more than c.
-  assert fused(model.clone(width=48, fuse=True), 1)
-  assert not fused(model.clone(fuse=False), 8)
+  assert fused(model.clone(width=48, form='fused'), 1)
+  assert not fused(model.clone(form='literal'), 8)
 
 
 @pytest.mark.parametrize(

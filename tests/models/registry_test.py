@@ -28,7 +28,7 @@ def build(**fields):
     ('dtype', 'bfloat16', 'dtype', jnp.bfloat16),
     ('precision', 'highest', 'precision', jax.lax.Precision.HIGHEST),
     ('remat', 'block', 'remat', 'block'),
-    ('fuse', 'off', 'fuse', False),
+    ('form', 'moved', 'form', 'moved'),
     ('unroll', True, 'unroll', True),
     ('activation', 'minmax', 'activation', 'minmax'),
     ('position', False, 'position', False),
@@ -56,7 +56,7 @@ def test_no_model_field_is_left_out_of_the_list_above():
       'dtype',
       'precision',
       'remat',
-      'fuse',
+      'form',
       'unroll',
       'activation',
       'position',
@@ -129,7 +129,8 @@ def test_a_patch_that_does_not_divide_lists_those_that_do():
     ({'name': 'liresnet'}, r'mesh\.tensor=2 .*set mesh\.tensor=1'),
     ({'parametrization': 'cayley'}, r'mesh\.tensor=2 .*parametrization=cayley'),
     ({'activation': 'minmax'}, r"model\.activation='minmax' pairs channels"),
-    ({'fuse': 'off'}, r"model\.fuse='off' is not possible"),
+    ({'form': 'literal'}, r"model\.form='literal' is not possible"),
+    ({'form': 'moved'}, r"model\.form='moved' is not possible"),
   ],
 )
 def test_what_split_channels_do_not_know_is_refused(fields, message):

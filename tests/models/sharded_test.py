@@ -33,7 +33,7 @@ def test_width_shards_shift_the_channels_that_they_have(padding):
     padding=padding,
     dtype=jnp.float32,
     precision=None,
-    fuse=True,
+    form='fused',
   )
   v = jax.jit(block)(x, eye, eye, jnp.zeros(16), jnp.zeros((3, 5, 1)))
   shifted = layers.spatial_shift(layers.beta_abs(x, 0.3), 3 / 16, padding)
@@ -50,8 +50,9 @@ def gradients(model, variables, images):
 @pytest.mark.parametrize(
   ('sizes', 'options'),
   [
-    ((2, 2, 2), {'padding': 'zero', 'fuse': True, 'remat': 'block'}),
-    ((2, 4, 1), {'fuse': False, 'remat': 'products'}),
+    ((2, 2, 2), {'padding': 'zero', 'form': 'fused', 'remat': 'block'}),
+    ((2, 4, 1), {'form': 'literal', 'remat': 'products'}),
+    ((2, 4, 1), {'form': 'moved', 'remat': 'products'}),
   ],
 )
 def test_gradients_are_those_of_the_plain_model(sizes, options):
@@ -89,7 +90,7 @@ def test_gradients_of_weights_are_not_rounded_before_they_are_summed():
 @pytest.mark.parametrize('remat', models.lipnext.REMAT_POLICIES)
 def test_no_gathered_matrix_is_kept_for_the_backward_pass(remat):
   model = models.LipNeXt(
-    3, 2, WIDTH, 4, remat=remat, layout=layout_of(1, 8, 1), fuse=True
+    3, 2, WIDTH, 4, remat=remat, layout=layout_of(1, 8, 1), form='fused'
   )
   plain = model.clone(layout=None)
   images = jnp.zeros((8, 8, 8, 1))
