@@ -52,17 +52,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
   for name in _DURATIONS:
     schedules.parse_duration(name, fields[name])
   _check_model(fields)
-  number, _ = schedules.parse_duration(
-    'optimizer.retraction_period', config.optimizer.retraction_period
-  )
-  if number == 0 and config.optimizer.retraction != 'newton_schulz':
-    raise errors.ConfigError(
-      'optimizer.retraction',
-      config.optimizer.retraction,
-      'has no effect with optimizer.retraction_period='
-      f'{config.optimizer.retraction_period!r}: never',
-      "set it to its default, 'newton_schulz', or choose a period above 0",
-    )
   if 4 * config.model.shift_ratio > 1:
     raise errors.ConfigError(
       'model.shift_ratio',
@@ -223,7 +212,7 @@ _OWNED: dict[str, tuple[str, Any]] = {
   'dataset.synthetic.test_examples': ('dataset.name', 'synthetic'),
 }
 
-# Fields that do nothing while another one is 0 or empty.
+# Fields that do nothing while another one is 0, empty, or never ('0 steps').
 _NEEDS = {
   'augment.extra.as_real': 'dataset.extra_ratio',
   'augment.randaugment.magnitude': 'augment.randaugment.probability',
@@ -231,6 +220,7 @@ _NEEDS = {
   'dataset.extra_npz': 'dataset.extra_ratio',
   'dataset.extra_ratio': 'dataset.extra_npz',
   'optimizer.lookahead_alpha': 'optimizer.lookahead_period',
+  'optimizer.retraction': 'optimizer.retraction_period',
 }
 
 _CHOICES: dict[str, Any] = {
@@ -313,13 +303,21 @@ def _check_owned(fields: dict[str, Any]) -> None:
         f'{" or ".join(map(repr, choices))}',
       )
   for name, needed in _NEEDS.items():
-    if fields[name] != defaults[name] and not fields[needed]:
+    if fields[name] != defaults[name] and _is_off(needed, fields[needed]):
       raise errors.ConfigError(
         name,
         fields[name],
         f'has no effect with {needed}={fields[needed]!r}',
         f'set it to its default, {defaults[name]!r}, or set {needed}',
       )
+
+
+def _is_off(name: str, value: Any) -> bool:
+  """Whether a field is 0, empty, or a duration that never comes."""
+  if name in _DURATIONS:
+    number, _ = schedules.parse_duration(name, value)
+    return number == 0
+  return not value
 
 
 def _check_model(fields: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ CONTRADICTIONS = {
       'optimizer.retraction_period': '0 epochs',
     },
     "optimizer.retraction='svd' has no effect with optimizer.retraction_period="
-    "'0 epochs': never; set it to its default, 'newton_schulz', or choose",
+    "'0 epochs'; set it to its default, 'newton_schulz', or set optimizer.",
   ),
   'the weight of no lookahead': (
     {'optimizer.lookahead_alpha': 0.8, 'optimizer.lookahead_period': 0},
