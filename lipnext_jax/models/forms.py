@@ -51,7 +51,8 @@ def choose(form: str, tokens: float, width: int) -> str:
   return 'fused' if tokens > width else 'literal'
 
 
-def moved(
+def mix(
+  form: str,
   x: jax.Array,
   r: jax.Array,
   m: jax.Array,
@@ -60,10 +61,12 @@ def moved(
   shift_ratio: float,
   padding: str,
   product: Callable[[jax.Array, jax.Array], jax.Array],
+  matrix_product: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-  """M x + (M Rₛᵀ) (S − I) (Rₛ x): M Rᵀ S R x for an orthogonal R.
+  """M Rᵀ S R x (paper, eq. of §3.1), in one of its forms.
 
   Args:
+    form: one of `FORMS`, any but 'auto'.
     x: [..., c], tokens of whole grids, image by image.
     r: [c, c].
     m: [c, c], the dtype of `r`.
@@ -71,23 +74,34 @@ def moved(
     shift_ratio: see `layers.spatial_shift`.
     padding: see `layers.spatial_shift`.
     product: (tokens [..., c], W [d, c]) → [..., d], x Wᵀ.
+    matrix_product: the same where both are matrices of a block.
 
   Returns:
     [..., c].
 
   >>> import jax.numpy as jnp
   >>> x = jnp.arange(12.0).reshape(3, 4)  # A grid of 3×1, moved up, down, …
-  >>> moved(x, jnp.eye(4), 2 * jnp.eye(4), grid=(3, 1), shift_ratio=1 / 4,
-  ...   padding='circular', product=layers.token_product)[:, 0].tolist()
-  [8.0, 16.0, 0.0]
+  >>> product = layers.token_product
+  >>> [mix(form, x, jnp.eye(4), 2 * jnp.eye(4), grid=(3, 1), shift_ratio=1 / 4,
+  ...   padding='circular', product=product, matrix_product=product)[:, 0]
+  ...   .tolist() for form in ('literal', 'fused', 'moved')]
+  [[8.0, 16.0, 0.0], [8.0, 16.0, 0.0], [8.0, 16.0, 0.0]]
   """
-  rows = r[: 4 * layers.channel_count(shift_ratio, x.shape[-1])]
-  if not rows.size:
-    return product(x, m)
-  y = product(x, rows)
-  on_grid = y.reshape(-1, *grid, y.shape[-1])
-  difference = layers.spatial_shift(on_grid, 1 / 4, padding) - on_grid
-  difference = checkpoint_name(difference.reshape(y.shape), 'shifted')
-  # Its transpose, (M Rₛᵀ)ᵀ: the gradient of a wide matrix is the faster one.
-  back = checkpoint_name(layers.token_product(rows, m), 'MRt')
-  return product(x, m) + product(difference, back.T)
+
+  def shift(y, ratio):
+    on_grid = y.reshape(-1, *grid, y.shape[-1])
+    return layers.spatial_shift(on_grid, ratio, padding).reshape(y.shape)
+
+  if form == 'moved':
+    rows = r[: 4 * layers.channel_count(shift_ratio, x.shape[-1])]
+    if not rows.size:
+      return product(x, m)
+    y = product(x, rows)
+    difference = checkpoint_name(shift(y, 1 / 4) - y, 'shifted')
+    # Its transpose, (M Rₛᵀ)ᵀ: the gradient of a wide matrix is the faster one.
+    back = checkpoint_name(matrix_product(rows, m), 'MRt')
+    return product(x, m) + product(difference, back.T)
+  y = checkpoint_name(shift(product(x, r), shift_ratio), 'shifted')
+  if form == 'fused':
+    return product(y, checkpoint_name(matrix_product(m, r), 'MRt'))
+  return product(product(y, r.T), m)

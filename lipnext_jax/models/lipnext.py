@@ -144,28 +144,20 @@ class Block(nn.Module):
       return v.reshape(u.shape), None
     r, m = r32.astype(self.dtype), m32.astype(self.dtype)
 
-    product = functools.partial(layers.token_product, precision=self.precision)
     x = layers.activate(u, self.activation, self.beta)
     x = x.reshape(as_grid) + jnp.expand_dims(pos, 0).astype(self.dtype)
-    x = x.reshape(u.shape)
-    if self.form == 'moved':
-      y = forms.moved(
-        x,
-        r,
-        m,
-        grid=self.grid,
-        shift_ratio=self.shift_ratio,
-        padding=self.padding,
-        product=product,
-      )
-      return y + layers.per_channel(bias, y), None
-    y = product(x, r).reshape(as_grid)
-    y = layers.spatial_shift(y, self.shift_ratio, self.padding)
-    y = checkpoint_name(y.reshape(u.shape), 'shifted')
-    if self.form == 'fused':
-      y = product(y, checkpoint_name(product(m, r), 'MRt'))
-    else:
-      y = product(product(y, r.T), m)
+    product = functools.partial(layers.token_product, precision=self.precision)
+    y = forms.mix(
+      self.form,
+      x.reshape(u.shape),
+      r,
+      m,
+      grid=self.grid,
+      shift_ratio=self.shift_ratio,
+      padding=self.padding,
+      product=product,
+      matrix_product=product,
+    )
     return y + layers.per_channel(bias, y), None
 
 

@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec
 
 from lipnext_jax.models import forms
 from lipnext_jax.models import layers
+from lipnext_jax.models import transfers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +159,7 @@ def token_product(
   >>> y.shape, y.dtype.name
   ((2, 4), 'bfloat16')
   """
-  return _product(x.dtype, precision, x.dtype, x, w)
+  return transfers.product(x.dtype, precision, x.dtype, x, w)
 
 
 def keep_all_but_gathers(primitive: Any, *_: Any, **params: Any) -> bool:
@@ -183,8 +184,8 @@ def _block(
 ):  # fmt: skip
   rows, width = layout.rows, layout.width
   over = (*layout.replicas, rows)
-  product = functools.partial(_product, dtype, precision)
-  gather = functools.partial(_gather, dtype)
+  product = functools.partial(transfers.product, dtype, precision)
+  gather = functools.partial(transfers.gather, dtype)
   # In float32: what is summed over devices in backward is summed in it.
   pos = lax.pcast(pos, (*over, width), to='varying').astype(dtype)
   bias = lax.pcast(bias, over, to='varying').astype(dtype)
@@ -195,8 +196,13 @@ def _block(
     m = gather((), width, m)  # [c/f, c]
   m = lax.pcast(m, layout.replicas, to='varying')
   r = gather(layout.replicas, rows, r)  # [c/t, c]
-  if form == 'moved':
-    y = forms.moved(
+  # Not in `dtype`: what is summed over devices stays wide, and is little work.
+  matrix_product = functools.partial(
+    transfers.product, r.dtype, precision, r.dtype
+  )
+  if form != 'fused':
+    y = forms.mix(
+      form,
       x,
       r,
       gather((), rows, m),
@@ -204,6 +210,7 @@ def _block(
       shift_ratio=shift_ratio,
       padding=padding,
       product=functools.partial(product, dtype),
+      matrix_product=matrix_product,
     )
     return y + layers.per_channel(bias, y)
   y = product(dtype, x, r)  # [b, h, w, c/t]
@@ -213,14 +220,9 @@ def _block(
   else:
     y = layers.spatial_shift(y, shift_ratio, padding)
   y = checkpoint_name(y, 'shifted')
-  if form == 'fused':
-    # Not in `dtype`: for the few rows of a device that costs nothing.
-    p = _product(r.dtype, precision, r.dtype, m, r)  # [c/f, c/t]
-    p = checkpoint_name(p, 'MRt')  # Others' rows are gathered again.
-    y = product(dtype, y, gather((), rows, p))
-  else:
-    y = product(dtype, y, r.T)
-    y = product(dtype, y, gather((), rows, m))
+  # Each device forms its own rows of P; others' are gathered again in backward.
+  p = checkpoint_name(matrix_product(m, r), 'MRt')  # [c/f, c/t]
+  y = product(dtype, y, gather((), rows, p))
   if layout.width_shards > 1:
     y = lax.psum_scatter(y, width, scatter_dimension=3, tiled=True)
   return y + layers.per_channel(bias, y)
@@ -236,84 +238,6 @@ def _activate(layout, u, activation, beta):
   channel = first + lax.broadcasted_iota(jnp.int32, u.shape, 3)
   rectified = layers.channel_count(beta, u.shape[-1] * layout.width_shards)
   return jnp.where(channel < rectified, jnp.abs(u), u)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _product(dtype, precision, out_dtype, x, w):
-  """x wᵀ from operands in `dtype`; gradients in the dtypes of x and w.
-
-  A plain product of narrow operands would round the weights' gradient to
-  their dtype before it is summed over devices.
-  """
-  return _dot(
-    x.astype(dtype), w.astype(dtype), x.ndim - 1, 1, precision, out_dtype
-  )
-
-
-def _product_fwd(dtype, precision, out_dtype, x, w):
-  return _product(dtype, precision, out_dtype, x, w), (x, w)
-
-
-def _product_bwd(dtype, precision, out_dtype, saved, dy):
-  del out_dtype  # Is that of dy.
-  x, w = saved
-  dy = dy.astype(dtype)
-  dx = _dot(dy, w.astype(dtype), dy.ndim - 1, 0, precision, x.dtype)
-  tokens = tuple(range(x.ndim - 1))
-  dw = _dot(dy, x.astype(dtype), tokens, tokens, precision, w.dtype)
-  return dx, dw
-
-
-_product.defvjp(_product_fwd, _product_bwd)
-
-
-def _dot(x, y, x_axes, y_axes, precision, out_dtype):
-  """Contracts the axes; no others are shared."""
-  pair = [a if isinstance(a, tuple) else (a,) for a in (x_axes, y_axes)]
-
-  def product(x, y):
-    return lax.dot_general(
-      x,
-      y,
-      ((pair[0], pair[1]), ((), ())),
-      precision=precision,
-      preferred_element_type=out_dtype,
-    )
-
-  if x.dtype == out_dtype:
-    return product(x, y)
-
-  def widened(x, y):
-    return product(x.astype(out_dtype), y.astype(out_dtype))
-
-  # XLA has no such product on CPUs for every shape.
-  return lax.platform_dependent(x, y, cpu=widened, default=product)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _gather(dtype, replicas, axis, w):
-  """All rows of w over `axis`, sent in `dtype`, in the dtype of w again.
-
-  Backward, the gradient is summed in the dtype of w: scattered over `axis`
-  first, so that only a device's own rows go on to the `replicas`.
-  """
-  if replicas:
-    w = lax.pcast(w, replicas, to='varying')
-  sent = lax.all_gather(w.astype(dtype), axis, axis=0, tiled=True)
-  return sent.astype(w.dtype)
-
-
-def _gather_fwd(dtype, replicas, axis, w):
-  return _gather(dtype, replicas, axis, w), None
-
-
-def _gather_bwd(dtype, replicas, axis, _, dw):
-  del dtype  # Of the way there.
-  dw = lax.psum_scatter(dw, axis, scatter_dimension=0, tiled=True)
-  return (lax.psum(dw, replicas) if replicas else dw,)
-
-
-_gather.defvjp(_gather_fwd, _gather_bwd)
 
 
 def _shifted_channels(layout: Layout, channels: int) -> jax.Array:

@@ -39,10 +39,11 @@ def draw(seed=0):
   return x, r, m
 
 
-def moved64(x, r, m, alpha, padding):
+def mix64(form, x, r, m, alpha, padding):
   with jax.enable_x64(True):
     return np.asarray(
-      forms.moved(
+      forms.mix(
+        form,
         jnp.asarray(x),
         jnp.asarray(r),
         jnp.asarray(m),
@@ -50,8 +51,12 @@ def moved64(x, r, m, alpha, padding):
         shift_ratio=alpha,
         padding=padding,
         product=layers.token_product,
+        matrix_product=layers.token_product,
       )
     )
+
+
+moved64 = functools.partial(mix64, 'moved')
 
 
 def check_form(form, alpha=1 / 8, padding='circular', seed=0):
@@ -67,8 +72,9 @@ def check_form(form, alpha=1 / 8, padding='circular', seed=0):
 
 @pytest.mark.parametrize('padding', layers.PADDINGS)
 @pytest.mark.parametrize('alpha', [0, 1 / 16, 1 / 8, 3 / 16, 1 / 4])
-def test_the_moved_form_is_the_papers_on_the_manifold(alpha, padding):
-  check_form(moved64, alpha, padding)
+@pytest.mark.parametrize('form', ['literal', 'fused', 'moved'])
+def test_every_form_is_the_papers_on_the_manifold(form, alpha, padding):
+  check_form(functools.partial(mix64, form), alpha, padding)
 
 
 def without_the_difference(x, r, m, alpha, padding):
@@ -254,6 +260,39 @@ def test_products_and_memory_are_those_of_the_docstring(alpha):
     form='fused', shift_ratio=alpha, remat='products'
   )
   assert (products, saved) == (pytest.approx([2, 4]), 2)
+
+
+def precisions(model):
+  """Of every product that a forward pass computes."""
+  images = jnp.zeros((3, *IMAGE))
+  params = jax.tree.map(jnp.float32, random_params())
+  # A new lambda: the trace of an equal, patched model must not be found.
+  with jax.default_matmul_precision('default'):  # As users have it.
+    jaxpr = jax.make_jaxpr(lambda x: model.apply({'params': params}, x))(images)
+  found, inner = set(), [jaxpr.jaxpr]
+  while inner:
+    for e in inner.pop().eqns:
+      if e.primitive.name == 'dot_general':
+        found.add(e.params['precision'])
+      inner += [p.jaxpr for p in e.params.values() if hasattr(p, 'jaxpr')]
+  return found
+
+
+@pytest.mark.parametrize('form', ['literal', 'fused', 'moved'])
+def test_matrices_are_multiplied_as_precisely_as_tokens(form, monkeypatch):
+  """A default precision there would be tf32 in a certificate, on a GPU."""
+  highest = {(jax.lax.Precision.HIGHEST,) * 2}
+  assert precisions(build(form).explicit()) == highest
+  assert precisions(build(form, precision='highest')) == highest
+  if form == 'literal':  # No such product.
+    return
+  mix = forms.mix
+  monkeypatch.setattr(
+    forms,
+    'mix',
+    lambda *a, **k: mix(*a, **k | {'matrix_product': layers.token_product}),
+  )
+  assert precisions(build(form, precision='highest')) > highest  # And others.
 
 
 def test_an_unknown_form_is_refused():

@@ -70,23 +70,6 @@ def test_gradients_are_those_of_the_plain_model(sizes, options):
     np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()))
 
 
-def test_gradients_of_weights_are_not_rounded_before_they_are_summed():
-  tokens = jnp.ones((257, 1), jnp.bfloat16)
-
-  def wide(w):
-    return sharded.token_product(tokens, w, None).astype(jnp.float32).sum()
-
-  def narrow(w):
-    w = w.astype(jnp.bfloat16)
-    y = jax.lax.dot_general(tokens, w, (((1,), (1,)), ((), ())))
-    return y.astype(jnp.float32).sum()
-
-  # 257 has nine bits, one more than bfloat16.
-  w = jnp.ones((1, 1), jnp.float32)
-  assert jax.grad(wide)(w).item() == 257
-  assert jax.grad(narrow)(w).item() == 256
-
-
 @pytest.mark.parametrize('remat', models.lipnext.REMAT_POLICIES)
 def test_no_gathered_matrix_is_kept_for_the_backward_pass(remat):
   model = models.LipNeXt(
