@@ -20,7 +20,7 @@ B1, B2, EPS, DECAY = 0.9, 0.999, 1e-8, 0.004  # torch's NAdam.
 
 
 class Candidate:
-  """The parts of a step, as `train_step.Candidate` has them."""
+  """The parts of a step, as `train_step_candidates.Candidate` has them."""
 
   name = 'literal, PyTorch'
   form = 'literal'

@@ -16,7 +16,7 @@ from benchmarks import digits_models
 from benchmarks import optimizer_convergence
 from benchmarks import optimizer_rivals
 from benchmarks import soak
-from benchmarks import train_step
+from benchmarks import train_step_candidates
 from lipnext_jax.models import parameter_count
 from lipnext_jax.optim import orthogonality_error
 
@@ -79,21 +79,29 @@ SAME_STEPS = [('auto', 1 / 8), ('moved', 1 / 8), ('moved', 1 / 16)]
 @pytest.mark.parametrize(('form', 'alpha'), SAME_STEPS)
 def test_the_literal_transcription_is_the_same_step(form, alpha):
   """It is slower, not something else: what it is compared with computes it."""
-  shape = train_step.Shape(*train_step.SIZES['tiny'], 8, jnp.float32, alpha)
-  batch = train_step.make_batch(shape)
-  ours = train_step.lipnext(shape, form, 'none', False, 'highest', batch)
+  shape = train_step_candidates.Shape(
+    *train_step_candidates.SIZES['tiny'], 8, jnp.float32, alpha
+  )
+  batch = train_step_candidates.make_batch(shape)
+  ours = train_step_candidates.lipnext(
+    shape, form, 'none', False, 'highest', batch
+  )
   with jax.numpy_rank_promotion('allow'):  # As printed.
-    theirs = train_step.literal(shape, batch)
+    theirs = train_step_candidates.literal(shape, batch)
     check_same_step(ours, theirs)
 
 
 @pytest.mark.parametrize(('form', 'alpha'), SAME_STEPS)
 def test_the_torch_transcription_is_the_same_step(form, alpha):
   pytest.importorskip('torch', reason='PyTorch is no dependency')
-  shape = train_step.Shape(*train_step.SIZES['tiny'], 8, jnp.float32, alpha)
-  batch = train_step.make_batch(shape)
-  ours = train_step.lipnext(shape, form, 'none', False, 'highest', batch)
-  check_same_step(ours, train_step.torch(shape, batch))
+  shape = train_step_candidates.Shape(
+    *train_step_candidates.SIZES['tiny'], 8, jnp.float32, alpha
+  )
+  batch = train_step_candidates.make_batch(shape)
+  ours = train_step_candidates.lipnext(
+    shape, form, 'none', False, 'highest', batch
+  )
+  check_same_step(ours, train_step_candidates.torch(shape, batch))
 
 
 @pytest.mark.parametrize('rival', ['liresnet', 'bronet'])
@@ -106,10 +114,12 @@ def test_rivals_have_as_many_parameters(rival, monkeypatch):
     shapes = jax.eval_shape(init_fn, jax.random.key(0))
     counts.append(parameter_count(shapes))
 
-  monkeypatch.setattr(train_step, 'Candidate', candidate)
-  shape = train_step.Shape(*train_step.SIZES['L8W512'], 32, jnp.float32)
-  train_step.RIVALS[rival](shape, None)
-  train_step.lipnext(shape, 'auto', 'none', False, 'highest', None)
+  monkeypatch.setattr(train_step_candidates, 'Candidate', candidate)
+  shape = train_step_candidates.Shape(
+    *train_step_candidates.SIZES['L8W512'], 32, jnp.float32
+  )
+  train_step_candidates.RIVALS[rival](shape, None)
+  train_step_candidates.lipnext(shape, 'auto', 'none', False, 'highest', None)
   theirs, ours = counts
   assert 0.9 * ours < theirs <= ours
 

@@ -1,0 +1,284 @@
+"""What `train_step` times: this package's step, literal ones and rivals'.
+
+Each is a model and its optimizer as the parts of a step; all see one batch.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import train_step_literal
+from benchmarks import train_step_torch
+from lipnext_jax import losses
+from lipnext_jax import models
+from lipnext_jax import optim
+
+# depth, width, patch, image side, channels, classes
+SIZES = {
+  'tiny': (2, 16, 2, 8, 3, 10),
+  'digits': (8, 128, 2, 8, 1, 10),
+  'L8W512': (8, 512, 2, 32, 3, 10),
+  'L32W1024': (32, 1024, 2, 32, 3, 10),
+  '64M': (32, 1024, 14, 224, 3, 1000),
+  '256M': (32, 2048, 14, 224, 3, 1000),
+  '1B': (32, 4096, 14, 224, 3, 1000),
+}
+PRECISIONS: dict[str, Any] = {
+  'highest': lax.Precision.HIGHEST,
+  'default': lax.Precision.DEFAULT,
+  'tf32': lax.DotAlgorithmPreset.TF32_TF32_F32,
+  'tf32_x3': lax.DotAlgorithmPreset.TF32_TF32_F32_X3,
+  'bfloat16': lax.DotAlgorithmPreset.BF16_BF16_F32,
+  'bfloat16_x3': lax.DotAlgorithmPreset.BF16_BF16_F32_X3,
+}
+EPSILON = 36 / 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """What is trained on: a model size and a batch."""
+
+  depth: int
+  width: int
+  patch: int
+  side: int
+  channels: int
+  classes: int
+  batch: int
+  dtype: Any
+  shift_ratio: float = 1 / 8
+
+  @property
+  def tokens(self) -> int:
+    """Of the whole batch."""
+    return self.batch * (self.side // self.patch) ** 2
+
+  @property
+  def flops(self) -> int:
+    """Model FLOPs of forward and backward, fused form."""
+    per_token = 2 * self.depth * self.width**2
+    per_token += self.width * self.channels * self.patch**2
+    head = self.batch * self.width * self.classes
+    return 3 * 2 * (self.tokens * per_token + head)
+
+  def saved(self, form: str) -> int:
+    """Bytes that backward needs: of a block u and what S makes, see `forms`."""
+    one = self.tokens * self.width * jnp.dtype(self.dtype).itemsize
+    block = 1 + 4 * self.shift_ratio if form == 'moved' else 2
+    return round((block * self.depth + 1) * one)
+
+
+class Candidate:
+  """A model and its optimizer with their state, and the parts of a step."""
+
+  def __init__(self, name, logits_fn, init_fn, tx, batch, form='auto'):
+    self.name, self.batch, self.form = name, batch, form
+
+    def loss(params, images, labels):
+      images = images.astype(jnp.float32) / 255
+      logits, kernel = logits_fn(params, images)
+      return losses.emma_loss(logits, labels, kernel, EPSILON)
+
+    def update(params, opt_state, grads):
+      updates, opt_state = tx.update(grads, opt_state, params)
+      return optax.apply_updates(params, updates), opt_state
+
+    def step(params, opt_state, images, labels):
+      value, grads = jax.value_and_grad(loss)(params, images, labels)
+      return *update(params, opt_state, grads), value
+
+    self.params = jax.jit(init_fn)(jax.random.key(0))
+    self.opt_state = jax.jit(tx.init)(self.params)
+    self._grads = None
+    state = self.params, self.opt_state
+    on_device = jax.device_put(batch)
+    begin = time.perf_counter()
+    step = jax.jit(step, donate_argnums=(0, 1))
+    self._step: Any = step.lower(*state, *on_device).compile()
+    self.compile_seconds = time.perf_counter() - begin
+    self._forward, self._grad = jax.jit(loss), jax.jit(jax.grad(loss))
+    self._update = jax.jit(update, donate_argnums=(0, 1))
+    self._on_device = on_device
+
+  def forward(self):
+    """The loss."""
+    return self._forward(self.params, *self._on_device)
+
+  def backward(self):
+    """Its gradients, forward pass included."""
+    return self._grad(self.params, *self._on_device)
+
+  def optimizer(self):
+    """One update; gradients of the same size, not of the same values."""
+    if self._grads is None:
+      self._grads = self.backward()
+    keep = jax.tree.map(jnp.copy, self._grads)
+    jax.block_until_ready(keep)
+    begin = time.perf_counter()
+    self.params, self.opt_state = self._update(
+      self.params, self.opt_state, keep
+    )
+    jax.block_until_ready(self.params)
+    return time.perf_counter() - begin
+
+  def steps(self, count):
+    """As the training loop does it: a batch travels while the last computes."""
+    self._grads = None
+    batch = jax.device_put(self.batch)
+    value = None
+    for _ in range(count):
+      self.params, self.opt_state, value = self._step(
+        self.params, self.opt_state, *batch
+      )
+      batch = jax.device_put(self.batch)
+    return value
+
+  def data(self):
+    """One batch onto the device."""
+    return jax.device_put(self.batch)
+
+  def parameters(self):
+    """Their number."""
+    return models.parameter_count(self.params)
+
+  def state_bytes(self):
+    """Of parameters and optimizer."""
+    leaves = jax.tree.leaves((self.params, self.opt_state))
+    return sum(leaf.nbytes for leaf in leaves)
+
+  def peak_bytes(self):
+    """What the compiled step needs, state included."""
+    m = self._step.memory_analysis()
+    return (
+      m.argument_size_in_bytes
+      + m.output_size_in_bytes
+      + m.temp_size_in_bytes
+      - m.alias_size_in_bytes
+    )
+
+
+def make_batch(shape: Shape):
+  """Random pixels and labels, on the host."""
+  rng = np.random.default_rng(0)
+  size = (shape.batch, shape.side, shape.side, shape.channels)
+  images = rng.integers(0, 256, size, np.uint8)
+  labels = rng.integers(0, shape.classes, shape.batch).astype(np.int32)
+  return images, labels
+
+
+def lipnext(shape: Shape, form, remat, unroll, precision, batch):
+  """This package, as training composes it."""
+  model = models.LipNeXt(
+    shape.classes,
+    shape.depth,
+    shape.width,
+    shape.patch,
+    shape.shift_ratio,
+    dtype=shape.dtype,
+    form=form,
+    remat=remat,
+    unroll=unroll,
+  )
+  tx = optim.lipnext_optimizer(
+    1e-3, precision=PRECISIONS[precision], retraction_period=100
+  )
+
+  def logits_fn(params, images):
+    variables = {'params': params}
+    return model.apply(variables, images), models.head_kernel(variables)
+
+  init_fn = functools.partial(_init, model, shape)
+  name = 'LipNeXt' if form == 'auto' else f'LipNeXt, {form}'
+  return Candidate(name, logits_fn, init_fn, tx, batch, form)
+
+
+def literal(shape: Shape, batch):
+  """The paper as printed."""
+  model = models.LipNeXt(
+    shape.classes, shape.depth, shape.width, shape.patch, dtype=shape.dtype
+  )
+
+  def logits_fn(params, images):
+    images = images.astype(shape.dtype)
+    return train_step_literal.logits(params, images, shape.shift_ratio)
+
+  init_fn = functools.partial(_init, model, shape)
+  tx = train_step_literal.optimizer(1e-3)
+  return Candidate('literal', logits_fn, init_fn, tx, batch)
+
+
+def _count(model, shape):
+  """Numbers among its parameters; nothing is computed."""
+  init = functools.partial(_init, model, shape)
+  return models.parameter_count(jax.eval_shape(init, jax.random.key(0)))
+
+
+def _init(model, shape, rng):
+  images = jnp.zeros((1, shape.side, shape.side, shape.channels))
+  return model.init(rng, images)['params']
+
+
+def torch(shape: Shape, batch):
+  """The same in eager PyTorch."""
+  if jax.default_backend() == 'gpu' or jnp.dtype(shape.dtype) != jnp.float32:
+    raise SystemExit('--rivals torch needs a CPU and --dtype=float32.')
+  return train_step_torch.Candidate(shape, EPSILON, batch)
+
+
+def liresnet(shape: Shape, batch):
+  """LiResNet with as many parameters."""
+  return _baseline(models.LiResNet, shape, batch)
+
+
+def bronet(shape: Shape, batch):
+  """BRONet with as many parameters."""
+  return _baseline(models.BRONet, shape, batch)
+
+
+def _baseline(kind, shape: Shape, batch):
+  """A rival of the same depth, as wide as the same parameters allow.
+
+  Its neck sees all tokens of an image at once, and makes an eighth of LipNeXt's
+  width of them.
+  """
+  lipnext = models.LipNeXt(shape.classes, shape.depth, shape.width, shape.patch)
+  wanted = _count(lipnext, shape)
+
+  def build(width):
+    return kind(
+      shape.classes,
+      shape.depth,
+      width,
+      shape.patch,
+      dense_width=max(16, shape.width // 8),
+      dtype=shape.dtype,
+    )
+
+  width = 8
+  while _count(build(width + 8), shape) <= wanted:
+    width += 8
+  model = build(width)
+
+  def logits_fn(params, images):
+    variables = {'params': params}
+    return model.apply(variables, images), models.head_kernel(variables)
+
+  init_fn = functools.partial(_init, model, shape)
+  tx = optim.lipnext_optimizer(1e-3)
+  return Candidate(kind.__name__, logits_fn, init_fn, tx, batch)
+
+
+RIVALS: dict[str, Callable[[Shape, Any], Any]] = {
+  'literal': literal,
+  'torch': torch,
+  'liresnet': liresnet,
+  'bronet': bronet,
+}
