@@ -49,7 +49,7 @@ def ceiling(shape: candidates_lib.Shape, repeats) -> float:
 
     return jax.jit(fn)
 
-  forms = (
+  ways = (
     functools.partial(product(1, 1), x, w),
     functools.partial(product(1, 0), x, w),
     functools.partial(product(0, 0), g, x),
@@ -58,7 +58,7 @@ def ceiling(shape: candidates_lib.Shape, repeats) -> float:
   # Many in a row: a product alone may be shorter than its dispatch.
   count = max(1, min(50, int(2e13 / one)) if _on_gpu() else 1)
   times = timing.medians(
-    [lambda f=f: [f() for _ in range(count)][-1] for f in forms], repeats
+    [lambda f=f: [f() for _ in range(count)][-1] for f in ways], repeats
   )
   rates = [one * count / took for took in times]
   names = ('x Wᵀ', 'g W', 'gᵀ x')

@@ -3,6 +3,7 @@
 Each is a model and its optimizer as the parts of a step; all see one batch.
 """
 
+import bisect
 from collections.abc import Callable
 import dataclasses
 import functools
@@ -249,8 +250,8 @@ def _baseline(kind, shape: Shape, batch):
   Its neck sees all tokens of an image at once, and makes an eighth of LipNeXt's
   width of them.
   """
-  lipnext = models.LipNeXt(shape.classes, shape.depth, shape.width, shape.patch)
-  wanted = _count(lipnext, shape)
+  ours = models.LipNeXt(shape.classes, shape.depth, shape.width, shape.patch)
+  wanted = _count(ours, shape)
 
   def build(width):
     return kind(
@@ -262,10 +263,11 @@ def _baseline(kind, shape: Shape, batch):
       dtype=shape.dtype,
     )
 
-  width = 8
-  while _count(build(width + 8), shape) <= wanted:
-    width += 8
-  model = build(width)
+  widths = range(8, 4 * shape.width + 1, 8)
+  wider = bisect.bisect_right(
+    widths, wanted, key=lambda width: _count(build(width), shape)
+  )
+  model = build(widths[max(0, wider - 1)])
 
   def logits_fn(params, images):
     variables = {'params': params}

@@ -184,7 +184,7 @@ def _block(
 ):  # fmt: skip
   rows, width = layout.rows, layout.width
   over = (*layout.replicas, rows)
-  product = functools.partial(transfers.product, dtype, precision)
+  product = functools.partial(transfers.product, dtype, precision, dtype)
   gather = functools.partial(transfers.gather, dtype)
   # In float32: what is summed over devices in backward is summed in it.
   pos = lax.pcast(pos, (*over, width), to='varying').astype(dtype)
@@ -209,11 +209,11 @@ def _block(
       grid=u.shape[1:3],
       shift_ratio=shift_ratio,
       padding=padding,
-      product=functools.partial(product, dtype),
+      product=product,
       matrix_product=matrix_product,
     )
     return y + layers.per_channel(bias, y)
-  y = product(dtype, x, r)  # [b, h, w, c/t]
+  y = product(x, r)  # [b, h, w, c/t]
   if layout.width_shards > 1:
     channel = _shifted_channels(layout, x.shape[-1])
     y = _masked_shift(y, channel, x.shape[-1], shift_ratio, padding)
@@ -222,7 +222,7 @@ def _block(
   y = checkpoint_name(y, 'shifted')
   # Each device forms its own rows of P; others' are gathered again in backward.
   p = checkpoint_name(matrix_product(m, r), 'MRt')  # [c/f, c/t]
-  y = product(dtype, y, gather((), rows, p))
+  y = product(y, gather((), rows, p))
   if layout.width_shards > 1:
     y = lax.psum_scatter(y, width, scatter_dimension=3, tiled=True)
   return y + layers.per_channel(bias, y)

@@ -102,6 +102,13 @@ def gather(
 
   Returns:
     [d·devices, c], the dtype of `w`.
+
+  >>> mesh = jax.make_mesh((1,), ('f',), (jax.sharding.AxisType.Auto,))
+  >>> split = jax.sharding.PartitionSpec('f')
+  >>> whole = jax.shard_map(lambda w: gather('bfloat16', (), 'f', w), mesh=mesh,
+  ...   in_specs=split, out_specs=split)(jax.numpy.ones((4, 3)))
+  >>> whole.shape, whole.dtype.name
+  ((4, 3), 'float32')
   """
   if replicas:
     w = lax.pcast(w, replicas, to='varying')

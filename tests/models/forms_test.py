@@ -1,6 +1,7 @@
 """The forms of a block: one function on the manifold, told apart next to it."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from lipnext_jax import certify
 from lipnext_jax import models
+from lipnext_jax.aot import flops
 from lipnext_jax.models import forms
 from lipnext_jax.models import layers
 
@@ -220,32 +222,44 @@ def test_what_is_certified_is_a_form_that_lambda_covers():
     assert build(form).explicit().form == form
 
 
+def products(jaxpr):
+  """All that multiply, in inner jaxprs too."""
+  for e in flops.open_jaxpr(jaxpr).eqns:
+    if e.primitive.name == 'dot_general':
+      yield e
+    for inner in flops.inner_jaxprs(e):
+      yield from products(inner)
+
+
 def count_products(**options):
   """Of token tensors with a matrix, and what forward leaves for backward."""
   model = build(**options)
-  params = random_params()
+  params = jax.tree.map(jnp.float32, random_params())
   images = jnp.zeros((3, *IMAGE))
   jaxpr = jax.make_jaxpr(
     jax.grad(lambda p: jnp.sum(model.apply({'params': p}, images)))
-  )(jax.tree.map(jnp.float32, params))
-  scans = [e for e in jaxpr.eqns if e.primitive.name == 'scan']
-  forward, backward = scans
-  flops = [0.0, 0.0]
-  for i, scan in enumerate((forward, backward)):
-    inner = [scan.params['jaxpr'].jaxpr]
-    while inner:
-      for e in inner.pop().eqns:
-        if e.primitive.name == 'dot_general':
-          shapes = [v.aval.shape for v in (*e.invars, *e.outvars)]
-          if any(36 in s for s in shapes):  # 3 images of 12 tokens.
-            flops[i] += np.sqrt(np.prod([np.prod(s) for s in shapes]))
-        if e.primitive.name == 'remat2' or e.primitive.name == 'checkpoint':
-          inner.append(e.params['jaxpr'])
-  saved = (
-    sum(v.aval.size for v in forward.outvars if 36 in v.aval.shape) - 36 * WIDTH
-  )  # The last block's output is no residual.
-  unit = 36 * WIDTH
-  return [f / (unit * WIDTH) for f in flops], saved / (2 * unit)
+  )(params)
+  tokens = 36  # 3 images of 12.
+
+  def work(scan):
+    shapes = [
+      [v.aval.shape for v in (*e.invars, *e.outvars)]
+      for e in products(scan.params['jaxpr'])
+    ]
+    # Of [t, c] and [c, d] to [t, d]: t·c·d, whichever is the result.
+    return sum(
+      math.sqrt(math.prod(map(math.prod, three)))
+      for three in shapes
+      if any(tokens in s for s in three)
+    )
+
+  forward, backward = (e for e in jaxpr.eqns if e.primitive.name == 'scan')
+  left = sum(v.aval.size for v in forward.outvars if tokens in v.aval.shape)
+  unit = tokens * WIDTH
+  saved = left - unit  # The last block's output is no residual.
+  return [work(s) / (unit * WIDTH) for s in (forward, backward)], saved / (
+    2 * unit
+  )
 
 
 @pytest.mark.parametrize('alpha', [1 / 16, 1 / 8])
@@ -269,13 +283,7 @@ def precisions(model):
   # A new lambda: the trace of an equal, patched model must not be found.
   with jax.default_matmul_precision('default'):  # As users have it.
     jaxpr = jax.make_jaxpr(lambda x: model.apply({'params': params}, x))(images)
-  found, inner = set(), [jaxpr.jaxpr]
-  while inner:
-    for e in inner.pop().eqns:
-      if e.primitive.name == 'dot_general':
-        found.add(e.params['precision'])
-      inner += [p.jaxpr for p in e.params.values() if hasattr(p, 'jaxpr')]
-  return found
+  return {e.params['precision'] for e in products(jaxpr)}
 
 
 @pytest.mark.parametrize('form', ['literal', 'fused', 'moved'])

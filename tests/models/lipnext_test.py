@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lipnext_jax.aot import flops
 from lipnext_jax.certify import lipschitz_bound
 from lipnext_jax.models import head_kernel
 from lipnext_jax.models import layers
@@ -270,14 +271,10 @@ def test_init_starts_as_documented():
 
 def equations(jaxpr):
   """All equations of a jaxpr, those of its inner jaxprs included."""
-  for equation in jaxpr.eqns:
+  for equation in flops.open_jaxpr(jaxpr).eqns:
     yield equation
-    for value in jax.tree.leaves(
-      list(equation.params.values()), is_leaf=lambda v: hasattr(v, 'eqns')
-    ):
-      inner = getattr(value, 'jaxpr', value)
-      if hasattr(inner, 'eqns'):
-        yield from equations(inner)
+    for inner in flops.inner_jaxprs(equation):
+      yield from equations(inner)
 
 
 def dots(jaxpr):

@@ -29,7 +29,7 @@ def test_gradients_of_weights_are_not_rounded_before_they_are_summed():
 
 
 def test_gathered_rows_have_their_gradients_summed_in_their_own_dtype():
-  """Four devices, 1 + 2⁻¹⁰ each: in bfloat16 the sum would lose the 2⁻⁸."""
+  """Eight devices, 1 + 2⁻¹⁰ each: bfloat16 would lose the 2⁻¹⁰."""
   auto = (jax.sharding.AxisType.Auto,) * 2
   mesh = jax.make_mesh((2, 4), ('data', 'fsdp'), auto)
 
