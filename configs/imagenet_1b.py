@@ -16,11 +16,11 @@ Table 3), in per cent; not reproduced here yet:
 
 R and M hold 1024·2²⁰ numbers. Published time: 8.9 minutes an epoch on 16 H100.
 Measured here: a batch of 768 on one H200 takes 2.22 s, 346 images/s (62 minutes
-an epoch, without its data), and peaks at 126.2 GiB (130 MiB of saved tensors an
-image); run D of benchmarks/RESULTS.md. Parameters and optimizer state, 20 GiB,
-are spread over all devices; their number has to divide the 32 blocks, or 'data'
-is more than 1. What fits which machine:
-docs/pods.md.
+an epoch, without its data), and peaked at 126.2 GiB (130 MiB of saved tensors
+an image; 6 GiB more of optimizer state than now); run D of
+benchmarks/RESULTS.md. Parameters and optimizer state, 14 GiB, are spread over
+all devices; their number has to divide the 32 blocks, or 'data' is more than 1.
+What fits which machine: docs/pods.md.
 
 The argument `smoke`, beside any other (`:eps1,smoke`), makes it two steps of a
 tiny model on random images.

@@ -15,7 +15,7 @@ Table 3), in per cent; not reproduced here yet:
 | `eps1` | 1 | | | 22.4 |
 
 R and M hold 2·32·5792² numbers. Published time: 17.8 minutes an epoch on 16
-H100. Parameters and optimizer state, 41 GiB, are spread over all devices; their
+H100. Parameters and optimizer state, 29 GiB, are spread over all devices; their
 number has to divide the 32 blocks, or 'data' is more than 1. What fits which
 machine: docs/pods.md.
 

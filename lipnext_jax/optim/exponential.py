@@ -124,15 +124,6 @@ def fast_exp(
   return e + jnp.expand_dims(eye, tuple(range(a.ndim - 2)))
 
 
-def skew(a: jax.Array) -> jax.Array:
-  """(a − aᵀ)/2 of every matrix of [..., n, n].
-
-  >>> skew(jnp.array([[1.0, 4.0], [2.0, 1.0]])).tolist()
-  [[0.0, 1.0], [-1.0, 0.0]]
-  """
-  return (a - jnp.swapaxes(a, -1, -2)) / 2
-
-
 def _expm1_one(a, thresholds, large, precision):
   """`fast_expm1` of one matrix [n, n]."""
 

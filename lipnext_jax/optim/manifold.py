@@ -26,6 +26,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
+from lipnext_jax.optim import algebra as algebra_lib
 from lipnext_jax.optim import checks
 from lipnext_jax.optim import exponential
 from lipnext_jax.optim import products
@@ -40,9 +41,9 @@ class OrthogonalState(NamedTuple):
   """State of `orthogonal`; `slow` and `total` are None without lookahead."""
 
   step: jax.Array  # Shape (): int32, updates so far.
-  inner: optax.OptState  # Of the inner rule, on [..., n, n] leaves.
+  inner: optax.OptState  # Of the inner rule, on leaves like `total`'s.
   slow: optax.Params  # X_slow, like the parameters.
-  total: optax.Updates  # ΣΔ since the last sync, [..., n, n].
+  total: optax.Updates  # ΣΔ since the last sync, [..., N, N], or packed.
 
 
 def orthogonal(
@@ -54,6 +55,7 @@ def orthogonal(
   retraction: str = 'newton_schulz',
   thresholds: Sequence[float] = exponential.THRESHOLDS,
   large_steps: str = 'exponential',
+  algebra: str = 'whole',
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   retraction_precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   stack_sharding: jax.sharding.NamedSharding | None = None,
@@ -81,6 +83,9 @@ def orthogonal(
       (the paper's) turns the plane of eigenvalues ±it by t, 'projection' by
       atan(t), never a quarter turn. The latter forgives learning rates that
       are far too large, and converges in fewer steps at large ones.
+    algebra: how the inner rule sees Ω, and how its state and ΣΔ are kept:
+      'whole', [..., N, N], or 'packed', each entry once, [..., ⌈N/2⌉, N]: the
+      same steps of an elementwise rule, with half of that memory and traffic.
     precision: of the step's products. They act on the small step, so less
       than float32 costs little; the default is the safe one.
     retraction_precision: of the retraction's products; keep it at float32.
@@ -124,6 +129,10 @@ def orthogonal(
   if large_steps not in exponential.LARGE_STEPS:
     names = sorted(exponential.LARGE_STEPS)
     raise ValueError(f'{large_steps=} must be one of {names}.')
+  if algebra not in algebra_lib.ALGEBRAS:
+    names = sorted(algebra_lib.ALGEBRAS)
+    raise ValueError(f'{algebra=} must be one of {names}.')
+  kept = algebra_lib.ALGEBRAS[algebra]
   stack.check(stack_sharding)
   inner = optax.with_extra_args_support(inner)
   walk = functools.partial(stack.walk, stack_sharding)
@@ -135,13 +144,13 @@ def orthogonal(
     if start_tolerance is not None:
       checks.on_manifold(params, start_tolerance)
     params = jax.tree.map(lay_out, params)
-    algebra = jax.tree.map(lambda x: lay_out(_zero_generator(x)), params)
+    zeros = jax.tree.map(lambda x: lay_out(_zero(kept, x)), params)
     lookahead = lookahead_period is not None
     return OrthogonalState(
       step=jnp.zeros([], jnp.int32),
-      inner=jax.tree.map(lay_out, inner.init(algebra)),
+      inner=jax.tree.map(lay_out, inner.init(zeros)),
       slow=jax.tree.map(jnp.copy, params) if lookahead else None,
-      total=algebra if lookahead else None,
+      total=zeros if lookahead else None,
     )
 
   def update_fn(
@@ -157,11 +166,15 @@ def orthogonal(
     checks.matrices(params, 'update')
     count = optax.safe_increment(state.step)
 
-    def tangent(x, g):
-      g = g.astype(x.dtype)
-      return walk(functools.partial(_tangent, precision), x, g, onto=(1,))
-
-    omega = jax.tree.map(tangent, params, updates)
+    updates = jax.tree.map(lambda g, x: g.astype(x.dtype), updates, params)
+    updates = jax.tree.map(lay_out, updates)
+    omega = jax.tree.map(
+      functools.partial(
+        walk, lambda _, *xg: kept.store(_tangent(*xg, precision)), onto=(1,)
+      ),
+      params,
+      updates,
+    )
     # In the trivialised algebra the point is always at the origin. Rules that
     # ask for parameters get that: weight decay (lion has it by default) is 0.
     origin = jax.tree.map(jnp.zeros_like, omega)
@@ -178,10 +191,12 @@ def orthogonal(
       large_steps=large_steps,
       precision=precision,
     )
-    plain = functools.partial(_step, expm1=expm1, precision=precision)
+    turn = functools.partial(
+      _turn, load=kept.load, expm1=expm1, precision=precision
+    )
     special = functools.partial(
       _special_step,
-      step=plain,
+      turn=turn,
       retract=functools.partial(
         retraction_lib.polar_retract,
         method=retraction,
@@ -195,25 +210,35 @@ def orthogonal(
     )
     due = [f for f in (flags.retract, flags.sync) if f is not None]
 
-    def move(x, d, slow=None, total=None):
+    def move(x, d, g, slow=None, total=None):
       """Most steps are plain ones, which need not even look at X_slow."""
+      # The update is written over Δ or, where Δ is no place for it, over the
+      # gradient, which nobody reads again.
+      room = () if d.shape == x.shape else (g,)
+      copies = () if slow is None else (slow, total)
+      place = 1 + len(room)
+      plain = functools.partial(
+        walk, lambda _, x, d, *unread: turn(x, d), x, d, *room, onto=(place,)
+      )
       if not due:
-        return _Moved(walk(plain, x, d, onto=(1,)))
-      stacks = (d,) if slow is None else (d, slow, total)
-      onto = range(1, 1 + len(stacks))
-      if d.shape != x.shape:  # The update has no place to replace Δ in.
-        return walk(special, x, *stacks, shared=flags, onto=onto)
+        return _Moved(plain())
       now = functools.reduce(jnp.logical_or, due)
-      d = walk(plain, x, d, onto=(1,), when=jnp.logical_not(now))
+      update = plain(when=jnp.logical_not(now))
       with jax.named_scope(SPECIAL):
         return walk(
-          special, x, d, *stacks[1:], shared=flags, onto=onto, when=now
+          lambda flags, x, d, *rest: special(flags, x, d, *rest[len(room) :]),
+          *(x, d, *room)[:place],
+          update,
+          *copies,
+          shared=flags,
+          onto=range(place, place + 1 + len(copies)),
+          when=now,
         )
 
     if lookahead_period is None:
-      moved = jax.tree.map(move, params, delta)
+      moved = jax.tree.map(move, params, delta, updates)
     else:
-      moved = jax.tree.map(move, params, delta, state.slow, total)
+      moved = jax.tree.map(move, params, delta, updates, state.slow, total)
     update, slow, total = (
       jax.tree.map(operator.itemgetter(i), moved, is_leaf=_is_moved)
       for i in range(3)
@@ -226,11 +251,11 @@ def orthogonal(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _tangent(precision, _, x, g):
-  """Ω = skew(XᵀG) of one matrix; tall ones are handled transposed."""
+def _tangent(x, g, precision):
+  """XᵀG of one matrix, of which Ω is the skew part; tall ones transposed."""
   if x.shape[0] > x.shape[1]:
     x, g = x.T, g.T
-  return exponential.skew(products.product(x.T, g, precision))
+  return products.product(x.T, g, precision)
 
 
 class _Flags(NamedTuple):
@@ -246,25 +271,25 @@ class _Moved(NamedTuple):
 
   update: jax.Array  # Shape [..., m, n].
   slow: jax.Array | None = None  # Shape [..., m, n].
-  total: jax.Array | None = None  # Shape [..., N, N].
+  total: jax.Array | None = None  # As Δ is kept.
 
 
 def _is_moved(x: Any) -> bool:
   return isinstance(x, _Moved)
 
 
-def _step(_, x, delta, *, expm1, precision):
-  """X·(FastExp(Δ) − I) of one matrix."""
-  # Here and not in the inner rule's pass over the stacks, which could not
-  # write over its moments while another entry still needs them.
-  delta = exponential.skew(delta)
+def _turn(x, delta, *, load, expm1, precision):
+  """X·(FastExp(Δ) − I) of one matrix, Δ as it is kept."""
+  # Made skew here and not in the inner rule's pass over the stacks, which could
+  # not write over its moments while another entry still needs them.
+  delta = load(delta)
   if x.shape[0] > x.shape[1]:
     # (FastExp(Δ)·X)ᵀ = Xᵀ·FastExp(−Δ): the wide case, transposed.
     return products.product(x.T, expm1(delta), precision).T
   return products.product(x, expm1(delta), precision)
 
 
-def _special_step(flags, x, delta, slow=None, total=None, *, step, retract):
+def _special_step(flags, x, delta, slow=None, total=None, *, turn, retract):
   """One matrix where the lookahead may sync and the retraction be due.
 
   base·(FastExp(generator) − I) + (base − x), and with lookahead also the new
@@ -276,7 +301,7 @@ def _special_step(flags, x, delta, slow=None, total=None, *, step, retract):
     base = jnp.where(sync, slow, x)
     alpha = jnp.asarray(flags.alpha, x.dtype)
     generator = jnp.where(sync, alpha * total, delta)
-  moved = step((), base, generator)
+  moved = turn(base, generator)
 
   def plain():
     new_slow = None if slow is None else jnp.where(sync, base + moved, slow)
@@ -301,8 +326,8 @@ def _due(count, period):
   return None if period is None else count % period == 0
 
 
-def _zero_generator(x: jax.Array) -> jax.Array:
-  """Zeros [..., N, N] for x [..., m, n], with the layout of its stack axes."""
+def _zero(kept: algebra_lib.Algebra, x: jax.Array) -> jax.Array:
+  """The algebra's 0 for x [..., m, n], with the layout of its stack axes."""
   corner = jnp.sum(jnp.zeros_like(x), axis=(-2, -1), keepdims=True)
   n = max(x.shape[-2:])
-  return jnp.broadcast_to(corner, (*x.shape[:-2], n, n)) + 0
+  return jnp.broadcast_to(corner, (*x.shape[:-2], kept.rows(n), n)) + 0

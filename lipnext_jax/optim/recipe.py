@@ -123,6 +123,7 @@ def lipnext_optimizer(
   retraction_period: int | None = 100,
   retraction: str = 'newton_schulz',
   exponential: str = 'fast',
+  algebra: str = 'packed',
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   retraction_precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   stack_sharding: jax.sharding.NamedSharding | None = None,
@@ -140,6 +141,7 @@ def lipnext_optimizer(
     retraction_period: see `orthogonal`.
     retraction: see `orthogonal`.
     exponential: 'fast' (by the size of the step) or 'exact', whatever its size.
+    algebra: see `orthogonal`; 'whole' for rules that look at Ω's shape.
     precision: see `orthogonal`.
     retraction_precision: see `orthogonal`.
     stack_sharding: see `orthogonal`.
@@ -164,6 +166,7 @@ def lipnext_optimizer(
     retraction_period=retraction_period,
     retraction=retraction,
     thresholds=EXPONENTIALS[exponential],
+    algebra=algebra,
     precision=precision,
     retraction_precision=retraction_precision,
     stack_sharding=stack_sharding,

@@ -75,7 +75,9 @@ def map_matrices(
     now = [
       buffers[taken[j]] if j in taken else stack for j, stack in enumerate(flat)
     ]
-    out = fn(*(lax.dynamic_index_in_dim(s, i, keepdims=False) for s in now))
+    out = fn(
+      *(_row_major(lax.dynamic_index_in_dim(s, i, keepdims=False)) for s in now)
+    )
     return tuple(
       lax.dynamic_update_index_in_dim(buffer, _row_major(o), i, 0)
       for buffer, o in zip(buffers, jax.tree.leaves(out), strict=True)

@@ -11,6 +11,7 @@ import optax
 import pytest
 import scipy.linalg
 
+from lipnext_jax.optim import algebra as algebra_lib
 from lipnext_jax.optim import exponential
 from lipnext_jax.optim import orthogonal
 from lipnext_jax.optim import orthogonality_error
@@ -75,6 +76,9 @@ def exact_steps(x, grads, lr, period=None, alpha=0.5, curve='exponential'):
   return (x.T, slow.T) if tall else (x, slow)
 
 
+ALGEBRAS = sorted(algebra_lib.ALGEBRAS)
+
+
 def check_steps(
   make_tx, shape, period=None, steps=7, size=0.1, curve='exponential'
 ):
@@ -103,10 +107,11 @@ def check_steps(
     assert np.linalg.norm(got_slow - slow) <= tolerance
 
 
+@pytest.mark.parametrize('algebra', ALGEBRAS)
 @pytest.mark.parametrize('period', [None, 3])
-@pytest.mark.parametrize('shape', [(9, 9), (3, 8), (8, 3), (1, 4)])
-def test_steps_are_the_definition(shape, period):
-  check_steps(orthogonal, shape, period)
+@pytest.mark.parametrize('shape', [(9, 9), (8, 8), (3, 8), (8, 3), (1, 4)])
+def test_steps_are_the_definition(shape, period, algebra):
+  check_steps(functools.partial(orthogonal, algebra=algebra), shape, period)
 
 
 @pytest.mark.parametrize('shape', [(9, 9), (3, 8), (8, 3)])
@@ -128,12 +133,16 @@ def test_fast_exponential_is_close_to_the_exact_one():
   assert error < 9 * (0.016**3 / 6 + np.sqrt(16) * EPS)
 
 
+@pytest.mark.parametrize('algebra', ALGEBRAS)
 @pytest.mark.parametrize(('lead', 'period'), [((3,), 2), ((2, 2), None)])
-def test_a_stack_is_its_matrices_one_by_one(lead, period):
+def test_a_stack_is_its_matrices_one_by_one(lead, period, algebra):
   x = start((*lead, 5, 5))
   grads = [gradient((*lead, 5, 5), 100 + t) for t in range(4)]
   tx = orthogonal(
-    optax.adam(0.05), lookahead_period=period, retraction_period=3
+    optax.adam(0.05),
+    lookahead_period=period,
+    retraction_period=3,
+    algebra=algebra,
   )
   got, _ = run(tx, x, 4)
   update = jax.jit(tx.update)
@@ -170,19 +179,57 @@ def run_once(tx, g, x, **kwargs):
   return tx.update(g, tx.init(x), x, **kwargs)
 
 
-def test_the_inner_rule_sees_skew_matrices_and_its_output_is_made_skew():
-  seen = []
+def spy(seen):
+  """An inner rule that is not odd, and notes what it is given."""
 
   def update(updates, state, params=None):
     assert not np.any(params)  # The origin.
     seen.append(updates)
     return jax.tree.map(lambda u: u + 1.0, updates), state  # Not odd.
 
-  tx = orthogonal(optax.GradientTransformation(lambda _: (), update))
-  x = start((5, 5))
-  updates, _ = run_once(tx, gradient((5, 5)), x)
+  return optax.GradientTransformation(lambda _: (), update)
+
+
+@pytest.mark.parametrize('algebra', ALGEBRAS)
+def test_what_the_inner_rule_makes_becomes_skew(algebra):
+  seen = []
+  x, g = start((5, 5)), gradient((5, 5))
+  tx = orthogonal(spy(seen), algebra=algebra, thresholds=(0, 0, 0))
+  updates, _ = run_once(tx, g, x)
+  # ‖Δ‖_F is about 4: see exponential_test.
+  assert orthogonality_error(x + updates) < 4 * np.sqrt(5) * EPS * 5
+  omega = algebra_lib.ALGEBRAS[algebra].load(seen[0])
+  np.testing.assert_allclose(
+    omega, algebra_lib.skew(x.T @ g), rtol=0, atol=5 * EPS * jnp.linalg.norm(g)
+  )
+
+
+def test_the_inner_rule_sees_omega_itself_unless_it_is_packed():
+  seen = []
+  run_once(orthogonal(spy(seen)), gradient((5, 5)), start((5, 5)))
+  assert seen[0].shape == (5, 5)
   np.testing.assert_array_equal(seen[0], -seen[0].T)
-  assert orthogonality_error(x + updates) < 20 * EPS + 0.05**2
+
+
+@pytest.mark.parametrize('inner', ['adam', 'scheduled nadam', 'lion'])
+def test_packed_steps_are_whole_ones_with_half_of_the_state(inner):
+  shape = (2, 8, 8)
+  x = start(shape)
+  ends, sizes = [], []
+  for algebra in ('whole', 'packed'):
+    tx = orthogonal(
+      INNER[inner](), lookahead_period=3, retraction_period=4, algebra=algebra
+    )
+    end, state = run(tx, x, 8)
+    ends.append((end, state.slow))
+    kept = jax.tree.leaves((state.inner, state.total))
+    sizes.append(sum(leaf.size for leaf in kept if leaf.ndim == 3))
+    assert state.total.shape == (2, 4 if algebra == 'packed' else 8, 8)
+  assert 2 * sizes[1] == sizes[0]
+  # Each of 8 steps rounds by eps an entry; the rules are the same, to the bit
+  # or to how the compiler contracts their sums.
+  for whole, packed in zip(*ends, strict=True):
+    np.testing.assert_allclose(packed, whole, rtol=0, atol=8 * 8 * EPS)
 
 
 # -- Drift over many steps ----------------------------------------------------
@@ -485,11 +532,23 @@ def step_products(jaxpr, branch, special, retract=False):
 
 @pytest.mark.parametrize('shape', [(6, 6), (3, 6, 6), (2, 4, 6), (6, 4)])
 @pytest.mark.parametrize('period', [None, 6])
-@pytest.mark.parametrize('large_steps', ['exponential', 'projection'])
-def test_at_most_four_products_a_matrix_and_step(shape, period, large_steps):
+@pytest.mark.parametrize(
+  ('large_steps', 'algebra'),
+  [
+    ('exponential', 'whole'),
+    ('exponential', 'packed'),
+    ('projection', 'whole'),
+  ],
+)
+def test_at_most_four_products_a_matrix_and_step(
+  shape, period, large_steps, algebra
+):
   x = jnp.zeros(shape)
   tx = orthogonal(
-    optax.adam(1e-3), lookahead_period=period, large_steps=large_steps
+    optax.adam(1e-3),
+    lookahead_period=period,
+    large_steps=large_steps,
+    algebra=algebra,
   )
   jaxpr = jax.make_jaxpr(tx.update)(x, tx.init(x), x).jaxpr
   for special in (False, True):
@@ -500,18 +559,22 @@ def test_at_most_four_products_a_matrix_and_step(shape, period, large_steps):
   assert step_products(jaxpr, 2, True, True) <= 4 + copies * 4
 
 
+@pytest.mark.parametrize(('algebra', 'more'), [('whole', 0), ('packed', 1)])
 @pytest.mark.parametrize('shape', [(6, 6), (3, 6, 6)])
-def test_plain_steps_never_touch_the_slow_weights(shape):
-  """Of the two loops, the plain one reads X and writes over Δ, no more."""
+def test_plain_steps_never_touch_the_slow_weights(shape, algebra, more):
+  """Of the two loops, the plain one reads X and writes over Δ, no more.
+
+  A packed Δ is no place for the update: it is written over the gradient.
+  """
   x = jnp.zeros(shape)
-  tx = orthogonal(optax.adam(1e-3), lookahead_period=6)
+  tx = orthogonal(optax.adam(1e-3), lookahead_period=6, algebra=algebra)
   jaxpr = jax.make_jaxpr(tx.update)(x, tx.init(x), x).jaxpr
 
   def stacks(eqn):
     return sum(v.aval.ndim == 3 for v in eqn.invars)
 
   loops = [e for e in jaxpr.eqns if e.primitive.name == 'while']
-  assert [stacks(e) for e in loops] == [2, 4]
+  assert [stacks(e) for e in loops] == [2 + more, 4 + more]
   never = orthogonal(optax.adam(1e-3), retraction_period=None)
   jaxpr = jax.make_jaxpr(never.update)(x, never.init(x), x).jaxpr
   assert not [e for e in jaxpr.eqns if e.primitive.name == 'while']
@@ -544,6 +607,7 @@ def test_precision_is_an_argument_not_a_global():
     ({'retraction_period': -1}, 'retraction_period=-1'),
     ({'retraction': 'qr'}, 'newton_schulz'),
     ({'large_steps': 'cayley'}, 'projection'),
+    ({'algebra': 'upper'}, "algebra='upper' must be one of .'packed', 'whole'"),
   ],
   ids=str,
 )

@@ -75,7 +75,9 @@ def test_the_recipe_is_its_parts(params):
   )
   parts = optax.partition(
     {
-      'orthogonal': orthogonal(scheduled_nadam(1e-2), **options),
+      'orthogonal': orthogonal(
+        scheduled_nadam(1e-2), algebra='packed', **options
+      ),
       'euclidean': lookahead(scheduled_nadam(1e-2), 2, 0.5),
     },
     orthogonal_labels,
