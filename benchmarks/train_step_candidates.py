@@ -80,7 +80,9 @@ class Shape:
 class Candidate:
   """A model and its optimizer with their state, and the parts of a step."""
 
-  def __init__(self, name, logits_fn, init_fn, tx, batch, form='auto'):
+  def __init__(
+    self, name, logits_fn, init_fn, tx, batch, form='auto', read=lambda p: p
+  ):
     self.name, self.batch, self.form = name, batch, form
 
     def loss(params, images, labels):
@@ -93,7 +95,7 @@ class Candidate:
       return optax.apply_updates(params, updates), opt_state
 
     def step(params, opt_state, images, labels):
-      value, grads = jax.value_and_grad(loss)(params, images, labels)
+      value, grads = jax.value_and_grad(loss)(read(params), images, labels)
       return *update(params, opt_state, grads), value
 
     self.params = jax.jit(init_fn)(jax.random.key(0))
@@ -105,7 +107,8 @@ class Candidate:
     step = jax.jit(step, donate_argnums=(0, 1))
     self._step: Any = step.lower(*state, *on_device).compile()
     self.compile_seconds = time.perf_counter() - begin
-    self._forward, self._grad = jax.jit(loss), jax.jit(jax.grad(loss))
+    self._forward = jax.jit(loss)
+    self._grad = jax.jit(lambda p, *batch: jax.grad(loss)(read(p), *batch))
     self._update = jax.jit(update, donate_argnums=(0, 1))
     self._on_device = on_device
 
@@ -198,7 +201,8 @@ def lipnext(shape: Shape, form, remat, unroll, precision, batch):
 
   init_fn = functools.partial(_init, model, shape)
   name = 'LipNeXt' if form == 'auto' else f'LipNeXt, {form}'
-  return Candidate(name, logits_fn, init_fn, tx, batch, form)
+  read = model.working_params
+  return Candidate(name, logits_fn, init_fn, tx, batch, form, read)
 
 
 def literal(shape: Shape, batch):

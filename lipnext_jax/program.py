@@ -35,7 +35,7 @@ class Program(NamedTuple):
   init_fn: Callable[[jax.Array], step_lib.TrainState]  # Not jitted.
   abstract: step_lib.TrainState  # Shapes that know their shardings.
   shardings: step_lib.TrainState
-  compute_shardings: Any  # Of the parameters that a step works with.
+  working: Any  # The parameters that a step works with, like `abstract`.
   train_step: Any  # Jitted: (state, batch) → state.
 
   @property
@@ -49,8 +49,9 @@ class Program(NamedTuple):
     trained: Any = jax.tree.structure(state.params)
     if jax.tree.structure(params) != trained:
       return params  # Explicit ones have other names: the compiler's to move.
+    layout = jax.tree.map(lambda leaf: leaf.sharding, self.working)
     return jax.tree.map(
-      sharding_lib.move, params, self.shardings.params, self.compute_shardings
+      sharding_lib.move, params, self.shardings.params, layout
     )
 
   @property
@@ -105,8 +106,9 @@ def build(
   tx = step_lib.build_optimizer(config.optimizer, plan)
   init_fn = functools.partial(step_lib.init_state, model, tx, facts.image_shape)
   abstract = jax.eval_shape(init_fn, jax.random.key(config.seed))
+  working = jax.eval_shape(spread.working_params, abstract.params)
   layouts = sharding_lib.tree_shardings(
-    {**abstract._asdict(), 'compute': abstract.params}, config.sharding, mesh
+    {**abstract._asdict(), 'compute': working}, config.sharding, mesh
   )
   compute = layouts.pop('compute')
   shardings = step_lib.TrainState(**layouts)
@@ -117,7 +119,7 @@ def build(
 
   # ------------------------------------------------------------------ step
   to_compute, to_stored = _relayouts(
-    shardings.params, compute, config.reduce_dtype
+    spread.working_params, shardings.params, compute, config.reduce_dtype
   )
   train_step = jax.jit(
     step_lib.make_train_step(
@@ -147,12 +149,12 @@ def build(
     init_fn=init_fn,
     abstract=sharding_lib.with_shardings(abstract, shardings),
     shardings=shardings,
-    compute_shardings=compute,
+    working=sharding_lib.with_shardings(working, compute),
     train_step=train_step,
   )
 
 
-def _relayouts(stored, compute, reduce_dtype):
+def _relayouts(read, stored, compute, reduce_dtype):
   """The two functions between how parameters are kept and used."""
   narrow = registry.DTYPES[reduce_dtype]
 
@@ -162,7 +164,7 @@ def _relayouts(stored, compute, reduce_dtype):
         return x
       return sharding_lib.move(x.astype(narrow), source, target)
 
-    return jax.tree.map(one, params, stored, compute)
+    return jax.tree.map(one, read(params), stored, compute)
 
   def to_stored(grads):
     # Pinned where they arise first: or the optimizer's layout would leak into

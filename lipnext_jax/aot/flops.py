@@ -163,24 +163,25 @@ def _product(eqn: Any) -> Flops:
   return Flops(narrow=flops)
 
 
-def saved_activations(jaxpr: Any, batch: int) -> int:
+def saved_activations(jaxpr: Any, batch: int, tokens: int) -> int:
   """Bytes, over all devices, that scans keep of a whole (micro)batch.
 
   What the forward pass stacks up, layer by layer, for the backward pass:
-  outputs [l, b, …] or [l, b·h·w, c] of scans, which no matrices [l, c, c] are.
+  outputs [l, b, …] or [l, b·h·w, c] of scans. Matrices [l, k, c] are neither.
 
   Args:
     jaxpr: of a train step.
     batch: b, examples that a pass sees at a time.
+    tokens: b·h·w of them.
   """
   total = 0
   for eqn in open_jaxpr(jaxpr).eqns:
     if eqn.primitive.name == 'scan':
       for out in eqn.outvars[eqn.params['num_carry'] :]:
         _, *rest = out.aval.shape
-        matrices = len(rest) == 2 and rest[0] == rest[1]
-        if len(rest) > 1 and rest[0] % batch == 0 and not matrices:
+        flat = len(rest) == 2 and rest[0] == tokens
+        if flat or (len(rest) > 2 and rest[0] % batch == 0):
           total += out.aval.size * out.aval.dtype.itemsize
     for inner in inner_jaxprs(eqn):
-      total = max(total, saved_activations(inner, batch))
+      total = max(total, saved_activations(inner, batch, tokens))
   return total

@@ -154,7 +154,10 @@ def _saved_activations(
     program = program_lib.build(looped, program.mesh, program.facts)
     jaxpr = trace(looped, program).jaxpr
   batch = program_lib.examples_per_step(config) // config.microbatches
-  return flops_lib.saved_activations(jaxpr, batch) // program.mesh.size
+  height, width, _ = program.facts.image_shape
+  tokens = batch * height * width // config.model.patch_size**2
+  saved = flops_lib.saved_activations(jaxpr, batch, tokens)
+  return saved // program.mesh.size
 
 
 def _model_flops(
@@ -208,8 +211,7 @@ def group(sent: Sequence[collectives.Collective]) -> list[dict[str, Any]]:
 
 def _table(program: program_lib.Program) -> str:
   """Every array of the train state and of a step's working copy."""
-  abstract = program.abstract
+  arrays = {**program.abstract._asdict(), 'compute': program.working}
   return sharding_lib.table(
-    {**abstract._asdict(), 'compute': abstract.params},
-    {**program.shardings._asdict(), 'compute': program.compute_shardings},
+    arrays, jax.tree.map(lambda leaf: leaf.sharding, arrays)
   )

@@ -51,6 +51,17 @@ def choose(form: str, tokens: float, width: int) -> str:
   return 'fused' if tokens > width else 'literal'
 
 
+def rows_of_r(form: str, shift_ratio: float, width: int) -> int:
+  """The first rows of R, which are all that a form reads.
+
+  >>> rows_of_r('moved', 1 / 16, 512), rows_of_r('fused', 1 / 16, 512)
+  (128, 512)
+  """
+  if form != 'moved':
+    return width
+  return 4 * layers.channel_count(shift_ratio, width)
+
+
 def mix(
   form: str,
   x: jax.Array,
@@ -68,7 +79,7 @@ def mix(
   Args:
     form: one of `FORMS`, any but 'auto'.
     x: [..., c], tokens of whole grids, image by image.
-    r: [c, c].
+    r: [c, c], or the first rows of it, from `rows_of_r` on.
     m: [c, c], the dtype of `r`.
     grid: (h, w).
     shift_ratio: see `layers.spatial_shift`.
@@ -93,7 +104,7 @@ def mix(
     return layers.spatial_shift(on_grid, ratio, padding).reshape(y.shape)
 
   if form == 'moved':
-    rows = r[: 4 * layers.channel_count(shift_ratio, x.shape[-1])]
+    rows = r[: rows_of_r(form, shift_ratio, x.shape[-1])]
     if not rows.size:
       return product(x, m)
     y = product(x, rows)

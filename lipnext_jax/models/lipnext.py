@@ -16,6 +16,7 @@ Parameters (all float32; leaf names decide who updates them, see
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -113,11 +114,15 @@ class Block(nn.Module):
     """v = M Rᵀ S( R (σ(u) + p) ) + b, u and v: [b·h·w, c]."""
     (h, w), c = self.grid, u.shape[-1]
     as_grid = (-1, h, w, c)
+    r_rows = forms.rows_of_r(self.form, self.shift_ratio, c)
     r32, m32 = (
       parametrizations.orthogonal_param(
-        self, name, c, init, self.parametrization
+        self, name, c, init, self.parametrization, rows
       )
-      for name, init in (('R', self.r_init), ('M', self.m_init))
+      for name, init, rows in (
+        ('R', self.r_init, r_rows),
+        ('M', self.m_init, c),
+      )
     )
     if self.parametrization != 'none':
       r32, m32 = (checkpoint_name(w, 'mapped') for w in (r32, m32))
@@ -293,6 +298,17 @@ class LipNeXt(interface.CertifiedModel):
     wide = jnp.promote_types(x.dtype, jnp.float32)
     pooled = layers.l2_pool(x.astype(wide))
     return head.NormalizedHead(self.num_classes, name='head')(pooled)
+
+  def working_params(self, params: Any) -> Any:
+    """See `interface`: of R, the rows that the form 'moved' reads."""
+    rows = forms.rows_of_r(self.form, self.shift_ratio, self.width)
+    if rows == self.width or self.parametrization != 'none':
+      return params
+    # Devices share rows evenly; one at least, for none could not be laid out.
+    shares = 1 if self.layout is None else self.layout.row_shards
+    rows = shares * max(1, math.ceil(rows / shares))
+    blocks = params['blocks']
+    return {**params, 'blocks': {**blocks, 'R': blocks['R'][:, :rows]}}
 
   def explicit(self, dtype: Dtype = jnp.float32) -> 'LipNeXt':
     """See `interface`: R, M, Q stored themselves; in a form that Λ covers."""

@@ -187,7 +187,12 @@ CHOICES = ('none', *PARAMETRIZATIONS)  # 'none': the matrix is the parameter.
 
 
 def orthogonal_param(
-  module: nn.Module, name: str, n: int, init: str, parametrization: str
+  module: nn.Module,
+  name: str,
+  n: int,
+  init: str,
+  parametrization: str,
+  rows: int | None = None,
 ) -> jax.Array:
   """The orthogonal [n, n] parameter `name` of a module, stored or mapped.
 
@@ -198,6 +203,7 @@ def orthogonal_param(
     init: 'haar' (random; Haar-distributed for 'none' and 'cholesky') or
       'identity'.
     parametrization: one of `CHOICES`.
+    rows: how many the module reads; a stored matrix may come without others.
 
   Raises:
     ValueError: an unknown name, or an initialisation that the
@@ -206,6 +212,9 @@ def orthogonal_param(
   if parametrization not in CHOICES:
     raise ValueError(f'{parametrization=} must be one of {CHOICES}.')
   if parametrization == 'none':
+    given: jax.Array | None = module.get_variable('params', name)
+    if rows is not None and given is not None and rows <= len(given) < n:
+      return given
     start = initializers.ORTHOGONAL[init]
     return module.param(name, start, (n, n), jnp.float32)
   p = PARAMETRIZATIONS[parametrization]

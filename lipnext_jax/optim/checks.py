@@ -25,6 +25,23 @@ def matrices(params: optax.Params, where: str) -> None:
       )
 
 
+def gradients(updates: optax.Updates, params: optax.Params) -> None:
+  """Refuses gradients of other shapes than a matrix or its first rows have."""
+
+  def check(path, x, g):
+    *lead, rows, columns = x.shape
+    whole = g.shape == x.shape
+    some = g.ndim == x.ndim and g.shape[-2] <= rows <= columns
+    if not whole and not (some and g.shape == (*lead, g.shape[-2], columns)):
+      name = jax.tree_util.keystr(path)
+      raise ValueError(
+        f'orthogonal().update: the gradient of leaf {name} has shape '
+        f'{g.shape}; it needs {x.shape}, or the first rows of that if m <= n.'
+      )
+
+  jax.tree_util.tree_map_with_path(check, params, updates)
+
+
 def on_manifold(params: optax.Params, tolerance: float) -> None:
   """Refuses a start point that is not on the manifold."""
   for path, x in jax.tree_util.tree_leaves_with_path(params):

@@ -68,6 +68,9 @@ def orthogonal(
   the larger side, with an [..., N, N] skew step, N = max(m, n). At most 4
   products of size N³ per matrix and step while ‖Δ‖_F < 1.
 
+  A gradient [..., k, n] of a leaf [..., m, n], k < m <= n, is one whose other
+  rows are zero: it is neither stored nor multiplied.
+
   Args:
     inner: an optax transformation whose rule is elementwise and odd
       (sgd, adam, nadam, lion, …), so that a skew-symmetric input gives a
@@ -164,13 +167,14 @@ def orthogonal(
         'orthogonal() needs the parameters: call update(grads, state, params).'
       )
     checks.matrices(params, 'update')
+    checks.gradients(updates, params)
     count = optax.safe_increment(state.step)
 
     updates = jax.tree.map(lambda g, x: g.astype(x.dtype), updates, params)
     updates = jax.tree.map(lay_out, updates)
     omega = jax.tree.map(
       functools.partial(
-        walk, lambda _, *xg: kept.store(_tangent(*xg, precision)), onto=(1,)
+        walk, lambda _, x, g: kept.store(_tangent(x, g, precision)), onto=(1,)
       ),
       params,
       updates,
@@ -215,6 +219,8 @@ def orthogonal(
       # The update is written over Δ or, where Δ is no place for it, over the
       # gradient, which nobody reads again.
       room = () if d.shape == x.shape else (g,)
+      if room and g.shape != x.shape:
+        room = (jnp.zeros_like(x),)
       copies = () if slow is None else (slow, total)
       place = 1 + len(room)
       plain = functools.partial(
@@ -255,7 +261,7 @@ def _tangent(x, g, precision):
   """XᵀG of one matrix, of which Ω is the skew part; tall ones transposed."""
   if x.shape[0] > x.shape[1]:
     x, g = x.T, g.T
-  return products.product(x.T, g, precision)
+  return products.product(x[: len(g)].T, g, precision)
 
 
 class _Flags(NamedTuple):

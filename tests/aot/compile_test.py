@@ -61,9 +61,8 @@ def test_sixteen_cpu_devices_and_a_copy_in_the_workdir(tmp_path):
   assert row.split()[-1] == f'{16 * 16 * 16 * 4 // 16:,}'
   assert row.split('  ')[0] in done.stdout
   memory = summary['memory']
-  # R, M and Q in full for the parameters; four more copies in the state but
-  # for the two that lookahead and the second moment would need.
-  assert memory['optimizer'] >= memory['parameters'] > 0
+  # R, M and Q in full for the parameters; their moment is skew, and packed.
+  assert 2 * memory['optimizer'] >= memory['parameters'] > 0
   assert memory['peak'] >= memory['parameters'] + memory['optimizer']
 
 

@@ -27,9 +27,10 @@ def test_bytes_are_those_of_a_hand_count(found):
   assert summary['parameter_count'] == stacks + whole
   assert summary['orthogonal_parameter_count'] == stacks
   assert summary['memory']['parameters'] == 4 * (stacks // 2 + whole)
-  # NAdam's two moments, the slow copy, ΣΔ of the orthogonal ones: and counters.
+  # NAdam's two moments and the slow copy; of the orthogonal ones two packed
+  # moments, the slow copy and a packed ΣΔ: and counters.
   euclidean = whole - 16 * 16
-  moments = 4 * (4 * (stacks // 2 + 16 * 16) + 3 * euclidean)
+  moments = 4 * (5 * (stacks // 2 + 16 * 16) // 2 + 3 * euclidean)
   assert 0 <= summary['memory']['optimizer'] - moments < 64
   # The input of every block, of half of the batch.
   saved = depth * config.batch_size // 2 * tokens * c * 4

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from lipnext_jax import models
 from lipnext_jax.aot import flops
 from lipnext_jax.models import forms
 from lipnext_jax.models import layers
+from lipnext_jax.models import sharded
 
 GRID = (3, 4)
 WIDTH = 16
@@ -197,6 +199,64 @@ def test_steps_on_the_manifold_are_those_of_the_papers_form(padding, remat):
   assert np.abs(expected[1]['blocks']['R'][:, 8:]).max() > 1e-3
   with pytest.raises(AssertionError):
     check_step(model.clone(shift_ratio=1 / 16), params, expected)
+
+
+def split(shares):
+  """A layout of rows over so many devices, which need not exist."""
+  mesh = jax.sharding.AbstractMesh((1, shares, 1), ('data', 'rows', 'width'))
+  return sharded.Layout(mesh, ('data',), 'rows', 'width')
+
+
+@pytest.mark.parametrize('remat', models.lipnext.REMAT_POLICIES)
+@pytest.mark.parametrize('unroll', [False, True])
+def test_the_rows_that_are_read_are_enough(remat, unroll):
+  """The loss and every gradient to the bit; what is left out has none."""
+  model = build('moved', remat=remat, unroll=unroll)
+  params = random_params()
+  read = model.working_params(params)
+  assert read['blocks']['R'].shape == (2, 8, WIDTH)
+  expected = gradients(model, params)
+  assert not expected[1]['blocks']['R'][:, 8:].any()
+  expected[1]['blocks']['R'] = expected[1]['blocks']['R'][:, :8]
+  jax.tree.map(np.testing.assert_array_equal, gradients(model, read), expected)
+  assert model.working_params(read)['blocks']['R'].shape == (2, 8, WIDTH)
+
+
+def test_fewer_rows_than_are_read_are_refused():
+  params = random_params()
+  params['blocks']['R'] = params['blocks']['R'][:, :7]
+  with pytest.raises(flax.errors.ScopeParamShapeError):
+    gradients(build('moved'), params)
+  params['blocks']['R'] = random_params()['blocks']['R'][:, :8]
+  with pytest.raises(flax.errors.ScopeParamShapeError):
+    gradients(build('fused'), params)
+
+
+@pytest.mark.parametrize(
+  ('options', 'shares', 'rows'),
+  [
+    ({'form': 'moved'}, 4, 8),
+    ({'form': 'moved'}, 16, 16),
+    ({'form': 'moved', 'shift_ratio': 1 / 16}, 1, 4),
+    ({'form': 'moved', 'shift_ratio': 1 / 16}, 8, 8),
+    ({'form': 'moved', 'shift_ratio': 0.0}, 1, 1),
+    ({'form': 'moved', 'shift_ratio': 0.0}, 8, 8),
+    ({'form': 'moved', 'parametrization': 'cayley'}, 1, None),
+    ({'form': 'fused'}, 8, WIDTH),
+    ({'form': 'auto'}, 8, WIDTH),
+  ],
+  ids=str,
+)
+def test_rows_are_shared_evenly(options, shares, rows):
+  model = build(**options)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *IMAGE)))
+  read = model.clone(layout=split(shares)).working_params
+  blocks = jax.eval_shape(read, shapes['params'])['blocks']
+  if rows is None:  # All of what R is computed from.
+    assert blocks == shapes['params']['blocks']
+  else:
+    assert blocks['R'].shape == (2, rows, WIDTH)
+    assert blocks['M'].shape == (2, WIDTH, WIDTH)
 
 
 def test_what_is_certified_is_a_form_that_lambda_covers():

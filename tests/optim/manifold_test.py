@@ -232,6 +232,38 @@ def test_packed_steps_are_whole_ones_with_half_of_the_state(inner):
     np.testing.assert_allclose(packed, whole, rtol=0, atol=8 * 8 * EPS)
 
 
+@pytest.mark.parametrize('algebra', ALGEBRAS)
+@pytest.mark.parametrize('shape', [(6, 6), (3, 6, 6), (2, 5, 6)])
+def test_rows_that_a_gradient_leaves_out_are_zeros(shape, algebra):
+  x = start(shape)
+  rows = 2
+  tx = orthogonal(
+    optax.adam(1e-2), lookahead_period=2, retraction_period=3, algebra=algebra
+  )
+
+  def first_rows(_, t):
+    return gradient(shape, 100 + t)[..., :rows, :]
+
+  def zeros_below(_, t):
+    g = gradient(shape, 100 + t)
+    return g.at[..., rows:, :].set(0)
+
+  got, got_state = run(tx, x, 5, first_rows)
+  want, want_state = run(tx, x, 5, zeros_below)
+  assert jax.tree.map(jax.typeof, got_state) == jax.tree.map(
+    jax.typeof, want_state
+  )
+  # Sums of fewer terms may be taken in another order, in each of 5 steps.
+  close = functools.partial(
+    np.testing.assert_allclose, rtol=0, atol=5 * 6 * EPS
+  )
+  jax.tree.map(close, (got, got_state.slow), (want, want_state.slow))
+  assert np.abs(got[..., rows:, :] - x[..., rows:, :]).max() > 1e-3
+  other, _ = run(tx, x, 5, lambda x, t: first_rows(x, t)[..., :1, :])
+  with pytest.raises(AssertionError):  # A row less would be seen.
+    close(other, want)
+
+
 # -- Drift over many steps ----------------------------------------------------
 
 
@@ -640,6 +672,24 @@ def test_leaves_that_cannot_be_orthogonal_raise(leaf, match):
   state = tx.init({'w': jnp.eye(3)})
   with pytest.raises(ValueError, match=match):
     tx.update({'w': leaf}, state, {'w': leaf})
+
+
+@pytest.mark.parametrize(
+  ('shape', 'given'),
+  [
+    ((4, 4), (5, 4)),
+    ((4, 4), (4, 3)),
+    ((2, 4, 4), (4, 4)),
+    ((6, 4), (2, 4)),  # Tall: its rows are no part of Ω's sum.
+    ((4, 4), (4,)),
+  ],
+  ids=str,
+)
+def test_gradients_of_another_shape_raise(shape, given):
+  tx = orthogonal(optax.sgd(1.0))
+  params = {'w': jnp.ones(shape)}
+  with pytest.raises(ValueError, match=r"gradient of leaf \['w'\] has shape"):
+    tx.update({'w': jnp.ones(given)}, tx.init(params), params)
 
 
 def test_start_point_is_checked_on_request():
