@@ -29,9 +29,9 @@ import optax
 from lipnext_jax.optim import algebra as algebra_lib
 from lipnext_jax.optim import checks
 from lipnext_jax.optim import exponential
-from lipnext_jax.optim import products
 from lipnext_jax.optim import retraction as retraction_lib
 from lipnext_jax.optim import stack
+from lipnext_jax.optim import steps
 
 # Named scope of the loop over steps that sync or retract, for those who count.
 SPECIAL = 'special_step'
@@ -174,7 +174,9 @@ def orthogonal(
     updates = jax.tree.map(lay_out, updates)
     omega = jax.tree.map(
       functools.partial(
-        walk, lambda _, x, g: kept.store(_tangent(x, g, precision)), onto=(1,)
+        walk,
+        lambda _, x, g: kept.store(steps.tangent(x, g, precision)),
+        onto=(1,),
       ),
       params,
       updates,
@@ -196,10 +198,10 @@ def orthogonal(
       precision=precision,
     )
     turn = functools.partial(
-      _turn, load=kept.load, expm1=expm1, precision=precision
+      steps.turn, load=kept.load, expm1=expm1, precision=precision
     )
     special = functools.partial(
-      _special_step,
+      steps.special,
       turn=turn,
       retract=functools.partial(
         retraction_lib.polar_retract,
@@ -207,7 +209,7 @@ def orthogonal(
         precision=retraction_precision,
       ),
     )
-    flags = _Flags(
+    flags = steps.Flags(
       retract=_due(count, retraction_period),
       sync=_due(count, lookahead_period),
       alpha=lookahead_alpha,
@@ -227,7 +229,7 @@ def orthogonal(
         walk, lambda _, x, d, *unread: turn(x, d), x, d, *room, onto=(place,)
       )
       if not due:
-        return _Moved(plain())
+        return steps.Moved(plain())
       now = functools.reduce(jnp.logical_or, due)
       update = plain(when=jnp.logical_not(now))
       with jax.named_scope(SPECIAL):
@@ -245,8 +247,12 @@ def orthogonal(
       moved = jax.tree.map(move, params, delta, updates)
     else:
       moved = jax.tree.map(move, params, delta, updates, state.slow, total)
+
+    def is_moved(x):
+      return isinstance(x, steps.Moved)
+
     update, slow, total = (
-      jax.tree.map(operator.itemgetter(i), moved, is_leaf=_is_moved)
+      jax.tree.map(operator.itemgetter(i), moved, is_leaf=is_moved)
       for i in range(3)
     )
     update = jax.tree.map(restore, update, params)
@@ -255,76 +261,6 @@ def orthogonal(
     return update, OrthogonalState(count, inner_state, slow, total)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _tangent(x, g, precision):
-  """XᵀG of one matrix, of which Ω is the skew part; tall ones transposed."""
-  if x.shape[0] > x.shape[1]:
-    x, g = x.T, g.T
-  return products.product(x[: len(g)].T, g, precision)
-
-
-class _Flags(NamedTuple):
-  """What every matrix of a step shares."""
-
-  retract: jax.Array | None  # Shape (): bool, whether; None: never.
-  sync: jax.Array | None  # Shape (): bool, of the lookahead.
-  alpha: jax.typing.ArrayLike  # Of the lookahead.
-
-
-class _Moved(NamedTuple):
-  """One leaf after a step; `slow` and `total` are None without lookahead."""
-
-  update: jax.Array  # Shape [..., m, n].
-  slow: jax.Array | None = None  # Shape [..., m, n].
-  total: jax.Array | None = None  # As Δ is kept.
-
-
-def _is_moved(x: Any) -> bool:
-  return isinstance(x, _Moved)
-
-
-def _turn(x, delta, *, load, expm1, precision):
-  """X·(FastExp(Δ) − I) of one matrix, Δ as it is kept."""
-  # Made skew here and not in the inner rule's pass over the stacks, which could
-  # not write over its moments while another entry still needs them.
-  delta = load(delta)
-  if x.shape[0] > x.shape[1]:
-    # (FastExp(Δ)·X)ᵀ = Xᵀ·FastExp(−Δ): the wide case, transposed.
-    return products.product(x.T, expm1(delta), precision).T
-  return products.product(x, expm1(delta), precision)
-
-
-def _special_step(flags, x, delta, slow=None, total=None, *, turn, retract):
-  """One matrix where the lookahead may sync and the retraction be due.
-
-  base·(FastExp(generator) − I) + (base − x), and with lookahead also the new
-  X_slow and ΣΔ; `total` has Δ in it.
-  """
-  sync = flags.sync
-  base, generator = x, delta
-  if slow is not None:
-    base = jnp.where(sync, slow, x)
-    alpha = jnp.asarray(flags.alpha, x.dtype)
-    generator = jnp.where(sync, alpha * total, delta)
-  moved = turn(base, generator)
-
-  def plain():
-    new_slow = None if slow is None else jnp.where(sync, base + moved, slow)
-    return (base - x) + moved, new_slow
-
-  def retracted():
-    new = retract(base + moved)
-    new_slow = None if slow is None else jnp.where(sync, new, retract(slow))
-    return new - x, new_slow
-
-  if flags.retract is None:
-    update, new_slow = plain()
-  else:
-    update, new_slow = lax.cond(flags.retract, retracted, plain)
-  if slow is None:
-    return _Moved(update)
-  return _Moved(update, new_slow, jnp.where(sync, 0, total))
 
 
 def _due(count, period):

@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.experimental.layout import Layout
-from jax.experimental.layout import with_layout_constraint
 import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
+
+from lipnext_jax.optim import products
 
 
 def map_matrices(
@@ -75,11 +75,10 @@ def map_matrices(
     now = [
       buffers[taken[j]] if j in taken else stack for j, stack in enumerate(flat)
     ]
-    out = fn(
-      *(_row_major(lax.dynamic_index_in_dim(s, i, keepdims=False)) for s in now)
-    )
+    matrices = (lax.dynamic_index_in_dim(s, i, keepdims=False) for s in now)
+    out = fn(*map(products.by_rows, matrices))
     return tuple(
-      lax.dynamic_update_index_in_dim(buffer, _row_major(o), i, 0)
+      lax.dynamic_update_index_in_dim(buffer, products.by_rows(o), i, 0)
       for buffer, o in zip(buffers, jax.tree.leaves(out), strict=True)
     )
 
@@ -88,12 +87,6 @@ def map_matrices(
   out = lax.fori_loop(0, trips, body, buffers)
   out = jax.tree.unflatten(treedef, out)
   return jax.tree.map(lambda o: o.reshape(*lead, *o.shape[1:]), out)
-
-
-def _row_major(x):
-  # Left to choose, XLA may lay a product out by columns, and then transposes
-  # the whole stack on its way into the loop and out of it.
-  return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def walk(

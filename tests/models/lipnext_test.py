@@ -423,17 +423,6 @@ def test_parameter_counts_of_the_paper(width, millions):
   }
 
 
-def test_a_cut_stem_keeps_its_matrix_square():
-  model, image = build('cut')
-  assert random_params(model, image)['stem']['Q'].shape == (48, 48)
-
-
-def test_an_image_that_no_patch_tiles_raises():
-  model, _ = build()
-  with pytest.raises(ValueError, match='patch_size=2 must divide'):
-    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 7, 8, 3)))
-
-
 # ── The Lipschitz constant ───────────────────────────────────────────────────
 
 # Pairs are at least 1e-4 apart, logits below 50 in float64: a ratio is wrong by

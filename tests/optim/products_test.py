@@ -51,6 +51,31 @@ def test_other_precisions_are_left_alone():
     )
 
 
+@pytest.mark.parametrize('precision', [None, 'highest', BFLOAT16], ids=str)
+def test_the_product_with_a_transpose_is_as_precise(precision):
+  x, y = (z[:40] for z in operands())
+  found = products.transposed_product(x, y, precision)
+  wanted = of_rounded(x.T, y)
+  if precision != BFLOAT16:
+    wanted = np.asarray(x, float).T @ np.asarray(y, float)
+  bound = 40 * 2**-24 * np.abs(x).T @ np.abs(y)
+  assert np.all(np.abs(found - wanted) <= bound)
+  assert not np.all(np.abs(found.T - wanted) <= bound)
+
+
+def test_no_product_of_the_cpu_reads_by_columns():
+  """The slow one contracts the first axes of both; it would be seen."""
+  x, y = operands()
+
+  def contracts_columns(fn):
+    text = jax.jit(lambda x, y: fn(x, y)).lower(x, y).compile().as_text()
+    return 'lhs_contracting_dims={0}' in text
+
+  fast = functools.partial(products.transposed_product, precision='highest')
+  assert not contracts_columns(fast)
+  assert contracts_columns(lambda x, y: x.T @ y)
+
+
 def test_the_manifold_step_has_it_and_retraction_repairs_it():
   """2⁻⁸ of a step: docs/optimizer.md has the table for real sizes."""
   x = polar_retract(operands()[0])
