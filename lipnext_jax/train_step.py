@@ -240,9 +240,7 @@ def make_train_step(
       params = optax.apply_updates(params, updates)
       # As many rows as the gradients have, see `working_params`.
       updates = jax.tree.map(
-        lambda u, g: u[:, : g.shape[1]] if u.shape != g.shape else u,
-        updates,
-        grads,
+        lambda u, g: u[tuple(map(slice, g.shape))], updates, grads
       )
       return params, opt_state, updates
 

@@ -170,8 +170,9 @@ def orthogonal(
     checks.gradients(updates, params)
     count = optax.safe_increment(state.step)
 
-    updates = jax.tree.map(lambda g, x: g.astype(x.dtype), updates, params)
-    updates = jax.tree.map(lay_out, updates)
+    updates = jax.tree.map(
+      lambda g, x: lay_out(g.astype(x.dtype)), updates, params
+    )
     omega = jax.tree.map(
       functools.partial(
         walk,
