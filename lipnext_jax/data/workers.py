@@ -13,6 +13,8 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
+from typing import Any
 
 import grain
 import numpy as np
@@ -25,6 +27,9 @@ _AHEAD = 2
 # Of the one process, or of each worker: those are many already. Pillow lets go
 # of the interpreter lock where the time goes.
 _THREADS, _THREADS_OF_WORKERS = 2, 1
+
+# What a thread may take to release some batches; more than any should.
+_RELEASE_S = 5.0
 
 # What Grain says, in a RuntimeError, of a worker that is gone.
 _DIED = 'terminated unexpectedly'
@@ -60,28 +65,56 @@ def iterate(
       prefetch_buffer_size=_AHEAD,
     )
   )
-  if workers:
-    dataset = dataset.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers), _start_worker
-    )
+  if not workers:
+    with contextlib.closing(iter(dataset)) as iterator:
+      yield from iterator
+    return
+  dataset = dataset.mp_prefetch(
+    grain.MultiprocessingOptions(num_workers=workers), _start_worker
+  )
+  latest: dict[str, Any] = {}
+  try:
+    yield from _copies(dataset, latest)
+  except RuntimeError as error:
+    if _DIED not in str(error):
+      raise
+    raise errors.UserError(
+      f'a data worker process died ({str(error).split(". ")[0]}); it may '
+      'have run out of memory, or of shared memory in /dev/shm: lower '
+      f'dataset.workers={workers} or the batch size'
+    ) from None
+  finally:
+    _await_release(latest)
+
+
+def _copies(
+  dataset: grain.IterDataset, latest: dict[str, Any]
+) -> Generator[dict[str, np.ndarray], None, None]:
+  """Batches in memory of this process; the `latest` as Grain gave it.
+
+  JAX on CPU would keep the shared memory as its own.
+  """
   with contextlib.closing(iter(dataset)) as iterator:
-    try:
-      for batch in iterator:
-        if workers:  # JAX on CPU would keep the shared memory as its own.
-          batch = {name: np.array(value) for name, value in batch.items()}
-        yield batch
-    except RuntimeError as error:
-      if not workers or _DIED not in str(error):
-        raise
-      raise errors.UserError(
-        f'a data worker process died ({str(error).split(". ")[0]}); it may '
-        'have run out of memory, or of shared memory in /dev/shm: lower '
-        f'dataset.workers={workers} or the batch size'
-      ) from None
-  if workers:
-    # Where Grain's threads met the end, a cycle of frames holds on to the last
-    # batches: their shared memory would be reported as leaked at the exit.
-    gc.collect()
+    for batch in iterator:
+      latest.update(batch)
+      yield {name: np.array(value) for name, value in batch.items()}
+
+
+def _await_release(latest: dict[str, Any]) -> None:
+  """Returns when the shared memory of all batches has been released.
+
+  Grain leaves that to a thread, in the order in which batches are dropped: at
+  the exit of the program the rest would be reported as leaked. So the latest
+  one goes last, after those that a cycle of frames of Grain's iterators holds.
+  """
+  gc.collect()
+  blocks = [v.shm for v in latest.values() if type(v) is not np.ndarray]
+  latest.clear()
+  deadline = time.monotonic() + _RELEASE_S
+  while any(block.buf is not None for block in blocks):
+    if time.monotonic() > deadline:
+      return
+    time.sleep(0.001)
 
 
 def _start_worker(index: int, count: int) -> None:
