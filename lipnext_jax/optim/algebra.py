@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lipnext_jax.optim import products
+
 
 def skew(a: jax.Array) -> jax.Array:
   """(a − aᵀ)/2 of every matrix of [..., n, n].
@@ -52,7 +54,7 @@ def unpack(p: jax.Array) -> jax.Array:
   """
   turned = p[::-1, ::-1][2 * len(p) - p.shape[1] :]
   above = jnp.triu(jnp.concatenate([p, turned]), 1)
-  return above - above.T
+  return above - products.transposed(above)
 
 
 def rows(n: int) -> int:

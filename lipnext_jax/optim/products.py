@@ -58,14 +58,21 @@ def transposed_product(
   >>> transposed_product(jnp.eye(2)[:1], jnp.ones((1, 3)), 'highest').tolist()
   [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
   """
+  return product(transposed(x), y, precision)
 
-  def laid_out(x, y):
-    return product(by_rows(by_rows(x).T), y, precision)
 
-  def plain(x, y):
-    return product(x.T, y, precision)
+def transposed(x: jax.Array) -> jax.Array:
+  """xᵀ; laid out by rows on CPUs, where whoever reads it is then faster.
 
-  return lax.platform_dependent(x, y, cpu=laid_out, default=plain)
+  Args:
+    x: [n, m].
+
+  >>> transposed(jnp.arange(4.0).reshape(2, 2)).tolist()
+  [[0.0, 2.0], [1.0, 3.0]]
+  """
+  return lax.platform_dependent(
+    x, cpu=lambda x: by_rows(by_rows(x).T), default=jnp.transpose
+  )
 
 
 def by_rows(x: jax.Array) -> jax.Array:
