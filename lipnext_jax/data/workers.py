@@ -72,7 +72,7 @@ def iterate(
   dataset = dataset.mp_prefetch(
     grain.MultiprocessingOptions(num_workers=workers), _start_worker
   )
-  latest: dict[str, Any] = {}
+  latest: list[Any] = []
   try:
     yield from _copies(dataset, latest)
   except RuntimeError as error:
@@ -88,27 +88,28 @@ def iterate(
 
 
 def _copies(
-  dataset: grain.IterDataset, latest: dict[str, Any]
+  dataset: grain.IterDataset, latest: list[Any]
 ) -> Generator[dict[str, np.ndarray], None, None]:
-  """Batches in memory of this process; the `latest` as Grain gave it.
+  """Batches in memory of this process: JAX on CPU would keep shared memory.
 
-  JAX on CPU would keep the shared memory as its own.
+  What is `latest` is the smallest array of the last batch, as Grain gave it.
   """
   with contextlib.closing(iter(dataset)) as iterator:
     for batch in iterator:
-      latest.update(batch)
-      yield {name: np.array(value) for name, value in batch.items()}
+      latest[:] = [min(batch.values(), key=lambda value: value.nbytes)]
+      batch = {name: np.array(value) for name, value in batch.items()}
+      yield batch
 
 
-def _await_release(latest: dict[str, Any]) -> None:
+def _await_release(latest: list[Any]) -> None:
   """Returns when the shared memory of all batches has been released.
 
   Grain leaves that to a thread, in the order in which batches are dropped: at
   the exit of the program the rest would be reported as leaked. So the latest
-  one goes last, after those that a cycle of frames of Grain's iterators holds.
+  goes last, after what a cycle of frames of Grain's iterators holds.
   """
   gc.collect()
-  blocks = [v.shm for v in latest.values() if type(v) is not np.ndarray]
+  blocks = [v.shm for v in latest if type(v) is not np.ndarray]
   latest.clear()
   deadline = time.monotonic() + _RELEASE_S
   while any(block.buf is not None for block in blocks):
