@@ -59,31 +59,28 @@ class Shape:
 
   @property
   def tokens(self) -> int:
-    """Of the whole batch."""
+    """Tokens of the whole batch."""
     return self.batch * (self.side // self.patch) ** 2
 
-  @property
-  def flops(self) -> int:
-    """Model FLOPs of forward and backward, fused form."""
-    per_token = 2 * self.depth * self.width**2
+  def flops(self, products: float) -> float:
+    """Model FLOPs of forward and backward, `products` of c² a token a block."""
+    per_token = products * self.depth * self.width**2
     per_token += self.width * self.channels * self.patch**2
     head = self.batch * self.width * self.classes
     return 3 * 2 * (self.tokens * per_token + head)
 
-  def saved(self, form: str) -> int:
-    """Bytes that backward needs: of a block u and what S makes, see `forms`."""
+  @property
+  def saved(self) -> int:
+    """Bytes that backward needs: of a block, u and the channels that move."""
     one = self.tokens * self.width * jnp.dtype(self.dtype).itemsize
-    block = 1 + 4 * self.shift_ratio if form == 'moved' else 2
-    return round((block * self.depth + 1) * one)
+    return round(((1 + 4 * self.shift_ratio) * self.depth + 1) * one)
 
 
 class Candidate:
   """A model and its optimizer with their state, and the parts of a step."""
 
-  def __init__(
-    self, name, logits_fn, init_fn, tx, batch, form='auto', read=lambda p: p
-  ):
-    self.name, self.batch, self.form = name, batch, form
+  def __init__(self, name, logits_fn, init_fn, tx, batch):
+    self.name, self.batch = name, batch
 
     def loss(params, images, labels):
       images = images.astype(jnp.float32) / 255
@@ -95,7 +92,7 @@ class Candidate:
       return optax.apply_updates(params, updates), opt_state
 
     def step(params, opt_state, images, labels):
-      value, grads = jax.value_and_grad(loss)(read(params), images, labels)
+      value, grads = jax.value_and_grad(loss)(params, images, labels)
       return *update(params, opt_state, grads), value
 
     self.params = jax.jit(init_fn)(jax.random.key(0))
@@ -108,7 +105,7 @@ class Candidate:
     self._step: Any = step.lower(*state, *on_device).compile()
     self.compile_seconds = time.perf_counter() - begin
     self._forward = jax.jit(loss)
-    self._grad = jax.jit(lambda p, *batch: jax.grad(loss)(read(p), *batch))
+    self._grad = jax.jit(jax.grad(loss))
     self._update = jax.jit(update, donate_argnums=(0, 1))
     self._on_device = on_device
 
@@ -178,7 +175,7 @@ def make_batch(shape: Shape):
   return images, labels
 
 
-def lipnext(shape: Shape, form, remat, unroll, precision, batch):
+def lipnext(shape: Shape, remat, unroll, precision, batch):
   """This package, as training composes it."""
   model = models.LipNeXt(
     shape.classes,
@@ -187,7 +184,6 @@ def lipnext(shape: Shape, form, remat, unroll, precision, batch):
     shape.patch,
     shape.shift_ratio,
     dtype=shape.dtype,
-    form=form,
     remat=remat,
     unroll=unroll,
   )
@@ -200,22 +196,27 @@ def lipnext(shape: Shape, form, remat, unroll, precision, batch):
     return model.apply(variables, images), models.head_kernel(variables)
 
   init_fn = functools.partial(_init, model, shape)
-  name = 'LipNeXt' if form == 'auto' else f'LipNeXt, {form}'
-  read = model.working_params
-  return Candidate(name, logits_fn, init_fn, tx, batch, form, read)
+  return Candidate('LipNeXt', logits_fn, init_fn, tx, batch)
 
 
 def literal(shape: Shape, batch):
-  """The paper as printed."""
+  """The paper as printed, R square."""
   model = models.LipNeXt(
-    shape.classes, shape.depth, shape.width, shape.patch, dtype=shape.dtype
+    shape.classes,
+    shape.depth,
+    shape.width,
+    shape.patch,
+    shape.shift_ratio,
+    dtype=shape.dtype,
   )
 
   def logits_fn(params, images):
     images = images.astype(shape.dtype)
     return train_step_literal.logits(params, images, shape.shift_ratio)
 
-  init_fn = functools.partial(_init, model, shape)
+  def init_fn(rng):
+    return train_step_literal.square(_init(model, shape, rng))
+
   tx = train_step_literal.optimizer(1e-3)
   return Candidate('literal', logits_fn, init_fn, tx, batch)
 

@@ -13,6 +13,14 @@ from benchmarks import optimizer_rivals as rivals
 from lipnext_jax import optim
 
 
+def square(params):
+  """Completes R [l, k, c] to square matrices; their first k rows stay."""
+  r = params['blocks']['R']
+  rest = jnp.linalg.svd(r, full_matrices=True)[2][:, r.shape[1] :]
+  whole = jnp.concatenate([r, rest], axis=1)
+  return {**params, 'blocks': {**params['blocks'], 'R': whole}}
+
+
 def logits(params, images, shift_ratio):
   """images [b, H, W, ch] → (logits [b, k], unit-norm head rows [k, c])."""
   stem, blocks = params['stem'], params['blocks']

@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 
+from benchmarks import train_step_literal
 from lipnext_jax import models
 
 LEARNING_RATE, CLIP, PERIOD, ALPHA = 1e-3, 3.0, 6, 0.5
@@ -23,15 +24,17 @@ class Candidate:
   """The parts of a step, as `train_step_candidates.Candidate` has them."""
 
   name = 'literal, PyTorch'
-  form = 'literal'
 
   def __init__(self, shape, epsilon, batch):
     self.torch = importlib.import_module('torch')
     begin = time.perf_counter()
     self.shape, self.epsilon, self.batch = shape, epsilon, batch
-    model = models.LipNeXt(shape.classes, shape.depth, shape.width, shape.patch)
+    model = models.LipNeXt(
+      shape.classes, shape.depth, shape.width, shape.patch, shape.shift_ratio
+    )
     images = np.zeros((1, shape.side, shape.side, shape.channels), np.float32)
     params = jax.jit(model.init)(jax.random.key(0), images)['params']
+    params = train_step_literal.square(params)
     tensor = self._tensor
     blocks = params['blocks']
     self.blocks = [

@@ -97,10 +97,6 @@ def default_config() -> ml_collections.ConfigDict:
   c.model.remat = 'none'
   # No loop over the blocks: longer to compile, 5 to 10 % faster on a GPU.
   c.model.unroll = False
-  # Of M Rᵀ S R: 'literal' (three products), 'fused' (M Rᵀ as one matrix),
-  # 'auto' (one of these two, by shape) or 'moved' (M, and the channels that S
-  # moves: a quarter fewer products at α = 1/16). See `models/forms.py`.
-  c.model.form = 'auto'
   c.model.activation = 'beta_abs'  # Or 'minmax'.
   c.model.position = True  # Whether p is trained; it starts at 0.
   # 'none': R, M, Q are optimised on the manifold. Or a map from free matrices:
@@ -156,12 +152,14 @@ def default_config() -> ml_collections.ConfigDict:
   c.mesh.tensor = 1
   # (regular expression, spec) on paths of the train state; the first match
   # counts, no match raises. An axis with '?' is left out where it would not
-  # divide. Matrices are kept in whole layers [l, c, c], with their optimizer
-  # state, so that each device updates its own; 'compute/' is the copy that a
-  # step works with, in rows. docs/pods.md.
+  # divide. Matrices are kept in whole layers, with their optimizer state, so that
+  # each device updates its own. 'compute/' is the copy that a step works with:
+  # of M [l, c, c] rows over 'fsdp' and columns over 'tensor'; of R [l, k, c]
+  # columns over both, since its k rows need not divide. docs/pods.md.
   c.sharding = (
     (r'blocks/(R|M)_raw$', (None, 'fsdp', None)),  # Mapped into R and M.
-    (r'^compute/blocks/(R|M)$', (None, ('fsdp', 'tensor'), None)),
+    (r'^compute/blocks/R$', (None, None, ('tensor', 'fsdp'))),
+    (r'^compute/blocks/M$', (None, 'fsdp', 'tensor')),
     (r'^params/blocks/(R|M)$', (('data?', 'fsdp', 'tensor'), None, None)),
     (r'^opt_state/.*blocks/(R|M)$', (('data?', 'fsdp', 'tensor'), None, None)),
     (r'^(compute|params|opt_state)/', ()),

@@ -87,9 +87,7 @@ def build(
   # ----------------------------------------------------------------- model
   registry.check_image(config.model, facts.image_shape)
   model, spread = (
-    registry.build_model(
-      config.model, facts.num_classes, mesh_lib.batch_shards(mesh), layout
-    )
+    registry.build_model(config.model, facts.num_classes, layout)
     for layout in (None, mesh_lib.model_layout(mesh))
   )
 
@@ -106,9 +104,8 @@ def build(
   tx = step_lib.build_optimizer(config.optimizer, plan)
   init_fn = functools.partial(step_lib.init_state, model, tx, facts.image_shape)
   abstract = jax.eval_shape(init_fn, jax.random.key(config.seed))
-  working = jax.eval_shape(spread.working_params, abstract.params)
   layouts = sharding_lib.tree_shardings(
-    {**abstract._asdict(), 'compute': working}, config.sharding, mesh
+    {**abstract._asdict(), 'compute': abstract.params}, config.sharding, mesh
   )
   compute = layouts.pop('compute')
   shardings = step_lib.TrainState(**layouts)
@@ -119,7 +116,7 @@ def build(
 
   # ------------------------------------------------------------------ step
   to_compute, to_stored = _relayouts(
-    spread.working_params, shardings.params, compute, config.reduce_dtype
+    shardings.params, compute, config.reduce_dtype
   )
   train_step = jax.jit(
     step_lib.make_train_step(
@@ -149,12 +146,12 @@ def build(
     init_fn=init_fn,
     abstract=sharding_lib.with_shardings(abstract, shardings),
     shardings=shardings,
-    working=sharding_lib.with_shardings(working, compute),
+    working=sharding_lib.with_shardings(abstract.params, compute),
     train_step=train_step,
   )
 
 
-def _relayouts(read, stored, compute, reduce_dtype):
+def _relayouts(stored, compute, reduce_dtype):
   """The two functions between how parameters are kept and used."""
   narrow = registry.DTYPES[reduce_dtype]
 
@@ -164,7 +161,7 @@ def _relayouts(read, stored, compute, reduce_dtype):
         return x
       return sharding_lib.move(x.astype(narrow), source, target)
 
-    return jax.tree.map(one, read(params), stored, compute)
+    return jax.tree.map(one, params, stored, compute)
 
   def to_stored(grads):
     # Pinned where they arise first: or the optimizer's layout would leak into

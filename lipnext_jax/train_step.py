@@ -203,7 +203,6 @@ def make_train_step(
     epsilon: ε at which certified train accuracy is counted.
     to_compute: parameters as they are kept → as a step works with them.
     to_stored: gradients of the latter → in the layout of the former, float32.
-      Of a matrix both may have the first rows alone.
     microbatches: parts of the batch whose gradients are added up in turn; the
       mean is that of the whole batch.
     loss_spike: counts losses above so many times their running mean; 0: none.
@@ -237,12 +236,7 @@ def make_train_step(
     def update(_, carry):
       params, opt_state, grads = carry
       updates, opt_state = tx.update(grads, opt_state, params)
-      params = optax.apply_updates(params, updates)
-      # As many rows as the gradients have, see `working_params`.
-      updates = jax.tree.map(
-        lambda u, g: u[tuple(map(slice, g.shape))], updates, grads
-      )
-      return params, opt_state, updates
+      return optax.apply_updates(params, updates), opt_state, updates
 
     # A loop of one turn or none: unlike a branch, or a choice between two
     # states, it works in place, the gradients' memory (now the updates') too.

@@ -21,7 +21,6 @@ from lipnext_jax import schedules
 from lipnext_jax import train_step
 from lipnext_jax.data import randaugment
 from lipnext_jax.data import sources
-from lipnext_jax.models import forms
 from lipnext_jax.models import initializers
 from lipnext_jax.models import layers
 from lipnext_jax.models import lipnext
@@ -183,7 +182,6 @@ _OWNED: dict[str, tuple[str, Any]] = {
   'augment.extra.crop_padding': ('augment.extra.as_real', False),
   'augment.extra.flip': ('augment.extra.as_real', False),
   'model.beta': ('model.activation', 'beta_abs'),
-  'model.form': ('model.name', 'lipnext'),
   'model.m_init': ('model.name', 'lipnext'),
   'model.padding': ('model.name', ('lipnext', 'liresnet')),  # BRO: circular.
   'model.parametrization': ('model.name', 'lipnext'),
@@ -232,7 +230,6 @@ _CHOICES: dict[str, Any] = {
   'model.dtype': registry.DTYPES,
   'model.precision': registry.PRECISIONS,
   'model.remat': lipnext.REMAT_POLICIES,
-  'model.form': forms.FORMS,
   'model.activation': layers.ACTIVATIONS,
   'model.parametrization': parametrizations.CHOICES,
   'loss.name': losses.LOSSES,

@@ -192,34 +192,6 @@ def test_with_width_shards_layers_and_rows_still_swap_once():
   assert not any(kind == 'collective-permute' for kind, _ in found)
 
 
-@functools.cache
-def run_moved(sizes):
-  return Run(make_config(sizes, **{'model.form': 'moved'}))
-
-
-@pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 4, 1)], ids=str)
-def test_the_form_that_reads_some_rows_is_the_same_on_every_mesh(sizes):
-  one, many = run_moved(ONE), run_moved(sizes)
-  np.testing.assert_allclose(many.losses, one.losses, atol=1e-5)
-  assert largest_difference(many.params, one.params) < 1e-5
-
-
-def test_rows_that_are_not_read_do_not_travel():
-  """Of R a half at α = 1/8, so of R and M three quarters, there and back."""
-
-  def bytes_by_kind(run):
-    sent = {}
-    for c in run.sent:
-      if c.kind != 'all-reduce':
-        sent[c.kind] = sent.get(c.kind, 0) + c.size * c.trips
-    return sent
-
-  sizes = (1, 8, 1)
-  whole, read = map(bytes_by_kind, (run_on(sizes), run_moved(sizes)))
-  assert read == {kind: 3 * size // 4 for kind, size in whole.items()}
-  assert set(read) == {'all-gather', 'reduce-scatter', 'all-to-all'}
-
-
 @pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_nothing_is_sent_inside_the_manifold_update(sizes):
   inside = [c for c in run_on(sizes).sent if 'optimizer/' in c.op_name]

@@ -14,7 +14,6 @@ import numpy as np
 
 from lipnext_jax.certify import convolution
 from lipnext_jax.certify import norms
-from lipnext_jax.models import lipnext
 from lipnext_jax.models import parametrizations
 from lipnext_jax.optim import recipe
 
@@ -28,12 +27,31 @@ def float32_above(value: float) -> np.float32:
   return np.nextafter(np.float32(value), np.float32(np.inf))
 
 
+def operator_factor(path: str, norm: float) -> float:
+  """Bounds the Lipschitz constant of what a model makes of a matrix.
+
+  A block of LipNeXt is M (I + Rᵀ(S − I)R): its factor is ‖M‖ of M, and of R
+
+      2·max(1, ‖R‖₂²) − 1                          docs/certificates.md
+
+  Args:
+    path: 'a/b/leaf'.
+    norm: a bound on max(1, ‖W‖₂).
+
+  >>> operator_factor('blocks/M', 1.25), operator_factor('blocks/R', 1.0)
+  (1.25, 1.0000000000000009)
+  """
+  if path.rsplit('/', maxsplit=1)[-1] != 'R':
+    return norm
+  return (2 * norm**2 - 1) * (1 + 8 * norms.UNIT_ROUNDOFF)
+
+
 def lipschitz_bounds(
   params: Any,
   label_fn: Callable[[Any], Any] = recipe.orthogonal_labels,
-  multiplicity_fn: Callable[[str], int] = lipnext.lipschitz_multiplicity,
+  factor_fn: Callable[[str, float], float] = operator_factor,
 ) -> dict[str, list[float]]:
-  """Per operator and layer: its factor in `lipschitz_bound`.
+  """Bounds every operator of every layer: the factors of `lipschitz_bound`.
 
   Leaves that `label_fn` calls orthogonal are matrices [..., m, n]; the names
   `conv_zero`, `conv_circular` and `spectrum` are convolutions on the grid of
@@ -62,11 +80,9 @@ def lipschitz_bounds(
       bounds[name] = convolution.BOUNDS[kind](np.asarray(leaf), grid)
     if label != 'orthogonal':
       continue
-    power = multiplicity_fn(name)
-    up = 1 + 4 * power * norms.UNIT_ROUNDOFF
     stack = np.asarray(leaf)
     bounds[name] = [
-      norms.spectral_norm_bound(w) ** power * up
+      factor_fn(name, norms.spectral_norm_bound(w))
       for w in stack.reshape(-1, *stack.shape[-2:])
     ]
   return bounds
@@ -83,21 +99,23 @@ def _grid(leaves: Any, name: str) -> tuple[int, int]:
 def lipschitz_bound(
   params: Any,
   label_fn: Callable[[Any], Any] = recipe.orthogonal_labels,
-  multiplicity_fn: Callable[[str], int] = lipnext.lipschitz_multiplicity,
+  factor_fn: Callable[[str, float], float] = operator_factor,
 ) -> float:
-  """Λ: a proved upper bound on the backbone's ℓ2 Lipschitz constant.
+  """Proves Λ, an upper bound on the backbone's ℓ2 Lipschitz constant.
 
-  The product of the spectral-norm bounds of all stored orthogonal matrices,
-  each as often as a forward pass applies it (R twice a block: M Rᵀ S R), and
-  of all convolutions. Everything else in the backbone (shift, β-Abs, MinMax,
-  pooling, biases) is 1-Lipschitz as it stands. Proved for exact arithmetic on
-  the stored numbers.
+      Λ = ‖Q‖₂ Π ‖M‖₂ (2·max(1, ‖R‖₂²) − 1)
+
+  for LipNeXt, in bounds on the norms of the stored matrices; likewise the
+  product over all orthogonal matrices and convolutions of other models. The
+  rest of a backbone (β-Abs, MinMax, pooling, biases) is 1-Lipschitz as it
+  stands. Proved for exact arithmetic on the stored numbers.
 
   Args:
     params: the model's explicit parameters (or `{'params': …}`), fetched to
       the host leaf by leaf.
     label_fn: parameters → tree of 'orthogonal' / 'euclidean'.
-    multiplicity_fn: 'a/b/leaf' → times the matrix is applied.
+    factor_fn: ('a/b/leaf', bound on max(1, ‖W‖₂)) → factor, for models that
+      apply their matrices otherwise.
 
   Returns:
     A Python float >= the true constant.
@@ -110,7 +128,7 @@ def lipschitz_bound(
   >>> 1.001 <= lipschitz_bound(params) < 1.0011
   True
   """
-  return bound_product(lipschitz_bounds(params, label_fn, multiplicity_fn))
+  return bound_product(lipschitz_bounds(params, label_fn, factor_fn))
 
 
 def bound_product(bounds: dict[str, list[float]]) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lipnext_jax.certify import bound
 from lipnext_jax.certify import norms
 from lipnext_jax.certify import rounding
 from lipnext_jax.optim import recipe
@@ -23,19 +24,25 @@ def _product(w: np.ndarray, tokens: int) -> rounding.Product:
   )
 
 
+def _shift(r: np.ndarray, tokens: int) -> rounding.Shift:
+  spectral, (moved, channels) = norms.spectral_norm_bound(r), r.shape
+  factor = bound.operator_factor('R', spectral)
+  return rounding.Shift(factor, spectral, _norm(r), moved, channels, tokens)
+
+
 def _terms(w: np.ndarray) -> int:
   """Of a product's sums: compilers may start them from the bias after it."""
   return len(w) + 1
 
 
 def lipnext_chain(params: Any) -> list[rounding.Step]:
-  """Stem, blocks and pooling of the unfused forward pass, step by step.
+  """Lists the steps of a forward pass: stem, blocks and pooling.
 
-      x − 1/2 → Q → + bias → [ + p → R → Rᵀ → M → + b ]×l → L2 pooling
+      x − 1/2 → Q → + bias → [ + p → I + Rᵀ(S − I)R → M → + b ]×l → L2 pooling
 
-  Shift, padding and β-Abs move entries or flip their signs, without a
-  rounding: they leave no step. Nor does cutting and padding Q, which only
-  makes its norms and its sums smaller than those of the whole matrix.
+  β-Abs flips signs, without a rounding: it leaves no step. Nor does cutting
+  and padding Q, which only makes its norms and its sums smaller than those of
+  the whole matrix.
 
   Args:
     params: a LipNeXt's parameters.
@@ -47,8 +54,8 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
   >>> from lipnext_jax import models
   >>> model = models.LipNeXt(num_classes=2, depth=3, width=8, patch_size=2)
   >>> variables = model.init(jax.random.key(0), np.zeros((1, 4, 4, 1)))
-  >>> len(lipnext_chain(variables['params']))  # 3 + 5·3 + 1
-  19
+  >>> len(lipnext_chain(variables['params']))  # 3 + 4·3 + 1
+  16
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     if not np.all(np.isfinite(leaf)):
@@ -67,12 +74,13 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
     rounding.AddConstant(_norm(stem['bias']) * tokens**0.5, size, _terms(q)),
   ]
   for layer in range(depth):
-    r, m = (np.asarray(blocks[name][layer]) for name in ('R', 'M'))
-    by_r = _product(r, tokens)  # And by its transpose, of the same norms.
+    m = np.asarray(blocks['M'][layer])
+    steps.append(
+      rounding.AddConstant(_norm(blocks['pos'][layer]) * width**0.5, size)
+    )
+    if 'R' in blocks:
+      steps.append(_shift(np.asarray(blocks['R'][layer]), tokens))
     steps += [
-      rounding.AddConstant(_norm(blocks['pos'][layer]) * width**0.5, size),
-      by_r,
-      by_r,
       _product(m, tokens),
       rounding.AddConstant(
         _norm(blocks['bias'][layer]) * tokens**0.5, size, _terms(m)

@@ -70,9 +70,7 @@ def require_double(platform: str) -> None:
 
 
 def float64_model(model: Any) -> Any:
-  """The same function in float64, with the three products of a block apart.
-
-  Forming M Rᵀ first would cost more accuracy (γ_n‖M‖_F‖R‖_F) than it saves.
+  """Returns the same function in float64.
 
   Raises:
     ConfigError: no LipNeXt: the rounding of other models is not bounded yet.
@@ -84,7 +82,7 @@ def float64_model(model: Any) -> Any:
       f'covers LipNeXt alone, this is {type(model).__name__}',
       'choose fast',
     )
-  return model.explicit(jnp.float64).clone(form='literal')
+  return model.explicit(jnp.float64)
 
 
 def float64_params(params: Any) -> Any:

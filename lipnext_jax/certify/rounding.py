@@ -9,6 +9,7 @@ bound follows two numbers through the chain:
     a + constant      B' = B + ‖c‖       e' = e + γ_t (B' + e)
     W a               B' = ‖W‖₂ B        e' = ‖W‖₂ e + γ_n ‖W‖_F (B + e)
     ‖a‖ over T tokens B' = B             e' = e + γ_{T+5} (B + e)
+    a + Rᵀ(S − I)R a  B' = τB            e' = τe + …, τ = 2·max(1, ‖R‖₂²) − 1
 
 and what only moves or flips entries (patches, shift, β-Abs) changes neither.
 `docs/certificates.md` derives each line. The arithmetic may sum in any order
@@ -69,6 +70,17 @@ class Product(NamedTuple):
   size: int  # Entries of the result.
 
 
+class Shift(NamedTuple):
+  """a + Rᵀ(S − I)R a, for a shift S of tokens and R [k, c] on every token."""
+
+  factor: float  # >= the Lipschitz constant, 2·max(1, ‖R‖₂²) − 1.
+  spectral: float  # >= ‖R‖₂.
+  frobenius: float  # >= ‖R‖_F.
+  moved: int  # k.
+  channels: int  # c.
+  tokens: int
+
+
 class Pool(NamedTuple):
   """The ℓ2 norm over the tokens, channel by channel."""
 
@@ -76,7 +88,7 @@ class Pool(NamedTuple):
   channels: int
 
 
-Step = AddConstant | Product | Pool
+Step = AddConstant | Product | Shift | Pool
 
 
 class Reach(NamedTuple):
@@ -92,7 +104,8 @@ def lipschitz(steps: Sequence[Step]) -> float:
   >>> lipschitz([Product(1.5, 2.0, 4, 4), Pool(4, 4), Product(2.0, 3.0, 4, 4)])
   3.0000000000000013
   """
-  factors = [step.spectral for step in steps if isinstance(step, Product)]
+  factors = [s.spectral for s in steps if isinstance(s, Product)]
+  factors += [s.factor for s in steps if isinstance(s, Shift)]
   return math.prod(factors) * (1 + 2 * len(factors) * FLOAT64.unit)
 
 
@@ -130,16 +143,41 @@ def _advance(step: Step, reach: Reach, arithmetic: Arithmetic) -> Reach:
       rounding = arithmetic.gamma(step.terms) * (computed + step.norm)
       return Reach(norm, error + rounding + 3 * tiny * step.size)
     case Product():
-      rounding = arithmetic.gamma(step.length) * step.frobenius * computed
-      # Each product and each partial sum may lose `tiny`; each flushed entry of
-      # a or W as much, times the entry of the other.
-      terms = 4 * step.size * step.length
-      lost = tiny * terms * (computed + max(1.0, step.frobenius))
-      spread = step.spectral * error
-      return Reach(step.spectral * norm, spread + rounding + lost)
+      own = _product_error(
+        step.frobenius, step.length, step.size, computed, arithmetic
+      )
+      return Reach(step.spectral * norm, step.spectral * error + own)
+    case Shift():
+      # What a has of error goes through the exact map as a whole; the roundings
+      # of the three operations on the computed â add to it.
+      k, c, size = step.moved, step.channels, step.tokens * step.channels
+      unit, spectral = arithmetic.unit, step.spectral
+      in_rows = _product_error(
+        step.frobenius, c, step.tokens * k, computed, arithmetic
+      )
+      moved = 2 * (spectral * computed + in_rows)  # >= ‖fl(R â)‖·‖S − I‖.
+      in_difference = 2 * in_rows + unit * moved + tiny * step.tokens * k
+      back = moved + unit * moved + tiny * step.tokens * k
+      in_back = spectral * in_difference + _product_error(
+        step.frobenius, k + 1, size, back, arithmetic
+      )
+      # The sums of Rᵀ d may start from a: k + 1 terms instead of k and one.
+      sums = arithmetic.gamma(k + 1) * (step.factor * computed + in_back)
+      in_sum = sums + tiny * size
+      return Reach(step.factor * norm, step.factor * error + in_back + in_sum)
     case Pool():
       roundings = step.tokens + 1 + ELEMENTARY_UNITS
       rounding = arithmetic.gamma(roundings) * computed
       # √(s + t) <= √s + √t: what underflows in the squares comes out as a root.
       lost = step.channels * math.sqrt(2 * step.tokens * tiny)
       return Reach(norm, error + rounding + lost)
+
+
+def _product_error(frobenius, length, size, computed, arithmetic):
+  """Bounds ‖fl(W â) − W â‖ for ‖â‖ <= computed, with `size` entries of W â."""
+  rounding = arithmetic.gamma(length) * frobenius * computed
+  # Each product and each partial sum may lose `tiny`; each flushed entry of â
+  # or W as much, times the entry of the other.
+  terms = 4 * size * length
+  lost = arithmetic.tiny * terms * (computed + max(1.0, frobenius))
+  return rounding + lost

@@ -11,8 +11,9 @@ Initializer = Callable[..., jax.Array]
 
 
 def haar(key, shape, dtype=jnp.float32) -> jax.Array:
-  """A Haar-random orthogonal [n, n]: QR of a Gaussian, signs fixed.
+  """Draws the first rows of a Haar-random orthogonal matrix.
 
+  QR of a Gaussian, signs fixed; for shape (m, n), m <= n.
   One Newton–Schulz step removes what float32 Householder QR leaves
   (a few 1e-6 in the spectral norm at n=1024).
 
@@ -25,7 +26,7 @@ def haar(key, shape, dtype=jnp.float32) -> jax.Array:
 
 
 def identity(key, shape, dtype=jnp.float32) -> jax.Array:
-  """The identity [n, n].
+  """Returns the first rows of the identity, for shape (m, n), m <= n.
 
   >>> identity(None, (2, 2)).tolist()
   [[1.0, 0.0], [0.0, 1.0]]

@@ -39,14 +39,6 @@ class CertifiedModel(nn.Module):
     del params  # Orthogonal by construction; `certify` bounds what is stored.
     return 1.0
 
-  def working_params(self, params: Any) -> Any:
-    """What of them a pass reads; `apply` takes these, too.
-
-    Rows that are left out have no gradient: they need not travel between
-    devices, nor the zeros that would answer to them.
-    """
-    return params
-
   def explicit_params(self, params: Any) -> Any:
     """The parameters of `explicit`: pure JAX, and idempotent on that model."""
     raise NotImplementedError

@@ -1,7 +1,7 @@
 """The 1-Lipschitz pieces of LipNeXt that carry no parameters (paper §3).
 
 Every function here is 1-Lipschitz in ℓ2 and works on float arrays of any
-precision; of `token_product`, which is told its weight, the weight decides.
+precision.
 Shapes: `b` batch, `h w` token grid, `c` channels.
 """
 
@@ -43,9 +43,17 @@ def beta_abs(x: jax.Array, beta: float = 0.5) -> jax.Array:
   """
   if not 0 <= beta <= 1:
     raise ValueError(f'{beta=} must lie in [0, 1].')
-  rectified = channel_count(beta, x.shape[-1])
+  return rectify(x, channel_count(beta, x.shape[-1]))
+
+
+def rectify(x: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
+  """Computes |x_i| for the first `count` channels, x_i for the rest.
+
+  >>> rectify(jnp.array([-1.0, -2.0]), 1).tolist()
+  [1.0, -2.0]
+  """
   channel = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-  return jnp.where(channel < rectified, jnp.abs(x), x)
+  return jnp.where(channel < count, jnp.abs(x), x)
 
 
 def min_max(x: jax.Array) -> jax.Array:
@@ -85,18 +93,6 @@ def activate(x: jax.Array, activation: str, beta: float) -> jax.Array:
   if activation not in ACTIVATIONS:
     raise ValueError(f'{activation=} must be one of {ACTIVATIONS}.')
   return min_max(x) if activation == 'minmax' else beta_abs(x, beta)
-
-
-def token_product(
-  x: jax.Array, w: jax.Array, precision: jax.lax.PrecisionLike = None
-) -> jax.Array:
-  """y = x Wᵀ for token rows x [..., c] and W [d, c] → [..., d].
-
-  >>> token_product(jnp.ones((2, 3)), jnp.ones((4, 3))).shape
-  (2, 4)
-  """
-  contract = (((x.ndim - 1,), (1,)), ((), ()))
-  return jax.lax.dot_general(x, w, contract, precision=precision)
 
 
 def per_channel(bias: jax.Array, x: jax.Array) -> jax.Array:

@@ -1,46 +1,44 @@
 """LipNeXt (paper §3): stem, scanned blocks, L2 pooling, normalised head.
 
-    Z = σ( M Rᵀ S( R (X + p) ) + b )           one block, paper eq. of §3.1
-
 Token features are rows: a matrix W acts as `y = x @ W.T`. Shapes: `b` batch,
-`h w` token grid, `c` channels (width), `k` classes, `l` blocks (depth).
+`h w` token grid, `c` channels (width), `l` blocks (depth), `k` channels that
+the shift moves, k = 4⌊αc⌋.
 
 Parameters (all float32; leaf names decide who updates them, see
 `lipnext_jax.optim.orthogonal_labels`):
 
     stem/Q [n, n]       n = max(c, patch²·channels)       orthogonal
     stem/bias [c]
-    blocks/R [l, c, c], blocks/M [l, c, c]                orthogonal
+    blocks/R [l, k, c]  (absent if k = 0)                 orthonormal rows
+    blocks/M [l, c, c]                                    orthogonal
     blocks/bias [l, c], blocks/pos [l, h, w, 1]
-    head/kernel [k, c], head/bias [k]
+    head/kernel [classes, c], head/bias [classes]
 """
 
-import math
 from typing import Any
 
 import flax.linen as nn
 from flax.typing import Dtype
-from flax.typing import VariableDict
 import jax
 import jax.numpy as jnp
 
-from lipnext_jax.models import blocks
-from lipnext_jax.models import forms
+from lipnext_jax.models import block as block_lib
 from lipnext_jax.models import head
 from lipnext_jax.models import initializers
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
+from lipnext_jax.models import products
 from lipnext_jax.models import sharded
 
-# What backward finds of a block besides its input. 'products' saves what S made
-# and the matrix M Rᵀ (and R and M where they are mapped): no product is
-# computed again.
+# What is kept of a block for the backward pass besides its input. 'products'
+# keeps (S − I) R y, and R and M where they are mapped: no product is computed
+# again.
 REMAT_POLICIES = {
   'none': None,
   'block': jax.checkpoint_policies.nothing_saveable,
   'products': jax.checkpoint_policies.save_only_these_names(
-    'shifted', 'MRt', 'mapped'
+    'difference', 'mapped'
   ),
 }
 
@@ -54,7 +52,7 @@ class LipNeXt(interface.CertifiedModel):
   and bounds what "exactly" misses.
 
   Attributes:
-    num_classes: k.
+    num_classes: number of classes.
     depth: l, number of blocks (scanned: compile time does not grow with it).
     width: c, channels.
     patch_size: side of the stem's patches; divides the image side.
@@ -67,20 +65,16 @@ class LipNeXt(interface.CertifiedModel):
     precision: of every product (None: the backend's default).
     remat: 'none', 'block' (recompute blocks in backward) or 'products'
       (recompute what costs no product; less memory than 'none', and faster).
-    form: of M Rᵀ S R, one of `forms.FORMS`. 'auto': M Rᵀ as one matrix where a
-      device's tokens exceed c. 'moved' is for training; Λ does not cover it.
     unroll: the blocks one after the other instead of in a loop. A loop keeps
       compile time the same at any depth; its stacks of saved tensors are
       copies, 5 to 10 % of a step on a GPU.
-    data_shards: devices that the batch is split over; only tells `form` how
-      many tokens one device has.
     activation: 'beta_abs' or 'minmax' (which `beta` does not concern).
     position: False: p is never trained away from zero.
     parametrization: 'none' (R, M, Q are stored, and optimised on the manifold)
       or one of `parametrizations.PARAMETRIZATIONS`, which map raw leaves
       `R_raw`, … in every pass. `explicit_params` maps them once and for all.
-    layout: how the blocks lie on a mesh, to move matrices and sum gradients
-      by hand; None: as the compiler sees fit.
+    layout: how the blocks lie on a mesh; None: on one device, or as the
+      compiler sees fit.
 
   >>> model = LipNeXt(num_classes=10, depth=2, width=16, patch_size=4)
   >>> images = jnp.full((3, 8, 8, 1), 0.25)
@@ -101,9 +95,7 @@ class LipNeXt(interface.CertifiedModel):
   dtype: Dtype = jnp.float32
   precision: jax.lax.PrecisionLike = None
   remat: str = 'none'
-  form: str = 'auto'
   unroll: bool = False
-  data_shards: int = 1
   activation: str = 'beta_abs'
   position: bool = True
   parametrization: str = 'none'
@@ -111,7 +103,7 @@ class LipNeXt(interface.CertifiedModel):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    """[b, H, W, ch] in [0, 1] → logits [b, k], float32 (or wider)."""
+    """[b, H, W, ch] in [0, 1] → logits [b, classes], float32 (or wider)."""
     for name, value, choices in (
       ('remat', self.remat, REMAT_POLICIES),
       ('r_init', self.r_init, initializers.ORTHOGONAL),
@@ -119,84 +111,60 @@ class LipNeXt(interface.CertifiedModel):
     ):
       if value not in choices:
         raise ValueError(f'{name}={value!r} must be one of {sorted(choices)}.')
+    numerics = products.Numerics(self.dtype, self.precision)
     # Re-centred, never divided by a deviation: that would rescale ε.
-    u = blocks.Stem(
+    x = block_lib.Stem(
       width=self.width,
       patch_size=self.patch_size,
-      dtype=self.dtype,
-      precision=self.precision,
-      r_init=self.r_init,
+      numerics=numerics,
+      q_init=self.r_init,
       parametrization=self.parametrization,
-      layout=self.layout,
       name='stem',
     )(images - 0.5)
 
-    b, h, w, _ = u.shape
-    # Devices that share the rows of M Rᵀ share the work of forming it.
-    sharers = 1 if self.layout is None else self.layout.row_shards
-    # A batch of open size (`jax.export`) decides nothing.
-    tokens = b * h * w if isinstance(b, int) else 0
-    form = forms.choose(
-      self.form, tokens * sharers / self.data_shards, self.width
+    spec = block_lib.BlockSpec(
+      grid=x.shape[1:3],
+      shift_ratio=self.shift_ratio,
+      padding=self.padding,
+      activation=self.activation,
+      beta=self.beta,
+      position=self.position,
+      r_init=self.r_init,
+      m_init=self.m_init,
+      parametrization=self.parametrization,
+      numerics=numerics,
     )
-
+    u = x.reshape(-1, self.width)
     policy = REMAT_POLICIES[self.remat]
     if self.layout is not None:
       u = sharded.constrain(self.layout, u)
       policy = policy or sharded.keep_all_but_gathers
-    block: Any = blocks.Block
+    block: Any = block_lib.Block
     if policy is not None:  # prevent_cse is needless inside a loop.
-      block = nn.remat(blocks.Block, policy=policy, prevent_cse=self.unroll)
-    scanned = nn.scan(
+      block = nn.remat(block, policy=policy, prevent_cse=self.unroll)
+    blocks = nn.scan(
       block,
       # The latter only exists where someone asks for it: `diagnosis`.
       variable_axes={'params': 0, 'intermediates': 0},
       split_rngs={'params': True},
       length=self.depth,
       unroll=self.depth if self.unroll else 1,
-    )
-    v, _ = scanned(
-      grid=(h, w),
-      shift_ratio=self.shift_ratio,
-      beta=self.beta,
-      padding=self.padding,
-      dtype=self.dtype,
-      precision=self.precision,
-      r_init=self.r_init,
-      m_init=self.m_init,
-      form=form,
-      activation=self.activation,
-      position=self.position,
-      parametrization=self.parametrization,
-      layout=self.layout,
-      name='blocks',
-    )(u.reshape(-1, self.width), None)
-    x = layers.activate(v, self.activation, self.beta).reshape(u.shape)
+    )(spec, self.layout or block_lib.ONE_DEVICE, name='blocks')
+    v, _ = blocks(u, None)
 
     # bf16 sums of squares would cost two digits of every logit.
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    pooled = layers.l2_pool(x.astype(wide))
+    wide = jnp.promote_types(v.dtype, jnp.float32)
+    z = layers.activate(v, self.activation, self.beta).astype(wide)
+    pooled = layers.l2_pool(z.reshape(x.shape))
     return head.NormalizedHead(self.num_classes, name='head')(pooled)
 
-  def working_params(self, params: Any) -> Any:
-    """See `interface`: of R, the rows that the form 'moved' reads."""
-    rows = forms.rows_of_r(self.form, self.shift_ratio, self.width)
-    if rows == self.width or self.parametrization != 'none':
-      return params
-    # Devices share rows evenly; one at least, for none could not be laid out.
-    shares = 1 if self.layout is None else self.layout.row_shards
-    rows = shares * max(1, math.ceil(rows / shares))
-    read = {**params['blocks'], 'R': params['blocks']['R'][:, :rows]}
-    return {**params, 'blocks': read}
-
   def explicit(self, dtype: Dtype = jnp.float32) -> 'LipNeXt':
-    """See `interface`: R, M, Q stored themselves; in a form that Λ covers."""
+    """See `interface`: R, M and Q are stored themselves."""
     return self.clone(
       dtype=dtype,
       precision=jax.lax.Precision.HIGHEST,
       remat='none',
       parametrization='none',
-      form='auto' if self.form == 'moved' else self.form,
     )
 
   def explicit_params(self, params: Any) -> Any:
@@ -204,34 +172,16 @@ class LipNeXt(interface.CertifiedModel):
     if self.parametrization == 'none':
       return params
     p = parametrizations.PARAMETRIZATIONS[self.parametrization]
-    return parametrizations.map_raw(
-      params, dict.fromkeys(('Q', 'R', 'M'), p.to_orthogonal)
-    )
+    k = 4 * layers.channel_count(self.shift_ratio, self.width)
+    maps = dict.fromkeys(('Q', 'M'), p.to_orthogonal)
+    maps['R'] = lambda raw: p.to_orthogonal(raw)[..., :k, :]
+    return parametrizations.map_raw(params, maps)
 
 
-def lipschitz_multiplicity(path: str) -> int:
-  """How often a forward pass applies the orthogonal leaf at `path`.
+def paper_parameter_count(depth: int, width: int) -> int:
+  """Counts R and M as the paper does, with R whole: 2·c² a block.
 
-  A block is M Rᵀ S R: its Lipschitz constant is bounded by ‖M‖₂·‖R‖₂², so R
-  counts twice. (Paper §3.1; exact orthogonality makes the distinction vanish,
-  a measured bound must keep it.)
-
-  >>> lipschitz_multiplicity('params/blocks/R')
-  2
-  >>> lipschitz_multiplicity('params/blocks/M')
-  1
+  >>> paper_parameter_count(32, 4096) == 1024 * 2**20
+  True
   """
-  return 2 if path.rsplit('/', maxsplit=1)[-1] == 'R' else 1
-
-
-def num_orthogonal_parameters(variables: VariableDict) -> int:
-  """Entries of R and M: the paper's parameter count, l·2·c².
-
-  >>> model = LipNeXt(num_classes=2, depth=3, width=8, patch_size=2)
-  >>> shapes = jax.eval_shape(
-  ...   model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
-  >>> num_orthogonal_parameters(shapes)
-  384
-  """
-  stacks = variables['params']['blocks']
-  return stacks['R'].size + stacks['M'].size
+  return 2 * depth * width**2

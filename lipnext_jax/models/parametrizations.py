@@ -189,21 +189,19 @@ CHOICES = ('none', *PARAMETRIZATIONS)  # 'none': the matrix is the parameter.
 def orthogonal_param(
   module: nn.Module,
   name: str,
-  n: int,
+  shape: tuple[int, int],
   init: str,
   parametrization: str,
-  rows: int | None = None,
 ) -> jax.Array:
-  """The orthogonal [n, n] parameter `name` of a module, stored or mapped.
+  """Makes a parameter with orthonormal rows, stored or mapped.
 
   Args:
     module: inside its `nn.compact` method.
     name: of the matrix; what is trained is called so, or `name` + '_raw'.
-    n: size.
+    shape: (m, n) with m <= n. Maps make [n, n] and are cut to m rows.
     init: 'haar' (random; Haar-distributed for 'none' and 'cholesky') or
       'identity'.
     parametrization: one of `CHOICES`.
-    rows: how many the module reads; a stored matrix may come without others.
 
   Raises:
     ValueError: an unknown name, or an initialisation that the
@@ -212,20 +210,17 @@ def orthogonal_param(
   if parametrization not in CHOICES:
     raise ValueError(f'{parametrization=} must be one of {CHOICES}.')
   if parametrization == 'none':
-    given: jax.Array | None = module.get_variable('params', name)
-    if rows is not None and given is not None and rows <= len(given) < n:
-      return given
-    start = initializers.ORTHOGONAL[init]
-    return module.param(name, start, (n, n), jnp.float32)
+    return module.param(name, initializers.ORTHOGONAL[init], shape, jnp.float32)
   p = PARAMETRIZATIONS[parametrization]
   if init not in p.initializers:
     raise ValueError(
       f'{parametrization=} cannot start at {init!r}: choose from '
       f'{sorted(p.initializers)}.'
     )
-  shape = (n, p.columns(n))
-  raw = module.param(name + RAW, p.initializers[init], shape, jnp.float32)
-  return p.to_orthogonal(raw)
+  rows, n = shape
+  raw_shape = (n, p.columns(n))
+  raw = module.param(name + RAW, p.initializers[init], raw_shape, jnp.float32)
+  return p.to_orthogonal(raw)[:rows]
 
 
 def map_raw(params: Any, maps: Mapping[str, Callable[..., Any]]) -> Any:

@@ -1,8 +1,7 @@
 """From a config to a model: the models by name, and their two precisions."""
 
-from collections.abc import Callable
+import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,75 +23,10 @@ PRECISIONS = {
 }
 
 
-def _lipnext(
-  model: ml_collections.ConfigDict, num_classes: int, data_shards: int
-) -> lipnext.LipNeXt:
-  return lipnext.LipNeXt(
-    num_classes=num_classes,
-    depth=model.depth,
-    width=model.width,
-    patch_size=model.patch_size,
-    shift_ratio=model.shift_ratio,
-    beta=model.beta,
-    padding=model.padding,
-    r_init=model.r_init,
-    m_init=model.m_init,
-    dtype=DTYPES[model.dtype],
-    precision=PRECISIONS[model.precision],
-    remat=model.remat,
-    form=model.form,
-    unroll=model.unroll,
-    data_shards=data_shards,
-    activation=model.activation,
-    position=model.position,
-    parametrization=model.parametrization,
-  )
-
-
-def _liresnet(
-  model: ml_collections.ConfigDict, num_classes: int, data_shards: int
-) -> baselines.LiResNet:
-  del data_shards  # Nothing is chosen by it.
-  return baselines.LiResNet(
-    num_classes=num_classes,
-    power_iterations=model.baseline.power_iterations,
-    padding=model.padding,
-    **_baseline_fields(model),
-  )
-
-
-def _bronet(
-  model: ml_collections.ConfigDict, num_classes: int, data_shards: int
-) -> baselines.BRONet:
-  del data_shards  # Nothing is chosen by it.
-  return baselines.BRONet(
-    num_classes=num_classes,
-    reflector_ratio=model.baseline.reflector_ratio,
-    **_baseline_fields(model),
-  )
-
-
-def _baseline_fields(model: ml_collections.ConfigDict) -> dict[str, Any]:
-  return {
-    'depth': model.depth,
-    'width': model.width,
-    'patch_size': model.patch_size,
-    'dense_depth': model.baseline.dense_depth,
-    'dense_width': model.baseline.dense_width,
-    'kernel_size': model.baseline.kernel_size,
-    'activation': model.activation,
-    'beta': model.beta,
-    'position': model.position,
-    'dtype': DTYPES[model.dtype],
-    'precision': PRECISIONS[model.precision],
-  }
-
-
-# Each: (config.model, num_classes, data_shards) → the model.
-MODELS: dict[str, Callable[..., interface.CertifiedModel]] = {
-  'lipnext': _lipnext,
-  'liresnet': _liresnet,
-  'bronet': _bronet,
+MODELS: dict[str, type[interface.CertifiedModel]] = {
+  'lipnext': lipnext.LipNeXt,
+  'liresnet': baselines.LiResNet,
+  'bronet': baselines.BRONet,
 }
 
 
@@ -129,30 +63,38 @@ def check_image(
 def build_model(
   c: ml_collections.ConfigDict,
   num_classes: int,
-  data_shards: int = 1,
   layout: sharded.Layout | None = None,
 ) -> interface.CertifiedModel:
-  """The model of `config.model`, in its training precision.
+  """Builds the model of `config.model`, in its training precision.
 
   Args:
-    c: `config.model`, validated.
-    num_classes: k.
-    data_shards: devices that split a batch.
-    layout: how the blocks of a LipNeXt are spread; the compiler spreads other
-      models.
+    c: `config.model`, validated. A model is given the fields that it has.
+    num_classes: number of classes.
+    layout: how the blocks of a LipNeXt lie on a mesh; the compiler lays other
+      models out.
+
+  Raises:
+    ConfigError: channels would be split of a model that cannot split them.
   """
-  model = MODELS[c.name](c, num_classes, data_shards)
-  if layout is None:
-    return model
-  if layout.width_shards > 1:
+  kind = MODELS[c.name]
+  fields = {**c, **c.baseline}
+  fields = {
+    f.name: fields[f.name]
+    for f in dataclasses.fields(kind)
+    if f.name in fields and f.name != 'name'  # Every module has a name.
+  }
+  fields['dtype'] = DTYPES[c.dtype]
+  fields['precision'] = PRECISIONS[c.precision]
+  model = kind(num_classes=num_classes, **fields)
+  if layout is not None and layout.width_shards > 1:
     _check_width_sharding(c, layout.width_shards)
-  if not isinstance(model, lipnext.LipNeXt) or model.parametrization != 'none':
-    return model  # Maps of whole matrices.
+  if layout is None or c.name != 'lipnext' or c.parametrization != 'none':
+    return model  # Maps need whole matrices.
   return model.clone(layout=layout)
 
 
 def _check_width_sharding(c: ml_collections.ConfigDict, shards: int) -> None:
-  """Refuses what the blocks do not do with split channels."""
+  """Refuses models whose channels cannot be split."""
   if c.name != 'lipnext' or c.parametrization != 'none':
     raise errors.ConfigError(
       'mesh.tensor',
@@ -167,13 +109,6 @@ def _check_width_sharding(c: ml_collections.ConfigDict, shards: int) -> None:
       c.activation,
       'pairs channels that the mesh axis tensor would part',
       "set mesh.tensor=1 or model.activation='beta_abs'",
-    )
-  if c.form not in ('auto', 'fused'):
-    raise errors.ConfigError(
-      'model.form',
-      c.form,
-      'is not possible where the mesh axis tensor splits the channels',
-      "set mesh.tensor=1 or model.form='auto'",
     )
 
 

@@ -166,10 +166,35 @@ def move(
     [n for n in old if n not in both] + new
     for old, new in zip(start, end, strict=True)
   ]
-  for spec in (start, cut, swapped, end):
+  for spec in (start, cut, *_swaps(cut, swapped), end):
     entries = [tuple(names) or None for names in spec]
     x = _constrain(x, target.mesh, entries)
   return x
+
+
+def _swaps(start, end):
+  """Lists layouts from `start` to `end`, one mesh axis after the other moved.
+
+  Each move is an all-to-all over that axis: it leaves the end of its array
+  axis, and joins another one where it is next. The compiler has no such move
+  for several mesh axes at once.
+  """
+  steps, now = [], start
+  while now != end:
+    moves = (
+      (i, j)
+      for i, names in enumerate(now)
+      for j, target in enumerate(end)
+      if i != j and names and [*now[j], names[-1]] == target[: len(now[j]) + 1]
+    )
+    move = next(moves, None)
+    if move is None:  # Left to the compiler.
+      return [*steps, end]
+    i, j = move
+    moved = {i: now[i][:-1], j: [*now[j], now[i][-1]]}
+    now = [moved.get(axis, names) for axis, names in enumerate(now)]
+    steps.append(now)
+  return steps
 
 
 def _placed(sharding: jax.sharding.NamedSharding, ndim: int) -> list[list[str]]:

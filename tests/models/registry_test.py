@@ -11,7 +11,7 @@ from lipnext_jax.models import sharded
 def build(**fields):
   c = config_lib.default_config().model
   c.update({'depth': 2, 'width': 8, 'patch_size': 2} | fields)
-  return registry.build_model(c, num_classes=3, data_shards=4)
+  return registry.build_model(c, num_classes=3)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,6 @@ def build(**fields):
     ('dtype', 'bfloat16', 'dtype', jnp.bfloat16),
     ('precision', 'highest', 'precision', jax.lax.Precision.HIGHEST),
     ('remat', 'block', 'remat', 'block'),
-    ('form', 'moved', 'form', 'moved'),
     ('unroll', True, 'unroll', True),
     ('activation', 'minmax', 'activation', 'minmax'),
     ('position', False, 'position', False),
@@ -39,7 +38,7 @@ def test_every_model_field_reaches_the_model(field, value, attribute, expected):
   model = build(**{field: value})
   assert getattr(model, attribute) == expected
   assert getattr(build(), attribute) != expected
-  assert (model.num_classes, model.data_shards) == (3, 4)
+  assert model.num_classes == 3
 
 
 def test_no_model_field_is_left_out_of_the_list_above():
@@ -56,7 +55,6 @@ def test_no_model_field_is_left_out_of_the_list_above():
       'dtype',
       'precision',
       'remat',
-      'form',
       'unroll',
       'activation',
       'position',
@@ -129,8 +127,6 @@ def test_a_patch_that_does_not_divide_lists_those_that_do():
     ({'name': 'liresnet'}, r'mesh\.tensor=2 .*set mesh\.tensor=1'),
     ({'parametrization': 'cayley'}, r'mesh\.tensor=2 .*parametrization=cayley'),
     ({'activation': 'minmax'}, r"model\.activation='minmax' pairs channels"),
-    ({'form': 'literal'}, r"model\.form='literal' is not possible"),
-    ({'form': 'moved'}, r"model\.form='moved' is not possible"),
   ],
 )
 def test_what_split_channels_do_not_know_is_refused(fields, message):
