@@ -109,8 +109,6 @@ def build_rows() -> dict[str, Row]:
     'no position': {'position': False},
     'R identity': {'r_init': 'identity'},
     'M Haar': {'m_init': 'haar'},
-    'literal': {'form': 'literal'},
-    'α = 1/16, moved': {'shift_ratio': 1 / 16, 'form': 'moved'},
   }
   for name, fields in variants.items():
     rows[name] = Row('tokens', base.clone(**fields))

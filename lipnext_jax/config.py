@@ -152,10 +152,10 @@ def default_config() -> ml_collections.ConfigDict:
   c.mesh.tensor = 1
   # (regular expression, spec) on paths of the train state; the first match
   # counts, no match raises. An axis with '?' is left out where it would not
-  # divide. Matrices are kept in whole layers, with their optimizer state, so that
-  # each device updates its own. 'compute/' is the copy that a step works with:
-  # of M [l, c, c] rows over 'fsdp' and columns over 'tensor'; of R [l, k, c]
-  # columns over both, since its k rows need not divide. docs/pods.md.
+  # divide. Matrices are kept in whole layers, with their optimizer state, so
+  # that each device updates its own. 'compute/' is the copy that a step works
+  # with: M [l, c, c] in rows over 'fsdp' and columns over 'tensor', R [l, k, c]
+  # in columns over both, since its k rows need not divide. docs/pods.md.
   c.sharding = (
     (r'blocks/(R|M)_raw$', (None, 'fsdp', None)),  # Mapped into R and M.
     (r'^compute/blocks/R$', (None, None, ('tensor', 'fsdp'))),

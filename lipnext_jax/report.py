@@ -28,6 +28,8 @@ from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import files
 from lipnext_jax.data import sources
+from lipnext_jax.models import interface
+from lipnext_jax.models import lipnext
 from lipnext_jax.parallel import sharding as sharding_lib
 
 _PACKAGES = (
@@ -68,7 +70,10 @@ def write_records(
     return
   files.write_text(
     os.path.join(workdir, 'parameters.txt'),
-    sharding_lib.table(state, shardings) + '\n',
+    f'{sharding_lib.table(state, shardings)}\n'
+    f'parameters stored: {interface.parameter_count(state.params):,}\n'
+    'as the paper counts, R and M with R whole: '
+    f'{lipnext.paper_parameter_count(state.params):,}\n',
   )
   path = os.path.join(workdir, 'run.json')
   starts = []

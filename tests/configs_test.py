@@ -208,7 +208,7 @@ def measure(name, arg):
   )
   *_, h, w, _ = state.params['blocks']['pos'].shape
   return Size(
-    lipnext.num_orthogonal_parameters({'params': state.params}),
+    lipnext.paper_parameter_count(state.params),
     h * w,
     sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
   )

@@ -13,7 +13,7 @@ def format_text(s: dict[str, Any]) -> str:
   >>> print(format_text({'machine': 'v5e:4x4', 'devices': 16, 'mesh': {
   ...   'data': 16}, 'batch_size': 8, 'microbatches': 1, 'remat': 'none',
   ...   'reduce_dtype': 'float32', 'parameter_count': 5,
-  ...   'orthogonal_parameter_count': 4, 'memory': memory,
+  ...   'paper_parameter_count': 4, 'memory': memory,
   ...   'flops': flops, 'sharding': '', 'fits': False,
   ...   'refusal': 'Used 20G of 16G hbm.'}).splitlines()[-1])
   does not fit: Used 20G of 16G hbm.
@@ -24,8 +24,8 @@ def format_text(s: dict[str, Any]) -> str:
     s['sharding'],
     '',
     f'{s["machine"]}: {s["devices"]} devices, mesh {mesh}',
-    f'  parameters          {s["parameter_count"]:>16,d}',
-    f'  of them in R and M  {s["orthogonal_parameter_count"]:>16,d}',
+    f'  parameters stored   {s["parameter_count"]:>16,d}',
+    f'  as the paper counts {s["paper_parameter_count"]:>16,d}  R and M, R whole',
     f'  batch               {s["batch_size"]:>16,d}  in {s["microbatches"]} '
     f'microbatches, remat {s["remat"]}, gradients reduced in '
     f'{s["reduce_dtype"]}',

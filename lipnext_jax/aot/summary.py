@@ -82,7 +82,9 @@ def summarize(
     'reduce_dtype': config.reduce_dtype,
     'remat': config.model.remat,
     'parameter_count': models.parameter_count(program.abstract.params),
-    'orthogonal_parameter_count': _orthogonal_parameters(config, program),
+    'paper_parameter_count': lipnext.paper_parameter_count(
+      program.abstract.params
+    ),
     'memory': memory | {'capacity': chip.memory},
     'flops': {
       'model': _model_flops(compiled, config),
@@ -134,15 +136,6 @@ def summarize(
   return summary
 
 
-def _orthogonal_parameters(
-  config: ml_collections.ConfigDict, program: program_lib.Program
-) -> int:
-  """Entries of R and M; the rivals have neither."""
-  if config.model.name != 'lipnext' or config.model.parametrization != 'none':
-    return 0
-  return lipnext.num_orthogonal_parameters({'params': program.abstract.params})
-
-
 def _saved_activations(
   config: ml_collections.ConfigDict, compiled: Compiled
 ) -> int:
@@ -163,9 +156,8 @@ def _saved_activations(
 def _model_flops(
   compiled: Compiled, config: ml_collections.ConfigDict
 ) -> float:
-  """Of one forward and backward pass, without recomputation."""
+  """Counts one forward and backward pass, without recomputation."""
   program = compiled.program
-  # M Rᵀ as one matrix if that is less work for the whole batch.
   plain_config = config.copy_and_resolve_references().model
   plain_config.remat = 'none'
   model = registry.build_model(plain_config, program.facts.num_classes)

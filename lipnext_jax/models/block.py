@@ -8,7 +8,7 @@ k = 4⌊αc⌋ of the channels, so only the k rows of R that answer to them matt
 and these are what is stored. Blocks hand on v, to which σ is still to be
 applied, because the backward pass needs the signs that σ removes.
 
-Shapes: `t` tokens, t = b·h·w; `b` batch, `h w` token grid, `c` channels (width).
+Shapes: `t` tokens, t = b·h·w; `b` batch, `h w` token grid, `c` channels.
 """
 
 from collections.abc import Callable

@@ -95,6 +95,18 @@ def activate(x: jax.Array, activation: str, beta: float) -> jax.Array:
   return min_max(x) if activation == 'minmax' else beta_abs(x, beta)
 
 
+def token_product(
+  x: jax.Array, w: jax.Array, precision: jax.lax.PrecisionLike = None
+) -> jax.Array:
+  """Computes y = x Wᵀ for token rows x [..., c] and W [d, c] → [..., d].
+
+  >>> token_product(jnp.ones((2, 3)), jnp.ones((4, 3))).shape
+  (2, 4)
+  """
+  contract = (((x.ndim - 1,), (1,)), ((), ()))
+  return jax.lax.dot_general(x, w, contract, precision=precision)
+
+
 def per_channel(bias: jax.Array, x: jax.Array) -> jax.Array:
   """bias [c] with the rank and dtype of x [..., c], to be added to it.
 

@@ -178,10 +178,19 @@ class LipNeXt(interface.CertifiedModel):
     return parametrizations.map_raw(params, maps)
 
 
-def paper_parameter_count(depth: int, width: int) -> int:
+def paper_parameter_count(params: Any) -> int:
   """Counts R and M as the paper does, with R whole: 2·c² a block.
 
-  >>> paper_parameter_count(32, 4096) == 1024 * 2**20
+  Args:
+    params: of any model, or their shapes.
+
+  Returns:
+    The count of a LipNeXt; 0 for models that have no M.
+
+  >>> shape = jax.ShapeDtypeStruct((32, 4096, 4096), jnp.float32)
+  >>> paper_parameter_count({'blocks': {'M': shape}}) == 1024 * 2**20
   True
   """
-  return 2 * depth * width**2
+  blocks = params.get('blocks', {})
+  m = blocks.get('M', blocks.get('M' + parametrizations.RAW))
+  return 0 if m is None else 2 * m.shape[0] * m.shape[1] ** 2

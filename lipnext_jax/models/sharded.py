@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 from jax import lax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lipnext_jax.models import block as block_lib
@@ -151,7 +150,7 @@ def gather(
   >>> mesh = jax.make_mesh((1,), ('f',), (jax.sharding.AxisType.Auto,))
   >>> split = PartitionSpec('f')
   >>> whole = jax.shard_map(lambda w: gather('bfloat16', (), 'f', 0, w),
-  ...   mesh=mesh, in_specs=split, out_specs=split)(jnp.ones((4, 3)))
+  ...   mesh=mesh, in_specs=split, out_specs=split)(jax.numpy.ones((4, 3)))
   >>> whole.shape, whole.dtype.name
   ((4, 3), 'float32')
   """

@@ -11,7 +11,7 @@ SUMMARY = {
   'remat': 'block',
   'reduce_dtype': 'float32',
   'parameter_count': 2_190_000_000,
-  'orthogonal_parameter_count': 2_147_024_896,
+  'paper_parameter_count': 2_147_024_896,
   'memory': {
     'parameters': 2**29,
     'optimizer': 2**31,

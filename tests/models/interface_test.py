@@ -50,7 +50,8 @@ def trained(name):
     a = rng.normal(size=leaf.shape)
     kind = path[-1].key
     if kind in ('Q', 'R', 'M'):
-      a = np.linalg.qr(a)[0]
+      a = np.linalg.qr(np.swapaxes(a, -1, -2))[0]
+      a = np.swapaxes(a, -1, -2)  # Orthonormal rows.
     elif kind == 'pos' and name == 'no position':
       a = 0 * a
     elif kind.startswith('conv'):

@@ -144,7 +144,7 @@ class Holder(nn.Module):
   @nn.compact
   def __call__(self):
     return parametrizations.orthogonal_param(
-      self, 'R', 8, self.init_, self.name_
+      self, 'R', (6, 8), self.init_, self.name_
     )
 
 
@@ -159,10 +159,10 @@ def test_parameters_start_as_named(name, init, rng):
   leaf = 'R' if name == 'none' else 'R_raw'
   assert list(variables['params']) == [leaf]
   if init == 'identity':
-    np.testing.assert_allclose(w, np.eye(8), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(w, np.eye(6, 8), rtol=0, atol=1e-6)
   else:
-    assert np.max(np.abs(w - np.eye(8))) > 0.3
-    assert defect(np.asarray(w, np.float64)) < 1e-5
+    assert np.max(np.abs(w - np.eye(6, 8))) > 0.3
+    assert defect(np.asarray(w, np.float64).T) < 1e-5
 
 
 def test_an_unknown_parametrisation_is_refused(rng):

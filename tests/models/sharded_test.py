@@ -1,9 +1,10 @@
-"""The spread block; that it is the plain one over 20 steps: program_test.py."""
+"""The block on a mesh; that it is the plain one over 20 steps: program_test."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
@@ -20,26 +21,6 @@ def layout_of(*sizes):
   return sharded.Layout(mesh, ('data',), 'fsdp', 'tensor')
 
 
-@pytest.mark.parametrize('padding', layers.PADDINGS)
-def test_width_shards_shift_the_channels_that_they_have(padding):
-  """A group of 3 channels ends inside a shard of 4, and inside a row part."""
-  eye, x = jnp.eye(WIDTH), jax.random.normal(jax.random.key(0), (2, 3, 5, 16))
-  block = functools.partial(
-    sharded.block,
-    layout_of(1, 2, 4),
-    shift_ratio=3 / 16,
-    activation='beta_abs',
-    beta=0.3,
-    padding=padding,
-    dtype=jnp.float32,
-    precision=None,
-    form='fused',
-  )
-  v = jax.jit(block)(x, eye, eye, jnp.zeros(16), jnp.zeros((3, 5, 1)))
-  shifted = layers.spatial_shift(layers.beta_abs(x, 0.3), 3 / 16, padding)
-  np.testing.assert_array_equal(v, shifted)
-
-
 def gradients(model, variables, images):
   def loss(variables):
     return jnp.sum(jnp.sin(model.apply(variables, images)))
@@ -47,15 +28,7 @@ def gradients(model, variables, images):
   return jax.jit(jax.grad(loss))(variables)
 
 
-@pytest.mark.parametrize(
-  ('sizes', 'options'),
-  [
-    ((2, 2, 2), {'padding': 'zero', 'form': 'fused', 'remat': 'block'}),
-    ((2, 4, 1), {'form': 'literal', 'remat': 'products'}),
-    ((2, 4, 1), {'form': 'moved', 'remat': 'products'}),
-  ],
-)
-def test_gradients_are_those_of_the_plain_model(sizes, options):
+def check_gradients(sizes, **options):
   """Float32 sums of 16 and of 128 terms in another order: about 1e-6."""
   model = models.LipNeXt(3, 2, WIDTH, 4, m_init='haar', **options)
   images = jax.random.uniform(jax.random.key(1), (8, 8, 8, 1))
@@ -70,15 +43,79 @@ def test_gradients_are_those_of_the_plain_model(sizes, options):
     np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()))
 
 
+# k = 12 rows divide over none of the axes; β cuts inside a device's share.
+@pytest.mark.parametrize(
+  ('sizes', 'options'),
+  [
+    ((2, 2, 2), {'padding': 'zero', 'remat': 'block', 'shift_ratio': 3 / 16}),
+    ((1, 1, 8), {'beta': 0.3, 'shift_ratio': 3 / 16}),
+    ((1, 8, 1), {'remat': 'products', 'shift_ratio': 1 / 16}),
+    ((2, 2, 2), {'shift_ratio': 0.0}),
+  ],
+  ids=str,
+)
+def test_gradients_are_those_of_the_plain_model(sizes, options):
+  check_gradients(sizes, **options)
+
+
+FAULTS = {
+  'the first channels rectified on every device': (
+    'activate',
+    lambda self, spec, u: layers.activate(u, spec.activation, spec.beta),
+  ),
+  'R y of a device alone': ('sum', lambda self, x: x),
+}
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_gradient_check_rejects(name, monkeypatch):
+  method, fault = FAULTS[name]
+  monkeypatch.setattr(sharded.Layout, method, fault)
+  with pytest.raises(AssertionError):
+    check_gradients((2, 2, 2), shift_ratio=3 / 16)
+
+
 @pytest.mark.parametrize('remat', models.lipnext.REMAT_POLICIES)
 def test_no_gathered_matrix_is_kept_for_the_backward_pass(remat):
-  model = models.LipNeXt(
-    3, 2, WIDTH, 4, remat=remat, layout=layout_of(1, 8, 1), form='fused'
-  )
+  model = models.LipNeXt(3, 2, WIDTH, 4, remat=remat, layout=layout_of(1, 8, 1))
   plain = model.clone(layout=None)
   images = jnp.zeros((8, 8, 8, 1))
   variables = jax.eval_shape(plain.init, jax.random.key(0), images)
   grad = jax.grad(lambda v: model.apply(v, images).sum())
   jaxpr = jax.make_jaxpr(grad)(variables)
-  # R and P in forward, and again in backward.
+  # R and M in forward, and again in backward.
   assert str(jaxpr).count('= all_gather[') == 4
+
+
+@pytest.mark.parametrize('axis', [0, 1])
+def test_gathered_parts_have_their_gradients_summed_in_their_own_dtype(axis):
+  """Eight devices, 1 + 2⁻¹⁰ each: bfloat16 would lose the 2⁻¹⁰."""
+  mesh = jax.make_mesh((2, 4), ('data', 'fsdp'), AUTO[:2])
+  spec = PartitionSpec(*[None] * axis, 'fsdp')
+
+  def gradient(gather):
+    def loss(w):
+      return jnp.sum(gather(w)) * (1 + 2.0**-10)
+
+    return jax.shard_map(
+      jax.grad(loss), mesh=mesh, in_specs=spec, out_specs=spec
+    )(jnp.ones((8, 8)))
+
+  def narrow(w):
+    w = jax.lax.pcast(w.astype(jnp.bfloat16), ('data',), to='varying')
+    return jax.lax.all_gather(w, 'fsdp', axis=axis, tiled=True)
+
+  wide = functools.partial(
+    sharded.gather, jnp.bfloat16, ('data',), 'fsdp', axis
+  )
+  np.testing.assert_array_equal(gradient(wide), 8 * (1 + 2.0**-10))
+  assert np.all(gradient(narrow) != 8 * (1 + 2.0**-10))
+
+
+def test_channels_that_are_paired_cannot_be_split():
+  model = models.LipNeXt(
+    3, 2, WIDTH, 4, activation='minmax', layout=layout_of(1, 1, 8)
+  )
+  images = jnp.zeros((8, 8, 8, 1))
+  with pytest.raises(ValueError, match="'minmax' cannot be split"):
+    jax.eval_shape(model.init, jax.random.key(0), images)

@@ -1,0 +1,406 @@
+"""The block is the paper's: one function, one trajectory, fewer numbers.
+
+The oracle is the equation as printed, Z = σ( M Rᵀ S( R (X + p) ) + b ), with a
+square R and in float64; the model has the first k = 4⌊αC⌋ rows of it.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lipnext_jax import losses
+from lipnext_jax import models
+from lipnext_jax import optim
+from lipnext_jax.aot import flops
+from lipnext_jax.models import block as block_lib
+from lipnext_jax.models import layers
+from lipnext_jax.models import lipnext
+from lipnext_jax.models import products
+
+IMAGE, WIDTH, DEPTH, CLASSES = (6, 8, 3), 16, 2, 4
+GRID = (3, 4)  # Of patches of 2×2.
+ALPHAS = (1 / 16, 1 / 8, 1 / 4)
+# Forty steps of a tiny model: compiling takes longest.
+QUICK = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
+
+
+@pytest.fixture(autouse=True)
+def in_float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def build(**options):
+  return models.LipNeXt(
+    CLASSES,
+    depth=DEPTH,
+    width=WIDTH,
+    patch_size=2,
+    **{'dtype': jnp.float64, 'precision': 'highest', 'm_init': 'haar'}
+    | options,
+  )
+
+
+def draw_square(seed=0):
+  """Parameters of the paper's own block; biases and positions are not zero."""
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(
+    build(shift_ratio=1 / 4).init, jax.random.key(0), jnp.zeros((1, *IMAGE))
+  )
+
+  def fill(path, leaf):
+    drawn = rng.normal(size=leaf.shape)
+    if path[-1].key in ('R', 'M', 'Q'):
+      return np.linalg.qr(drawn)[0]
+    return 0.3 * drawn
+
+  return jax.tree_util.tree_map_with_path(fill, shapes['params'])
+
+
+def stored(square, alpha):
+  """What the model keeps of them."""
+  rows = square['blocks']['R'][:, : 4 * int(alpha * WIDTH)]
+  return {**square, 'blocks': {**square['blocks'], 'R': rows}}
+
+
+def literal(params, images, alpha, padding):
+  """Logits of the paper's equation."""
+  blocks = params['blocks']
+  x = layers.patchify(images - 0.5, 2)
+  u = x @ params['stem']['Q'][:, : x.shape[-1]].T
+  u += jnp.expand_dims(params['stem']['bias'], (0, 1, 2))
+  for p, r, m, b in zip(
+    *(blocks[name] for name in ('pos', 'R', 'M', 'bias')), strict=True
+  ):
+    y = (layers.beta_abs(u) + jnp.expand_dims(p, 0)) @ r.T
+    y = shift_by_rolling(y, alpha, padding)
+    u = y @ r @ m.T + jnp.expand_dims(b, (0, 1, 2))
+  z = jnp.sqrt(jnp.sum(jnp.square(layers.beta_abs(u)), axis=(1, 2)))
+  kernel = models.head_kernel({'params': params})
+  return z @ kernel.T + jnp.expand_dims(params['head']['bias'], 0)
+
+
+def shift_by_rolling(y, alpha, padding):
+  """S, written another way than in the package."""
+  moved = int(alpha * WIDTH)
+  groups = []
+  for group, (axis, step) in enumerate(((1, -1), (1, 1), (2, -1), (2, 1))):
+    part = jnp.roll(y[..., group * moved : (group + 1) * moved], step, axis)
+    if padding == 'zero':
+      edge = -1 if step < 0 else 0
+      part = part.at[(slice(None),) * axis + (edge,)].set(0)
+    groups.append(part)
+  return jnp.concatenate([*groups, y[..., 4 * moved :]], axis=-1)
+
+
+def draw_images(count=5):
+  return np.random.default_rng(7).uniform(size=(count, *IMAGE))
+
+
+# ── One function ─────────────────────────────────────────────────────────────
+
+
+def check_function(apply, alpha, padding):
+  square, images = draw_square(), draw_images()
+  np.testing.assert_allclose(
+    apply(stored(square, alpha), images, alpha, padding),
+    literal(square, images, alpha, padding),
+    # Some ten float64 products of size 16 on values below 5.
+    rtol=0,
+    atol=1e-12,
+  )
+
+
+def ours(params, images, alpha, padding, **options):
+  model = build(shift_ratio=alpha, padding=padding, **options)
+  return model.apply({'params': params}, images)
+
+
+@pytest.mark.parametrize('padding', layers.PADDINGS)
+@pytest.mark.parametrize('alpha', ALPHAS)
+def test_logits_are_those_of_the_paper(alpha, padding):
+  check_function(ours, alpha, padding)
+
+
+def change_r(change):
+  def apply(params, images, *options):
+    blocks = {**params['blocks'], 'R': change(params['blocks']['R'])}
+    return ours({**params, 'blocks': blocks}, images, *options)
+
+  return apply
+
+
+def patched(target, name, replacement):
+  def apply(*args):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(target, name, replacement)
+      return ours(*args)
+
+  return apply
+
+
+class Planted(NamedTuple):
+  """`products` with another `mix`."""
+
+  mix: Callable
+  product: Callable = products.product
+
+
+def with_mix(mix):
+  return patched(block_lib, 'products', Planted(mix))
+
+
+FUNCTION_FAULTS = {
+  'S for S − I': with_mix(
+    lambda n, y, d, r, m: products.mix(
+      n, y, d + products.product(n, y, r), r, m
+    )
+  ),
+  'R for Rᵀ': with_mix(
+    lambda n, y, d, r, m: products.mix(n, y, d, r.reshape(r.shape[::-1]).T, m)
+  ),
+  'rows of other channels': change_r(lambda r: r[:, ::-1]),
+  'R off the manifold': change_r(lambda r: 1.0001 * r),
+  'another padding': lambda p, x, a, _: ours(p, x, a, 'zero'),
+  'p left out': lambda p, x, *o: ours(
+    {**p, 'blocks': {**p['blocks'], 'pos': 0 * p['blocks']['pos']}}, x, *o
+  ),
+}
+
+
+@pytest.mark.parametrize('name', FUNCTION_FAULTS)
+def test_function_check_rejects(name):
+  with pytest.raises(AssertionError):
+    check_function(FUNCTION_FAULTS[name], 1 / 8, 'circular')
+
+
+def test_without_moved_channels_there_is_no_r():
+  square, images = draw_square(), draw_images()
+  params = stored(square, 0)
+  del params['blocks']['R']
+  np.testing.assert_allclose(
+    ours(params, images, 0, 'circular'),
+    literal(square, images, 0, 'circular'),
+    rtol=0,
+    atol=1e-12,
+  )
+  init = jax.eval_shape(
+    build(shift_ratio=1 / 32).init, jax.random.key(0), jnp.zeros((1, *IMAGE))
+  )
+  assert sorted(init['params']['blocks']) == ['M', 'bias', 'pos']
+
+
+# ── One trajectory ───────────────────────────────────────────────────────────
+
+
+def train(logits_fn, params, steps=40):
+  """Losses and weights of the recipe, but for two things.
+
+  Without the clip, which in the literal block sees a component normal to the
+  manifold that no step takes; and with the exact exponential: a truncated one
+  leaves the manifold by 1e-6, where the two blocks are two functions.
+  """
+  tx = optim.lipnext_optimizer(
+    2e-2,
+    clip_norm=None,
+    lookahead_period=6,
+    retraction_period=10,
+    exponential='exact',
+  )
+  images = draw_images(8)
+  labels = jnp.arange(8) % CLASSES
+
+  def loss(params):
+    kernel = models.head_kernel({'params': params})
+    return losses.emma_loss(logits_fn(params, images), labels, kernel, 0.5)
+
+  def step(carry, _):
+    params, state = carry
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = tx.update(grads, state, params)
+    return (optax.apply_updates(params, updates), state), value
+
+  carry = jax.tree.map(jnp.asarray, params), tx.init(params)
+  run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps))
+  (params, state), values = run.lower(carry).compile(QUICK)(carry)
+  return values, params, optim.slow_params(state, params)
+
+
+def check_trajectory(logits_fn, alpha, padding):
+  square = draw_square()
+  expected = train(
+    functools.partial(literal, alpha=alpha, padding=padding), square
+  )
+  found = train(logits_fn, stored(square, alpha))
+  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-9)
+  close(found[0], expected[0])
+  for mine, theirs in zip(found[1:], expected[1:], strict=True):
+    jax.tree.map(close, mine, stored(theirs, alpha))
+  moved = np.abs(found[1]['blocks']['R'] - stored(square, alpha)['blocks']['R'])
+  assert moved.max() > 0.05  # A trajectory worth following.
+  assert expected[0][-1] < expected[0][0] - 0.1
+
+
+@pytest.mark.parametrize('padding', layers.PADDINGS)
+@pytest.mark.parametrize('alpha', ALPHAS)
+def test_forty_steps_of_the_recipe_are_those_of_the_paper(alpha, padding):
+  model = build(shift_ratio=alpha, padding=padding)
+  check_trajectory(
+    lambda params, x: model.apply({'params': params}, x), alpha, padding
+  )
+
+
+def test_trajectory_check_rejects_a_lost_gradient():
+  """R's gradient from one of the two products with it alone."""
+  model = build(shift_ratio=1 / 8)
+
+  def lossy(n, y, d, r, m):
+    return products.mix(n, y, d, jax.lax.stop_gradient(r), m)
+
+  def half(params, x):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(block_lib, 'products', Planted(lossy))
+      return model.apply({'params': params}, x)
+
+  with pytest.raises(AssertionError):
+    check_trajectory(half, 1 / 8, 'circular')
+
+
+# ── What it costs ────────────────────────────────────────────────────────────
+
+
+def dots(jaxpr):
+  """All that multiply, in inner jaxprs too; a branch of each kind once."""
+  for e in flops.open_jaxpr(jaxpr).eqns:
+    if e.primitive.name == 'dot_general':
+      yield e
+    inner = list(flops.inner_jaxprs(e))
+    if e.primitive.name == 'cond':
+      inner = inner[:1]  # The product of one platform or another.
+    for jaxpr in inner:
+      yield from dots(jaxpr)
+
+
+def count_costs(alpha, remat):
+  """Products c × c of all tokens (forward, backward), and tensors kept."""
+  model = build(shift_ratio=alpha, remat=remat)
+  params, images = stored(draw_square(), alpha), draw_images(3)
+  tokens = len(images) * math.prod(GRID)
+  jaxpr = jax.make_jaxpr(
+    jax.grad(lambda p: jnp.sum(model.apply({'params': p}, images)))
+  )(params)
+
+  def work(scan):
+    total = 0.0
+    for e in dots(scan.params['jaxpr']):
+      three = [v.aval.shape for v in (*e.invars, *e.outvars)]
+      if any(tokens in shape for shape in three):
+        # Of [t, c] and [c, d] to [t, d]: t·c·d, whichever is the result.
+        total += math.sqrt(math.prod(map(math.prod, three)))
+    return total / (tokens * WIDTH**2)
+
+  forward, backward = (e for e in jaxpr.eqns if e.primitive.name == 'scan')
+  left = sum(v.aval.size for v in forward.outvars if tokens in v.aval.shape)
+  unit = tokens * WIDTH
+  saved = (left - unit) / (DEPTH * unit)  # The output is no residual.
+  return work(forward), work(backward), saved
+
+
+@pytest.mark.parametrize('alpha', [1 / 16, 1 / 8])
+def test_products_and_memory_are_those_of_the_docs(alpha):
+  forward, backward, saved = count_costs(alpha, 'products')
+  assert forward == pytest.approx(1 + 8 * alpha)
+  assert backward == pytest.approx(2 * (1 + 8 * alpha))
+  assert saved == pytest.approx(1 + 4 * alpha)
+  # Nothing kept but the input: the forward products that lead to d once more.
+  _, recomputed, least = count_costs(alpha, 'block')
+  assert recomputed > backward
+  assert least == pytest.approx(1)
+
+
+@pytest.mark.parametrize('remat', lipnext.REMAT_POLICIES)
+def test_gradients_are_those_of_the_paper_whatever_is_kept(remat):
+  """All of M, p and b; of R what is tangent to the manifold."""
+  square, images = draw_square(), draw_images()
+  alpha = 1 / 8
+
+  def loss(logits):
+    weights = jnp.cos(jnp.arange(logits.size)).reshape(logits.shape)
+    return jnp.sum(logits * weights)
+
+  def gradients(logits_fn, params):
+    grad = jax.jit(
+      jax.grad(lambda p: loss(logits_fn(p, images, alpha, 'zero')))
+    )
+    return grad(params)['blocks']
+
+  got = gradients(functools.partial(ours, remat=remat), stored(square, alpha))
+  want = gradients(literal, square)
+
+  def skew(r, g):
+    a = np.swapaxes(r, -1, -2) @ g
+    return a - np.swapaxes(a, -1, -2)
+
+  r = square['blocks']['R']
+  pairs = [(got[name], want[name]) for name in ('M', 'bias', 'pos')]
+  pairs.append((skew(r[:, :8], got['R']), skew(r, want['R'])))
+  for a, b in pairs:
+    assert np.abs(b).max() > 1e-2
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_a_position_that_is_not_trained_has_no_gradient():
+  images = draw_images()
+  for position in (True, False):
+    grads = jax.grad(
+      lambda p, position=position: jnp.sum(
+        ours(p, images, 1 / 8, 'circular', position=position)
+      )
+    )(stored(draw_square(), 1 / 8))
+    assert grads['blocks']['R'].any()
+    assert grads['blocks']['pos'].any() == position
+
+
+# ── The stem ─────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(('width', 'side'), [(16, 16), (12, 12), (8, 12)])
+def test_the_stem_is_an_isometry_where_its_patches_fit(width, side):
+  """12 values a patch: into 16 or 12 channels; of 12, 8 are kept."""
+  stem = block_lib.Stem(
+    width, 2, products.Numerics(jnp.float64, 'highest'), 'haar', 'none'
+  )
+  x, y = np.random.default_rng(1).uniform(size=(2, 5, 4, 6, 3))
+  params = stem.init(jax.random.key(0), x)['params']
+  assert params['Q'].shape == (side, side)
+  q = np.linalg.qr(np.asarray(params['Q'], np.float64))[0]
+  params = {'Q': q, 'bias': jnp.ones(width)}
+
+  def ratios(params):
+    fx, fy = (stem.apply({'params': params}, z) for z in (x, y))
+    norm = functools.partial(np.linalg.norm, axis=-1)
+    return norm((fx - fy).reshape(5, -1)) / norm((x - y).reshape(5, -1))
+
+  found = ratios(params)
+  if width >= 12:
+    np.testing.assert_allclose(found, 1, rtol=1e-12)
+  else:
+    assert np.all(found < 1 - 1e-3)
+  # And a weight that is not orthogonal shows.
+  scaled = ratios(params | {'Q': 1.001 * params['Q']})
+  np.testing.assert_allclose(scaled, 1.001 * found, rtol=1e-12)
+
+
+def test_an_image_that_no_patch_tiles_raises():
+  with pytest.raises(ValueError, match='patch_size=2 must divide'):
+    build().init(jax.random.key(0), jnp.zeros((1, 7, 8, 3)))
