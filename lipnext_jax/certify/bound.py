@@ -17,6 +17,7 @@ from lipnext_jax.certify import norms
 from lipnext_jax.models import lipnext
 from lipnext_jax.models import parametrizations
 from lipnext_jax.optim import recipe
+from lipnext_jax.optim import trees
 
 
 def float32_above(value: float) -> np.float32:
@@ -50,7 +51,7 @@ def lipschitz_bounds(
   leaves = jax.tree_util.tree_leaves_with_path(params)
   bounds: dict[str, list[float]] = {}
   for (path, leaf), label in zip(leaves, labels, strict=True):
-    name = recipe.path_name(path)
+    name = trees.path_name(path)
     if name.endswith(parametrizations.RAW):
       raise ValueError(
         f'lipschitz_bound: {name} is mapped before it is applied; bound '
@@ -75,7 +76,7 @@ def lipschitz_bounds(
 def _grid(leaves: Any, name: str) -> tuple[int, int]:
   """(h, w) of the positional term [h, w, 1] that a convolutional stem has."""
   for path, leaf in leaves:
-    if recipe.path_name(path).endswith('stem/pos'):
+    if trees.path_name(path).endswith('stem/pos'):
       return leaf.shape[:2]
   raise ValueError(f'lipschitz_bound: no stem/pos tells the grid of {name}.')
 

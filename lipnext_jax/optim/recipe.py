@@ -16,6 +16,7 @@ import optax
 from lipnext_jax.optim import euclidean
 from lipnext_jax.optim import exponential as exponential_lib
 from lipnext_jax.optim import manifold
+from lipnext_jax.optim import trees
 
 # (regular expression on 'a/b/leaf', label). The leaf names are those of
 # `lipnext_jax.models`.
@@ -31,16 +32,6 @@ EXPONENTIALS = {
   'fast': exponential_lib.THRESHOLDS,
   'exact': (0.0, 0.0, 0.0),
 }
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-  """A key path as 'a/b/leaf'.
-
-  >>> [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(
-  ...   {'blocks': {'R': 0}})]
-  ['blocks/R']
-  """
-  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def orthogonal_labels(
@@ -65,7 +56,7 @@ def orthogonal_labels(
   """
 
   def label(path, _):
-    name = path_name(path)
+    name = trees.path_name(path)
     labels = {label for pattern, label in rules if re.search(pattern, name)}
     if len(labels) != 1:
       found = f'matches {sorted(labels)}' if labels else 'matches no rule'
@@ -103,10 +94,10 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> Any:
   for node in nodes:
     if isinstance(node, kinds):
       leaves = jax.tree_util.tree_leaves_with_path(node.slow)
-      slow.update({path_name(path): leaf for path, leaf in leaves})
+      slow.update({trees.path_name(path): leaf for path, leaf in leaves})
 
   def pick(path, leaf):
-    return slow.get(path_name(path), leaf)
+    return slow.get(trees.path_name(path), leaf)
 
   return jax.tree_util.tree_map_with_path(pick, params)
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from lipnext_jax import errors
-from lipnext_jax.optim import recipe
+from lipnext_jax.optim import trees
 
 Rules = Sequence[tuple[str, tuple]]
 
@@ -70,7 +70,7 @@ def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
   """
 
   def one(path, leaf):
-    name = recipe.path_name(path)
+    name = trees.path_name(path)
     spec = _resolve_spec(name, leaf.shape, _first_match(name, rules), mesh)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
@@ -243,7 +243,7 @@ def table(tree: Any, shardings: Any) -> str:
     local = local_bytes(leaf, sharding)
     rows.append(
       (
-        recipe.path_name(path),
+        trees.path_name(path),
         'x'.join(map(str, leaf.shape)) or 'scalar',
         str(leaf.dtype),
         str(tuple(sharding.spec)),
