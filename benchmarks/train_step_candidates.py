@@ -87,7 +87,7 @@ class Candidate:
 
     def loss(params, images, labels):
       images = images.astype(jnp.float32) / 255
-      logits, kernel = logits_fn(params, images)
+      logits, kernel = logits_fn(read(params), images)
       return losses.emma_loss(logits, labels, kernel, EPSILON)
 
     def update(params, opt_state, grads):
@@ -95,7 +95,7 @@ class Candidate:
       return optax.apply_updates(params, updates), opt_state
 
     def step(params, opt_state, images, labels):
-      value, grads = jax.value_and_grad(loss)(read(params), images, labels)
+      value, grads = jax.value_and_grad(loss)(params, images, labels)
       return *update(params, opt_state, grads), value
 
     self.params = jax.jit(init_fn)(jax.random.key(0))
@@ -108,7 +108,7 @@ class Candidate:
     self._step: Any = step.lower(*state, *on_device).compile()
     self.compile_seconds = time.perf_counter() - begin
     self._forward = jax.jit(loss)
-    self._grad = jax.jit(lambda p, *batch: jax.grad(loss)(read(p), *batch))
+    self._grad = jax.jit(jax.grad(loss))
     self._update = jax.jit(update, donate_argnums=(0, 1))
     self._on_device = on_device
 

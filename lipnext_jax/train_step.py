@@ -236,7 +236,8 @@ def make_train_step(
 
     def update(_, carry):
       params, opt_state, grads = carry
-      updates, opt_state = tx.update(grads, opt_state, params)
+      whole = jax.tree.map(_with_zero_rows, grads, params)
+      updates, opt_state = tx.update(whole, opt_state, params)
       params = optax.apply_updates(params, updates)
       # As many rows as the gradients have, see `working_params`.
       updates = jax.tree.map(
@@ -262,6 +263,12 @@ def make_train_step(
     return TrainState(state.step + 1, params, opt_state, health, sums)
 
   return train_step
+
+
+def _with_zero_rows(grad, param):
+  """Appends the rows that a pass did not read, see `working_params`."""
+  sizes = zip(grad.shape, param.shape, strict=True)
+  return jnp.pad(grad, [(0, whole - read) for read, whole in sizes])
 
 
 def _accumulate(objective, params, batch, microbatches):
