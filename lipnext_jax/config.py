@@ -12,6 +12,8 @@ overriding the batch size never leaves a stale schedule.
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 
 from lipnext_jax import errors
@@ -190,6 +192,16 @@ def default_config() -> ml_collections.ConfigDict:
   c.log.every = '1 epochs'
   return c
 
+
+# What a config's names of dtypes and precisions stand for.
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+PRECISIONS = {
+  'default': None,  # The backend's: tf32 or bf16 passes on accelerators.
+  'high': jax.lax.Precision.HIGH,
+  'highest': jax.lax.Precision.HIGHEST,
+  # Operands rounded to bfloat16, sums in float32: what tensor cores do best.
+  'bfloat16': jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
+}
 
 # What every config file's argument offers last: nothing, or two steps.
 SMOKE = ('', 'smoke')

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lipnext_jax import models
-from lipnext_jax.optim import recipe
+from lipnext_jax.optim import trees
 
 # Flax' collection for what modules tell on the way; scanned models carry it.
 _COLLECTION = 'intermediates'
@@ -126,7 +126,7 @@ def _finite_layers(x: jax.Array) -> jax.Array:
 
 def _named(tree: Any) -> dict[str, Any]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {recipe.path_name(path): leaf for path, leaf in leaves}
+  return {trees.path_name(path): leaf for path, leaf in leaves}
 
 
 def _layer(flags, first: bool) -> str:

@@ -19,7 +19,7 @@ import jax
 
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax.optim import recipe
+from lipnext_jax.optim import trees
 
 NAME = 'manifest.json'
 # Orbax adds the time of commit to the first, and the second, when it gives the
@@ -36,7 +36,7 @@ def describe_arrays(tree: Any) -> dict[str, list[Any]]:
   {'w': [[2, 3], 'float32']}
   """
   return {
-    recipe.path_name(path): [list(leaf.shape), str(leaf.dtype)]
+    trees.path_name(path): [list(leaf.shape), str(leaf.dtype)]
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 

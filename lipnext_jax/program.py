@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
+from lipnext_jax import validation
 from lipnext_jax.data import sources
 from lipnext_jax.models import interface
 from lipnext_jax.models import registry
@@ -85,7 +87,8 @@ def build(
   plan = schedules.make_plan(config, facts.train_examples)
 
   # ----------------------------------------------------------------- model
-  registry.check_image(config.model, facts.image_shape)
+  validation.check_image(config.model, facts.image_shape)
+  validation.check_width_sharding(config.model, mesh.shape['tensor'])
   model, spread = (
     registry.build_model(config.model, facts.num_classes, layout)
     for layout in (None, mesh_lib.model_layout(mesh))
@@ -153,7 +156,7 @@ def build(
 
 def _relayouts(stored, compute, reduce_dtype):
   """The two functions between how parameters are kept and used."""
-  narrow = registry.DTYPES[reduce_dtype]
+  narrow = config_lib.DTYPES[reduce_dtype]
 
   def to_compute(params):
     def one(x, source, target):

@@ -157,7 +157,7 @@ def restore(
     workdir, config_hash=checkpoint.hash_config(config)
   )
   step = reader.choose(config.eval.checkpoint)
-  registry.check_image(config.model, image_shape)
+  validation.check_image(config.model, image_shape)
   model = registry.build_model(config.model, num_classes)
   # The types that were stored, also in a program that computes in float64.
   with jax.enable_x64(False):

@@ -8,6 +8,7 @@ import contextlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from lipnext_jax import certify
@@ -19,6 +20,7 @@ from lipnext_jax import evaluate
 from lipnext_jax import health as health_lib
 from lipnext_jax import interrupts as interrupts_lib
 from lipnext_jax import lock as lock_lib
+from lipnext_jax import optim
 from lipnext_jax import page
 from lipnext_jax import program as program_lib
 from lipnext_jax import report
@@ -194,7 +196,7 @@ def train_and_evaluate(
           if save_now and not is_finite((state.params, state.opt_state)):
             stop('the update is not finite', state, used)
           if monitor_now:
-            result = certify_split(state, monitored_split, 'fast')
+            result = certify_split(state, monitored_split, 'assumed')
             summary = result.summary([config.loss.epsilon])
             certified = next(iter(summary['cra'].values()))
             clean = summary['clean']
@@ -237,7 +239,11 @@ def train_and_evaluate(
 def _make_certify_split(
   config, program, processes
 ) -> Callable[[step_lib.TrainState, sources.Source, str], evaluate.Evaluation]:
-  """(state, source, certificate) → its evaluation on the slow weights."""
+  """(state, source, certificate) → its evaluation on the certified weights.
+
+  The certificate 'assumed' is for monitoring: the constant is the one that
+  training takes, so that no device waits for a proof on the host.
+  """
   mesh = program.mesh
   fast_step = evaluate.make_eval_step(program.model, mesh)
   rigorous_step = evaluate.make_rigorous_step(program.model, mesh)
@@ -245,6 +251,13 @@ def _make_certify_split(
     rigorous.require_double(mesh.devices.flat[0].platform)
   to_eval_params = jax.jit(
     program.evaluation_params, out_shardings=program.evaluation_shardings
+  )
+
+  assumed_constant = jax.jit(
+    lambda state: jnp.float32(
+      program.model.lipschitz(optim.slow_params(state.opt_state, state.params))
+    ),
+    out_shardings=mesh_lib.replicated(mesh),
   )
 
   def certify_split(state, source, certificate):
@@ -255,8 +268,10 @@ def _make_certify_split(
       workers=config.dataset.workers,
       **processes,
     )
-    host_params = jax.tree.map(distributed.to_host, params)
-    bounds = certify.lipschitz_bounds(host_params)
+    if certificate == 'assumed':
+      constant = assumed_constant(state)
+      return evaluate.evaluate(fast_step, params, batches, mesh, constant)
+    bounds = evaluate.prove_bounds(params)
     if certificate == 'rigorous':
       result = evaluate.evaluate_rigorous(rigorous_step, params, batches, mesh)
     else:

@@ -11,13 +11,13 @@ import ml_collections
 import optax
 
 from lipnext_jax import certify
+from lipnext_jax import config as config_lib
 from lipnext_jax import health as health_lib
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
 from lipnext_jax import schedules
 from lipnext_jax.models import interface
-from lipnext_jax.models import registry
 
 # Power iterations of the monitored orthogonality error: n² each, so that a log
 # line can afford them. The certificate uses a proved bound instead.
@@ -138,7 +138,7 @@ def build_optimizer(
   return optim.lipnext_optimizer(
     learning_rate(c, plan),
     inner=functools.partial(
-      INNER_RULES[c.name], mu_dtype=registry.DTYPES[c.mu_dtype]
+      INNER_RULES[c.name], mu_dtype=config_lib.DTYPES[c.mu_dtype]
     ),
     clip_norm=c.clip_norm or None,
     lookahead_period=c.lookahead_period or None,
@@ -146,7 +146,7 @@ def build_optimizer(
     retraction=c.retraction,
     retraction_period=plan.retraction_period or None,
     exponential=c.exponential,
-    precision=registry.PRECISIONS[c.precision],
+    precision=config_lib.PRECISIONS[c.precision],
     stack_sharding=stack_sharding,
   )
 

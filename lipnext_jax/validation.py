@@ -3,7 +3,8 @@
 Refuses unknown fields, wrong types, values out of range, unknown choices,
 contradictions, and fields that nothing would read. What only the data or the
 devices can tell is checked where they are known: `data.sources`,
-`models.registry.check_image`, `parallel.mesh`, `schedules.make_plan`.
+`check_image` and `check_width_sharding` here, `parallel.mesh`,
+`schedules.make_plan`.
 """
 
 from collections.abc import Sequence
@@ -83,6 +84,65 @@ def validate(config: ml_collections.ConfigDict) -> None:
   _check_owned(fields)
   _check_augment(config.augment)
   _check_epsilons(config.eval.epsilons)
+
+
+def check_image(
+  c: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
+) -> None:
+  """Refuses a patch side that does not divide the dataset's images.
+
+  And reflector kernels that are larger than the grid of patches.
+
+  Raises:
+    ConfigError: naming the sides that would fit.
+  """
+  height, width, _ = image_shape
+  if height % c.patch_size or width % c.patch_size:
+    common = math.gcd(height, width)
+    fits = [k for k in range(1, common + 1) if common % k == 0]
+    raise errors.ConfigError(
+      'model.patch_size',
+      c.patch_size,
+      f'does not divide images of {height}×{width} pixels',
+      f'choose one of {", ".join(map(str, fits))}',
+    )
+  grid = height // c.patch_size, width // c.patch_size
+  if c.name == 'bronet' and c.baseline.kernel_size > min(grid):
+    raise errors.ConfigError(
+      'model.baseline.kernel_size',
+      c.baseline.kernel_size,
+      f'exceeds the grid of {grid[0]}×{grid[1]} patches',
+      f'choose at most {min(grid)}, or a smaller model.patch_size',
+    )
+
+
+def check_width_sharding(c: ml_collections.ConfigDict, shards: int) -> None:
+  """Refuses models whose channels cannot be split.
+
+  Args:
+    c: `config.model`.
+    shards: devices that share the channels, `mesh.tensor`.
+
+  Raises:
+    ConfigError: naming the field to change.
+  """
+  if shards == 1:
+    return
+  if c.name != 'lipnext' or c.parametrization != 'none':
+    raise errors.ConfigError(
+      'mesh.tensor',
+      shards,
+      f'splits no work of model.name={c.name}, model.parametrization='
+      f'{c.parametrization}',
+      'set mesh.tensor=1',
+    )
+  if c.activation != 'beta_abs':
+    raise errors.ConfigError(
+      'model.activation',
+      c.activation,
+      'pairs channels that the mesh axis tensor would part',
+      "set mesh.tensor=1 or model.activation='beta_abs'",
+    )
 
 
 def explain_override(
@@ -227,8 +287,8 @@ _CHOICES: dict[str, Any] = {
   'model.padding': layers.PADDINGS,
   'model.r_init': initializers.ORTHOGONAL,
   'model.m_init': initializers.ORTHOGONAL,
-  'model.dtype': registry.DTYPES,
-  'model.precision': registry.PRECISIONS,
+  'model.dtype': config_lib.DTYPES,
+  'model.precision': config_lib.PRECISIONS,
   'model.remat': lipnext.REMAT_POLICIES,
   'model.activation': layers.ACTIVATIONS,
   'model.parametrization': parametrizations.CHOICES,
@@ -239,9 +299,9 @@ _CHOICES: dict[str, Any] = {
   'optimizer.name': train_step.INNER_RULES,
   'optimizer.retraction': retraction.METHODS,
   'optimizer.exponential': recipe.EXPONENTIALS,
-  'optimizer.precision': registry.PRECISIONS,
-  'optimizer.mu_dtype': registry.DTYPES,
-  'reduce_dtype': registry.DTYPES,
+  'optimizer.precision': config_lib.PRECISIONS,
+  'optimizer.mu_dtype': config_lib.DTYPES,
+  'reduce_dtype': config_lib.DTYPES,
 }
 
 

@@ -4,6 +4,7 @@ One compilation a mesh, shared by all tests here.
 """
 
 import functools
+import math
 import re
 
 import jax
@@ -219,9 +220,11 @@ def test_the_update_of_stacks_falls_as_one_over_the_devices():
     copied[sizes] = (every - shared[sizes]) / max(devices - 1, 1)
   assert shared[ONE] > 0
   assert set(shared.values()) == {shared[ONE]}
-  # Q is one matrix of the same size as 2·DEPTH in the stacks.
+  # Q is one matrix of the size of M; R has half of its rows, so that XᵀG and
+  # the product with X are half of 2·C³ less.
   del copied[ONE]
-  assert set(copied.values()) == {shared[ONE] / (2 * DEPTH + 1)}
+  (q,) = set(copied.values())
+  assert shared[ONE] == q + DEPTH * (2 * q - 2 * WIDTH**3)
 
 
 def test_layers_that_do_not_split_over_replicas_are_updated_by_each():
@@ -247,8 +250,9 @@ def test_microbatches_that_do_not_divide_are_refused():
 def test_evaluation_gets_retracted_weights_in_the_layout_of_a_step():
   run = run_on((2, 2, 2))
   params = jax.jit(run.program.evaluation_params)(run.state)
-  r = params['blocks']['R']
-  assert {s.data.shape for s in r.addressable_shards} == {(DEPTH, 4, WIDTH)}
+  r, m = params['blocks']['R'], params['blocks']['M']
+  assert {s.data.shape for s in r.addressable_shards} == {(DEPTH, 8, 4)}
+  assert {s.data.shape for s in m.addressable_shards} == {(DEPTH, 8, 8)}
   expected = step_lib.evaluation_params(
     run.program.model, jax.device_get(run.state)
   )
@@ -280,12 +284,12 @@ def test_first_moments_in_bfloat16_are_half_as_large():
     leaves = jax.tree.leaves(program.abstract.opt_state)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
+  def moment(p, label):
+    """Entries of one: skew matrices [C, C] have each of theirs once."""
+    skew = math.prod(p.shape[:-2]) * max(p.shape[-2:]) ** 2 // 2
+    return skew if label == 'orthogonal' else p.size
+
   params = wide.abstract.params
-  packed = {'orthogonal': 2, 'euclidean': 1}  # Skew matrices: each entry once.
-  counts = jax.tree.map(
-    lambda p, label: p.size // packed[label],
-    params,
-    optim.orthogonal_labels(params),
-  )
+  counts = jax.tree.map(moment, params, optim.orthogonal_labels(params))
   count = sum(jax.tree.leaves(counts))
   assert size(wide) - size(narrow) == 2 * count

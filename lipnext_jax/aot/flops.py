@@ -2,11 +2,11 @@
 
 XLA's own count takes the body of a loop once. Here a scan's body counts as
 often as it runs; a conditional counts as its dearest branch, or as the one of a
-platform where that decides; a loop whose trips
-depend on data (Newton–Schulz, the squarings of an exponential) counts once,
-unless it walks a stack of matrices, as the plain steps of `optim.orthogonal`
-do; its special ones (sync, retraction) are left out. Products and convolutions
-only: everything else is bound by memory.
+platform where that decides; a loop whose trips depend on data (Newton–Schulz,
+the squarings of an exponential) counts once, unless it walks a stack of
+matrices, as the plain steps of `optim.orthogonal` do; what those do at some
+steps only (sync, retraction) is left out. Products and convolutions only:
+everything else is bound by memory.
 """
 
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def count(
     names = str(eqn.source_info.name_stack)
     here = inside or not scope or scope in names
     name = eqn.primitive.name
-    if manifold.SPECIAL in names:
+    if manifold.PERIODIC in names:
       continue
     if name in ('dot_general', 'conv_general_dilated') and here:
       total += _product(eqn).times(copies)

@@ -25,7 +25,7 @@ def format_text(s: dict[str, Any]) -> str:
     '',
     f'{s["machine"]}: {s["devices"]} devices, mesh {mesh}',
     f'  parameters stored   {s["parameter_count"]:>16,d}',
-    f'  as the paper counts {s["paper_parameter_count"]:>16,d}  R and M, R whole',
+    f'  as the paper counts {s["paper_parameter_count"]:>16,d}  (R, M whole)',
     f'  batch               {s["batch_size"]:>16,d}  in {s["microbatches"]} '
     f'microbatches, remat {s["remat"]}, gradients reduced in '
     f'{s["reduce_dtype"]}',

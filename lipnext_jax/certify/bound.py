@@ -6,6 +6,7 @@ in float64 with rounding accounted for: matrices in `norms`, convolutions in
 """
 
 from collections.abc import Callable
+import itertools
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ from lipnext_jax.certify import convolution
 from lipnext_jax.certify import norms
 from lipnext_jax.models import parametrizations
 from lipnext_jax.optim import recipe
+from lipnext_jax.optim import trees
 
 
 def float32_above(value: float) -> np.float32:
@@ -50,12 +52,20 @@ def lipschitz_bounds(
   params: Any,
   label_fn: Callable[[Any], Any] = recipe.orthogonal_labels,
   factor_fn: Callable[[str, float], float] = operator_factor,
+  part: tuple[int, int] = (0, 1),
 ) -> dict[str, list[float]]:
   """Bounds every operator of every layer: the factors of `lipschitz_bound`.
 
   Leaves that `label_fn` calls orthogonal are matrices [..., m, n]; the names
   `conv_zero`, `conv_circular` and `spectrum` are convolutions on the grid of
   `stem/pos`, see `convolution`. Everything else has to be 1-Lipschitz.
+
+  Args:
+    params: see `lipschitz_bound`.
+    label_fn: see `lipschitz_bound`.
+    factor_fn: see `lipschitz_bound`.
+    part: (i, n): bounds only every n-th matrix, from the i-th on, and puts 0
+      for the others. The maximum over all n parts is the whole.
 
   Raises:
     ValueError: a raw leaf: what it makes is bounded, not the leaf.
@@ -67,8 +77,10 @@ def lipschitz_bounds(
   labels = jax.tree.leaves(label_fn(params))
   leaves = jax.tree_util.tree_leaves_with_path(params)
   bounds: dict[str, list[float]] = {}
+  index, parts = part
+  mine = (i % parts == index for i in itertools.count())
   for (path, leaf), label in zip(leaves, labels, strict=True):
-    name = recipe.path_name(path)
+    name = trees.path_name(path)
     if name.endswith(parametrizations.RAW):
       raise ValueError(
         f'lipschitz_bound: {name} is mapped before it is applied; bound '
@@ -82,7 +94,7 @@ def lipschitz_bounds(
       continue
     stack = np.asarray(leaf)
     bounds[name] = [
-      factor_fn(name, norms.spectral_norm_bound(w))
+      factor_fn(name, norms.spectral_norm_bound(w)) if next(mine) else 0.0
       for w in stack.reshape(-1, *stack.shape[-2:])
     ]
   return bounds
@@ -91,7 +103,7 @@ def lipschitz_bounds(
 def _grid(leaves: Any, name: str) -> tuple[int, int]:
   """(h, w) of the positional term [h, w, 1] that a convolutional stem has."""
   for path, leaf in leaves:
-    if recipe.path_name(path).endswith('stem/pos'):
+    if trees.path_name(path).endswith('stem/pos'):
       return leaf.shape[:2]
   raise ValueError(f'lipschitz_bound: no stem/pos tells the grid of {name}.')
 

@@ -8,7 +8,7 @@ import numpy as np
 from lipnext_jax.certify import bound
 from lipnext_jax.certify import norms
 from lipnext_jax.certify import rounding
-from lipnext_jax.optim import recipe
+from lipnext_jax.optim import trees
 
 
 def _norm(a: np.ndarray) -> float:
@@ -59,7 +59,7 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     if not np.all(np.isfinite(leaf)):
-      name = recipe.path_name(path)
+      name = trees.path_name(path)
       raise ValueError(f'lipnext_chain: {name} is not finite.')
   stem, blocks = params['stem'], params['blocks']
   depth, h, w, _ = blocks['pos'].shape

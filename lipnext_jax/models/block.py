@@ -14,6 +14,7 @@ Shapes: `t` tokens, t = b·h·w; `b` batch, `h w` token grid, `c` channels.
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import Any
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -56,12 +57,12 @@ class BlockSpec:
 
 
 class Weights(NamedTuple):
-  """The parameters of one block, float32."""
+  """The parameters of one block, float32 arrays or something of each."""
 
-  r: jax.Array | None  # Shape [k, c], orthonormal rows; None if k = 0.
-  m: jax.Array  # Shape [c, c], orthogonal.
-  bias: jax.Array  # Shape [c].
-  pos: jax.Array  # Shape [h, w, 1].
+  r: Any  # Shape [k, c], orthonormal rows; None if k = 0.
+  m: Any  # Shape [c, c], orthogonal.
+  bias: Any  # Shape [c].
+  pos: Any  # Shape [h, w, 1].
 
 
 class Devices:

@@ -71,8 +71,8 @@ def certified_params(
   """
 
   def retract(x):
-    return stack.walk(
-      stack_sharding, lambda _, x: retraction.polar_retract(x), x
+    return stack.map_stacks(
+      retraction.polar_retract, x, sharding=stack_sharding
     )
 
   params = model.explicit_params(params)

@@ -123,7 +123,7 @@ class LipNeXt(interface.CertifiedModel):
     )(images - 0.5)
 
     spec = block_lib.BlockSpec(
-      grid=x.shape[1:3],
+      grid=(x.shape[1], x.shape[2]),
       shift_ratio=self.shift_ratio,
       padding=self.padding,
       activation=self.activation,

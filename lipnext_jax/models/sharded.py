@@ -60,7 +60,7 @@ class Layout(block_lib.Devices):
     """See `block.Devices`: every device applies `block` to what it holds."""
     columns = PartitionSpec(None, (self.width, self.rows))
     specs = block_lib.Weights(
-      r=None if weights.r is None else columns,
+      r=columns if weights.r is not None else None,
       m=PartitionSpec(self.rows, self.width),
       bias=PartitionSpec(self.width),
       pos=PartitionSpec(),

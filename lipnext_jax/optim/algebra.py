@@ -1,12 +1,8 @@
-"""Matrices of the Lie algebra so(n), kept whole or each entry once.
+"""Skew-symmetric matrices, the Lie algebra so(n), stored packed.
 
-A skew-symmetric Ω has n(n − 1)/2 numbers. Kept `packed`, so does what an inner
-rule carries along of it: half the memory of its moments and of ΣΔ, and half the
-traffic of its pass.
+A skew-symmetric matrix has n(n − 1)/2 numbers. Packed, so has all that an inner
+rule keeps of it: half of the memory of its moments and of ΣΔ.
 """
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +11,7 @@ from lipnext_jax.optim import products
 
 
 def skew(a: jax.Array) -> jax.Array:
-  """(a − aᵀ)/2 of every matrix of [..., n, n].
+  """Returns the skew-symmetric part (a − aᵀ)/2 of every matrix [..., n, n].
 
   >>> skew(jnp.array([[1.0, 4.0], [2.0, 1.0]])).tolist()
   [[0.0, 1.0], [-1.0, 0.0]]
@@ -24,29 +20,34 @@ def skew(a: jax.Array) -> jax.Array:
 
 
 def pack(a: jax.Array) -> jax.Array:
-  """skew(a), the part above the diagonal folded at the middle row.
+  """Stores every entry of skew(a) once.
 
-  The lower half of that part, turned by half a turn, fits below the diagonal of
-  the upper half; what lies on the diagonal is 0. For odd n the middle row has
-  its entries twice.
+  The lower half of the part above the diagonal, turned by half a turn, fits
+  below the diagonal of the upper half. The diagonal itself is 0, and for odd n
+  the middle row has its entries twice.
 
   Args:
     a: [n, n].
 
   Returns:
-    [⌈n/2⌉, n].
+    [packed_rows(n), n].
 
   >>> pack(jnp.array([[0.0, 2, 4, 6], [0, 0, 8, 10], [0, 0, 0, 12], [0] * 4]))
   Array([[0., 1., 2., 3.],
          [6., 0., 4., 5.]], dtype=float32)
   """
-  half = rows(len(a))
   above = jnp.triu(skew(a), 1)
-  return (above + above[::-1, ::-1])[:half]
+  return (above + above[::-1, ::-1])[: packed_rows(len(a))]
 
 
 def unpack(p: jax.Array) -> jax.Array:
-  """The skew-symmetric [n, n] that `pack` made [⌈n/2⌉, n] of, whatever is in p.
+  """Restores the matrix that `pack` stored; skew-symmetric for any `p`.
+
+  Args:
+    p: [packed_rows(n), n].
+
+  Returns:
+    [n, n].
 
   >>> a = jnp.arange(9.0).reshape(3, 3)
   >>> bool(jnp.all(unpack(pack(a)) == skew(a)))
@@ -57,20 +58,10 @@ def unpack(p: jax.Array) -> jax.Array:
   return above - products.transposed(above)
 
 
-def rows(n: int) -> int:
-  """Of what `pack` makes of [n, n]."""
+def packed_rows(n: int) -> int:
+  """Row count of the packed form of an n×n matrix: ⌈n/2⌉.
+
+  >>> packed_rows(5)
+  3
+  """
   return (n + 1) // 2
-
-
-class Algebra(NamedTuple):
-  """A way to keep Ω and what is made of it."""
-
-  rows: Callable[[int], int]  # n → of what is kept of [n, n]; it has n columns.
-  store: Callable[[jax.Array], jax.Array]  # [n, n] → skew part, [rows, n].
-  load: Callable[[jax.Array], jax.Array]  # [rows, n] → skew-symmetric [n, n].
-
-
-ALGEBRAS = {
-  'whole': Algebra(lambda n: n, skew, skew),
-  'packed': Algebra(rows, pack, unpack),
-}

@@ -1,4 +1,7 @@
-"""What `orthogonal` refuses, in words."""
+"""Checks of what optimizers are given, with messages that name the remedy."""
+
+from collections.abc import Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,43 +10,84 @@ import optax
 from lipnext_jax.optim import retraction
 
 
-def matrices(params: optax.Params, where: str) -> None:
-  """Refuses leaves that cannot be orthogonal matrices."""
+def period(name: str, value: Any) -> None:
+  """Refuses a number of steps below 1; None passes.
+
+  So does an array, which may be traced: a hyperparameter that optax injects.
+  """
+  if isinstance(value, int) and value < 1:
+    raise ValueError(f'{name}={value} must be at least 1, or None.')
+
+
+def weight(name: str, value: Any) -> None:
+  """Refuses a weight of the lookahead outside (0, 1]; arrays pass."""
+  if isinstance(value, float | int) and not 0 < value <= 1:
+    raise ValueError(f'{name}={value} must lie in (0, 1].')
+
+
+def choice(name: str, value: str, choices: Collection[str]) -> None:
+  """Refuses a name that is not among the choices.
+
+  >>> choice('retraction', 'qr', ('svd', 'newton_schulz'))
+  Traceback (most recent call last):
+  ValueError: retraction='qr' must be one of ['newton_schulz', 'svd'].
+  """
+  if value not in choices:
+    raise ValueError(f'{name}={value!r} must be one of {sorted(choices)}.')
+
+
+def matrices(params: optax.Params) -> None:
+  """Refuses leaves that cannot be orthogonal matrices.
+
+  Args:
+    params: tree of arrays, to be float32 or float64 [..., m, n].
+  """
   for path, x in jax.tree_util.tree_leaves_with_path(params):
     name = jax.tree_util.keystr(path)
     if jnp.ndim(x) < 2:
       raise ValueError(
-        f'orthogonal().{where}: leaf {name} has shape {jnp.shape(x)}; it needs '
+        f'orthogonal(): leaf {name} has shape {jnp.shape(x)}; it needs '
         'matrices [..., m, n]. Send other leaves to another transformation '
         'with optax.partition (see orthogonal_labels).'
       )
     if x.dtype not in (jnp.float32, jnp.float64):
       raise ValueError(
-        f'orthogonal().{where}: leaf {name} has dtype {x.dtype}; keep '
-        'orthogonal parameters in float32 (or float64) and cast them for '
-        'compute: a bfloat16 master copy is 1e-2 off the manifold.'
+        f'orthogonal(): leaf {name} has dtype {x.dtype}; keep orthogonal '
+        'parameters in float32 (or float64) and cast them for compute: a '
+        'bfloat16 master copy is 1e-2 off the manifold.'
       )
 
 
-def gradients(updates: optax.Updates, params: optax.Params) -> None:
-  """Refuses gradients of other shapes than a matrix or its first rows have."""
+def gradients(grads: optax.Updates, params: optax.Params | None) -> None:
+  """Refuses gradients without parameters, or of another shape than theirs.
+
+  Args:
+    grads: tree of arrays.
+    params: tree of arrays, or what a caller gave instead.
+  """
+  if params is None:
+    raise ValueError('This needs the parameters: update(grads, state, params).')
 
   def check(path, x, g):
-    *lead, rows, columns = x.shape
-    whole = g.shape == x.shape
-    some = g.ndim == x.ndim and g.shape[-2] <= rows <= columns
-    if not whole and not (some and g.shape == (*lead, g.shape[-2], columns)):
+    given, needed = jnp.shape(g), jnp.shape(x)
+    if given != needed:
       name = jax.tree_util.keystr(path)
       raise ValueError(
-        f'orthogonal().update: the gradient of leaf {name} has shape '
-        f'{g.shape}; it needs {x.shape}, or the first rows of that if m <= n.'
+        f'The gradient of leaf {name} has shape {given}; it needs {needed}.'
       )
 
-  jax.tree_util.tree_map_with_path(check, params, updates)
+  jax.tree_util.tree_map_with_path(check, params, grads)
 
 
-def on_manifold(params: optax.Params, tolerance: float) -> None:
-  """Refuses a start point that is not on the manifold."""
+def on_manifold(params: optax.Params, tolerance: float | None) -> None:
+  """Refuses a start point that is not on the manifold.
+
+  Args:
+    params: tree of [..., m, n], not traced.
+    tolerance: bound on ‖XᵀX − I‖₂ of every matrix; None: no check.
+  """
+  if tolerance is None:
+    return
   for path, x in jax.tree_util.tree_leaves_with_path(params):
     name = jax.tree_util.keystr(path)
     errors = retraction.orthogonality_error(x, iterations=20)
@@ -56,6 +100,6 @@ def on_manifold(params: optax.Params, tolerance: float) -> None:
       ) from e
     if not error <= tolerance:  # Also where it is nan.
       raise ValueError(
-        f'orthogonal().init: leaf {name} is {error:.1e} from orthonormal '
+        f'orthogonal(): leaf {name} is {error:.1e} from orthonormal '
         f'(‖XᵀX − I‖₂; {tolerance=}). Start from polar_retract(x).'
       )

@@ -1,8 +1,7 @@
 """The Euclidean half of the recipe: NAdam as torch has it, and lookahead.
 
-LiResNet++ (and so LipNeXt, paper §4) trains with torch's NAdam inside a
-Lookahead wrapper. Two details differ from optax and matter: torch's momentum
-schedule, and that the wrapper's slow copy is created by the first sync.
+Two details of LiResNet++'s recipe, which the paper follows (§4), differ from
+optax: NAdam's momentum schedule, and when lookahead's slow copy is created.
 """
 
 import math
@@ -12,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+
+from lipnext_jax.optim import checks
 
 
 class ScheduledNadamState(NamedTuple):
@@ -30,7 +31,7 @@ def _log(b):
   return jnp.log(b)
 
 
-def _wide(p: jax.Array) -> jax.Array:
+def _wide_zeros(p: jax.Array) -> jax.Array:
   """Zeros like `p`, float32 at least."""
   return jnp.zeros_like(p, dtype=jnp.promote_types(p.dtype, jnp.float32))
 
@@ -49,18 +50,16 @@ def scale_by_scheduled_nadam(
       u = [ (1 − μ_t)/(1 − Πμ_{i<=t}) g + μ_{t+1}/(1 − Πμ_{i<=t+1}) m ]
           / (sqrt(v/(1 − b2^t)) + eps)
 
-  Reference: T. Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016
-  workshop; the constants are torch's defaults. Elementwise and odd, so it can
-  be lifted by `orthogonal`.
+  Elementwise and odd, so `orthogonal` can lift it. Reference: T. Dozat,
+  "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop.
 
   Args:
     b1: decay of the first moment.
     b2: decay of the second moment.
     eps: added to the root of the second moment.
     momentum_decay: 0.004 in torch.
-    mu_dtype: dtype of the first moment (bfloat16 halves it); None: that of
-      the second, which is the parameters' own but float32 at least: 0.999
-      cannot be accumulated in less.
+    mu_dtype: dtype of the first moment (bfloat16 halves it); None: that of the
+      second, the parameters' own but float32 at least.
 
   Returns:
     A transformation whose updates have the dtype of the second moment.
@@ -75,13 +74,12 @@ def scale_by_scheduled_nadam(
     return b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
 
   def init_fn(params):
+    nu = jax.tree.map(_wide_zeros, params)
     return ScheduledNadamState(
       step=jnp.zeros([], jnp.int32),
       mu_product=jnp.ones([], jnp.float32),
-      mu=jax.tree.map(
-        lambda p: _wide(p).astype(mu_dtype or _wide(p).dtype), params
-      ),
-      nu=jax.tree.map(_wide, params),
+      mu=jax.tree.map(lambda v: jnp.zeros_like(v, dtype=mu_dtype), nu),
+      nu=nu,
     )
 
   def update_fn(updates, state, params=None):
@@ -95,28 +93,16 @@ def scale_by_scheduled_nadam(
     # 1 − b2^t, without the cancellation that costs 1e-5 at t = 1.
     unbias = -jnp.expm1(t * _log(b2))
 
-    nu = jax.tree.map(
-      lambda g, v: b2 * v + (1 - b2) * jnp.square(g.astype(v.dtype)),
-      updates,
-      state.nu,
-    )
-    # In the wide dtype: the stored moment may be bfloat16.
-    mu = jax.tree.map(
-      lambda g, m, v: b1 * m.astype(v.dtype) + (1 - b1) * g.astype(v.dtype),
-      updates,
-      state.mu,
-      nu,
-    )
+    # In the wide dtype of nu, in which mu may not be stored.
+    g = optax.tree.cast_like(updates, state.nu)
+    nu = optax.tree.update_moment(g, state.nu, b2, 2)
+    mu = optax.tree.cast_like(state.mu, nu)
+    mu = optax.tree.update_moment(g, mu, b1, 1)
+    unit = jax.tree.map(lambda v: jnp.sqrt(v / unbias) + eps, nu)
     new = jax.tree.map(
-      lambda g, m, v: (
-        (g_weight * g.astype(v.dtype) + m_weight * m)
-        / (jnp.sqrt(v / unbias) + eps)
-      ),
-      updates,
-      mu,
-      nu,
+      lambda g, m, u: (g_weight * g + m_weight * m) / u, g, mu, unit
     )
-    mu = jax.tree.map(lambda m, old: m.astype(old.dtype), mu, state.mu)
+    mu = optax.tree.cast_like(mu, state.mu)
     return new, ScheduledNadamState(count, product, mu, nu)
 
   return optax.GradientTransformation(init_fn, update_fn)
@@ -158,20 +144,22 @@ def lookahead(
 ) -> optax.GradientTransformationExtraArgs:
   """Lookahead on plain parameters: every `period` steps, slow and fast meet.
 
-      slow ← slow + α (fast − slow),   fast ← slow
+      slow ← slow + alpha·(fast − slow),   fast ← slow
 
   The first sync *creates* the slow copy from the fast weights, as in the
-  recipe's torch wrapper (`optax.lookahead` creates it at step 0).
-
-  Reference: M. Zhang et al., "Lookahead Optimizer", NeurIPS 2019.
+  recipe's torch wrapper; `optax.lookahead` creates it at step 0. Reference:
+  M. Zhang et al., "Lookahead Optimizer", NeurIPS 2019.
 
   Args:
     inner: the fast optimizer.
-    period: k, steps between syncs.
-    alpha: α in (0, 1].
+    period: steps between syncs.
+    alpha: weight of the fast copy in a sync, in (0, 1].
+
+  Returns:
+    A transformation whose `update` needs `params`.
 
   Raises:
-    ValueError: `period` < 1, α outside (0, 1], or no `params` in update.
+    ValueError: `period` or `alpha` out of range; at update: no `params`.
 
   >>> tx = lookahead(optax.sgd(1.0), period=1)
   >>> p, state = jnp.array([0.0]), tx.init(jnp.array([0.0]))
@@ -182,11 +170,8 @@ def lookahead(
   1.0
   1.5
   """
-  # Hyperparameters injected by optax are arrays, and may be traced.
-  if isinstance(period, int) and period < 1:
-    raise ValueError(f'{period=} must be at least 1.')
-  if isinstance(alpha, float | int) and not 0 < alpha <= 1:
-    raise ValueError(f'{alpha=} must lie in (0, 1].')
+  checks.period('period', period)
+  checks.weight('alpha', alpha)
   inner = optax.with_extra_args_support(inner)
 
   def init_fn(params):
@@ -197,29 +182,23 @@ def lookahead(
     )
 
   def update_fn(updates, state, params=None, **extra_args):
-    if params is None:
-      raise ValueError(
-        'lookahead() needs the parameters: call update(grads, state, params).'
-      )
+    checks.gradients(updates, params)
     count = optax.safe_increment(state.step)
     updates, inner_state = inner.update(
       updates, state.inner, params, **extra_args
     )
-    sync = (count % period == 0) & (count > period)
-    until_first_sync = count <= period
+    syncs = (count % period == 0) & (count > period)
 
     def new_slow(p, u, slow):
       fast = (p + u).astype(p.dtype)
-      slow = jnp.where(sync, slow + alpha * (fast - slow), slow)
-      return jnp.where(until_first_sync, fast, slow)
+      slow = jnp.where(syncs, slow + alpha * (fast - slow), slow)
+      return jnp.where(count <= period, fast, slow)
+
+    def new_update(p, u, slow):
+      return jnp.where(syncs, slow - p, u).astype(u.dtype)
 
     slow = jax.tree.map(new_slow, params, updates, state.slow)
-    updates = jax.tree.map(
-      lambda p, u, s: jnp.where(sync, s - p, u).astype(u.dtype),
-      params,
-      updates,
-      slow,
-    )
+    updates = jax.tree.map(new_update, params, updates, slow)
     return updates, LookaheadState(count, inner_state, slow)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -5,21 +5,19 @@
                = … + A⁴/24                        ‖A‖_F < 1       2 products
                = exp(A)                           from 1 on       3 + squarings
 
-`fast_expm1` is FastExp(A) − I, formed directly and never by subtracting I: the
-rounding error is then relative to the small step, not to the identity.
-
-The last branch can be the projection of I + A instead, which bounds how far
-a step turns. Everything works on [..., n, n]; each matrix takes the branch of
-its own norm.
+Each matrix of a stack [..., n, n] takes the branch of its own norm.
 """
 
 from collections.abc import Sequence
+import functools
 import math
+from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from lipnext_jax.optim import checks
 from lipnext_jax.optim import products
 from lipnext_jax.optim import retraction
 from lipnext_jax.optim import stack
@@ -54,27 +52,26 @@ def fast_expm1(
 ) -> jax.Array:
   """FastExp(a) − I for skew-symmetric `a` (paper §3.2), batched.
 
-  The three Taylor branches share A² (Paterson–Stockmeyer). The exact branch
-  scales, sums the degree-8 Taylor polynomial and squares; it is right to
-  rounding, eps·‖a‖₂, for a skew-symmetric matrix of any norm. Where that is
-  no accuracy at all (‖a‖₂ > 6e4 in float32) and for non-finite input the
-  result is nan, so that `optax.apply_if_finite` and the like see it.
+  Formed directly, never by subtracting I: the rounding error is relative to the
+  small step. The Taylor branches share A² (Paterson–Stockmeyer). The exact
+  branch scales, sums the degree-8 Taylor polynomial and squares; it is right to
+  rounding, eps·‖a‖₂, for any norm. Where that is no accuracy at all (‖a‖₂ > 6e4
+  in float32) and for non-finite input the result is nan, so that
+  `optax.apply_if_finite` and the like see it.
 
   The plane of eigenvalues ±it turns by t. With `large_steps='projection'` the
-  last branch is the nearest orthogonal matrix to I + a instead,
-  polar(I + a) = (I + a)(I − a²)^(−1/2), which turns it by atan(t): less than
-  a quarter turn, within which geodesic balls of O(n) are convex, however large
-  the step. Each plane has its own bound; the small ones still turn by t −
-  t³/3. It is the projective retraction of P.-A. Absil, J. Malick,
+  last branch turns it by atan(t) instead, less than a quarter turn however
+  large the step: it is the nearest orthogonal matrix to I + a, by
+  Newton–Schulz (the projective retraction of P.-A. Absil, J. Malick,
   "Projection-like Retractions on Matrix Manifolds", SIAM J. Optim. 22(1),
-  2012, §3, computed by Newton–Schulz.
+  2012, §3).
 
   Args:
     a: [..., n, n] float32 (or wider), skew-symmetric.
     thresholds: ascending bounds on ‖a‖_F below which the orders 2, 3 and 4
       are used; (0, 0, 0) is always the last branch.
-    large_steps: the last branch: 'exponential' (the paper's) or 'projection'.
-    precision: of every product. The default is full float32 on any backend.
+    large_steps: last branch, 'exponential' (the paper's) or 'projection'.
+    precision: precision of every product; the default is full float32.
 
   Returns:
     [..., n, n], the dtype of `a`.
@@ -94,41 +91,35 @@ def fast_expm1(
     raise ValueError(f'fast_exp needs square matrices, got {a.shape=}.')
   if len(thresholds) != 3 or list(thresholds) != sorted(thresholds):
     raise ValueError(f'{thresholds=} must be three ascending numbers.')
-  if large_steps not in LARGE_STEPS:
-    names = sorted(LARGE_STEPS)
-    raise ValueError(f'{large_steps=} must be one of {names}.')
-
-  def one(matrix: jax.Array) -> jax.Array:
-    large = LARGE_STEPS[large_steps]
-    return _expm1_one(matrix, tuple(thresholds), large, precision)
-
-  return stack.map_matrices(one, a)
+  checks.choice('large_steps', large_steps, LARGE_STEPS)
+  one = functools.partial(
+    _expm1_one, tuple(thresholds), LARGE_STEPS[large_steps], precision
+  )
+  return stack.map_stacks(one, a)
 
 
-def fast_exp(
-  a: jax.Array,
-  *,
-  thresholds: Sequence[float] = THRESHOLDS,
-  large_steps: str = 'exponential',
-  precision: lax.PrecisionLike = lax.Precision.HIGHEST,
-) -> jax.Array:
-  """FastExp(a) (paper §3.2); see `fast_expm1`, which updates should use.
+def fast_exp(a: jax.Array, **options: Any) -> jax.Array:
+  """FastExp(a) for skew-symmetric `a` (paper §3.2), batched.
+
+  Updates should use `fast_expm1`, which keeps the digits of a small step.
+
+  Args:
+    a: [..., n, n] float32 (or wider), skew-symmetric.
+    **options: see `fast_expm1`.
+
+  Returns:
+    [..., n, n], the dtype of `a`.
 
   >>> fast_exp(jnp.zeros((3, 2, 2))).shape
   (3, 2, 2)
   """
   eye = jnp.eye(a.shape[-1], dtype=a.dtype)
-  e = fast_expm1(
-    a, thresholds=thresholds, large_steps=large_steps, precision=precision
-  )
-  return e + jnp.expand_dims(eye, tuple(range(a.ndim - 2)))
+  return fast_expm1(a, **options) + jnp.broadcast_to(eye, a.shape)
 
 
-def _expm1_one(a, thresholds, large, precision):
+def _expm1_one(thresholds, large, precision, a: jax.Array) -> jax.Array:
   """`fast_expm1` of one matrix [n, n]."""
-
-  def mm(x, y):
-    return products.product(x, y, precision)
+  mm = functools.partial(products.product, precision=precision)
 
   def order2(a):
     return a + mm(a, a) / 2
@@ -144,19 +135,13 @@ def _expm1_one(a, thresholds, large, precision):
   norm = jnp.linalg.norm(a)
   # Counting passed thresholds sends nan to order 2 (and nan out of it).
   branch = sum((norm >= t).astype(jnp.int32) for t in thresholds)
-
-  def last(a):
-    return large(a, precision)
-
+  last = functools.partial(large, precision)
   return lax.switch(branch, [order2, order3, order4, last], a)
 
 
-def _exact_expm1(a: jax.Array, precision) -> jax.Array:
+def _exact_expm1(precision: lax.PrecisionLike, a: jax.Array) -> jax.Array:
   """exp(a) − I by scaling and squaring: E ← 2E + E², s times."""
-
-  def mm(x, y):
-    return products.product(x, y, precision)
-
+  mm = functools.partial(products.product, precision=precision)
   a2 = mm(a, a)
   # Skew-symmetric: ‖A‖₂⁴ = ‖A²‖₂² and its eigenvalues come in pairs, so
   # 2‖A²‖₂² <= ‖A²‖_F². Far sharper than ‖A‖_F for a step whose energy is
@@ -184,7 +169,7 @@ def _exact_expm1(a: jax.Array, precision) -> jax.Array:
   )
 
 
-def _projected_expm1(a: jax.Array, precision) -> jax.Array:
+def _projected_expm1(precision: lax.PrecisionLike, a: jax.Array) -> jax.Array:
   """polar(I + a) − I, which a step this large may form by subtraction."""
   eye = jnp.eye(a.shape[-1], dtype=a.dtype)
   # The condition of I + a is ‖I + a‖₂: as for the exponential, it must leave

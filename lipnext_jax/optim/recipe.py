@@ -1,8 +1,4 @@
-"""The whole recipe: who updates which parameter, and the slow weights.
-
-Orthogonal matrices go to `orthogonal(nadam)`, everything else to
-`lookahead(nadam)`, behind one global-norm clip (paper §4, after LiResNet++).
-"""
+"""The whole recipe: who updates which parameter, and the slow weights."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -13,9 +9,11 @@ import jax
 from jax import lax
 import optax
 
+from lipnext_jax.optim import checks
 from lipnext_jax.optim import euclidean
 from lipnext_jax.optim import exponential as exponential_lib
 from lipnext_jax.optim import manifold
+from lipnext_jax.optim import trees
 
 # (regular expression on 'a/b/leaf', label). The leaf names are those of
 # `lipnext_jax.models`.
@@ -25,22 +23,11 @@ LABEL_RULES = (
   (r'(^|/)(\w+_raw|conv_(circular|zero)|spectrum)$', 'euclidean'),
 )
 
-
 # Norms of the step below which FastExp's orders 2, 3 and 4 are used.
 EXPONENTIALS = {
   'fast': exponential_lib.THRESHOLDS,
   'exact': (0.0, 0.0, 0.0),
 }
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-  """A key path as 'a/b/leaf'.
-
-  >>> [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(
-  ...   {'blocks': {'R': 0}})]
-  ['blocks/R']
-  """
-  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def orthogonal_labels(
@@ -65,7 +52,7 @@ def orthogonal_labels(
   """
 
   def label(path, _):
-    name = path_name(path)
+    name = trees.path_name(path)
     labels = {label for pattern, label in rules if re.search(pattern, name)}
     if len(labels) != 1:
       found = f'matches {sorted(labels)}' if labels else 'matches no rule'
@@ -103,12 +90,10 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> Any:
   for node in nodes:
     if isinstance(node, kinds):
       leaves = jax.tree_util.tree_leaves_with_path(node.slow)
-      slow.update({path_name(path): leaf for path, leaf in leaves})
-
-  def pick(path, leaf):
-    return slow.get(path_name(path), leaf)
-
-  return jax.tree_util.tree_map_with_path(pick, params)
+      slow.update({trees.path_name(path): leaf for path, leaf in leaves})
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: slow.get(trees.path_name(path), leaf), params
+  )
 
 
 def lipnext_optimizer(
@@ -123,29 +108,31 @@ def lipnext_optimizer(
   retraction_period: int | None = 100,
   retraction: str = 'newton_schulz',
   exponential: str = 'fast',
-  algebra: str = 'packed',
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
-  retraction_precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   stack_sharding: jax.sharding.NamedSharding | None = None,
   label_fn: Callable[[optax.Params], Any] = orthogonal_labels,
 ) -> optax.GradientTransformationExtraArgs:
   """The paper's optimizer: clip, then NAdam with lookahead on both geometries.
+
+  Orthogonal matrices go to `orthogonal(inner)`, everything else to
+  `lookahead(inner)`, behind one global-norm clip (paper §4, after LiResNet++).
 
   Args:
     learning_rate: a number or a schedule of the step, see
       `warmup_cosine_schedule`; 1e-3 at the peak in the paper.
     inner: learning rate → elementwise, odd optax rule, used for both groups.
     clip_norm: bound on the global gradient norm; None: no clipping.
-    lookahead_period: k of both lookaheads; None: no lookahead.
-    lookahead_alpha: α of both lookaheads.
+    lookahead_period: steps between syncs of both lookaheads; None: without.
+    lookahead_alpha: weight of both lookaheads, in (0, 1].
     retraction_period: see `orthogonal`.
     retraction: see `orthogonal`.
     exponential: 'fast' (by the size of the step) or 'exact', whatever its size.
-    algebra: see `orthogonal`; 'whole' for rules that look at Ω's shape.
     precision: see `orthogonal`.
-    retraction_precision: see `orthogonal`.
     stack_sharding: see `orthogonal`.
     label_fn: parameters → tree of 'orthogonal' / 'euclidean'.
+
+  Returns:
+    A transformation whose `update` needs `params`.
 
   Raises:
     ValueError: an unknown `exponential`, or what `orthogonal` refuses.
@@ -157,8 +144,7 @@ def lipnext_optimizer(
   >>> jax.tree.map(jnp.shape, updates)
   {'R': (3, 3), 'bias': (3,)}
   """
-  if exponential not in EXPONENTIALS:
-    raise ValueError(f'{exponential=} must be one of {sorted(EXPONENTIALS)}.')
+  checks.choice('exponential', exponential, EXPONENTIALS)
   on_manifold = manifold.orthogonal(
     inner(learning_rate),
     lookahead_period=lookahead_period,
@@ -166,9 +152,7 @@ def lipnext_optimizer(
     retraction_period=retraction_period,
     retraction=retraction,
     thresholds=EXPONENTIALS[exponential],
-    algebra=algebra,
     precision=precision,
-    retraction_precision=retraction_precision,
     stack_sharding=stack_sharding,
   )
   plain = inner(learning_rate)

@@ -1,8 +1,8 @@
-"""Back onto the orthogonal group: polar retraction X ← UVᵀ (paper §3.2(a)).
+"""Polar retraction X ← UVᵀ back onto the orthogonal group (paper §3.2(a)).
 
 Both methods return the nearest matrix with orthonormal columns (rows, for wide
-matrices) in the Frobenius norm. Newton–Schulz uses products only: it shards,
-never fails to converge on near-orthogonal input, and is far faster than an SVD.
+matrices). Newton–Schulz uses products only: it shards, never fails to converge
+on near-orthogonal input, and is far faster than an SVD.
 """
 
 import functools
@@ -29,16 +29,14 @@ def polar_retract(
 
   'newton_schulz' iterates X ← X(3I − XᵀX)/2, squaring the defect each time:
   2 products for a matrix that drifted, 2 more per iteration for one that
-  starts far away (scaled first). Exactly singular input has no unique factor,
-  and comes back as the iterate reached. 'svd' is the paper's.
-
-  A result that is not finite is never returned for finite input: that matrix
-  comes back unchanged.
+  starts far away (scaled first). 'svd' is the paper's. A singular matrix has no
+  unique factor: it comes back as the last iterate. A matrix whose factor is not
+  finite comes back unchanged.
 
   Args:
     x: [..., m, n], float32 or wider; full rank, of any scale.
     method: 'newton_schulz' or 'svd'.
-    precision: of the products of Newton–Schulz and of UVᵀ.
+    precision: precision of every product.
 
   Returns:
     [..., m, n], the dtype of `x`, orthonormal along the smaller side.
@@ -56,11 +54,9 @@ def polar_retract(
     raise ValueError(f'{method=} must be one of {sorted(METHODS)}.')
   if x.ndim < 2:
     raise ValueError(f'polar_retract needs matrices, got {x.shape=}.')
-  tall = x.shape[-2] >= x.shape[-1]
-  y = x if tall else jnp.swapaxes(x, -1, -2)
-  one = functools.partial(_guarded, METHODS[method], precision)
-  y = stack.map_matrices(one, y)
-  return y if tall else jnp.swapaxes(y, -1, -2)
+  return stack.map_stacks(
+    functools.partial(_retract_one, METHODS[method], precision), x
+  )
 
 
 def orthogonality_error(
@@ -82,57 +78,44 @@ def orthogonality_error(
   >>> orthogonality_error(jnp.ones((5, 1, 3)) / jnp.sqrt(3)).shape
   (5,)
   """
-  if x.shape[-2] < x.shape[-1]:
-    x = jnp.swapaxes(x, -1, -2)
+  error = functools.partial(_error_of_one, iterations=iterations)
+  return jnp.vectorize(error, signature='(m,n)->()')(x)
+
+
+def _error_of_one(x: jax.Array, iterations: int | None) -> jax.Array:
+  """`orthogonality_error` of one matrix [m, n]."""
+  x = x if x.shape[0] >= x.shape[1] else x.T
   if iterations is None:
     d = _defect(x, lax.Precision.HIGHEST)
-    return jnp.max(jnp.abs(jnp.linalg.eigvalsh(d)), axis=-1)
-
-  # Matrix-free: d v = xᵀ(x v) − v. D is symmetric but indefinite, and power
-  # iteration on it converges in norm whatever the sign.
-  def product(v):
-    xv = jnp.einsum('...mn,...n->...m', x, v, precision='highest')
-    return jnp.einsum('...mn,...m->...n', x, xv, precision='highest') - v
+    return jnp.max(jnp.abs(jnp.linalg.eigvalsh(d)))
 
   def step(_, carry):
-    v, _ = carry
-    norm_in = jnp.linalg.norm(v, axis=-1, keepdims=True)
-    v = v / jnp.where(norm_in > 0, norm_in, 1)
-    v = product(v)
-    return v, jnp.linalg.norm(v, axis=-1)
+    # D is symmetric but indefinite, and power iteration on it converges in
+    # norm whatever the sign. D·v = Xᵀ(X·v) − v needs no product of matrices.
+    v, norm = carry
+    v = v / jnp.where(norm > 0, norm, 1)
+    xv = jnp.matmul(x, v, precision=lax.Precision.HIGHEST)
+    v = jnp.matmul(xv, x, precision=lax.Precision.HIGHEST) - v
+    return v, jnp.linalg.norm(v)
 
-  start = jax.random.normal(jax.random.key(0), (x.shape[-1],), x.dtype)
-  start = jnp.broadcast_to(
-    jnp.expand_dims(start, tuple(range(x.ndim - 2))),
-    x.shape[:-2] + x.shape[-1:],
-  )
-  zero = jnp.zeros(x.shape[:-2], x.dtype)
-  return lax.fori_loop(0, iterations, step, (start, zero))[1]
+  start = jax.random.normal(jax.random.key(0), x.shape[1:], x.dtype)
+  carry = start, jnp.linalg.norm(start)
+  return lax.fori_loop(0, iterations, step, carry)[1]
 
 
-def _defect(x, precision):
-  """xᵀx − I for x [..., m, n]."""
-  gram = jnp.matmul(jnp.swapaxes(x, -1, -2), x, precision=precision)
-  eye = jnp.eye(x.shape[-1], dtype=x.dtype)
-  return gram - jnp.expand_dims(eye, tuple(range(x.ndim - 2)))
+def _defect(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
+  """Returns XᵀX − I of one matrix [m, n]."""
+  gram = jnp.matmul(x.T, x, precision=precision)
+  return jnp.where(jnp.eye(len(gram), dtype=bool), gram - 1, gram)
 
 
-def _newton_schulz(x: jax.Array, empty: jax.Array, precision) -> jax.Array:
-  """X ← X + X·(−D/2), D = XᵀX − I, until the next defect is rounding."""
-  n = x.shape[-1]
+def _newton_schulz(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
+  """X ← X − X·D/2, D = XᵀX − I, until the next defect is rounding."""
+  n = x.shape[1]
   eps = float(jnp.finfo(x.dtype).eps)
   # One step takes a defect δ to at most δ² (3/4 δ² + O(δ³)), so a step from
   # δ <= √eps ends at eps. ‖D‖_F itself rounds by about n·eps.
   near = max(eps**0.5, 4 * n * eps)
-
-  def scaled_defect(x):
-    """Shrinks X into the region of convergence (‖X‖₂ < √3) if it is outside."""
-    d = _defect(x, precision)
-    norm = jnp.linalg.norm(d)
-    # ‖X‖₂² <= 1 + ‖D‖_F; inside 1 + ‖D‖_F < 3 the iteration converges as is.
-    squared = jnp.where(norm < 1, 1, 1 + norm)
-    eye = jnp.eye(n, dtype=x.dtype)
-    return x / jnp.sqrt(squared), (d + eye) / squared - eye
 
   def step(x, d):
     return x - jnp.matmul(x, d, precision=precision) / 2
@@ -146,42 +129,45 @@ def _newton_schulz(x: jax.Array, empty: jax.Array, precision) -> jax.Array:
     _, d, i = carry
     return (jnp.linalg.norm(d) > near) & (i < _MAX_ITERATIONS)
 
-  x, d = scaled_defect(x)
+  # Shrinks X into the region of convergence, ‖X‖₂ < √3, if it may be outside:
+  # ‖X‖₂² <= 1 + ‖D‖_F.
+  d = _defect(x, precision)
+  norm = jnp.linalg.norm(d)
+  squared = jnp.where(norm < 1, 1, 1 + norm)
+  d = jnp.where(jnp.eye(n, dtype=bool), (d + 1) / squared - 1, d / squared)
   # Nothing can be done for a zero matrix (the padding of a stack).
-  start = jnp.where(empty, _MAX_ITERATIONS, 0)
-  x, d, _ = lax.while_loop(far, body, (x, d, start))
+  start = jnp.where(jnp.any(x != 0), 0, _MAX_ITERATIONS)
+  x, d, _ = lax.while_loop(far, body, (x / jnp.sqrt(squared), d, start))
   return step(x, d)
 
 
-def _unit_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """X scaled to ‖X‖_F = √n where it is far from that, and whether X = 0.
-
-  Scale does not change the polar factor; in products it could overflow. A
-  matrix near the manifold is left alone to the bit.
-  """
-  n = x.shape[-1]
-  largest = jnp.max(jnp.abs(x))
-  empty = largest == 0
-  largest = jnp.where(empty, 1, largest)
-  unit = jnp.linalg.norm(x / largest)  # Cannot overflow.
-  factor = math.sqrt(n) / jnp.where(empty, 1, unit) / largest
-  return jnp.where((factor > 0.5) & (factor < 2), x, x * factor), empty
-
-
-def _svd(x: jax.Array, empty: jax.Array, precision) -> jax.Array:
-  """UVᵀ from a thin singular value decomposition."""
-  del empty  # Unused.
+def _svd(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
+  """Returns UVᵀ from a thin singular value decomposition."""
   u, _, vt = jnp.linalg.svd(x, full_matrices=False)
   return jnp.matmul(u, vt, precision=precision)
 
 
-def _guarded(method, precision, x: jax.Array) -> jax.Array:
-  """A retraction that returns its input where the result is not finite."""
-  finite = jnp.all(jnp.isfinite(x))
+def _retract_one(method, precision, x: jax.Array) -> jax.Array:
+  """`polar_retract` of one matrix [m, n]."""
+  if x.shape[0] < x.shape[1]:
+    return _retract_one(method, precision, x.T).T
   # LAPACK's SVD of an infinity may never come back.
-  x_safe, empty = _unit_scale(jnp.where(finite, x, 0))
-  y = method(x_safe, empty, precision)
+  finite = jnp.all(jnp.isfinite(x))
+  y = method(_unit_scale(jnp.where(finite, x, 0)), precision)
   return jnp.where(finite & jnp.all(jnp.isfinite(y)), y, x)
+
+
+def _unit_scale(x: jax.Array) -> jax.Array:
+  """Scales X to ‖X‖_F = √n where it is far from that.
+
+  Scale does not change the polar factor; in products it could overflow. A
+  matrix near the manifold is left alone to the bit.
+  """
+  largest = jnp.max(jnp.abs(x))
+  largest = jnp.where(largest == 0, 1, largest)
+  unit = jnp.linalg.norm(x / largest)  # Cannot overflow.
+  factor = math.sqrt(x.shape[1]) / jnp.where(unit == 0, 1, unit) / largest
+  return jnp.where((factor > 0.5) & (factor < 2), x, x * factor)
 
 
 METHODS = {'newton_schulz': _newton_schulz, 'svd': _svd}

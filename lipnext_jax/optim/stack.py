@@ -1,11 +1,11 @@
-"""Walking stacks [..., m, n] of matrices, each device over its own.
+"""Maps functions of one matrix over stacks [..., m, n] of them.
 
-Sharding arrives as data: a `NamedSharding` whose first axis is the stack's.
-No mesh axis is named here.
+`map_stacks` alone knows about leading axes, sharding, padding and writing in
+place. Sharding arrives as data, a `NamedSharding` whose first axis is the
+stack's; no mesh axis is named here.
 """
 
 from collections.abc import Callable
-from collections.abc import Sequence
 import functools
 import math
 from typing import Any
@@ -20,150 +20,135 @@ from jax.sharding import PartitionSpec
 from lipnext_jax.optim import products
 
 
-def map_matrices(
+def map_stacks(
   fn: Callable[..., Any],
-  *stacks: jax.Array,
-  onto: Sequence[int | None] = (),
+  *trees: Any,
+  replace: int = 0,
   when: jax.Array | None = None,
+  sharding: NamedSharding | None = None,
+  **shared: Any,
 ) -> Any:
-  """`fn` on every matrix of [..., m, n] stacks, one after the other.
+  """Applies `fn` to the matrices of stacks [..., m, n], one after the other.
 
-  A loop, not `vmap`: under `vmap` a `switch` runs all of its branches for
-  every matrix.
-
-  Args:
-    fn: matrices [m, n] → any pytree of arrays.
-    *stacks: arrays [..., m, n] with equal leading axes; at least one.
-    onto: for each array that `fn` returns, which of the stacks it replaces
-      once that matrix was read, or None. The loop then writes over the stack
-      and needs no second one, if nobody else needs it and it has that shape.
-    when: bool scalar; False: nothing is computed, and what `fn` would have
-      written over comes back as it was. Every result must be `onto` a stack.
-
-  Returns:
-    What `fn` returns, with the leading axes in front.
-
-  Raises:
-    ValueError: `when` without stacks of the right shape to write over.
-
-  >>> map_matrices(jnp.trace, jnp.ones((2, 3, 4, 4))).shape
-  (2, 3)
-  """
-  lead = stacks[0].shape[:-2]
-  if not lead and when is None:
-    return fn(*stacks)
-  flat = tuple(s.reshape(-1, *s.shape[-2:]) for s in stacks)
-  like = jax.eval_shape(lambda *xs: fn(*(x[0] for x in xs)), *flat)
-  like, treedef = jax.tree.flatten(like)
-  onto = tuple(onto) or (None,) * len(like)
-
-  def buffer(one, source):
-    whole = (len(flat[0]), *one.shape)
-    reused = None if source is None else flat[source]
-    if reused is None or (reused.shape, reused.dtype) != (whole, one.dtype):
-      return jnp.zeros(whole, one.dtype), None
-    return reused, source
-
-  pairs = [buffer(*pair) for pair in zip(like, onto, strict=True)]
-  buffers, sources = zip(*pairs, strict=True)
-  if when is not None and None in sources:
-    raise ValueError(f'when needs stacks to write over: {onto=}, {sources=}.')
-  taken = {source: at for at, source in enumerate(sources)}
-
-  def body(i, buffers):
-    # A stack that is written over is read from where it is written.
-    now = [
-      buffers[taken[j]] if j in taken else stack for j, stack in enumerate(flat)
-    ]
-    matrices = (lax.dynamic_index_in_dim(s, i, keepdims=False) for s in now)
-    out = fn(*map(products.by_rows, matrices))
-    return tuple(
-      lax.dynamic_update_index_in_dim(buffer, products.by_rows(o), i, 0)
-      for buffer, o in zip(buffers, jax.tree.leaves(out), strict=True)
-    )
-
-  count = len(flat[0])
-  trips = count if when is None else jnp.where(when, count, 0)
-  out = lax.fori_loop(0, trips, body, buffers)
-  out = jax.tree.unflatten(treedef, out)
-  return jax.tree.map(lambda o: o.reshape(*lead, *o.shape[1:]), out)
-
-
-def walk(
-  sharding: NamedSharding | None,
-  fn: Callable[..., Any],
-  *stacks: jax.Array,
-  shared: Any = (),
-  onto: Sequence[int | None] = (),
-  when: jax.Array | None = None,
-) -> Any:
-  """`fn(shared, *matrices)` on every matrix of a stack; see `map_matrices`.
-
-  Each device walks its own part of a sharded first axis: no communication
-  when the arrays are laid out by `sharding` already, even if `fn` branches
-  differently on different devices. A first axis that does not divide over the
+  A loop, not `vmap`, under which a `switch` would run all of its branches. Of a
+  sharded stack each device walks its own matrices, without communication where
+  the arrays are laid out by `sharding` already, even if `fn` branches
+  differently on different devices. A stack that does not divide over the
   devices is padded with zero matrices.
 
   Args:
-    sharding: the layout of [L, …, m, n] stacks; None: nothing is sharded.
-    fn: shared, matrices [m, n] → pytree of arrays; must accept zero matrices.
-    *stacks: arrays [..., m, n]; single matrices [m, n] are not sharded.
-    shared: pytree of what every matrix is given, replicated. An explicitly
-      sharded function may not close over arrays.
-    onto: see `map_matrices`.
-    when: see `map_matrices`.
+    fn: matrices [m, n], one of each tree → an array, or a tuple of `replace`
+      arrays if that is more than 1.
+    *trees: trees of one structure; corresponding leaves are [..., m, n] with
+      the same leading axes. Single matrices [m, n] are never sharded.
+    replace: number of trees, the first ones, that the results are written over;
+      they need no other memory, unless somebody else reads the old values.
+    when: bool scalar; False: nothing is computed, and the replaced trees come
+      back as they were. Needs `replace`.
+    sharding: layout of stacks [L, …, m, n]; None: not sharded.
+    **shared: arrays that `fn` is given by keyword with every matrix; on an
+      explicit mesh it cannot close over them.
 
-  >>> walk(None, lambda s, x: s * jnp.trace(x), jnp.ones((2, 4, 4)), shared=3)
-  Array([12., 12.], dtype=float32)
+  Returns:
+    A tree of [..., *result of fn], or a tuple of `replace` trees if that is
+    more than 1.
+
+  >>> map_stacks(lambda x, scale: scale * x, jnp.ones((2, 1, 1)), scale=3.0)
+  Array([[[3.]],
+  <BLANKLINE>
+         [[3.]]], dtype=float32)
   """
-  if stacks[0].ndim < 3 or not _axis(sharding):
-    fn = functools.partial(fn, shared)
-    return map_matrices(fn, *stacks, onto=onto, when=when)
-  assert sharding is not None
-  length = stacks[0].shape[0]
+  treedef = jax.tree.structure(trees[0])
+  results = [
+    _map_leaf(fn, stacks, replace, when, sharding, shared)
+    for stacks in zip(*map(jax.tree.leaves, trees), strict=True)
+  ]
+  outputs = tuple(
+    jax.tree.unflatten(treedef, [result[i] for result in results])
+    for i in range(max(1, replace))
+  )
+  return outputs if replace > 1 else outputs[0]
+
+
+def _map_leaf(fn, stacks, replace, when, sharding, shared) -> list[jax.Array]:
+  """`map_stacks` of one leaf of each tree, over all devices."""
+  loop = functools.partial(_loop, fn, replace)
+  if not _is_spread(stacks[0], sharding):
+    return loop(stacks, when, shared)
+  length = len(stacks[0])
   padding = -length % _shards(sharding)
   if padding:
-    stacks = tuple(
+    stacks = [
       jnp.pad(s, [(0, padding)] + [(0, 0)] * (s.ndim - 1)) for s in stacks
-    )
+    ]
   local = _local(sharding)
-  stacks = tuple(_put(local, s) for s in stacks)
-  out = jax.shard_map(
-    lambda shared, when, stacks: map_matrices(
-      functools.partial(fn, shared), *stacks, onto=onto, when=when
-    ),
+  results = jax.shard_map(
+    loop,
     mesh=sharding.mesh,
-    in_specs=(PartitionSpec(), PartitionSpec(), local.spec),
+    in_specs=(local.spec, PartitionSpec(), PartitionSpec()),
     out_specs=local.spec,
     check_vma=False,  # No collectives, nothing to check.
-  )(shared, when, stacks)
+  )([_put(s, local) for s in stacks], when, shared)
   if not padding:
-    return out
+    return results
   whole = NamedSharding(sharding.mesh, PartitionSpec())
-  return jax.tree.map(lambda o: _put(whole, o)[:length], out)
+  return [_put(r, whole)[:length] for r in results]
 
 
-def lay_out(sharding: NamedSharding | None, x: jax.Array) -> jax.Array:
-  """`x` in the layout that `walk` computes in, or as it is if it cannot be."""
-  if jnp.ndim(x) < 3 or not _axis(sharding):
+def _loop(fn, replace, stacks, when, shared) -> list[jax.Array]:
+  """`map_stacks` of one leaf of each tree, on one device."""
+  lead = stacks[0].shape[:-2]
+  if not lead and when is None:
+    return jax.tree.leaves(fn(*stacks, **shared))
+  flat = [s.reshape(-1, *s.shape[-2:]) for s in stacks]
+  count = len(flat[0])
+  results, others = flat[:replace], flat[replace:]
+  if not replace:
+    one = jax.eval_shape(lambda *s: fn(*(x[0] for x in s), **shared), *flat)
+    results = [jnp.zeros((count, *one.shape), one.dtype)]
+
+  def body(i, results):
+    # A stack that is written over is read from where it is written.
+    read = [*results, *others] if replace else others
+    matrices = [lax.dynamic_index_in_dim(s, i, keepdims=False) for s in read]
+    out = jax.tree.leaves(fn(*map(products.by_rows, matrices), **shared))
+    return [
+      lax.dynamic_update_index_in_dim(stack, products.by_rows(matrix), i, 0)
+      for stack, matrix in zip(results, out, strict=True)
+    ]
+
+  trips = count if when is None else jnp.where(when, count, 0)
+  results = lax.fori_loop(0, trips, body, results)
+  return [r.reshape(*lead, *r.shape[1:]) for r in results]
+
+
+def lay_out(tree: Any, sharding: NamedSharding | None) -> Any:
+  """Puts the stacks of a tree where `map_stacks` computes, if they divide.
+
+  >>> lay_out({'R': jnp.ones((2, 3, 3))}, None)['R'].shape
+  (2, 3, 3)
+  """
+
+  def one(x):
+    if _is_spread(x, sharding) and len(x) % _shards(sharding) == 0:
+      return _put(x, _local(sharding))
     return x
-  assert sharding is not None
-  if x.shape[0] % _shards(sharding):
-    return x
-  return _put(_local(sharding), x)
+
+  return jax.tree.map(one, tree)
 
 
-def restore(sharding: NamedSharding | None, x: jax.Array, like: jax.Array):
-  """`x` in the layout of `like`, where the mesh makes layouts part of types.
+def restore(tree: Any, like: Any, sharding: NamedSharding | None) -> Any:
+  """Puts stacks into the layout of those of `like`, where layouts are types.
 
   With automatic axes the compiler chooses, and nothing is done.
   """
-  if jnp.ndim(x) < 3 or not _axis(sharding):
+
+  def one(x, like):
+    if _is_spread(x, sharding) and _explicit(sharding):
+      return _put(x, jax.typeof(like).sharding)
     return x
-  assert sharding is not None
-  if not _explicit(sharding):
-    return x
-  return _put(jax.typeof(like).sharding, x)
+
+  return jax.tree.map(one, tree, like)
 
 
 def check(sharding: NamedSharding | None) -> None:
@@ -186,30 +171,35 @@ def check(sharding: NamedSharding | None) -> None:
     )
 
 
+def _is_spread(x, sharding) -> bool:
+  """Whether `x` is a stack that `sharding` spreads over devices."""
+  return jnp.ndim(x) > 2 and bool(_axis(sharding))
+
+
 def _axis(sharding):
-  """What the first axis is sharded over; None for nothing."""
-  if sharding is None or not sharding.spec:
-    return None
-  return sharding.spec[0]
+  """The mesh axis or axes that shard a stack's first axis, or None."""
+  return sharding.spec[0] if sharding is not None and sharding.spec else None
 
 
-def _local(sharding: NamedSharding) -> NamedSharding:
-  """Only the first axis sharded, whatever the rank."""
+def _local(sharding) -> NamedSharding:
+  """The same sharding of the first axis, for stacks of any rank."""
   return NamedSharding(sharding.mesh, PartitionSpec(_axis(sharding)))
 
 
-def _shards(sharding: NamedSharding) -> int:
+def _shards(sharding) -> int:
+  """Number of parts that the first axis is cut into."""
   axis = _axis(sharding)
   names = (axis,) if isinstance(axis, str) else axis
   return math.prod(sharding.mesh.shape[name] for name in names)
 
 
-def _explicit(sharding: NamedSharding) -> bool:
+def _explicit(sharding) -> bool:
+  """Whether the mesh makes layouts part of the arrays' types."""
   return AxisType.Explicit in sharding.mesh.axis_types
 
 
-def _put(sharding, x: jax.Array) -> jax.Array:
-  """A layout change: of the type on explicit meshes, a constraint on others."""
+def _put(x: jax.Array, sharding) -> jax.Array:
+  """Lays `x` out: a change of type on explicit meshes, else a constraint."""
   if _explicit(sharding):
     return jax.sharding.reshard(x, sharding)
   return lax.with_sharding_constraint(x, sharding)

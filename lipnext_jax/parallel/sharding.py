@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from lipnext_jax import errors
-from lipnext_jax.optim import recipe
+from lipnext_jax.optim import trees
 
 Rules = Sequence[tuple[str, tuple]]
 
@@ -70,7 +70,7 @@ def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
   """
 
   def one(path, leaf):
-    name = recipe.path_name(path)
+    name = trees.path_name(path)
     spec = _resolve_spec(name, leaf.shape, _first_match(name, rules), mesh)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
@@ -172,14 +172,17 @@ def move(
   return x
 
 
-def _swaps(start, end):
+def _swaps(
+  start: list[list[str]], end: list[list[str]]
+) -> list[list[list[str]]]:
   """Lists layouts from `start` to `end`, one mesh axis after the other moved.
 
   Each move is an all-to-all over that axis: it leaves the end of its array
   axis, and joins another one where it is next. The compiler has no such move
   for several mesh axes at once.
   """
-  steps, now = [], start
+  steps: list[list[list[str]]] = []
+  now = start
   while now != end:
     moves = (
       (i, j)
@@ -268,7 +271,7 @@ def table(tree: Any, shardings: Any) -> str:
     local = local_bytes(leaf, sharding)
     rows.append(
       (
-        recipe.path_name(path),
+        trees.path_name(path),
         'x'.join(map(str, leaf.shape)) or 'scalar',
         str(leaf.dtype),
         str(tuple(sharding.spec)),

@@ -4,8 +4,8 @@ import pytest
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax import validation
 from lipnext_jax.models import registry
-from lipnext_jax.models import sharded
 
 
 def build(**fields):
@@ -97,9 +97,9 @@ def test_a_reflector_larger_than_the_grid_is_refused():
   c = config_lib.default_config().model
   c.update({'name': 'bronet', 'patch_size': 4})
   with pytest.raises(errors.ConfigError, match=r'kernel_size=3.*at most 2'):
-    registry.check_image(c, (8, 8, 1))
+    validation.check_image(c, (8, 8, 1))
   c.name = 'liresnet'
-  registry.check_image(c, (8, 8, 1))
+  validation.check_image(c, (8, 8, 1))
 
 
 def test_evaluation_is_float32_at_highest_precision():
@@ -115,9 +115,9 @@ def test_a_patch_that_does_not_divide_lists_those_that_do():
   c = config_lib.default_config().model
   c.patch_size = 3
   with pytest.raises(errors.ConfigError, match=r'patch_size=3.*1, 2, 4, 8'):
-    registry.check_image(c, (8, 8, 1))
+    validation.check_image(c, (8, 8, 1))
   c.patch_size = 4
-  registry.check_image(c, (8, 12, 1))
+  validation.check_image(c, (8, 12, 1))
 
 
 @pytest.mark.parametrize(
@@ -130,15 +130,8 @@ def test_a_patch_that_does_not_divide_lists_those_that_do():
   ],
 )
 def test_what_split_channels_do_not_know_is_refused(fields, message):
-  auto = (jax.sharding.AxisType.Auto,) * 3
-
-  def build_on(shape):
-    mesh = jax.make_mesh(shape, ('d', 'f', 't'), auto)
-    layout = sharded.Layout(mesh, ('d',), 'f', 't')
-    c = config_lib.default_config().model
-    c.update({'depth': 2, 'width': 8, 'patch_size': 2} | fields)
-    return registry.build_model(c, num_classes=3, layout=layout)
-
+  c = config_lib.default_config().model
+  c.update(fields)
   with pytest.raises(errors.ConfigError, match=message):
-    build_on((2, 2, 2))
-  build_on((2, 4, 1))
+    validation.check_width_sharding(c, 2)
+  validation.check_width_sharding(c, 1)

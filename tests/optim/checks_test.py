@@ -6,8 +6,8 @@ from lipnext_jax.optim import checks
 
 
 def test_stacks_of_float32_and_wider_matrices_pass():
-  checks.matrices({'a': jnp.eye(3), 'b': jnp.zeros((2, 5, 3, 4))}, 'init')
-  checks.matrices({}, 'init')
+  checks.matrices({'a': jnp.eye(3), 'b': jnp.zeros((2, 5, 3, 4))})
+  checks.matrices({})
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_stacks_of_float32_and_wider_matrices_pass():
 def test_other_leaves_are_refused_by_path(leaf, problem):
   params = {'fine': jnp.eye(2), 'deep': {'leaf': leaf}}
   with pytest.raises(ValueError, match=problem):
-    checks.matrices(params, 'update')
+    checks.matrices(params)
 
 
 def test_a_start_off_the_manifold_is_refused_with_its_distance():
@@ -42,3 +42,30 @@ def test_looking_at_values_under_jit_is_refused_in_words():
 
   with pytest.raises(ValueError, match='outside jit'):
     jax.jit(init)(jnp.eye(4))
+
+
+@pytest.mark.parametrize(
+  'given', [(5, 4), (4, 3), (2, 4), (4,), (1, 4, 4)], ids=str
+)
+def test_gradients_of_another_shape_are_refused_by_path(given):
+  params = {'fine': jnp.ones((2, 3)), 'w': jnp.ones((4, 4))}
+  checks.gradients(params, params)
+  with pytest.raises(ValueError, match=r"'w'\] has shape .*it needs \(4, 4\)"):
+    checks.gradients(params | {'w': jnp.ones(given)}, params)
+
+
+def test_gradients_without_parameters_are_refused():
+  with pytest.raises(ValueError, match='needs the parameters'):
+    checks.gradients({'w': jnp.ones((4, 4))}, None)
+
+
+def test_periods_and_weights_are_checked_unless_they_are_arrays():
+  for good in (None, 1, jnp.int32(0)):
+    checks.period('period', good)
+  with pytest.raises(ValueError, match='period=0 must be'):
+    checks.period('period', 0)
+  for good in (1e-3, 1, jnp.float32(2)):
+    checks.weight('alpha', good)
+  for bad in (0, 1.5):
+    with pytest.raises(ValueError, match=f'alpha={bad} must lie'):
+      checks.weight('alpha', bad)

@@ -11,14 +11,16 @@ import optax
 import pytest
 import scipy.linalg
 
-from lipnext_jax.optim import algebra as algebra_lib
+from lipnext_jax.optim import algebra
 from lipnext_jax.optim import exponential
+from lipnext_jax.optim import manifold
 from lipnext_jax.optim import orthogonal
 from lipnext_jax.optim import orthogonality_error
 from lipnext_jax.optim import OrthogonalState
 from lipnext_jax.optim import polar_retract
 from lipnext_jax.optim import scheduled_nadam
 from lipnext_jax.optim import slow_params
+from lipnext_jax.optim import stack
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -76,9 +78,6 @@ def exact_steps(x, grads, lr, period=None, alpha=0.5, curve='exponential'):
   return (x.T, slow.T) if tall else (x, slow)
 
 
-ALGEBRAS = sorted(algebra_lib.ALGEBRAS)
-
-
 def check_steps(
   make_tx, shape, period=None, steps=7, size=0.1, curve='exponential'
 ):
@@ -107,11 +106,10 @@ def check_steps(
     assert np.linalg.norm(got_slow - slow) <= tolerance
 
 
-@pytest.mark.parametrize('algebra', ALGEBRAS)
 @pytest.mark.parametrize('period', [None, 3])
 @pytest.mark.parametrize('shape', [(9, 9), (8, 8), (3, 8), (8, 3), (1, 4)])
-def test_steps_are_the_definition(shape, period, algebra):
-  check_steps(functools.partial(orthogonal, algebra=algebra), shape, period)
+def test_steps_are_the_definition(shape, period):
+  check_steps(orthogonal, shape, period)
 
 
 @pytest.mark.parametrize('shape', [(9, 9), (3, 8), (8, 3)])
@@ -133,16 +131,12 @@ def test_fast_exponential_is_close_to_the_exact_one():
   assert error < 9 * (0.016**3 / 6 + np.sqrt(16) * EPS)
 
 
-@pytest.mark.parametrize('algebra', ALGEBRAS)
 @pytest.mark.parametrize(('lead', 'period'), [((3,), 2), ((2, 2), None)])
-def test_a_stack_is_its_matrices_one_by_one(lead, period, algebra):
+def test_a_stack_is_its_matrices_one_by_one(lead, period):
   x = start((*lead, 5, 5))
   grads = [gradient((*lead, 5, 5), 100 + t) for t in range(4)]
   tx = orthogonal(
-    optax.adam(0.05),
-    lookahead_period=period,
-    retraction_period=3,
-    algebra=algebra,
+    optax.adam(0.05), lookahead_period=period, retraction_period=3
   )
   got, _ = run(tx, x, 4)
   update = jax.jit(tx.update)
@@ -190,78 +184,52 @@ def spy(seen):
   return optax.GradientTransformation(lambda _: (), update)
 
 
-@pytest.mark.parametrize('algebra', ALGEBRAS)
-def test_what_the_inner_rule_makes_becomes_skew(algebra):
+def test_what_the_inner_rule_makes_becomes_skew():
   seen = []
   x, g = start((5, 5)), gradient((5, 5))
-  tx = orthogonal(spy(seen), algebra=algebra, thresholds=(0, 0, 0))
+  tx = orthogonal(spy(seen), thresholds=(0, 0, 0))
   updates, _ = run_once(tx, g, x)
   # ‖Δ‖_F is about 4: see exponential_test.
   assert orthogonality_error(x + updates) < 4 * np.sqrt(5) * EPS * 5
-  omega = algebra_lib.ALGEBRAS[algebra].load(seen[0])
+  want = algebra.pack(x.T @ g)
+  assert seen[0].shape == want.shape == (3, 5)
   np.testing.assert_allclose(
-    omega, algebra_lib.skew(x.T @ g), rtol=0, atol=5 * EPS * jnp.linalg.norm(g)
+    seen[0], want, rtol=0, atol=5 * EPS * jnp.linalg.norm(g)
   )
 
 
-def test_the_inner_rule_sees_omega_itself_unless_it_is_packed():
-  seen = []
-  run_once(orthogonal(spy(seen)), gradient((5, 5)), start((5, 5)))
-  assert seen[0].shape == (5, 5)
-  np.testing.assert_array_equal(seen[0], -seen[0].T)
+def whole_steps(inner, x, grads, period, alpha=0.5):
+  """Reference for any inner rule: float32, on Ω [N, N] that is not packed."""
+  slow, total, state = x, 0.0, inner.init(x)
+  for t, g in enumerate(grads, start=1):
+    delta, state = inner.update(algebra.skew(x.T @ g), state, 0 * x)
+    total += delta
+    x = right_step(x, delta)
+    if t % period == 0:
+      x = slow = right_step(slow, alpha * total)
+      total = 0.0
+  return x, slow, state
 
 
 @pytest.mark.parametrize('inner', ['adam', 'scheduled nadam', 'lion'])
 def test_packed_steps_are_whole_ones_with_half_of_the_state(inner):
-  shape = (2, 8, 8)
-  x = start(shape)
-  ends, sizes = [], []
-  for algebra in ('whole', 'packed'):
-    tx = orthogonal(
-      INNER[inner](), lookahead_period=3, retraction_period=4, algebra=algebra
-    )
-    end, state = run(tx, x, 8)
-    ends.append((end, state.slow))
-    kept = jax.tree.leaves((state.inner, state.total))
-    sizes.append(sum(leaf.size for leaf in kept if leaf.ndim == 3))
-    assert state.total.shape == (2, 4 if algebra == 'packed' else 8, 8)
-  assert 2 * sizes[1] == sizes[0]
-  # Each of 8 steps rounds by eps an entry; the rules are the same, to the bit
-  # or to how the compiler contracts their sums.
-  for whole, packed in zip(*ends, strict=True):
-    np.testing.assert_allclose(packed, whole, rtol=0, atol=8 * 8 * EPS)
-
-
-@pytest.mark.parametrize('algebra', ALGEBRAS)
-@pytest.mark.parametrize('shape', [(6, 6), (3, 6, 6), (2, 5, 6)])
-def test_rows_that_a_gradient_leaves_out_are_zeros(shape, algebra):
-  x = start(shape)
-  rows = 2
-  tx = orthogonal(
-    optax.adam(1e-2), lookahead_period=2, retraction_period=3, algebra=algebra
-  )
-
-  def first_rows(_, t):
-    return gradient(shape, 100 + t)[..., :rows, :]
-
-  def zeros_below(_, t):
-    g = gradient(shape, 100 + t)
-    return g.at[..., rows:, :].set(0)
-
-  got, got_state = run(tx, x, 5, first_rows)
-  want, want_state = run(tx, x, 5, zeros_below)
-  assert jax.tree.map(jax.typeof, got_state) == jax.tree.map(
-    jax.typeof, want_state
-  )
-  # Sums of fewer terms may be taken in another order, in each of 5 steps.
+  x = start((8, 8))
+  grads = [gradient((8, 8), 100 + t) for t in range(8)]
+  tx = orthogonal(INNER[inner](), lookahead_period=3, thresholds=(0, 0, 0))
+  got, state = run(tx, x, 8)
+  want, slow, whole = whole_steps(INNER[inner](), x, grads, 3)
+  # Each of 8 steps rounds by eps an entry.
   close = functools.partial(
-    np.testing.assert_allclose, rtol=0, atol=5 * 6 * EPS
+    np.testing.assert_allclose, rtol=0, atol=8 * 8 * EPS
   )
-  jax.tree.map(close, (got, got_state.slow), (want, want_state.slow))
-  assert np.abs(got[..., rows:, :] - x[..., rows:, :]).max() > 1e-3
-  other, _ = run(tx, x, 5, lambda x, t: first_rows(x, t)[..., :1, :])
-  with pytest.raises(AssertionError):  # A row less would be seen.
-    close(other, want)
+  close(got, want)
+  close(state.slow, slow)
+  assert state.total.shape == (4, 8)
+  size, whole_size = (
+    sum(leaf.size for leaf in jax.tree.leaves(s) if leaf.ndim)
+    for s in (state.inner, whole)
+  )
+  assert 2 * size == whole_size > 0
 
 
 # -- Drift over many steps ----------------------------------------------------
@@ -346,6 +314,106 @@ def test_retraction_comes_on_its_period_to_both_copies(method):
     x = optax.apply_updates(x, updates)
     for y in (x, state.slow):
       assert (orthogonality_error(y) < 1e-5) == (t == 3)
+
+
+# -- One matrix, in float64 ----------------------------------------------------
+
+SHAPES = [(5, 5), (3, 6), (6, 3), (1, 4)]
+close64 = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-13)
+tangent = functools.partial(
+  manifold.tangent, precision=jax.lax.Precision.HIGHEST
+)
+rotate = functools.partial(manifold.rotate, thresholds=(0, 0, 0))
+
+
+@pytest.fixture
+def in_float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def draw(shape, seed=0):
+  """X with orthonormal rows or columns, a gradient, and a skew matrix."""
+  rng = np.random.default_rng(seed)
+  n = max(shape)
+  square = np.linalg.qr(rng.normal(size=(n, n)))[0]
+  a = rng.normal(size=(n, n))
+  return square[: shape[0], : shape[1]], rng.normal(size=shape), a - a.T
+
+
+def turned(x, a):
+  """X·exp(A), or exp(A)ᵀ·X for tall X."""
+  e = scipy.linalg.expm(a)
+  return x @ e if x.shape[0] <= x.shape[1] else e.T @ x
+
+
+def check_tangent(tangent, shape):
+  """Raises unless ⟨Ω, A⟩ is the derivative of ⟨G, X·exp(tA)⟩ for any skew A."""
+  x, g, _ = draw(shape)
+  omega = algebra.unpack(tangent(x, g))
+  for seed in range(5):
+    a = draw(shape, seed)[2]
+    moved = x @ a if x.shape[0] <= x.shape[1] else -a @ x
+    close64(np.sum(omega * a), np.sum(g * moved), atol=1e-12)
+
+
+@pytest.mark.usefixtures('in_float64')
+@pytest.mark.parametrize('shape', SHAPES)
+def test_the_tangent_is_the_derivative_along_the_manifold(shape):
+  check_tangent(tangent, shape)
+
+
+@pytest.mark.usefixtures('in_float64')
+@pytest.mark.parametrize(
+  'fault',
+  [
+    lambda x, g: -tangent(x, g),
+    lambda x, g: algebra.pack(x @ g.T),
+    lambda x, g: 1.001 * tangent(x, g),
+    lambda x, g: tangent(x.astype(jnp.bfloat16).astype(float), g),
+  ],
+)
+def test_the_derivative_rejects(fault):
+  with pytest.raises(AssertionError):
+    check_tangent(fault, (5, 5))
+
+
+@pytest.mark.usefixtures('in_float64')
+@pytest.mark.parametrize('shape', SHAPES)
+def test_a_plain_step_is_the_exponential(shape):
+  x, _, a = draw(shape)
+  delta = algebra.pack(a)
+  close64(x + rotate(x, delta), turned(x, a))
+  with pytest.raises(AssertionError):
+    close64(x + rotate(x, -delta), turned(x, a))
+
+
+@pytest.mark.usefixtures('in_float64')
+@pytest.mark.parametrize('due', [False, True])
+@pytest.mark.parametrize('shape', SHAPES)
+def test_a_sync_starts_again_from_the_slow_weights(shape, due):
+  x, update, _ = draw(shape, 1)
+  slow, _, a = draw(shape, 2)
+  got, new_slow, total = manifold.sync_lookahead(
+    update, slow, algebra.pack(a), x, 0.3, due, rotate, stack.map_stacks
+  )
+  want = turned(slow, 0.3 * a) if due else slow
+  close64(new_slow, want)
+  close64(x + got, want if due else x + update)
+  close64(total, algebra.pack(a) * (not due))
+
+
+@pytest.mark.usefixtures('in_float64')
+@pytest.mark.parametrize('due', [False, True])
+@pytest.mark.parametrize('shape', SHAPES)
+def test_a_retraction_comes_to_both_copies(shape, due):
+  x, slow = (1.01 * draw(shape, seed)[0] for seed in (1, 2))
+  update = 0.01 * draw(shape, 3)[1]
+  got, new_slow = manifold.retract_stacks(
+    update, slow, x, due, polar_retract, stack.map_stacks
+  )
+  close64(x + got, scipy.linalg.polar(x + update)[0] if due else x + update)
+  close64(new_slow, scipy.linalg.polar(slow)[0] if due else slow)
 
 
 # -- Inside optax -------------------------------------------------------------
@@ -547,69 +615,57 @@ def products(jaxpr, branch, retract=False):
   return count
 
 
-def step_products(jaxpr, branch, special, retract=False):
-  """The same, of the loop that this kind of step runs.
+def loops_of(jaxpr):
+  """The loops over matrices that may be not due, in their order."""
+  return [e for e in jaxpr.eqns if e.primitive.name == 'while']
 
-  Two loops follow each other, of which one makes no turn: that of the plain
-  steps and that of those which sync or retract.
-  """
-  loops = [e for e in jaxpr.eqns if e.primitive.name == 'while']
-  counts = [products(jaxpr.replace(eqns=[e]), branch, retract) for e in loops]
-  total = products(jaxpr, branch, retract)
-  if not loops:  # One loop, or none, for every kind.
-    return total
-  assert len(loops) == 2
-  return total - counts[0 if special else 1]
+
+# Loops of a step with lookahead and retraction, as they follow each other.
+LOOPS = ('rotation', 'sync', 'retraction', 'retraction of X_slow')
 
 
 @pytest.mark.parametrize('shape', [(6, 6), (3, 6, 6), (2, 4, 6), (6, 4)])
 @pytest.mark.parametrize('period', [None, 6])
-@pytest.mark.parametrize(
-  ('large_steps', 'algebra'),
-  [
-    ('exponential', 'whole'),
-    ('exponential', 'packed'),
-    ('projection', 'whole'),
-  ],
-)
-def test_at_most_four_products_a_matrix_and_step(
-  shape, period, large_steps, algebra
-):
+@pytest.mark.parametrize('large_steps', ['exponential', 'projection'])
+def test_at_most_four_products_a_matrix_and_step(shape, period, large_steps):
   x = jnp.zeros(shape)
   tx = orthogonal(
-    optax.adam(1e-3),
-    lookahead_period=period,
-    large_steps=large_steps,
-    algebra=algebra,
+    optax.adam(1e-3), lookahead_period=period, large_steps=large_steps
   )
   jaxpr = jax.make_jaxpr(tx.update)(x, tx.init(x), x).jaxpr
-  for special in (False, True):
-    counts = [step_products(jaxpr, i, special) for i in range(3)]
-    assert counts == [3, 4, 4]
-  # The retraction: 2, and 2 in a loop that a drifted matrix does not enter.
-  copies = 1 if period is None else 2
-  assert step_products(jaxpr, 2, True, True) <= 4 + copies * 4
+  loops = loops_of(jaxpr)
+  # Without lookahead the rotation is always due, and in no such loop.
+  names = LOOPS if period else ('retraction',)
+  assert len(loops) == len(names)
+  for branch in range(3):
+    step = products(jaxpr, branch)
+    counts = {
+      name: products(jaxpr.replace(eqns=[loop]), branch)
+      for name, loop in zip(names, loops, strict=True)
+    }
+    # 2 products, and 2 in a loop that a drifted matrix does not enter.
+    assert {counts.pop(n) for n in LOOPS[2:] if n in counts} == {4}
+    step -= 4 * (2 if period else 1)
+    if period:  # A step that syncs does not compute the plain one.
+      assert counts['rotation'] == counts['sync']
+      step -= counts['sync']
+    assert step == (3, 4, 4)[branch]
 
 
-@pytest.mark.parametrize(('algebra', 'more'), [('whole', 0), ('packed', 1)])
 @pytest.mark.parametrize('shape', [(6, 6), (3, 6, 6)])
-def test_plain_steps_never_touch_the_slow_weights(shape, algebra, more):
-  """Of the two loops, the plain one reads X and writes over Δ, no more.
-
-  A packed Δ is no place for the update: it is written over the gradient.
-  """
+def test_plain_steps_never_touch_the_slow_weights(shape):
+  """Their loop reads X and Δ and writes over the gradient, no more."""
   x = jnp.zeros(shape)
-  tx = orthogonal(optax.adam(1e-3), lookahead_period=6, algebra=algebra)
+  tx = orthogonal(optax.adam(1e-3), lookahead_period=6)
   jaxpr = jax.make_jaxpr(tx.update)(x, tx.init(x), x).jaxpr
-
-  def stacks(eqn):
-    return sum(v.aval.ndim == 3 for v in eqn.invars)
-
-  loops = [e for e in jaxpr.eqns if e.primitive.name == 'while']
-  assert [stacks(e) for e in loops] == [2 + more, 4 + more]
+  stacks = {
+    name: sum(v.aval.ndim == 3 for v in loop.invars)
+    for name, loop in zip(LOOPS, loops_of(jaxpr), strict=True)
+  }
+  assert list(stacks.values()) == [3, 4, 2, 1]
   never = orthogonal(optax.adam(1e-3), retraction_period=None)
   jaxpr = jax.make_jaxpr(never.update)(x, never.init(x), x).jaxpr
-  assert not [e for e in jaxpr.eqns if e.primitive.name == 'while']
+  assert not loops_of(jaxpr)
 
 
 def test_precision_is_an_argument_not_a_global():
@@ -639,7 +695,6 @@ def test_precision_is_an_argument_not_a_global():
     ({'retraction_period': -1}, 'retraction_period=-1'),
     ({'retraction': 'qr'}, 'newton_schulz'),
     ({'large_steps': 'cayley'}, 'projection'),
-    ({'algebra': 'upper'}, "algebra='upper' must be one of .'packed', 'whole'"),
   ],
   ids=str,
 )
@@ -674,22 +729,11 @@ def test_leaves_that_cannot_be_orthogonal_raise(leaf, match):
     tx.update({'w': leaf}, state, {'w': leaf})
 
 
-@pytest.mark.parametrize(
-  ('shape', 'given'),
-  [
-    ((4, 4), (5, 4)),
-    ((4, 4), (4, 3)),
-    ((2, 4, 4), (4, 4)),
-    ((6, 4), (2, 4)),  # Tall: its rows are no part of Ω's sum.
-    ((4, 4), (4,)),
-  ],
-  ids=str,
-)
-def test_gradients_of_another_shape_raise(shape, given):
+def test_gradients_of_the_first_rows_alone_raise():
   tx = orthogonal(optax.sgd(1.0))
-  params = {'w': jnp.ones(shape)}
-  with pytest.raises(ValueError, match=r"gradient of leaf \['w'\] has shape"):
-    tx.update({'w': jnp.ones(given)}, tx.init(params), params)
+  params = {'w': jnp.ones((2, 4, 4))}
+  with pytest.raises(ValueError, match=r"leaf \['w'\] has shape \(2, 2, 4\)"):
+    tx.update({'w': jnp.ones((2, 2, 4))}, tx.init(params), params)
 
 
 def test_start_point_is_checked_on_request():

@@ -75,9 +75,7 @@ def test_the_recipe_is_its_parts(params):
   )
   parts = optax.partition(
     {
-      'orthogonal': orthogonal(
-        scheduled_nadam(1e-2), algebra='packed', **options
-      ),
+      'orthogonal': orthogonal(scheduled_nadam(1e-2), **options),
       'euclidean': lookahead(scheduled_nadam(1e-2), 2, 0.5),
     },
     orthogonal_labels,
@@ -139,6 +137,16 @@ def test_hyperparameters_can_be_injected(params):
     want,
   )
   assert state.hyperparams['learning_rate'] == np.float32(1e-2)
+
+
+def test_a_fresh_state_can_be_donated(params):
+  """No two of its arrays share their memory."""
+  tx = lipnext_optimizer(1e-2)
+  update = jax.jit(tx.update, donate_argnums=1)
+  update(params, tx.init(params), params)
+  shared = [jnp.zeros(2)] * 2
+  with pytest.raises(Exception, match='donate the same buffer twice'):
+    jax.jit(lambda s: s, donate_argnums=0)(shared)
 
 
 def test_without_matrices_and_without_vectors():
