@@ -35,6 +35,7 @@ def main() -> None:
   parser.add_argument('--chip', choices=sorted(chips.CHIPS), default='v5p')
   parser.add_argument('--model', choices=sorted(MODELS), default='2b')
   parser.add_argument('--images', type=int, default=64, help='per chip')
+  parser.add_argument('--shift_ratio', type=float, default=1 / 8, help='α')
   parser.add_argument(
     '--update_products',
     type=float,
@@ -56,6 +57,7 @@ def main() -> None:
     args.images,
     update_products=args.update_products,
     update_narrow=not args.highest,
+    shift_ratio=args.shift_ratio,
   )
   print(
     f'{args.model} on {args.chip}, {args.images} images per chip\n\n'

@@ -113,7 +113,7 @@ def evaluate(
 
   Args:
     eval_step: from `make_eval_step`.
-    params: see `train_step.evaluation_params`.
+    params: see `models.interface.certified_params`.
     batches: from `data.pipeline.eval_batches`.
     mesh: the devices.
     lipschitz: Λ (`certify.lipschitz_bound` of `params`), or an array on the
@@ -190,7 +190,7 @@ def prove_bounds(params: Any) -> dict[str, list[float]]:
   In float64, on the hosts: minutes for a billion parameters.
 
   Args:
-    params: see `train_step.evaluation_params`.
+    params: see `models.interface.certified_params`.
 
   Returns:
     See `certify.lipschitz_bounds`.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from lipnext_jax import config as config_lib
+from lipnext_jax import optim
 from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
 from lipnext_jax import validation
@@ -37,7 +38,7 @@ class Program(NamedTuple):
   init_fn: Callable[[jax.Array], step_lib.TrainState]  # Not jitted.
   abstract: step_lib.TrainState  # Shapes that know their shardings.
   shardings: step_lib.TrainState
-  working: Any  # The parameters that a step works with, like `abstract`.
+  compute: Any  # The copy of the fast weights that a step works with.
   train_step: Any  # Jitted: (state, batch) → state.
 
   @property
@@ -45,21 +46,22 @@ class Program(NamedTuple):
     """How the optimizer's stacks of matrices are split."""
     return sharding_lib.stack_sharding(self.shardings.opt_state)
 
-  def evaluation_params(self, state: step_lib.TrainState) -> Any:
-    """See `train_step.evaluation_params`; laid out as a step works with."""
-    params = step_lib.evaluation_params(self.model, state, self.stack_sharding)
+  def certified_params(self, state: step_lib.TrainState) -> Any:
+    """Returns the certified weights, laid out as a step works with them."""
+    slow = optim.slow_params(state.opt_state, state.params)
+    params = interface.certified_params(self.model, slow, self.stack_sharding)
     trained: Any = jax.tree.structure(state.params)
     if jax.tree.structure(params) != trained:
       return params  # Explicit ones have other names: the compiler's to move.
-    layout = jax.tree.map(lambda leaf: leaf.sharding, self.working)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, self.compute)
     return jax.tree.map(
       sharding_lib.move, params, self.shardings.params, layout
     )
 
   @property
-  def evaluation_shardings(self) -> Any:
-    """Of these: explicit parameters may have other names than trained ones."""
-    shapes = jax.eval_shape(self.evaluation_params, self.abstract)
+  def certified_shardings(self) -> Any:
+    """Returns their layout: they may have other names than trained ones."""
+    shapes = jax.eval_shape(self.certified_params, self.abstract)
     layout = sharding_lib.tree_shardings(
       {'compute': shapes}, self.rules, self.mesh
     )
@@ -149,7 +151,7 @@ def build(
     init_fn=init_fn,
     abstract=sharding_lib.with_shardings(abstract, shardings),
     shardings=shardings,
-    working=sharding_lib.with_shardings(abstract.params, compute),
+    compute=sharding_lib.with_shardings(abstract.params, compute),
     train_step=train_step,
   )
 
@@ -180,6 +182,7 @@ def examples_per_step(config: ml_collections.ConfigDict) -> int:
   """The batch and the extra examples mixed into it.
 
   >>> from lipnext_jax import config as config_lib
+  from lipnext_jax import optim
   >>> config = config_lib.default_config()
   >>> config.batch_size, config.dataset.extra_ratio = 8, 3
   >>> examples_per_step(config)

@@ -19,6 +19,7 @@ from lipnext_jax import checkpoint_reader
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import files
+from lipnext_jax import optim
 from lipnext_jax import report
 from lipnext_jax import schedules
 from lipnext_jax import train_step
@@ -163,8 +164,9 @@ def restore(
   with jax.enable_x64(False):
     abstract = abstract_state(config, model, facts)
     state = reader.restore(step, abstract)
-    to_explicit = functools.partial(train_step.evaluation_params, model)
-    params = jax.jit(to_explicit)(state)
+    slow = optim.slow_params(state.opt_state, state.params)
+    certified = functools.partial(interface.certified_params, model)
+    params = jax.jit(certified)(slow)
   return Restored(
     config=config,
     image_shape=image_shape,

@@ -249,8 +249,8 @@ def _make_certify_split(
   rigorous_step = evaluate.make_rigorous_step(program.model, mesh)
   if config.eval.certificate == 'rigorous':  # Said before training, not after.
     rigorous.require_double(mesh.devices.flat[0].platform)
-  to_eval_params = jax.jit(
-    program.evaluation_params, out_shardings=program.evaluation_shardings
+  certified_params = jax.jit(
+    program.certified_params, out_shardings=program.certified_shardings
   )
 
   assumed_constant = jax.jit(
@@ -261,7 +261,7 @@ def _make_certify_split(
   )
 
   def certify_split(state, source, certificate):
-    params = to_eval_params(state)
+    params = certified_params(state)
     batches = pipeline.eval_batches(
       source,
       batch_size=config.eval.batch_size,

@@ -310,21 +310,3 @@ def make_monitor(
     }
 
   return monitor
-
-
-def evaluation_params(
-  model: interface.CertifiedModel,
-  state: TrainState,
-  stack_sharding: jax.sharding.NamedSharding | None = None,
-) -> Any:
-  """The weights that are evaluated and certified, of `model.explicit()`.
-
-  Lookahead's slow weights, as `models.interface.certified_params` has them.
-
-  Args:
-    model: that is trained.
-    state: of its training.
-    stack_sharding: of its stacks of matrices; each device retracts its own.
-  """
-  slow = optim.slow_params(state.opt_state, state.params)
-  return interface.certified_params(model, slow, stack_sharding)

@@ -19,6 +19,7 @@ from lipnext_jax import train_step as step_lib
 from lipnext_jax.aot import collectives
 from lipnext_jax.aot import flops
 from lipnext_jax.data import sources
+from lipnext_jax.models import interface
 from lipnext_jax.parallel import mesh as mesh_lib
 
 DEPTH, WIDTH, BATCH, STEPS = 8, 16, 16, 20
@@ -249,12 +250,13 @@ def test_microbatches_that_do_not_divide_are_refused():
 
 def test_evaluation_gets_retracted_weights_in_the_layout_of_a_step():
   run = run_on((2, 2, 2))
-  params = jax.jit(run.program.evaluation_params)(run.state)
+  params = jax.jit(run.program.certified_params)(run.state)
   r, m = params['blocks']['R'], params['blocks']['M']
   assert {s.data.shape for s in r.addressable_shards} == {(DEPTH, 8, 4)}
   assert {s.data.shape for s in m.addressable_shards} == {(DEPTH, 8, 8)}
-  expected = step_lib.evaluation_params(
-    run.program.model, jax.device_get(run.state)
+  state = jax.device_get(run.state)
+  expected = interface.certified_params(
+    run.program.model, optim.slow_params(state.opt_state, state.params)
   )
   assert largest_difference(jax.device_get(params), expected) < 1e-6
   assert optim.orthogonality_error(r).max() < 1e-6

@@ -11,6 +11,7 @@ from lipnext_jax import program as program_lib
 from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
 from lipnext_jax.data import sources
+from lipnext_jax.models import interface
 from lipnext_jax.models import registry
 from lipnext_jax.parallel import mesh as mesh_lib
 
@@ -240,8 +241,8 @@ def test_the_step_learns(tiny_config):
 def test_evaluation_uses_retracted_slow_weights(tiny_config):
   tiny_config.optimizer.retraction_period = '0 steps'
   state = Harness(tiny_config).run(5).state
-  evaluated = step_lib.evaluation_params(MODEL, state)
   slow = optim.slow_params(state.opt_state, state.params)
+  evaluated = interface.certified_params(MODEL, slow)
   # 5 steps with period 2: the fast weights have gone on from the slow ones.
   fast = state.params['blocks']['R']
   assert np.abs(fast - slow['blocks']['R']).max() > 1e-5

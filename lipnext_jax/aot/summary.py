@@ -203,7 +203,7 @@ def group(sent: Sequence[collectives.Collective]) -> list[dict[str, Any]]:
 
 def _table(program: program_lib.Program) -> str:
   """Every array of the train state and of a step's working copy."""
-  arrays = {**program.abstract._asdict(), 'compute': program.working}
+  arrays = {**program.abstract._asdict(), 'compute': program.compute}
   return sharding_lib.table(
     arrays, jax.tree.map(lambda leaf: leaf.sharding, arrays)
   )
