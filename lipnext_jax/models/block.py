@@ -29,22 +29,9 @@ from lipnext_jax.models import products
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-  """What the blocks of a network share.
+  """The options that the blocks of a network share, explained at `LipNeXt`."""
 
-  Attributes:
-    grid: (h, w), of the tokens.
-    shift_ratio: α, see `layers.spatial_shift`.
-    padding: see `layers.spatial_shift`.
-    activation: see `layers.activate`.
-    beta: see `layers.beta_abs`.
-    position: whether p is trained; it starts at 0.
-    r_init: of R and of the stem, one of `initializers.ORTHOGONAL`.
-    m_init: of M, one of `initializers.ORTHOGONAL`.
-    parametrization: one of `parametrizations.CHOICES`.
-    numerics: of all products.
-  """
-
-  grid: tuple[int, int]
+  grid: tuple[int, int]  # (h, w).
   shift_ratio: float
   padding: str
   activation: str
@@ -53,11 +40,11 @@ class BlockSpec:
   r_init: str
   m_init: str
   parametrization: str
-  numerics: products.Numerics
+  numerics: products.Numerics  # Of all products.
 
 
 class Weights(NamedTuple):
-  """The parameters of one block, float32 arrays or something of each."""
+  """One block's parameters, float32, or something that goes with each."""
 
   r: Any  # Shape [k, c], orthonormal rows; None if k = 0.
   m: Any  # Shape [c, c], orthogonal.

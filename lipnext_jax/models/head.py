@@ -2,9 +2,8 @@
 
     f_j(z) = w_j·z / ‖w_j‖ + b_j
 
-Unit rows do not make z ↦ f 1-Lipschitz as a map to R^K (its norm can reach
-√K); the certificate never needs that: it uses that f_i − f_j has the Lipschitz
-constant ‖w_i − w_j‖ <= 2 (spec of the paper's evaluation, §4).
+Unit rows do not make z ↦ f 1-Lipschitz: its norm can reach √k. The certificate
+uses that f_i − f_j has the Lipschitz constant ‖w_i − w_j‖ <= 2.
 """
 
 import flax.linen as nn
@@ -44,10 +43,7 @@ def unit_rows(kernel: jax.Array) -> jax.Array:
 
 
 def head_kernel(variables: VariableDict) -> jax.Array:
-  """Unit-norm head rows [k, c], float32, of a model's variables.
-
-  The certificate and the loss need them: the Lipschitz constant of
-  f_i − f_j is ‖w_i − w_j‖ times the backbone's.
+  """Returns a model's unit-norm head rows [k, c], for loss and certificate.
 
   Args:
     variables: `{'params': …}` as returned by `model.init`.
@@ -61,10 +57,9 @@ def head_kernel(variables: VariableDict) -> jax.Array:
   [1.0, 1.0]
   """
   try:
-    kernel = variables['params']['head']['kernel']
+    return unit_rows(variables['params']['head']['kernel'])
   except (KeyError, TypeError) as error:
     raise ValueError(
       "head_kernel needs variables = {'params': {'head': {'kernel': …}, …}}, "
       f'got a tree with the keys {list(variables)}.'
     ) from error
-  return unit_rows(kernel)

@@ -1,14 +1,7 @@
 """What every certified model offers, whatever it is made of.
 
-    logits = model.apply({'params': params}, images)     images in [0, 1]
-    rows = models.head_kernel({'params': params})        unit rows [k, c]
-    constant = model.lipschitz(params)                   for the loss
-
-and, to be certified, a model of *explicit* parameters: the matrices and
-kernels that are applied, not what they are computed from. The certificate is
-about those stored numbers, so that no map has to be trusted.
-
-    certify.lipschitz_bound(model.explicit_params(params))      proved
+Certificates are about *explicit* parameters: the matrices and kernels that are
+applied, not what they are computed from, so that no map has to be trusted.
 """
 
 from typing import Any
@@ -32,7 +25,7 @@ class CertifiedModel(nn.Module):
   """
 
   def lipschitz(self, params: Any) -> jax.typing.ArrayLike:
-    """The backbone's ℓ2 Lipschitz constant as training takes it; no proof.
+    """Returns the backbone's constant as training takes it; no proof.
 
     Differentiable in the parameters. 1 for a backbone of orthogonal layers.
     """
@@ -40,11 +33,11 @@ class CertifiedModel(nn.Module):
     return 1.0
 
   def explicit_params(self, params: Any) -> Any:
-    """The parameters of `explicit`: pure JAX, and idempotent on that model."""
+    """Returns the parameters of `explicit`: pure JAX, idempotent there."""
     raise NotImplementedError
 
   def explicit(self, dtype: Dtype = jnp.float32) -> Self:
-    """The same function of `explicit_params`, for evaluation.
+    """Returns the same function of `explicit_params`, for evaluation.
 
     In `dtype`, with products at the highest precision; idempotent.
     """
@@ -56,18 +49,14 @@ def certified_params(
   params: Any,
   stack_sharding: jax.sharding.NamedSharding | None = None,
 ) -> Any:
-  """Explicit parameters with their orthogonal matrices retracted.
+  """Makes the certified weights: explicit ones, their matrices retracted.
 
-  What training drifted off the manifold, or a map rounded, would otherwise be
-  paid for in Λ.
+  Λ would otherwise pay for what training drifted off the manifold.
 
   Args:
     model: in any form.
-    params: of that form; lookahead's slow weights, say.
-    stack_sharding: of stacks of matrices; each device retracts its own.
-
-  Returns:
-    Parameters of `model.explicit()`.
+    params: weights of that form, usually the slow ones (`optim.slow_params`).
+    stack_sharding: layout of stacks of matrices; each device retracts its own.
   """
 
   def retract(x):
@@ -85,7 +74,7 @@ def certified_params(
 
 
 def parameter_count(params: Any) -> int:
-  """Numbers in a tree of parameters, or of their shapes.
+  """Counts the numbers in a tree of parameters, or of their shapes.
 
   >>> parameter_count({'bias': jnp.zeros(3), 'M': jnp.eye(2)})
   7

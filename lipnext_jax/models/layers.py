@@ -1,8 +1,7 @@
 """The 1-Lipschitz pieces of LipNeXt that carry no parameters (paper §3).
 
-Every function here is 1-Lipschitz in ℓ2 and works on float arrays of any
-precision.
-Shapes: `b` batch, `h w` token grid, `c` channels.
+They take float arrays of any dtype, which the result has, too. Shapes: `b`
+batch, `h w` token grid, `c` channels.
 """
 
 import math
@@ -15,7 +14,7 @@ ACTIVATIONS = ('beta_abs', 'minmax')
 
 
 def channel_count(ratio: float, channels: int) -> int:
-  """⌊ratio·channels⌋, not fooled by binary fractions (0.29·100 is 29).
+  """Returns ⌊ratio·channels⌋, not fooled by binary fractions.
 
   >>> channel_count(0.29, 100), channel_count(1 / 8, 100)
   (29, 12)
@@ -24,16 +23,13 @@ def channel_count(ratio: float, channels: int) -> int:
 
 
 def beta_abs(x: jax.Array, beta: float = 0.5) -> jax.Array:
-  """β-Abs: |x_i| for the first ⌊βC⌋ channels, x_i for the rest (paper §3.3).
+  """Applies β-Abs: |x_i| for the first ⌊βC⌋ channels, x_i after (paper §3.3).
 
-  1-Lipschitz, and norm-preserving. β=1/2 is MinMax up to a rotation.
+  Norm-preserving. With β = 1/2 it is MinMax up to a rotation.
 
   Args:
-    x: [..., c], any float dtype.
+    x: [..., c].
     beta: share of the channels that are rectified, in [0, 1].
-
-  Returns:
-    [..., c], the dtype of `x`.
 
   Raises:
     ValueError: `beta` is outside [0, 1].
@@ -57,20 +53,14 @@ def rectify(x: jax.Array, count: jax.typing.ArrayLike) -> jax.Array:
 
 
 def min_max(x: jax.Array) -> jax.Array:
-  """MinMax: of the channels i and i + ⌊C/2⌋ the larger, then the smaller.
+  """Sorts the channels i and i + ⌊C/2⌋ of [..., c], the larger one first.
 
-  1-Lipschitz and norm-preserving; Qᵀ β-Abs(Q x) with β = 1/2 and the rotation
-  Q by 45° of each pair, since max = (a + b)/2 + |a − b|/2 (paper §3.3). The
-  last of an odd number of channels passes.
+  Norm-preserving; Qᵀ β-Abs(Q x) with β = 1/2 and the rotation Q by 45° of each
+  pair, since max = (a + b)/2 + |a − b|/2 (paper §3.3). The last of an odd
+  number of channels passes.
 
   Reference: C. Anil, J. Lucas, R. Grosse, "Sorting out Lipschitz Function
   Approximation", ICML 2019 (GroupSort of size 2).
-
-  Args:
-    x: [..., c], any float dtype.
-
-  Returns:
-    [..., c], the dtype of `x`.
 
   >>> min_max(jnp.array([-1.0, 5.0, 3.0, 4.0, -7.0])).tolist()
   [3.0, 5.0, -1.0, 4.0, -7.0]
@@ -82,7 +72,7 @@ def min_max(x: jax.Array) -> jax.Array:
 
 
 def activate(x: jax.Array, activation: str, beta: float) -> jax.Array:
-  """σ by its name: 'beta_abs' (with its β) or 'minmax' (which has none).
+  """Applies σ by its name: 'beta_abs' (with its β) or 'minmax'.
 
   Raises:
     ValueError: an unknown name.
@@ -95,20 +85,8 @@ def activate(x: jax.Array, activation: str, beta: float) -> jax.Array:
   return min_max(x) if activation == 'minmax' else beta_abs(x, beta)
 
 
-def token_product(
-  x: jax.Array, w: jax.Array, precision: jax.lax.PrecisionLike = None
-) -> jax.Array:
-  """Computes y = x Wᵀ for token rows x [..., c] and W [d, c] → [..., d].
-
-  >>> token_product(jnp.ones((2, 3)), jnp.ones((4, 3))).shape
-  (2, 4)
-  """
-  contract = (((x.ndim - 1,), (1,)), ((), ()))
-  return jax.lax.dot_general(x, w, contract, precision=precision)
-
-
 def per_channel(bias: jax.Array, x: jax.Array) -> jax.Array:
-  """bias [c] with the rank and dtype of x [..., c], to be added to it.
+  """Gives bias [c] the rank and dtype of x [..., c], to be added to it.
 
   >>> per_channel(jnp.ones(3), jnp.zeros((2, 4, 3))).shape
   (1, 1, 3)
@@ -119,20 +97,17 @@ def per_channel(bias: jax.Array, x: jax.Array) -> jax.Array:
 def spatial_shift(
   x: jax.Array, shift_ratio: float = 1 / 8, padding: str = 'circular'
 ) -> jax.Array:
-  """S: four channel groups move by one token, the rest stay (paper §3.2).
+  """Applies S: four channel groups move by one token (paper §3.2).
 
-  The first ⌊αC⌋ channels move up, the next ⌊αC⌋ down, then left, then right.
-  By the paper's Theorem 1 this is all that a norm-preserving depthwise
-  convolution with circular padding can be. With zero padding what leaves the
-  grid is lost: still 1-Lipschitz, no longer norm-preserving.
+  The first ⌊αC⌋ channels move up, the next ⌊αC⌋ down, then left, then right;
+  the rest stay. By the paper's Theorem 1 no other depthwise convolution with
+  circular padding preserves norms. With zero padding what leaves the grid is
+  lost: still 1-Lipschitz, no longer norm-preserving.
 
   Args:
     x: [..., h, w, c].
     shift_ratio: α, the share of the channels moved per direction; 4α <= 1.
     padding: 'circular' or 'zero'.
-
-  Returns:
-    [..., h, w, c], the dtype of `x`.
 
   Raises:
     ValueError: 4α > 1, α < 0, or an unknown padding.
@@ -177,16 +152,10 @@ def _roll(x: jax.Array, axis: int, step: int, padding: str) -> jax.Array:
 
 
 def l2_pool(x: jax.Array) -> jax.Array:
-  """L2 pooling over the tokens: c ↦ sqrt(Σ_hw x²) (paper §3.1), 1-Lipschitz.
+  """Pools [..., h, w, c] over the tokens: c ↦ sqrt(Σ_hw x²) (paper §3.1).
 
   The gradient at a channel that is zero everywhere is defined as zero (any
   element of the unit ball is a subgradient there).
-
-  Args:
-    x: [..., h, w, c].
-
-  Returns:
-    [..., c], the dtype of `x`.
 
   >>> l2_pool(jnp.array([[[3.0, 0.0]], [[4.0, 0.0]]])).tolist()
   [5.0, 0.0]
@@ -197,14 +166,9 @@ def l2_pool(x: jax.Array) -> jax.Array:
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-  """Cuts images into non-overlapping patches: a permutation, an isometry.
+  """Cuts images [b, h·k, w·k, ch] into patches [b, h, w, k·k·ch] of side k.
 
-  Args:
-    images: [b, h·k, w·k, ch] for the patch side k.
-    patch_size: k.
-
-  Returns:
-    [b, h, w, k·k·ch].
+  A permutation, so an isometry.
 
   Raises:
     ValueError: an image side is no multiple of the patch side.

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 
 from lipnext_jax.models import block as block_lib
 from lipnext_jax.models import head
-from lipnext_jax.models import initializers
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
@@ -46,10 +45,9 @@ REMAT_POLICIES = {
 class LipNeXt(interface.CertifiedModel):
   """The classifier: images in [0, 1] → logits, 1-Lipschitz up to the head.
 
-  With f the logits, W the unit-norm head rows and orthogonal matrices that
-  are exactly so, |(f_i − f_j)(x) − (f_i − f_j)(y)| <= ‖w_i − w_j‖·‖x − y‖₂ for
-  images in [0, 1] pixel units. `lipnext_jax.certify` turns that into radii
-  and bounds what "exactly" misses.
+  For logits f, unit head rows w and exactly orthogonal matrices,
+  |(f_i − f_j)(x) − (f_i − f_j)(y)| <= ‖w_i − w_j‖·‖x − y‖₂, images in [0, 1].
+  `lipnext_jax.certify` makes radii of that, and bounds what "exactly" misses.
 
   Attributes:
     num_classes: number of classes.
@@ -64,17 +62,14 @@ class LipNeXt(interface.CertifiedModel):
     dtype: compute dtype; parameters, pooling and logits are float32 or wider.
     precision: of every product (None: the backend's default).
     remat: 'none', 'block' (recompute blocks in backward) or 'products'
-      (recompute what costs no product; less memory than 'none', and faster).
-    unroll: the blocks one after the other instead of in a loop. A loop keeps
-      compile time the same at any depth; its stacks of saved tensors are
-      copies, 5 to 10 % of a step on a GPU.
+      (recompute what costs no product: less memory, and faster).
+    unroll: without a loop over the blocks: longer to compile, 5 to 10 % faster
+      on a GPU.
     activation: 'beta_abs' or 'minmax' (which `beta` does not concern).
-    position: False: p is never trained away from zero.
-    parametrization: 'none' (R, M, Q are stored, and optimised on the manifold)
-      or one of `parametrizations.PARAMETRIZATIONS`, which map raw leaves
-      `R_raw`, … in every pass. `explicit_params` maps them once and for all.
-    layout: how the blocks lie on a mesh; None: on one device, or as the
-      compiler sees fit.
+    position: whether p is trained; it starts at 0.
+    parametrization: 'none' (R, M, Q are optimised on the manifold) or one of
+      `parametrizations.PARAMETRIZATIONS`, which map `R_raw`, … in every pass.
+    layout: how the blocks lie on a mesh; None: as the compiler sees fit.
 
   >>> model = LipNeXt(num_classes=10, depth=2, width=16, patch_size=4)
   >>> images = jnp.full((3, 8, 8, 1), 0.25)
@@ -104,13 +99,9 @@ class LipNeXt(interface.CertifiedModel):
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """[b, H, W, ch] in [0, 1] → logits [b, classes], float32 (or wider)."""
-    for name, value, choices in (
-      ('remat', self.remat, REMAT_POLICIES),
-      ('r_init', self.r_init, initializers.ORTHOGONAL),
-      ('m_init', self.m_init, initializers.ORTHOGONAL),
-    ):
-      if value not in choices:
-        raise ValueError(f'{name}={value!r} must be one of {sorted(choices)}.')
+    if self.remat not in REMAT_POLICIES:
+      names = sorted(REMAT_POLICIES)
+      raise ValueError(f'remat={self.remat!r} must be one of {names}.')
     numerics = products.Numerics(self.dtype, self.precision)
     # Re-centred, never divided by a deviation: that would rescale ε.
     x = block_lib.Stem(
@@ -179,13 +170,7 @@ class LipNeXt(interface.CertifiedModel):
 
 
 def paper_parameter_count(params: Any) -> int:
-  """Counts R and M as the paper does, with R whole: 2·c² a block.
-
-  Args:
-    params: of any model, or their shapes.
-
-  Returns:
-    The count of a LipNeXt; 0 for models that have no M.
+  """Counts R and M as the paper does, with R whole: 2·c² a block; 0 without M.
 
   >>> shape = jax.ShapeDtypeStruct((32, 4096, 4096), jnp.float32)
   >>> paper_parameter_count({'blocks': {'M': shape}}) == 1024 * 2**20

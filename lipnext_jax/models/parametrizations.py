@@ -209,14 +209,15 @@ def orthogonal_param(
   """
   if parametrization not in CHOICES:
     raise ValueError(f'{parametrization=} must be one of {CHOICES}.')
-  if parametrization == 'none':
-    return module.param(name, initializers.ORTHOGONAL[init], shape, jnp.float32)
-  p = PARAMETRIZATIONS[parametrization]
-  if init not in p.initializers:
+  p = PARAMETRIZATIONS.get(parametrization)
+  starts = p.initializers if p else initializers.ORTHOGONAL
+  if init not in starts:
     raise ValueError(
       f'{parametrization=} cannot start at {init!r}: choose from '
-      f'{sorted(p.initializers)}.'
+      f'{sorted(starts)}.'
     )
+  if p is None:
+    return module.param(name, starts[init], shape, jnp.float32)
   rows, n = shape
   raw_shape = (n, p.columns(n))
   raw = module.param(name + RAW, p.initializers[init], raw_shape, jnp.float32)

@@ -1,8 +1,7 @@
-"""Products of token rows with matrices, and their gradients.
+"""Products of token rows x with matrices W, x Wᵀ, and their gradients.
 
-Token features are rows: a matrix W acts as x Wᵀ. Operands are rounded to a
-compute dtype; the gradient of a matrix leaves its product in the matrix's own,
-wider dtype, so that it can be summed over devices without rounding first.
+The gradient of a matrix leaves its product in the matrix's own, wider dtype, so
+that it can be summed over devices without rounding first.
 """
 
 import functools
@@ -23,15 +22,7 @@ class Numerics(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(numerics: Numerics, x: jax.Array, w: jax.Array) -> jax.Array:
-  """Computes x wᵀ.
-
-  Args:
-    numerics: dtype of operands and result, and precision.
-    x: [t, c], token rows.
-    w: [d, c].
-
-  Returns:
-    [t, d] in `numerics.dtype`. The gradient of `w` has the dtype of `w`.
+  """Computes x wᵀ for x [t, c] and w [d, c].
 
   >>> x, w = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((4, 3))
   >>> product(Numerics(jnp.bfloat16), x, w).shape
@@ -64,14 +55,11 @@ def mix(
   again: with B = gᵀ d, [c, k], that of M is gᵀ y + B R and that of R is Bᵀ M.
 
   Args:
-    numerics: dtype of operands and result, and precision.
-    y: [t, a], token rows.
+    numerics: of all products.
+    y: [t, a].
     d: [t, k].
     r: [k, a].
     m: [c, a].
-
-  Returns:
-    [t, c] in `numerics.dtype`. Gradients of `r` and `m` have their dtypes.
 
   >>> y, d, eye = jnp.ones((1, 2)), jnp.full((1, 1), 3.0), jnp.eye(2)
   >>> mix(Numerics(), y, d, eye[:1], 2 * eye).tolist()

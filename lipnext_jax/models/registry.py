@@ -53,8 +53,5 @@ def build_model(
 def for_evaluation(
   model: interface.CertifiedModel,
 ) -> interface.CertifiedModel:
-  """The model of explicit parameters, float32 at the highest precision.
-
-  Certificates are never computed in the precision that trained.
-  """
+  """Returns the model that is certified: explicit, float32, full precision."""
   return model.explicit(jnp.float32)

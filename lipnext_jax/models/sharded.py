@@ -28,18 +28,12 @@ class Layout(block_lib.Devices):
 
   The columns of R lie over `width` and `rows` together: its k rows need not
   divide by the devices.
-
-  Attributes:
-    mesh: the devices.
-    replicas: axes that split the batch alone.
-    rows: the axis that splits the batch, the rows of M and the columns of R.
-    width: the axis that splits the channels.
   """
 
   mesh: jax.sharding.Mesh
-  replicas: tuple[str, ...]
-  rows: str
-  width: str
+  replicas: tuple[str, ...]  # Axes that split the batch alone.
+  rows: str  # Splits the batch, the rows of M and the columns of R.
+  width: str  # Splits the channels.
 
   @property
   def tokens(self) -> PartitionSpec:
@@ -122,10 +116,8 @@ def keep_all_but_gathers(primitive: Any, *_: Any, **params: Any) -> bool:
   Gathered matrices, if kept, would add up to the whole model on every device.
   """
   inner = params.get('call_jaxpr')  # Policies see `gather` as one call.
-  primitives = (
-    [primitive] if inner is None else [e.primitive for e in inner.jaxpr.eqns]
-  )
-  return lax.all_gather_p not in primitives
+  eqns = inner.jaxpr.eqns if inner else []
+  return lax.all_gather_p not in (primitive, *(e.primitive for e in eqns))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))

@@ -121,7 +121,7 @@ def layers(
 
   def layer(x, weights):
     q, bias = weights
-    y = layers_lib.token_product(x, q.astype(x.dtype), precision)
+    y = jnp.einsum('bn,mn->bm', x, q.astype(x.dtype), precision=precision)
     return activate(y + layers_lib.per_channel(bias, y)), None
 
   if q.ndim == 2:
