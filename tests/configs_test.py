@@ -279,13 +279,16 @@ def test_what_a_row_needs_is_what_its_shapes_say(name, arg, cells):
   examples = SETS[config.dataset.name][-1]
   assert config.model.remat == 'products'
   item = {'float32': 4, 'bfloat16': 2}[config.model.dtype]
-  token = 2 * config.model.depth * config.model.width * item  # Two a block.
+  depth, width, alpha = (
+    config.model[name] for name in ('depth', 'width', 'shift_ratio')
+  )
+  token = (1 + 4 * alpha) * depth * width * item  # u, and what moves.
+  products = 3 * (1 + 8 * alpha) * depth * width**2  # Forward and backward.
   counted = {
     'numbers': f'{size.orthogonal}',
     'state': f'{size.state / 2**30:.1f}',
     'saved': f'{config.batch_size * size.tokens * token / 2**30:.0f}',
-    # A number of R or M meets every token thrice; two operations each.
-    'PFLOP': f'{6 * size.orthogonal * size.tokens * examples / 1e15:.1f}',
+    'PFLOP': f'{2 * products * size.tokens * examples / 1e15:.1f}',
     'epochs': config.duration.removesuffix(' epochs'),
   }
   assert cells == list(counted.values())
