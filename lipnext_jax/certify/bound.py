@@ -43,7 +43,8 @@ def operator_factor(path: str, norm: float) -> float:
   """
   if path.rsplit('/', maxsplit=1)[-1] != 'R':
     return norm
-  return (2 * norm**2 - 1) * (1 + 8 * norms.UNIT_ROUNDOFF)
+  # Square and difference round by u of 2·norm² <= 2·factor each.
+  return (2 * norm * norm - 1) * (1 + 8 * norms.UNIT_ROUNDOFF)
 
 
 def lipschitz_bounds(

@@ -18,9 +18,8 @@ def _norm(a: np.ndarray) -> float:
 
 
 def _product(w: np.ndarray, tokens: int) -> rounding.Product:
-  n = len(w)
   return rounding.Product(
-    norms.spectral_norm_bound(w), _norm(w), _terms(w), tokens * n
+    norms.spectral_norm_bound(w), _norm(w), _terms(w), tokens * len(w)
   )
 
 
@@ -31,8 +30,8 @@ def _shift(r: np.ndarray, tokens: int) -> rounding.Shift:
 
 
 def _terms(w: np.ndarray) -> int:
-  """Of a product's sums: compilers may start them from the bias after it."""
-  return len(w) + 1
+  """Counts the terms of a product's sums, with the bias they may start from."""
+  return w.shape[1] + 1
 
 
 def lipnext_chain(params: Any) -> list[rounding.Step]:

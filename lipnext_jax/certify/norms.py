@@ -71,8 +71,8 @@ def _symmetric_norm_upper(s: np.ndarray, squarings: int) -> float:
 def spectral_norm_bound(w: np.ndarray) -> float:
   """Bounds max(1, ‖w‖₂) from above; tight for nearly orthogonal matrices.
 
-  One-sided: rows that are too short cost nothing where they are 1e-4 or more
-  off, and at most that otherwise.
+  One-sided: what shrinks costs nothing. (Where WᵀW is off the identity by less
+  than 1e-4, the bound is two-sided, and a shrinking matrix costs so much.)
 
   Args:
     w: [m, n] of any float dtype, finite.
@@ -104,7 +104,7 @@ def spectral_norm_bound(w: np.ndarray) -> float:
     # more, by at most u(1 + |entry|) each, which γ_m ‖W‖_F² + 2u·√n covers.
     rounding = 2 * _gamma(m + 2) * (frobenius * frobenius + math.sqrt(n))
     defect = _symmetric_norm_upper(d, _SQUARINGS)
-    if defect > _NEAR:
+    if _NEAR < defect < math.inf:
       defect = min(defect, _largest_eigenvalue_upper(d, defect))
   return math.sqrt(1 + defect + rounding) * (1 + 8 * UNIT_ROUNDOFF)
 

@@ -59,11 +59,13 @@ def wide_logits(model, params, images):
   moved = int(model.shift_ratio * model.width)
   for layer in range(model.depth):
     r, m = p['blocks']['R'][layer], p['blocks']['M'][layer]
-    x = np.einsum('bhwc,dc->bhwd', x + p['blocks']['pos'][layer][None], r)
-    for group, (axis, step) in enumerate([(1, -1), (1, 1), (2, -1), (2, 1)]):
-      channels = slice(group * moved, (group + 1) * moved)
-      x[..., channels] = np.roll(x[..., channels], step, axis=axis)
-    x = np.einsum('bhwc,cd->bhwd', x, r)
+    y = x + p['blocks']['pos'][layer][None]
+    x = np.einsum('bhwc,dc->bhwd', y, r)
+    shifted = [
+      np.roll(x[..., group * moved : (group + 1) * moved], step, axis=axis)
+      for group, (axis, step) in enumerate([(1, -1), (1, 1), (2, -1), (2, 1)])
+    ]
+    x = y + np.einsum('bhwc,cd->bhwd', np.concatenate(shifted, -1) - x, r)
     x = np.einsum('bhwc,dc->bhwd', x, m) + p['blocks']['bias'][layer]
     x = activate(x)
   z = np.sqrt(np.sum(x * x, axis=(1, 2)))
@@ -189,6 +191,7 @@ def coarse_network():
   model, params, images = linear_network()
   blocks = dict(params['blocks'])
   blocks['pos'] = np.full_like(blocks['pos'], 1e12)
+  blocks['M'] = make(width=64, patch_size=8)[1]['blocks']['M']  # Rounds.
   return model, {**params, 'blocks': blocks}, images
 
 
