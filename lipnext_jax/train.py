@@ -27,6 +27,7 @@ from lipnext_jax import validation
 from lipnext_jax.certify import rigorous
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
+from lipnext_jax.models import layers
 from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
 
@@ -85,7 +86,7 @@ def train_and_evaluate(
       program.model,
       program.loss_fn,
       state.params,
-      step_lib.to_unit(batch['image']),
+      layers.to_unit(batch['image']),
       batch['label'],
       program.epsilon_fn(state.step - 1),
       on_all,
@@ -260,9 +261,8 @@ def _make_certify_split(
     if certificate == 'rigorous':
       result = evaluate.evaluate_rigorous(rigorous_step, params, batches, mesh)
     else:
-      result = evaluate.evaluate(
-        fast_step, params, batches, mesh, certify.bound_product(bounds)
-      )
+      constants = certify.prove_constants(host_params, bounds)
+      result = evaluate.evaluate(fast_step, params, batches, mesh, constants)
     return result._replace(lipschitz_bounds=bounds)
 
   return certify_split

@@ -17,7 +17,7 @@ def certificates(run):
   source = sources.load_dataset(run.config.dataset).test
   images = np.stack([source[i]['image'] for i in range(len(source))])
   variables = {'params': run.params}
-  logits = run.model.apply(variables, train_step.to_unit(images))
+  logits = run.model.apply(variables, images)
   return certify.certified_radius(
     logits,
     models.head_kernel(variables),

@@ -24,7 +24,8 @@ def float32_above(value: float) -> np.float32:
   >>> float(float32_above(1 + 1e-12)) > 1 + 1e-12
   True
   """
-  return np.nextafter(np.float32(value), np.float32(np.inf))
+  with np.errstate(over='ignore'):  # To infinity, which is above.
+    return np.nextafter(np.float32(value), np.float32(np.inf))
 
 
 def operator_factor(path: str, norm: float) -> float:
@@ -47,6 +48,19 @@ def operator_factor(path: str, norm: float) -> float:
   return (2 * norm * norm - 1) * (1 + 8 * norms.UNIT_ROUNDOFF)
 
 
+def check_explicit(name: str) -> None:
+  """Refuses a leaf that is mapped to a matrix before that is applied.
+
+  Raises:
+    ValueError: naming it.
+  """
+  if name.endswith(parametrizations.RAW):
+    raise ValueError(
+      f'{name} is mapped before it is applied; certify '
+      'model.explicit_params(params), what is applied.'
+    )
+
+
 def lipschitz_bounds(
   params: Any,
   label_fn: Callable[[Any], Any] = recipe.orthogonal_labels,
@@ -59,7 +73,8 @@ def lipschitz_bounds(
   `stem/pos`, see `convolution`. Everything else has to be 1-Lipschitz.
 
   Raises:
-    ValueError: a raw leaf: what it makes is bounded, not the leaf.
+    ValueError: a raw leaf: what it makes is bounded, not the leaf; or a matrix
+      that float64 does not hold.
 
   >>> bounds = lipschitz_bounds({'M': np.eye(2)[None], 'bias': np.zeros(2)})
   >>> {name: len(layers) for name, layers in bounds.items()}
@@ -70,11 +85,7 @@ def lipschitz_bounds(
   bounds: dict[str, list[float]] = {}
   for (path, leaf), label in zip(leaves, labels, strict=True):
     name = recipe.path_name(path)
-    if name.endswith(parametrizations.RAW):
-      raise ValueError(
-        f'lipschitz_bound: {name} is mapped before it is applied; bound '
-        'model.explicit_params(params), the parameters that are certified.'
-      )
+    check_explicit(name)
     kind = name.rsplit('/', maxsplit=1)[-1]
     if kind in convolution.BOUNDS:
       grid = _grid(leaves, name)
@@ -123,7 +134,7 @@ def lipschitz_bound(
 
   Raises:
     ValueError: no orthogonal parameter, an unlabelled or raw one, or one that
-      is not finite.
+      is not finite, or that float64 does not hold (complex, say).
 
   >>> params = {'blocks': {'R': np.eye(4)[None], 'M': 1.001 * np.eye(4)[None]}}
   >>> 1.001 <= lipschitz_bound(params) < 1.0011

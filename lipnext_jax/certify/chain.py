@@ -47,7 +47,7 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
     params: a LipNeXt's parameters.
 
   Raises:
-    ValueError: a parameter that is not finite.
+    ValueError: a parameter that is raw or not finite.
 
   >>> import jax
   >>> from lipnext_jax import models
@@ -57,8 +57,9 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
   16
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    name = recipe.path_name(path)
+    bound.check_explicit(name)
     if not np.all(np.isfinite(leaf)):
-      name = recipe.path_name(path)
       raise ValueError(f'lipnext_chain: {name} is not finite.')
   stem, blocks = params['stem'], params['blocks']
   depth, h, w, _ = blocks['pos'].shape

@@ -103,7 +103,7 @@ class LipNeXt(interface.CertifiedModel):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    """[b, H, W, ch] in [0, 1] → logits [b, classes], float32 (or wider)."""
+    """[b, H, W, ch] in [0, 1], or uint8 → logits [b, classes], float32."""
     for name, value, choices in (
       ('remat', self.remat, REMAT_POLICIES),
       ('r_init', self.r_init, initializers.ORTHOGONAL),
@@ -112,7 +112,6 @@ class LipNeXt(interface.CertifiedModel):
       if value not in choices:
         raise ValueError(f'{name}={value!r} must be one of {sorted(choices)}.')
     numerics = products.Numerics(self.dtype, self.precision)
-    # Re-centred, never divided by a deviation: that would rescale ε.
     x = block_lib.Stem(
       width=self.width,
       patch_size=self.patch_size,
@@ -120,7 +119,7 @@ class LipNeXt(interface.CertifiedModel):
       q_init=self.r_init,
       parametrization=self.parametrization,
       name='stem',
-    )(images - 0.5)
+    )(layers.centre(images))
 
     spec = block_lib.BlockSpec(
       grid=x.shape[1:3],
