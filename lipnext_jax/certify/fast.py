@@ -122,7 +122,7 @@ def margin_floor(images: jax.Array, constants: Constants) -> jax.Array:
   squares = jnp.square(layers.centre(images))
   norm = jnp.sqrt(jnp.sum(squares, axis=tuple(range(1, squares.ndim))))
   reach = constants.lipschitz * norm + constants.offset  # B + max|b|.
-  return radius.SLACK * reach
+  return radius.SLACK * 2.0**-24 * reach
 
 
 def rival_radii(

@@ -9,9 +9,9 @@ import numpy as np
 from lipnext_jax import losses
 
 
-# What fast certificates require of a margin, in units of float32's roundoff of
-# the numbers it came from; and the distance that unit rows have at least.
-SLACK = 64 * 2.0**-24
+# Margins, and distances of unit rows, are told from 0 if they exceed so many
+# units of roundoff of the numbers that they come from.
+SLACK = 64
 # Outside of this range, squares and quotients of float32 lose their digits.
 SANE = (2.0**-60, 2.0**60)
 _UNIT = 2.0**-11  # |‖w‖² − 1| of unit rows is below; γ_c is for c < 4096.
@@ -30,8 +30,8 @@ def certified_radius(
   One-vs-rest: each rival j is a binary problem with its own margin, whose
   Lipschitz constant is Λ‖w_p − w_j‖. Radius 0 is given for ties, margins up to
   `floor`, logits that are not finite, rows that are not unit, and a Λ outside
-  of [2⁻⁶⁰, 2⁶⁰]. Rows closer than 64·2⁻²⁴, equal ones included, count as so far
-  apart: float32 cannot tell.
+  of [2⁻⁶⁰, 2⁶⁰]. Rows closer than 64u (2⁻¹⁸ in float32), equal ones included,
+  count as so far apart: their own rounding says no more.
 
   Args:
     logits: [b, k], of float32 or float64 products.
@@ -39,7 +39,7 @@ def certified_radius(
     lipschitz: Λ, a scalar: an upper bound on the backbone's Lipschitz constant
       (`lipschitz_bound`).
     floor: [b] or a scalar, margins that may be rounding (`margin_floor`); at
-      least 64·2⁻²⁴ of the largest logit. Without it, constants that one layer
+      least 64u of the largest logit. Without it, constants that one layer
       adds and another takes away go unseen: enough for weights of your own
       training. `fast_certifier` knows it.
 
@@ -87,9 +87,11 @@ def rival_radii(
   ['2.1213', 'inf', '1.4142']
   """
   _check(logits, head_kernel, lipschitz, floor)
-  floor = jnp.maximum(floor, SLACK * jnp.max(jnp.abs(logits), axis=-1))
+  unit = float(jnp.finfo(logits.dtype).eps) / 2
+  floor = jnp.maximum(floor, SLACK * unit * jnp.max(jnp.abs(logits), axis=-1))
   predictions = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  distance = jnp.maximum(losses.row_distances(head_kernel), SLACK)[predictions]
+  apart = SLACK * float(jnp.finfo(head_kernel.dtype).eps) / 2
+  distance = jnp.maximum(losses.row_distances(head_kernel), apart)[predictions]
   margin = jnp.max(logits, axis=-1, keepdims=True) - logits
   radii = margin / (lipschitz * distance)  # [b, k]
   # Every comparison is false of what is not a number.
