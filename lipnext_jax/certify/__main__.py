@@ -280,9 +280,9 @@ def _print_entry(entry: dict[str, Any]) -> None:
   radius = digits.down(entry['radius'], 6)
   levels = digits.down(entry['grey_levels'], 2)
   path = _shown(entry['path'])
-  if entry['done']:
-    path += f'  ({"; ".join(entry["done"])})'
   print(f'{entry["class"]:>5d}  {radius:>19}  {levels:>14}  {path}', flush=True)
+  if entry['done'] and not path.endswith('.npy'):  # Of which the head tells.
+    print(f'{"":7}{"; ".join(entry["done"])}')
   for rival in entry.get('rivals', ()):
     shown = digits.down(rival['radius'], 6)
     print(f'{"":7}{shown:>19}  against class {rival["class"]}')

@@ -250,6 +250,36 @@ def test_a_leaf_that_no_rule_labels_raises():
     certify.lipschitz_bound({'R': np.eye(2), 'extra': {'W': np.eye(2)}})
 
 
+@pytest.mark.parametrize(
+  ('name', 'leaf'),
+  [
+    ('M', np.array([[1j, 0], [0, 5j]])),
+    ('Q', np.eye(2, dtype=np.complex64)),
+    ('R', np.eye(2, dtype=object)),
+    ('M', np.array([[2**53 + 1]])),
+    ('M', np.array([[1 + np.longdouble(2.0**-60)]])),
+    ('conv_zero', np.ones((1, 1, 1, 1)) * 1j),
+    ('spectrum', np.ones((1, 1, 2, 1, 1)) * 1j),
+  ],
+)
+def test_numbers_that_float64_does_not_hold_raise(name, leaf):
+  params = {name: leaf, 'stem': {'pos': np.zeros((1, 1, 1))}}
+  with pytest.raises(ValueError, match='float64 does not hold'):
+    certify.lipschitz_bound(params)
+
+
+@pytest.mark.parametrize(
+  'name', ['Dense_0/kernel', 'kernel', 'conv/kernel', 'my_head/kernel', 'scale']
+)
+def test_a_kernel_that_is_no_head_raises(name):
+  params = {'R': np.eye(2), 'head': {'kernel': np.ones((3, 2))}}
+  assert certify.lipschitz_bound(params) < 1 + 1e-12
+  *groups, leaf = name.split('/')
+  params |= {groups[0]: {leaf: 100.0}} if groups else {leaf: 100.0}
+  with pytest.raises(ValueError, match='matches no rule'):
+    certify.lipschitz_bound(params)
+
+
 @pytest.mark.parametrize('shape', [(), (3,)])
 def test_what_is_no_matrix_raises(shape):
   with pytest.raises(ValueError, match='needs a matrix'):
