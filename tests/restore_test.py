@@ -9,7 +9,6 @@ from lipnext_jax import certify
 from lipnext_jax import errors
 from lipnext_jax import models
 from lipnext_jax import restore
-from lipnext_jax import train_step
 from lipnext_jax.data import sources
 
 

@@ -11,6 +11,7 @@ from lipnext_jax import program as program_lib
 from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
 from lipnext_jax.data import sources
+from lipnext_jax.models import layers
 from lipnext_jax.models import registry
 from lipnext_jax.parallel import mesh as mesh_lib
 

@@ -154,7 +154,7 @@ def _from_workdir(args: argparse.Namespace) -> Service:
   fast_certifier = certify.fast_certifier(run.model, run.params)
 
   def in_float32(images):
-    return *fast_certifier(np.float32(images)), None
+    return *fast_certifier(images.astype(np.float32)), None
 
   return Service(in_float32, how, facts)
 
@@ -180,7 +180,7 @@ def _from_artifact(args: argparse.Namespace) -> Service:
     classes, radii = predictor(images.astype(np.float32))
     return classes, np.asarray(radii)[:, None], None
 
-  note = 'a predictor is a float32 program, its Λ and radii are its author\'s'
+  note = "a predictor is a float32 program, its Λ and radii are its author's"
   facts = {'model': args.artifact, 'note': _NOTE.format(note)}
   facts |= {k: manifest[k] for k in ('lipschitz_bound', 'certificate')}
   shape = tuple(manifest['image_shape'])

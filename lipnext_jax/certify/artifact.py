@@ -251,7 +251,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
   held = type(scale) in (int, float) and least <= scale <= most
   check('lipschitz_bound', held, 'no number above 0')
   # Older programs know of no margin that rounding could fake.
-  offset = manifest.get('offset')
+  offset: Any = manifest.get('offset')
   tested = type(offset) in (int, float) and 0 <= offset < math.inf
   check('offset', tested, 'no number: its radii are not tested for rounding')
   # It is printed, and a terminal obeys what is not printable.

@@ -6,6 +6,8 @@ in float64 with rounding accounted for: matrices in `norms`, convolutions in
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 from typing import Any
 
@@ -143,7 +145,7 @@ def lipschitz_bound(
   return bound_product(lipschitz_bounds(params, label_fn, factor_fn))
 
 
-def bound_product(bounds: dict[str, list[float]]) -> float:
+def bound_product(bounds: Mapping[str, Sequence[float]]) -> float:
   """`lipschitz_bound`, of the factors that `lipschitz_bounds` gave.
 
   Raises:

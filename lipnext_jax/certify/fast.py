@@ -32,7 +32,6 @@ from lipnext_jax.models import head
 from lipnext_jax.models import layers
 from lipnext_jax.optim import recipe
 
-
 CLAIM = (
   'fast: float32 at the highest product precision; rounding is tested for '
   '(margins above 64 units of it), not proved'
@@ -73,7 +72,9 @@ def prove_constants(
   """
   bounds = bounds or bound.lipschitz_bounds(params)
   params = params.get('params', params)
-  kernel, bias = (norms.to_float64(params['head'][n]) for n in ('kernel', 'bias'))
+  kernel, bias = (
+    norms.to_float64(params['head'][n]) for n in ('kernel', 'bias')
+  )
   rows = np.linalg.norm(kernel, axis=-1)
   if not np.all((rows >= radius.SANE[0]) & (rows <= radius.SANE[1])):
     raise ValueError('prove_constants: head/kernel has rows of no usable norm.')
@@ -82,7 +83,7 @@ def prove_constants(
   offset = math.prod(factors) * _sum_constants(backbone) + np.max(np.abs(bias))
   # Fewer than 2²⁰ roundings, all of positive numbers.
   offset = float(offset * (1 + 2.0**-30))
-  return Constants(bound.bound_product(dict(bounds)), offset)
+  return Constants(bound.bound_product(bounds), offset)
 
 
 def _sum_constants(backbone: Any) -> float:
@@ -109,7 +110,9 @@ def _sum_constants(backbone: Any) -> float:
   )
 
 
-def margin_floor(images: jax.Array, constants: Constants) -> jax.Array:
+def margin_floor(
+  images: jax.typing.ArrayLike, constants: Constants
+) -> jax.Array:
   """Margins up to which a float32 pass may answer anything: [b].
 
   Args:
@@ -126,7 +129,7 @@ def margin_floor(images: jax.Array, constants: Constants) -> jax.Array:
 
 
 def rival_radii(
-  model: Any, params: Any, images: jax.Array, constants: Constants
+  model: Any, params: Any, images: jax.typing.ArrayLike, constants: Constants
 ) -> tuple[jax.Array, jax.Array]:
   """Float32 predictions [b], and radii [b, k] against every rival.
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from lipnext_jax import losses
 
-
 # Margins, and distances of unit rows, are told from 0 if they exceed so many
 # units of roundoff of the numbers that they come from.
 SLACK = 64

@@ -240,8 +240,12 @@ _forward = jax.jit(forward, static_argnums=0)
 
 def _none(found: Certificates) -> Certificates:
   """The certificates of no image, from those of some."""
-  lipschitz = found.lipschitz
-  return Certificates(*(array[:0] for array in found[:-1]), lipschitz)
+  return found._replace(
+    predictions=found.predictions[:0],
+    radii=found.radii[:0],
+    rival_radii=found.rival_radii[:0],
+    logit_errors=found.logit_errors[:0],
+  )
 
 
 def rigorous_certifier(

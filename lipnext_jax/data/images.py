@@ -73,8 +73,8 @@ def list_conversions(data: bytes) -> list[str]:
     with contextlib.suppress(Exception):  # Damaged, it turns nothing.
       if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         done.append('EXIF rotation ignored')
-    if getattr(image, 'n_frames', 1) > 1:
-      done.append(f'first of {image.n_frames} frames')
+    if (frames := getattr(image, 'n_frames', 1)) > 1:
+      done.append(f'first of {frames} frames')
   return done
 
 

@@ -76,9 +76,7 @@ def read(path: str, how: Preprocessing) -> np.ndarray:
   return read_noting(path, how)[0]
 
 
-def read_noting(
-  path: str, how: Preprocessing
-) -> tuple[np.ndarray, list[str]]:
+def read_noting(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
   """Reads one image, and says what was done to it on the way.
 
   Args:

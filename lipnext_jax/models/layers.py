@@ -95,7 +95,7 @@ def activate(x: jax.Array, activation: str, beta: float) -> jax.Array:
   return min_max(x) if activation == 'minmax' else beta_abs(x, beta)
 
 
-def to_unit(images: jax.Array) -> jax.Array:
+def to_unit(images: jax.typing.ArrayLike) -> jax.Array:
   """Pixels in [0, 1], float32 or wider: uint8 is divided by 255, floats pass.
 
   Raises:
@@ -113,7 +113,7 @@ def to_unit(images: jax.Array) -> jax.Array:
   return images if images.dtype == wide else images.astype(wide)
 
 
-def centre(images: jax.Array) -> jax.Array:
+def centre(images: jax.typing.ArrayLike) -> jax.Array:
   """Returns `to_unit` less 1/2; no deviation divides it: that would rescale ε.
 
   >>> centre(jnp.array([0, 255], jnp.uint8)).tolist()

@@ -17,7 +17,9 @@ IMAGES = np.random.default_rng(0).random((32, 8, 8, 1)).astype(np.float32)
 
 
 PROGRAM = jax.jit(fast.rival_radii, static_argnums=0)
-LOGITS = jax.jit(lambda params, x: MODEL.explicit().apply({'params': params}, x))
+LOGITS = jax.jit(
+  lambda params, x: MODEL.explicit().apply({'params': params}, x)
+)
 
 
 def tested(params, images):

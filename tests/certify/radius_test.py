@@ -123,7 +123,9 @@ def check_close_rows(radius_fn):
   """Rows as stored, whose distance float32 loses: radii against the exact."""
   rng = np.random.default_rng(0)
   near = np.float32([[1, 0, 0], [1, 0, 0]])
-  cases = [near + np.float32([[0], [e]]) * [0, 1, 0] for e in (1e-23, 1e-30, 4e-9)]
+  cases = [
+    near + np.float32([[0], [e]]) * [0, 1, 0] for e in (1e-23, 1e-30, 4e-9)
+  ]
   for k in rng.normal(size=(200, 3)):
     cases.append(np.float32([k, np.float32(k) * np.float32(3)]))
   cases += [np.eye(2, 3) * s for s in (1e20, 1e38, 1e-25)]

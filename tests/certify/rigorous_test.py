@@ -488,7 +488,10 @@ def hostile_network(seed):
   params = jax.tree_util.tree_map_with_path(fill, params)
   params['head'] = {'kernel': KERNEL, 'bias': np.zeros(3)}
   logits = exact_logits(params, image)
-  largest, share = max(map(abs, logits)), Fraction(10.0 ** -rng.choice([1, 8, 14, 15.5, 16]))
+  largest, share = (
+    max(map(abs, logits)),
+    Fraction(10.0 ** -rng.choice([1, 8, 14, 15.5, 16])),
+  )
   # Two classes lead the third, by a share of the largest logit from each other.
   wanted = [largest * share, Fraction(0), -largest]
   for j in range(3):
@@ -534,7 +537,7 @@ def test_no_hostile_network_breaks_a_rigorous_certificate():
 def half_image(scale):
   """x = 1/2: all that is left of E is its constant part, which is not scaled.
 
-  Eight blocks add a quarter of a unit of the bias, which float64 loses each time;
+  Eight blocks add a quarter of a unit of the bias each, which float64 loses;
   the head adds a whole one to the other class.
   """
   params = ONE_TOKEN.init(jax.random.key(0), np.zeros((1, 2, 2, 1)))['params']

@@ -125,7 +125,10 @@ def test_an_archive_of_arrays_by_the_name_of_one_is_refused(tmp_path):
 def test_scaling_and_colours_are_noted(tmp_path):
   colour = save(tmp_path / 'a.png', pixels((8, 8, 3)))
   grey = save(tmp_path / 'b.png', pixels((8, 8)))
-  down, up = inputs.Preprocessing((4, 4, 3), 4), inputs.Preprocessing((9, 9, 3), 16)
+  down, up = (
+    inputs.Preprocessing((4, 4, 3), 4),
+    inputs.Preprocessing((9, 9, 3), 16),
+  )
   for path, how, done in (
     (colour, GREY, ['colours weighed to grey']),
     (grey, GREY, []),
@@ -140,7 +143,9 @@ def test_scaling_and_colours_are_noted(tmp_path):
     assert inputs.read_noting(path, how)[1] == done
 
 
-@pytest.mark.parametrize('dtype', [np.uint8, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+  'dtype', [np.uint8, np.float16, np.float32, np.float64]
+)
 def test_what_is_done_to_an_array_is_noted(tmp_path, dtype):
   np.save(tmp_path / 'a.npy', np.ones((8, 8), dtype))
   found, (done,) = inputs.read_noting(str(tmp_path / 'a.npy'), GREY)
