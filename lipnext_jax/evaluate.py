@@ -1,7 +1,7 @@
 """Exact certified evaluation: every example once, fast or rigorous.
 
-`fast` runs in float32 at the highest product precision and leaves the rounding
-of the logits out; `rigorous` runs in float64 and subtracts it.
+`fast` runs in float32 at the highest product precision and certifies margins
+that are far above its rounding; `rigorous` runs in float64 and subtracts it.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import certify
-from lipnext_jax import models
-from lipnext_jax import train_step
 from lipnext_jax.certify import chain
+from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
 from lipnext_jax.models import interface
 from lipnext_jax.models import registry
@@ -63,20 +62,19 @@ class Evaluation(NamedTuple):
 def make_eval_step(
   model: interface.CertifiedModel, mesh: jax.sharding.Mesh
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Jits (params, batch, Λ) → predictions, radii and the batch's ids.
+  """Jits (params, batch, constants) → predictions, radii and the batch's ids.
 
   The outputs are replicated, so that every process holds all of them.
   """
   model = registry.for_evaluation(model)
 
-  def eval_step(params, batch, lipschitz):
-    variables = {'params': params}
-    logits: Any = model.apply(variables, train_step.to_unit(batch['image']))
-    kernel = models.head_kernel(variables)
-    predictions, radii = certify.certified_radius(logits, kernel, lipschitz)
+  def eval_step(params, batch, constants):
+    predictions, radii = fast.rival_radii(
+      model, params, batch['image'], constants
+    )
     return {
       'predictions': predictions,
-      'radii': radii,
+      'radii': jnp.min(radii, axis=-1),
       **{name: batch[name] for name in ('id', 'label', 'mask')},
     }
 
@@ -107,7 +105,7 @@ def evaluate(
   params: Any,
   batches: Iterable[dict[str, np.ndarray]],
   mesh: jax.sharding.Mesh,
-  lipschitz: float | jax.Array,
+  constants: certify.Constants,
 ) -> Evaluation:
   """Runs all batches in float32; padding is dropped by its mask.
 
@@ -116,17 +114,16 @@ def evaluate(
     params: see `models.interface.certified_params`.
     batches: from `data.pipeline.eval_batches`.
     mesh: the devices.
-    lipschitz: Λ (`certify.lipschitz_bound` of `params`), or an array on the
-      devices that is assumed to be one.
+    constants: `certify.prove_constants` of `params`, or some that are assumed
+      and on the devices already.
   """
   sharding = mesh_lib.batch_sharding(mesh)
-  if isinstance(lipschitz, jax.Array):
-    scale = lipschitz
-  else:
-    above = certify.float32_above(lipschitz)
-    scale = jax.device_put(above, mesh_lib.replicated(mesh))
+  on_device = constants
+  if not isinstance(constants.lipschitz, jax.Array):
+    replicated = mesh_lib.replicated(mesh)
+    on_device = jax.device_put(constants.on_device(), replicated)
   columns = _join(
-    eval_step(params, mesh_lib.put_batch(batch, sharding), scale)
+    eval_step(params, mesh_lib.put_batch(batch, sharding), on_device)
     for batch in batches
   )
   return Evaluation(
@@ -134,7 +131,7 @@ def evaluate(
     labels=columns['label'],
     predictions=columns['predictions'],
     radii=columns['radii'],
-    lipschitz_bound=float(jax.device_get(lipschitz)),
+    lipschitz_bound=float(jax.device_get(constants.lipschitz)),
   )
 
 
@@ -164,7 +161,7 @@ def evaluate_rigorous(
   def columns_of(batch):
     nonlocal image_size
     image_size = batch['image'][0].size
-    batch = {**batch, 'image': to_unit64(batch['image'])}
+    batch = {**batch, 'image': rigorous.to_unit64(batch['image'])}
     return rigorous_step(wide, mesh_lib.put_batch(batch, sharding))
 
   with jax.enable_x64(True):
@@ -190,14 +187,13 @@ def prove_bounds(params: Any) -> dict[str, list[float]]:
   In float64, on the hosts: minutes for a billion parameters.
 
   Args:
-    params: see `models.interface.certified_params`.
+    params: see `models.interface.certified_params`; on the host.
 
   Returns:
     See `certify.lipschitz_bounds`.
   """
   bounds = certify.lipschitz_bounds(
-    jax.tree.map(distributed.to_host, params),
-    part=(jax.process_index(), jax.process_count()),
+    params, part=(jax.process_index(), jax.process_count())
   )
   return {
     name: distributed.largest(np.array(factors)).tolist()
@@ -215,16 +211,6 @@ def widen(p: jax.Array, host: np.ndarray) -> jax.Array:
   if not p.committed:  # Free to join whatever mesh the images are on.
     return jnp.asarray(wide)
   return jax.make_array_from_callback(p.shape, p.sharding, wide.__getitem__)
-
-
-def to_unit64(images: np.ndarray) -> np.ndarray:
-  """Pixels as float64 in [0, 1], on the host: uint8 over 255, floats widened.
-
-  >>> to_unit64(np.array([0, 255], np.uint8)).tolist()
-  [0.0, 1.0]
-  """
-  wide = images.astype(np.float64)
-  return wide / 255 if images.dtype == np.uint8 else wide
 
 
 def _join(outputs: Iterable[dict[str, jax.Array]]) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """Losses for certified training (paper §4), on logits with a unit-norm head.
 
 All share one signature, `loss(logits, labels, head_kernel, epsilon, …)`, and
-return the mean over the batch. ε is an ℓ2 radius in [0, 1] pixel units.
+return the mean over the batch. Labels or kernels of other shapes than below are
+refused with a ValueError. ε is an ℓ2 radius in [0, 1] pixel units.
 Shapes: logits [b, k], labels [b] int, head_kernel [k, c] with unit rows.
 """
 
@@ -56,6 +57,29 @@ def _row_distances_jvp(primals, tangents):
   return distance, jnp.where(zero, 0, along / jnp.where(zero, 1, distance))
 
 
+def _check(logits, labels, head_kernel=None) -> None:
+  """Refuses shapes and dtypes that would be broadcast or clamped.
+
+  Raises:
+    ValueError: labels that are not [b] integers, or a kernel that has not one
+      row per class.
+  """
+  labels = jnp.asarray(labels)
+  if jnp.ndim(logits) != 2 or labels.shape != jnp.shape(logits)[:1]:
+    raise ValueError(
+      f'{jnp.shape(logits)=}, {labels.shape=}: give logits [b, k], labels [b].'
+    )
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
+    raise ValueError(f'{labels.dtype} labels: give the numbers of classes.')
+  if head_kernel is not None and (
+    jnp.ndim(head_kernel) != 2 or len(head_kernel) != logits.shape[1]
+  ):
+    raise ValueError(
+      f'{jnp.shape(head_kernel)=} has not one row for each of the '
+      f'{logits.shape[1]} classes.'
+    )
+
+
 def emma_loss(
   logits: jax.Array,
   labels: jax.Array,
@@ -89,6 +113,7 @@ def emma_loss(
   >>> round(loss.item(), 4)  # log(1 + exp(-2 + 0.5·√2))
   0.2425
   """
+  _check(logits, labels, head_kernel)
   k = logits.shape[-1]
   distance = row_distances(head_kernel)[labels]  # [b, k]
   reach = epsilon * distance
@@ -133,6 +158,7 @@ def trades_loss(
   >>> round(loss.item(), 4)
   0.3435
   """
+  _check(logits, labels, head_kernel)
   k = logits.shape[-1]
   prediction = jnp.argmax(logits, axis=-1)
   reached = logits + epsilon * row_distances(head_kernel)[prediction]
@@ -180,6 +206,7 @@ def logit_annealing_loss(
   True
   """
   del head_kernel, epsilon  # Unused.
+  _check(logits, labels)
   one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
   shifted = (logit_scale * logits - offset * one_hot) / temperature
   ce = optax.softmax_cross_entropy(shifted, one_hot)
@@ -202,6 +229,7 @@ def cross_entropy_loss(
   0.6931
   """
   del head_kernel, epsilon  # Unused.
+  _check(logits, labels)
   ce = optax.softmax_cross_entropy_with_integer_labels(
     logit_scale * logits, labels
   )

@@ -318,7 +318,5 @@ def print_table(
     error = summary['logit_error']
     lines.append(f'  rounding of logits E    {error:.1e} (bounded, subtracted)')
   else:
-    lines.append(
-      '  rounding of logits      float32, not subtracted (fast mode)'
-    )
+    lines.append('  rounding of logits      float32, tested for (fast mode)')
   print('\n'.join(lines), file=file or sys.stdout, flush=True)

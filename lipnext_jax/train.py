@@ -29,6 +29,7 @@ from lipnext_jax import validation
 from lipnext_jax.certify import rigorous
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
+from lipnext_jax.models import layers
 from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
 
@@ -87,7 +88,7 @@ def train_and_evaluate(
       program.model,
       program.loss_fn,
       state.params,
-      step_lib.to_unit(batch['image']),
+      layers.to_unit(batch['image']),
       batch['label'],
       program.epsilon_fn(state.step - 1),
       on_all,
@@ -239,7 +240,7 @@ def train_and_evaluate(
 def _make_certify_split(
   config, program, processes
 ) -> Callable[[step_lib.TrainState, sources.Source, str], evaluate.Evaluation]:
-  """(state, source, certificate) → its evaluation on the certified weights.
+  """Returns (state, source, certificate) → evaluation of certified weights.
 
   The certificate 'assumed' is for monitoring: the constant is the one that
   training takes, so that no device waits for a proof on the host.
@@ -253,12 +254,12 @@ def _make_certify_split(
     program.certified_params, out_shardings=program.certified_shardings
   )
 
-  assumed_constant = jax.jit(
-    lambda state: jnp.float32(
-      program.model.lipschitz(optim.slow_params(state.opt_state, state.params))
-    ),
-    out_shardings=mesh_lib.replicated(mesh),
-  )
+  def assume(state):
+    slow = optim.slow_params(state.opt_state, state.params)
+    constant = jnp.float32(program.model.lipschitz(slow))
+    return certify.Constants(constant, jnp.zeros([]))
+
+  assumed_constants = jax.jit(assume, out_shardings=mesh_lib.replicated(mesh))
 
   def certify_split(state, source, certificate):
     params = certified_params(state)
@@ -269,15 +270,15 @@ def _make_certify_split(
       **processes,
     )
     if certificate == 'assumed':
-      constant = assumed_constant(state)
-      return evaluate.evaluate(fast_step, params, batches, mesh, constant)
-    bounds = evaluate.prove_bounds(params)
+      constants = assumed_constants(state)
+      return evaluate.evaluate(fast_step, params, batches, mesh, constants)
+    host_params = jax.tree.map(distributed.to_host, params)
+    bounds = evaluate.prove_bounds(host_params)
     if certificate == 'rigorous':
       result = evaluate.evaluate_rigorous(rigorous_step, params, batches, mesh)
     else:
-      result = evaluate.evaluate(
-        fast_step, params, batches, mesh, certify.bound_product(bounds)
-      )
+      constants = certify.prove_constants(host_params, bounds)
+      result = evaluate.evaluate(fast_step, params, batches, mesh, constants)
     return result._replace(lipschitz_bounds=bounds)
 
   return certify_split

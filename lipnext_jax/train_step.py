@@ -18,6 +18,7 @@ from lipnext_jax import models
 from lipnext_jax import optim
 from lipnext_jax import schedules
 from lipnext_jax.models import interface
+from lipnext_jax.models import layers
 
 # Power iterations of the monitored orthogonality error: n² each, so that a log
 # line can afford them. The certificate uses a proved bound instead.
@@ -168,17 +169,6 @@ def init_state(
   )
 
 
-def to_unit(images: jax.Array) -> jax.Array:
-  """Pixels as float32 in [0, 1]: uint8 is divided by 255, floats pass.
-
-  >>> to_unit(jnp.array([0, 255], jnp.uint8)).tolist()
-  [0.0, 1.0]
-  """
-  if images.dtype == jnp.uint8:
-    return images.astype(jnp.float32) / 255
-  return images
-
-
 def make_train_step(
   model: interface.CertifiedModel,
   tx: optax.GradientTransformation,
@@ -214,7 +204,7 @@ def make_train_step(
 
   def train_step(state, batch):
     def objective(params, batch):
-      images, labels = to_unit(batch['image']), batch['label']
+      images, labels = layers.to_unit(batch['image']), batch['label']
       variables = {'params': params}
       logits: Any = model.apply(variables, images)
       kernel = models.head_kernel(variables)

@@ -187,6 +187,16 @@ def test_the_certificate_benchmark_prints_its_table():
   assert values['largest difference of fast and rigorous radii'] < 1e-4
 
 
+def test_crafted_weights_break_nothing_that_is_tested_or_proved(trained_run):
+  options = ['--workdir', trained_run[0], '--examples', '20', '--rounds', '2']
+  lines = run('crafted_weights', *options).splitlines()
+  rows = [line.split(' | ') for line in lines[3:14]]
+  assert rows[0][0] == '| untouched'
+  broken = [[int(cell.split(' / ')[1]) for cell in row[1:]] for row in rows]
+  assert not np.any(np.array(broken)[:, 1:])
+  assert np.any(np.array(broken)[:, 0])
+
+
 @pytest.mark.parametrize('problem', optimizer_convergence.PROBLEMS)
 def test_the_optimum_of_each_problem_is_one(problem):
   """No start ends below it, and descent ends at it."""

@@ -26,7 +26,8 @@ def run(setup, batch_size, lipschitz=1.0, model=None):
   mesh, own, params, source, _ = setup
   batches = pipeline.eval_batches(source, batch_size=batch_size)
   step = evaluate.make_eval_step(model or own, mesh)
-  return evaluate.evaluate(step, params, batches, mesh, lipschitz)
+  constants = certify.Constants(lipschitz, 0.0)
+  return evaluate.evaluate(step, params, batches, mesh, constants)
 
 
 def test_every_example_is_counted_once_whatever_the_batch(setup):

@@ -411,3 +411,17 @@ def test_distances_of_rows_scaled_in_the_same_program():
   got = np.asarray(gradient(losses.row_distances, w.astype(np.float32)))
   # Ten terms of size one, each rounded a few times.
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_labels_and_kernels_of_another_shape_are_refused(name):
+  logits, rows = jnp.eye(3), jnp.eye(3)
+  labels = jnp.arange(3)
+  wrong = [labels[:, None], jnp.eye(3, dtype=int), labels[:2], labels * 1.0]
+  for bad in wrong:
+    with pytest.raises(ValueError, match='labels'):
+      losses.LOSSES[name](logits, bad, rows, 0.1)
+  if name in ('emma', 'trades'):  # The others have no use for it.
+    for kernel in (rows[:1], rows[:2], jnp.eye(4), rows[0]):
+      with pytest.raises(ValueError, match='one row for each'):
+        losses.LOSSES[name](logits, labels, kernel, 0.1)

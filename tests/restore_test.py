@@ -9,7 +9,6 @@ from lipnext_jax import certify
 from lipnext_jax import errors
 from lipnext_jax import models
 from lipnext_jax import restore
-from lipnext_jax import train_step
 from lipnext_jax.data import sources
 
 
@@ -17,7 +16,7 @@ def certificates(run):
   source = sources.load_dataset(run.config.dataset).test
   images = np.stack([source[i]['image'] for i in range(len(source))])
   variables = {'params': run.params}
-  logits = run.model.apply(variables, train_step.to_unit(images))
+  logits = run.model.apply(variables, images)
   return certify.certified_radius(
     logits,
     models.head_kernel(variables),

@@ -12,6 +12,7 @@ from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
 from lipnext_jax.data import sources
 from lipnext_jax.models import interface
+from lipnext_jax.models import layers
 from lipnext_jax.models import registry
 from lipnext_jax.parallel import mesh as mesh_lib
 
@@ -333,12 +334,12 @@ def test_monitor_sees_a_matrix_that_left_the_manifold(tiny_config):
 
 def test_uint8_and_float_images_agree():
   pixels = np.arange(256, dtype=np.uint8)
-  unit = np.asarray(step_lib.to_unit(jnp.asarray(pixels)))
+  unit = np.asarray(layers.to_unit(jnp.asarray(pixels)))
   # XLA may multiply by 1/255 instead: one more rounding, 2⁻²⁴ relative each.
   np.testing.assert_allclose(unit, pixels.astype(np.float32) / 255, rtol=2**-22)
   assert (unit.min(), unit.max()) == (0, 1)
   floats = jnp.linspace(0, 1, 5)
-  assert step_lib.to_unit(floats) is floats
+  assert layers.to_unit(floats) is floats
 
 
 def test_the_loss_is_told_the_radius_that_the_backbone_stretches_to(

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import certify
-from lipnext_jax import evaluate
 from lipnext_jax import models
-from lipnext_jax import train_step
 from lipnext_jax.certify import rigorous
 from lipnext_jax.models import interface
+from lipnext_jax.models import layers
 from lipnext_jax.models import registry
 
 BATCH_SIZE = 512  # Of one forward pass; the last one is padded to it.
@@ -155,22 +154,25 @@ def fast_target(
     images: [n, H, W, ch], uint8 or float32 in [0, 1].
     batch_size: of one forward pass.
   """
-  images = np.asarray(train_step.to_unit(jnp.asarray(images)), np.float32)
+  images = np.asarray(layers.to_unit(images), np.float32)
+  constants = certify.prove_constants(params)
   target = Target(
     apply=Network(registry.for_evaluation(model)),
     params=params,
     images=images,
     predictions=np.zeros(len(images), np.int32),
     radii=np.zeros(len(images)),
-    lipschitz=certify.lipschitz_bound(params),
+    lipschitz=constants.lipschitz,
     closed=False,
     batch_size=min(batch_size, len(images)),
   )
   kernel = models.head_kernel({'params': params})
-  # Rounded up into float32, as evaluation does.
-  scale = certify.float32_above(target.lipschitz)
+  constants = constants.on_device()  # Rounded up, as evaluation does.
   predictions, radii = certify.certified_radius(
-    jnp.asarray(target.logits(images)), kernel, scale
+    jnp.asarray(target.logits(images)),
+    kernel,
+    constants.lipschitz,
+    certify.margin_floor(images, constants),
   )
   return target._replace(
     predictions=np.asarray(predictions), radii=np.asarray(radii, np.float64)
@@ -192,7 +194,7 @@ def rigorous_target(
     images: [n, H, W, ch], uint8 or float in [0, 1].
     batch_size: of one forward pass.
   """
-  images = evaluate.to_unit64(np.asarray(images))
+  images = rigorous.to_unit64(images)
   batch_size = min(batch_size, len(images))
   certifier = certify.rigorous_certifier(model, params)
   found = [

@@ -4,6 +4,10 @@
     python -m lipnext_jax.certify --workdir=DIR --export=FILE
     python -m lipnext_jax.certify --artifact=FILE IMAGE…
 
+Weights may come from anyone, and may be made to fool float32. Certificates are
+therefore rigorous where they can be: for a LipNeXt, on a CPU or GPU. Otherwise,
+and for a predictor, which is a float32 program, a line says why they are fast.
+
 An IMAGE is a file, a folder, or `-` for names on standard input. Exit code: 0,
 or 1 if some image could not be read (the others are certified all the same),
 or 2 for a mistake on the command line.
@@ -30,9 +34,20 @@ from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import models
 from lipnext_jax import restore
+from lipnext_jax.certify import digits
+from lipnext_jax.certify import fast
+from lipnext_jax.certify import rigorous
 from lipnext_jax.data import inputs
 from lipnext_jax.data import sources
 
+_NOTE = (
+  'fast because: {}; for weights that you did not train, rigorous certificates '
+  'from the workdir are the ones to trust'
+)
+_UNITS = (
+  'radius: ℓ2 distance between images as the network gets them, pixels in '
+  '[0, 1]; grey_levels: radius × 255'
+)
 _BATCH = 64  # Images per call; the last batch is padded, so it compiles once.
 
 
@@ -43,7 +58,7 @@ class Service(NamedTuple):
   # bounds on the rounding of the logits [b] or None.
   certify: Callable[[np.ndarray], tuple[Any, Any, Any]]
   preprocessing: inputs.Preprocessing
-  facts: dict[str, Any]  # 'model', 'certificate', 'lipschitz_bound'.
+  facts: dict[str, Any]  # 'model', 'certificate', 'lipschitz_bound', 'note'.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,8 +86,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add(
     '--certificate',
     choices=evaluate.CERTIFICATES,
-    default='fast',
-    help='float32, or float64 with its rounding subtracted',
+    help='float32, or float64 with its rounding subtracted; by default the '
+    'latter, where it can be had',
   )
   add('--checkpoint', choices=('last', 'best'), default='last')
   add(
@@ -109,9 +124,9 @@ def _export(args: argparse.Namespace) -> int:
     resize=_evaluation_resize(run.config.dataset),
     config={**fields, 'step': run.step},
   )
-  excess = manifest['lipschitz_bound'] - 1
+  excess = digits.excess_up(manifest['lipschitz_bound'])
   platforms = ', '.join(manifest['platforms'])
-  print(f'{args.export}: for {platforms}; Λ = 1 + {excess:.1e}')
+  print(f'{args.export}: for {platforms}; Λ = 1 + {excess}')
   return 0
 
 
@@ -124,7 +139,8 @@ def _from_workdir(args: argparse.Namespace) -> Service:
     'lipschitz_bound': bound,
   }
   how = _preprocessing(run.image_shape, resize, args)
-  if args.certificate == 'rigorous':
+  certificate, facts['note'] = _choose(args.certificate, run.model)
+  if certificate == 'rigorous':
     facts['certificate'] = 'rigorous: float64, its rounding E subtracted'
     certifier = certify.rigorous_certifier(run.model, run.params)
 
@@ -134,20 +150,26 @@ def _from_workdir(args: argparse.Namespace) -> Service:
 
     return Service(rigorous, how, facts)
 
-  facts['certificate'] = 'fast: float32, its rounding not subtracted'
-  scale = certify.float32_above(bound)
+  facts['certificate'] = fast.CLAIM
+  fast_certifier = certify.fast_certifier(run.model, run.params)
 
-  @jax.jit
-  def rival_radii(params, images):
-    variables = {'params': params}
-    logits: Any = run.model.apply(variables, images)
-    kernel = models.head_kernel(variables)
-    return certify.rival_radii(logits, kernel, scale)
+  def in_float32(images):
+    return *fast_certifier(images.astype(np.float32)), None
 
-  def fast(images):
-    return *rival_radii(run.params, np.float32(images)), None
+  return Service(in_float32, how, facts)
 
-  return Service(fast, how, facts)
+
+def _choose(wanted: str | None, model: Any) -> tuple[str, str]:
+  """The kind of certificate, and why it is a fast one (or nothing)."""
+  if wanted:
+    return wanted, _NOTE.format('asked for') if wanted == 'fast' else ''
+  platform = jax.default_backend()
+  if platform not in rigorous.DOUBLE_PRECISION:
+    return 'fast', _NOTE.format(f'a {platform} has no IEEE double precision')
+  if not isinstance(model, models.LipNeXt):
+    name = type(model).__name__
+    return 'fast', _NOTE.format(f'the rounding of {name} has no bound yet')
+  return 'rigorous', ''
 
 
 def _from_artifact(args: argparse.Namespace) -> Service:
@@ -158,7 +180,8 @@ def _from_artifact(args: argparse.Namespace) -> Service:
     classes, radii = predictor(images.astype(np.float32))
     return classes, np.asarray(radii)[:, None], None
 
-  facts = {'model': args.artifact}
+  note = "a predictor is a float32 program, its Λ and radii are its author's"
+  facts = {'model': args.artifact, 'note': _NOTE.format(note)}
   facts |= {k: manifest[k] for k in ('lipschitz_bound', 'certificate')}
   shape = tuple(manifest['image_shape'])
   return Service(
@@ -180,10 +203,10 @@ def _preprocessing(
 def _certify_all(service: Service, args: argparse.Namespace) -> int:
   found, failed = [], []
 
-  def readable() -> Iterator[tuple[str, np.ndarray]]:
+  def readable() -> Iterator[tuple[str, np.ndarray, list[str]]]:
     for path in inputs.expand(args.images, sys.stdin):
       try:
-        yield path, inputs.read(path, service.preprocessing)
+        yield path, *inputs.read_noting(path, service.preprocessing)
       except inputs.BadInputError as error:
         failed.append({'path': path, 'error': str(error)})
         print(f'error: {_shown(path)} {error}.', file=sys.stderr)
@@ -200,7 +223,8 @@ def _certify_all(service: Service, args: argparse.Namespace) -> int:
     output = {
       **service.facts,
       'preprocessing': service.preprocessing.describe(),
-      'units': 'radius: ℓ2, pixels in [0, 1]; grey_levels: radius × 255',
+      'conversions': inputs.CONVERSIONS,
+      'units': _UNITS,
       'images': found,
       'errors': failed,
     }
@@ -211,45 +235,56 @@ def _certify_all(service: Service, args: argparse.Namespace) -> int:
 
 
 def _certify_batch(
-  service: Service, batch: Sequence[tuple[str, np.ndarray]], top_k: int
+  service: Service,
+  batch: Sequence[tuple[str, np.ndarray, list[str]]],
+  top_k: int,
 ) -> Iterator[dict[str, Any]]:
-  images = np.stack([image for _, image in batch])
+  images = np.stack([image for _, image, _ in batch])
   padding = np.repeat(images[:1], _BATCH - len(images), axis=0)
   classes, rivals, rounding = service.certify(np.concatenate([images, padding]))
   classes, rivals = np.asarray(classes), np.asarray(rivals, np.float64)
-  for i, (path, _) in enumerate(batch):
+  for i, (path, _, done) in enumerate(batch):
     radius = float(np.min(rivals[i]))
     entry = {
       'path': path,
       'class': int(classes[i]),
-      'radius': radius,
-      'grey_levels': 255 * radius,
+      'radius': digits.below(radius),
+      'grey_levels': digits.below_product(255, radius),
+      'done': done,
     }
     if rounding is not None:
-      entry['logit_error'] = float(rounding[i])
+      entry['logit_error'] = digits.above(float(rounding[i]))
     if top_k:
       order = np.argsort(rivals[i], kind='stable')
       entry['rivals'] = [
-        {'class': int(j), 'radius': float(rivals[i][j])}
+        {'class': int(j), 'radius': digits.below(float(rivals[i][j]))}
         for j in order[order != classes[i]][:top_k]
       ]
     yield entry
 
 
 def _print_head(service: Service) -> None:
-  excess = service.facts['lipschitz_bound'] - 1
-  print(f'model         {service.facts["model"]}')
-  print(f'certificate   {service.facts["certificate"]}; Λ = 1 + {excess:.1e}')
+  facts = service.facts
+  excess = digits.excess_up(facts['lipschitz_bound'])
+  print(f'model         {facts["model"]}')
+  print(f'certificate   {facts["certificate"]}; Λ = 1 + {excess}')
+  if facts['note']:
+    print(f'              {facts["note"]}')
   print(f'images        {service.preprocessing.describe()}')
+  print(f'              {inputs.CONVERSIONS}')
+  print(f'units         {_UNITS}')
   print('class  ℓ2 radius in [0, 1]  in grey levels  image')
 
 
 def _print_entry(entry: dict[str, Any]) -> None:
-  radius, levels = down(entry['radius'], 6), down(entry['grey_levels'], 2)
+  radius = digits.down(entry['radius'], 6)
+  levels = digits.down(entry['grey_levels'], 2)
   path = _shown(entry['path'])
   print(f'{entry["class"]:>5d}  {radius:>19}  {levels:>14}  {path}', flush=True)
+  if entry['done'] and not path.endswith('.npy'):  # Of which the head tells.
+    print(f'{"":7}{"; ".join(entry["done"])}')
   for rival in entry.get('rivals', ()):
-    shown = down(rival['radius'], 6)
+    shown = digits.down(rival['radius'], 6)
     print(f'{"":7}{shown:>19}  against class {rival["class"]}')
 
 
@@ -260,18 +295,6 @@ def _shown(path: str) -> str:
   'a\\x1b[2J\\n.png'
   """
   return str(errors.UserError(path))
-
-
-def down(value: float, digits: int) -> str:
-  """A radius for people, never above what was proved.
-
-  >>> down(0.1299, 2), down(0.5, 2), down(float('inf'), 2)
-  ('0.12', '0.50', 'inf')
-  """
-  text = f'{value:.{digits}f}'
-  if float(text) > value:
-    text = f'{float(text) - 10.0**-digits:.{digits}f}'
-  return text
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import hashlib
 import io
 import json
+import math
 import os
 from typing import Any
 import zipfile
@@ -28,15 +29,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import errors
-from lipnext_jax import models
 from lipnext_jax.certify import bound
+from lipnext_jax.certify import fast
 from lipnext_jax.certify import radius
 from lipnext_jax.certify import stablehlo
+from lipnext_jax.models import layers
 
 FORMAT = 1  # Raised whenever an older loader would misread a newer file.
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 _PARTS = ('program.bin', 'weights.npz')
-_FLOAT32 = (2.0**-126, 2.0**127)  # Without the denormal numbers.
 _REMEDY = 'write it again with `python -m lipnext_jax.certify --export`'
 
 
@@ -72,13 +73,16 @@ def export_predictor(
   """
   params, model = model.explicit_params(params), model.explicit()
 
-  def predict(params, lipschitz, images):
-    variables = {'params': params}
-    logits = model.apply(variables, images)
-    kernel = models.head_kernel(variables)
-    return radius.certified_radius(logits, kernel, lipschitz)
-
   params = jax.tree.map(np.asarray, params)
+  constants = fast.prove_constants(params)
+  offset = constants.on_device().offset
+
+  def predict(params, lipschitz, images):
+    predictions, radii = fast.rival_radii(
+      model, params, images, fast.Constants(lipschitz, offset)
+    )
+    return predictions, jnp.min(radii, axis=-1)
+
   (b,) = export.symbolic_shape('b')
   shapes = jax.tree.map(
     lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params
@@ -101,9 +105,9 @@ def export_predictor(
     'image_shape': list(map(int, image_shape)),
     'resize': resize,
     'num_classes': int(params['head']['kernel'].shape[0]),
-    'lipschitz_bound': bound.lipschitz_bound(params),
-    'certificate': 'fast: float32 at the highest product precision, the '
-    'rounding of the logits is not subtracted',
+    'lipschitz_bound': constants.lipschitz,
+    'offset': constants.offset,  # It is in the program; see `fast`.
+    'certificate': fast.CLAIM,
     'units': 'images float32 in [0, 1]; radii ℓ2 in the same units',
     'platforms': list(program.platforms),
     'jax': jax.__version__,
@@ -142,17 +146,21 @@ class Predictor:
     """Classes [b] int32 and radii [b], ℓ2 in [0, 1] pixel units.
 
     Args:
-      images: [b, H, W, ch] float32 in [0, 1].
+      images: [b, H, W, ch], floats in [0, 1] or uint8, which is divided by
+        255. What float32 does not hold is rounded to it first.
 
     Raises:
-      ValueError: images of another shape.
+      ValueError: images of another shape, or of other whole numbers.
     """
     expected = tuple(self.manifest['image_shape'])
     if images.ndim != 4 or tuple(images.shape[1:]) != expected:
       raise ValueError(
         f'{images.shape=} is no batch [b, {", ".join(map(str, expected))}].'
       )
-    return self._call(self._params, self._lipschitz, jnp.float32(images))
+    images = jnp.float32(layers.to_unit(images))
+    if not len(images):  # Programs are exported for one image or more.
+      return jnp.zeros(0, jnp.int32), jnp.zeros(0)
+    return self._call(self._params, self._lipschitz, images)
 
 
 def load_predictor(path: str) -> Predictor:
@@ -239,10 +247,13 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
   names = ('lipschitz_bound', 'resize', 'certificate', 'image_shape')
   fields: list[Any] = [manifest.get(name) for name in names]
   scale, resize, text, shape = fields
-  # A Λ that float32 does not hold would make all radii 0, or infinite.
-  least, most = _FLOAT32
+  least, most = radius.SANE  # Beyond, all radii are 0.
   held = type(scale) in (int, float) and least <= scale <= most
   check('lipschitz_bound', held, 'no number above 0')
+  # Older programs know of no margin that rounding could fake.
+  offset: Any = manifest.get('offset')
+  tested = type(offset) in (int, float) and 0 <= offset < math.inf
+  check('offset', tested, 'no number: its radii are not tested for rounding')
   # It is printed, and a terminal obeys what is not printable.
   printable = type(text) is str and text.isprintable()
   check('certificate', printable, 'no line of text')

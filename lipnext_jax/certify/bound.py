@@ -6,6 +6,8 @@ in float64 with rounding accounted for: matrices in `norms`, convolutions in
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import itertools
 import math
 from typing import Any
@@ -26,7 +28,8 @@ def float32_above(value: float) -> np.float32:
   >>> float(float32_above(1 + 1e-12)) > 1 + 1e-12
   True
   """
-  return np.nextafter(np.float32(value), np.float32(np.inf))
+  with np.errstate(over='ignore'):  # To infinity, which is above.
+    return np.nextafter(np.float32(value), np.float32(np.inf))
 
 
 def operator_factor(path: str, norm: float) -> float:
@@ -45,7 +48,21 @@ def operator_factor(path: str, norm: float) -> float:
   """
   if path.rsplit('/', maxsplit=1)[-1] != 'R':
     return norm
-  return (2 * norm**2 - 1) * (1 + 8 * norms.UNIT_ROUNDOFF)
+  # Square and difference round by u of 2·norm² <= 2·factor each.
+  return (2 * norm * norm - 1) * (1 + 8 * norms.UNIT_ROUNDOFF)
+
+
+def check_explicit(name: str) -> None:
+  """Refuses a leaf that is mapped to a matrix before that is applied.
+
+  Raises:
+    ValueError: naming it.
+  """
+  if name.endswith(parametrizations.RAW):
+    raise ValueError(
+      f'{name} is mapped before it is applied; certify '
+      'model.explicit_params(params), what is applied.'
+    )
 
 
 def lipschitz_bounds(
@@ -68,7 +85,8 @@ def lipschitz_bounds(
       for the others. The maximum over all n parts is the whole.
 
   Raises:
-    ValueError: a raw leaf: what it makes is bounded, not the leaf.
+    ValueError: a raw leaf: what it makes is bounded, not the leaf; or a matrix
+      that float64 does not hold.
 
   >>> bounds = lipschitz_bounds({'M': np.eye(2)[None], 'bias': np.zeros(2)})
   >>> {name: len(layers) for name, layers in bounds.items()}
@@ -81,11 +99,7 @@ def lipschitz_bounds(
   mine = (i % parts == index for i in itertools.count())
   for (path, leaf), label in zip(leaves, labels, strict=True):
     name = trees.path_name(path)
-    if name.endswith(parametrizations.RAW):
-      raise ValueError(
-        f'lipschitz_bound: {name} is mapped before it is applied; bound '
-        'model.explicit_params(params), the parameters that are certified.'
-      )
+    check_explicit(name)
     kind = name.rsplit('/', maxsplit=1)[-1]
     if kind in convolution.BOUNDS:
       grid = _grid(leaves, name)
@@ -134,7 +148,7 @@ def lipschitz_bound(
 
   Raises:
     ValueError: no orthogonal parameter, an unlabelled or raw one, or one that
-      is not finite.
+      is not finite, or that float64 does not hold (complex, say).
 
   >>> params = {'blocks': {'R': np.eye(4)[None], 'M': 1.001 * np.eye(4)[None]}}
   >>> 1.001 <= lipschitz_bound(params) < 1.0011
@@ -143,7 +157,7 @@ def lipschitz_bound(
   return bound_product(lipschitz_bounds(params, label_fn, factor_fn))
 
 
-def bound_product(bounds: dict[str, list[float]]) -> float:
+def bound_product(bounds: Mapping[str, Sequence[float]]) -> float:
   """`lipschitz_bound`, of the factors that `lipschitz_bounds` gave.
 
   Raises:

@@ -18,9 +18,8 @@ def _norm(a: np.ndarray) -> float:
 
 
 def _product(w: np.ndarray, tokens: int) -> rounding.Product:
-  n = len(w)
   return rounding.Product(
-    norms.spectral_norm_bound(w), _norm(w), _terms(w), tokens * n
+    norms.spectral_norm_bound(w), _norm(w), _terms(w), tokens * len(w)
   )
 
 
@@ -31,8 +30,8 @@ def _shift(r: np.ndarray, tokens: int) -> rounding.Shift:
 
 
 def _terms(w: np.ndarray) -> int:
-  """Of a product's sums: compilers may start them from the bias after it."""
-  return len(w) + 1
+  """Counts the terms of a product's sums, with the bias they may start from."""
+  return w.shape[1] + 1
 
 
 def lipnext_chain(params: Any) -> list[rounding.Step]:
@@ -48,7 +47,7 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
     params: a LipNeXt's parameters.
 
   Raises:
-    ValueError: a parameter that is not finite.
+    ValueError: a parameter that is raw or not finite.
 
   >>> import jax
   >>> from lipnext_jax import models
@@ -58,8 +57,9 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
   16
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    name = trees.path_name(path)
+    bound.check_explicit(name)
     if not np.all(np.isfinite(leaf)):
-      name = trees.path_name(path)
       raise ValueError(f'lipnext_chain: {name} is not finite.')
   stem, blocks = params['stem'], params['blocks']
   depth, h, w, _ = blocks['pos'].shape

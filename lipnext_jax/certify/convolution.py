@@ -46,14 +46,14 @@ def kernel_bound(
     padding: 'circular' or 'zero'.
 
   Raises:
-    ValueError: not finite, or an unknown padding.
+    ValueError: not finite, not held by float64, or an unknown padding.
 
   >>> kernel = np.zeros((3, 3, 1, 1))
   >>> kernel[:, 1, 0, 0] = [1.0, 2.0, 1.0]
   >>> 4.0 <= kernel_bound(kernel, (5, 5), 'circular') < 4.01
   True
   """
-  kernel = np.asarray(kernel, np.float64)
+  kernel = norms.to_float64(kernel)
   if not np.all(np.isfinite(kernel)):
     raise ValueError('kernel_bound: the kernel is not finite.')
   if padding not in ('circular', 'zero'):
@@ -133,7 +133,7 @@ def spectrum_bound(spectrum: np.ndarray) -> float:
   >>> spectrum_bound(np.tile(eye, (4, 3, 1, 1, 1))) < 1 + 1e-12
   True
   """
-  wide = np.asarray(spectrum, np.float64)
+  wide = norms.to_float64(spectrum)
   matrices = (wide[..., 0, :, :] + 1j * wide[..., 1, :, :]).reshape(
     -1, *wide.shape[-2:]
   )

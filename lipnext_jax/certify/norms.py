@@ -20,6 +20,7 @@ underflow and for the rounding of the term itself.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,24 @@ _SQUARINGS = 3  # m = 2³: ‖D^8‖_F^{1/8} exceeds ‖D‖₂ by n^{1/16} at m
 # m = 2¹²: ‖(WᵀW)^m‖_F^{1/2m} exceeds ‖W‖₂ by a factor of n^{1/16384} at most,
 # 1.0006 for n = 10⁴.
 _NORM_SQUARINGS = 12
+
+
+def to_float64(array: Any) -> np.ndarray:
+  """Returns the same numbers in float64, on the host.
+
+  Raises:
+    ValueError: there are none: of complex or wider numbers, or of objects, a
+      bound on what float64 makes of them would be one on something else.
+
+  >>> to_float64(np.float32([1.5])).tolist()
+  [1.5]
+  """
+  array = np.asarray(array)
+  if array.dtype.kind in 'fiubV':  # V: bfloat16 and narrower floats.
+    wide = array.astype(np.float64)
+    if np.array_equal(wide.astype(array.dtype), array, equal_nan=True):
+      return wide
+  raise ValueError(f'{array.dtype} numbers that float64 does not hold.')
 
 
 def _gamma(n: int) -> float:
@@ -71,14 +90,14 @@ def _symmetric_norm_upper(s: np.ndarray, squarings: int) -> float:
 def spectral_norm_bound(w: np.ndarray) -> float:
   """Bounds max(1, ‖w‖₂) from above; tight for nearly orthogonal matrices.
 
-  One-sided: rows that are too short cost nothing where they are 1e-4 or more
-  off, and at most that otherwise.
+  One-sided: what shrinks costs nothing. (Where WᵀW is off the identity by less
+  than 1e-4, the bound is two-sided, and a shrinking matrix costs so much.)
 
   Args:
-    w: [m, n] of any float dtype, finite.
+    w: [m, n] of any float dtype up to float64, finite.
 
   Raises:
-    ValueError: not a matrix, or not finite.
+    ValueError: not a matrix, not finite, or not held by float64.
 
   >>> spectral_norm_bound(np.eye(3)) < 1 + 1e-14
   True
@@ -87,7 +106,7 @@ def spectral_norm_bound(w: np.ndarray) -> float:
   >>> spectral_norm_bound(0.5 * np.eye(3)) < 1 + 1e-3
   True
   """
-  w = np.asarray(w, np.float64)
+  w = to_float64(w)
   if w.ndim != 2:
     raise ValueError(f'spectral_norm_bound needs a matrix, got {w.shape=}.')
   if not np.all(np.isfinite(w)):
@@ -104,7 +123,7 @@ def spectral_norm_bound(w: np.ndarray) -> float:
     # more, by at most u(1 + |entry|) each, which γ_m ‖W‖_F² + 2u·√n covers.
     rounding = 2 * _gamma(m + 2) * (frobenius * frobenius + math.sqrt(n))
     defect = _symmetric_norm_upper(d, _SQUARINGS)
-    if defect > _NEAR:
+    if _NEAR < defect < math.inf:
       defect = min(defect, _largest_eigenvalue_upper(d, defect))
   return math.sqrt(1 + defect + rounding) * (1 + 8 * UNIT_ROUNDOFF)
 

@@ -8,38 +8,55 @@ import numpy as np
 
 from lipnext_jax import losses
 
+# Margins, and distances of unit rows, are told from 0 if they exceed so many
+# units of roundoff of the numbers that they come from.
+SLACK = 64
+# Outside of this range, squares and quotients of float32 lose their digits.
+SANE = (2.0**-60, 2.0**60)
+_UNIT = 2.0**-11  # |‖w‖² − 1| of unit rows is below; γ_c is for c < 4096.
+
 
 def certified_radius(
   logits: jax.Array,
   head_kernel: jax.Array,
   lipschitz: jax.typing.ArrayLike = 1.0,
+  floor: jax.typing.ArrayLike = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Predictions and the ℓ2 radii within which they cannot change.
 
       p = argmax f,   radius = min_{j≠p} (f_p − f_j) / (Λ ‖w_p − w_j‖)
 
   One-vs-rest: each rival j is a binary problem with its own margin, whose
-  Lipschitz constant is Λ‖w_p − w_j‖. A tie, a logit that is not finite, a Λ
-  that is negative or not a number, and rows that are not numbers give radius 0.
-  Two identical rows with different biases differ by a constant: that rival can
-  never win, and does not bound the radius.
+  Lipschitz constant is Λ‖w_p − w_j‖. Radius 0 is given for ties, margins up to
+  `floor`, logits that are not finite, rows that are not unit, and a Λ outside
+  of [2⁻⁶⁰, 2⁶⁰]. Rows closer than 64u (2⁻¹⁸ in float32), equal ones included,
+  count as so far apart: their own rounding says no more.
 
   Args:
     logits: [b, k], of float32 or float64 products.
-    head_kernel: [k, c], unit rows.
-    lipschitz: Λ, an upper bound on the backbone's Lipschitz constant
+    head_kernel: [k, c], unit rows (`models.head_kernel`), float32 or float64.
+    lipschitz: Λ, a scalar: an upper bound on the backbone's Lipschitz constant
       (`lipschitz_bound`).
+    floor: [b] or a scalar, margins that may be rounding (`margin_floor`); at
+      least 64u of the largest logit. Without it, constants that one layer
+      adds and another takes away go unseen: enough for weights of your own
+      training. `fast_certifier` knows it.
 
   Returns:
     predictions [b] int32, radii [b] in [0, 1] pixel units, >= 0. The answer is
     constant on the open ball of that radius, in exact arithmetic; the rounding
-    of the logits themselves is not covered.
+    of the logits is tested for (`floor`), not bounded.
+
+  Raises:
+    ValueError: shapes that do not fit, narrower or complex dtypes; and, of
+      arrays whose values are known (not traced), rows that are not unit or a Λ
+      that is no positive number.
 
   >>> p, r = certified_radius(jnp.array([[0.0, 3.0, 1.0]]), jnp.eye(3))
   >>> p.tolist(), f'{r.item():.4f}'
   ([1], '1.4142')
   """
-  predictions, radii = rival_radii(logits, head_kernel, lipschitz)
+  predictions, radii = rival_radii(logits, head_kernel, lipschitz, floor)
   return predictions, jnp.min(radii, axis=-1)
 
 
@@ -47,6 +64,7 @@ def rival_radii(
   logits: jax.Array,
   head_kernel: jax.Array,
   lipschitz: jax.typing.ArrayLike = 1.0,
+  floor: jax.typing.ArrayLike = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Predictions, and for every rival the radius within which it cannot win.
 
@@ -54,30 +72,70 @@ def rival_radii(
     logits: see `certified_radius`.
     head_kernel: see `certified_radius`.
     lipschitz: see `certified_radius`.
+    floor: see `certified_radius`.
 
   Returns:
     predictions [b] int32, radii [b, k] in [0, 1] pixel units, >= 0; infinite
-    for the predicted class itself.
+    for the predicted class itself, and finite for all others.
+
+  Raises:
+    ValueError: see `certified_radius`.
 
   >>> _, r = rival_radii(jnp.array([[0.0, 3.0, 1.0]]), jnp.eye(3))
   >>> [f'{value:.4f}' for value in r[0].tolist()]
   ['2.1213', 'inf', '1.4142']
   """
-  k = logits.shape[-1]
+  _check(logits, head_kernel, lipschitz, floor)
+  unit = float(jnp.finfo(logits.dtype).eps) / 2
+  floor = jnp.maximum(floor, SLACK * unit * jnp.max(jnp.abs(logits), axis=-1))
   predictions = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  distance = losses.row_distances(head_kernel)[predictions]  # [b, k]
+  apart = SLACK * float(jnp.finfo(head_kernel.dtype).eps) / 2
+  distance = jnp.maximum(losses.row_distances(head_kernel), apart)[predictions]
   margin = jnp.max(logits, axis=-1, keepdims=True) - logits
-  # Identical rows certify everything if the margin is positive, else nothing.
-  # Only a distance that *is* zero may do so: a Λ or a row that is not a number
-  # makes its quotient nan, which the last line below turns into radius 0.
-  constant = jnp.where(margin > 0, jnp.inf, 0)
-  apart = distance != 0
-  slope = lipschitz * jnp.where(apart, distance, 1)
-  radii = jnp.where(apart, margin / slope, constant)
-  own = jax.nn.one_hot(predictions, k, dtype=bool)
-  radii = jnp.where(own, jnp.inf, radii)
-  sound = jnp.all(jnp.isfinite(logits), axis=-1) & (jnp.asarray(lipschitz) >= 0)
-  return predictions, jnp.where(sound[:, None] & (radii > 0), radii, 0)
+  radii = margin / (lipschitz * distance)  # [b, k]
+  # Every comparison is false of what is not a number.
+  held = (margin > 0) & (margin > floor[:, None]) & (radii < jnp.inf)
+  sound = jnp.all(jnp.isfinite(logits), axis=-1, keepdims=True)
+  sound &= jnp.all(_are_unit(head_kernel))
+  sound &= (SANE[0] <= jnp.asarray(lipschitz)) & (
+    jnp.asarray(lipschitz) <= SANE[1]
+  )
+  own = jax.nn.one_hot(predictions, logits.shape[-1], dtype=bool)
+  radii = jnp.where(own, jnp.inf, jnp.where(held, radii, 0))
+  return predictions, jnp.where(sound, radii, 0)
+
+
+def _are_unit(rows: jax.Array) -> jax.Array:
+  return jnp.abs(jnp.sum(jnp.square(rows), axis=-1) - 1) < _UNIT
+
+
+def _check(logits, head_kernel, lipschitz, floor) -> None:
+  """Refuses what would be broadcast, clamped or rounded into another radius.
+
+  Raises:
+    ValueError: see `certified_radius`.
+  """
+  for name, array in (('logits', logits), ('head_kernel', head_kernel)):
+    dtype = jnp.asarray(array).dtype
+    if dtype not in (jnp.float32, jnp.float64):
+      raise ValueError(f'{name} of {dtype}: give float32 or float64.')
+  if jnp.ndim(logits) != 2 or jnp.ndim(head_kernel) != 2:
+    raise ValueError(
+      f'{jnp.shape(logits)=}, {jnp.shape(head_kernel)=}: give [b, k], [k, c].'
+    )
+  (batch, classes), (rows, _) = jnp.shape(logits), jnp.shape(head_kernel)
+  if rows != classes:
+    raise ValueError(f'head_kernel has {rows} rows for {classes} classes.')
+  if jnp.shape(lipschitz) != ():
+    raise ValueError(f'{jnp.shape(lipschitz)=}: Λ is one number.')
+  if jnp.shape(floor) not in ((), (batch,)):
+    raise ValueError(f'{jnp.shape(floor)=} is neither [] nor [{batch}].')
+  if not isinstance(lipschitz, jax.core.Tracer) and not lipschitz >= SANE[0]:
+    raise ValueError(f'{lipschitz=} is no bound of at least 2⁻⁶⁰.')
+  if not isinstance(head_kernel, jax.core.Tracer) and not np.all(
+    _are_unit(head_kernel)
+  ):
+    raise ValueError('head_kernel is not unit: give models.head_kernel(…).')
 
 
 def certified_accuracy(
@@ -98,7 +156,8 @@ def certified_accuracy(
     {ε: per cent}.
 
   Raises:
-    ValueError: no examples.
+    ValueError: no examples, or arrays of other shapes than [n], which would be
+      broadcast.
 
   >>> import numpy as np
   >>> certified_accuracy(np.array([1, 1]), np.array([0.5, 0.25]),
@@ -106,6 +165,10 @@ def certified_accuracy(
   {0.25: 50.0, 0.5: 0.0}
   """
   predictions, radii, labels = map(np.asarray, (predictions, radii, labels))
+  if not predictions.shape == radii.shape == labels.shape == (labels.size,):
+    raise ValueError(
+      f'{predictions.shape=}, {radii.shape=}, {labels.shape=}: give [n] each.'
+    )
   if not labels.size:
     raise ValueError('certified_accuracy needs at least one example.')
   correct = predictions == labels

@@ -13,6 +13,7 @@ Derivation: `docs/certificates.md`.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -22,11 +23,13 @@ import numpy as np
 
 from lipnext_jax import errors
 from lipnext_jax.certify import chain
+from lipnext_jax.certify import norms as norms_lib
 from lipnext_jax.certify import rounding
 from lipnext_jax.models import lipnext
 
 # Squares and sums of features below this norm cannot overflow in float64.
 _LARGEST_NORM = 2.0**400
+DOUBLE_PRECISION = ('cpu', 'gpu')  # JAX's platforms that have IEEE's.
 
 
 class Certificates(NamedTuple):
@@ -60,7 +63,7 @@ def require_double(platform: str) -> None:
 
   >>> require_double('cpu')
   """
-  if platform not in ('cpu', 'gpu'):
+  if platform not in DOUBLE_PRECISION:
     raise errors.ConfigError(
       'certificate',
       'rigorous',
@@ -86,8 +89,12 @@ def float64_model(model: Any) -> Any:
 
 
 def float64_params(params: Any) -> Any:
-  """Parameters as float64 on the host; exact for every narrower dtype."""
-  return jax.tree.map(lambda p: np.asarray(p).astype(np.float64), params)
+  """Parameters as float64 on the host.
+
+  Raises:
+    ValueError: numbers that float64 does not hold, complex ones, say.
+  """
+  return jax.tree.map(norms_lib.to_float64, params)
 
 
 def read_head(
@@ -178,8 +185,8 @@ def radii_from_logits(
   rounded = pair_errors(reach, head, predictions)
   radii = (margins - 2 * up * rounded) / slopes * down
   # A rival beyond that ball needs the E of its own, with t times the norm. E is
-  # affine in the norm, its constant part >= 0: t·E is enough.
-  t = (norms[:, None] + naive) / covered[:, None] * up
+  # affine in the norm, its constant part >= 0: t·E is enough for t >= 1.
+  t = np.maximum((norms[:, None] + naive) / covered[:, None] * up, 1)
   fits = t * (reach.norm + reach.error)[:, None] < _LARGEST_NORM
   farther = (margins - 2 * up * t * rounded) / slopes * down
   within = np.minimum(radii, largest[:, None])
@@ -205,6 +212,23 @@ def forward(
   return logits, jnp.sqrt(jnp.sum(jnp.square(images - 0.5), axis=axes))
 
 
+def to_unit64(images: np.ndarray) -> np.ndarray:
+  """Pixels as float64 in [0, 1], on the host: uint8 over 255, floats widened.
+
+  Raises:
+    ValueError: other whole numbers, whose units are anyone's guess.
+
+  >>> to_unit64(np.array([0, 255], np.uint8)).tolist()
+  [0.0, 1.0]
+  """
+  images = np.asarray(images)
+  if images.dtype == np.uint8:
+    return images.astype(np.float64) / 255
+  if images.dtype.kind in 'iub':
+    raise ValueError(f'{images.dtype} images: give floats in [0, 1], or uint8.')
+  return norms_lib.to_float64(images)
+
+
 def raise_norms(norms: np.ndarray, image_size: int) -> np.ndarray:
   """Upper bounds on the true norms, from those of `forward`."""
   roundings = image_size + 2 + rounding.ELEMENTARY_UNITS
@@ -212,6 +236,16 @@ def raise_norms(norms: np.ndarray, image_size: int) -> np.ndarray:
 
 
 _forward = jax.jit(forward, static_argnums=0)
+
+
+def _none(found: Certificates) -> Certificates:
+  """The certificates of no image, from those of some."""
+  return found._replace(
+    predictions=found.predictions[:0],
+    radii=found.radii[:0],
+    rival_radii=found.rival_radii[:0],
+    logit_errors=found.logit_errors[:0],
+  )
 
 
 def rigorous_certifier(
@@ -225,11 +259,13 @@ def rigorous_certifier(
       certified.
 
   Returns:
-    A function of images [b, H, W, ch], float in [0, 1]. What is narrower than
-    float64 is widened, exactly; the certificate is about that float64 image.
+    A function of images [b, H, W, ch]: floats in [0, 1], widened to float64
+    exactly, or uint8, divided by 255 there. The certificate is about that
+    float64 image.
 
   Raises:
-    ValueError: a parameter that is not finite; images of whole numbers.
+    ValueError: a parameter that is raw, not finite or not held by float64;
+      images of other whole numbers, or that float64 does not hold.
     ConfigError: the default device has no IEEE double precision.
 
   >>> from lipnext_jax import models
@@ -246,12 +282,12 @@ def rigorous_certifier(
   head, steps = read_head(params), chain.lipnext_chain(params)
 
   def certify(images: np.ndarray) -> Certificates:
-    if not np.issubdtype(images.dtype, np.floating):
-      raise ValueError(f'{images.dtype} images: give floats in [0, 1].')
-    images = images.astype(np.float64)
+    images = to_unit64(images)
+    if not len(images):  # No program is compiled for nothing.
+      return _none(certify(np.zeros((1, *images.shape[1:]))))
     with jax.enable_x64(True):
       logits, norms = map(np.asarray, _forward(model, params, images))
-    norms = raise_norms(norms, images[0].size)
+    norms = raise_norms(norms, math.prod(images.shape[1:]))
     return radii_from_logits(logits, norms, head, steps)
 
   return certify

@@ -8,8 +8,8 @@ bound follows two numbers through the chain:
 
     a + constant      B' = B + ‖c‖       e' = e + γ_t (B' + e)
     W a               B' = ‖W‖₂ B        e' = ‖W‖₂ e + γ_n ‖W‖_F (B + e)
+    a + Rᵀ(S − I)R a  B' = τB            e' = τe + …,  τ = 2·max(1, ‖R‖₂²) − 1
     ‖a‖ over T tokens B' = B             e' = e + γ_{T+5} (B + e)
-    a + Rᵀ(S − I)R a  B' = τB            e' = τe + …, τ = 2·max(1, ‖R‖₂²) − 1
 
 and what only moves or flips entries (patches, shift, β-Abs) changes neither.
 `docs/certificates.md` derives each line. The arithmetic may sum in any order
@@ -148,23 +148,22 @@ def _advance(step: Step, reach: Reach, arithmetic: Arithmetic) -> Reach:
       )
       return Reach(step.spectral * norm, step.spectral * error + own)
     case Shift():
-      # What a has of error goes through the exact map as a whole; the roundings
-      # of the three operations on the computed â add to it.
+      # The map is linear: what a has of error goes through it as a whole. To
+      # that add the roundings of three operations on the computed â, each
+      # carried through what follows it.
       k, c, size = step.moved, step.channels, step.tokens * step.channels
-      unit, spectral = arithmetic.unit, step.spectral
-      in_rows = _product_error(
-        step.frobenius, c, step.tokens * k, computed, arithmetic
+      moved_size = step.tokens * k
+      rows = _product_error(step.frobenius, c, moved_size, computed, arithmetic)
+      moved = 2 * (step.spectral * computed + rows)  # >= ‖(S − I) fl(R â)‖.
+      subtraction = arithmetic.unit * moved + 3 * tiny * moved_size
+      back = _product_error(
+        step.frobenius, k + 1, size, moved + subtraction, arithmetic
       )
-      moved = 2 * (spectral * computed + in_rows)  # >= ‖fl(R â)‖·‖S − I‖.
-      in_difference = 2 * in_rows + unit * moved + tiny * step.tokens * k
-      back = moved + unit * moved + tiny * step.tokens * k
-      in_back = spectral * in_difference + _product_error(
-        step.frobenius, k + 1, size, back, arithmetic
-      )
-      # The sums of Rᵀ d may start from a: k + 1 terms instead of k and one.
-      sums = arithmetic.gamma(k + 1) * (step.factor * computed + in_back)
-      in_sum = sums + tiny * size
-      return Reach(step.factor * norm, step.factor * error + in_back + in_sum)
+      own = step.spectral * (2 * rows + subtraction) + back
+      # The sums of Rᵀ d may start from a, or a is added to them: k + 1 terms.
+      addition = arithmetic.gamma(k + 1) * (step.factor * computed + own)
+      addition += 3 * tiny * size
+      return Reach(step.factor * norm, step.factor * error + own + addition)
     case Pool():
       roundings = step.tokens + 1 + ELEMENTARY_UNITS
       rounding = arithmetic.gamma(roundings) * computed

@@ -1,9 +1,11 @@
 """Encoded image files: decoded to RGB, or refused; never silent garbage."""
 
+import contextlib
 import io
 from typing import NamedTuple
 
 import numpy as np
+from PIL import ExifTags
 from PIL import Image
 
 from lipnext_jax.data import pillow
@@ -40,13 +42,40 @@ def decode(data: bytes) -> np.ndarray:
     uint8 [h, w, 3].
 
   Raises:
-    BadImageError: no such image, a truncated or damaged one, one of a depth
-      that RGB would clip, or one of absurd size.
+    BadImageError: no such image, a truncated or damaged one, one of more than 8
+      bits a channel, or one of absurd size.
 
   >>> decode(encode_png(np.full((2, 3, 3), 7, np.uint8))).shape
   (2, 3, 3)
   """
   return pillow.to_array(_open(data)[0])
+
+
+def list_conversions(data: bytes) -> list[str]:
+  """What `decode` does to a file beside reading its pixels, for people.
+
+  Args:
+    data: a file that `decode` took.
+
+  >>> list_conversions(encode_png(np.zeros((2, 3, 3), np.uint8)))
+  []
+  """
+  done = []
+  with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    if image.mode in ('LA', 'PA', 'RGBA') or 'transparency' in image.info:
+      done.append('alpha dropped')
+    if image.mode in ('1', 'L', 'LA'):
+      done.append('grey repeated as RGB')
+    elif image.mode not in ('RGB', 'RGBA'):
+      done.append(f'{image.mode} converted to RGB')
+    if 'icc_profile' in image.info:
+      done.append('colour profile ignored')
+    with contextlib.suppress(Exception):  # Damaged, it turns nothing.
+      if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        done.append('EXIF rotation ignored')
+    if (frames := getattr(image, 'n_frames', 1)) > 1:
+      done.append(f'first of {frames} frames')
+  return done
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -96,6 +125,9 @@ def _open(data: bytes) -> tuple[Image.Image, bool]:
       width, height = image.size
       if width * height > MAX_PIXELS:
         raise BadImageError(f'claims {width}×{height} pixels: a bomb?')
+      # As the decoder reads the file: Pillow would cut colours to 8 bits.
+      if any(';16B' in str(tile[3]) for tile in image.tile):
+        raise BadImageError('has 16 bits a channel, which RGB cannot hold')
       if image.mode not in _MODES:
         raise BadImageError(f'has mode {image.mode}, which RGB cannot hold')
       fit = image.mode == 'RGB' and image.format in ('JPEG', 'PNG')

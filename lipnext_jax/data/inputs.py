@@ -64,14 +64,29 @@ def expand(names: Sequence[str], stdin: TextIO) -> Iterator[str]:
       yield name
 
 
+# What may be done to files; `read_noting` says which of it was.
+CONVERSIONS = (
+  'alpha, EXIF rotation and colour profiles are ignored, the first frame is '
+  'taken; .npy: uint8 / 255, floats as they are, never scaled'
+)
+
+
 def read(path: str, how: Preprocessing) -> np.ndarray:
-  """One image, [H, W, ch] float64 in [0, 1].
+  """Reads one image, see `read_noting`."""
+  return read_noting(path, how)[0]
+
+
+def read_noting(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
+  """Reads one image, and says what was done to it on the way.
 
   Args:
     path: JPEG, PNG, BMP or WebP; or a .npy file of shape [H, W, ch] (or
       [H, W]), uint8 or float in [0, 1], which is taken as it is: for images
       that are no multiples of 1/255.
     how: see `Preprocessing`.
+
+  Returns:
+    [H, W, ch] float64 in [0, 1], and a phrase for every change.
 
   Raises:
     BadInputError: saying what is wrong with the file.
@@ -82,7 +97,8 @@ def read(path: str, how: Preprocessing) -> np.ndarray:
     if path.endswith('.npy'):
       return _check_array(_load(path), how.image_shape)
     with open(path, 'rb') as file:
-      pixels = images.decode(file.read(images.MAX_BYTES + 1))
+      data = file.read(images.MAX_BYTES + 1)
+    pixels, done = images.decode(data), images.list_conversions(data)
   except OSError as error:
     raise BadInputError(f'cannot be read ({error.strerror})') from None
   except BadInputError:
@@ -91,6 +107,7 @@ def read(path: str, how: Preprocessing) -> np.ndarray:
     raise BadInputError(' '.join(str(error).split()) or repr(error)) from None
   h, w, ch = how.image_shape
   if how.resize:
+    done += _list_scaling(pixels.shape[:2], how)
     try:
       pixels = transforms.resize_center_crop(pixels, how.resize, h)
     except pillow.TooLargeError as error:
@@ -101,8 +118,30 @@ def read(path: str, how: Preprocessing) -> np.ndarray:
       f'is {found} pixels, the model takes {h}×{w}: scale it, or add --resize'
     )
   if ch == 1:
+    if np.any(pixels != pixels[..., :1]):
+      done.append('colours weighed to grey')
+    done = [phrase for phrase in done if phrase != 'grey repeated as RGB']
     pixels = np.round(pixels @ _LUMA)[..., None]
-  return pixels.astype(np.float64) / 255
+  return pixels.astype(np.float64) / 255, done
+
+
+def _list_scaling(size: tuple[int, int], how: Preprocessing) -> list[str]:
+  """Scaling and cropping as phrases.
+
+  >>> _list_scaling((4, 5), Preprocessing((8, 8, 3), 8))
+  ['scaled up by 2, where its own pixels have a smaller radius', 'cropped']
+  """
+  scale, (h, w, _) = how.resize / min(size), how.image_shape
+  done = []
+  if scale > 1:
+    done.append(
+      f'scaled up by {scale:.3g}, where its own pixels have a smaller radius'
+    )
+  elif scale < 1:
+    done.append(f'scaled down by {1 / scale:.3g}')
+  if min(size) != max(size) or (h, w) != (how.resize, how.resize):
+    done.append('cropped')
+  return done
 
 
 def _load(path: str) -> np.ndarray:
@@ -114,16 +153,18 @@ def _load(path: str) -> np.ndarray:
   raise BadInputError('holds several arrays (.npz); save one with numpy.save')
 
 
-def _check_array(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def _check_array(
+  array: np.ndarray, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, list[str]]:
   if array.ndim == 2:
     array = array[..., None]
   if array.shape != shape:
     raise BadInputError(f'has shape {array.shape}, the model takes {shape}')
   if array.dtype == np.uint8:
-    return array.astype(np.float64) / 255
-  if not np.issubdtype(array.dtype, np.floating):
+    return array.astype(np.float64) / 255, ['uint8 array / 255']
+  if array.dtype.kind != 'f' or array.dtype.itemsize > 8:
     raise BadInputError(f'holds {array.dtype}, give uint8 or floats in [0, 1]')
   wide = array.astype(np.float64)
   if not np.all((wide >= 0) & (wide <= 1)):
     raise BadInputError('holds values outside [0, 1]')
-  return wide
+  return wide, [f'{array.dtype.name} array as it is']

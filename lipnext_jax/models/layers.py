@@ -85,6 +85,33 @@ def activate(x: jax.Array, activation: str, beta: float) -> jax.Array:
   return min_max(x) if activation == 'minmax' else beta_abs(x, beta)
 
 
+def to_unit(images: jax.typing.ArrayLike) -> jax.Array:
+  """Pixels in [0, 1], float32 or wider: uint8 is divided by 255, floats pass.
+
+  Raises:
+    ValueError: other whole numbers or complex ones, in no known unit.
+
+  >>> to_unit(jnp.array([0, 255], jnp.uint8)).tolist()
+  [0.0, 1.0]
+  """
+  images = jnp.asarray(images)
+  if images.dtype == jnp.uint8:
+    return images.astype(jnp.float32) / 255
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    raise ValueError(f'{images.dtype} images: give floats in [0, 1], or uint8.')
+  wide = jnp.promote_types(images.dtype, jnp.float32)
+  return images if images.dtype == wide else images.astype(wide)
+
+
+def centre(images: jax.typing.ArrayLike) -> jax.Array:
+  """Returns `to_unit` less 1/2; no deviation divides it: that would rescale ε.
+
+  >>> centre(jnp.array([0, 255], jnp.uint8)).tolist()
+  [-0.5, 0.5]
+  """
+  return to_unit(images) - 0.5
+
+
 def per_channel(bias: jax.Array, x: jax.Array) -> jax.Array:
   """Gives bias [c] the rank and dtype of x [..., c], to be added to it.
 

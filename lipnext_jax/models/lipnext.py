@@ -98,12 +98,11 @@ class LipNeXt(interface.CertifiedModel):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    """[b, H, W, ch] in [0, 1] → logits [b, classes], float32 (or wider)."""
+    """[b, H, W, ch] in [0, 1], or uint8 → logits [b, classes], float32."""
     if self.remat not in REMAT_POLICIES:
       names = sorted(REMAT_POLICIES)
       raise ValueError(f'remat={self.remat!r} must be one of {names}.')
     numerics = products.Numerics(self.dtype, self.precision)
-    # Re-centred, never divided by a deviation: that would rescale ε.
     x = block_lib.Stem(
       width=self.width,
       patch_size=self.patch_size,
@@ -111,7 +110,7 @@ class LipNeXt(interface.CertifiedModel):
       q_init=self.r_init,
       parametrization=self.parametrization,
       name='stem',
-    )(images - 0.5)
+    )(layers.centre(images))
 
     spec = block_lib.BlockSpec(
       grid=(x.shape[1], x.shape[2]),

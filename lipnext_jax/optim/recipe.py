@@ -19,7 +19,7 @@ from lipnext_jax.optim import trees
 # `lipnext_jax.models`.
 LABEL_RULES = (
   (r'(^|/)(Q|R|M)$', 'orthogonal'),
-  (r'(^|/)(bias|pos|kernel)$', 'euclidean'),
+  (r'(^|/)(bias|pos|head/kernel)$', 'euclidean'),  # The head: unit rows.
   (r'(^|/)(\w+_raw|conv_(circular|zero)|spectrum)$', 'euclidean'),
 )
 

@@ -29,7 +29,7 @@ def isometry():
   params = {
     'stem': {'Q': q, 'bias': np.full(16, 3.0)},
     'blocks': {
-      'R': r[None],
+      'R': r[None, :8],
       'M': np.eye(16)[None],
       'bias': np.zeros([1, 16]),
       'pos': np.zeros([1, 1, 1, 1]),

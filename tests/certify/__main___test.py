@@ -4,10 +4,12 @@ import io
 import json
 import shutil
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
+from lipnext_jax import models
 from lipnext_jax.certify import __main__ as command
 from lipnext_jax.data import sources
 
@@ -46,7 +48,7 @@ def test_files_get_the_radii_of_the_evaluation(run, capsys):
   np.testing.assert_array_equal(classes, table[:, 2])
   np.testing.assert_allclose(radii, table[:, 3], rtol=1e-4, atol=1e-6)
   for entry in found['images']:
-    assert entry['grey_levels'] == 255 * entry['radius']
+    assert entry['grey_levels'] == pytest.approx(255 * entry['radius'])
   assert found['lipschitz_bound'] > 1
   assert found['preprocessing'] == 'grey, 8×8 as it is, values / 255'
 
@@ -83,7 +85,7 @@ def test_the_table_for_people(run, capsys):
   assert code == 0
   lines = out.splitlines()
   assert lines[0].endswith(f'{workdir}, step 4')
-  assert 'float32' in lines[1]
+  assert 'float64' in lines[1]
   assert 'Λ = 1 + ' in lines[1]
   rows = [line for line in lines if line.endswith('.npy')]
   for line, expected in zip(rows, table, strict=True):
@@ -94,13 +96,45 @@ def test_the_table_for_people(run, capsys):
   assert sum('against class' in line for line in lines) == 6
 
 
-def test_a_printed_radius_is_never_above_the_proved_one():
-  values = [*np.random.default_rng(0).random(200), 0.0, 1e-9, 0.3, 2.999999999]
-  for value in map(float, values):
-    for digits in (2, 6):
-      shown = float(command.down(value, digits))
-      assert 0 <= shown <= value < shown + 1.001 * 10.0**-digits
-  assert any(float(f'{value:.6f}') > value for value in values)  # The fault.
+def test_certificates_are_rigorous_unless_they_cannot_be(
+  run, capsys, monkeypatch
+):
+  workdir, folder, _ = run
+  _, found, _ = certify_json(capsys, f'--workdir={workdir}', folder)
+  assert found['certificate'].startswith('rigorous')
+  assert not found['note']
+  asked = ['--certificate=fast', f'--workdir={workdir}', folder]
+  _, found, _ = certify_json(capsys, *asked)
+  assert found['certificate'].startswith('fast')
+  assert found['note'].startswith('fast because: asked for')
+  assert found['note'] in call(capsys, *asked)[1]
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  _, found, _ = certify_json(capsys, f'--workdir={workdir}', folder)
+  assert 'a tpu has no IEEE double' in found['note']
+  for model, note in (
+    (models.BRONet(num_classes=2, depth=1, width=4, patch_size=2), 'BRONet'),
+    (models.LiResNet(num_classes=2, depth=1, width=4, patch_size=2), 'LiRes'),
+  ):
+    monkeypatch.undo()
+    assert note in command._choose(None, model)[1]
+
+
+def test_what_is_done_to_files_is_said(run, capsys, tmp_path):
+  workdir, folder, _ = run
+  large, clear = tmp_path / 'large.png', tmp_path / 'clear.png'
+  Image.new('LA', (8, 8), (9, 0)).save(clear)
+  Image.new('L', (4, 6), 99).save(large)
+  args = [f'--workdir={workdir}', '--resize', f'{folder}/0.npy']
+  args += map(str, (clear, large))
+  _, found, _ = certify_json(capsys, *args)
+  array, alpha, scaled = (entry['done'] for entry in found['images'])
+  assert array == ['float32 array as it is']
+  assert alpha == ['alpha dropped']
+  assert scaled[0].startswith('scaled up by 2, where its own pixels')
+  assert 'as the network gets them' in found['units']
+  _, out, _ = call(capsys, *args)
+  for part in (found['units'], found['conversions'], *alpha, *scaled):
+    assert part in out
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_goes_on(

@@ -110,6 +110,29 @@ def test_another_shape_of_image_is_refused(made):
     predictor(np.zeros((1, 8, 8, 3)))
 
 
+def test_bytes_are_divided_by_255_and_no_other_whole_numbers_taken(made):
+  predictor = artifact.load_predictor(made[0])
+  pixels = np.round(made[3] * 255).astype(np.uint8)
+  for found, wanted in zip(
+    predictor(pixels), predictor(pixels / np.float32(255)), strict=True
+  ):
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+  for dtype in (np.int64, np.int8, np.uint16, bool, np.complex64):
+    with pytest.raises(ValueError, match='give floats'):
+      predictor(pixels.astype(dtype))
+  assert [len(found) for found in predictor(pixels[:0])] == [0, 0]
+
+
+def test_crafted_constants_certify_nothing_in_a_predictor(made, tmp_path):
+  """The head's bias grows by 2²⁴; what Λ says stays the same."""
+  params = made[2] | {'head': {'kernel': made[2]['head']['kernel']}}
+  params['head']['bias'] = made[2]['head']['bias'] + np.float32(2**24)
+  path = str(tmp_path / 'crafted.lipnext')
+  artifact.export_predictor(path, made[1], params, (8, 8, 1))
+  assert not np.any(artifact.load_predictor(path)(made[3])[1])
+  assert np.any(artifact.load_predictor(made[0])(made[3])[1])
+
+
 def rewrite(path, target, change):
   """A copy of the artifact with some of its members changed."""
   with zipfile.ZipFile(path) as archive:
@@ -245,6 +268,7 @@ def export_of(made, function=answer, shape=('b', 8, 8, 1), calls=()):
   [
     {'lipschitz_bound': [..., None, 'x', '1', [], True, float('nan')]},
     {'lipschitz_bound': [float('inf'), 0, 0.0, -1, 1e-300, 1e300, 10**400]},
+    {'offset': [..., None, '1', -1.0, True, float('inf'), float('nan')]},
     {'resize': [..., None, '8', 8.0, -1, 7, True, [8]]},
     {'certificate': [..., None, 3, ['fast'], 'fast\nproved', '\x1b[2J']},
     {'image_shape': [..., None, 'abc', [8, 8], [8, 8, 1, 1], [8, 8, 1.0]]},

@@ -22,7 +22,6 @@ def make(seed=0, *, width=24, depth=3, size=8, channels=1, **options):
     width=width,
     patch_size=4,
     m_init='haar',
-    form='literal',
     precision='highest',
     **options,
   )

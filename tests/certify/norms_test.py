@@ -129,6 +129,36 @@ def test_rounding_of_the_products_is_accounted_for():
     check_upper(without_rounding, absorbed())
 
 
+def check_one_sided(fn, w):
+  # Twice a defect (of 1 at most, overestimated by 4^(1/16)) by 4^(1/8192) − 1.
+  smaller = fn(w) - 2 * 1.1 * 1.7e-4
+  assert smaller <= 1 or not exceeds_norm(smaller, w), 'charged for shrinking'
+
+
+def long_and_short():
+  """Rows of several lengths, the longest of them 1.01."""
+  return np.diag([1.01, 0.5, 0.9, 0.3]) @ qr(4, 4)
+
+
+@pytest.mark.parametrize(
+  'w', [0.5 * qr(4, 4, 3), np.eye(3)[:2], long_and_short()]
+)
+def test_what_shrinks_costs_nothing(w):
+  check_one_sided(norms.spectral_norm_bound, w)
+  check_upper(norms.spectral_norm_bound, w)
+
+
+def two_sided(w):
+  """Planted: 1 + ‖WᵀW − I‖, which charges what is too short."""
+  d = np.float64(w) @ np.float64(w).T - np.eye(len(w))
+  return math.sqrt(1 + np.linalg.norm(d, 2))
+
+
+def test_the_check_of_one_side_rejects_two():
+  with pytest.raises(AssertionError, match='charged'):
+    check_one_sided(two_sided, long_and_short())
+
+
 def power_iteration(w, steps=20):
   """Planted: what training loops use. It approaches from below."""
   w = np.asarray(w, np.float64)

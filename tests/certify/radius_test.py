@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lipnext_jax import certify
+from lipnext_jax import models
 
 
 def unit(w):
@@ -93,9 +94,7 @@ def test_logits_that_are_not_finite_are_never_certified(bad, place):
 def test_a_constant_that_is_no_bound_certifies_nothing(lipschitz, rows):
   kernel = np.eye(2) if rows == 'apart' else np.array([[1.0, 0], [1, 0]])
   _, radii = certify64(np.array([[3.0, 1.0]]), kernel, lipschitz)
-  # Λ = inf is a true bound: of two identical rows, the lower one cannot win.
-  unbounded = rows == 'identical' and lipschitz == math.inf
-  assert radii[0] == (math.inf if unbounded else 0)
+  assert radii[0] == 0
 
 
 def test_rows_that_are_not_numbers_certify_nothing():
@@ -110,7 +109,82 @@ def test_identical_rows_differ_by_a_constant():
   # Only the third class can win, from margin 2 at slope √2; a tie is a tie.
   np.testing.assert_allclose(radii, [math.sqrt(2), 0], rtol=1e-15)
   _, radii = certify64(np.array([[3.0, 2.0], [2.0, 2.0]]), rows[:2])
-  np.testing.assert_array_equal(radii, [math.inf, 0])
+  # As far as rounding lets rows be known to be the same: 64u apart.
+  np.testing.assert_array_equal(radii, [2.0**47, 0])
+
+
+def float32_radius(logits, kernel, lipschitz=1.0):
+  rows = jax.jit(models.head_kernel)({'params': {'head': {'kernel': kernel}}})
+  logits = np.float32([logits])
+  return jax.jit(certify.certified_radius)(logits, rows, lipschitz)[1].item()
+
+
+def check_close_rows(radius_fn):
+  """Rows as stored, whose distance float32 loses: radii against the exact."""
+  rng = np.random.default_rng(0)
+  near = np.float32([[1, 0, 0], [1, 0, 0]])
+  cases = [
+    near + np.float32([[0], [e]]) * [0, 1, 0] for e in (1e-23, 1e-30, 4e-9)
+  ]
+  for k in rng.normal(size=(200, 3)):
+    cases.append(np.float32([k, np.float32(k) * np.float32(3)]))
+  cases += [np.eye(2, 3) * s for s in (1e20, 1e38, 1e-25)]
+  for kernel in map(np.float32, cases):
+    rows = unit(np.float64(kernel))
+    for margin in (1.0, 1e-24):
+      radius = radius_fn([margin, 0], kernel)
+      slope = np.linalg.norm(rows[0] - rows[1])
+      # Rows that are off by a few units in the last place of float32.
+      assert radius * slope <= margin * (1 + 1e-5), 'too large'
+
+
+def test_rows_that_float32_cannot_tell_apart_give_no_infinite_radius():
+  check_close_rows(float32_radius)
+  with pytest.raises(AssertionError, match='too large'):
+    check_close_rows(lambda f, w: math.inf)
+
+
+def test_what_overflows_or_is_out_of_range_certifies_nothing():
+  eye = np.eye(2, dtype=np.float32)
+  assert float32_radius([3e38, -3e38], eye) == 0
+  assert float32_radius([1e38, 0], eye, np.float32(2.0**-59)) == 0
+  for lipschitz in (1e-40, 2.0**-61, 2.0**61, 0.0):
+    assert float32_radius([3, 1], eye, np.float32(lipschitz)) == 0
+  assert float32_radius([3, 1], eye, np.float32(2.0**-20)) > 1e6
+
+
+LOGITS, EYE = np.float32([[0, 3, 1], [2, 2, 0], [4, 0, 1]]), jnp.eye(3)
+
+
+@pytest.mark.parametrize(
+  ('args', 'problem'),
+  [
+    ((LOGITS, EYE[:1]), 'has 1 rows for 3'),
+    ((LOGITS, EYE[:2]), 'has 2 rows'),
+    ((LOGITS, jnp.eye(4)), 'has 4 rows'),
+    ((LOGITS[0], EYE), r'give \[b, k\]'),
+    ((LOGITS[None], EYE), r'give \[b, k\]'),
+    ((LOGITS, EYE[None]), r'give \[b, k\]'),
+    ((jnp.bfloat16(LOGITS), EYE), 'logits of bfloat16'),
+    ((np.float16(LOGITS), EYE), 'logits of float16'),
+    ((np.int32(LOGITS), EYE), 'logits of int32'),
+    ((np.complex64(LOGITS), EYE), 'logits of complex64'),
+    ((LOGITS, jnp.bfloat16(EYE)), 'head_kernel of bfloat16'),
+    ((LOGITS, EYE + 0j), 'head_kernel of complex64'),
+    ((LOGITS, 0.01 * EYE), 'not unit'),
+    ((LOGITS, 1.01 * EYE), 'not unit'),
+    ((LOGITS, EYE * jnp.nan), 'not unit'),
+    ((LOGITS, EYE, np.ones(3)), 'Λ is one number'),
+    ((LOGITS, EYE, np.ones((3, 1))), 'Λ is one number'),
+    ((LOGITS, EYE, -1.0), 'no bound'),
+    ((LOGITS, EYE, 1e-40), 'no bound'),
+    ((LOGITS, EYE, math.nan), 'no bound'),
+    ((LOGITS, EYE, 1.0, np.ones((3, 1))), 'floor'),
+  ],
+)
+def test_misuse_is_refused(args, problem):
+  with pytest.raises(ValueError, match=problem):
+    certify.certified_radius(*args)
 
 
 def test_lipschitz_constant_scales_the_radius():
@@ -305,6 +379,16 @@ def test_ties_count_at_no_radius():
   p, r = certify64(np.array([[1.0, 1.0]]), np.eye(2))
   accuracy = certify.certified_accuracy(p, r, np.array([0]), [0.0])
   assert accuracy == {0.0: 0.0}
+
+
+@pytest.mark.parametrize('shape', [(3, 1), (3, 3), (1,), (), (1, 3)])
+def test_labels_of_another_shape_are_refused(shape):
+  whole = np.arange(3)
+  for i in range(3):
+    arrays = [whole, whole / 10, whole]
+    arrays[i] = np.zeros(shape, int)
+    with pytest.raises(ValueError, match=r'give \[n\] each'):
+      certify.certified_accuracy(*arrays, [0.1])
 
 
 def test_certified_accuracy_of_nothing_raises():

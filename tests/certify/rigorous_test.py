@@ -4,6 +4,9 @@ The oracle is the same network written out again in NumPy's 80-bit floats
 (u = 2⁻⁶⁴), beside which float64's own rounding (2⁻⁵³) is plain to see.
 """
 
+from fractions import Fraction
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,11 +62,13 @@ def wide_logits(model, params, images):
   moved = int(model.shift_ratio * model.width)
   for layer in range(model.depth):
     r, m = p['blocks']['R'][layer], p['blocks']['M'][layer]
-    x = np.einsum('bhwc,dc->bhwd', x + p['blocks']['pos'][layer][None], r)
-    for group, (axis, step) in enumerate([(1, -1), (1, 1), (2, -1), (2, 1)]):
-      channels = slice(group * moved, (group + 1) * moved)
-      x[..., channels] = np.roll(x[..., channels], step, axis=axis)
-    x = np.einsum('bhwc,cd->bhwd', x, r)
+    y = x + p['blocks']['pos'][layer][None]
+    x = np.einsum('bhwc,dc->bhwd', y, r)
+    shifted = [
+      np.roll(x[..., group * moved : (group + 1) * moved], step, axis=axis)
+      for group, (axis, step) in enumerate([(1, -1), (1, 1), (2, -1), (2, 1)])
+    ]
+    x = y + np.einsum('bhwc,cd->bhwd', np.concatenate(shifted, -1) - x, r)
     x = np.einsum('bhwc,dc->bhwd', x, m) + p['blocks']['bias'][layer]
     x = activate(x)
   z = np.sqrt(np.sum(x * x, axis=(1, 2)))
@@ -189,6 +194,7 @@ def coarse_network():
   model, params, images = linear_network()
   blocks = dict(params['blocks'])
   blocks['pos'] = np.full_like(blocks['pos'], 1e12)
+  blocks['M'] = make(width=64, patch_size=8)[1]['blocks']['M']  # Rounds.
   return model, {**params, 'blocks': blocks}, images
 
 
@@ -429,7 +435,124 @@ def test_the_float64_model_is_the_same_function():
   assert layers.channel_count(model.beta, model.width) == 8
 
 
-def test_images_of_bytes_are_not_taken_for_images_in_the_unit_interval():
-  model, params, images = make()
-  with pytest.raises(ValueError, match='uint8 images'):
-    certify.rigorous_radius(model, params, np.uint8(255 * images))
+# ── Exact arithmetic ─────────────────────────────────────────────────────────
+
+ONE_TOKEN = models.LipNeXt(
+  num_classes=3, depth=8, width=4, patch_size=2, beta=0.5, shift_ratio=1 / 4
+)
+# Rows whose norms are rational, 5 and 13: the exact logits are.
+KERNEL = np.float32([[3, 4, 0, 0], [0, 5, 12, 0], [-4, 0, 3, 0]])
+
+
+def exact_logits(params, image):
+  """The network of one token in rationals: pooling is |·|, S − I is 0."""
+
+  def add(x, c):
+    return [a + Fraction(float(b)) for a, b in zip(x, c, strict=True)]
+
+  def product(w, x):
+    return [
+      sum(Fraction(float(v)) * a for v, a in zip(row, x, strict=True))
+      for row in w
+    ]
+
+  def activate(x):
+    return [*map(abs, x[:2]), *x[2:]]
+
+  stem, blocks, head = params['stem'], params['blocks'], params['head']
+  x = add(map(Fraction, image.ravel().tolist()), [-0.5] * 4)
+  x = activate(add(product(stem['Q'], x), stem['bias']))
+  for m, p, b in zip(blocks['M'], blocks['pos'], blocks['bias'], strict=True):
+    x = activate(add(product(m, add(x, [p.item()] * 4)), b))
+  rows = [
+    [Fraction(float(v)) / math.isqrt(int(row @ row)) for v in row]
+    for row in np.float64(head['kernel'])
+  ]
+  z = list(map(abs, x))
+  logits = [sum(v * a for v, a in zip(row, z, strict=True)) for row in rows]
+  return add(logits, head['bias'])
+
+
+def hostile_network(seed):
+  """Constants of any size, and a margin down to 1e-16 of the logits."""
+  rng = np.random.default_rng(seed)
+  image = np.full((2, 2, 1), 0.5) if seed % 2 else rng.random((2, 2, 1))
+  params = ONE_TOKEN.init(jax.random.key(seed), image[None])['params']
+
+  def fill(path, leaf):
+    size = 10.0 ** rng.uniform(-20, 14)
+    if path[-1].key in ('bias', 'pos'):
+      return np.float32(size * rng.normal(size=leaf.shape))
+    return np.asarray(leaf) * np.float32(10 ** rng.choice([0.0] * 8 + [-3, 3]))
+
+  params = jax.tree_util.tree_map_with_path(fill, params)
+  params['head'] = {'kernel': KERNEL, 'bias': np.zeros(3)}
+  logits = exact_logits(params, image)
+  largest, share = (
+    max(map(abs, logits)),
+    Fraction(10.0 ** -rng.choice([1, 8, 14, 15.5, 16])),
+  )
+  # Two classes lead the third, by a share of the largest logit from each other.
+  wanted = [largest * share, Fraction(0), -largest]
+  for j in range(3):
+    params['head']['bias'][j] = float(wanted[j] - logits[j])
+  return params, image[None]
+
+
+def count_broken(certifier, networks):
+  """(certified, of these with an exact counterexample in the ball)."""
+  certified = broken = 0
+  for seed, (params, images) in enumerate(networks):
+    p, radius = certifier(params, images)
+    certified += radius > 0
+    directions = np.random.default_rng(seed).normal(size=(4, *images[0].shape))
+    directions /= np.linalg.norm(directions, axis=(1, 2), keepdims=True)
+    moved = images + 0.999 * min(radius, 1e18) * directions
+    logits = [exact_logits(params, x) for x in (images[0], *moved)]
+    broken += radius > 0 and any(f[p] < max(f) for f in logits)
+  return certified, broken
+
+
+def ours(params, images):
+  found = certify.rigorous_radius(ONE_TOKEN, params, images)
+  return found.predictions[0], found.radii[0]
+
+
+def without_error(params, images):
+  """Planted: float64 margins over slopes."""
+  logits, _ = float64_logits(ONE_TOKEN, params, images)
+  p, distances = np.argmax(logits[0]), rigorous.read_head(params).distances
+  margins = np.delete((logits[0, p] - logits[0]) / distances[p], p)
+  return p, np.min(margins) / certify.lipschitz_bound(params)
+
+
+def test_no_hostile_network_breaks_a_rigorous_certificate():
+  networks = [hostile_network(seed) for seed in range(60)]
+  certified, broken = count_broken(ours, networks)
+  assert certified > 15
+  assert broken == 0
+  assert count_broken(without_error, networks)[1] > 0
+
+
+def half_image(scale):
+  """x = 1/2: all that is left of E is its constant part, which is not scaled.
+
+  Eight blocks add a quarter of a unit of the bias each, which float64 loses;
+  the head adds a whole one to the other class.
+  """
+  params = ONE_TOKEN.init(jax.random.key(0), np.zeros((1, 2, 2, 1)))['params']
+  params = jax.tree.map(np.array, params)
+  params['stem']['Q'] = np.eye(4, dtype=np.float32)
+  params['stem']['bias'][:2] = scale
+  params['blocks']['bias'][:, 0] = 0.99 * scale * 2.0**-54
+  rows = np.eye(2, 4, dtype=np.float32)
+  rows = np.stack([*rows, -rows[0]])
+  params['head'] = {'kernel': rows, 'bias': np.array([0, scale * 2.0**-52, 0])}
+  return params, np.full((1, 2, 2, 1), 0.5)
+
+
+def test_the_constant_part_of_the_error_does_not_shrink_with_the_ball():
+  cases = [half_image(2.0**-k) for k in (56, 60, 64, 70)]
+  assert count_broken(ours, cases)[1] == 0
+  # They are traps: float64 answers the other class at x itself.
+  assert count_broken(without_error, cases)[1] == 4

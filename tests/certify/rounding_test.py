@@ -233,3 +233,99 @@ def test_the_bounds_are_per_image_and_grow_with_the_norm():
   steps, _ = chain_and_run(np.random.default_rng(0))
   small, large = rounding.propagate(steps, np.array([1.0, 2.0])).error
   assert 0 < small < large
+
+
+# ── The shift ────────────────────────────────────────────────────────────────
+
+
+def shift_step(r, tokens):
+  spectral = max(1.0, np.linalg.norm(np.float64(r), 2)) * (1 + 1e-12)
+  frobenius = np.linalg.norm(np.float64(r)) * (1 + 1e-12)
+  factor = (2 * spectral**2 - 1) * (1 + 1e-12)
+  return rounding.Shift(factor, spectral, frobenius, *r.shape, tokens)
+
+
+def run_shift(r, a, dtype, *, joined):
+  """a + Rᵀ(S − I)R a on a ring of tokens, every sum taken term by term.
+
+  Args:
+    r: [k, c].
+    a: [tokens, c].
+    dtype: of all arithmetic.
+    joined: whether the sums of Rᵀ d start from a.
+  """
+  r, a = r.astype(dtype), a.astype(dtype)
+
+  def sums(terms):
+    return np.add.accumulate(terms, axis=-1, dtype=dtype)[..., -1]
+
+  moved = sums(r[None] * a[:, None, :])
+  d = np.roll(moved, 1, axis=0) - moved
+  terms = r.T[None] * d[:, None, :]
+  if joined:
+    return sums(np.concatenate([a[..., None], terms], axis=-1))
+  return a + sums(terms)
+
+
+def shifts():
+  """R and features, some of which make every rounding go one way."""
+  rng = np.random.default_rng(0)
+  q = np.linalg.qr(rng.normal(size=(32, 32)))[0]
+  for scale in (1.0, 1.3, 0.5):
+    yield f'haar {scale}', scale * q[:8], rng.normal(size=(6, 32))
+  turns = np.array([[0.1], [1 / 3], [0.1], [0.7]])
+  yield 'one row', np.full((1, 1024), 1 / 32), turns * np.ones((4, 1024))
+  # R a: u is lost beside 1 a thousand times, on every other token alone.
+  swallowed = np.full((1, 1024), UNIT)
+  swallowed[0, 0] = 1
+  yield 'swallowed', swallowed, np.ones((4, 1024)) * [[1], [-1], [1], [-1]]
+  yield 'large', q[:8], 1e6 + rng.random((6, 32))
+  yield 'below normal', q[:4], 1e-38 * rng.normal(size=(6, 32))
+
+
+SHIFTS = {name: case for name, *case in shifts()}
+
+
+def shift_ratio(r, a, *, joined, arithmetic=FLOAT32, **fault):
+  """The error of float32 over its bound, with what `fault` replaces."""
+  r, a = np.float32(r), np.float32(a)
+  exact = run_shift(r, a, np.float64, joined=joined)
+  error = np.linalg.norm(run_shift(r, a, np.float32, joined=joined) - exact)
+  step = shift_step(r, len(a))._replace(**fault)
+  norm = np.linalg.norm(np.float64(a))
+  reach = rounding.propagate([step], np.array([norm]), arithmetic)
+  assert np.linalg.norm(exact) <= reach.norm[0] or fault
+  return error / reach.error[0]
+
+
+@pytest.mark.parametrize('name', SHIFTS)
+@pytest.mark.parametrize('joined', [True, False])
+def test_a_shift_errs_by_less_than_its_bound(name, joined):
+  assert 0 < shift_ratio(*SHIFTS[name], joined=joined) < 1
+
+
+@pytest.mark.parametrize(
+  ('name', 'fault'),
+  [
+    ('swallowed', {'frobenius': 0.0}),  # Without the products.
+    ('swallowed', {'channels': 16}),  # A sum of 16 terms where 1024 are.
+    # Without the three sums.
+    ('large', {'factor': 0.0, 'frobenius': 0.0, 'spectral': 0.0}),
+  ],
+)
+def test_the_check_of_shifts_rejects(name, fault):
+  assert shift_ratio(*SHIFTS[name], joined=False, **fault) > 1
+
+
+def test_an_error_that_came_in_is_stretched_by_the_whole_shift():
+  """By 2‖R‖² − 1, which a ring of two tokens attains."""
+  r = 1.1 * np.eye(4)
+  first = rounding.AddConstant(0.0, 8)
+  e = rounding.propagate([first], np.array([1.0]), FLOAT32).error[0]
+  both = [first, shift_step(r, 2)]
+  total = rounding.propagate(both, np.array([1.0]), FLOAT32).error[0]
+  alone = rounding.propagate(both[1:], np.array([1.0]), FLOAT32).error[0]
+  flipped = np.array([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]]) * e / 2**0.5
+  moved = run_shift(r, flipped, np.float64, joined=True)
+  assert np.linalg.norm(moved) == pytest.approx(1.42 * e)
+  assert total >= np.linalg.norm(moved) + alone * (1 - 1e-6)

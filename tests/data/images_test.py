@@ -63,20 +63,70 @@ def test_cmyk_is_converted_by_its_definition(formats):
   assert np.abs(decoded - wanted).max() <= 3
 
 
-def bomb():
-  """A PNG of 70 bytes that claims 10¹⁰ pixels."""
+def chunk(kind, data):
+  crc = zlib.crc32(kind + data)
+  return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', crc)
 
-  def chunk(kind, data):
-    crc = zlib.crc32(kind + data)
-    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', crc)
 
-  header = struct.pack('>IIBBBBB', 100_000, 100_000, 8, 2, 0, 0, 0)
+def png(size, depth, colours, rows, *before, interlace=0):
+  """A PNG file from its parts; `before` are chunks that precede its header."""
+  header = struct.pack('>IIBBBBB', *size, depth, colours, 0, 0, interlace)
   return (
     b'\x89PNG\r\n\x1a\n'
+    + b''.join(before)
     + chunk(b'IHDR', header)
-    + chunk(b'IDAT', zlib.compress(b''))
+    + chunk(b'IDAT', zlib.compress(rows))
     + chunk(b'IEND', b'')
   )
+
+
+def bomb():
+  """A PNG of 70 bytes that claims 10¹⁰ pixels."""
+  return png((100_000, 100_000), 8, 2, b'')
+
+
+CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # By PNG's number of a kind of colours.
+
+
+@pytest.mark.parametrize('colours', CHANNELS)
+def test_more_than_8_bits_a_channel_are_refused(colours):
+  row = b'\0' + bytes(range(1, 1 + 2 * CHANNELS[colours])) * 4
+  files = [png((4, 4), 16, colours, row * 4)]
+  files += [png((1, 1), 16, colours, row[: 1 + 2 * CHANNELS[colours]])]
+  files += [png((1, 4), 16, colours, row * 4, interlace=1)]
+  # Where the header is not where it belongs.
+  files += [png((4, 4), 16, colours, row * 4, chunk(b'tEXt', b'a\0b'))]
+  for data in files:
+    with pytest.raises(images.BadImageError, match=r'16 bits|cannot be|is no'):
+      images.decode(data)
+  for depth in (8,) if colours else (1, 2, 4, 8):  # The same, of fewer bits.
+    width = -(-depth * CHANNELS[colours] * 4 // 8)
+    data = png((4, 4), depth, colours, (b'\0' + bytes(width)) * 4)
+    assert not images.decode(data).any()
+
+
+def test_what_is_done_to_a_file_is_listed(formats):
+  grey, colour = Image.new('L', (4, 4), 9), Image.new('RGB', (4, 4), (9, 8, 7))
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  for image, kind, options, done in (
+    (colour, 'PNG', {}, []),
+    (colour, 'JPEG', {}, []),
+    (colour, 'JPEG', {'exif': exif}, ['EXIF rotation ignored']),
+    (colour, 'PNG', {'icc_profile': b'x'}, ['colour profile ignored']),
+    (grey, 'PNG', {}, ['grey repeated as RGB']),
+    (colour.convert('RGBA'), 'WEBP', {'lossless': True}, ['alpha dropped']),
+    (colour.convert('P'), 'PNG', {}, ['P converted to RGB']),
+    (colour.convert('CMYK'), 'JPEG', {}, ['CMYK converted to RGB']),
+    (
+      colour, 'PNG', {'save_all': True, 'append_images': [grey.convert('RGB')]},
+      ['first of 2 frames'],
+    ),
+  ):  # fmt: skip
+    if kind == 'WEBP':
+      image.putalpha(0)
+    data = formats.encode(image, kind, **options)
+    assert images.list_conversions(data) == done
 
 
 def just_too_large():

@@ -73,6 +73,7 @@ def test_arrays_are_taken_as_they_are(tmp_path, array):
   [
     (np.zeros((8, 9, 1)), 'has shape'),
     (np.zeros((8, 8, 1), np.int64), 'holds int64'),
+    (np.zeros((8, 8, 1), np.longdouble), 'holds float128'),
     (np.full((8, 8, 1), 1.5), 'outside'),
     (np.full((8, 8, 1), np.nan), 'outside'),
     (np.array([[None] * 8] * 8), 'Python objects'),
@@ -119,6 +120,40 @@ def test_an_archive_of_arrays_by_the_name_of_one_is_refused(tmp_path):
   os.rename(tmp_path / 'a.npz', tmp_path / 'a.npy')
   with pytest.raises(inputs.BadInputError, match='several arrays'):
     inputs.read(str(tmp_path / 'a.npy'), GREY)
+
+
+def test_scaling_and_colours_are_noted(tmp_path):
+  colour = save(tmp_path / 'a.png', pixels((8, 8, 3)))
+  grey = save(tmp_path / 'b.png', pixels((8, 8)))
+  down, up = (
+    inputs.Preprocessing((4, 4, 3), 4),
+    inputs.Preprocessing((9, 9, 3), 16),
+  )
+  for path, how, done in (
+    (colour, GREY, ['colours weighed to grey']),
+    (grey, GREY, []),
+    (colour, inputs.Preprocessing((8, 8, 3), 8), []),
+    (colour, down, ['scaled down by 2']),
+    (
+      colour, up,
+      ['scaled up by 2, where its own pixels have a smaller radius', 'cropped'],
+    ),
+    (grey, inputs.Preprocessing((8, 8, 3), 0), ['grey repeated as RGB']),
+  ):  # fmt: skip
+    assert inputs.read_noting(path, how)[1] == done
+
+
+@pytest.mark.parametrize(
+  'dtype', [np.uint8, np.float16, np.float32, np.float64]
+)
+def test_what_is_done_to_an_array_is_noted(tmp_path, dtype):
+  np.save(tmp_path / 'a.npy', np.ones((8, 8), dtype))
+  found, (done,) = inputs.read_noting(str(tmp_path / 'a.npy'), GREY)
+  scale = 255 if dtype == np.uint8 else 1
+  assert found.max() == 1 / scale
+  assert done == f'{np.dtype(dtype)} array ' + (
+    '/ 255' if scale > 1 else 'as it is'
+  )
 
 
 @pytest.mark.parametrize('name', ['pipe.png', 'pipe.npy'])

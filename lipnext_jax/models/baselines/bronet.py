@@ -82,7 +82,9 @@ class BRONet(dense.Rival):
       return convolutions.reflect(wide, weights).astype(x.dtype)
 
     # ------------------------------------------------------------------ stem
-    x = layers.patchify(images - 0.5, self.patch_size).astype(self.dtype)
+    x = layers.patchify(layers.centre(images), self.patch_size).astype(
+      self.dtype
+    )
     b, h, w, values = x.shape
     n = max(c, values)
     weights, pos, bias = dense.Group(

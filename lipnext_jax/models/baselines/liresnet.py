@@ -85,7 +85,9 @@ class LiResNet(dense.Rival):
       return convolutions.convolve(x, kernel, self.padding, self.precision)
 
     # ------------------------------------------------------------------ stem
-    x = layers.patchify(images - 0.5, self.patch_size).astype(self.dtype)
+    x = layers.patchify(layers.centre(images), self.patch_size).astype(
+      self.dtype
+    )
     b, h, w, values = x.shape
     # About an isometry on average: c outputs of variance 1/c each.
     init = nn.initializers.normal(stddev=(k * k * c) ** -0.5)

@@ -1,0 +1,142 @@
+"""Weights that were made to fool float32: what is certified, and what breaks.
+
+    python -m benchmarks.crafted_weights --workdir=runs/digits
+
+Adds constants to a trained LipNeXt that a later layer takes away again, or that
+all logits share: Λ does not see them. For each, three kinds of certificates of
+the test split are attacked in their own arithmetic: float32 whose rounding is
+not tested for (`untested`: Λ is proved, every margin counts), `fast` and
+`rigorous`. The search takes random points inside the balls, and the edges of
+answers on the way to images that are answered otherwise. Prints a Markdown
+table, and what the test for rounding costs the untouched model.
+"""
+
+import argparse
+from collections.abc import Iterator
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from lipnext_jax import certify
+from lipnext_jax import models
+from lipnext_jax import restore
+from lipnext_jax.attacks import floating
+from lipnext_jax.attacks import ledger as ledger_lib
+from lipnext_jax.attacks import target as target_lib
+from lipnext_jax.data import sources
+
+
+def craft(params: Any, stem: float, pos: float, head: float) -> Any:
+  """Adds constants to the stem's bias, the second p and the head's bias.
+
+  The shift leaves a constant alone, so that a block makes M of it, which its
+  own bias takes away.
+  """
+  params = jax.tree.map(np.array, params)
+  params['stem']['bias'] += np.float32(stem)
+  params['blocks']['pos'][1] += np.float32(pos)
+  params['head']['bias'] += np.float32(head)
+  for layer, constant in enumerate((stem, pos)):
+    m = params['blocks']['M'][layer].astype(np.float64)
+    undone = np.sum(m * constant, axis=1)
+    params['blocks']['bias'][layer] -= np.float32(undone)
+  return params
+
+
+def list_cases() -> Iterator[tuple[str, tuple[float, float, float]]]:
+  """(name, arguments of `craft`)."""
+  yield 'untouched', (0, 0, 0)
+  for k in (20, 24, 26, 30):
+    yield f'head bias + 2^{k}', (0, 0, 2.0**k)
+  for c in (1e4, 1e6, 2.0**23, 1e8):
+    yield f'stem bias + {c:.0e}, undone', (c, 0, 0)
+  for c in (1e5, 1e7):
+    yield f'p + {c:.0e}, undone', (0, c, 0)
+
+
+def without_test(target: target_lib.Target) -> target_lib.Target:
+  """Certificates of all positive margins."""
+  logits = target.logits(target.images).astype(np.float64)
+  kernel = models.head_kernel({'params': target.params})
+  rows = np.asarray(kernel).astype(np.float64)
+  p = target.predictions
+  apart = np.linalg.norm(rows[p][:, None] - rows[None], axis=-1)
+  margins = np.max(logits, axis=-1, keepdims=True) - logits
+  apart[np.arange(len(p)), p] = 0  # No rival of itself.
+  with np.errstate(divide='ignore', invalid='ignore'):
+    quotients = np.where(apart > 0, margins / apart, np.inf)
+  return target._replace(radii=np.min(quotients, axis=-1) / target.lipschitz)
+
+
+def search(target: target_lib.Target, rounds: int) -> int:
+  """Counts certificates with a counterexample inside their ball."""
+  rng, ledger = np.random.default_rng(0), ledger_lib.Ledger(target)
+  images = target.images
+  axes = tuple(range(1, images.ndim))
+  for _ in range(rounds):
+    d = rng.normal(size=images.shape)
+    d /= np.sqrt(np.sum(d**2, axis=axes, keepdims=True))
+    sizes = 0.9 * np.minimum(target.radii, 3) * rng.random(len(images)) ** 3
+    points = images + sizes.reshape(-1, 1, 1, 1) * d
+    ledger.judge('random', points, {})
+    others = images[rng.permutation(len(images))]
+    ledger.judge('edges', floating.bisect(target, others), {})
+  return int(np.sum(ledger.broken))
+
+
+def main():
+  """Parses the command line, attacks, prints."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--workdir', required=True)
+  parser.add_argument('--rounds', type=int, default=10)
+  parser.add_argument('--examples', type=int, default=0, help='0: all')
+  args = parser.parse_args()
+  run = restore.restore(args.workdir)
+  source = sources.load_dataset(run.config.dataset).test
+  count = args.examples or len(source)
+  images = np.stack([source[i]['image'] for i in range(count)])
+  labels = np.array([source[i]['label'] for i in range(count)])
+
+  print(f'{len(images)} images: certified / broken / median radius')
+  print('| weights | float32, untested | fast | rigorous |\n|---|---|---|---|')
+  for name, constants in list_cases():
+    params = craft(run.params, *constants)
+    fast = target_lib.fast_target(run.model, params, images)
+    exact = target_lib.rigorous_target(run.model, params, images)
+    if name == 'untouched':
+      untouched = without_test(fast), fast, exact
+    cells = [
+      f'{np.sum(t.radii > 0)} / {search(t, args.rounds)} / '
+      f'{np.median(t.radii):.3g}'
+      for t in (without_test(fast), fast, exact)
+    ]
+    print(f'| {name} | {" | ".join(cells)} |', flush=True)
+
+  epsilons = run.config.eval.epsilons
+  print('\n| ε | float32, untested | fast | rigorous |\n|---|---|---|---|')
+  accuracies = [
+    certify.certified_accuracy(t.predictions, t.radii, labels, epsilons)
+    for t in untouched
+  ]
+  for epsilon in epsilons:
+    cells = [f'{accuracy[epsilon]:.2f} %' for accuracy in accuracies]
+    print(f'| {epsilon:.6g} | {" | ".join(cells)} |')
+  fast_certifier = certify.fast_certifier(run.model, run.params)
+  rigorous_certifier = certify.rigorous_certifier(run.model, run.params)
+  certifiers: list[Any] = [fast_certifier, rigorous_certifier]
+  for name, certifier, target in zip(
+    ('fast', 'rigorous'), certifiers, untouched[1:], strict=True
+  ):
+    pixels = target.images
+    jax.block_until_ready(certifier(pixels))
+    begin = time.perf_counter()
+    for _ in range(5):
+      jax.block_until_ready(certifier(pixels))
+    seconds = (time.perf_counter() - begin) / 5 / len(images)
+    print(f'{name}: {1e3 * seconds:.3f} ms an image')
+
+
+if __name__ == '__main__':
+  main()

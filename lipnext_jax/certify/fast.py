@@ -1,0 +1,188 @@
+"""Certificates in float32: Λ is proved, rounding is tested for.
+
+The proof behind a radius (`radius`) is about exact logits. Float32's are off by
+some multiple of 2⁻²⁴ times the numbers they came from, and of those Λ says
+nothing: constants that one layer adds and another one takes away again can be
+as large as whoever made the weights wants them. So a margin counts only if
+
+    f_p − f_j > 64·2⁻²⁴ (B + max|b|),    B >= ‖a‖ for the features a of x
+
+with B = Λ‖x − 1/2‖ + Λ₊ Σ ‖c‖ over all constants c that the backbone adds, and
+Λ₊ the product of its factors, none counted below 1. No feature on the way, nor
+what later layers make of its rounding, is larger. That is a test, passed by
+every trained model that was looked at and by no crafted one, and no proof:
+`rigorous` proves. See docs/certificates.md.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import math
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lipnext_jax.certify import bound
+from lipnext_jax.certify import norms
+from lipnext_jax.certify import radius
+from lipnext_jax.models import head
+from lipnext_jax.models import layers
+from lipnext_jax.optim import trees
+
+CLAIM = (
+  'fast: float32 at the highest product precision; rounding is tested for '
+  '(margins above 64 units of it), not proved'
+)
+
+
+class Constants(NamedTuple):
+  """Two numbers that a fast certificate takes from a model's parameters."""
+
+  lipschitz: Any  # Λ.
+  offset: Any  # Λ₊ Σ ‖c‖ + max|b|: features and head biases where x = 1/2.
+
+  def on_device(self) -> 'Constants':
+    """Float32, rounded up, for programs that take them as arguments."""
+    return Constants(*map(bound.float32_above, self))
+
+
+def prove_constants(
+  params: Any, bounds: Mapping[str, Sequence[float]] | None = None
+) -> Constants:
+  """Proves Λ and bounds the constants of a model, in float64 on the host.
+
+  Args:
+    params: the explicit parameters of one of `lipnext_jax.models`.
+    bounds: `lipschitz_bounds(params)`, where that is known already.
+
+  Raises:
+    ValueError: what `lipschitz_bound` refuses, constants that are not finite,
+      or rows of the head whose norm lies outside of [2⁻⁶⁰, 2⁶⁰], so that
+      float32 could not normalise them.
+
+  >>> from lipnext_jax import models
+  >>> model = models.LipNeXt(num_classes=2, depth=1, width=8, patch_size=2)
+  >>> params = model.init(jax.random.key(0), np.zeros((1, 4, 4, 1)))['params']
+  >>> constants = prove_constants(params)  # All biases are 0.
+  >>> 1 <= constants.lipschitz < 1 + 1e-5, constants.offset
+  (True, 0.0)
+  """
+  bounds = bounds or bound.lipschitz_bounds(params)
+  params = params.get('params', params)
+  kernel, bias = (
+    norms.to_float64(params['head'][n]) for n in ('kernel', 'bias')
+  )
+  rows = np.linalg.norm(kernel, axis=-1)
+  if not np.all((rows >= radius.SANE[0]) & (rows <= radius.SANE[1])):
+    raise ValueError('prove_constants: head/kernel has rows of no usable norm.')
+  factors = [max(1.0, f) for layer in bounds.values() for f in layer]
+  backbone = {name: p for name, p in params.items() if name != 'head'}
+  offset = math.prod(factors) * _sum_constants(backbone) + np.max(np.abs(bias))
+  # Fewer than 2²⁰ roundings, all of positive numbers.
+  offset = float(offset * (1 + 2.0**-30))
+  return Constants(bound.bound_product(bounds), offset)
+
+
+def _sum_constants(backbone: Any) -> float:
+  """Σ ‖c‖ over all layers: biases [..., c] and positional terms [..., h, w, 1].
+
+  A bias is added to every token, p to every channel.
+  """
+  biases, positions = [], []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(backbone):
+    name = trees.path_name(path)
+    if name.endswith('/bias'):
+      biases.append(norms.to_float64(leaf))
+    elif name.endswith('/pos'):
+      positions.append(norms.to_float64(leaf))
+  tokens = max((math.prod(p.shape[-3:]) for p in positions), default=1)
+  width = max((b.shape[-1] for b in biases), default=1)
+
+  def total(constants, size):
+    return np.sum(np.linalg.norm(constants.reshape(-1, size), axis=-1))
+
+  return float(
+    sum(total(b, b.shape[-1]) for b in biases) * tokens**0.5
+    + sum(total(p, math.prod(p.shape[-3:])) for p in positions) * width**0.5
+  )
+
+
+def margin_floor(
+  images: jax.typing.ArrayLike, constants: Constants
+) -> jax.Array:
+  """Margins up to which a float32 pass may answer anything: [b].
+
+  Args:
+    images: [b, H, W, ch] in [0, 1].
+    constants: of the model, `on_device` or not.
+
+  >>> margin_floor(jnp.ones((1, 2, 2, 1)), Constants(1.0, 3.0)) / 2**-24
+  Array([256.], dtype=float32)
+  """
+  squares = jnp.square(layers.centre(images))
+  norm = jnp.sqrt(jnp.sum(squares, axis=tuple(range(1, squares.ndim))))
+  reach = constants.lipschitz * norm + constants.offset  # B + max|b|.
+  return radius.SLACK * 2.0**-24 * reach
+
+
+def rival_radii(
+  model: Any, params: Any, images: jax.typing.ArrayLike, constants: Constants
+) -> tuple[jax.Array, jax.Array]:
+  """Float32 predictions [b], and radii [b, k] against every rival.
+
+  Pure JAX: evaluation, exported predictors and the command line jit this.
+
+  Args:
+    model: explicit, float32 at the highest precision.
+    params: of that model.
+    images: [b, H, W, ch], floats in [0, 1] or uint8.
+    constants: from `prove_constants`.
+  """
+  variables = {'params': params}
+  return radius.rival_radii(
+    model.apply(variables, images),
+    head.head_kernel(variables),
+    constants.lipschitz,
+    margin_floor(images, constants),
+  )
+
+
+def fast_certifier(
+  model: Any, params: Any
+) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
+  """Proves the constants once: images → predictions, radii against rivals.
+
+  Args:
+    model: one of `lipnext_jax.models`, in any training precision.
+    params: its explicit parameters (`model.explicit_params`).
+
+  Returns:
+    A function of images [b, H, W, ch], floats in [0, 1] or uint8. The smallest
+    entry of a row of radii [b, k] is the certified radius.
+
+  Raises:
+    ValueError: see `prove_constants`.
+
+  >>> from lipnext_jax import models
+  >>> model = models.LipNeXt(num_classes=3, depth=1, width=8, patch_size=4)
+  >>> images = np.full((2, 8, 8, 1), 0.25, np.float32)
+  >>> variables = model.init(jax.random.key(0), images)
+  >>> predictions, radii = fast_certifier(model, variables['params'])(images)
+  >>> predictions.shape, radii.shape
+  ((2,), (2, 3))
+  """
+  model, constants = model.explicit(), prove_constants(params).on_device()
+  program = jax.jit(
+    lambda params, images: rival_radii(model, params, images, constants)
+  )
+
+  def certify(images: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    if len(images):
+      return program(params, images)
+    predictions, radii = certify(np.zeros((1, *images.shape[1:]), np.float32))
+    return predictions[:0], radii[:0]
+
+  return certify

@@ -1,0 +1,56 @@
+"""Digits that are printed never claim more than the number they stand for."""
+
+from fractions import Fraction
+import json
+
+import numpy as np
+import pytest
+
+from lipnext_jax.certify import digits
+
+NUMBERS = [
+  *map(float, np.random.default_rng(0).random(300)),
+  *(0.0, 1e-300, 1e-9, 0.3, 0.1, 36 / 255, 1.0, 2.999999999, 1e17, 3e38),
+  *map(float, np.float32([0.1, 0.7, 1e-7])),
+]
+
+
+def check_down(fn):
+  for value in NUMBERS:
+    for count in (2, 6):
+      shown = Fraction(fn(value, count))
+      assert 0 <= shown <= Fraction(value), 'above'
+      assert Fraction(value) < shown + Fraction(1, 10**count)
+
+
+def check_product(fn):
+  """As a reader of the JSON sees it: by its decimals."""
+  for value in NUMBERS:
+    exact = 255 * Fraction(value)
+    shown = Fraction(json.dumps(fn(255, value)))
+    assert shown <= exact, 'above'
+    assert shown >= exact * (1 - Fraction(2) ** -50)
+
+
+def test_numbers_are_rounded_down():
+  check_down(digits.down)
+  check_product(digits.below_product)
+  for value in NUMBERS:
+    below, above = digits.below(value), digits.above(value)
+    assert Fraction(repr(below)) <= Fraction(value) <= Fraction(repr(above))
+    assert above - below <= 4 * np.spacing(value)
+
+
+def test_bounds_are_rounded_up():
+  for value in NUMBERS:
+    shown = Fraction(digits.up(value, 2))
+    assert Fraction(value) <= shown <= Fraction(value) * Fraction(11, 10)
+    excess = Fraction(digits.excess_up(1 + value))
+    assert excess >= Fraction(1 + value) - 1
+
+
+def test_the_checks_reject_numbers_rounded_to_nearest():
+  with pytest.raises(AssertionError, match='above'):
+    check_down(lambda value, count: f'{value:.{count}f}')
+  with pytest.raises(AssertionError, match='above'):
+    check_product(lambda factor, value: factor * value)

@@ -1,0 +1,144 @@
+"""Fast certificates: constants made to fool float32 get no radius from it."""
+
+import jax
+import numpy as np
+import pytest
+
+from lipnext_jax import certify
+from lipnext_jax import models
+from lipnext_jax.certify import chain
+from lipnext_jax.certify import fast
+from lipnext_jax.certify import rounding
+
+MODEL = models.LipNeXt(
+  num_classes=4, depth=2, width=16, patch_size=4, m_init='haar'
+)
+IMAGES = np.random.default_rng(0).random((32, 8, 8, 1)).astype(np.float32)
+
+
+PROGRAM = jax.jit(fast.rival_radii, static_argnums=0)
+LOGITS = jax.jit(
+  lambda params, x: MODEL.explicit().apply({'params': params}, x)
+)
+
+
+def tested(params, images):
+  constants = fast.prove_constants(params).on_device()
+  return map(np.asarray, PROGRAM(MODEL.explicit(), params, images, constants))
+
+
+def make(stem=0.0, head=0.0, pos=0.0):
+  """Weights with constants that one layer adds and the next takes away."""
+  params = MODEL.init(jax.random.key(0), IMAGES)['params']
+  params = jax.tree.map(np.array, params)
+  params['stem']['bias'] += np.float32(stem)
+  params['blocks']['pos'][1] += np.float32(pos)
+  params['head']['bias'] += np.float32(head)
+  # The shift leaves constants alone: a block is M on them.
+  for layer, constant in enumerate((stem, pos)):
+    undone = np.sum(np.float64(params['blocks']['M'][layer]) * constant, axis=1)
+    params['blocks']['bias'][layer] -= np.float32(undone)
+  return params
+
+
+CRAFTED = [
+  *({'head': 2.0**k} for k in (20, 22, 24, 26, 30)),
+  *({'stem': c} for c in (1e5, 1e6, 2.0**23, 1e8)),
+  *({'pos': c} for c in (1e5, 1e6, 1e7)),
+  {'stem': 1e6, 'pos': -3e6, 'head': 2.0**20},
+]
+
+
+def untested(params, images):
+  """Planted: Λ is proved, and float32 trusted with every margin."""
+  logits = np.asarray(LOGITS(params, images))
+  rows = np.float64(models.head_kernel({'params': params}))
+  p = np.argmax(logits, axis=-1)
+  apart = np.linalg.norm(rows - rows[p][:, None], axis=-1)
+  margins = np.max(logits, axis=-1, keepdims=True) - logits
+  with np.errstate(divide='ignore', invalid='ignore'):
+    radii = margins / apart / certify.lipschitz_bound(params)
+  return p, np.where(np.arange(4) == p[:, None], np.inf, radii)
+
+
+def count_broken(params, predictions, radii):
+  """Certificates with a point well inside that the same program answers."""
+  rng, broken = np.random.default_rng(1), np.zeros(len(IMAGES), bool)
+  for _ in range(30):
+    d = rng.normal(size=IMAGES.shape)
+    d /= np.linalg.norm(d, axis=(1, 2), keepdims=True)
+    size = 0.9 * np.minimum(np.min(radii, -1), 3) * rng.random(len(IMAGES))
+    found = LOGITS(params, np.float32(IMAGES + size[:, None, None, None] * d))
+    broken |= (np.argmax(found, -1) != predictions) & (size > 0)
+  return int(np.sum(broken))
+
+
+def test_crafted_constants_certify_nothing_and_honest_ones_all():
+  _, honest = tested(make(), IMAGES)
+  assert np.all(np.min(honest, axis=-1) > 0)
+  found = 0
+  for case in CRAFTED:
+    params = make(**case)
+    _, radii = tested(params, IMAGES)
+    assert not np.any(np.min(radii, axis=-1)), case
+    found += count_broken(params, *untested(params, IMAGES))
+  assert found > 20  # Of what is refused, some is false.
+
+
+def test_the_floor_is_that_of_the_recursion_and_not_far_above():
+  """B of every step, as `rounding` has it; the factors stretch by 1 + 1e-5."""
+  for case in ({}, {'stem': 3.0, 'pos': 0.5}, {'head': 7.0}):
+    params = make(**case)
+    constants = fast.prove_constants(params)
+    norms = np.linalg.norm(np.float64(IMAGES - 0.5), axis=(1, 2))[:, 0]
+    reach = rounding.propagate(chain.lipnext_chain(params), norms).norm
+    largest = np.max(np.abs(params['head']['bias']))
+    bound = constants.lipschitz * norms + constants.offset
+    assert np.all(bound >= (reach + largest) * (1 - 1e-9))
+    assert np.all(bound <= (reach + largest) * (1 + 1e-4))
+    floor = np.asarray(fast.margin_floor(IMAGES, constants))
+    np.testing.assert_allclose(floor, 64 * 2.0**-24 * bound, rtol=1e-6)
+
+
+def test_constants_are_amplified_by_what_stretches_and_by_no_less():
+  """Of a model with convolutions: factors 3 and 1/2, biases on four tokens."""
+  kernels = np.zeros((2, 1, 1, 1, 1))
+  kernels[:, 0, 0, 0, 0] = 3, 0.5
+  params = {
+    'stem': {'pos': np.full((2, 2, 1), 0.5), 'bias': np.array([2.0])},
+    'blocks': {'conv_zero': kernels, 'bias': np.array([[1.0], [-4.0]])},
+    'neck': {'Q': np.eye(4), 'bias': np.ones(4)},
+    'head': {'kernel': np.eye(2, 4), 'bias': np.array([-7.0, 0])},
+  }
+  found = fast.prove_constants(params)
+  total = 0.5 * 2 * 2 + 2 * (2 + 1 + 4) + 2 * 2  # p on 4 channels, √4 tokens.
+  assert found.offset == pytest.approx(3 * total + 7, rel=1e-3)
+  assert found.lipschitz == pytest.approx(1.5, rel=1e-3)
+  assert fast.prove_constants({'params': params}) == found
+
+
+@pytest.mark.parametrize('scale', [0.0, 1e-25, 1e20, np.nan])
+def test_rows_that_float32_cannot_normalise_are_refused(scale):
+  params = make()
+  params['head']['kernel'][1] *= np.float32(scale)
+  with pytest.raises(ValueError, match='no usable norm'):
+    fast.prove_constants(params)
+
+
+def test_bytes_are_images_and_other_whole_numbers_are_not():
+  pixels = np.round(255 * IMAGES).astype(np.uint8)
+  certifiers = [
+    fast.fast_certifier(MODEL, make()),
+    lambda x: certify.rigorous_radius(MODEL, make(), x)[:2],
+    lambda x: (MODEL.apply({'params': make()}, x),) * 2,
+  ]
+  for certifier in certifiers:
+    for found, wanted in zip(
+      certifier(pixels), certifier(pixels / np.float32(255)), strict=True
+    ):
+      np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    for dtype in (np.int64, np.uint16, bool, np.complex64):
+      with pytest.raises(ValueError, match=r'floats in \[0, 1\]|float64 does'):
+        certifier(pixels.astype(dtype))
+  for certifier in certifiers[:2]:
+    assert len(certifier(IMAGES[:0])[0]) == 0
