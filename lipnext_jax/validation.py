@@ -22,7 +22,6 @@ from lipnext_jax import schedules
 from lipnext_jax import train_step
 from lipnext_jax.data import randaugment
 from lipnext_jax.data import sources
-from lipnext_jax.models import initializers
 from lipnext_jax.models import layers
 from lipnext_jax.models import lipnext
 from lipnext_jax.models import parametrizations
@@ -285,8 +284,8 @@ _CHOICES: dict[str, Any] = {
   'dataset.name': sources.SOURCES,
   'model.name': registry.MODELS,
   'model.padding': layers.PADDINGS,
-  'model.r_init': initializers.ORTHOGONAL,
-  'model.m_init': initializers.ORTHOGONAL,
+  'model.r_init': parametrizations.ORTHOGONAL,
+  'model.m_init': parametrizations.ORTHOGONAL,
   'model.dtype': config_lib.DTYPES,
   'model.precision': config_lib.PRECISIONS,
   'model.remat': lipnext.REMAT_POLICIES,
