@@ -134,6 +134,12 @@ def check_matches(
   stored, wanted = read(directory), describe_arrays(abstract_state)
   for name in sorted({*stored['arrays'], *wanted}):
     there, here = stored['arrays'].get(name), wanted.get(name)
+    if there != here and _is_whole_r(name, there, here):
+      raise errors.CheckpointError(
+        f'{directory} is of the old layout: {_describe(name, there)} is whole, '
+        f'and the rows that the shift moves are kept, {here[0]}; use the '
+        'version of lipnext_jax that wrote it, or another --workdir'
+      )
     if there != here:
       raise errors.CheckpointError(
         f'{directory} holds {_describe(name, there)}, this config makes '
@@ -144,6 +150,14 @@ def check_matches(
       f'{directory} was made with another config, though its arrays have the '
       'same shapes: choose another --workdir'
     )
+
+
+def _is_whole_r(name: str, there: Any, here: Any) -> bool:
+  """Whether R [l, c, c] is stored where its first k rows, [l, k, c], are used."""
+  if not name.endswith('/R') or there is None or here is None:
+    return False
+  (*lead, rows, columns), (*same, fewer, wide) = there[0], here[0]
+  return lead == same and rows == columns == wide and fewer < rows
 
 
 def _describe(name: str, array: list[Any] | None) -> str:

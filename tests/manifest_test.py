@@ -9,6 +9,7 @@ import os
 import numpy as np
 import pytest
 
+from lipnext_jax import errors
 from lipnext_jax import manifest
 
 
@@ -117,3 +118,26 @@ def test_only_files_inside_are_read(directory, name):
     name = os.path.relpath('/dev/zero', directory)
   rewrite(directory, lambda m: m['files'].update({name: [1, 'x']}))
   assert 'is no file of its own' in manifest.find_damage(str(directory))
+
+
+@pytest.mark.parametrize(
+  ('name', 'shape', 'old'),
+  [
+    ('params/blocks/R', (2, 8, 8), True),
+    ('opt_state/slow/blocks/R', (2, 8, 8), True),
+    ('params/blocks/R', (2, 6, 8), False),  # Other rows, of another α.
+    ('params/blocks/M', (2, 8, 8), False),
+    ('params/blocks/R', (3, 8, 8), False),
+  ],
+)
+def test_whole_matrices_r_are_called_the_old_layout(tmp_path, name, shape, old):
+  arrays = {name: [list(shape), 'float32']}
+  manifest.write(str(tmp_path), step=1, arrays=arrays, config_hash='')
+  *parents, leaf = name.split('/')
+  state = {leaf: np.zeros((2, 4, 8), np.float32)}
+  for parent in reversed(parents):
+    state = {parent: state}
+  with pytest.raises(errors.CheckpointError) as error:
+    manifest.check_matches(str(tmp_path), state, '')
+  assert name in str(error.value)
+  assert ('of the old layout' in str(error.value)) == old
