@@ -1,4 +1,4 @@
-"""What changes over training: durations into steps, learning rate, radius."""
+"""Schedules of a run: durations in steps, learning rate, training radius."""
 
 from collections.abc import Callable
 import re
@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
 from lipnext_jax import errors
 
@@ -97,6 +98,43 @@ def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
       'shorten the one or lengthen the other',
     )
   return plan
+
+
+def warmup_cosine_schedule(
+  peak: float,
+  total_steps: int,
+  warmup_steps: int = 0,
+  final_scale: float = 1e-5,
+) -> optax.Schedule:
+  """The learning rate: linear warm-up per step, then cosine (paper §4).
+
+  Args:
+    peak: learning rate after the warm-up.
+    total_steps: number of steps, warm-up included.
+    warmup_steps: number of warm-up steps; may be 0.
+    final_scale: last learning rate over the peak.
+
+  Returns:
+    step → learning rate.
+
+  Raises:
+    ValueError: the warm-up does not fit into the total.
+
+  >>> schedule = warmup_cosine_schedule(1.0, total_steps=10, warmup_steps=4)
+  >>> [round(float(schedule(step)), 2) for step in (0, 2, 4, 7, 10)]
+  [0.0, 0.5, 1.0, 0.5, 0.0]
+  """
+  if not 0 <= warmup_steps < total_steps:
+    raise ValueError(
+      f'{warmup_steps=} must be at least 0 and below {total_steps=}.'
+    )
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0 if warmup_steps else peak,
+    peak_value=peak,
+    warmup_steps=warmup_steps,
+    decay_steps=total_steps,
+    end_value=final_scale * peak,
+  )
 
 
 def epsilon_schedule(

@@ -125,7 +125,7 @@ def learning_rate(
   c: ml_collections.ConfigDict, plan: schedules.Plan
 ) -> optax.Schedule:
   """Step → learning rate: linear warm-up, then cosine."""
-  return optim.warmup_cosine_schedule(
+  return schedules.warmup_cosine_schedule(
     c.learning_rate, plan.total_steps, plan.warmup_steps, c.final_scale
   )
 

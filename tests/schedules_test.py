@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from lipnext_jax import config as config_lib
@@ -59,3 +60,35 @@ def test_epsilon_grows_linearly_to_half_time_and_stays():
   for t in (0, 1, 123, 499, 500, 501, 1000):
     expected = 0.5 * (0.1 + 2.9 * min(2 * t / 1000, 1))
     assert float(radius(t)) == pytest.approx(expected, rel=1e-6)
+
+
+def check_learning_rate(warmup_steps=20, **options):
+  """Raises unless it is 2e-3 at step 20, linear before and cosine after."""
+  schedule = schedules.warmup_cosine_schedule(
+    2e-3, 100, warmup_steps, **options
+  )
+  steps = np.arange(101)
+  cosine = 0.5 * (1 + np.cos(np.pi * (steps - 20) / 80))
+  decay = 2e-3 * ((1 - 1e-5) * cosine + 1e-5)
+  want = np.where(steps < 20, 2e-3 * steps / 20, decay)
+  eps = np.finfo(np.float32).eps
+  np.testing.assert_allclose(
+    [schedule(t) for t in steps], want, atol=2e-3 * 4 * eps
+  )
+
+
+def test_learning_rate_is_linear_then_cosine():
+  check_learning_rate()
+  for fault in ({'warmup_steps': 19}, {'final_scale': 2e-5}):
+    with pytest.raises(AssertionError):
+      check_learning_rate(**fault)
+
+
+def test_learning_rate_starts_at_its_peak_without_a_warm_up():
+  assert schedules.warmup_cosine_schedule(2e-3, 100)(0) == np.float32(2e-3)
+
+
+@pytest.mark.parametrize('warmup', [-1, 10, 11])
+def test_a_warm_up_that_does_not_fit_raises(warmup):
+  with pytest.raises(ValueError, match='total_steps=10'):
+    schedules.warmup_cosine_schedule(1.0, 10, warmup)

@@ -1,6 +1,6 @@
 """Optimisation on the orthogonal group with optax semantics.
 
-A library of its own: needs jax, optax and numpy, nothing else of this package.
+A library of its own, which needs jax, optax and numpy alone.
 
 >>> import jax.numpy as jnp, optax
 >>> tx = orthogonal(optax.adam(1e-3), lookahead_period=6)
@@ -18,7 +18,6 @@ from lipnext_jax.optim.manifold import OrthogonalState
 from lipnext_jax.optim.recipe import lipnext_optimizer
 from lipnext_jax.optim.recipe import orthogonal_labels
 from lipnext_jax.optim.recipe import slow_params
-from lipnext_jax.optim.recipe import warmup_cosine_schedule
 from lipnext_jax.optim.retraction import orthogonality_error
 from lipnext_jax.optim.retraction import polar_retract
 
@@ -35,5 +34,4 @@ __all__ = [
   'scale_by_scheduled_nadam',
   'scheduled_nadam',
   'slow_params',
-  'warmup_cosine_schedule',
 ]

@@ -1,7 +1,7 @@
 """Skew-symmetric matrices, the Lie algebra so(n), stored packed.
 
-A skew-symmetric matrix has n(n − 1)/2 numbers. Packed, so has all that an inner
-rule keeps of it: half of the memory of its moments and of ΣΔ.
+Only n(n − 1)/2 entries of a skew-symmetric matrix are independent. Packing them
+halves the memory of the inner rule's moments and of ΣΔ.
 """
 
 import jax
@@ -20,17 +20,11 @@ def skew(a: jax.Array) -> jax.Array:
 
 
 def pack(a: jax.Array) -> jax.Array:
-  """Stores every entry of skew(a) once.
+  """Packs skew(a) [n, n] into [packed_rows(n), n], every entry once.
 
-  The lower half of the part above the diagonal, turned by half a turn, fits
-  below the diagonal of the upper half. The diagonal itself is 0, and for odd n
-  the middle row has its entries twice.
-
-  Args:
-    a: [n, n].
-
-  Returns:
-    [packed_rows(n), n].
+  The upper half of the part above the diagonal stays in place; the lower half,
+  turned by 180°, goes below the diagonal. The diagonal itself is 0, and for odd
+  n the middle row holds its entries twice.
 
   >>> pack(jnp.array([[0.0, 2, 4, 6], [0, 0, 8, 10], [0, 0, 0, 12], [0] * 4]))
   Array([[0., 1., 2., 3.],
@@ -41,13 +35,7 @@ def pack(a: jax.Array) -> jax.Array:
 
 
 def unpack(p: jax.Array) -> jax.Array:
-  """Restores the matrix that `pack` stored; skew-symmetric for any `p`.
-
-  Args:
-    p: [packed_rows(n), n].
-
-  Returns:
-    [n, n].
+  """Unpacks [packed_rows(n), n] into [n, n], skew-symmetric for any `p`.
 
   >>> a = jnp.arange(9.0).reshape(3, 3)
   >>> bool(jnp.all(unpack(pack(a)) == skew(a)))
@@ -59,9 +47,5 @@ def unpack(p: jax.Array) -> jax.Array:
 
 
 def packed_rows(n: int) -> int:
-  """Row count of the packed form of an n×n matrix: ⌈n/2⌉.
-
-  >>> packed_rows(5)
-  3
-  """
+  """Returns the row count of the packed form of an n×n matrix, ⌈n/2⌉."""
   return (n + 1) // 2

@@ -1,4 +1,7 @@
-"""Checks of what optimizers are given, with messages that name the remedy."""
+"""Checks of what optimizers are given, with messages that name the remedy.
+
+Options that are arrays pass: optax injects hyperparameters, and may trace them.
+"""
 
 from collections.abc import Collection
 from typing import Any
@@ -11,37 +14,25 @@ from lipnext_jax.optim import retraction
 
 
 def period(name: str, value: Any) -> None:
-  """Refuses a number of steps below 1; None passes.
-
-  So does an array, which may be traced: a hyperparameter that optax injects.
-  """
+  """Refuses a number of steps below 1; None and arrays pass."""
   if isinstance(value, int) and value < 1:
     raise ValueError(f'{name}={value} must be at least 1, or None.')
 
 
 def weight(name: str, value: Any) -> None:
-  """Refuses a weight of the lookahead outside (0, 1]; arrays pass."""
+  """Refuses a lookahead weight outside (0, 1]; arrays pass."""
   if isinstance(value, float | int) and not 0 < value <= 1:
     raise ValueError(f'{name}={value} must lie in (0, 1].')
 
 
 def choice(name: str, value: str, choices: Collection[str]) -> None:
-  """Refuses a name that is not among the choices.
-
-  >>> choice('retraction', 'qr', ('svd', 'newton_schulz'))
-  Traceback (most recent call last):
-  ValueError: retraction='qr' must be one of ['newton_schulz', 'svd'].
-  """
+  """Refuses a name that is not among `choices`."""
   if value not in choices:
     raise ValueError(f'{name}={value!r} must be one of {sorted(choices)}.')
 
 
 def matrices(params: optax.Params) -> None:
-  """Refuses leaves that cannot be orthogonal matrices.
-
-  Args:
-    params: tree of arrays, to be float32 or float64 [..., m, n].
-  """
+  """Refuses leaves other than float32 or float64 matrices [..., m, n]."""
   for path, x in jax.tree_util.tree_leaves_with_path(params):
     name = jax.tree_util.keystr(path)
     if jnp.ndim(x) < 2:
@@ -59,12 +50,7 @@ def matrices(params: optax.Params) -> None:
 
 
 def gradients(grads: optax.Updates, params: optax.Params | None) -> None:
-  """Refuses gradients without parameters, or of another shape than theirs.
-
-  Args:
-    grads: tree of arrays.
-    params: tree of arrays, or what a caller gave instead.
-  """
+  """Refuses gradients without parameters, or of other shapes than theirs."""
   if params is None:
     raise ValueError('This needs the parameters: update(grads, state, params).')
 
@@ -80,12 +66,7 @@ def gradients(grads: optax.Updates, params: optax.Params | None) -> None:
 
 
 def on_manifold(params: optax.Params, tolerance: float | None) -> None:
-  """Refuses a start point that is not on the manifold.
-
-  Args:
-    params: tree of [..., m, n], not traced.
-    tolerance: bound on ‖XᵀX − I‖₂ of every matrix; None: no check.
-  """
+  """Refuses matrices whose ‖XᵀX − I‖₂ exceeds `tolerance`; None: no check."""
   if tolerance is None:
     return
   for path, x in jax.tree_util.tree_leaves_with_path(params):

@@ -1,11 +1,9 @@
 """FastExp (paper §3.2): the exponential of small skew steps, in products.
 
-    FastExp(A) = I + A + A²/2                     ‖A‖_F < 0.05    1 product
-               = … + A³/6                         ‖A‖_F < 0.25    2 products
-               = … + A⁴/24                        ‖A‖_F < 1       2 products
-               = exp(A)                           from 1 on       3 + squarings
-
-Each matrix of a stack [..., n, n] takes the branch of its own norm.
+FastExp(A) = I + A + A²/2                     ‖A‖_F < 0.05    1 product
+           = … + A³/6                         ‖A‖_F < 0.25    2 products
+           = … + A⁴/24                        ‖A‖_F < 1       2 products
+           = exp(A)                           from 1 on       3 + squarings
 """
 
 from collections.abc import Sequence
@@ -38,8 +36,8 @@ _X6 = 11 * (-9 + _S) / (5040 * _X3)
 _X7 = (89 - _S) / (5040 * _X3**2)
 _Y2 = (857 - 58 * _S) / 630
 
-# Rounding in A alone moves exp(A) by eps·‖A‖₂. Past this many units nothing
-# of the result could be trusted, not even its orthogonality: it is nan.
+# Rounding in A alone moves exp(A) by eps·‖A‖₂. Above this bound nothing of the
+# result could be trusted, not even its orthogonality, and nan is returned.
 _MAX_ROUNDING = 2.0**-7
 
 
@@ -50,26 +48,24 @@ def fast_expm1(
   large_steps: str = 'exponential',
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
 ) -> jax.Array:
-  """FastExp(a) − I for skew-symmetric `a` (paper §3.2), batched.
+  """Returns FastExp(a) − I for skew-symmetric `a` (paper §3.2), batched.
 
-  Formed directly, never by subtracting I: the rounding error is relative to the
-  small step. The Taylor branches share A² (Paterson–Stockmeyer). The exact
-  branch scales, sums the degree-8 Taylor polynomial and squares; it is right to
-  rounding, eps·‖a‖₂, for any norm. Where that is no accuracy at all (‖a‖₂ > 6e4
-  in float32) and for non-finite input the result is nan, so that
-  `optax.apply_if_finite` and the like see it.
+  It is formed directly, never by subtracting I: the rounding error is relative
+  to the small step. Each matrix takes the branch of its own norm. The exact
+  branch is right to rounding, eps·‖a‖₂, for any norm. Where that leaves no
+  accuracy at all (‖a‖₂ > 6e4 in float32), and for non-finite input, the result
+  is nan, so that `optax.apply_if_finite` and the like see it.
 
   The plane of eigenvalues ±it turns by t. With `large_steps='projection'` the
   last branch turns it by atan(t) instead, less than a quarter turn however
-  large the step: it is the nearest orthogonal matrix to I + a, by
-  Newton–Schulz (the projective retraction of P.-A. Absil, J. Malick,
-  "Projection-like Retractions on Matrix Manifolds", SIAM J. Optim. 22(1),
-  2012, §3).
+  large the step: it is the nearest orthogonal matrix to I + a (the projective
+  retraction of P.-A. Absil, J. Malick, "Projection-like Retractions on Matrix
+  Manifolds", SIAM J. Optim. 22(1), 2012, §3).
 
   Args:
     a: [..., n, n] float32 (or wider), skew-symmetric.
     thresholds: ascending bounds on ‖a‖_F below which the orders 2, 3 and 4
-      are used; (0, 0, 0) is always the last branch.
+      are used; with (0, 0, 0) the last branch always is.
     large_steps: last branch, 'exponential' (the paper's) or 'projection'.
     precision: precision of every product; the default is full float32.
 
@@ -77,14 +73,14 @@ def fast_expm1(
     [..., n, n], the dtype of `a`.
 
   Raises:
-    ValueError: `a` is not square, thresholds are not three ascending
-      numbers, or an unknown name.
+    ValueError: `a` is not square, the thresholds are not three ascending
+      numbers, or `large_steps` is unknown.
 
   >>> a = jnp.array([[0.0, -0.01], [0.01, 0.0]])
-  >>> fast_expm1(a)[1, 0].round(6).item()  # sin(0.01)
-  0.009999999776482582
-  >>> turned = fast_expm1(1e3 * a, large_steps='projection')[1, 0]
-  >>> round(float(turned), 4)  # sin(atan(10))
+  >>> round(fast_expm1(a)[1, 0].item(), 6)  # sin(0.01)
+  0.01
+  >>> turned = fast_expm1(1e3 * a, large_steps='projection')
+  >>> round(turned[1, 0].item(), 4)  # sin(atan(10))
   0.995
   """
   if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
@@ -99,13 +95,13 @@ def fast_expm1(
 
 
 def fast_exp(a: jax.Array, **options: Any) -> jax.Array:
-  """FastExp(a) for skew-symmetric `a` (paper §3.2), batched.
+  """Returns FastExp(a) for skew-symmetric `a` (paper §3.2), batched.
 
   Updates should use `fast_expm1`, which keeps the digits of a small step.
 
   Args:
     a: [..., n, n] float32 (or wider), skew-symmetric.
-    **options: see `fast_expm1`.
+    **options: options of `fast_expm1`.
 
   Returns:
     [..., n, n], the dtype of `a`.
@@ -118,7 +114,7 @@ def fast_exp(a: jax.Array, **options: Any) -> jax.Array:
 
 
 def _expm1_one(thresholds, large, precision, a: jax.Array) -> jax.Array:
-  """`fast_expm1` of one matrix [n, n]."""
+  """Returns `fast_expm1` of one matrix [n, n]; A² is shared between terms."""
   mm = functools.partial(products.product, precision=precision)
 
   def order2(a):
@@ -140,7 +136,7 @@ def _expm1_one(thresholds, large, precision, a: jax.Array) -> jax.Array:
 
 
 def _exact_expm1(precision: lax.PrecisionLike, a: jax.Array) -> jax.Array:
-  """exp(a) − I by scaling and squaring: E ← 2E + E², s times."""
+  """Returns exp(a) − I by scaling and squaring: E ← 2E + E², s times."""
   mm = functools.partial(products.product, precision=precision)
   a2 = mm(a, a)
   # Skew-symmetric: ‖A‖₂⁴ = ‖A²‖₂² and its eigenvalues come in pairs, so
@@ -164,21 +160,18 @@ def _exact_expm1(precision: lax.PrecisionLike, a: jax.Array) -> jax.Array:
   left = _X3 * a2 + a4
   a8 = mm(left, right) + _X4 * left
   e = a + _Y2 * a2 + a8
-  return lax.fori_loop(
-    0, squarings.astype(jnp.int32), lambda _, e: 2 * e + mm(e, e), e
-  )
+  times = squarings.astype(jnp.int32)
+  return lax.fori_loop(0, times, lambda _, e: 2 * e + mm(e, e), e)
 
 
 def _projected_expm1(precision: lax.PrecisionLike, a: jax.Array) -> jax.Array:
-  """polar(I + a) − I, which a step this large may form by subtraction."""
+  """Returns polar(I + a) − I; for steps this large a subtraction will do."""
   eye = jnp.eye(a.shape[-1], dtype=a.dtype)
-  # The condition of I + a is ‖I + a‖₂: as for the exponential, it must leave
-  # some digits.
+  # The condition of I + a, ‖I + a‖₂, must leave some digits here, too.
   spectral = jnp.linalg.norm(a) / math.sqrt(2)
   kept = spectral * float(jnp.finfo(a.dtype).eps) < _MAX_ROUNDING
-  q = retraction.polar_retract(
-    jnp.where(kept, eye + a, eye), precision=precision
-  )
+  start = jnp.where(kept, eye + a, eye)
+  q = retraction.polar_retract(start, precision=precision)
   return jnp.where(kept, q - eye, jnp.nan)
 
 

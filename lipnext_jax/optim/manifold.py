@@ -14,6 +14,7 @@ The emitted update is the difference to X, so that `optax.apply_updates` lands
 on the manifold. Skew matrices are kept packed, see `algebra`.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import functools
 from typing import Any
@@ -31,7 +32,7 @@ from lipnext_jax.optim import products
 from lipnext_jax.optim import retraction as retraction_lib
 from lipnext_jax.optim import stack
 
-# Named scope of what most steps leave out: lookahead's sync and the retraction.
+# Named scope of lookahead's sync and the retraction, which most steps skip.
 PERIODIC = 'periodic_step'
 
 
@@ -39,7 +40,7 @@ class OrthogonalState(NamedTuple):
   """State of `orthogonal`; `slow` and `total` are None without lookahead."""
 
   step: jax.Array  # Shape (): int32, updates so far.
-  inner: optax.OptState  # Of the inner rule, on leaves like `total`'s.
+  inner: optax.OptState  # Of the inner rule; its leaves are packed.
   slow: optax.Params  # X_slow, like the parameters.
   total: optax.Updates  # ΣΔ since the last sync, packed: [..., ⌈N/2⌉, N].
 
@@ -59,10 +60,10 @@ def orthogonal(
 ) -> optax.GradientTransformationExtraArgs:
   """Lifts `inner` to matrices with orthonormal rows or columns.
 
-  Must be the last transformation that touches these parameters: what follows
+  It must be the last transformation that touches these parameters: what follows
   it would leave the manifold. Leaves are [..., m, n]; the rotation acts on the
-  larger side, N = max(m, n), with packed skew steps [..., ⌈N/2⌉, N]. At most
-  4 products of size N³ per matrix and step while ‖Δ‖_F < 1.
+  larger side, N = max(m, n), with packed skew steps [..., ⌈N/2⌉, N]. A step
+  takes at most 4 products of size N³ per matrix while ‖Δ‖_F < 1.
 
   Args:
     inner: transformation whose rule is elementwise and odd (sgd, adam, nadam,
@@ -90,6 +91,7 @@ def orthogonal(
   Raises:
     ValueError: options out of range; at init or update: leaves that cannot be
       orthogonal, or gradients that do not fit them.
+    TypeError: `stack_sharding` is not a `NamedSharding`.
 
   >>> tx = orthogonal(optax.sgd(1e-2))
   >>> x, grad = jnp.eye(4), jnp.arange(16.0).reshape(4, 4)
@@ -109,10 +111,7 @@ def orthogonal(
   map_stacks = functools.partial(stack.map_stacks, sharding=stack_sharding)
   omega_of = functools.partial(tangent, precision=precision)
   move = functools.partial(
-    rotate,
-    thresholds=thresholds,
-    large_steps=large_steps,
-    precision=precision,
+    rotate, thresholds=thresholds, large_steps=large_steps, precision=precision
   )
   polar = functools.partial(retraction_lib.polar_retract, method=retraction)
 
@@ -139,17 +138,17 @@ def orthogonal(
     delta = optax.tree.cast_like(delta, params)
 
     # X·(FastExp(Δ) − I), written over the gradient, which nobody reads again.
-    rotate_stacks = functools.partial(
-      map_stacks, lambda _, x, d: move(x, d), grads, params, delta, replace=1
+    # A step that syncs has no use for it.
+    syncs = None if lookahead_period is None else step % lookahead_period == 0
+    rotates = None if syncs is None else ~syncs
+    update = map_stacks(
+      lambda _, x, d: move(x, d), grads, params, delta, replace=1, when=rotates
     )
-    if lookahead_period is None:
-      update, slow, total = rotate_stacks(), None, None
-    else:
-      due = step % lookahead_period == 0
-      update = rotate_stacks(when=~due)
-      slow, total = state.slow, optax.tree.add(state.total, delta)
+    slow, total = state.slow, state.total
+    if syncs is not None:
+      total = optax.tree.add(total, delta)
       update, slow, total = sync_lookahead(
-        update, slow, total, params, lookahead_alpha, due, move, map_stacks
+        update, slow, total, params, lookahead_alpha, syncs, move, map_stacks
       )
     if retraction_period is not None:
       due = step % retraction_period == 0
@@ -165,15 +164,9 @@ def orthogonal(
 def tangent(
   x: jax.Array, g: jax.Array, *, precision: lax.PrecisionLike
 ) -> jax.Array:
-  """Returns Ω = skew(XᵀG), packed: the gradient in the Lie algebra.
+  """Returns Ω = skew(XᵀG), packed: the gradient G [m, n] in the Lie algebra.
 
-  Args:
-    x: X [m, n]; if m > n, Ω is that of the transposed matrices.
-    g: G [m, n], the Euclidean gradient.
-    precision: precision of the product.
-
-  Returns:
-    [⌈N/2⌉, N], N = max(m, n).
+  If m > n, Ω is that of the transposed matrices.
 
   >>> tangent(jnp.eye(2), jnp.array([[0.0, 2.0], [0.0, 0.0]]), precision=None)
   Array([[0., 1.]], dtype=float32)
@@ -190,16 +183,10 @@ def rotate(
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   **options: Any,
 ) -> jax.Array:
-  """Returns the plain step's update, X·(FastExp(Δ) − I).
+  """Returns a plain step's update of X [m, n], X·(FastExp(Δ) − I).
 
-  Args:
-    x: X [m, n]; if m > n, the update is that of Xᵀ, transposed.
-    delta: Δ, packed [⌈N/2⌉, N], N = max(m, n).
-    precision: precision of every product.
-    **options: further options of `fast_expm1`.
-
-  Returns:
-    [m, n].
+  If m > n, it is that of Xᵀ, transposed. Δ is packed; see `fast_expm1` for the
+  options.
 
   >>> rotate(jnp.eye(2), jnp.array([[0.0, 0.1]])).round(4)  # By 0.1 in radians.
   Array([[-0.005 ,  0.0998],
@@ -215,29 +202,22 @@ def rotate(
 
 
 @jax.named_scope(PERIODIC)
-def sync_lookahead(update, slow, total, params, weight, due, move, map_stacks):
-  """Syncs the slow and the fast copy, where that is due.
+def sync_lookahead(
+  update: optax.Updates,
+  slow: optax.Params,
+  total: optax.Updates,
+  params: optax.Params,
+  weight: jax.typing.ArrayLike,
+  due: jax.typing.ArrayLike,
+  move: Callable[[jax.Array, jax.Array], jax.Array],
+  map_stacks: Callable[..., Any],
+) -> tuple[optax.Updates, optax.Params, optax.Updates]:
+  """Syncs the slow and the fast copy if that is due; else changes nothing.
 
       X_slow ← X_slow·FastExp(w ΣΔ),   X ← X_slow,   ΣΔ ← 0
 
-  Args:
-    update: tree of [..., m, n], what to add to `params`; written over.
-    slow: X_slow, tree of [..., m, n]; written over.
-    total: ΣΔ, this step's Δ in it, tree of [..., ⌈N/2⌉, N]; written over.
-    params: X, tree of [..., m, n].
-    weight: w, the lookahead's weight.
-    due: bool scalar; False: update, slow and total stay as they are.
-    move: X [m, n], packed Δ → X·(FastExp(Δ) − I).
-    map_stacks: see `stack.map_stacks`.
-
-  Returns:
-    update, slow and total.
-
-  >>> x = jnp.zeros((1, 1))
-  >>> new = sync_lookahead(x, x + 2, x + 4, x, 0.5, jnp.array(True),
-  ...   lambda x, d: d, stack.map_stacks)
-  >>> [y.item() for y in new]
-  [4.0, 4.0, 0.0]
+  X + update is the fast copy, `total` is ΣΔ with this step's Δ, and `move` maps
+  a matrix X and a packed Δ to X·(FastExp(Δ) − I).
   """
 
   def sync(update, slow, total, x, weight):
@@ -253,26 +233,15 @@ def sync_lookahead(update, slow, total, params, weight, due, move, map_stacks):
 
 
 @jax.named_scope(PERIODIC)
-def retract_stacks(update, slow, params, due, polar, map_stacks):
-  """Takes X + update and X_slow to their polar factors, where that is due.
-
-  Args:
-    update: tree of [..., m, n], what to add to `params`; written over.
-    slow: X_slow, tree of [..., m, n], written over; None without lookahead.
-    params: X, tree of [..., m, n].
-    due: bool scalar; False: update and slow stay as they are.
-    polar: X [m, n] → its polar factor.
-    map_stacks: see `stack.map_stacks`.
-
-  Returns:
-    update and slow.
-
-  >>> x = 2 * jnp.eye(2)
-  >>> update, slow = retract_stacks(0 * x, None, x, jnp.array(True),
-  ...   retraction_lib.polar_retract, stack.map_stacks)
-  >>> (x + update).tolist(), slow
-  ([[1.0, 0.0], [0.0, 1.0]], None)
-  """
+def retract_stacks(
+  update: optax.Updates,
+  slow: optax.Params | None,
+  params: optax.Params,
+  due: jax.typing.ArrayLike,
+  polar: Callable[[jax.Array], jax.Array],
+  map_stacks: Callable[..., Any],
+) -> tuple[optax.Updates, optax.Params | None]:
+  """Takes X + update and X_slow, if any, to their polar factors if due."""
   update = map_stacks(
     lambda update, x: polar(x + update) - x, update, params, replace=1, when=due
   )
@@ -280,7 +249,7 @@ def retract_stacks(update, slow, params, due, polar, map_stacks):
 
 
 def _origin(x: jax.Array) -> jax.Array:
-  """Packed 0 of the algebra of x [..., m, n], laid out like x's stack axes."""
+  """Returns Δ = 0 for x [..., m, n], packed, laid out like x's stack axes."""
   corner = jnp.sum(jnp.zeros_like(x), axis=(-2, -1), keepdims=True)
   n = max(x.shape[-2:])
   shape = (*x.shape[:-2], algebra.packed_rows(n), n)

@@ -1,4 +1,4 @@
-"""The whole recipe: who updates which parameter, and the slow weights."""
+"""The paper's optimizer: a rule for every parameter, and the slow weights."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -24,15 +24,11 @@ LABEL_RULES = (
 )
 
 # Norms of the step below which FastExp's orders 2, 3 and 4 are used.
-EXPONENTIALS = {
-  'fast': exponential_lib.THRESHOLDS,
-  'exact': (0.0, 0.0, 0.0),
-}
+EXPONENTIALS = {'fast': exponential_lib.THRESHOLDS, 'exact': (0.0, 0.0, 0.0)}
 
 
 def orthogonal_labels(
-  params: optax.Params,
-  rules: Sequence[tuple[str, str]] = LABEL_RULES,
+  params: optax.Params, rules: Sequence[tuple[str, str]] = LABEL_RULES
 ) -> Any:
   """Labels every leaf 'orthogonal' or 'euclidean', for `optax.partition`.
 
@@ -41,11 +37,10 @@ def orthogonal_labels(
     rules: (regular expression searched in 'a/b/leaf', label) pairs.
 
   Returns:
-    A tree of labels like `params`.
+    A tree of labels, one for each leaf of `params`.
 
   Raises:
-    ValueError: a leaf that no rule matches, or that rules with different
-      labels match.
+    ValueError: no rule, or rules with different labels, match a leaf.
 
   >>> orthogonal_labels({'blocks': {'R': 0, 'bias': 0}})
   {'blocks': {'R': 'orthogonal', 'bias': 'euclidean'}}
@@ -66,18 +61,15 @@ def orthogonal_labels(
 
 
 def slow_params(opt_state: optax.OptState, params: optax.Params) -> Any:
-  """`params` with every leaf replaced by its lookahead copy, where it has one.
-
-  These are the weights to evaluate. Finds the states of `orthogonal` and
-  `lookahead` anywhere inside `opt_state` (chain, partition, masked,
-  MultiSteps, …).
+  """Returns the weights to evaluate: lookahead's slow copy of every leaf.
 
   Args:
-    opt_state: the state of any optax transformation on `params`.
+    opt_state: state of an optax transformation on `params`, with the states of
+      `orthogonal` and `lookahead` anywhere inside (chain, MultiSteps, …).
     params: the fast weights.
 
   Returns:
-    A tree like `params`.
+    A tree like `params`; leaves without a slow copy are those of `params`.
 
   >>> tx = euclidean.lookahead(optax.sgd(0.1))
   >>> p = {'bias': jax.numpy.ones(2)}
@@ -118,15 +110,15 @@ def lipnext_optimizer(
   `lookahead(inner)`, behind one global-norm clip (paper §4, after LiResNet++).
 
   Args:
-    learning_rate: a number or a schedule of the step, see
-      `warmup_cosine_schedule`; 1e-3 at the peak in the paper.
+    learning_rate: a number or a schedule; the paper's is 1e-3 at its peak,
+      after a warm-up, see `optax.warmup_cosine_decay_schedule`.
     inner: learning rate → elementwise, odd optax rule, used for both groups.
     clip_norm: bound on the global gradient norm; None: no clipping.
     lookahead_period: steps between syncs of both lookaheads; None: without.
     lookahead_alpha: weight of both lookaheads, in (0, 1].
     retraction_period: see `orthogonal`.
     retraction: see `orthogonal`.
-    exponential: 'fast' (by the size of the step) or 'exact', whatever its size.
+    exponential: 'fast' (its order rises with the step's size) or 'exact'.
     precision: see `orthogonal`.
     stack_sharding: see `orthogonal`.
     label_fn: parameters → tree of 'orthogonal' / 'euclidean'.
@@ -164,37 +156,3 @@ def lipnext_optimizer(
   if clip_norm is None:
     return optax.with_extra_args_support(grouped)
   return optax.chain(optax.clip_by_global_norm(clip_norm), grouped)
-
-
-def warmup_cosine_schedule(
-  peak: float,
-  total_steps: int,
-  warmup_steps: int = 0,
-  final_scale: float = 1e-5,
-) -> optax.Schedule:
-  """Linear warm-up per step, then cosine to `final_scale`·peak (paper §4).
-
-  Args:
-    peak: learning rate after the warm-up.
-    total_steps: warm-up included.
-    warmup_steps: may be 0.
-    final_scale: last learning rate over the peak.
-
-  Raises:
-    ValueError: the warm-up does not fit into the total.
-
-  >>> schedule = warmup_cosine_schedule(1.0, total_steps=10, warmup_steps=4)
-  >>> [round(float(schedule(step)), 2) for step in (0, 2, 4, 7, 10)]
-  [0.0, 0.5, 1.0, 0.5, 0.0]
-  """
-  if not 0 <= warmup_steps < total_steps:
-    raise ValueError(
-      f'{warmup_steps=} must be at least 0 and below {total_steps=}.'
-    )
-  return optax.warmup_cosine_decay_schedule(
-    init_value=0.0 if warmup_steps else peak,
-    peak_value=peak,
-    warmup_steps=warmup_steps,
-    decay_steps=total_steps,
-    end_value=final_scale * peak,
-  )

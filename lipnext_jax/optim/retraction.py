@@ -1,9 +1,4 @@
-"""Polar retraction X ← UVᵀ back onto the orthogonal group (paper §3.2(a)).
-
-Both methods return the nearest matrix with orthonormal columns (rows, for wide
-matrices). Newton–Schulz uses products only: it shards, never fails to converge
-on near-orthogonal input, and is far faster than an SVD.
-"""
+"""Polar retraction X ← UVᵀ back onto the orthogonal group (paper §3.2(a))."""
 
 import functools
 import math
@@ -14,8 +9,8 @@ import jax.numpy as jnp
 
 from lipnext_jax.optim import stack
 
-# A start with a singular value of 1e-6 gains a factor 1.5 per iteration until
-# it is of order one: log(1e6)/log(1.5) = 34, plus the quadratic phase.
+# A singular value of 1e-6 grows by 1.5 per iteration until it is of order one,
+# in log(1e6)/log(1.5) = 34 of them; the quadratic phase follows.
 _MAX_ITERATIONS = 60
 
 
@@ -25,13 +20,14 @@ def polar_retract(
   *,
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
 ) -> jax.Array:
-  """The orthogonal polar factor UVᵀ of x = UΣVᵀ, batched.
+  """Returns the polar factor UVᵀ of x = UΣVᵀ, batched.
 
-  'newton_schulz' iterates X ← X(3I − XᵀX)/2, squaring the defect each time:
-  2 products for a matrix that drifted, 2 more per iteration for one that
-  starts far away (scaled first). 'svd' is the paper's. A singular matrix has no
-  unique factor: it comes back as the last iterate. A matrix whose factor is not
-  finite comes back unchanged.
+  It is the nearest matrix with orthonormal columns (rows, for wide x).
+  'newton_schulz' iterates X ← X(3I − XᵀX)/2, which squares the defect: 2
+  products for a matrix that drifted, 2 more per iteration for one that starts
+  far away (scaled first). It shards, and is far faster than 'svd', the paper's.
+  A singular matrix has no unique factor and comes back as the last iterate; a
+  matrix whose factor is not finite comes back unchanged.
 
   Args:
     x: [..., m, n], float32 or wider; full rank, of any scale.
@@ -42,33 +38,30 @@ def polar_retract(
     [..., m, n], the dtype of `x`, orthonormal along the smaller side.
 
   Raises:
-    ValueError: an unknown method, or an input without two axes.
+    ValueError: `method` is unknown, or `x` has fewer than two axes.
 
   >>> x = jnp.eye(3) + 0.01 * jnp.ones((3, 3))
-  >>> bool(orthogonality_error(x) > 1e-2)
-  True
-  >>> bool(orthogonality_error(polar_retract(x)) < 1e-6)
-  True
+  >>> [bool(orthogonality_error(y) < 1e-6) for y in (x, polar_retract(x))]
+  [False, True]
   """
   if method not in METHODS:
     raise ValueError(f'{method=} must be one of {sorted(METHODS)}.')
   if x.ndim < 2:
     raise ValueError(f'polar_retract needs matrices, got {x.shape=}.')
-  return stack.map_stacks(
-    functools.partial(_retract_one, METHODS[method], precision), x
-  )
+  one = functools.partial(_retract_one, METHODS[method], precision)
+  return stack.map_stacks(one, x)
 
 
 def orthogonality_error(
   x: jax.Array, *, iterations: int | None = None
 ) -> jax.Array:
-  """‖xᵀx − I‖₂ (‖xxᵀ − I‖₂ for wide x): unnormalised, spectral, batched.
+  """Returns ‖xᵀx − I‖₂ (‖xxᵀ − I‖₂ for wide x), the spectral norm, batched.
 
   Args:
     x: [..., m, n].
-    iterations: None: exactly, by eigenvalues of the defect (O(n³)). A number:
-      so many power iterations from a fixed start, O(n²) each, an estimate
-      from below to watch training with.
+    iterations: number of power iterations from a fixed start, O(n²) each, for
+      an estimate from below to watch training with; None: the eigenvalues of
+      the defect, O(n³).
 
   Returns:
     [...], the dtype of `x`. Not a proved bound: `lipnext_jax.certify` has one.
@@ -83,7 +76,7 @@ def orthogonality_error(
 
 
 def _error_of_one(x: jax.Array, iterations: int | None) -> jax.Array:
-  """`orthogonality_error` of one matrix [m, n]."""
+  """Returns `orthogonality_error` of one matrix [m, n]."""
   x = x if x.shape[0] >= x.shape[1] else x.T
   if iterations is None:
     d = _defect(x, lax.Precision.HIGHEST)
@@ -110,7 +103,7 @@ def _defect(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
 
 
 def _newton_schulz(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
-  """X ← X − X·D/2, D = XᵀX − I, until the next defect is rounding."""
+  """Iterates X ← X − X·D/2, D = XᵀX − I, until the next defect is rounding."""
   n = x.shape[1]
   eps = float(jnp.finfo(x.dtype).eps)
   # One step takes a defect δ to at most δ² (3/4 δ² + O(δ³)), so a step from
@@ -148,7 +141,7 @@ def _svd(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
 
 
 def _retract_one(method, precision, x: jax.Array) -> jax.Array:
-  """`polar_retract` of one matrix [m, n]."""
+  """Returns `polar_retract` of one matrix [m, n]."""
   if x.shape[0] < x.shape[1]:
     return _retract_one(method, precision, x.T).T
   # LAPACK's SVD of an infinity may never come back.
@@ -158,10 +151,9 @@ def _retract_one(method, precision, x: jax.Array) -> jax.Array:
 
 
 def _unit_scale(x: jax.Array) -> jax.Array:
-  """Scales X to ‖X‖_F = √n where it is far from that.
+  """Scales X to ‖X‖_F = √n, so that no product overflows.
 
-  Scale does not change the polar factor; in products it could overflow. A
-  matrix near the manifold is left alone to the bit.
+  A matrix near the manifold is left alone to the bit.
   """
   largest = jnp.max(jnp.abs(x))
   largest = jnp.where(largest == 0, 1, largest)

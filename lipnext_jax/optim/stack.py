@@ -1,8 +1,7 @@
 """Maps functions of one matrix over stacks [..., m, n] of them.
 
-`map_stacks` alone knows about leading axes, sharding, padding and writing in
-place. Sharding arrives as data, a `NamedSharding` whose first axis is the
-stack's; no mesh axis is named here.
+This module alone knows about leading axes, sharding, padding and writing in
+place. A layout is a `NamedSharding` of the first axis; no mesh axis is named.
 """
 
 from collections.abc import Callable
@@ -30,33 +29,29 @@ def map_stacks(
 ) -> Any:
   """Applies `fn` to the matrices of stacks [..., m, n], one after the other.
 
-  A loop, not `vmap`, under which a `switch` would run all of its branches. Of a
-  sharded stack each device walks its own matrices, without communication where
-  the arrays are laid out by `sharding` already, even if `fn` branches
-  differently on different devices. A stack that does not divide over the
-  devices is padded with zero matrices.
+  It loops, because under `vmap` a `switch` would run all of its branches. Each
+  device walks its own matrices of a sharded stack and branches for itself,
+  without communication if the arrays are laid out by `sharding` already. Stacks
+  that do not divide over the devices are padded with zero matrices.
 
   Args:
     fn: matrices [m, n], one of each tree → an array, or a tuple of `replace`
       arrays if that is more than 1.
     *trees: trees of one structure; corresponding leaves are [..., m, n] with
       the same leading axes. Single matrices [m, n] are never sharded.
-    replace: number of trees, the first ones, that the results are written over;
-      they need no other memory, unless somebody else reads the old values.
-    when: bool scalar; False: nothing is computed, and the replaced trees come
-      back as they were. Needs `replace`.
+    replace: number of trees, the first ones, that the results are written over,
+      in the same memory unless something else reads the old values.
+    when: bool scalar; False: nothing is computed, and the trees to be replaced
+      come back as they were. It needs `replace`.
     sharding: layout of stacks [L, …, m, n]; None: not sharded.
     **shared: arrays that `fn` is given by keyword with every matrix; on an
       explicit mesh it cannot close over them.
 
   Returns:
-    A tree of [..., *result of fn], or a tuple of `replace` trees if that is
-    more than 1.
+    A tree of [..., *result of fn], or a tuple of `replace` > 1 such trees.
 
-  >>> map_stacks(lambda x, scale: scale * x, jnp.ones((2, 1, 1)), scale=3.0)
-  Array([[[3.]],
-  <BLANKLINE>
-         [[3.]]], dtype=float32)
+  >>> map_stacks(lambda x, y: x * y, jnp.ones((2, 1, 1)), y=3.0).tolist()
+  [[[3.0]], [[3.0]]]
   """
   treedef = jax.tree.structure(trees[0])
   results = [
@@ -71,17 +66,16 @@ def map_stacks(
 
 
 def _map_leaf(fn, stacks, replace, when, sharding, shared) -> list[jax.Array]:
-  """`map_stacks` of one leaf of each tree, over all devices."""
+  """Maps `fn` over one leaf of each tree, on all devices."""
   loop = functools.partial(_loop, fn, replace)
   if not _is_spread(stacks[0], sharding):
     return loop(stacks, when, shared)
-  length = len(stacks[0])
+  length, local = len(stacks[0]), _local(sharding)
   padding = -length % _shards(sharding)
   if padding:
     stacks = [
       jnp.pad(s, [(0, padding)] + [(0, 0)] * (s.ndim - 1)) for s in stacks
     ]
-  local = _local(sharding)
   results = jax.shard_map(
     loop,
     mesh=sharding.mesh,
@@ -96,7 +90,7 @@ def _map_leaf(fn, stacks, replace, when, sharding, shared) -> list[jax.Array]:
 
 
 def _loop(fn, replace, stacks, when, shared) -> list[jax.Array]:
-  """`map_stacks` of one leaf of each tree, on one device."""
+  """Maps `fn` over one leaf of each tree, on one device."""
   lead = stacks[0].shape[:-2]
   if not lead and when is None:
     return jax.tree.leaves(fn(*stacks, **shared))
@@ -123,11 +117,7 @@ def _loop(fn, replace, stacks, when, shared) -> list[jax.Array]:
 
 
 def lay_out(tree: Any, sharding: NamedSharding | None) -> Any:
-  """Puts the stacks of a tree where `map_stacks` computes, if they divide.
-
-  >>> lay_out({'R': jnp.ones((2, 3, 3))}, None)['R'].shape
-  (2, 3, 3)
-  """
+  """Puts the stacks of a tree where `map_stacks` computes, if they divide."""
 
   def one(x):
     if _is_spread(x, sharding) and len(x) % _shards(sharding) == 0:
@@ -138,9 +128,9 @@ def lay_out(tree: Any, sharding: NamedSharding | None) -> Any:
 
 
 def restore(tree: Any, like: Any, sharding: NamedSharding | None) -> Any:
-  """Puts stacks into the layout of those of `like`, where layouts are types.
+  """Gives stacks the layout of those of `like`, where it is part of their type.
 
-  With automatic axes the compiler chooses, and nothing is done.
+  On meshes with automatic axes the compiler chooses, and nothing is done.
   """
 
   def one(x, like):
@@ -152,12 +142,7 @@ def restore(tree: Any, like: Any, sharding: NamedSharding | None) -> Any:
 
 
 def check(sharding: NamedSharding | None) -> None:
-  """Refuses layouts that would cut a matrix.
-
-  Raises:
-    TypeError: not a `NamedSharding`.
-    ValueError: an axis other than the first is sharded.
-  """
+  """Refuses layouts that shard an axis other than the first."""
   if sharding is None:
     return
   if not isinstance(sharding, NamedSharding):
@@ -172,29 +157,28 @@ def check(sharding: NamedSharding | None) -> None:
 
 
 def _is_spread(x, sharding) -> bool:
-  """Whether `x` is a stack that `sharding` spreads over devices."""
+  """Returns whether `x` is a stack that `sharding` spreads over devices."""
   return jnp.ndim(x) > 2 and bool(_axis(sharding))
 
 
 def _axis(sharding):
-  """The mesh axis or axes that shard a stack's first axis, or None."""
+  """Returns the mesh axis, or axes, of a stack's first axis, or None."""
   return sharding.spec[0] if sharding is not None and sharding.spec else None
 
 
 def _local(sharding) -> NamedSharding:
-  """The same sharding of the first axis, for stacks of any rank."""
+  """Returns the same sharding of the first axis for stacks of any rank."""
   return NamedSharding(sharding.mesh, PartitionSpec(_axis(sharding)))
 
 
 def _shards(sharding) -> int:
-  """Number of parts that the first axis is cut into."""
-  axis = _axis(sharding)
-  names = (axis,) if isinstance(axis, str) else axis
+  """Returns the number of parts that the first axis is cut into."""
+  names = jax.tree.leaves(_axis(sharding))  # One name or several.
   return math.prod(sharding.mesh.shape[name] for name in names)
 
 
 def _explicit(sharding) -> bool:
-  """Whether the mesh makes layouts part of the arrays' types."""
+  """Returns whether the mesh makes layouts part of the arrays' types."""
   return AxisType.Explicit in sharding.mesh.axis_types
 
 

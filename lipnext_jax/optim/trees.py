@@ -6,13 +6,10 @@ import jax
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-  """Joins the keys of a tree path: 'a/b/leaf'.
+  """Joins the keys of a path that `tree_leaves_with_path` gives: 'a/b/leaf'.
 
-  Args:
-    path: a key path, as `jax.tree_util.tree_leaves_with_path` gives it.
-
-  >>> [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(
-  ...   {'blocks': {'R': 0}})]
+  >>> leaves = jax.tree_util.tree_leaves_with_path({'blocks': {'R': 0}})
+  >>> [path_name(path) for path, _ in leaves]
   ['blocks/R']
   """
   return jax.tree_util.keystr(path, simple=True, separator='/')

@@ -69,3 +69,11 @@ def test_periods_and_weights_are_checked_unless_they_are_arrays():
   for bad in (0, 1.5):
     with pytest.raises(ValueError, match=f'alpha={bad} must lie'):
       checks.weight('alpha', bad)
+
+
+def test_names_outside_the_choices_are_refused_with_all_of_them():
+  checks.choice('retraction', 'svd', ('svd', 'newton_schulz'))
+  with pytest.raises(
+    ValueError, match=r"='qr' must be .*'newton_schulz', 'svd"
+  ):
+    checks.choice('retraction', 'qr', ('svd', 'newton_schulz'))

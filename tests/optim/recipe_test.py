@@ -1,4 +1,4 @@
-"""Who updates what, the slow weights through every wrapper, the schedule."""
+"""Who updates what, and the slow weights through every wrapper."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ from lipnext_jax.optim import orthogonal_labels
 from lipnext_jax.optim import orthogonality_error
 from lipnext_jax.optim import scheduled_nadam
 from lipnext_jax.optim import slow_params
-from lipnext_jax.optim import warmup_cosine_schedule
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -199,24 +198,6 @@ def test_slow_weights_of_one_group_only():
   slow = slow_params(state, fast)
   np.testing.assert_array_equal(slow['R'], params['R'])  # Not yet synced.
   np.testing.assert_array_equal(slow['bias'], fast['bias'])
-
-
-def test_schedule_is_linear_then_cosine():
-  schedule = warmup_cosine_schedule(2e-3, total_steps=100, warmup_steps=20)
-  steps = np.arange(101)
-  cosine = 0.5 * (1 + np.cos(np.pi * (steps - 20) / 80))
-  decay = 2e-3 * ((1 - 1e-5) * cosine + 1e-5)
-  want = np.where(steps < 20, 2e-3 * steps / 20, decay)
-  np.testing.assert_allclose(
-    [schedule(t) for t in steps], want, atol=2e-3 * 4 * EPS
-  )
-  assert warmup_cosine_schedule(2e-3, 100)(0) == np.float32(2e-3)
-
-
-@pytest.mark.parametrize('warmup', [-1, 10, 11])
-def test_a_warm_up_that_does_not_fit_raises(warmup):
-  with pytest.raises(ValueError, match='total_steps=10'):
-    warmup_cosine_schedule(1.0, 10, warmup)
 
 
 def turn(exponential, angle):
