@@ -153,7 +153,7 @@ def check_matches(
 
 
 def _is_whole_r(name: str, there: Any, here: Any) -> bool:
-  """Whether R [l, c, c] is stored where its first k rows, [l, k, c], are used."""
+  """Whether R [l, c, c] is stored where its first rows [l, k, c] are used."""
   if not name.endswith('/R') or there is None or here is None:
     return False
   (*lead, rows, columns), (*same, fewer, wide) = there[0], here[0]

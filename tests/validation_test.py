@@ -98,8 +98,8 @@ CONTRADICTIONS = {
     'augment.resize.min=288 does not go with',
   ),
   'a field of LipNeXt with a rival': (
-    {'model.name': 'liresnet', 'model.shift_ratio': 1 / 16},
-    "model.shift_ratio=0.0625 has no effect with model.name='liresnet'",
+    {'model.name': 'liresnet', 'model.shift_ratio': 1 / 8},
+    "model.shift_ratio=0.125 has no effect with model.name='liresnet'",
   ),
   'zero padding of reflectors': (
     {'model.name': 'bronet', 'model.padding': 'zero'},

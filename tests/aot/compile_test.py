@@ -58,7 +58,7 @@ def test_sixteen_cpu_devices_and_a_copy_in_the_workdir(tmp_path):
     for line in summary['sharding'].splitlines()
     if line.startswith('params/blocks/R ')
   )
-  assert row.split()[-1] == f'{16 * 16 * 16 * 4 // 16:,}'
+  assert row.split()[-1] == f'{16 * 4 * 16 * 4 // 16:,}'  # At α = 1/16.
   assert row.split('  ')[0] in done.stdout
   memory = summary['memory']
   # R, M and Q in full for the parameters; their moment is skew, and packed.

@@ -19,7 +19,7 @@ FACTS = sources.Facts((8, 8, 1), np.dtype(np.float32), 10, 160)
 def compile_on(data, fsdp):
   c = config_lib.default_config()
   c.model.depth, c.model.width, c.model.patch_size = DEPTH, WIDTH, 2
-  c.model.remat = 'products'
+  c.model.remat, c.model.shift_ratio = 'products', 1 / 8
   c.batch_size, c.duration = IMAGES * data * fsdp, '10 steps'
   c.optimizer.warmup = '0 steps'
   c.optimizer.name, c.optimizer.lookahead_period = 'momentum', 0
@@ -31,7 +31,7 @@ def compile_on(data, fsdp):
 @pytest.mark.parametrize(('data', 'fsdp'), [(1, 8), (2, 4)])
 def test_the_formulae_are_what_a_program_sends_and_computes(data, fsdp):
   compiled = compile_on(data, fsdp)
-  sizes = scaling.Sizes(DEPTH, WIDTH, 16, IMAGES, gathered=4)
+  sizes = scaling.Sizes(DEPTH, WIDTH, 16, IMAGES, gathered=4, shift_ratio=1 / 8)
   step = scaling.predict(sizes, data, fsdp)
   sent: dict[tuple[str, int], float] = {}
   for c in collectives.read(compiled.executable.as_text()):
