@@ -22,7 +22,7 @@ LOGITS = jax.jit(
 )
 
 
-def tested(params, images):
+def certify_fast(params, images):
   constants = fast.prove_constants(params).on_device()
   return map(np.asarray, PROGRAM(MODEL.explicit(), params, images, constants))
 
@@ -74,12 +74,12 @@ def count_broken(params, predictions, radii):
 
 
 def test_crafted_constants_certify_nothing_and_honest_ones_all():
-  _, honest = tested(make(), IMAGES)
+  _, honest = certify_fast(make(), IMAGES)
   assert np.all(np.min(honest, axis=-1) > 0)
   found = 0
   for case in CRAFTED:
     params = make(**case)
-    _, radii = tested(params, IMAGES)
+    _, radii = certify_fast(params, IMAGES)
     assert not np.any(np.min(radii, axis=-1)), case
     found += count_broken(params, *untested(params, IMAGES))
   assert found > 20  # Of what is refused, some is false.
