@@ -116,14 +116,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _export(args: argparse.Namespace) -> int:
   run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
   fields = config_lib.build_field_list(run.config)
-  manifest = certify.export_predictor(
-    args.export,
-    run.model,
-    run.params,
-    run.image_shape,
-    resize=_evaluation_resize(run.config.dataset),
-    config={**fields, 'step': run.step},
-  )
+  try:
+    manifest = certify.export_predictor(
+      args.export,
+      run.model,
+      run.params,
+      run.image_shape,
+      resize=_evaluation_resize(run.config.dataset),
+      config={**fields, 'step': run.step},
+    )
+  except ValueError as error:
+    raise _refuse(args.workdir, error) from None
   excess = digits.excess_up(manifest['lipschitz_bound'])
   platforms = ', '.join(manifest['platforms'])
   print(f'{args.export}: for {platforms}; Λ = 1 + {excess}')
@@ -132,31 +135,53 @@ def _export(args: argparse.Namespace) -> int:
 
 def _from_workdir(args: argparse.Namespace) -> Service:
   run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
-  resize = _evaluation_resize(run.config.dataset)
-  bound = certify.lipschitz_bound(run.params)
-  facts: dict[str, Any] = {
+  certificate, note = _choose(args.certificate, run.model)
+  try:
+    serve = _rigorous if certificate == 'rigorous' else _fast
+    certifier, claim, bound = serve(run)
+  except ValueError as error:
+    raise _refuse(args.workdir, error) from None
+  facts = {
     'model': f'{args.workdir}, step {run.step}',
+    'certificate': claim,
+    'note': note,
     'lipschitz_bound': bound,
   }
+  resize = _evaluation_resize(run.config.dataset)
   how = _preprocessing(run.image_shape, resize, args)
-  certificate, facts['note'] = _choose(args.certificate, run.model)
-  if certificate == 'rigorous':
-    facts['certificate'] = 'rigorous: float64, its rounding E subtracted'
-    certifier = certify.rigorous_certifier(run.model, run.params)
+  return Service(certifier, how, facts)
 
-    def rigorous(images):
-      found = certifier(images)
-      return found.predictions, found.rival_radii, found.logit_errors
 
-    return Service(rigorous, how, facts)
+def _refuse(workdir: str, error: ValueError) -> errors.ConfigError:
+  return errors.ConfigError(
+    '--workdir',
+    workdir,
+    f'holds weights that cannot be certified ({error})',
+    'name another run, or another --checkpoint',
+  )
 
-  facts['certificate'] = fast.CLAIM
-  fast_certifier = certify.fast_certifier(run.model, run.params)
+
+def _rigorous(run: restore.Restored) -> tuple[Any, str, float]:
+  """What a `Service` needs: function, claim and Λ."""
+  certifier = certify.rigorous_certifier(run.model, run.params)
+
+  def in_float64(images):
+    found = certifier(images)
+    return found.predictions, found.rival_radii, found.logit_errors
+
+  claim = 'rigorous: float64, its rounding E subtracted'
+  return in_float64, claim, certify.lipschitz_bound(run.params)
+
+
+def _fast(run: restore.Restored) -> tuple[Any, str, float]:
+  """What a `Service` needs: function, claim and Λ."""
+  constants = certify.prove_constants(run.params)
+  certifier = certify.fast_certifier(run.model, run.params, constants)
 
   def in_float32(images):
-    return *fast_certifier(images.astype(np.float32)), None
+    return *certifier(images.astype(np.float32)), None
 
-  return Service(in_float32, how, facts)
+  return in_float32, fast.CLAIM, constants.lipschitz
 
 
 def _choose(wanted: str | None, model: Any) -> tuple[str, str]:

@@ -85,6 +85,7 @@ def rival_radii(
   >>> [f'{value:.4f}' for value in r[0].tolist()]
   ['2.1213', 'inf', '1.4142']
   """
+  logits, head_kernel = jnp.asarray(logits), jnp.asarray(head_kernel)
   _check(logits, head_kernel, lipschitz, floor)
   unit = float(jnp.finfo(logits.dtype).eps) / 2
   floor = jnp.maximum(floor, SLACK * unit * jnp.max(jnp.abs(logits), axis=-1))
@@ -116,14 +117,13 @@ def _check(logits, head_kernel, lipschitz, floor) -> None:
     ValueError: see `certified_radius`.
   """
   for name, array in (('logits', logits), ('head_kernel', head_kernel)):
-    dtype = jnp.asarray(array).dtype
-    if dtype not in (jnp.float32, jnp.float64):
-      raise ValueError(f'{name} of {dtype}: give float32 or float64.')
-  if jnp.ndim(logits) != 2 or jnp.ndim(head_kernel) != 2:
+    if array.dtype not in (jnp.float32, jnp.float64):
+      raise ValueError(f'{name} of {array.dtype}: give float32 or float64.')
+  if logits.ndim != 2 or head_kernel.ndim != 2:
     raise ValueError(
-      f'{jnp.shape(logits)=}, {jnp.shape(head_kernel)=}: give [b, k], [k, c].'
+      f'{logits.shape=}, {head_kernel.shape=}: give [b, k], [k, c].'
     )
-  (batch, classes), (rows, _) = jnp.shape(logits), jnp.shape(head_kernel)
+  (batch, classes), (rows, _) = logits.shape, head_kernel.shape
   if rows != classes:
     raise ValueError(f'head_kernel has {rows} rows for {classes} classes.')
   if jnp.shape(lipschitz) != ():
