@@ -183,6 +183,7 @@ def fast_certifier(
 
   def certify(images: np.ndarray) -> tuple[jax.Array, jax.Array]:
     if len(images):
+      radius.check_units(images)
       return program(params, images)
     predictions, radii = certify(np.zeros((1, *images.shape[1:]), np.float32))
     return predictions[:0], radii[:0]

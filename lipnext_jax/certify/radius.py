@@ -106,6 +106,21 @@ def rival_radii(
   return predictions, jnp.where(sound, radii, 0)
 
 
+def check_units(images: np.ndarray) -> None:
+  """Refuses floats that are whole numbers above 1: bytes, not [0, 1].
+
+  Raises:
+    ValueError: they are; their radii would be 255 times too large.
+
+  >>> check_units(np.array([0.0, 0.5, 2.0]))
+  """
+  images = np.asarray(images)
+  if images.dtype == np.uint8 or not np.any(images > 1):
+    return
+  if np.all(images == np.round(images)):
+    raise ValueError('whole numbers above 1: give floats in [0, 1], or uint8.')
+
+
 def _are_unit(rows: jax.Array) -> jax.Array:
   return jnp.abs(jnp.sum(jnp.square(rows), axis=-1) - 1) < _UNIT
 

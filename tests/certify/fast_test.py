@@ -141,4 +141,11 @@ def test_bytes_are_images_and_other_whole_numbers_are_not():
       with pytest.raises(ValueError, match=r'floats in \[0, 1\]|float64 does'):
         certifier(pixels.astype(dtype))
   for certifier in certifiers[:2]:
+    for floats in (
+      np.float32(pixels),
+      np.float64(pixels),
+      np.full_like(IMAGES, 7),
+    ):
+      with pytest.raises(ValueError, match='whole numbers above 1'):
+        certifier(floats)
     assert len(certifier(IMAGES[:0])[0]) == 0
