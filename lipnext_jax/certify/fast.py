@@ -93,10 +93,10 @@ def _sum_constants(backbone: Any) -> float:
   """
   biases, positions = [], []
   for path, leaf in jax.tree_util.tree_leaves_with_path(backbone):
-    name = recipe.path_name(path)
-    if name.endswith('/bias'):
+    kind = recipe.path_name(path).rsplit('/', maxsplit=1)[-1]
+    if kind == 'bias':
       biases.append(norms.to_float64(leaf))
-    elif name.endswith('/pos'):
+    elif kind == 'pos':
       positions.append(norms.to_float64(leaf))
   tokens = max((math.prod(p.shape[-3:]) for p in positions), default=1)
   width = max((b.shape[-1] for b in biases), default=1)

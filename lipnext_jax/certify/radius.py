@@ -13,7 +13,7 @@ from lipnext_jax import losses
 SLACK = 64
 # Outside of this range, squares and quotients of float32 lose their digits.
 SANE = (2.0**-60, 2.0**60)
-_UNIT = 2.0**-11  # |‖w‖² − 1| of unit rows is below; γ_c is for c < 4096.
+_UNIT = 2.0**-11  # Above |‖w‖² − 1| of rows that float32 made unit: γ_c.
 
 
 def certified_radius(
@@ -98,9 +98,8 @@ def rival_radii(
   held = (margin > 0) & (margin > floor[:, None]) & (radii < jnp.inf)
   sound = jnp.all(jnp.isfinite(logits), axis=-1, keepdims=True)
   sound &= jnp.all(_are_unit(head_kernel))
-  sound &= (SANE[0] <= jnp.asarray(lipschitz)) & (
-    jnp.asarray(lipschitz) <= SANE[1]
-  )
+  scale = jnp.asarray(lipschitz)
+  sound &= (scale >= SANE[0]) & (scale <= SANE[1])
   own = jax.nn.one_hot(predictions, logits.shape[-1], dtype=bool)
   radii = jnp.where(own, jnp.inf, jnp.where(held, radii, 0))
   return predictions, jnp.where(sound, radii, 0)

@@ -115,6 +115,8 @@ def test_constants_are_amplified_by_what_stretches_and_by_no_less():
   assert found.offset == pytest.approx(3 * total + 7, rel=1e-3)
   assert found.lipschitz == pytest.approx(1.5, rel=1e-3)
   assert fast.prove_constants({'params': params}) == found
+  more = fast.prove_constants(params | {'bias': np.array([5.0])})
+  assert more.offset == pytest.approx(found.offset + 3 * 2 * 5, rel=1e-3)
 
 
 @pytest.mark.parametrize('scale', [0.0, 1e-25, 1e20, np.nan])
