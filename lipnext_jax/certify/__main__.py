@@ -34,7 +34,7 @@ from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import models
 from lipnext_jax import restore
-from lipnext_jax.certify import digits
+from lipnext_jax.certify import decimals
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
 from lipnext_jax.data import inputs
@@ -116,15 +116,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _export(args: argparse.Namespace) -> int:
   run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
   fields = config_lib.build_field_list(run.config)
-  manifest = certify.export_predictor(
-    args.export,
-    run.model,
-    run.params,
-    run.image_shape,
-    resize=_evaluation_resize(run.config.dataset),
-    config={**fields, 'step': run.step},
-  )
-  excess = digits.excess_up(manifest['lipschitz_bound'])
+  try:
+    manifest = certify.export_predictor(
+      args.export,
+      run.model,
+      run.params,
+      run.image_shape,
+      resize=_evaluation_resize(run.config.dataset),
+      config={**fields, 'step': run.step},
+    )
+  except ValueError as error:
+    raise _refuse(args.workdir, error) from None
+  excess = decimals.excess_up(manifest['lipschitz_bound'])
   platforms = ', '.join(manifest['platforms'])
   print(f'{args.export}: for {platforms}; Λ = 1 + {excess}')
   return 0
@@ -132,31 +135,53 @@ def _export(args: argparse.Namespace) -> int:
 
 def _from_workdir(args: argparse.Namespace) -> Service:
   run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
-  resize = _evaluation_resize(run.config.dataset)
-  bound = certify.lipschitz_bound(run.params)
-  facts: dict[str, Any] = {
+  certificate, note = _choose(args.certificate, run.model)
+  try:
+    serve = _rigorous if certificate == 'rigorous' else _fast
+    certifier, claim, bound = serve(run)
+  except ValueError as error:
+    raise _refuse(args.workdir, error) from None
+  facts = {
     'model': f'{args.workdir}, step {run.step}',
+    'certificate': claim,
+    'note': note,
     'lipschitz_bound': bound,
   }
+  resize = _evaluation_resize(run.config.dataset)
   how = _preprocessing(run.image_shape, resize, args)
-  certificate, facts['note'] = _choose(args.certificate, run.model)
-  if certificate == 'rigorous':
-    facts['certificate'] = 'rigorous: float64, its rounding E subtracted'
-    certifier = certify.rigorous_certifier(run.model, run.params)
+  return Service(certifier, how, facts)
 
-    def rigorous(images):
-      found = certifier(images)
-      return found.predictions, found.rival_radii, found.logit_errors
 
-    return Service(rigorous, how, facts)
+def _refuse(workdir: str, error: ValueError) -> errors.ConfigError:
+  return errors.ConfigError(
+    '--workdir',
+    workdir,
+    f'holds weights that cannot be certified ({error})',
+    'name another run, or another --checkpoint',
+  )
 
-  facts['certificate'] = fast.CLAIM
-  fast_certifier = certify.fast_certifier(run.model, run.params)
+
+def _rigorous(run: restore.Restored) -> tuple[Any, str, float]:
+  """What a `Service` needs: function, claim and Λ."""
+  certifier = certify.rigorous_certifier(run.model, run.params)
+
+  def in_float64(images):
+    found = certifier(images)
+    return found.predictions, found.rival_radii, found.logit_errors
+
+  claim = 'rigorous: float64, its rounding E subtracted'
+  return in_float64, claim, certify.lipschitz_bound(run.params)
+
+
+def _fast(run: restore.Restored) -> tuple[Any, str, float]:
+  """What a `Service` needs: function, claim and Λ."""
+  constants = certify.prove_constants(run.params)
+  certifier = certify.fast_certifier(run.model, run.params, constants)
 
   def in_float32(images):
-    return *fast_certifier(images.astype(np.float32)), None
+    return *certifier(images.astype(np.float32)), None
 
-  return Service(in_float32, how, facts)
+  return in_float32, fast.CLAIM, constants.lipschitz
 
 
 def _choose(wanted: str | None, model: Any) -> tuple[str, str]:
@@ -248,16 +273,16 @@ def _certify_batch(
     entry = {
       'path': path,
       'class': int(classes[i]),
-      'radius': digits.below(radius),
-      'grey_levels': digits.below_product(255, radius),
+      'radius': decimals.below(radius),
+      'grey_levels': decimals.below_product(255, radius),
       'done': done,
     }
     if rounding is not None:
-      entry['logit_error'] = digits.above(float(rounding[i]))
+      entry['logit_error'] = decimals.above(float(rounding[i]))
     if top_k:
       order = np.argsort(rivals[i], kind='stable')
       entry['rivals'] = [
-        {'class': int(j), 'radius': digits.below(float(rivals[i][j]))}
+        {'class': int(j), 'radius': decimals.below(float(rivals[i][j]))}
         for j in order[order != classes[i]][:top_k]
       ]
     yield entry
@@ -265,7 +290,7 @@ def _certify_batch(
 
 def _print_head(service: Service) -> None:
   facts = service.facts
-  excess = digits.excess_up(facts['lipschitz_bound'])
+  excess = decimals.excess_up(facts['lipschitz_bound'])
   print(f'model         {facts["model"]}')
   print(f'certificate   {facts["certificate"]}; Λ = 1 + {excess}')
   if facts['note']:
@@ -277,14 +302,14 @@ def _print_head(service: Service) -> None:
 
 
 def _print_entry(entry: dict[str, Any]) -> None:
-  radius = digits.down(entry['radius'], 6)
-  levels = digits.down(entry['grey_levels'], 2)
+  radius = decimals.down(entry['radius'], 6)
+  levels = decimals.down(entry['grey_levels'], 2)
   path = _shown(entry['path'])
   print(f'{entry["class"]:>5d}  {radius:>19}  {levels:>14}  {path}', flush=True)
   if entry['done'] and not path.endswith('.npy'):  # Of which the head tells.
     print(f'{"":7}{"; ".join(entry["done"])}')
   for rival in entry.get('rivals', ()):
-    shown = digits.down(rival['radius'], 6)
+    shown = decimals.down(rival['radius'], 6)
     print(f'{"":7}{shown:>19}  against class {rival["class"]}')
 
 

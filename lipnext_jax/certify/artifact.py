@@ -150,13 +150,15 @@ class Predictor:
         255. What float32 does not hold is rounded to it first.
 
     Raises:
-      ValueError: images of another shape, or of other whole numbers.
+      ValueError: images of another shape, or of other whole numbers, as
+        floats too.
     """
     expected = tuple(self.manifest['image_shape'])
     if images.ndim != 4 or tuple(images.shape[1:]) != expected:
       raise ValueError(
         f'{images.shape=} is no batch [b, {", ".join(map(str, expected))}].'
       )
+    radius.check_units(images)
     images = jnp.float32(layers.to_unit(images))
     if not len(images):  # Programs are exported for one image or more.
       return jnp.zeros(0, jnp.int32), jnp.zeros(0)

@@ -9,9 +9,9 @@ as large as whoever made the weights wants them. So a margin counts only if
 
 with B = Λ‖x − 1/2‖ + Λ₊ Σ ‖c‖ over all constants c that the backbone adds, and
 Λ₊ the product of its factors, none counted below 1. No feature on the way, nor
-what later layers make of its rounding, is larger. That is a test, passed by
-every trained model that was looked at and by no crafted one, and no proof:
-`rigorous` proves. See docs/certificates.md.
+what later layers make of its rounding, is larger. That is a test, which trained
+models pass and constants made to fool float32 fail, and no proof; nor does it
+cover the last digits of a radius. `rigorous` does both: docs/certificates.md.
 """
 
 from collections.abc import Callable
@@ -93,10 +93,10 @@ def _sum_constants(backbone: Any) -> float:
   """
   biases, positions = [], []
   for path, leaf in jax.tree_util.tree_leaves_with_path(backbone):
-    name = trees.path_name(path)
-    if name.endswith('/bias'):
+    kind = trees.path_name(path).rsplit('/', maxsplit=1)[-1]
+    if kind == 'bias':
       biases.append(norms.to_float64(leaf))
-    elif name.endswith('/pos'):
+    elif kind == 'pos':
       positions.append(norms.to_float64(leaf))
   tokens = max((math.prod(p.shape[-3:]) for p in positions), default=1)
   width = max((b.shape[-1] for b in biases), default=1)
@@ -151,13 +151,14 @@ def rival_radii(
 
 
 def fast_certifier(
-  model: Any, params: Any
+  model: Any, params: Any, constants: Constants | None = None
 ) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
   """Proves the constants once: images → predictions, radii against rivals.
 
   Args:
     model: one of `lipnext_jax.models`, in any training precision.
     params: its explicit parameters (`model.explicit_params`).
+    constants: `prove_constants(params)`, where they are known already.
 
   Returns:
     A function of images [b, H, W, ch], floats in [0, 1] or uint8. The smallest
@@ -174,13 +175,15 @@ def fast_certifier(
   >>> predictions.shape, radii.shape
   ((2,), (2, 3))
   """
-  model, constants = model.explicit(), prove_constants(params).on_device()
+  model = model.explicit()
+  constants = (constants or prove_constants(params)).on_device()
   program = jax.jit(
     lambda params, images: rival_radii(model, params, images, constants)
   )
 
   def certify(images: np.ndarray) -> tuple[jax.Array, jax.Array]:
     if len(images):
+      radius.check_units(images)
       return program(params, images)
     predictions, radii = certify(np.zeros((1, *images.shape[1:]), np.float32))
     return predictions[:0], radii[:0]

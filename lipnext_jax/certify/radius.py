@@ -13,7 +13,7 @@ from lipnext_jax import losses
 SLACK = 64
 # Outside of this range, squares and quotients of float32 lose their digits.
 SANE = (2.0**-60, 2.0**60)
-_UNIT = 2.0**-11  # |‖w‖² − 1| of unit rows is below; γ_c is for c < 4096.
+_UNIT = 2.0**-11  # Above |‖w‖² − 1| of rows that float32 made unit: γ_c.
 
 
 def certified_radius(
@@ -85,6 +85,7 @@ def rival_radii(
   >>> [f'{value:.4f}' for value in r[0].tolist()]
   ['2.1213', 'inf', '1.4142']
   """
+  logits, head_kernel = jnp.asarray(logits), jnp.asarray(head_kernel)
   _check(logits, head_kernel, lipschitz, floor)
   unit = float(jnp.finfo(logits.dtype).eps) / 2
   floor = jnp.maximum(floor, SLACK * unit * jnp.max(jnp.abs(logits), axis=-1))
@@ -97,12 +98,26 @@ def rival_radii(
   held = (margin > 0) & (margin > floor[:, None]) & (radii < jnp.inf)
   sound = jnp.all(jnp.isfinite(logits), axis=-1, keepdims=True)
   sound &= jnp.all(_are_unit(head_kernel))
-  sound &= (SANE[0] <= jnp.asarray(lipschitz)) & (
-    jnp.asarray(lipschitz) <= SANE[1]
-  )
+  scale = jnp.asarray(lipschitz)
+  sound &= (scale >= SANE[0]) & (scale <= SANE[1])
   own = jax.nn.one_hot(predictions, logits.shape[-1], dtype=bool)
   radii = jnp.where(own, jnp.inf, jnp.where(held, radii, 0))
   return predictions, jnp.where(sound, radii, 0)
+
+
+def check_units(images: np.ndarray) -> None:
+  """Refuses floats that are whole numbers above 1: bytes, not [0, 1].
+
+  Raises:
+    ValueError: they are; their radii would be 255 times too large.
+
+  >>> check_units(np.array([0.0, 0.5, 2.0]))
+  """
+  images = np.asarray(images)
+  if images.dtype == np.uint8 or not np.any(images > 1):
+    return
+  if np.all(images == np.round(images)):
+    raise ValueError('whole numbers above 1: give floats in [0, 1], or uint8.')
 
 
 def _are_unit(rows: jax.Array) -> jax.Array:
@@ -116,14 +131,13 @@ def _check(logits, head_kernel, lipschitz, floor) -> None:
     ValueError: see `certified_radius`.
   """
   for name, array in (('logits', logits), ('head_kernel', head_kernel)):
-    dtype = jnp.asarray(array).dtype
-    if dtype not in (jnp.float32, jnp.float64):
-      raise ValueError(f'{name} of {dtype}: give float32 or float64.')
-  if jnp.ndim(logits) != 2 or jnp.ndim(head_kernel) != 2:
+    if array.dtype not in (jnp.float32, jnp.float64):
+      raise ValueError(f'{name} of {array.dtype}: give float32 or float64.')
+  if logits.ndim != 2 or head_kernel.ndim != 2:
     raise ValueError(
-      f'{jnp.shape(logits)=}, {jnp.shape(head_kernel)=}: give [b, k], [k, c].'
+      f'{logits.shape=}, {head_kernel.shape=}: give [b, k], [k, c].'
     )
-  (batch, classes), (rows, _) = jnp.shape(logits), jnp.shape(head_kernel)
+  (batch, classes), (rows, _) = logits.shape, head_kernel.shape
   if rows != classes:
     raise ValueError(f'head_kernel has {rows} rows for {classes} classes.')
   if jnp.shape(lipschitz) != ():

@@ -24,6 +24,7 @@ import numpy as np
 from lipnext_jax import errors
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import norms as norms_lib
+from lipnext_jax.certify import radius
 from lipnext_jax.certify import rounding
 from lipnext_jax.models import lipnext
 
@@ -216,7 +217,7 @@ def to_unit64(images: np.ndarray) -> np.ndarray:
   """Pixels as float64 in [0, 1], on the host: uint8 over 255, floats widened.
 
   Raises:
-    ValueError: other whole numbers, whose units are anyone's guess.
+    ValueError: other whole numbers, as floats too: their unit is not known.
 
   >>> to_unit64(np.array([0, 255], np.uint8)).tolist()
   [0.0, 1.0]
@@ -226,6 +227,7 @@ def to_unit64(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float64) / 255
   if images.dtype.kind in 'iub':
     raise ValueError(f'{images.dtype} images: give floats in [0, 1], or uint8.')
+  radius.check_units(images)
   return norms_lib.to_float64(images)
 
 

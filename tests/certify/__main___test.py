@@ -10,6 +10,7 @@ from PIL import Image
 import pytest
 
 from lipnext_jax import models
+from lipnext_jax import restore
 from lipnext_jax.certify import __main__ as command
 from lipnext_jax.data import sources
 
@@ -117,6 +118,29 @@ def test_certificates_are_rigorous_unless_they_cannot_be(
   ):
     monkeypatch.undo()
     assert note in command._choose(None, model)[1]
+
+
+def test_weights_that_cannot_be_certified_are_one_line(
+  run, capsys, monkeypatch, tmp_path
+):
+  workdir, folder, _ = run
+  restored = restore.restore(workdir)
+  for scale, options in (
+    (1e20, ['--certificate=fast', folder]),
+    (0.0, ['--certificate=fast', folder]),
+    (0.0, [folder]),
+    (np.nan, [folder]),
+    (1e-25, [f'--export={tmp_path}/x']),
+  ):
+    kernel = restored.params['head']['kernel'] * scale
+    head = restored.params['head'] | {'kernel': kernel}
+    broken = restored._replace(params=restored.params | {'head': head})
+    monkeypatch.setattr(restore, 'restore', lambda *_, found=broken: found)
+    code, _, err = call(capsys, f'--workdir={workdir}', *options)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert 'cannot be certified' in err
+  assert not list(tmp_path.iterdir())
 
 
 def test_what_is_done_to_files_is_said(run, capsys, tmp_path):

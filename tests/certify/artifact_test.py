@@ -117,7 +117,7 @@ def test_bytes_are_divided_by_255_and_no_other_whole_numbers_taken(made):
     predictor(pixels), predictor(pixels / np.float32(255)), strict=True
   ):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-  for dtype in (np.int64, np.int8, np.uint16, bool, np.complex64):
+  for dtype in (np.int64, np.int8, np.uint16, bool, np.complex64, np.float32):
     with pytest.raises(ValueError, match='give floats'):
       predictor(pixels.astype(dtype))
   assert [len(found) for found in predictor(pixels[:0])] == [0, 0]

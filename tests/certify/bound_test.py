@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 import functools
+import itertools
 import math
 
 import jax
@@ -130,20 +131,18 @@ def block_norm(r, m, grid, padding):
     return np.linalg.norm(np.asarray(images_of_basis(spec, weights)), 2)
 
 
-def off_manifold(kind, w, epsilon, rng):
-  match kind:
-    case 'up':
-      return w * (1 + epsilon) ** 0.5
-    case 'down':
-      return w * (1 - epsilon) ** 0.5
-    case 'one row':
-      scale = np.ones((len(w), 1))
-      scale[-1] += epsilon
-      return w * scale
-    case 'random':
-      return w + epsilon / 4 * rng.normal(size=w.shape)
-    case _:
-      return w
+def one_row(w, epsilon, _):
+  return w + np.eye(len(w))[-1:].T * epsilon * w[-1:]
+
+
+KINDS = {
+  '': lambda w, *_: w,
+  'up': lambda w, epsilon, _: w * (1 + epsilon) ** 0.5,
+  'down': lambda w, epsilon, _: w * (1 - epsilon) ** 0.5,
+  'one row': one_row,
+  'random': lambda w, e, rng: w + e / 4 * rng.normal(size=w.shape),
+}
+PAIRS = [('up', ''), ('down', ''), ('one row', ''), ('', 'up'), ('random',) * 2]
 
 
 def check_block(bound_fn, padding, ratio):
@@ -153,20 +152,16 @@ def check_block(bound_fn, padding, ratio):
   """
   rng = np.random.default_rng(0)
   k, pairs = int(4 * ratio * CHANNELS), {}
-  for grid in GRIDS:
-    for epsilon in (1e-3, 1e-2, 1e-1):
-      for kinds in (
-        ('up', ''), ('down', ''), ('one row', ''), ('', 'up'),
-        ('random', 'random'),
-      ):  # fmt: skip
-        r, m = (
-          off_manifold(kind, qr(CHANNELS, CHANNELS, seed)[:rows], epsilon, rng)
-          for kind, rows, seed in zip(kinds, (k, CHANNELS), (1, 2), strict=True)
-        )
-        found = block_norm(r, m, grid, padding)
-        bound = bound_fn({'R': r, 'M': m})
-        assert found <= bound * (1 + SVD_ERROR), f'{grid} {kinds} {epsilon}'
-        pairs[grid, kinds, epsilon] = found, bound
+  for grid, epsilon, kinds in itertools.product(
+    GRIDS, (1e-3, 0.01, 0.1), PAIRS
+  ):
+    r, m = (
+      KINDS[kind](qr(CHANNELS, CHANNELS, seed)[:rows], epsilon, rng)
+      for kind, rows, seed in zip(kinds, (k, CHANNELS), (1, 2), strict=True)
+    )
+    found, bound = block_norm(r, m, grid, padding), bound_fn({'R': r, 'M': m})
+    assert found <= bound * (1 + SVD_ERROR), f'{grid} {kinds} {epsilon}'
+    pairs[grid, kinds, epsilon] = found, bound
   return pairs
 
 

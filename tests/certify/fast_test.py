@@ -22,7 +22,7 @@ LOGITS = jax.jit(
 )
 
 
-def tested(params, images):
+def certify_fast(params, images):
   constants = fast.prove_constants(params).on_device()
   return map(np.asarray, PROGRAM(MODEL.explicit(), params, images, constants))
 
@@ -74,12 +74,12 @@ def count_broken(params, predictions, radii):
 
 
 def test_crafted_constants_certify_nothing_and_honest_ones_all():
-  _, honest = tested(make(), IMAGES)
+  _, honest = certify_fast(make(), IMAGES)
   assert np.all(np.min(honest, axis=-1) > 0)
   found = 0
   for case in CRAFTED:
     params = make(**case)
-    _, radii = tested(params, IMAGES)
+    _, radii = certify_fast(params, IMAGES)
     assert not np.any(np.min(radii, axis=-1)), case
     found += count_broken(params, *untested(params, IMAGES))
   assert found > 20  # Of what is refused, some is false.
@@ -115,6 +115,8 @@ def test_constants_are_amplified_by_what_stretches_and_by_no_less():
   assert found.offset == pytest.approx(3 * total + 7, rel=1e-3)
   assert found.lipschitz == pytest.approx(1.5, rel=1e-3)
   assert fast.prove_constants({'params': params}) == found
+  more = fast.prove_constants(params | {'bias': np.array([5.0])})
+  assert more.offset == pytest.approx(found.offset + 3 * 2 * 5, rel=1e-3)
 
 
 @pytest.mark.parametrize('scale', [0.0, 1e-25, 1e20, np.nan])
@@ -141,4 +143,11 @@ def test_bytes_are_images_and_other_whole_numbers_are_not():
       with pytest.raises(ValueError, match=r'floats in \[0, 1\]|float64 does'):
         certifier(pixels.astype(dtype))
   for certifier in certifiers[:2]:
+    for floats in (
+      np.float32(pixels),
+      np.float64(pixels),
+      np.full_like(IMAGES, 7),
+    ):
+      with pytest.raises(ValueError, match='whole numbers above 1'):
+        certifier(floats)
     assert len(certifier(IMAGES[:0])[0]) == 0

@@ -253,13 +253,6 @@ def test_bound_is_tight_for_float32_haar_matrices(n):
   assert b - 1 >= 0.5 * defect - SVD_ERROR
 
 
-def test_bound_grows_with_the_matrix():
-  for s in (1e-3, 1, 1e3, 1e12, 1e25, 1e38):
-    b = norms.spectral_norm_bound(np.float32(s) * qr(8, 8).astype(np.float32))
-    # n^(1/16) = 1.139 for n = 8; below 1 the bound is at least 1.
-    assert s * (1 - 1e-6) <= b <= max(s, math.sqrt(2)) * 1.139
-
-
 @pytest.mark.parametrize('scale', [1e150, 1e154, 1e200, 1e300])
 def test_matrices_whose_squares_overflow_have_a_bound(scale):
   w = scale * qr(8, 8)

@@ -18,7 +18,6 @@ from lipnext_jax import models
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
-from lipnext_jax.models import layers
 
 WIDE = np.longdouble
 needs_wide = pytest.mark.skipif(
@@ -187,40 +186,6 @@ def test_a_larger_claim_would_be_broken_there():
   moved = images[0] + 1.001 * found.radii[0] * directions
   logits, _ = float64_logits(model, params, moved)
   assert np.any(logits.argmax(-1) != found.predictions[0])
-
-
-def coarse_network():
-  """Constants of 1e12 in the stem: float64 features are multiples of 1e-4."""
-  model, params, images = linear_network()
-  blocks = dict(params['blocks'])
-  blocks['pos'] = np.full_like(blocks['pos'], 1e12)
-  blocks['M'] = make(width=64, patch_size=8)[1]['blocks']['M']  # Rounds.
-  return model, {**params, 'blocks': blocks}, images
-
-
-def test_an_uncovered_rounding_breaks_the_naive_radius_and_never_ours():
-  model, params, images = coarse_network()
-  image = images[:1]
-  logits, _ = float64_logits(model, params, image)
-  first, second = np.argsort(logits[0])[[-1, -2]]
-  # Lower the winner's bias until it leads by a few roundings of the logits.
-  bias = params['head']['bias'].astype(np.float64)
-  step = np.spacing(np.abs(logits[0]).max())
-  bias[first] -= logits[0, first] - logits[0, second] - 2 * step
-  params = {**params, 'head': {**params['head'], 'bias': bias}}
-  logits, _ = float64_logits(model, params, image)
-  ours = certify.rigorous_radius(model, params, image)
-  prediction = ours.predictions[0]
-
-  # The naive radius: margin over slope, as if float64 did not round.
-  margins = np.delete(logits[0, prediction] - logits[0], prediction)
-  naive = np.min(margins) / (2 * ours.lipschitz)
-  assert naive > 0
-  noise = np.random.default_rng(0).normal(size=(1000, *image.shape[1:]))
-  noise /= np.sqrt(np.sum(noise**2, axis=(1, 2, 3), keepdims=True))
-  answers = float64_logits(model, params, image + 0.9 * naive * noise)[0]
-  assert np.any(answers.argmax(-1) != prediction)
-  assert ours.radii[0] == 0  # Ours promises nothing here.
 
 
 def test_ties_nan_infinity_and_overflow_certify_nothing():
@@ -420,19 +385,6 @@ def test_the_norm_of_the_image_is_rounded_up():
   raised = rigorous.raise_norms(computed, images[0].size)
   assert np.all(raised >= exact)
   assert np.all(raised <= exact * (1 + 1e-12))
-
-
-def test_the_float64_model_is_the_same_function():
-  model, params, images = make()
-  narrow = model.clone(precision='highest').apply(
-    {'params': params}, np.float32(images)
-  )
-  logits, norms = float64_logits(model, params, images)
-  # Two blocks of float32 rounding on features of norm ~10.
-  np.testing.assert_allclose(narrow, logits, atol=2e-5)
-  flat = (images - 0.5).reshape(len(images), -1)
-  np.testing.assert_allclose(norms, np.linalg.norm(flat, axis=-1), rtol=1e-14)
-  assert layers.channel_count(model.beta, model.width) == 8
 
 
 # ── Exact arithmetic ─────────────────────────────────────────────────────────

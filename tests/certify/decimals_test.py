@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from lipnext_jax.certify import digits
+from lipnext_jax.certify import decimals
 
 NUMBERS = [
   *map(float, np.random.default_rng(0).random(300)),
@@ -33,19 +33,19 @@ def check_product(fn):
 
 
 def test_numbers_are_rounded_down():
-  check_down(digits.down)
-  check_product(digits.below_product)
+  check_down(decimals.down)
+  check_product(decimals.below_product)
   for value in NUMBERS:
-    below, above = digits.below(value), digits.above(value)
+    below, above = decimals.below(value), decimals.above(value)
     assert Fraction(repr(below)) <= Fraction(value) <= Fraction(repr(above))
     assert above - below <= 4 * np.spacing(value)
 
 
 def test_bounds_are_rounded_up():
   for value in NUMBERS:
-    shown = Fraction(digits.up(value, 2))
+    shown = Fraction(decimals.up(value, 2))
     assert Fraction(value) <= shown <= Fraction(value) * Fraction(11, 10)
-    excess = Fraction(digits.excess_up(1 + value))
+    excess = Fraction(decimals.excess_up(1 + value))
     assert excess >= Fraction(1 + value) - 1
 
 
