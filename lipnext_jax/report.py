@@ -27,6 +27,7 @@ import tqdm
 from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import files
+from lipnext_jax.certify import decimals
 from lipnext_jax.data import sources
 from lipnext_jax.models import interface
 from lipnext_jax.models import lipnext
@@ -297,8 +298,10 @@ def write_evaluation(
 
 
 def _constant(bound: float) -> str:
-  """Λ as people read it: by its excess over 1 where that is small."""
-  return f'1 + {bound - 1:.1e}' if 1 <= bound < 1.1 else f'{bound:.4g}'
+  """Writes Λ, rounded up: by its excess over 1 where that is small."""
+  if 1 <= bound < 1.1:
+    return f'1 + {decimals.excess_up(bound)}'
+  return decimals.up(bound, 4)
 
 
 def print_table(
@@ -316,7 +319,8 @@ def print_table(
   lines.append(f'  Lipschitz bound Λ       {constant} (proved)')
   if 'logit_error' in summary:
     error = summary['logit_error']
-    lines.append(f'  rounding of logits E    {error:.1e} (bounded, subtracted)')
+    shown = decimals.up(error, 2)
+    lines.append(f'  rounding of logits E    {shown} (bounded, subtracted)')
   else:
     lines.append('  rounding of logits      float32, tested for (fast mode)')
   print('\n'.join(lines), file=file or sys.stdout, flush=True)

@@ -51,7 +51,13 @@ def test_the_table_shows_every_number():
   out = io.StringIO()
   report.print_table(evaluation().summary([0.25, 0.5]), 'Title', out)
   text = out.getvalue()
-  for part in ('Title', '66.67 %', '0.25 ', '33.33 %', '1 + 1.0e-05'):
+  for part in (
+    'Title',
+    '66.67 %',
+    '0.25 ',
+    '33.33 %',
+    '1 + 1.1e-05',
+  ):  # The float exceeds 1 + 1e-5.
     assert part in text
   out = io.StringIO()
   summary = evaluation().summary([0.25]) | {'lipschitz_bound': 4.25}
