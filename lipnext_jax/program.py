@@ -182,7 +182,6 @@ def examples_per_step(config: ml_collections.ConfigDict) -> int:
   """The batch and the extra examples mixed into it.
 
   >>> from lipnext_jax import config as config_lib
-  from lipnext_jax import optim
   >>> config = config_lib.default_config()
   >>> config.batch_size, config.dataset.extra_ratio = 8, 3
   >>> examples_per_step(config)

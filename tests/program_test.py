@@ -48,7 +48,7 @@ FACTS = sources.Facts(
 def make_config(sizes=ONE, **fields):
   c = config_lib.default_config()
   c.model.depth, c.model.width, c.model.patch_size = DEPTH, WIDTH, 2
-  c.model.m_init = 'haar'
+  c.model.m_init, c.model.shift_ratio = 'haar', 1 / 8
   c.batch_size, c.duration = BATCH, f'{STEPS} steps'
   c.optimizer.warmup = '2 steps'
   # Linear in the gradient: Adam's sign-like first steps would lift a rounding

@@ -98,10 +98,10 @@ def test_parameters_are_born_in_their_shardings(tiny_config):
   harness = Harness(tiny_config, data=4, fsdp=2)
   # 2 layers over fsdp; data, which would not divide them, is left out.
   r = harness.state.params['blocks']['R']
-  assert {s.data.shape for s in r.addressable_shards} == {(1, 8, 16)}
+  assert {s.data.shape for s in r.addressable_shards} == {(1, 4, 16)}
   slow = optim.slow_params(harness.state.opt_state, harness.state.params)
   layers = {s.data.shape for s in slow['blocks']['R'].addressable_shards}
-  assert layers == {(1, 8, 16)}
+  assert layers == {(1, 4, 16)}
   # No device ever holds a whole stack: not even as a temporary of init.
   shapes = harness.init.lower(jax.random.key(0)).compile().memory_analysis()
   whole = sum(

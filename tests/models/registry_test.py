@@ -20,7 +20,7 @@ def build(**fields):
     ('depth', 5, 'depth', 5),
     ('width', 16, 'width', 16),
     ('patch_size', 4, 'patch_size', 4),
-    ('shift_ratio', 1 / 16, 'shift_ratio', 1 / 16),
+    ('shift_ratio', 1 / 8, 'shift_ratio', 1 / 8),
     ('beta', 0.25, 'beta', 0.25),
     ('padding', 'zero', 'padding', 'zero'),
     ('r_init', 'identity', 'r_init', 'identity'),

@@ -52,16 +52,18 @@ def test_rules_that_do_not_fit_are_refused(mesh, spec, problem):
     sharding_lib.tree_shardings(shapes(R=(3, 8, 8)), rules, mesh)
 
 
-def test_the_default_rules_split_what_is_kept_by_layers_and_used_by_rows(mesh):
+def test_the_default_rules_keep_layers_and_use_rows_and_columns(mesh):
   rules = config_lib.default_config().sharding
-  stacks = {'blocks': shapes(R=(8, 8, 8), bias=(8, 8))}
+  # Two rows of R, over no axis: two devices share rows, and two channels.
+  stacks = {'blocks': shapes(R=(8, 2, 8), M=(8, 8, 8), bias=(8, 8))}
   tree = {
     'compute': stacks,
     'params': stacks,
     'opt_state': [{'mu': {'blocks': shapes(R=(4, 8, 8))}}],
   }
   out = sharding_lib.tree_shardings(tree, rules, mesh)
-  assert out['compute']['blocks']['R'].spec == P(None, ('fsdp', 'tensor'), None)
+  assert out['compute']['blocks']['R'].spec == P(None, None, ('tensor', 'fsdp'))
+  assert out['compute']['blocks']['M'].spec == P(None, 'fsdp', 'tensor')
   layers = P(('data', 'fsdp', 'tensor'), None, None)
   assert out['params']['blocks']['R'].spec == layers
   assert out['params']['blocks']['bias'].spec == P()
@@ -73,15 +75,16 @@ def test_the_default_rules_split_what_is_kept_by_layers_and_used_by_rows(mesh):
 
 
 LAYERS = (('data', 'fsdp', 'tensor'), None, None)
-ROWS = (None, ('fsdp', 'tensor'), None)
+USED = {'R': (None, None, ('tensor', 'fsdp')), 'M': (None, 'fsdp', 'tensor')}
 
 
+@pytest.mark.parametrize('name', USED)
 @pytest.mark.parametrize('sizes', [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)])
-def test_moving_changes_places_without_gathering_all(sizes):
+def test_moving_changes_places_without_gathering_all(sizes, name):
   axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
   mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
   layers, rows = (
-    jax.sharding.NamedSharding(mesh, P(*spec)) for spec in (LAYERS, ROWS)
+    jax.sharding.NamedSharding(mesh, P(*spec)) for spec in (LAYERS, USED[name])
   )
   x = jnp.arange(8.0 * 16 * 16).reshape(8, 16, 16)
   for source, target in ((layers, rows), (rows, layers)):
