@@ -58,6 +58,18 @@ class Shape:
   dtype: Any
   shift_ratio: float = 1 / 8
 
+  def lipnext(self, **options) -> models.LipNeXt:
+    """The model of this size."""
+    return models.LipNeXt(
+      self.classes,
+      self.depth,
+      self.width,
+      self.patch,
+      self.shift_ratio,
+      dtype=self.dtype,
+      **options,
+    )
+
   @property
   def tokens(self) -> int:
     """Tokens of the whole batch."""
@@ -178,16 +190,7 @@ def make_batch(shape: Shape):
 
 def lipnext(shape: Shape, remat, unroll, precision, batch):
   """This package, as training composes it."""
-  model = models.LipNeXt(
-    shape.classes,
-    shape.depth,
-    shape.width,
-    shape.patch,
-    shape.shift_ratio,
-    dtype=shape.dtype,
-    remat=remat,
-    unroll=unroll,
-  )
+  model = shape.lipnext(remat=remat, unroll=unroll)
   tx = optim.lipnext_optimizer(
     1e-3, precision=PRECISIONS[precision], retraction_period=100
   )
@@ -202,14 +205,7 @@ def lipnext(shape: Shape, remat, unroll, precision, batch):
 
 def literal(shape: Shape, batch):
   """The paper as printed, R square."""
-  model = models.LipNeXt(
-    shape.classes,
-    shape.depth,
-    shape.width,
-    shape.patch,
-    shape.shift_ratio,
-    dtype=shape.dtype,
-  )
+  model = shape.lipnext()
 
   def logits_fn(params, images):
     images = images.astype(shape.dtype)
@@ -256,8 +252,7 @@ def _baseline(kind, shape: Shape, batch):
   Its neck sees all tokens of an image at once, and makes an eighth of LipNeXt's
   width of them.
   """
-  ours = models.LipNeXt(shape.classes, shape.depth, shape.width, shape.patch)
-  wanted = _count(ours, shape)
+  wanted = _count(shape.lipnext(), shape)
 
   def build(width):
     return kind(

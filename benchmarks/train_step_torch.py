@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from benchmarks import train_step_literal
-from lipnext_jax import models
 
 LEARNING_RATE, CLIP, PERIOD, ALPHA = 1e-3, 3.0, 6, 0.5
 B1, B2, EPS, DECAY = 0.9, 0.999, 1e-8, 0.004  # torch's NAdam.
@@ -29,9 +28,7 @@ class Candidate:
     self.torch = importlib.import_module('torch')
     begin = time.perf_counter()
     self.shape, self.epsilon, self.batch = shape, epsilon, batch
-    model = models.LipNeXt(
-      shape.classes, shape.depth, shape.width, shape.patch, shape.shift_ratio
-    )
+    model = shape.lipnext()
     images = np.zeros((1, shape.side, shape.side, shape.channels), np.float32)
     params = jax.jit(model.init)(jax.random.key(0), images)['params']
     params = train_step_literal.square(params)

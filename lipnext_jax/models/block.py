@@ -44,7 +44,7 @@ class BlockSpec:
 
 
 class Weights(NamedTuple):
-  """One block's parameters, float32, or something that goes with each."""
+  """One block's parameters (float32), or one value for each, like a layout."""
 
   r: Any  # Shape [k, c], orthonormal rows; None if k = 0.
   m: Any  # Shape [c, c], orthogonal.
@@ -110,15 +110,15 @@ def apply_block(
   pos = jnp.expand_dims(weights.pos, 0).astype(u.dtype)
   y = (devices.activate(spec, u).reshape(shape) + pos).reshape(u.shape)
 
-  if weights.r is None:
+  if weights.r is None:  # Nothing moves.
     v = products.product(spec.numerics, y, weights.m)
-    return devices.scatter(v) + layers.per_channel(weights.bias, u)
-  moved = devices.sum(products.product(spec.numerics, y, weights.r))  # R y
-  # All of these channels move, a quarter of them in each direction.
-  on_grid = moved.reshape(-1, *spec.grid, moved.shape[-1])
-  shifted = layers.spatial_shift(on_grid, 1 / 4, spec.padding)
-  d = checkpoint_name(shifted.reshape(moved.shape) - moved, 'difference')
-  v = products.mix(spec.numerics, y, d, weights.r, weights.m)
+  else:
+    moved = devices.sum(products.product(spec.numerics, y, weights.r))  # R y
+    # All of these channels move, a quarter of them in each direction.
+    on_grid = moved.reshape(-1, *spec.grid, moved.shape[-1])
+    shifted = layers.spatial_shift(on_grid, 1 / 4, spec.padding)
+    d = checkpoint_name(shifted.reshape(moved.shape) - moved, 'difference')
+    v = products.mix(spec.numerics, y, d, weights.r, weights.m)
   return devices.scatter(v) + layers.per_channel(weights.bias, u)
 
 
@@ -136,7 +136,7 @@ class Block(nn.Module):
   def __call__(self, u: jax.Array, _: None) -> tuple[jax.Array, None]:
     """[t, c] → [t, c]."""
     spec, c = self.spec, u.shape[-1]
-    k = 4 * layers.channel_count(spec.shift_ratio, c)
+    k = layers.moved_count(spec.shift_ratio, c)
 
     def matrix(name, rows, init):
       w = parametrizations.orthogonal_param(

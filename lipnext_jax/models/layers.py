@@ -22,6 +22,15 @@ def channel_count(ratio: float, channels: int) -> int:
   return math.floor(round(ratio * channels, 9))
 
 
+def moved_count(shift_ratio: float, channels: int) -> int:
+  """Returns k = 4⌊αC⌋, the number of channels that S moves.
+
+  >>> moved_count(1 / 16, 512)
+  128
+  """
+  return 4 * channel_count(shift_ratio, channels)
+
+
 def beta_abs(x: jax.Array, beta: float = 0.5) -> jax.Array:
   """Applies β-Abs: |x_i| for the first ⌊βC⌋ channels, x_i after (paper §3.3).
 

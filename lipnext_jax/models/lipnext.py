@@ -162,7 +162,7 @@ class LipNeXt(interface.CertifiedModel):
     if self.parametrization == 'none':
       return params
     p = parametrizations.PARAMETRIZATIONS[self.parametrization]
-    k = 4 * layers.channel_count(self.shift_ratio, self.width)
+    k = layers.moved_count(self.shift_ratio, self.width)
     maps = dict.fromkeys(('Q', 'M'), p.to_orthogonal)
     maps['R'] = lambda raw: p.to_orthogonal(raw)[..., :k, :]
     return parametrizations.map_raw(params, maps)

@@ -107,7 +107,9 @@ def _dot(numerics, x, y, axes, out_dtype):
     if axes != (0, 0):
       return contract(x, y)
     dims = (((1,), (0,)), ((), ()))
-    xt = lax.optimization_barrier(x.T)  # Else the transpose is merged again.
+    # A barrier, or the transpose is merged again. (`optim.products.transposed`
+    # pins the layout, which would gather tokens that are spread over devices.)
+    xt = lax.optimization_barrier(x.T)
     out = lax.dot_general(xt, y, dims, precision=numerics.precision)
     return out.astype(out_dtype)
 
