@@ -77,13 +77,15 @@ def _mix_fwd(numerics, y, d, r, m):
 def _mix_bwd(numerics, saved, g):
   y, d, r, m = saved
   r_narrow, m_narrow = r.astype(g.dtype), m.astype(g.dtype)
-  dz = _dot(numerics, g, m_narrow, (1, 0), y.dtype)
-  dd = _dot(numerics, dz.astype(g.dtype), r_narrow, (1, 1), d.dtype)
   b = _dot(numerics, g, d.astype(g.dtype), (0, 0), m.dtype)
   narrow = b.astype(g.dtype)
   dm = _dot(numerics, g, y.astype(g.dtype), (0, 0), m.dtype)
   dm += _dot(numerics, narrow, r_narrow, (1, 0), m.dtype)
   dr = _dot(numerics, narrow, m_narrow, (0, 0), r.dtype)
+  # y is not needed any more: its memory is free for dz.
+  dm, g = lax.optimization_barrier((dm, g))
+  dz = _dot(numerics, g, m_narrow, (1, 0), y.dtype)
+  dd = _dot(numerics, dz.astype(g.dtype), r_narrow, (1, 1), d.dtype)
   return dz, dd, dr, dm
 
 
