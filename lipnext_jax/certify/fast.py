@@ -30,7 +30,6 @@ from lipnext_jax.certify import norms
 from lipnext_jax.certify import radius
 from lipnext_jax.models import head
 from lipnext_jax.models import layers
-from lipnext_jax.optim import trees
 
 CLAIM = (
   'fast: float32 at the highest product precision; rounding is tested for '
@@ -79,35 +78,11 @@ def prove_constants(
   if not np.all((rows >= radius.SANE[0]) & (rows <= radius.SANE[1])):
     raise ValueError('prove_constants: head/kernel has rows of no usable norm.')
   factors = [max(1.0, f) for layer in bounds.values() for f in layer]
-  backbone = {name: p for name, p in params.items() if name != 'head'}
-  offset = math.prod(factors) * _sum_constants(backbone) + np.max(np.abs(bias))
+  offset = math.prod(factors) * bound.sum_constants(params)
+  offset += np.max(np.abs(bias))
   # Fewer than 2²⁰ roundings, all of positive numbers.
   offset = float(offset * (1 + 2.0**-30))
   return Constants(bound.bound_product(bounds), offset)
-
-
-def _sum_constants(backbone: Any) -> float:
-  """Σ ‖c‖ over all layers: biases [..., c] and positional terms [..., h, w, 1].
-
-  A bias is added to every token, p to every channel.
-  """
-  biases, positions = [], []
-  for path, leaf in jax.tree_util.tree_leaves_with_path(backbone):
-    kind = trees.path_name(path).rsplit('/', maxsplit=1)[-1]
-    if kind == 'bias':
-      biases.append(norms.to_float64(leaf))
-    elif kind == 'pos':
-      positions.append(norms.to_float64(leaf))
-  tokens = max((math.prod(p.shape[-3:]) for p in positions), default=1)
-  width = max((b.shape[-1] for b in biases), default=1)
-
-  def total(constants, size):
-    return np.sum(np.linalg.norm(constants.reshape(-1, size), axis=-1))
-
-  return float(
-    sum(total(b, b.shape[-1]) for b in biases) * tokens**0.5
-    + sum(total(p, math.prod(p.shape[-3:])) for p in positions) * width**0.5
-  )
 
 
 def margin_floor(

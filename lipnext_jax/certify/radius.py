@@ -38,9 +38,9 @@ def certified_radius(
     lipschitz: Λ, a scalar: an upper bound on the backbone's Lipschitz constant
       (`lipschitz_bound`).
     floor: [b] or a scalar, margins that may be rounding (`margin_floor`); at
-      least 64u of the largest logit. Without it, constants that one layer
-      adds and another takes away go unseen: enough for weights of your own
-      training. `fast_certifier` knows it.
+      least 64u of the largest logit. `fast_certifier` knows it. Without it,
+      radii below 0.004 may be rounding (`lipschitz_bound` refuses the
+      constants that would make that more).
 
   Returns:
     predictions [b] int32, radii [b] in [0, 1] pixel units, >= 0. The answer is
