@@ -322,5 +322,6 @@ def print_table(
     shown = decimals.up(error, 2)
     lines.append(f'  rounding of logits E    {shown} (bounded, subtracted)')
   else:
-    lines.append('  rounding of logits      float32, tested for (fast mode)')
+    note = 'float32, an estimate subtracted (fast mode)'
+    lines.append(f'  rounding of logits      {note}')
   print('\n'.join(lines), file=file or sys.stdout, flush=True)

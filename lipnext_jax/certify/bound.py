@@ -21,8 +21,7 @@ from lipnext_jax.models import parametrizations
 from lipnext_jax.optim import recipe
 from lipnext_jax.optim import trees
 
-
-# Σ‖c‖ that `lipschitz_bound` puts up with; trained models have less than 100.
+# Σ‖c‖ a token that `lipschitz_bound` puts up with: digits have less than 3.
 LARGEST_CONSTANTS = 2.0**10
 
 
@@ -126,21 +125,23 @@ def _grid(leaves: Any, name: str) -> tuple[int, int]:
   raise ValueError(f'lipschitz_bound: no stem/pos tells the grid of {name}.')
 
 
-def sum_constants(backbone: Any) -> float:
+def sum_constants(params: Any) -> tuple[float, int]:
   """Sums the norms of all constants that a backbone adds: Σ ‖c‖.
 
   A bias [..., c] is added to every token, a positional term [..., h, w, 1] to
   every channel.
 
   Args:
-    backbone: parameters whose leaves `bias` and `pos` are such constants;
-      the head's, if there, is left out.
+    params: leaves `bias` and `pos` are such constants, but for the head's.
+
+  Returns:
+    Σ ‖c‖, and the number of tokens.
 
   >>> sum_constants({'stem': {'bias': np.array([3.0, 4.0])}})
-  5.0
+  (5.0, 1)
   """
   biases, positions = [], []
-  for path, leaf in jax.tree_util.tree_leaves_with_path(backbone):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     name = trees.path_name(path)
     if name.removeprefix('params/').startswith('head/'):
       continue
@@ -155,10 +156,10 @@ def sum_constants(backbone: Any) -> float:
   def total(constants, size):
     return np.sum(np.linalg.norm(constants.reshape(-1, size), axis=-1))
 
-  return float(
-    sum(total(b, b.shape[-1] if b.ndim else 1) for b in biases) * tokens**0.5
-    + sum(total(p, math.prod(p.shape[-3:])) for p in positions) * width**0.5
-  )
+  norm = sum(total(b, b.shape[-1] if b.ndim else 1) for b in biases)
+  norm *= tokens**0.5
+  norm += width**0.5 * sum(total(p, math.prod(p.shape[-3:])) for p in positions)
+  return float(norm), tokens
 
 
 def lipschitz_bound(
@@ -176,10 +177,11 @@ def lipschitz_bound(
   stands. Proved for exact arithmetic on the stored numbers.
 
   One number cannot say what float32 makes of constants that one layer adds and
-  another takes away. So constants whose norms sum to more than 2¹⁰ (trained
-  models: less than 100) are refused here; below that, rounding moves a radius
-  that `certified_radius` finds from bare logits by about 64·2⁻²⁴·2¹⁰ = 0.004
-  at most. `fast_certifier` and `rigorous_certifier` take any constants.
+  another takes away. So constants whose norms sum to more than 2¹⁰ a token are
+  refused here; with fewer, rounding can be behind those radii of bare logits
+  alone (`certified_radius`) that are below 64·2⁻²⁴·2¹⁰ = 0.004 times the root
+  of the number of tokens. `fast_certifier` and `rigorous_certifier` take any
+  constants.
 
   Args:
     params: the model's explicit parameters (or `{'params': …}`), fetched to
@@ -200,12 +202,13 @@ def lipschitz_bound(
   >>> 1.001 <= lipschitz_bound(params) < 1.0011
   True
   """
-  constants = sum_constants(params)
+  total, tokens = sum_constants(params)
+  constants = total / tokens**0.5
   if not constants <= LARGEST_CONSTANTS:
     raise ValueError(
       f'lipschitz_bound: biases and positional terms of norm {constants:.3g} '
-      f'in all, more than {LARGEST_CONSTANTS:g}, can hide any change in '
-      "float32's rounding; certify with rigorous_certifier or fast_certifier."
+      f'a token, more than {LARGEST_CONSTANTS:g}, can hide changes in the '
+      'rounding of float32; certify with rigorous_certifier or fast_certifier.'
     )
   return bound_product(lipschitz_bounds(params, label_fn, factor_fn))
 

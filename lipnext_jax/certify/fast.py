@@ -1,17 +1,19 @@
-"""Certificates in float32: Λ is proved, rounding is tested for.
+"""Certificates in float32: Λ is proved, rounding is estimated and subtracted.
 
 The proof behind a radius (`radius`) is about exact logits. Float32's are off by
 some multiple of 2⁻²⁴ times the numbers they came from, and of those Λ says
 nothing: constants that one layer adds and another one takes away again can be
-as large as whoever made the weights wants them. So a margin counts only if
+as large as whoever made the weights wants them. So a margin f_p − f_j is
+lowered by
 
-    f_p − f_j > 64·2⁻²⁴ (B + max|b|),    B >= ‖a‖ for the features a of x
+    64·2⁻²⁴ (B + max|b|),    B >= ‖a‖ for the features a of x
 
 with B = Λ‖x − 1/2‖ + Λ₊ Σ ‖c‖ over all constants c that the backbone adds, and
 Λ₊ the product of its factors, none counted below 1. No feature on the way, nor
-what later layers make of its rounding, is larger. That is a test, which trained
-models pass and constants made to fool float32 fail, and no proof; nor does it
-cover the last digits of a radius. `rigorous` does both: docs/certificates.md.
+what later layers make of its rounding, is larger. That is far more than float32
+rounds by, and takes next to nothing from trained models and everything from
+constants made to fool it; but it is no proof. `rigorous` is one:
+docs/certificates.md.
 """
 
 from collections.abc import Callable
@@ -32,8 +34,8 @@ from lipnext_jax.models import head
 from lipnext_jax.models import layers
 
 CLAIM = (
-  'fast: float32 at the highest product precision; rounding is tested for '
-  '(margins above 64 units of it), not proved'
+  'fast: float32 at the highest product precision; 64 units of rounding are '
+  'subtracted from every margin, an estimate and no proof'
 )
 
 
@@ -78,7 +80,7 @@ def prove_constants(
   if not np.all((rows >= radius.SANE[0]) & (rows <= radius.SANE[1])):
     raise ValueError('prove_constants: head/kernel has rows of no usable norm.')
   factors = [max(1.0, f) for layer in bounds.values() for f in layer]
-  offset = math.prod(factors) * bound.sum_constants(params)
+  offset = math.prod(factors) * bound.sum_constants(params)[0]
   offset += np.max(np.abs(bias))
   # Fewer than 2²⁰ roundings, all of positive numbers.
   offset = float(offset * (1 + 2.0**-30))
@@ -88,7 +90,7 @@ def prove_constants(
 def margin_floor(
   images: jax.typing.ArrayLike, constants: Constants
 ) -> jax.Array:
-  """Margins up to which a float32 pass may answer anything: [b].
+  """Estimates, from above, what of a margin may be float32's rounding: [b].
 
   Args:
     images: [b, H, W, ch] in [0, 1].

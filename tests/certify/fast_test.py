@@ -104,14 +104,15 @@ def test_bare_logits_get_no_bound_or_no_radius_where_constants_hide(case):
 
 
 def test_bare_radii_above_what_is_said_hold_at_the_largest_constants():
-  params = make(stem=40.0, pos=20.0)
-  assert 900 < bound.sum_constants(params) < bound.LARGEST_CONSTANTS
+  params = make(stem=80.0, pos=40.0)
+  total, tokens = bound.sum_constants(params)
+  assert 900 < total / tokens**0.5 < bound.LARGEST_CONSTANTS
   kernel = models.head_kernel({'params': params})
   lipschitz = certify.lipschitz_bound(params)
   predictions, radii = certify.certified_radius(
     LOGITS(params, IMAGES), kernel, lipschitz
   )
-  said = np.where(radii > 0.004, radii, 0)
+  said = np.where(radii > 0.004 * tokens**0.5, radii, 0)
   assert np.count_nonzero(said) > 16
   assert count_broken(params, predictions, said[:, None]) == 0
 
