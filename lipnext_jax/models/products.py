@@ -38,8 +38,10 @@ def _product_fwd(numerics, x, w):
 
 def _product_bwd(numerics, saved, g):
   x, w = saved
-  dx = _dot(numerics, g, w.astype(g.dtype), (1, 0), x.dtype)
-  return dx, _dot(numerics, g, x.astype(g.dtype), (0, 0), w.dtype)
+  dw = _dot(numerics, g, x.astype(g.dtype), (0, 0), w.dtype)
+  # dw before dx: x is not needed any more then, and dx can have its memory.
+  dw, w = lax.optimization_barrier((dw, w.astype(g.dtype)))
+  return _dot(numerics, g, w, (1, 0), x.dtype), dw
 
 
 product.defvjp(_product_fwd, _product_bwd)
@@ -77,15 +79,13 @@ def _mix_fwd(numerics, y, d, r, m):
 def _mix_bwd(numerics, saved, g):
   y, d, r, m = saved
   r_narrow, m_narrow = r.astype(g.dtype), m.astype(g.dtype)
+  dz = _dot(numerics, g, m_narrow, (1, 0), y.dtype)
+  dd = _dot(numerics, dz.astype(g.dtype), r_narrow, (1, 1), d.dtype)
   b = _dot(numerics, g, d.astype(g.dtype), (0, 0), m.dtype)
   narrow = b.astype(g.dtype)
   dm = _dot(numerics, g, y.astype(g.dtype), (0, 0), m.dtype)
   dm += _dot(numerics, narrow, r_narrow, (1, 0), m.dtype)
   dr = _dot(numerics, narrow, m_narrow, (0, 0), r.dtype)
-  # y is not needed any more: its memory is free for dz.
-  dm, g = lax.optimization_barrier((dm, g))
-  dz = _dot(numerics, g, m_narrow, (1, 0), y.dtype)
-  dd = _dot(numerics, dz.astype(g.dtype), r_narrow, (1, 1), d.dtype)
   return dz, dd, dr, dm
 
 
