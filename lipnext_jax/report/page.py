@@ -56,6 +56,7 @@ def build_page(run: workdir_lib.Run) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
+  """Compiles the template once; whatever it prints is escaped."""
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('lipnext_jax.report', '.'),
     autoescape=True,
@@ -216,7 +217,7 @@ def _adversarial(run: workdir_lib.Run) -> list[dict[str, Any]]:
     original = arrays['original'][k].astype(np.float64)
     difference = arrays['adversarial'][k] - original
     distance = float(np.linalg.norm(difference))
-    factor = max(1, 0.5 // max(float(np.max(np.abs(difference))), 1e-9))
+    largest = float(np.max(np.abs(difference), initial=0.0))
     shown.append(
       {
         'id': int(name),
@@ -227,8 +228,8 @@ def _adversarial(run: workdir_lib.Run) -> list[dict[str, Any]]:
         'ratio': distance / own if own > 0 else math.inf,
         'original': original,
         'adversarial': arrays['adversarial'][k],
-        'factor': factor,
-        'difference': 0.5 + factor * difference,  # Around mid grey.
+        'difference': difference,
+        'factor': max(1, int(0.5 / largest)) if largest > 1e-9 else 1,
       }
     )
   return sorted(shown, key=lambda one: one['ratio'])

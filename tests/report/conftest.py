@@ -17,14 +17,12 @@ CONFIG = types.SimpleNamespace(
 FIELDS = {'dataset.name': 'rings', 'loss.epsilon': 0.25, 'seed': 0}
 START = {
   'command': ['main.py', '--workdir=x'],
-  'commit': 'c' * 40,
   'uncommitted_changes': True,
-  'packages': {'jax': '0.10.2'},
   'devices': {'kind': 'cpu', 'count': 1},
 }
 
 
-def _make(workdir, *, classes=10, per_class=12, depth=8, attack=True, broken=0):
+def _make(workdir, *, classes=10, per_class=12, depth=8, attack=True):
   workdir.mkdir(parents=True)
   rng, n = np.random.default_rng(0), classes * per_class
   labels = np.arange(n) % classes
@@ -52,13 +50,13 @@ def _make(workdir, *, classes=10, per_class=12, depth=8, attack=True, broken=0):
   (workdir / 'config.json').write_text(json.dumps(FIELDS))
   (workdir / 'run.json').write_text(json.dumps([START]))
   if attack:
-    _attack(workdir, rng, result, images, broken)
+    _attack(workdir, rng, result, images)
   source = sources.ArraySource(images, labels)
   report.write(str(workdir), CONFIG, 40, result, source)
   return workdir
 
 
-def _attack(workdir, rng, result, images, broken):
+def _attack(workdir, rng, result, images):
   n, radii = len(images), result.radii
   noise = rng.normal(size=images[:4].shape)
   noise /= np.linalg.norm(noise.reshape(4, -1), axis=1)[:, None, None, None]
@@ -79,8 +77,7 @@ def _attack(workdir, rng, result, images, broken):
     'split': 'test',
     'examples': n,
     'runs': 12345,
-    'broken': broken,
-    'broken_ids': list(range(broken)),
+    'broken': 0,
     'epsilons': {'0.25': {'cra': 31.0, 'robust': 32.5, 'gap': 1.5}},
     'attacks': {'pgd': {'runs': 10000, 'successes': 900}},
     'lipschitz_lower_bound': 0.9871,

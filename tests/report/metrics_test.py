@@ -1,5 +1,3 @@
-import json
-
 from tensorboardX.proto import event_pb2
 
 from lipnext_jax.report import metrics
@@ -14,10 +12,6 @@ SCALARS = {
 }
 
 
-def read_lines(path):
-  return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_a_resumed_run_drops_lines_beyond_its_checkpoint(tmp_path):
   writer = metrics.MetricWriter(str(tmp_path))
   for step in (1, 2, 3):
@@ -28,9 +22,9 @@ def test_a_resumed_run_drops_lines_beyond_its_checkpoint(tmp_path):
   writer = metrics.MetricWriter(str(tmp_path), start_step=2)
   writer.write(3, {'train/loss': 30.0})
   writer.close()
-  lines = read_lines(tmp_path / 'metrics.jsonl')
-  assert [line['step'] for line in lines] == [1, 2, 3]
-  assert lines[-1]['train/loss'] == 30.0
+  _, lines = zip(*metrics.read_metrics(tmp_path / 'metrics.jsonl'), strict=True)
+  expected = [(1, 1.0), (2, 2.0), (3, 30.0)]
+  assert [(line['step'], line['train/loss']) for line in lines] == expected
 
 
 def test_event_files_hold_the_scalars(tmp_path):
