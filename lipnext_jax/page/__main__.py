@@ -6,8 +6,8 @@ python -m lipnext_jax.page --workdir=DIR
 from collections.abc import Sequence
 import sys
 
-from lipnext_jax import command
 from lipnext_jax import page
+from lipnext_jax.runtime import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lipnext_jax import diagnosis
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax.models import head
+from lipnext_jax.runtime import diagnosis
 
 HUGE = 3e38  # Twice this is above float32.
 LABELS = jnp.arange(2)

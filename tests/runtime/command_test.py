@@ -1,7 +1,7 @@
 import pytest
 
-from lipnext_jax import command
 from lipnext_jax import errors
+from lipnext_jax.runtime import command
 
 
 def test_a_mistake_is_raised_in_one_line():

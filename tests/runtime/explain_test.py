@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from lipnext_jax import errors
-from lipnext_jax import explain
+from lipnext_jax.runtime import explain
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EACCES])

@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from lipnext_jax import health as health_lib
+from lipnext_jax.runtime import health as health_lib
 
 FACTOR = 3.0
 
