@@ -1,7 +1,6 @@
-"""The config of a workdir: written, compared, read back, hashed."""
+"""The config of a workdir: written, read back, compared, hashed."""
 
 from collections.abc import Mapping
-import json
 import os
 from typing import Any
 
@@ -15,6 +14,7 @@ from lipnext_jax import validation
 from lipnext_jax.checkpoint import manifest
 
 CONFIG_FILE = 'config.json'
+_REMEDY = 'name the directory of a training run'
 
 
 def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
@@ -36,16 +36,15 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
     )
   if not os.path.exists(os.path.join(workdir, CONFIG_FILE)):
     return
-  stored = _read_fields(workdir, 'choose another directory')
-  own, defaults = _plain(config), _plain(config_lib.default_config())
-  for name, value in own.items():
-    # The run did not know a field that is newer: it had the default.
-    before = stored.get(name, defaults[name])
-    if before != value:
+  # A field that is newer than the run had its default.
+  stored = config_lib.identity(read_config(workdir))
+  for name, value in config_lib.identity(config).items():
+    if stored[name] != value:
       raise errors.ConfigError(
         name,
         value,
-        f'differs from {before!r}, with which the run in {workdir} was made',
+        f'differs from {stored[name]!r}, with which the run in {workdir} was '
+        'made',
         'choose another --workdir or that value',
       )
 
@@ -56,15 +55,11 @@ def hash_config(config: ml_collections.ConfigDict) -> str:
   Fields at their defaults are left out, so that adding a field to the config
   leaves the hashes of older runs as they are.
   """
-  own, defaults = _plain(config), _plain(config_lib.default_config())
+  defaults = config_lib.identity(config_lib.default_config())
+  own = config_lib.identity(config)
   return manifest.hash_fields(
     {name: value for name, value in own.items() if value != defaults[name]}
   )
-
-
-def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns the identity as JSON gives it back: tuples become lists."""
-  return json.loads(json.dumps(config_lib.identity(config)))
 
 
 def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
@@ -91,13 +86,12 @@ def read_config(
     ConfigError: no config.json, one that is not understood, an override of a
       field that decided what was trained, or a config that is refused.
   """
-  remedy = 'name the directory of a training run'
-  fields = _read_fields(workdir, remedy)
+  fields = _read_fields(workdir)
   config = config_lib.default_config()
   defaults = config_lib.build_field_list(config)
-  free = defaults.keys() - config_lib.identity(config)
+  fixed = config_lib.identity(config)
   for name, value in (overrides or {}).items():
-    if name not in free:
+    if name in fixed:
       raise errors.ConfigError(
         name,
         value,
@@ -121,14 +115,13 @@ def read_config(
         value,
         f'in {os.path.join(workdir, CONFIG_FILE)} is no '
         f'{type(defaults[name]).__name__}',
-        remedy,
+        _REMEDY,
       ) from None
   validation.validate(config)
   return config
 
 
-def _read_fields(workdir: str, remedy: str) -> dict[str, Any]:
-  """Reads config.json, or raises a ConfigError that ends in `remedy`."""
+def _read_fields(workdir: str) -> dict[str, Any]:
   try:
     fields = files.read_json(os.path.join(workdir, CONFIG_FILE))
     if isinstance(fields, dict):
@@ -138,7 +131,7 @@ def _read_fields(workdir: str, remedy: str) -> dict[str, Any]:
     problem = f'holds no {CONFIG_FILE}'
   except (OSError, ValueError) as error:
     problem = f'has an unreadable {CONFIG_FILE} ({error})'
-  raise errors.ConfigError('--workdir', workdir, problem, remedy)
+  raise errors.ConfigError('--workdir', workdir, problem, _REMEDY)
 
 
 def _tuples(value: Any) -> Any:

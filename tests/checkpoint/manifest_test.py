@@ -4,40 +4,26 @@
 """
 
 import json
-import pathlib
-import shutil
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lipnext_jax import checkpoint
 from lipnext_jax import errors
 from lipnext_jax.checkpoint import manifest
 
 
-@pytest.fixture(scope='module')
-def saved(tmp_path_factory):
-  """A checkpoint that Orbax wrote, with its manifest."""
-  folder = tmp_path_factory.mktemp('saved')
-  checkpointer = checkpoint.Checkpointer(str(folder), config_hash='h')
-  noise = np.random.default_rng(0).normal(size=(256, 256))  # Hard to compress.
-  checkpointer.save(7, {'w': jnp.asarray(noise, jnp.float32)}, 50.0)
-  checkpointer.close()
-  return folder / 'checkpoints' / '7'
-
-
 @pytest.fixture
-def directory(saved, tmp_path):
-  """A copy of it, elsewhere."""
-  return pathlib.Path(shutil.copytree(saved, tmp_path / '7'))
+def directory(workdir):
+  """A checkpoint that Orbax wrote, with its manifest."""
+  return workdir / 'checkpoints' / '8'
 
 
 def test_a_whole_directory_has_no_damage(directory):
   assert manifest.find_damage(str(directory)) is None
   found = manifest.read(str(directory))
-  assert found['step'] == 7
-  assert found['arrays'] == {'w': [[256, 256], 'float32']}
+  assert found['step'] == 8
+  arrays = {'w': [[256, 256], 'float32'], 'step': [[], 'int32']}
+  assert found['arrays'] == arrays
   assert found['config_hash'] == 'h'
 
 
@@ -89,7 +75,7 @@ def test_large_files_may_be_left_out(directory):
 def test_a_changed_manifest_does_not_verify(directory):
   path = directory / 'manifest.json'
   fields = json.loads(path.read_text())
-  path.write_text(json.dumps({**fields, 'step': 8}))
+  path.write_text(json.dumps({**fields, 'step': 9}))
   assert 'checksum' in manifest.find_damage(str(directory))
   for text in ('', '[]', '{}', '{"own": 1', 'null', '"x"'):
     path.write_text(text)

@@ -14,26 +14,25 @@ def test_a_mistake_is_raised_in_one_line():
     assert len(str(info.value).splitlines()) == 1
 
 
-def test_a_user_error_becomes_a_line_and_its_exit_code(capsys):
+@pytest.mark.parametrize(
+  ('error', 'code', 'line'),
+  [
+    (errors.CheckpointError('the disk is full'), 4, 'the disk is full'),
+    (KeyboardInterrupt(), 130, 'stopped by SIGINT; what was saved is intact'),
+    (OSError(28, 'No space left', 'x.json'), 7, 'x.json: No space left; '),
+  ],
+)
+def test_a_known_error_becomes_a_line_and_its_exit_code(
+  capsys, error, code, line
+):
   def main():
-    raise errors.CheckpointError('the disk is full')
+    raise error
 
-  assert command.run(main) == errors.CheckpointError.exit_code
-  assert capsys.readouterr().err == 'error: the disk is full\n'
-  assert command.run(lambda: 7) == 7
+  assert command.run(main) == code
+  assert capsys.readouterr().err.startswith(f'error: {line}')
 
 
-def test_what_is_no_user_error_is_a_traceback():
-  def main():
-    raise KeyError('a fault of the program')
-
+def test_a_fault_of_the_program_is_a_traceback():
   with pytest.raises(KeyError):
-    command.run(main)
-
-
-def test_a_key_that_is_pressed_is_a_line(capsys):
-  def pressed():
-    raise KeyboardInterrupt
-
-  assert command.run(pressed) == 130
-  assert 'stopped by SIGINT' in capsys.readouterr().err
+    command.run(lambda: {}['x'])
+  assert command.run(lambda: 7) == 7
