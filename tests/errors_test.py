@@ -38,9 +38,3 @@ def test_the_exit_codes_are_those_of_the_readme():
     'OutOfMemoryError': 8,
     'LostProcessError': 9,
   }
-
-
-def test_a_run_that_diverged_says_what_is_left():
-  assert 'checkpoint of step 5 is intact' in str(
-    errors.NonFiniteError(7, 'the loss is NaN', 5)
-  )

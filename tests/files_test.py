@@ -46,13 +46,6 @@ def test_no_link_is_followed_out_of_a_folder(tmp_path):
   assert precious.read_text() == 'precious'
 
 
-def test_lines_are_added(tmp_path):
-  for line in ('a', 'b'):
-    with files.append(str(tmp_path / 'log')) as file:
-      file.write(line)
-  assert (tmp_path / 'log').read_text() == 'ab'
-
-
 def test_only_json_in_regular_files_of_some_size_is_read(tmp_path, monkeypatch):
   os.mkfifo(tmp_path / 'pipe')
   (tmp_path / 'zero').symlink_to('/dev/zero')

@@ -140,8 +140,9 @@ def find_damage(directory: str, largest: int | None = None) -> str | None:
 def _walk(directory: str) -> Iterator[str]:
   """Yields the names of all files below a directory, relative to it."""
   for folder, _, names in os.walk(directory):
-    for name in names:
-      yield os.path.relpath(os.path.join(folder, name), directory)
+    for path in (os.path.join(folder, name) for name in names):
+      if os.path.isfile(path):  # A pipe or a device would be read for ever.
+        yield os.path.relpath(path, directory)
 
 
 def _measure_all(directory: str, names: list[str]) -> list[tuple[int, str]]:

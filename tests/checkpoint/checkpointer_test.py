@@ -2,14 +2,12 @@ import os
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
 from lipnext_jax import checkpoint
 from lipnext_jax import errors
 from lipnext_jax.checkpoint import manifest
-from lipnext_jax.parallel import mesh as mesh_lib
 
 
 @pytest.fixture
@@ -55,18 +53,17 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path):
 
 
 def test_restoring_lays_out_on_another_mesh(tmp_path):
-  def sharded(data, fsdp, spec):
-    mesh = mesh_lib.make_mesh(
-      ml_collections.ConfigDict({'data': data, 'fsdp': fsdp})
+  rows, columns = (
+    jax.sharding.NamedSharding(jax.make_mesh(shape, ('a', 'b')), spec)
+    for shape, spec in (
+      ((1, 8), jax.sharding.PartitionSpec('b')),
+      ((4, 2), jax.sharding.PartitionSpec(None, 'b')),
     )
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-
+  )
   values = np.arange(64.0, dtype=np.float32).reshape(8, 8)
   checkpointer = checkpoint.Checkpointer(str(tmp_path))
-  rows = sharded(1, 8, ('fsdp',))
   checkpointer.save(1, {'w': jax.device_put(values, rows)})
   checkpointer.close()
-  columns = sharded(4, 2, (None, 'fsdp'))
   target = {'w': jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=columns)}
   restored = checkpointer.restore(1, target)
   assert restored['w'].sharding == columns

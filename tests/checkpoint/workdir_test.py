@@ -27,30 +27,23 @@ def test_a_workdir_of_the_same_config_is_accepted(tmp_path, tiny_config):
   checkpoint.check_workdir(str(workdir), tiny_config)
 
 
-def test_a_field_that_is_newer_than_the_run_had_its_default(
-  tmp_path, tiny_config
-):
+def test_a_workdir_of_another_config_is_refused(tmp_path, tiny_config):
   checkpoint.write_config(str(tmp_path), tiny_config)
-  change(tmp_path, **{'augment.flip': None})
+  change(tmp_path, **{'augment.flip': None})  # Newer than the run: its default.
   checkpoint.check_workdir(str(tmp_path), tiny_config)
-  tiny_config.augment.flip = True
-  with pytest.raises(errors.ConfigError, match='differs from False'):
-    checkpoint.check_workdir(str(tmp_path), tiny_config)
-
-
-@pytest.mark.parametrize(
-  ('field', 'value'),
-  [('model.width', 32), ('seed', 1), ('duration', '9 steps')],
-)
-def test_a_workdir_of_another_config_is_refused(
-  tmp_path, tiny_config, field, value
-):
-  checkpoint.write_config(str(tmp_path), tiny_config)
   before = (tmp_path / 'config.json').read_bytes()
-  tiny_config.update_from_flattened_dict({field: value})
-  with pytest.raises(errors.ConfigError, match='differs from') as info:
-    checkpoint.check_workdir(str(tmp_path), tiny_config)
-  assert info.value.field == field
+  for field, value, stored in (
+    ('model.width', 32, '16'),
+    ('seed', 1, '0'),
+    ('duration', '9 steps', "'4 steps'"),
+    ('augment.flip', True, 'False'),
+  ):
+    other = tiny_config.copy_and_resolve_references()
+    other.update_from_flattened_dict({field: value})
+    problem = f'={value!r} differs from {stored}, with'
+    with pytest.raises(errors.ConfigError, match=problem) as info:
+      checkpoint.check_workdir(str(tmp_path), other)
+    assert info.value.field == field
   assert (tmp_path / 'config.json').read_bytes() == before
 
 

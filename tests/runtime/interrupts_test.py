@@ -39,9 +39,3 @@ print('never')
   )
   assert done.returncode == 143
   assert done.stdout.split() == [str(int(signal.SIGINT))]
-
-
-def test_the_exit_code_is_the_shells():
-  error = interrupts.StoppedError(signal.SIGINT, 7)
-  assert error.exit_code == 130
-  assert str(error).startswith('stopped by SIGINT; step 7 is saved')
