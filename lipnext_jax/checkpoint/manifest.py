@@ -205,7 +205,7 @@ def check_matches(
 def _is_whole_r(name: str, there: list[int], here: list[int]) -> bool:
   """Whether R [l, c, c] is stored where its first rows [l, k, c] are used."""
   whole = [*here[:-2], here[-1], here[-1]]
-  return name.endswith('/R') and there == whole != here
+  return name.endswith('/R') and there == whole
 
 
 def _describe(name: str, array: list[Any] | None) -> str:

@@ -42,7 +42,7 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path):
   """Saving is asynchronous: what later steps write must not leak into it."""
   advance = jax.jit(lambda x: x + 1, donate_argnums=0)
   checkpointer = checkpoint.Checkpointer(str(tmp_path))
-  state = jnp.zeros((256, 256))
+  state = jnp.zeros((2048, 2048))
   for step in range(4):
     checkpointer.save(step, {'w': state})
     for _ in range(5):
@@ -97,7 +97,7 @@ def test_a_save_that_fails_is_one_line(tmp_path, make_state, monkeypatch):
 @pytest.mark.parametrize(
   ('broken', 'newest'),
   [
-    ([(64, '_METADATA')], 32),
+    ([(64, 'd/*')], 32),  # An array.
     ([(64, 'metrics')], 32),
     ([(32, 'metrics')], 64),  # Orbax reads the metrics of all of them.
     ([(64, 'manifest.json'), (32, '_sharding')], 8),
@@ -115,7 +115,7 @@ def test_damaged_ones_are_set_aside_and_the_one_before_is_used(
   assert set(os.listdir(workdir / 'damaged')) == {'64-0', *aside}
   for step, name in broken:
     assert f'checkpoint {step} is damaged (' in said
-    assert name in said
+    assert name.rstrip('*') in said
 
 
 def test_damaged_ones_stay_on_their_own_file_system(

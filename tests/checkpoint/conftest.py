@@ -43,11 +43,11 @@ def workdir(saved, tmp_path):
 
 @pytest.fixture(scope='session')
 def flip():
-  """A function that flips a bit of the file of a checkpoint with that name."""
+  """A function that flips a bit of a checkpoint's largest file, or of one."""
 
-  def flip_bit(workdir, step, name='manifest.json'):
+  def flip_bit(workdir, step, name='*'):
     found = (workdir / 'checkpoints' / str(step)).rglob(name)
-    (path,) = (path for path in found if path.is_file())
+    path = max(found, key=lambda path: path.is_file() * path.stat().st_size)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))

@@ -54,10 +54,10 @@ def test_a_damaged_one_is_not_used_and_stays_where_it_is(
 def test_where_nothing_can_be_used_the_reader_says_so(workdir, flip, tmp_path):
   reader = checkpoint.CheckpointReader(str(workdir))
   for step in (8, 32):
-    flip(workdir, step)
+    flip(workdir, step, 'manifest.json')
   with pytest.raises(errors.ConfigError, match=r'to evaluate \(best\)'):
     reader.choose('best')  # 64 is whole, but was never monitored.
-  flip(workdir, 64)
+  flip(workdir, 64, 'manifest.json')
   nothing = checkpoint.CheckpointReader(str(tmp_path / 'new'))
   for which in ('last', 'best'):
     with pytest.raises(

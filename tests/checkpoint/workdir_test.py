@@ -3,7 +3,9 @@ import json
 import pytest
 
 from lipnext_jax import checkpoint
+from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax.checkpoint import manifest
 
 
 def change(workdir, **fields):
@@ -69,6 +71,9 @@ def test_the_hash_of_a_config_is_of_what_decides_the_states(tiny_config):
   assert checkpoint.hash_config(tiny_config) == own
   tiny_config.model.beta = 0.25
   assert checkpoint.hash_config(tiny_config) != own
+  # Fields at their defaults do not count: new ones leave old hashes alone.
+  default = config_lib.default_config()
+  assert checkpoint.hash_config(default) == manifest.hash_fields({})
 
 
 def test_a_config_comes_back_with_what_did_not_decide_the_training(
