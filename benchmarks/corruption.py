@@ -22,8 +22,8 @@ import numpy as np
 from lipnext_jax import checkpoint
 from lipnext_jax import config as config_lib
 from lipnext_jax import report
-from lipnext_jax import restore
 from lipnext_jax import train
+from lipnext_jax.checkpoint import restore
 from lipnext_jax.models import registry
 
 _BLOCK = 512  # Bytes; of a disk.
@@ -70,7 +70,7 @@ def damage(path, rng):
 
 def make_abstract(workdir):
   """Shapes and dtypes of what the run in `workdir` saves."""
-  config = restore.read_config(workdir)
+  config = checkpoint.read_config(workdir)
   facts = report.read_data_facts(workdir)
   model = registry.build_model(config.model, facts['num_classes'])
   return restore.abstract_state(config, model, facts)
@@ -80,7 +80,7 @@ def resume(workdir, abstract):
   """(step, arrays) that a resumed run would start from."""
   checkpointer = checkpoint.Checkpointer(workdir)
   try:
-    step = checkpointer.choose()
+    step = checkpointer.find_newest()
     assert step is not None  # There is one.
     return step, jax.tree.leaves(checkpointer.restore(step, abstract))
   finally:

@@ -21,10 +21,10 @@ import numpy as np
 
 from lipnext_jax import certify
 from lipnext_jax import models
-from lipnext_jax import restore
 from lipnext_jax.attacks import floating
 from lipnext_jax.attacks import ledger as ledger_lib
 from lipnext_jax.attacks import target as target_lib
+from lipnext_jax.checkpoint import restore
 from lipnext_jax.data import sources
 
 

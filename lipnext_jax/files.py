@@ -12,6 +12,9 @@ from typing import TextIO
 
 import numpy as np
 
+# Bytes. A manifest of a million files has less.
+MAX_JSON = 1 << 28
+
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
@@ -30,19 +33,41 @@ def naming(path: str) -> Iterator[None]:
     raise
 
 
-# Bytes. A manifest of a million files has less.
-MAX_JSON = 1 << 28
+@contextlib.contextmanager
+def _replacing(path: str) -> Iterator[BinaryIO]:
+  """Yields a new file that takes the place of `path` when it is complete.
 
-
-def _create(path: str) -> BinaryIO:
-  """A new file, whatever had its name: no link is followed out of a folder."""
+  No kill and no power cut leaves half of it; no link is followed.
+  """
+  temporary = f'{path}.tmp'
   with contextlib.suppress(FileNotFoundError):
-    os.unlink(path)
-  return open(path, 'xb')
+    os.unlink(temporary)
+  with naming(path), open(temporary, 'xb') as file:
+    yield file
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def write_text(path: str, text: str) -> None:
+  """Replaces a file by one that holds `text`."""
+  with _replacing(path) as file:
+    file.write(text.encode())
+
+
+def write_json(path: str, value: Any) -> None:
+  """Replaces a file by one that holds `value` as indented JSON."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
+  """Replaces a file by a compressed `.npz` of named arrays."""
+  with _replacing(path) as file:
+    np.savez_compressed(file, **arrays)
 
 
 def append(path: str) -> TextIO:
-  """Opens a file to read and to add lines; not through a link.
+  """Opens a file to read and to add lines.
 
   Raises:
     OSError: it cannot be opened, or is a link.
@@ -54,26 +79,8 @@ def append(path: str) -> TextIO:
   return open(path, 'a+', encoding='utf-8', opener=opener)
 
 
-def write_text(path: str, text: str) -> None:
-  """Replaces a file as a whole: no kill and no power cut leaves half of it."""
-  temporary = f'{path}.tmp'
-  with naming(path), _create(temporary) as file:
-    file.write(text.encode())
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-
-
-def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
-  """Named arrays as a compressed `.npz`, as a whole."""
-  temporary = f'{path}.tmp'
-  with naming(path), _create(temporary) as file:
-    np.savez_compressed(file, **arrays)
-  os.replace(temporary, path)
-
-
 def read_json(path: str) -> Any:
-  """What a JSON file holds, whoever wrote it.
+  """Reads a JSON file, whoever wrote it.
 
   Raises:
     OSError: it cannot be read.
@@ -88,8 +95,3 @@ def read_json(path: str) -> Any:
       return json.load(file)
     except RecursionError:
       raise ValueError('it nests too deeply') from None
-
-
-def write_json(path: str, value: Any) -> None:
-  """`value` as indented JSON, as a whole."""
-  write_text(path, json.dumps(value, indent=2) + '\n')

@@ -17,11 +17,11 @@ from absl import logging
 from ml_collections import config_flags
 
 from lipnext_jax import errors
-from lipnext_jax import explain
 from lipnext_jax import train
 from lipnext_jax import validation
 from lipnext_jax.aot import compile as compile_lib
 from lipnext_jax.parallel import distributed
+from lipnext_jax.runtime import explain
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',

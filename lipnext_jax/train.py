@@ -13,24 +13,23 @@ import ml_collections
 
 from lipnext_jax import certify
 from lipnext_jax import checkpoint
-from lipnext_jax import checkpoint_reader
-from lipnext_jax import diagnosis
 from lipnext_jax import errors
 from lipnext_jax import evaluate
-from lipnext_jax import health as health_lib
-from lipnext_jax import interrupts as interrupts_lib
-from lipnext_jax import lock as lock_lib
 from lipnext_jax import optim
 from lipnext_jax import program as program_lib
 from lipnext_jax import report
 from lipnext_jax import train_step as step_lib
 from lipnext_jax import validation
 from lipnext_jax.certify import rigorous
+from lipnext_jax.checkpoint import lock as lock_lib
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
 from lipnext_jax.models import layers
 from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
+from lipnext_jax.runtime import diagnosis
+from lipnext_jax.runtime import health as health_lib
+from lipnext_jax.runtime import interrupts as interrupts_lib
 
 
 def train_and_evaluate(
@@ -104,11 +103,9 @@ def train_and_evaluate(
     holder = distributed.on_first(lock.acquire)
     distributed.on_others(lambda: lock_lib.check_seen(workdir, holder))
     checkpointer = checkpoint.Checkpointer(workdir, config_hash=config_hash)
-    start_step, restore = checkpointer.choose(), checkpointer.restore
+    start_step, restore = checkpointer.find_newest(), checkpointer.restore
   else:
-    reader = checkpoint_reader.CheckpointReader(
-      workdir, config_hash=config_hash
-    )
+    reader = checkpoint.CheckpointReader(workdir, config_hash=config_hash)
     start_step, restore = reader.choose(config.eval.checkpoint), reader.restore
   if start_step is None:
     rng = jax.random.key(config.seed)

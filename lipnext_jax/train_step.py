@@ -12,13 +12,13 @@ import optax
 
 from lipnext_jax import certify
 from lipnext_jax import config as config_lib
-from lipnext_jax import health as health_lib
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
 from lipnext_jax import schedules
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
+from lipnext_jax.runtime import health as health_lib
 
 # Power iterations of the monitored orthogonality error: n² each, so that a log
 # line can afford them. The certificate uses a proved bound instead.

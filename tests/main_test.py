@@ -11,7 +11,7 @@ import time
 import pytest
 
 from lipnext_jax import errors
-from lipnext_jax import lock
+from lipnext_jax.checkpoint import lock
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = (

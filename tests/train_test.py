@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from lipnext_jax import checkpoint_reader
+from lipnext_jax import checkpoint
 from lipnext_jax import errors
-from lipnext_jax import interrupts
 from lipnext_jax import losses
 from lipnext_jax import train
+from lipnext_jax.runtime import interrupts
 
 
 def read(workdir, name):
@@ -323,7 +323,7 @@ def test_a_holdout_is_monitored_and_kept_out_of_training(tmp_path, tiny_config):
   tiny_config.eval.every = '2 steps'
   workdir = str(tmp_path / 'held')
   train.train_and_evaluate(tiny_config, workdir)
-  assert checkpoint_reader.CheckpointReader(workdir).choose('best') == 2
+  assert checkpoint.CheckpointReader(workdir).choose('best') == 2
   tiny_config.eval.split = 'validation'
   summary = train.train_and_evaluate(tiny_config, workdir)
   assert summary['examples'] == 100

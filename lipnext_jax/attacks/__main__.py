@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from lipnext_jax import command
 from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import files
 from lipnext_jax import report
-from lipnext_jax import restore
 from lipnext_jax.attacks import library
 from lipnext_jax.attacks import lower_bound
 from lipnext_jax.attacks import run as run_lib
 from lipnext_jax.attacks import target as target_lib
+from lipnext_jax.checkpoint import restore
 from lipnext_jax.data import sources
+from lipnext_jax.runtime import command
 
 
 class BrokenCertificateError(errors.UserError):

@@ -28,17 +28,17 @@ import ml_collections
 import numpy as np
 
 from lipnext_jax import certify
-from lipnext_jax import command
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import models
-from lipnext_jax import restore
 from lipnext_jax.certify import decimals
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
+from lipnext_jax.checkpoint import restore
 from lipnext_jax.data import inputs
 from lipnext_jax.data import sources
+from lipnext_jax.runtime import command
 
 _NOTE = (
   'fast because: {}; for weights that you did not train, rigorous certificates '

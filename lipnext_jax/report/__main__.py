@@ -6,8 +6,8 @@ python -m lipnext_jax.report --workdir=DIR
 from collections.abc import Sequence
 import sys
 
-from lipnext_jax import command
 from lipnext_jax import report
+from lipnext_jax.runtime import command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,8 +10,8 @@ from PIL import Image
 import pytest
 
 from lipnext_jax import models
-from lipnext_jax import restore
 from lipnext_jax.certify import __main__ as command
+from lipnext_jax.checkpoint import restore
 from lipnext_jax.data import sources
 
 

@@ -27,7 +27,6 @@ from lipnext_jax import checkpoint
 from lipnext_jax import errors
 from lipnext_jax import models
 from lipnext_jax import report
-from lipnext_jax import restore
 from lipnext_jax.certify import artifact
 from lipnext_jax.data import images
 from lipnext_jax.data import inputs
@@ -376,7 +375,7 @@ def workdir(tmp_path_factory, make_tiny_config):
 READERS = {
   'config.json': [
     lambda path, config: checkpoint.check_workdir(path, config),
-    lambda path, config: restore.read_config(path),
+    lambda path, config: checkpoint.read_config(path),
   ],
   'run.json': [lambda path, config: report.read_data_facts(path)],
   'metrics.jsonl': [

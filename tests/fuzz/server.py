@@ -13,8 +13,8 @@ import sys
 import tempfile
 import time
 
-from lipnext_jax import restore  # noqa: F401 (what the modules import)
 from lipnext_jax import train  # noqa: F401
+from lipnext_jax.checkpoint import restore  # noqa: F401 (what the modules import)
 
 SECONDS = 60  # After which a command hangs.
 

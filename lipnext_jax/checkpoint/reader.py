@@ -1,26 +1,24 @@
-"""Reads the checkpoints of a run that may still be going on.
+"""The checkpoints of a run that may still be going on, read and not changed.
 
 Evaluation, certification, attacks and exports use what a run has saved, whoever
-owns the run: nothing here is renamed, removed or written. The run itself has
-`lipnext_jax.checkpoint`.
+owns the run: nothing here is renamed, removed or written.
 """
 
 import os
 import sys
-import time
 from typing import Any
 
 import orbax.checkpoint as ocp
 
-from lipnext_jax import checkpoint
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax import manifest
+from lipnext_jax.checkpoint import manifest
 from lipnext_jax.parallel import distributed
 
-# A checkpoint is read again after so many seconds before it is called damaged:
-# its run may just have been removing it.
-_AGAIN = 1.0
+FOLDER = 'checkpoints'
+METRIC = 'certified'  # What 'best' means: larger is better, in per cent.
+UNMONITORED = -1.0  # Of a checkpoint between evaluations: below any other.
+SMALL = 1 << 16  # Bytes; metrics have less, arrays (those that matter) more.
 
 
 class CheckpointReader:
@@ -35,11 +33,17 @@ class CheckpointReader:
         `checkpoint.hash_config`. '': any.
     """
     self._workdir = workdir
-    self._directory = os.path.abspath(os.path.join(workdir, checkpoint.FOLDER))
+    self._directory = os.path.abspath(os.path.join(workdir, FOLDER))
     self._config_hash = config_hash
 
+  def list_steps(self) -> list[int]:
+    """Lists the steps of the checkpoints with a final name, ascending."""
+    if not os.path.isdir(self._directory):
+      return []
+    return sorted(int(s) for s in os.listdir(self._directory) if s.isdecimal())
+
   def choose(self, which: str) -> int:
-    """The newest (or best) step of which every byte is as it was written.
+    """Returns the newest (or best) step with every byte as it was written.
 
     Damaged checkpoints that are met on the way are left where they are, and
     named.
@@ -54,16 +58,14 @@ class CheckpointReader:
     return distributed.on_first(lambda: self._choose(which))
 
   def _choose(self, which: str) -> int:
+    candidates = steps = self.list_steps()
     damages: dict[int, str] = {}
-    while candidates := [s for s in self._list() if s not in damages]:
-      if which == 'best':
-        candidates = self._sort_by_metric(candidates, damages)
-      if not candidates:
-        break
-      step = candidates[-1]
+    if which == 'best':
+      candidates = self._sort_by_metric(steps, damages)
+    for step in reversed(candidates):
       if self._is_whole(step, damages):
         return step
-    if damages and (which == 'last' or not set(self._list()) - damages.keys()):
+    if damages and len(damages) == len(steps):
       step, damage = max(damages.items())
       raise errors.CheckpointError(
         f'{self._directory} holds only damaged checkpoints ({step}: {damage}); '
@@ -76,43 +78,36 @@ class CheckpointReader:
       'train there first (--mode=train)',
     )
 
-  def _list(self) -> list[int]:
-    return checkpoint.list_steps(self._directory)
-
   def _sort_by_metric(
     self, steps: list[int], damages: dict[int, str]
   ) -> list[int]:
-    """Those that were monitored, the best at the end; of equals the newest."""
+    """Sorts the monitored ones: the best at the end, of equals the newest."""
     found = []
     for step in steps:
-      if not self._is_whole(step, damages, checkpoint.SMALL):
-        continue
-      path = os.path.join(self._path(step), 'metrics', 'metrics')
-      value = files.read_json(path)[checkpoint.METRIC]
-      if value != checkpoint.UNMONITORED:
-        found.append((value, step))
+      if self._is_whole(step, damages, SMALL):
+        path = os.path.join(self._path(step), 'metrics', 'metrics')
+        value = files.read_json(path)[METRIC]
+        if value != UNMONITORED:
+          found.append((value, step))
     return [step for _, step in sorted(found)]
 
   def _is_whole(
     self, step: int, damages: dict[int, str], largest: int | None = None
   ) -> bool:
-    """Verifies; what is there and damaged is said, and noted in `damages`."""
+    """Verifies a checkpoint; prints its damage and notes it in `damages`."""
     damage = manifest.find_damage(self._path(step), largest)
-    if damage is None:
-      return True
-    time.sleep(_AGAIN)
-    damage = manifest.find_damage(self._path(step), largest)
-    if damage is not None and step in self._list():
+    # What is not there any more was removed by its run and is not damaged.
+    if damage is not None and os.path.isdir(self._path(step)):
+      damages[step] = damage
       print(
         f'checkpoint {step} is damaged ({damage}): it is not used',
         file=sys.stderr,
         flush=True,
       )
-      damages[step] = damage
     return damage is None
 
   def restore(self, step: int, abstract_state: Any) -> Any:
-    """The state at `step`, laid out as `abstract_state` says.
+    """Returns the state at `step`, laid out as `abstract_state` says.
 
     Args:
       step: from `choose`.
@@ -122,20 +117,20 @@ class CheckpointReader:
       CheckpointError: another architecture's or config's checkpoint, by its
         first difference; or one that its run has removed meanwhile.
     """
+    path = self._path(step)
     try:
-      manifest.check_matches(
-        self._path(step), abstract_state, self._config_hash
-      )
+      manifest.check_matches(path, abstract_state, self._config_hash)
+      # A CheckpointManager that only reads would print three warnings of that.
       with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(
-          os.path.join(self._path(step), 'default'), abstract_state
+          os.path.join(path, 'default'), abstract_state
         )
     except (OSError, ValueError) as error:
-      if os.path.isdir(self._path(step)):
+      if os.path.isdir(path):
         raise
       raise errors.CheckpointError(
-        f'{self._path(step)} was removed while it was read, by the run that '
-        'goes on there: try again'
+        f'{path} was removed while it was read, by the run that goes on there: '
+        'try again'
       ) from error
 
   def _path(self, step: int) -> str:

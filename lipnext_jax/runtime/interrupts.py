@@ -1,4 +1,4 @@
-"""Asked to stop: at the next step boundary, with a checkpoint.
+"""Signals that stop a run: at the next step, with a checkpoint.
 
 Clusters send SIGTERM before they take a machine away, people press Ctrl-C. The
 first signal is remembered, and the loop ends at the next step; the second ends
@@ -9,7 +9,6 @@ watches for SIGTERM and agrees on a step that all of them reach.
 import os
 import signal
 from types import FrameType
-from types import TracebackType
 from typing import Any
 from typing import Self
 
@@ -41,7 +40,7 @@ class StoppedError(errors.UserError):
 
 
 class Interrupts:
-  """Remembers signals while it is entered.
+  """A context manager that remembers signals.
 
   >>> with Interrupts() as interrupts:
   ...   interrupts.received(step=1)
@@ -58,12 +57,7 @@ class Interrupts:
     self._before = {s: signal.signal(s, self._handle) for s in watched}
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *error: object) -> None:
     for signum, handler in self._before.items():
       signal.signal(signum, handler)
 
@@ -74,7 +68,7 @@ class Interrupts:
     self._signum = signum
 
   def received(self, step: int) -> int | None:
-    """The signal by which to stop after `step`, on all processes alike.
+    """Returns the signal by which all processes stop after `step`, if any.
 
     Args:
       step: updates done; every process asks after every step.

@@ -6,31 +6,25 @@ import sys
 from typing import NoReturn
 
 from lipnext_jax import errors
-from lipnext_jax import explain
+from lipnext_jax.runtime import explain
 
 
 class Parser(argparse.ArgumentParser):
-  """Raises instead of printing its usage; flags must be written out."""
+  """An argument parser that raises instead of printing its usage."""
 
   def __init__(self, prog: str, description: str):
-    """Takes what --help shows."""
+    """Takes what --help shows; flags must be written out."""
     super().__init__(prog=prog, description=description, allow_abbrev=False)
 
   def error(self, message: str) -> NoReturn:
-    """See `argparse`.
-
-    Raises:
-      ConfigError: always.
-    """
+    """Raises a ConfigError; see `argparse`."""
     raise errors.ConfigError(
       'command line', ' '.join(sys.argv[1:]), f'is wrong ({message})', 'see -h'
     )
 
 
 def run(main: Callable[[], int]) -> int:
-  """Calls `main`; a `UserError` becomes one line on stderr and its exit code.
-
-  So does a lack of disk or memory, whoever raised it.
+  """Calls `main`; prints a known error in one line, returns the exit code.
 
   >>> run(lambda: 0)
   0

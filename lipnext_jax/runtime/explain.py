@@ -7,7 +7,7 @@ import signal
 import jax
 
 from lipnext_jax import errors
-from lipnext_jax import interrupts
+from lipnext_jax.runtime import interrupts
 
 # What a disk says no with; others quote its words somewhere in their messages.
 _DISK = (
@@ -35,7 +35,7 @@ _LONGEST = 200  # Characters of someone else's message that are quoted.
 
 
 def explain(error: BaseException) -> errors.UserError | None:
-  """The line that `error` comes down to; None: it is no lack of anything.
+  """Explains an out-of-resource error in one line, or returns None.
 
   >>> explain(OSError(errno.ENOSPC, 'No space left on device', 'a.json')).args
   ('a.json: No space left on device; what was saved before is intact: make \
@@ -58,19 +58,16 @@ room or permit writing, then start again',)
       f'out of memory ({quote(error)}): lower dataset.workers, batch_size or '
       'eval.batch_size; what was saved is intact'
     )
-  if isinstance(error, jax.errors.JaxRuntimeError) and (
-    'RESOURCE_EXHAUSTED' in str(error)
-  ):
+  if not isinstance(error, jax.errors.JaxRuntimeError):
+    return None
+  if 'RESOURCE_EXHAUSTED' in str(error):
     return errors.OutOfMemoryError(
       f'a device is out of memory ({quote(error)}): lower batch_size or '
       "eval.batch_size, set model.remat='products' or 'block', or split the "
       'parameters over more devices (mesh.fsdp); what was saved is intact'
     )
-  if (
-    isinstance(error, jax.errors.JaxRuntimeError)
-    and jax.process_count() > 1
-    and any(word in str(error).lower() for word in _GONE)
-  ):
+  text = str(error).lower()
+  if jax.process_count() > 1 and any(word in text for word in _GONE):
     return errors.LostProcessError(
       f'process {jax.process_index()} of {jax.process_count()}: another one is '
       f'gone or does not answer ({quote(error)}); its own message says why. '
@@ -80,7 +77,7 @@ room or permit writing, then start again',)
 
 
 def quote(error: BaseException) -> str:
-  r"""One line of another library's message: what the disk said, or its start.
+  r"""Quotes another library's message in a line: the disk's words or its start.
 
   >>> quote(ValueError('write failed:\n  No space left on device [1]'))
   'No space left on device'

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lipnext_jax import interrupts
+from lipnext_jax.runtime import interrupts
 
 
 @pytest.mark.parametrize('signum', interrupts.SIGNALS)
@@ -22,7 +22,7 @@ def test_the_first_signal_is_remembered_until_the_step_ends(signum):
 def test_the_second_signal_ends_the_process_at_once():
   code = """
 import os, signal, time
-from lipnext_jax import interrupts
+from lipnext_jax.runtime import interrupts
 with interrupts.Interrupts() as watching:
   os.kill(os.getpid(), signal.SIGINT)
   print(watching.received(1), flush=True)
@@ -39,9 +39,3 @@ print('never')
   )
   assert done.returncode == 143
   assert done.stdout.split() == [str(int(signal.SIGINT))]
-
-
-def test_the_exit_code_is_the_shells():
-  error = interrupts.StoppedError(signal.SIGINT, 7)
-  assert error.exit_code == 130
-  assert str(error).startswith('stopped by SIGINT; step 7 is saved')

@@ -1,4 +1,4 @@
-"""Is training still sound: skipped steps, loss spikes, drift.
+"""Whether training is still sound: skipped steps, loss spikes, drift.
 
 What has to be seen at every step is counted on the device, as a part of the
 train state; the host reads it at log lines only.
@@ -25,14 +25,14 @@ class Health(NamedTuple):
 
   @classmethod
   def start(cls) -> 'Health':
-    """Before the first step."""
+    """Returns the health before the first step."""
     zero = jnp.zeros([], jnp.int32)
     return cls(zero, zero, zero, jnp.zeros([], jnp.float32))
 
   def after(
     self, loss: jax.Array, finite: jax.Array, spike_factor: float
   ) -> tuple['Health', jax.Array]:
-    """One step later, and whether its loss was a spike.
+    """Returns the health one step later, and whether its loss was a spike.
 
     The mean of the first steps is their plain mean, that of later ones forgets
     the past by 1/100 a step. No loss is a spike before there are 100.
@@ -65,20 +65,11 @@ class Health(NamedTuple):
 def warnings(
   c: ml_collections.ConfigDict, scalars: Mapping[str, float]
 ) -> list[str]:
-  """What a log line should be followed by, from `config.health`.
+  """Returns the warnings that follow a log line, usually none.
 
   Args:
     c: `config.health`.
     scalars: the metrics of the log line.
-
-  Returns:
-    One line each; usually none.
-
-  >>> c = ml_collections.ConfigDict({'loss_spike': 4.0, 'drift': 1e-3})
-  >>> warnings(c, {
-  ...   'train/skipped_steps': 0, 'train/loss_spikes': 2,
-  ...   'train/orthogonality_error': 1e-6})
-  ['2 losses above health.loss_spike=4 times their running mean']
   """
   lines = []
   if skipped := scalars['train/skipped_steps']:
@@ -100,7 +91,7 @@ def warnings(
 
 
 def drifted(c: ml_collections.ConfigDict, scalars: Mapping[str, float]) -> bool:
-  """Whether the orthogonal matrices left the manifold too far.
+  """Returns whether the orthogonal matrices left the manifold too far.
 
   >>> c = ml_collections.ConfigDict({'drift': 1e-3})
   >>> drifted(c, {'train/orthogonality_error': 2e-3})

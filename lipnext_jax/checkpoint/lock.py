@@ -1,0 +1,100 @@
+"""One run a workdir: a file lock that its process cannot outlive."""
+
+import os
+import socket
+import time
+
+import filelock
+
+from lipnext_jax import errors
+from lipnext_jax import files
+
+FILE = 'lock'
+HOLDER = 'lock.txt'  # Who holds it, for messages.
+
+# Seconds in which a file that one host has written must be seen by another: NFS
+# clients may believe for 60 (acdirmax of nfs(5)) that it is not there.
+_VISIBLE = 90
+
+
+class Lock:
+  """Held from `acquire` to `release`, or to the end of the process.
+
+  The kernel lets go of it when the process ends, however it ends. Within a
+  process it may be taken again.
+  """
+
+  def __init__(self, workdir: str):
+    """Takes nothing yet."""
+    self._workdir = workdir
+    self._lock = filelock.FileLock(
+      os.path.join(workdir, FILE), thread_local=False, is_singleton=True
+    )
+
+  def acquire(self) -> int:
+    """Takes the lock, creating the workdir.
+
+    Returns:
+      The number of this process, which `HOLDER` names now.
+
+    Raises:
+      ConfigError: another process holds it.
+      WorkdirError: the workdir cannot be written.
+    """
+    try:
+      os.makedirs(self._workdir, exist_ok=True)
+      self._lock.acquire(blocking=False)
+      since = time.strftime('%Y-%m-%d %H:%M:%S')
+      files.write_text(
+        os.path.join(self._workdir, HOLDER),
+        f'process {os.getpid()} on {socket.gethostname()} since {since}',
+      )
+    except filelock.Timeout:
+      raise errors.ConfigError(
+        '--workdir',
+        self._workdir,
+        f'is in use by {_read_holder(self._workdir) or "another process"}',
+        'wait for it, stop it, or choose another directory',
+      ) from None
+    except OSError as error:
+      raise errors.WorkdirError(
+        f'--workdir={self._workdir!r} cannot be written ({error.strerror}); '
+        'choose another directory or permit writing'
+      ) from None
+    return os.getpid()
+
+  def release(self) -> None:
+    """Lets go; harmless when nothing is held."""
+    self._lock.release(force=True)
+
+
+def check_seen(workdir: str, holder: int, seconds: float = _VISIBLE) -> None:
+  """Checks that this process sees the lock of the first one of its run.
+
+  Args:
+    workdir: of the run.
+    holder: what `Lock.acquire` returned there.
+    seconds: to wait for the file.
+
+  Raises:
+    ConfigError: it does not: the processes have different directories there.
+  """
+  end = time.monotonic() + seconds
+  while not _read_holder(workdir).startswith(f'process {holder} on '):
+    if time.monotonic() > end:
+      raise errors.ConfigError(
+        '--workdir',
+        workdir,
+        f'is not shared: {socket.gethostname()} does not see the lock of the '
+        'first process',
+        'name a directory on storage that all hosts have mounted',
+      )
+    time.sleep(0.1)
+
+
+def _read_holder(workdir: str) -> str:
+  try:
+    with open(os.path.join(workdir, HOLDER), encoding='utf-8') as file:
+      return file.read()
+  except OSError:
+    return ''

@@ -1,0 +1,99 @@
+"""A trained model, read back from the workdir of a finished or stopped run.
+
+config.json says which model and which data, the chosen checkpoint holds its
+weights. One device gets all of it, whatever mesh trained.
+"""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+from lipnext_jax import checkpoint
+from lipnext_jax import optim
+from lipnext_jax import report
+from lipnext_jax import schedules
+from lipnext_jax import train_step
+from lipnext_jax import validation
+from lipnext_jax.models import interface
+from lipnext_jax.models import registry
+
+
+class Restored(NamedTuple):
+  """A trained model, and the shape of what it takes."""
+
+  config: ml_collections.ConfigDict  # As stored, with the overrides.
+  image_shape: tuple[int, int, int]  # (H, W, ch) of what it takes.
+  num_classes: int
+  model: interface.CertifiedModel  # Explicit: float32, highest precision.
+  params: Any  # Float32 arrays on one device: the weights that are certified.
+  step: int  # Updates that made them.
+
+
+def abstract_state(
+  config: ml_collections.ConfigDict,
+  model: interface.CertifiedModel,
+  facts: Mapping[str, Any],
+) -> train_step.TrainState:
+  """Returns the shapes and dtypes of a run's state, on one device.
+
+  Args:
+    config: of the run.
+    model: built from it.
+    facts: from `report.read_data_facts`.
+  """
+  plan = schedules.make_plan(config, facts['train_examples'])
+  tx = train_step.build_optimizer(config.optimizer, plan)
+  shape = tuple(facts['image_shape'])
+  abstract = jax.eval_shape(
+    functools.partial(train_step.init_state, model, tx, shape),
+    jax.random.key(config.seed),
+  )
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+    abstract,
+  )
+
+
+def restore(
+  workdir: str, overrides: Mapping[str, Any] | None = None
+) -> Restored:
+  """Loads the config and the weights that evaluation certifies, without data.
+
+  The checkpoint is the one of `config.eval.checkpoint` ('last' or 'best').
+
+  Args:
+    workdir: of a run of `lipnext_jax.main`.
+    overrides: see `checkpoint.read_config`.
+
+  Raises:
+    ConfigError: there is no run in the workdir, or its files do not fit.
+  """
+  config = checkpoint.read_config(workdir, overrides)
+  facts = report.read_data_facts(workdir)
+  image_shape, num_classes = tuple(facts['image_shape']), facts['num_classes']
+  reader = checkpoint.CheckpointReader(
+    workdir, config_hash=checkpoint.hash_config(config)
+  )
+  step = reader.choose(config.eval.checkpoint)
+  validation.check_image(config.model, image_shape)
+  model = registry.build_model(config.model, num_classes)
+  # The types that were stored, also in a program that computes in float64.
+  with jax.enable_x64(False):
+    abstract = abstract_state(config, model, facts)
+    state = reader.restore(step, abstract)
+    slow = optim.slow_params(state.opt_state, state.params)
+    certified = functools.partial(interface.certified_params, model)
+    params = jax.jit(certified)(slow)
+  return Restored(
+    config=config,
+    image_shape=image_shape,
+    num_classes=num_classes,
+    model=registry.for_evaluation(model),
+    params=params,
+    step=step,
+  )

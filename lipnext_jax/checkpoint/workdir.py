@@ -1,0 +1,141 @@
+"""The config of a workdir: written, read back, compared, hashed."""
+
+from collections.abc import Mapping
+import os
+from typing import Any
+
+import jax
+import ml_collections
+
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
+from lipnext_jax import files
+from lipnext_jax import validation
+from lipnext_jax.checkpoint import manifest
+
+CONFIG_FILE = 'config.json'
+_REMEDY = 'name the directory of a training run'
+
+
+def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
+  """Refuses a workdir that holds the run of another config. Writes nothing.
+
+  Raises:
+    ConfigError: naming the first field that differs, with both values.
+  """
+  if '://' in workdir:
+    raise errors.ConfigError(
+      '--workdir',
+      workdir,
+      'is an address, no path',
+      'mount that storage where all processes see it, and name a directory',
+    )
+  if os.path.exists(workdir) and not os.path.isdir(workdir):
+    raise errors.ConfigError(
+      '--workdir', workdir, 'is a file', 'name a directory'
+    )
+  if not os.path.exists(os.path.join(workdir, CONFIG_FILE)):
+    return
+  # A field that is newer than the run had its default.
+  stored = config_lib.identity(read_config(workdir))
+  for name, value in config_lib.identity(config).items():
+    if stored[name] != value:
+      raise errors.ConfigError(
+        name,
+        value,
+        f'differs from {stored[name]!r}, with which the run in {workdir} was '
+        'made',
+        'choose another --workdir or that value',
+      )
+
+
+def hash_config(config: ml_collections.ConfigDict) -> str:
+  """Hashes the fields that decide the sequence of states.
+
+  Fields at their defaults are left out, so that adding a field to the config
+  leaves the hashes of older runs as they are.
+  """
+  defaults = config_lib.identity(config_lib.default_config())
+  own = config_lib.identity(config)
+  return manifest.hash_fields(
+    {name: value for name, value in own.items() if value != defaults[name]}
+  )
+
+
+def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
+  """Writes config.json from the first process; creates the workdir."""
+  if jax.process_index() != 0:
+    return
+  os.makedirs(workdir, exist_ok=True)
+  files.write_json(
+    os.path.join(workdir, CONFIG_FILE), config_lib.build_field_list(config)
+  )
+
+
+def read_config(
+  workdir: str, overrides: Mapping[str, Any] | None = None
+) -> ml_collections.ConfigDict:
+  """Reads the config of the run that lives in `workdir`.
+
+  Args:
+    workdir: holds a config.json.
+    overrides: {'eval.split': …}: fields that do not decide what was trained
+      (`config.FREE_FIELDS`), e.g. a `dataset.data_dir` of this machine.
+
+  Raises:
+    ConfigError: no config.json, one that is not understood, an override of a
+      field that decided what was trained, or a config that is refused.
+  """
+  fields = _read_fields(workdir)
+  config = config_lib.default_config()
+  defaults = config_lib.build_field_list(config)
+  fixed = config_lib.identity(config)
+  for name, value in (overrides or {}).items():
+    if name in fixed:
+      raise errors.ConfigError(
+        name,
+        value,
+        f'cannot change what was trained in {workdir}',
+        'leave it out',
+      )
+    fields[name] = value
+  for name, value in fields.items():
+    if name not in defaults:
+      raise errors.ConfigError(
+        '--workdir',
+        workdir,
+        f'has the unknown field {name!r} in its {CONFIG_FILE}',
+        'use the version of lipnext_jax that wrote it',
+      )
+    try:
+      config.update_from_flattened_dict({name: _tuples(value)})
+    except (TypeError, ValueError, AttributeError, KeyError):
+      raise errors.ConfigError(
+        name,
+        value,
+        f'in {os.path.join(workdir, CONFIG_FILE)} is no '
+        f'{type(defaults[name]).__name__}',
+        _REMEDY,
+      ) from None
+  validation.validate(config)
+  return config
+
+
+def _read_fields(workdir: str) -> dict[str, Any]:
+  try:
+    fields = files.read_json(os.path.join(workdir, CONFIG_FILE))
+    if isinstance(fields, dict):
+      return fields
+    problem = f'has an unreadable {CONFIG_FILE} (it holds no fields)'
+  except FileNotFoundError:
+    problem = f'holds no {CONFIG_FILE}'
+  except (OSError, ValueError) as error:
+    problem = f'has an unreadable {CONFIG_FILE} ({error})'
+  raise errors.ConfigError('--workdir', workdir, problem, _REMEDY)
+
+
+def _tuples(value: Any) -> Any:
+  """Turns the lists that JSON has back into the tuples of a config."""
+  if isinstance(value, list):
+    return tuple(map(_tuples, value))
+  return value

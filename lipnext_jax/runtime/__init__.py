@@ -1,0 +1,1 @@
+"""Running well: signals, explained errors, health, and the small programs."""

@@ -1,0 +1,140 @@
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax import checkpoint
+from lipnext_jax import errors
+from lipnext_jax.checkpoint import manifest
+
+
+@pytest.fixture
+def resume(make_state):
+  """A function workdir → the step that a run goes on at, its state compared."""
+
+  def find_and_restore(workdir):
+    checkpointer = checkpoint.Checkpointer(str(workdir), config_hash='h')
+    step = checkpointer.find_newest()
+    checkpointer.close()
+    restored = checkpointer.restore(step, jax.eval_shape(lambda: make_state(0)))
+    jax.tree.map(np.testing.assert_array_equal, restored, make_state(step))
+    return step
+
+  return find_and_restore
+
+
+def test_the_last_two_and_the_best_are_kept_and_nothing_else(
+  workdir, make_state, resume
+):
+  """The best of the run before is known again."""
+  assert sorted(os.listdir(workdir / 'checkpoints')) == ['32', '64', '8']
+  assert resume(workdir) == 64
+  again = checkpoint.Checkpointer(str(workdir))
+  again.save(65, make_state(65), 80.0)
+  again.close()
+  assert sorted(os.listdir(workdir / 'checkpoints')) == ['64', '65', '8']
+  assert os.listdir(workdir) == ['checkpoints']
+
+
+def test_a_saved_state_may_be_donated_at_once(tmp_path):
+  """Saving is asynchronous: what later steps write must not leak into it."""
+  advance = jax.jit(lambda x: x + 1, donate_argnums=0)
+  checkpointer = checkpoint.Checkpointer(str(tmp_path))
+  state = jnp.zeros((2048, 2048))
+  for step in range(4):
+    checkpointer.save(step, {'w': state})
+    for _ in range(5):
+      state = advance(state)
+  checkpointer.close()
+  restored = checkpointer.restore(3, {'w': jax.eval_shape(lambda: state)})
+  np.testing.assert_array_equal(restored['w'], 15.0)
+
+
+def test_restoring_lays_out_on_another_mesh(tmp_path):
+  rows, columns = (
+    jax.sharding.NamedSharding(jax.make_mesh(shape, ('a', 'b')), spec)
+    for shape, spec in (
+      ((1, 8), jax.sharding.PartitionSpec('b')),
+      ((4, 2), jax.sharding.PartitionSpec(None, 'b')),
+    )
+  )
+  values = np.arange(64.0, dtype=np.float32).reshape(8, 8)
+  checkpointer = checkpoint.Checkpointer(str(tmp_path))
+  checkpointer.save(1, {'w': jax.device_put(values, rows)})
+  checkpointer.close()
+  target = {'w': jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=columns)}
+  restored = checkpointer.restore(1, target)
+  assert restored['w'].sharding == columns
+  np.testing.assert_array_equal(restored['w'], values)
+
+
+def test_an_unfinished_save_is_not_a_checkpoint(workdir, resume):
+  torn = workdir / 'checkpoints' / '65.orbax-checkpoint-tmp-0'
+  torn.mkdir()
+  (torn / 'manifest.ocdbt').write_bytes(b'half')
+  assert resume(workdir) == 64
+  assert not torn.exists()
+
+
+def test_a_save_that_fails_is_one_line(tmp_path, make_state, monkeypatch):
+  """Orbax writes in a thread: the line comes with what is called next."""
+
+  def fail(*args, **options):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(manifest, 'write', fail)
+  checkpointer = checkpoint.Checkpointer(str(tmp_path))
+  checkpointer.save(1, make_state(1))
+  with pytest.raises(
+    errors.CheckpointError,
+    match=r'could not be written \(No space left on device\); older ones are',
+  ):
+    checkpointer.close()
+
+
+@pytest.mark.parametrize(
+  ('broken', 'newest'),
+  [
+    ([(64, 'd/*')], 32),  # An array.
+    ([(64, 'metrics')], 32),
+    ([(32, 'metrics')], 64),  # Orbax reads the metrics of all of them.
+    ([(64, 'manifest.json'), (32, '_sharding')], 8),
+  ],
+)
+def test_damaged_ones_are_set_aside_and_the_one_before_is_used(
+  workdir, resume, flip, capfd, broken, newest
+):
+  for step, name in broken:
+    flip(workdir, step, name)
+  (workdir / 'damaged' / '64-0').mkdir(parents=True)  # From another time.
+  assert resume(workdir) == newest
+  said = capfd.readouterr().err
+  aside = {f'{step}-{int(step == 64)}' for step, _ in broken}
+  assert set(os.listdir(workdir / 'damaged')) == {'64-0', *aside}
+  for step, name in broken:
+    assert f'checkpoint {step} is damaged (' in said
+    assert name.rstrip('*') in said
+
+
+def test_damaged_ones_stay_on_their_own_file_system(
+  workdir, resume, flip, tmp_path
+):
+  """Where the folder of checkpoints is a link, a rename would not get out."""
+  flip(workdir, 64)
+  other = tmp_path / 'other'
+  other.mkdir()
+  (other / 'checkpoints').symlink_to(workdir / 'checkpoints')
+  assert resume(other) == 32
+  assert os.listdir(workdir / 'damaged') == ['64-0']
+  assert os.listdir(other) == ['checkpoints']
+
+
+def test_when_all_are_damaged_nothing_starts_again(workdir, resume, flip):
+  for step in (8, 32, 64):
+    flip(workdir, step)
+  for _ in range(2):  # Nor at the next start: they are still to be looked at.
+    with pytest.raises(errors.CheckpointError, match='holds only damaged'):
+      resume(workdir)
+  assert len(os.listdir(workdir / 'damaged')) == 3

@@ -1,0 +1,55 @@
+"""A workdir with three checkpoints, and what may happen to them."""
+
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lipnext_jax import checkpoint
+
+NOISE = np.random.default_rng(0).normal(size=(256, 256))  # Hard to compress.
+
+
+def _state(step):
+  return {'w': jnp.asarray(NOISE + step, jnp.float32), 'step': jnp.int32(step)}
+
+
+@pytest.fixture(scope='session')
+def make_state():
+  """A function step → the arrays that are saved at it."""
+  return _state
+
+
+@pytest.fixture(scope='session')
+def saved(tmp_path_factory):
+  """Of five checkpoints 8 (the best), 32 and 64 are left. Never write."""
+  folder = tmp_path_factory.mktemp('saved')
+  checkpointer = checkpoint.Checkpointer(str(folder), config_hash='h')
+  assert checkpointer.find_newest() is None
+  metrics = {2: 50.0, 8: 90.0, 16: 30.0, 32: 20.0, 64: None}
+  for step, certified in metrics.items():
+    checkpointer.save(step, _state(step), certified)
+  assert checkpointer.close() == 64
+  return folder
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+  """A copy of it, in another place."""
+  return pathlib.Path(shutil.copytree(saved, tmp_path / 'run'))
+
+
+@pytest.fixture(scope='session')
+def flip():
+  """A function that flips a bit of a checkpoint's largest file, or of one."""
+
+  def flip_bit(workdir, step, name='*'):
+    found = (workdir / 'checkpoints' / str(step)).rglob(name)
+    path = max(found, key=lambda path: path.is_file() * path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+  return flip_bit

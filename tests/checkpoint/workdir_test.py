@@ -1,0 +1,114 @@
+import json
+
+import pytest
+
+from lipnext_jax import checkpoint
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
+from lipnext_jax.checkpoint import manifest
+
+
+def change(workdir, **fields):
+  """Edits the config.json of a workdir; None removes a field."""
+  path = workdir / 'config.json'
+  stored = json.loads(path.read_text()) | fields
+  path.write_text(
+    json.dumps({k: v for k, v in stored.items() if v is not None})
+  )
+
+
+def test_a_workdir_of_the_same_config_is_accepted(tmp_path, tiny_config):
+  workdir = tmp_path / 'run'
+  checkpoint.check_workdir(str(workdir), tiny_config)
+  assert not workdir.exists()  # Which is fine; and nothing was made.
+  checkpoint.write_config(str(workdir), tiny_config)
+  stored = json.loads((workdir / 'config.json').read_text())
+  assert stored['model.depth'] == 2
+  tiny_config.log.every = '7 steps'  # Free to change.
+  tiny_config.mesh.fsdp = 2
+  checkpoint.check_workdir(str(workdir), tiny_config)
+
+
+def test_a_workdir_of_another_config_is_refused(tmp_path, tiny_config):
+  checkpoint.write_config(str(tmp_path), tiny_config)
+  change(tmp_path, **{'augment.flip': None})  # Newer than the run: its default.
+  checkpoint.check_workdir(str(tmp_path), tiny_config)
+  before = (tmp_path / 'config.json').read_bytes()
+  for field, value, stored in (
+    ('model.width', 32, '16'),
+    ('seed', 1, '0'),
+    ('duration', '9 steps', "'4 steps'"),
+    ('augment.flip', True, 'False'),
+  ):
+    other = tiny_config.copy_and_resolve_references()
+    other.update_from_flattened_dict({field: value})
+    problem = f'={value!r} differs from {stored}, with'
+    with pytest.raises(errors.ConfigError, match=problem) as info:
+      checkpoint.check_workdir(str(tmp_path), other)
+    assert info.value.field == field
+  assert (tmp_path / 'config.json').read_bytes() == before
+
+
+def test_what_is_no_workdir_is_refused(tmp_path, tiny_config):
+  with pytest.raises(errors.ConfigError, match=r"'gs://b/run' is an address"):
+    checkpoint.check_workdir('gs://b/run', tiny_config)
+  (tmp_path / 'file').touch()
+  with pytest.raises(errors.ConfigError, match='is a file'):
+    checkpoint.check_workdir(str(tmp_path / 'file'), tiny_config)
+  with pytest.raises(errors.ConfigError, match=r'holds no config\.json'):
+    checkpoint.read_config(str(tmp_path))
+  for text in ('{"half', '[1]'):
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(errors.ConfigError, match='unreadable'):
+      checkpoint.check_workdir(str(tmp_path), tiny_config)
+    with pytest.raises(errors.ConfigError, match='unreadable'):
+      checkpoint.read_config(str(tmp_path))
+
+
+def test_the_hash_of_a_config_is_of_what_decides_the_states(tiny_config):
+  own = checkpoint.hash_config(tiny_config)
+  tiny_config.log.every = '7 steps'
+  assert checkpoint.hash_config(tiny_config) == own
+  tiny_config.model.beta = 0.25
+  assert checkpoint.hash_config(tiny_config) != own
+  # Fields at their defaults do not count: new ones leave old hashes alone.
+  default = config_lib.default_config()
+  assert checkpoint.hash_config(default) == manifest.hash_fields({})
+
+
+def test_a_config_comes_back_with_what_did_not_decide_the_training(
+  tmp_path, tiny_config
+):
+  checkpoint.write_config(str(tmp_path), tiny_config)
+  read = checkpoint.read_config(str(tmp_path))
+  assert read.to_json() == tiny_config.to_json()
+  assert read.sharding[0][1] == (None, 'fsdp', None)  # A tuple again.
+  read = checkpoint.read_config(str(tmp_path), {'log.every': '7 steps'})
+  assert read.log.every == '7 steps'
+  for field, value, problem in (
+    ('model.width', 8, r'model\.width=8 cannot change what was trained'),
+    ('eval.split', 'validation', r"eval\.split='validation'"),
+  ):
+    with pytest.raises(errors.ConfigError, match=problem):
+      checkpoint.read_config(str(tmp_path), {field: value})
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'problem'),
+  [
+    ('model.era', 1, r"unknown field 'model\.era'"),
+    ('model.depth', 'x', 'is no int'),
+    ('model.depth', 2.5, 'is no int'),
+    ('model.beta', 'x', 'is no float'),
+    ('model.name', 3, 'is no str'),
+    ('eval.epsilons', 1, 'is no tuple'),
+  ],
+)
+def test_a_field_that_is_not_understood_is_named(
+  tmp_path, tiny_config, field, value, problem
+):
+  checkpoint.write_config(str(tmp_path), tiny_config)
+  change(tmp_path, **{field: value})
+  with pytest.raises(errors.ConfigError, match=problem) as info:
+    checkpoint.read_config(str(tmp_path))
+  assert field in str(info.value)
