@@ -49,7 +49,7 @@ def read_config(
   Args:
     workdir: holds a config.json.
     overrides: {'eval.split': …}: fields that do not decide what was trained
-      (`config.FREE_FIELDS`), e.g. a `dataset.data_dir` of this machine.
+      (`config.Field.free`), e.g. a `dataset.data_dir` of this machine.
 
   Raises:
     ConfigError: no config.json, one that is not understood, an override of a
@@ -100,7 +100,7 @@ def read_config(
         f'in {path} is no {type(defaults[name]).__name__}',
         _REMEDY,
       ) from None
-  validation.validate(config)
+  config_lib.validate(config)
   return config
 
 

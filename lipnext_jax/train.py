@@ -14,6 +14,7 @@ import ml_collections
 from lipnext_jax import certify
 from lipnext_jax import checkpoint
 from lipnext_jax import checkpoint_reader
+from lipnext_jax import config as config_lib
 from lipnext_jax import diagnosis
 from lipnext_jax import errors
 from lipnext_jax import evaluate
@@ -25,7 +26,6 @@ from lipnext_jax import page
 from lipnext_jax import program as program_lib
 from lipnext_jax import report
 from lipnext_jax import train_step as step_lib
-from lipnext_jax import validation
 from lipnext_jax.certify import rigorous
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
@@ -52,7 +52,7 @@ def train_and_evaluate(
       was written then.
   """
   # ---------------------------------------------------------------- config
-  validation.validate(config)
+  config_lib.validate(config)
   checkpoint.check_workdir(workdir, config)
 
   # ------------------------------------------------------------------ mesh

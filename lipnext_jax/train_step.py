@@ -19,36 +19,11 @@ from lipnext_jax import optim
 from lipnext_jax import schedules
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
+from lipnext_jax.optim import recipe
 
 # Power iterations of the monitored orthogonality error: n² each, so that a log
 # line can afford them. The certificate uses a proved bound instead.
 _MONITOR_ITERATIONS = 16
-
-
-def _momentum(
-  learning_rate: optax.ScalarOrSchedule, mu_dtype: Any = None
-) -> optax.GradientTransformation:
-  return optax.sgd(learning_rate, momentum=0.9, accumulator_dtype=mu_dtype)
-
-
-def _lion(
-  learning_rate: optax.ScalarOrSchedule, mu_dtype: Any = None
-) -> optax.GradientTransformation:
-  """Lion without the weight decay that `optax.lion` brings along."""
-  return optax.chain(
-    optax.scale_by_lion(mu_dtype=mu_dtype),
-    optax.scale_by_learning_rate(learning_rate),
-  )
-
-
-# Elementwise and odd, as `optim.orthogonal` asks:
-# (learning rate, mu_dtype=None) → optax rule.
-INNER_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
-  'nadam': optim.scheduled_nadam,
-  'adam': optax.adam,
-  'momentum': _momentum,
-  'lion': _lion,
-}
 
 
 class Sums(NamedTuple):
@@ -139,7 +114,7 @@ def build_optimizer(
   return optim.lipnext_optimizer(
     learning_rate(c, plan),
     inner=functools.partial(
-      INNER_RULES[c.name], mu_dtype=config_lib.DTYPES[c.mu_dtype]
+      recipe.INNER_RULES[c.name], mu_dtype=config_lib.DTYPES[c.mu_dtype]
     ),
     clip_norm=c.clip_norm or None,
     lookahead_period=c.lookahead_period or None,
