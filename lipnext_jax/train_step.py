@@ -80,19 +80,19 @@ class TrainState(NamedTuple):
 
 
 def build_loss(c: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
-  """(logits, labels, head_kernel, epsilon) → mean loss, from `config.loss`."""
+  """Builds (logits, labels, head_kernel, epsilon) → mean loss.
+
+  Args:
+    c: `config.loss`. A loss is given the fields that are declared for it alone.
+  """
   options = {
-    'trades': {'trades_weight': c.trades_weight},
-    'logit_annealing': {
-      'offset': c.annealing_offset,
-      'temperature': c.annealing_temperature,
-      'gamma': c.annealing_gamma,
-    },
+    name.removeprefix('annealing_'): value
+    for name, value in c.items()
+    if c.name
+    in config_lib.FIELDS[f'loss.{name}'].only_with.get('loss.name', ())
   }
   return functools.partial(
-    losses.LOSSES[c.name],
-    logit_scale=c.logit_scale,
-    **options.get(c.name, {}),
+    losses.LOSSES[c.name], logit_scale=c.logit_scale, **options
   )
 
 

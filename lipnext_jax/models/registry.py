@@ -1,4 +1,4 @@
-"""From a config to a model: the models by name, and their two precisions."""
+"""From a config to a model, in the precision of training and of evaluation."""
 
 import dataclasses
 from typing import Any
