@@ -321,12 +321,12 @@ _MODEL = section(
   m_init=Field('identity', 'Start of M.', choices=parametrizations.ORTHOGONAL),
   remat=Field(
     'none',
-    "What backward computes again: 'products' all but these, 'block' all.",
+    "What backward recomputes: 'products' all but products, 'block' all.",
     choices=lipnext.REMAT_POLICIES,
   ),
   unroll=Field(
     False,
-    'Whether to unroll the loop over blocks: slow to compile, fast on a GPU.',
+    'Whether to unroll the blocks: compiles longer, 5 to 10 % faster on a GPU.',
   ),
   parametrization=Field(
     'none',
@@ -352,12 +352,14 @@ _LOSS = section(
 )
 
 _OPTIMIZER = section(
-  name=Field('nadam', 'Elementwise rule inside.', choices=recipe.INNER_RULES),
+  name=Field('nadam', 'Elementwise update rule.', choices=recipe.INNER_RULES),
   learning_rate=Field(1e-3, 'Learning rate at its peak.', above=0),
   warmup=Field('20 epochs', 'Warm-up, linear per step.', duration=True),
   final_scale=Field(1e-5, 'Last learning rate over its peak.', maximum=1),
   clip_norm=Field(3.0, 'Norm that gradients are clipped to; 0: no clipping.'),
-  lookahead_period=Field(6, 'Steps between two lookaheads; 0: none.'),
+  lookahead_period=Field(
+    6, 'Steps between two lookaheads, in both geometries; 0: none.'
+  ),
   lookahead_alpha=Field(
     0.5,
     'Weight of the fast weights in a lookahead.',
@@ -370,13 +372,13 @@ _OPTIMIZER = section(
   only_with=_MANIFOLD,
   retraction=Field(
     'newton_schulz',
-    'How matrices return to the manifold.',
+    'How matrices are retracted to the manifold.',
     choices=retraction.METHODS,
     only_with={'optimizer.retraction_period': SET},
   ),
   retraction_period=Field(
     '1 epochs',
-    "Time between two such returns; '0 steps': never.",
+    "Time between two retractions; '0 steps': never.",
     duration=True,
   ),
   exponential=Field(
@@ -405,12 +407,16 @@ _SHARDING = (
   (r'^(step$|health/|sums/)', ()),
 )
 
-# One size may be −1. Over a slow network goes 'data'.
+# At most one size is −1. 'data' goes over a slow network: it sends the least.
 _MESH = section(
   free=True,
   data=Field(-1, 'Devices that split the batch; −1: all others.', minimum=-1),
-  fsdp=Field(1, 'Devices that split batch and parameters.', minimum=-1),
-  tensor=Field(1, 'Devices that split channels and parameters.', minimum=-1),
+  fsdp=Field(
+    1, 'Devices that split batch and parameters; −1: all others.', minimum=-1
+  ),
+  tensor=Field(
+    1, 'Devices that split channels and parameters; −1: all others.', minimum=-1
+  ),
 )
 
 _EVAL = section(
@@ -436,7 +442,7 @@ _EVAL = section(
     duration=True,
   ),
   monitor_examples=Field(
-    1024, "Training examples for these, if there is no 'validation'.", minimum=1
+    1024, 'Training examples to evaluate on if none is held out.', minimum=1
   ),
   checkpoint=Field(
     'last', 'Checkpoint that --mode=eval restores.', choices=('last', 'best')
@@ -577,16 +583,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
 def _check_is_read(name: str, fields: Mapping[str, Any]) -> None:
   """Refuses a field that does nothing, given the others."""
   for other, values in FIELDS[name].only_with.items():
-    value, choice = fields[other], f' to {" or ".join(map(repr, values))}'
+    value = fields[other]
     if FIELDS[other].duration:
       value, _ = schedules.parse_duration(other, value)
-    if value not in values if values else not value:
+    is_read = value in values if values else bool(value)
+    if not is_read:
+      choice = f' to {" or ".join(map(repr, values))}' if values else ''
       raise errors.ConfigError(
         name,
         fields[name],
         f'has no effect with {other}={fields[other]!r}',
         f'set it to its default, {FIELDS[name].default!r}, or set {other}'
-        f'{choice if values else ""}',
+        f'{choice}',
       )
 
 
@@ -606,9 +614,12 @@ def describe(config: ml_collections.ConfigDict) -> str:
     text = [field.meaning]
     if field.allowed():
       text.append(f'{field.allowed().capitalize()}.')
-    for other, values in field.only_with.items():
-      choice = f'={" or ".join(map(repr, values))}' if values else ''
-      text.append(f'Only with {other}{choice}.')
+    needs = [
+      other + (f'={" or ".join(map(repr, values))}' if values else '')
+      for other, values in field.only_with.items()
+    ]
+    if needs:
+      text.append(f'Only with {" and ".join(needs)}.')
     meaning = textwrap.fill(' '.join(text), 76)
     lines += [f'{name} = {value}', textwrap.indent(meaning, ' ' * 4)]
   return '\n'.join(lines)

@@ -49,6 +49,8 @@ def test_every_combination_of_arguments_is_a_valid_config(name, arg):
   if 'smoke' in arg:
     assert config.duration == '2 steps'
     assert (config.model.depth, config.model.width) == (2, 16)
+    if config.model.name != 'lipnext':
+      assert config.model.baseline.dense_width == 16
     assert config.dataset.name in ('digits', 'synthetic')
   else:
     assert config.dataset.name == name.split('_')[0] or name in (

@@ -1,6 +1,5 @@
 import pytest
 
-from configs import digits
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import recipes
@@ -64,24 +63,6 @@ def test_smoke_is_two_steps_and_other_arguments_are_refused():
   assert untouched.to_dict() == config_lib.default_config().to_dict()
   with pytest.raises(errors.ConfigError, match='smoek'):
     recipes.smoke(config_lib.default_config(), 'smoek')
-
-
-@pytest.mark.parametrize('model', ['lipnext', 'liresnet', 'bronet'])
-def test_the_digits_config_takes_a_model_and_smoke(model):
-  config = digits.get_config(f'smoke,model={model}')
-  config_lib.validate(config)
-  assert config.model.name == model
-  assert config.duration == '2 steps'
-  if model != 'lipnext':  # Tiny in all of its parts.
-    assert config.model.baseline.dense_width == 16
-  assert digits.get_config(f'model={model}').duration == '400 epochs'
-
-
-def test_an_unknown_model_is_refused_with_the_choices():
-  with pytest.raises(errors.ConfigError, match='liresnet, model=bronet'):
-    digits.get_config('model=resnet')
-  with pytest.raises(errors.ConfigError, match='modell=bronet'):
-    digits.get_config('modell=bronet')
 
 
 def test_a_word_may_be_empty_in_a_group_and_never_in_an_argument():
