@@ -41,6 +41,12 @@ def test_fields_that_contradict_each_other_are_refused(values, message):
     config_lib.validate(config)
 
 
+def test_one_size_of_images_is_a_range_of_sizes():
+  config = config_lib.default_config()
+  config.augment.resize.min = config.augment.resize.max = 224
+  validation.check_combinations(config)
+
+
 def make_model(**fields):
   c = config_lib.default_config().model
   c.update(fields)
@@ -56,6 +62,8 @@ def test_a_reflector_larger_than_the_grid_is_refused():
 def test_a_patch_that_does_not_divide_lists_those_that_do():
   with pytest.raises(errors.ConfigError, match=r'patch_size=3.*1, 2, 4, 8'):
     validation.check_image(make_model(patch_size=3), (8, 8, 1))
+  with pytest.raises(errors.ConfigError, match=r'patch_size=4.*of 1, 2\.'):
+    validation.check_image(make_model(patch_size=4), (8, 6, 1))
   validation.check_image(make_model(patch_size=4), (8, 12, 1))
 
 
