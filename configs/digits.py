@@ -26,13 +26,14 @@ width, depth, β, α and augmentation were tried.
 import ml_collections
 
 from lipnext_jax import config as config_lib
+from lipnext_jax import recipes
 
 MODELS = ('model=lipnext', 'model=liresnet', 'model=bronet')
-ARGUMENTS = (MODELS, config_lib.SMOKE)
+ARGUMENTS = (MODELS, recipes.SMOKE)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  model, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
+  model, smoke = recipes.parse_argument(arg, *ARGUMENTS)
   model = model.removeprefix('model=')
   c = config_lib.default_config()
   c.dataset.name = 'digits'
@@ -66,4 +67,4 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.eval.epsilons = (36 / 255, 0.25, 0.5, 1.0)
   c.eval.every = '50 epochs'
   c.checkpoint.every = '10 epochs'
-  return config_lib.smoke(c, smoke)
+  return recipes.smoke(c, smoke)

@@ -20,14 +20,13 @@ steps of a tiny model on random images.
 
 import ml_collections
 
-from lipnext_jax import config as config_lib
 from lipnext_jax import recipes
 
-ARGUMENTS = (recipes.EPSILONS, config_lib.SMOKE)
+ARGUMENTS = (recipes.EPSILONS, recipes.SMOKE)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  epsilon, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
+  epsilon, smoke = recipes.parse_argument(arg, *ARGUMENTS)
   c = recipes.imagenet(epsilon)
   recipes.set_size(c, 'L64W8192')
-  return config_lib.smoke(c, smoke, image_size=224, num_classes=1000)
+  return recipes.smoke(c, smoke, image_size=224, num_classes=1000)

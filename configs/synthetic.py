@@ -11,12 +11,13 @@ The argument `smoke` makes it two steps of a tiny model.
 import ml_collections
 
 from lipnext_jax import config as config_lib
+from lipnext_jax import recipes
 
-ARGUMENTS = (config_lib.SMOKE,)
+ARGUMENTS = (recipes.SMOKE,)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  (smoke,) = config_lib.parse_argument(arg, *ARGUMENTS)
+  (smoke,) = recipes.parse_argument(arg, *ARGUMENTS)
   c = config_lib.default_config()
   c.dataset.name = 'synthetic'
   c.model.depth = 8
@@ -28,4 +29,4 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.eval.batch_size = 64
   c.checkpoint.every = '50 steps'
   c.log.every = '5 steps'
-  return config_lib.smoke(c, smoke)
+  return recipes.smoke(c, smoke)

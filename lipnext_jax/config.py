@@ -1,201 +1,42 @@
-"""All config fields with their defaults: what can be chosen, and why.
+"""Every field of a config, declared once: default, meaning and what is allowed.
 
 A config file starts from `default_config()` and changes what it needs; the
-command line changes any field: `--config.model.depth=16`. What is allowed is
-checked in one place, `lipnext_jax.validation`.
+command line changes any field: `--config.model.depth=16`. `--mode=config`
+prints the fields of a config with their values and meanings.
 
-Durations are strings in 'steps', 'epochs' or 'examples' ('150 epochs'); they
+Durations are strings in 'steps', 'epochs' or 'examples' ('150 epochs'). They
 become steps in `lipnext_jax.schedules.make_plan` and nowhere else, so that
 overriding the batch size never leaves a stale schedule.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection
+from collections.abc import Mapping
+import dataclasses
+import difflib
+import math
+import pprint
+import textwrap
 from typing import Any
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from lipnext_jax import errors
+from lipnext_jax import losses
+from lipnext_jax import models
+from lipnext_jax import schedules
+from lipnext_jax import validation
+from lipnext_jax.data import randaugment
+from lipnext_jax.data import sources
+from lipnext_jax.models import layers
+from lipnext_jax.models import lipnext
+from lipnext_jax.models import parametrizations
+from lipnext_jax.optim import recipe
+from lipnext_jax.optim import retraction
 
-# Fields that may differ between the runs that share a workdir: they decide
-# neither the model nor the sequence of updates.
-FREE_FIELDS = (
-  'checkpoint',
-  'eval',
-  'health',
-  'log',
-  'mesh',
-  'sharding',
-  'dataset.data_dir',
-  'dataset.extra_npz',
-  'dataset.workers',
-)
-
-
-def default_config() -> ml_collections.ConfigDict:
-  """Every field there is; the paper's values where it gives them."""
-  c = ml_collections.ConfigDict()
-  c.seed = 0  # Of the initialisation, the data order and the augmentation.
-
-  c.dataset = ml_collections.ConfigDict()
-  c.dataset.name = 'digits'  # A key of `data.sources.SOURCES`.
-  # Where prepared sets lie; of 'folder' and 'npz', the folder itself.
-  c.dataset.data_dir = ''
-  c.dataset.holdout = 0  # Training examples set aside as 'validation'.
-  # Of sets whose images vary in size (ImageNet, 'folder'): side of the square
-  # that the network sees, 0 for 224; shorter side before evaluation's crop.
-  c.dataset.image_size = 0
-  c.dataset.resize = 256
-  c.dataset.workers = 0  # Grain worker processes; 0: threads.
-  # Synthetic images mixed in: so many per real one, in addition to batch_size.
-  c.dataset.extra_ratio = 0
-  c.dataset.extra_npz = ''  # Their file: `image` [n, H, W, ch] uint8, `label`.
-  # For dataset.name='synthetic': random images of any shape.
-  c.dataset.synthetic = ml_collections.ConfigDict()
-  c.dataset.synthetic.image_size = 32
-  c.dataset.synthetic.channels = 3
-  c.dataset.synthetic.num_classes = 10
-  c.dataset.synthetic.train_examples = 1024
-  c.dataset.synthetic.test_examples = 256
-
-  # Train transforms, drawn per example and epoch; the defaults change nothing.
-  c.augment = ml_collections.ConfigDict()
-  # Shorter side scaled to U{min … max} pixels, then a random crop to the
-  # dataset's size (ImageNet); 0: no resize. See `transforms.build_transforms`.
-  c.augment.resize = ml_collections.ConfigDict()
-  c.augment.resize.min = 0
-  c.augment.resize.max = 0
-  # RandAugment: operations and their magnitude (0 … 30), with a probability.
-  c.augment.randaugment = ml_collections.ConfigDict()
-  c.augment.randaugment.probability = 0.0
-  c.augment.randaugment.ops = 2
-  c.augment.randaugment.magnitude = 9
-  c.augment.crop_padding = 0  # Zero-pad so many pixels, crop back at random.
-  c.augment.flip = False  # Horizontally, with probability 1/2.
-  c.augment.rotate = 0.0  # Up to so many degrees, either way.
-  c.augment.scale = 0.0  # Log-uniform zoom of each axis, and shear, up to this.
-  c.augment.translate = 0.0  # Up to so many pixels, subpixel, either way.
-  c.augment.warp = 0.0  # Smooth random displacements of this deviation, pixels.
-  # Of the images of dataset.extra_npz: as above, or these two alone.
-  c.augment.extra = ml_collections.ConfigDict()
-  c.augment.extra.as_real = True
-  c.augment.extra.crop_padding = 0
-  c.augment.extra.flip = False
-
-  c.model = ml_collections.ConfigDict()
-  c.model.name = 'lipnext'  # Or 'liresnet', 'bronet': `registry.MODELS`.
-  c.model.depth = 32  # Blocks, L.
-  c.model.width = 1024  # Channels, C.
-  c.model.patch_size = 2  # Side of the stem's patches; 16×16 tokens on 32².
-  # α, per direction. The paper found 1/8 and 1/16 best; the latter costs a
-  # quarter less (docs/models.md).
-  c.model.shift_ratio = 1 / 16
-  c.model.beta = 0.5  # Share of rectified channels (0.5 is MinMax, rotated).
-  c.model.padding = 'circular'  # Of the shift: 'circular' or 'zero'.
-  c.model.r_init = 'haar'  # R and the stem: 'haar' or 'identity'.
-  c.model.m_init = 'identity'  # M: 'haar' or 'identity'.
-  c.model.dtype = 'float32'  # Compute dtype; parameters are float32.
-  c.model.precision = 'default'  # Of training products; evaluation: highest.
-  # 'none', 'products' (no product twice; fastest) or 'block' (least memory).
-  c.model.remat = 'none'
-  # No loop over the blocks: longer to compile, 5 to 10 % faster on a GPU.
-  c.model.unroll = False
-  c.model.activation = 'beta_abs'  # Or 'minmax'.
-  c.model.position = True  # Whether p is trained; it starts at 0.
-  # 'none': R, M, Q are optimised on the manifold. Or a map from free matrices:
-  # 'cayley', 'exponential', 'cholesky', 'block_reflector'.
-  c.model.parametrization = 'none'
-  # Of the rivals (model.name 'liresnet' or 'bronet'), beside depth (their
-  # convolutions), width, patch_size, padding, activation, beta and position.
-  c.model.baseline = ml_collections.ConfigDict()
-  c.model.baseline.dense_depth = 2  # Dense layers after the neck.
-  c.model.baseline.dense_width = 64  # Features of neck and dense layers.
-  c.model.baseline.kernel_size = 3  # Side of the kernels.
-  c.model.baseline.power_iterations = 10  # LiResNet: of ‖W‖ in training.
-  c.model.baseline.reflector_ratio = 1 / 4  # BRONet: rank of V over channels.
-
-  c.loss = ml_collections.ConfigDict()
-  c.loss.name = 'emma'  # A key of `losses.LOSSES`.
-  c.loss.epsilon = 36 / 255  # ε, ℓ2 in [0, 1] pixel units.
-  c.loss.epsilon_start = 0.1  # a: ε_t = ε·(a + (b − a)·min(2 t/T, 1)).
-  c.loss.epsilon_end = 3.0  # b.
-  c.loss.logit_scale = 1.0  # τ: multiplies the logits inside the loss only.
-  c.loss.trades_weight = 1.0  # λ of 'trades'.
-  c.loss.annealing_offset = 2.0  # ξ of 'logit_annealing'.
-  c.loss.annealing_temperature = 0.75  # T of 'logit_annealing'.
-  c.loss.annealing_gamma = 5.0  # γ of 'logit_annealing'.
-
-  c.optimizer = ml_collections.ConfigDict()
-  c.optimizer.name = 'nadam'  # Inner rule, a key of `train_step.INNER_RULES`.
-  c.optimizer.learning_rate = 1e-3  # At the peak.
-  c.optimizer.warmup = '20 epochs'  # Linear, per step.
-  c.optimizer.final_scale = 1e-5  # Last learning rate over the peak (cosine).
-  c.optimizer.clip_norm = 3.0  # Global gradient norm; 0: no clipping.
-  c.optimizer.lookahead_period = 6  # k, of both geometries; 0: no lookahead.
-  c.optimizer.lookahead_alpha = 0.5  # α of both lookaheads.
-  c.optimizer.retraction = 'newton_schulz'  # Or 'svd'.
-  c.optimizer.retraction_period = '1 epochs'  # '0 steps': never.
-  c.optimizer.exponential = 'fast'  # Or 'exact', whatever the step's size.
-  c.optimizer.precision = 'highest'  # Of the manifold step's products.
-  c.optimizer.mu_dtype = 'float32'  # Of the stored first moment, or 'bfloat16'.
-
-  c.batch_size = 256  # Real examples per step, over all devices.
-  c.microbatches = 1  # Parts of a batch whose gradients are added up in turn.
-  # Of the matrices' gradients where devices add them up ('bfloat16' halves
-  # what is sent and the working copy; it goes with that model.dtype only).
-  c.reduce_dtype = 'float32'
-  c.duration = '800 epochs'
-
-  # Devices per axis; one of them may be −1: all that remain. 'data' splits the
-  # batch only, 'fsdp' the batch and the parameters, 'tensor' the channels of
-  # every example and the parameters. Over a slow network goes 'data'.
-  c.mesh = ml_collections.ConfigDict()
-  c.mesh.data = -1
-  c.mesh.fsdp = 1
-  c.mesh.tensor = 1
-  # (regular expression, spec) on paths of the train state; the first match
-  # counts, no match raises. An axis with '?' is left out where it would not
-  # divide. Matrices are kept in whole layers, with their optimizer state, so
-  # that each device updates its own. 'compute/' is the copy that a step works
-  # with: M [l, c, c] in rows over 'fsdp' and columns over 'tensor', R [l, k, c]
-  # in columns over both, since its k rows need not divide. docs/pods.md.
-  c.sharding = (
-    (r'blocks/(R|M)_raw$', (None, 'fsdp', None)),  # Mapped into R and M.
-    (r'^compute/blocks/R$', (None, None, ('tensor', 'fsdp'))),
-    (r'^compute/blocks/M$', (None, 'fsdp', 'tensor')),
-    (r'^params/blocks/(R|M)$', (('data?', 'fsdp', 'tensor'), None, None)),
-    (r'^opt_state/.*blocks/(R|M)$', (('data?', 'fsdp', 'tensor'), None, None)),
-    (r'^(compute|params|opt_state)/', ()),
-    (r'^(step$|health/|sums/)', ()),
-  )
-
-  c.eval = ml_collections.ConfigDict()
-  c.eval.split = 'test'  # Of the final numbers; 'validation' to choose by.
-  c.eval.certificate = 'fast'  # float32; 'rigorous': float64, error subtracted.
-  c.eval.batch_size = 512
-  c.eval.epsilons = (36 / 255, 72 / 255, 108 / 255, 1.0)  # Reported radii.
-  c.eval.every = '50 epochs'  # Monitoring, on 'validation' if it exists.
-  c.eval.monitor_examples = 1024  # Of the training set, if it does not.
-  c.eval.checkpoint = 'last'  # What --mode=eval restores: 'last' or 'best'.
-
-  c.checkpoint = ml_collections.ConfigDict()
-  c.checkpoint.every = '10 epochs'
-
-  # What is watched while training and read at log lines; 0 switches it off.
-  c.health = ml_collections.ConfigDict()
-  # Steps whose loss or gradient is not finite are skipped; so many of them in a
-  # row end the run.
-  c.health.max_skipped = 10
-  c.health.loss_spike = 4.0  # Warn of a loss so many times its running mean.
-  c.health.drift = 1e-3  # Warn of a ‖XᵀX − I‖₂ above this, X orthogonal.
-
-  c.log = ml_collections.ConfigDict()
-  c.log.every = '1 epochs'
-  return c
-
-
-# What a config's names of dtypes and precisions stand for.
+# The dtypes and product precisions that a config can name.
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 PRECISIONS = {
   'default': None,  # The backend's: tf32 or bf16 passes on accelerators.
@@ -205,132 +46,580 @@ PRECISIONS = {
   'bfloat16': jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
 }
 
-# What every config file's argument offers last: nothing, or two steps.
-SMOKE = ('', 'smoke')
+
+# ── What a field is ──────────────────────────────────────────────────────────
 
 
-def smoke(
-  config: ml_collections.ConfigDict,
-  arg: str,
-  *,
-  image_size: int = 0,
-  num_classes: int = 0,
-) -> ml_collections.ConfigDict:
-  """What every config file's argument offers: '' or 'smoke'.
+SET: tuple[Any, ...] = ()  # In `only_with`: any value but 0, '' and '0 steps'.
 
-  'smoke' makes the config two steps of a tiny model on a CPU, whatever it is
-  otherwise: `--config=configs/X.py:smoke`.
 
-  Args:
-    config: the one of the file, which is changed.
-    arg: its argument, or what `parse_argument` left of it.
-    image_size: above 0, random images of this side, in pixels, stand for the
-      dataset, which then need not be there.
-    num_classes: of the random images.
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """A field of a config.
 
-  Raises:
-    ConfigError: any other argument.
-
-  >>> smoke(default_config(), 'smoke').duration
-  '2 steps'
+  Attributes:
+    default: its value where none is set; values must be of the same type.
+    meaning: what it decides, in which unit.
+    minimum: smallest number allowed.
+    above: a number that must be exceeded, in place of `minimum`.
+    maximum: largest number allowed.
+    choices: the names allowed.
+    duration: whether it is a duration, such as '20 epochs'.
+    only_with: {other field: its values, or `SET`} with which this field is
+      read; with others it must keep its default.
+    free: whether it may differ between the runs that share a workdir, because
+      it decides neither the model nor the sequence of updates.
   """
-  (chosen,) = parse_argument(arg, SMOKE)
-  if chosen == 'smoke':
-    config.model.depth, config.model.width = 2, 16
-    if config.model.name != 'lipnext':
-      config.model.baseline.dense_depth = 1
-      config.model.baseline.dense_width = 16
-    config.batch_size, config.duration = 16, '2 steps'
-    config.eval.batch_size = 64
-    config.optimizer.warmup = '1 steps'
-    config.eval.every = '1 steps'
-    config.eval.monitor_examples = 16
-    config.checkpoint.every = '1 steps'
-    config.log.every = '1 steps'
-  if chosen == 'smoke' and image_size:
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
-    config.microbatches = 1
-    config.dataset.name = 'synthetic'
-    config.dataset.synthetic.image_size = image_size
-    config.dataset.synthetic.num_classes = num_classes
-    config.dataset.synthetic.train_examples = 64
-    config.dataset.synthetic.test_examples = 64
-  return config
+
+  default: Any
+  meaning: str
+  minimum: float = 0
+  above: float | None = None
+  maximum: float = math.inf
+  choices: Collection[str] = ()
+  duration: bool = False
+  only_with: Mapping[str, tuple[Any, ...]] = dataclasses.field(
+    default_factory=dict
+  )
+  free: bool = False
+
+  def allowed(self) -> str:
+    """Says which values are allowed, e.g. 'at least 1'; '' for no rule."""
+    if self.choices:
+      return f'one of {", ".join(sorted(self.choices))}'
+    if type(self.default) not in (int, float):
+      return ''
+    if self.maximum < math.inf:
+      low = f'[{self.minimum}' if self.above is None else f'({self.above}'
+      return f'in {low}, {self.maximum}]'
+    if self.above is None:
+      return f'at least {self.minimum}'
+    return f'above {self.above}'
+
+  def check(self, name: str, value: Any) -> None:
+    """Refuses a value that is wrong whatever the other fields hold.
+
+    Args:
+      name: of the field, e.g. 'model.depth'.
+      value: what it holds.
+
+    Raises:
+      ConfigError: naming the field, its value and the remedy.
+
+    >>> Field(0.5, 'A share.', maximum=1).check('model.beta', 1.5)
+    Traceback (most recent call last):
+    lipnext_jax.errors.ConfigError: model.beta=1.5 is out of range; choose a \
+number that is in [0, 1].
+    """
+    kind = type(self.default)
+    problem, remedy = '', f'choose a number that is {self.allowed()}'
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+      problem, remedy = f'is no {kind.__name__}', f'e.g. {self.default!r}'
+    elif self.choices and value not in self.choices:
+      problem, remedy = 'is unknown', f'choose {self.allowed()}'
+    elif self.duration:
+      schedules.parse_duration(name, value)
+    elif kind in (int, float):
+      low = self.minimum if self.above is None else self.above
+      # In this form, NaN is refused, too.
+      if not low <= value <= self.maximum or value == self.above:
+        problem = 'is out of range'
+      elif abs(value) >= 2**31:  # Beyond the integers of a device.
+        problem, remedy = 'is out of range', 'choose a number below 2**31'
+    if problem:
+      raise errors.ConfigError(name, value, problem, remedy)
 
 
-def parse_argument(arg: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
-  """Reads a config file's argument: words, comma-separated, in any order.
+def section(
+  *,
+  free: bool = False,
+  only_with: Mapping[str, tuple[Any, ...]] | None = None,
+  **members: Field | dict[str, Field],
+) -> dict[str, Field]:
+  """Groups fields, and further sections, under their names.
 
   Args:
-    arg: what follows the colon of `--config=configs/X.py:…`.
-    *choices: groups of words that exclude each other; the first word of a
-      group is its default ('' where none is needed).
+    free: as in `Field`, of all fields of the section.
+    only_with: as in `Field`, of all fields but those that say otherwise.
+    **members: fields and sections.
 
   Returns:
-    One word of each group.
+    {'field': …, 'section.field': …}, in the order of `members`.
 
-  Raises:
-    ConfigError: a word of no group, naming all there are, or two of one group.
-
-  >>> parse_argument('smoke,W32', ('W16', 'W32'), ('', 'smoke'))
-  ('W32', 'smoke')
-  >>> parse_argument('', ('W16', 'W32'), ('', 'smoke'))
-  ('W16', '')
+  >>> fields = section(model=section(width=Field(8, 'Channels.')))
+  >>> fields['model.width'].meaning
+  'Channels.'
   """
-  chosen: list[str | None] = [None] * len(choices)
-  for word in arg.split(',') if arg else ():
-    groups = [i for i, group in enumerate(choices) if word and word in group]
-    if not groups:
-      known = [known for group in choices for known in group if known]
-      raise errors.ConfigError(
-        '--config argument',
-        word,
-        'is unknown',
-        f"append nothing, or ':' and any of {', '.join(known)}",
+  fields = {}
+  for name, member in members.items():
+    inner = {'': member} if isinstance(member, Field) else member
+    for rest, field in inner.items():
+      fields[f'{name}.{rest}' if rest else name] = dataclasses.replace(
+        field,
+        free=field.free or free,
+        only_with={**(only_with or {}), **field.only_with},
       )
-    other = chosen[groups[0]]
-    if other is not None:
-      raise errors.ConfigError(
-        '--config argument',
-        word,
-        f'comes beside {other!r}',
-        'they exclude each other: keep one',
-      )
-    chosen[groups[0]] = word
-  return tuple(
-    group[0] if word is None else word
-    for word, group in zip(chosen, choices, strict=True)
+  return fields
+
+
+# ── The fields ───────────────────────────────────────────────────────────────
+
+_ON_DISK = tuple(
+  name for name in sources.SOURCES if name not in ('digits', 'synthetic')
+)
+_EXTRA = {'augment.extra.as_real': (False,)}
+
+_DATASET = section(
+  name=Field('digits', 'Dataset to train on.', choices=sources.SOURCES),
+  data_dir=Field(
+    '',
+    "Directory of prepared sets; for 'folder' and 'npz', the data itself.",
+    only_with={'dataset.name': _ON_DISK},
+    free=True,
+  ),
+  holdout=Field(0, "Training examples set aside as the split 'validation'."),
+  workers=Field(0, 'Processes that read the data; 0: threads.', free=True),
+  extra_ratio=Field(
+    0,
+    'Synthetic images mixed in per real one, beyond batch_size.',
+    only_with={'dataset.extra_npz': SET},
+  ),
+  extra_npz=Field(
+    '',
+    'File of synthetic images: `image` [n, H, W, ch] uint8, `label` [n].',
+    only_with={'dataset.extra_ratio': SET},
+    free=True,
+  ),
+  synthetic=section(
+    only_with={'dataset.name': ('synthetic',)},
+    image_size=Field(32, 'Side of the random images in pixels.', minimum=1),
+    channels=Field(3, 'Channels of the random images.', minimum=1),
+    num_classes=Field(10, 'Classes of the random images.', minimum=1),
+    train_examples=Field(1024, 'Random images to train on.', minimum=1),
+    test_examples=Field(256, 'Random images to test on.', minimum=1),
+  ),
+) | section(  # Sets whose images vary in size.
+  only_with={'dataset.name': sources.VARYING},
+  image_size=Field(0, 'Side in pixels of what the network sees; 0: 224.'),
+  resize=Field(
+    256, "Shorter side in pixels before evaluation's centre crop.", minimum=1
+  ),
+)
+
+# Drawn per example and epoch, see `data.transforms.build_transforms`; the
+# defaults change nothing.
+_AUGMENT = section(
+  resize=section(
+    min=Field(0, 'Smallest shorter side, drawn in pixels, before a crop.'),
+    max=Field(0, 'Largest shorter side, drawn in pixels; 0: no resizing.'),
+  ),
+  randaugment=section(
+    probability=Field(0.0, 'Probability of RandAugment.', maximum=1),
+    ops=Field(
+      2,
+      'Operations of RandAugment per image.',
+      minimum=1,
+      only_with={'augment.randaugment.probability': SET},
+    ),
+    magnitude=Field(
+      9,
+      'Magnitude of RandAugment.',
+      maximum=randaugment.BINS - 1,
+      only_with={'augment.randaugment.probability': SET},
+    ),
+  ),
+  crop_padding=Field(
+    0,
+    'Zeros around an image, in pixels, before a random crop.',
+    only_with={'augment.resize.max': (0,)},  # One crop is enough.
+  ),
+  flip=Field(False, 'Whether to flip horizontally with probability 1/2.'),
+  rotate=Field(0.0, 'Largest random rotation either way, in degrees.'),
+  scale=Field(
+    0.0, 'Largest log-uniform zoom of an axis, and shear.', maximum=1
+  ),
+  translate=Field(0.0, 'Largest random subpixel shift either way, in pixels.'),
+  warp=Field(0.0, 'Deviation of smooth random displacements, in pixels.'),
+  extra=section(
+    as_real=Field(
+      True,
+      'Whether synthetic images are augmented as the real ones.',
+      only_with={'dataset.extra_ratio': SET},
+    ),
+    crop_padding=Field(
+      0, 'As augment.crop_padding, of synthetic images.', only_with=_EXTRA
+    ),
+    flip=Field(
+      False, 'As augment.flip, of synthetic images.', only_with=_EXTRA
+    ),
+  ),
+)
+
+_BASELINES = tuple(name for name in models.MODELS if name != 'lipnext')
+# Where matrices are optimised on the manifold.
+_MANIFOLD = {'model.name': ('lipnext',), 'model.parametrization': ('none',)}
+
+# A model is built from those of these fields that it has: `models.registry`.
+_MODEL = section(
+  name=Field('lipnext', 'Model to train.', choices=models.MODELS),
+  depth=Field(32, 'Blocks, L; of a baseline, its convolutions.', minimum=1),
+  width=Field(1024, 'Channels, C.', minimum=1),
+  patch_size=Field(2, "Side of the stem's patches in pixels.", minimum=1),
+  beta=Field(
+    0.5,
+    'β: share of rectified channels (0.5 is MinMax, rotated).',
+    maximum=1,
+    only_with={'model.activation': ('beta_abs',)},
+  ),
+  padding=Field(
+    'circular',
+    "Padding of the shift or of convolutions; 'zero' loses norm.",
+    choices=layers.PADDINGS,
+    only_with={'model.name': ('lipnext', 'liresnet')},  # BRONet is circular.
+  ),
+  dtype=Field(
+    'float32', 'Dtype of training; parameters are float32.', choices=DTYPES
+  ),
+  precision=Field(
+    'default',
+    'Precision of products in training; evaluation takes the highest.',
+    choices=PRECISIONS,
+  ),
+  activation=Field('beta_abs', 'Activation σ.', choices=layers.ACTIVATIONS),
+  position=Field(True, 'Whether the position p is trained; it starts at 0.'),
+  baseline=section(
+    only_with={'model.name': _BASELINES},
+    dense_depth=Field(2, 'Dense layers after the neck.'),
+    dense_width=Field(64, 'Features of neck and dense layers.', minimum=1),
+    kernel_size=Field(3, 'Side of the kernels.', minimum=1),
+    power_iterations=Field(
+      10,
+      'Power iterations for a ‖W‖ in training.',
+      minimum=1,
+      only_with={'model.name': ('liresnet',)},
+    ),
+    reflector_ratio=Field(
+      1 / 4,
+      'Rank of a reflector over its channels.',
+      above=0,
+      maximum=1,
+      only_with={'model.name': ('bronet',)},
+    ),
+  ),
+) | section(
+  only_with={'model.name': ('lipnext',)},
+  shift_ratio=Field(
+    # The paper found 1/8 and 1/16 best; the latter costs a quarter less
+    # (docs/models.md).
+    1 / 16,
+    'α: share of channels that move per direction (paper: 1/8 or 1/16).',
+    maximum=1 / 4,
+  ),
+  r_init=Field(
+    'haar', 'Start of R and of the stem.', choices=parametrizations.ORTHOGONAL
+  ),
+  m_init=Field('identity', 'Start of M.', choices=parametrizations.ORTHOGONAL),
+  remat=Field(
+    'none',
+    "What backward recomputes: 'products' all but products, 'block' all.",
+    choices=lipnext.REMAT_POLICIES,
+  ),
+  unroll=Field(
+    False,
+    'Whether to unroll the blocks: compiles longer, 5 to 10 % faster on a GPU.',
+  ),
+  parametrization=Field(
+    'none',
+    "Map from free matrices to R, M, Q; 'none' optimises on the manifold.",
+    choices=parametrizations.CHOICES,
+  ),
+)
+
+_LOSS = section(
+  name=Field('emma', 'Loss to minimise.', choices=losses.LOSSES),
+  epsilon=Field(36 / 255, 'ε: ℓ2 radius in [0, 1] pixel units.', above=0),
+  epsilon_start=Field(0.1, 'a of ε_t = ε·(a + (b − a)·min(2 t/T, 1)).'),
+  epsilon_end=Field(3.0, 'b of ε_t, the training radius.', above=0),
+  logit_scale=Field(1.0, 'τ: multiplies logits, in the loss only.', above=0),
+  trades_weight=Field(
+    1.0, 'λ of TRADES.', only_with={'loss.name': ('trades',)}
+  ),
+) | section(
+  only_with={'loss.name': ('logit_annealing',)},
+  annealing_offset=Field(2.0, 'ξ of annealing.'),
+  annealing_temperature=Field(0.75, 'T of annealing.', above=0),
+  annealing_gamma=Field(5.0, 'γ of annealing.'),
+)
+
+_OPTIMIZER = section(
+  name=Field('nadam', 'Elementwise update rule.', choices=recipe.INNER_RULES),
+  learning_rate=Field(1e-3, 'Learning rate at its peak.', above=0),
+  warmup=Field('20 epochs', 'Warm-up, linear per step.', duration=True),
+  final_scale=Field(1e-5, 'Last learning rate over its peak.', maximum=1),
+  clip_norm=Field(3.0, 'Norm that gradients are clipped to; 0: no clipping.'),
+  lookahead_period=Field(
+    6, 'Steps between two lookaheads, in both geometries; 0: none.'
+  ),
+  lookahead_alpha=Field(
+    0.5,
+    'Weight of the fast weights in a lookahead.',
+    above=0,
+    maximum=1,
+    only_with={'optimizer.lookahead_period': SET},
+  ),
+  mu_dtype=Field('float32', 'Dtype of the first moment.', choices=DTYPES),
+) | section(
+  only_with=_MANIFOLD,
+  retraction=Field(
+    'newton_schulz',
+    'How matrices are retracted to the manifold.',
+    choices=retraction.METHODS,
+    only_with={'optimizer.retraction_period': SET},
+  ),
+  retraction_period=Field(
+    '1 epochs',
+    "Time between two retractions; '0 steps': never.",
+    duration=True,
+  ),
+  exponential=Field(
+    'fast',
+    "Exponential of a step; 'exact' whatever the step's size.",
+    choices=recipe.EXPONENTIALS,
+  ),
+  precision=Field(
+    'highest',
+    'Precision of the products of a step on the manifold.',
+    choices=PRECISIONS,
+  ),
+)
+
+# Matrices are kept in whole layers, with their optimizer state, so that each
+# device updates its own. 'compute/' is the copy that a step works with:
+# M [l, c, c] in rows over 'fsdp' and columns over 'tensor', R [l, k, c] in
+# columns over both, since its k rows need not divide. docs/pods.md.
+_SHARDING = (
+  (r'blocks/(R|M)_raw$', (None, 'fsdp', None)),  # Mapped into R and M.
+  (r'^compute/blocks/R$', (None, None, ('tensor', 'fsdp'))),
+  (r'^compute/blocks/M$', (None, 'fsdp', 'tensor')),
+  (r'^params/blocks/(R|M)$', (('data?', 'fsdp', 'tensor'), None, None)),
+  (r'^opt_state/.*blocks/(R|M)$', (('data?', 'fsdp', 'tensor'), None, None)),
+  (r'^(compute|params|opt_state)/', ()),
+  (r'^(step$|health/|sums/)', ()),
+)
+
+# At most one size is −1. 'data' goes over a slow network: it sends the least.
+_MESH = section(
+  free=True,
+  data=Field(-1, 'Devices that split the batch; −1: all others.', minimum=-1),
+  fsdp=Field(
+    1, 'Devices that split batch and parameters; −1: all others.', minimum=-1
+  ),
+  tensor=Field(
+    1, 'Devices that split channels and parameters; −1: all others.', minimum=-1
+  ),
+)
+
+_EVAL = section(
+  free=True,
+  split=Field(
+    'test',
+    "Split of the final numbers; 'validation' to choose a config by.",
+    choices=sources.FINAL_SPLITS,
+  ),
+  certificate=Field(
+    'fast',
+    "'fast': float32; 'rigorous': float64 with its rounding subtracted.",
+    choices=('fast', 'rigorous'),
+  ),
+  batch_size=Field(512, 'Examples per step of evaluation.', minimum=1),
+  epsilons=Field(
+    (36 / 255, 72 / 255, 108 / 255, 1.0),
+    'ℓ2 radii to report, in [0, 1] pixel units.',
+  ),
+  every=Field(
+    '50 epochs',
+    "Time between two evaluations while training; '0 steps': never.",
+    duration=True,
+  ),
+  monitor_examples=Field(
+    1024, 'Training examples to evaluate on if none is held out.', minimum=1
+  ),
+  checkpoint=Field(
+    'last', 'Checkpoint that --mode=eval restores.', choices=('last', 'best')
+  ),
+)
+
+# What is watched while training, and read at log lines.
+_HEALTH = section(
+  free=True,
+  max_skipped=Field(
+    10, 'Steps in a row that are not finite and end the run; 0: never.'
+  ),
+  loss_spike=Field(4.0, 'Loss to warn of, over its running mean; 0: never.'),
+  drift=Field(1e-3, '‖XᵀX − I‖₂ to warn of, for orthogonal X; 0: never.'),
+)
+
+_CHECKPOINT = section(
+  free=True,
+  every=Field(
+    '10 epochs',
+    "Time between two checkpoints; '0 steps': only at the end.",
+    duration=True,
+  ),
+)
+
+FIELDS = section(
+  seed=Field(0, 'Seed of initialisation, data order and augmentation.'),
+  dataset=_DATASET,
+  augment=_AUGMENT,
+  model=_MODEL,
+  loss=_LOSS,
+  optimizer=_OPTIMIZER,
+  batch_size=Field(256, 'Real examples per step, on all devices.', minimum=1),
+  microbatches=Field(
+    1, 'Parts of a batch whose gradients are added up in turn.', minimum=1
+  ),
+  reduce_dtype=Field(
+    'float32',
+    "Dtype of the matrices' gradients where devices add them up; 'bfloat16' "
+    'halves what is sent, and the working copy.',
+    choices=DTYPES,
+    # It narrows the working copy, too: float32 products would lose digits.
+    only_with={**_MANIFOLD, 'model.dtype': ('bfloat16',)},
+  ),
+  duration=Field('800 epochs', 'Length of training.', duration=True),
+  mesh=_MESH,
+  sharding=Field(
+    _SHARDING,
+    '(regular expression, mesh axes) for paths of the train state: the first '
+    "match counts. An axis with '?' is left out where it does not divide.",
+    free=True,
+  ),
+  eval=_EVAL,
+  checkpoint=_CHECKPOINT,
+  health=_HEALTH,
+  log=section(
+    free=True,
+    every=Field('1 epochs', 'Time between two log lines.', duration=True),
+  ),
+)
+
+
+# ── What is derived from the fields ──────────────────────────────────────────
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Makes a config of the defaults: the paper's values where it gives them.
+
+  >>> default_config().model.depth
+  32
+  """
+  defaults = {name: field.default for name, field in FIELDS.items()}
+  return ml_collections.ConfigDict(
+    traverse_util.unflatten_dict(defaults, sep='.')
   )
 
 
 def build_field_list(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Every field as {'model.depth': 32, …}, sorted.
+  """Returns every field as {'model.depth': 32, …}, sorted.
 
   >>> build_field_list(default_config())['model.depth']
   32
   """
-  return dict(sorted(_flatten(config)))
+  fields = traverse_util.flatten_dict(config.to_dict(), sep='.')
+  return dict(sorted(fields.items()))
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The fields that two runs must share to share a workdir.
+  """Returns the fields that two runs must share to share a workdir, sorted.
 
   >>> 'model.depth' in identity(default_config())
   True
   >>> 'log.every' in identity(default_config())
   False
   """
-
-  def free(name):
-    return any(name == f or name.startswith(f + '.') for f in FREE_FIELDS)
-
   fields = build_field_list(config)
-  return {name: value for name, value in fields.items() if not free(name)}
+  return {
+    name: value for name, value in fields.items() if not FIELDS[name].free
+  }
 
 
-def _flatten(config, prefix='') -> Iterator[tuple[str, Any]]:
-  for name, value in config.items():
-    if isinstance(value, ml_collections.ConfigDict):
-      yield from _flatten(value, f'{prefix}{name}.')
-    else:
-      yield prefix + name, value
+def closest(name: str) -> str:
+  """Returns the field whose name is most like a misspelt one.
+
+  >>> closest('model.dept')
+  'model.depth'
+  """
+  return difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)[0]
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Refuses configs that are wrong whatever the data and the devices are.
+
+  Refuses unknown, missing and mistyped fields, values that are not allowed,
+  fields that nothing would read, and contradictions.
+
+  Raises:
+    ConfigError: naming the field, its value and the remedy.
+  """
+  fields = build_field_list(config)
+  for name, value in fields.items():
+    if name not in FIELDS:
+      raise errors.ConfigError(
+        name, value, 'is no config field', f'did you mean {closest(name)}?'
+      )
+  for name, field in FIELDS.items():
+    if name not in fields:
+      raise errors.ConfigError(
+        name, None, 'is missing', 'start from default_config()'
+      )
+    field.check(name, fields[name])
+  for name, field in FIELDS.items():
+    if fields[name] != field.default:
+      _check_is_read(name, fields)
+  validation.check_combinations(config)
+
+
+def _check_is_read(name: str, fields: Mapping[str, Any]) -> None:
+  """Refuses a field that does nothing, given the others."""
+  for other, values in FIELDS[name].only_with.items():
+    value = fields[other]
+    if FIELDS[other].duration:
+      value, _ = schedules.parse_duration(other, value)
+    is_read = value in values if values else bool(value)
+    if not is_read:
+      choice = f' to {" or ".join(map(repr, values))}' if values else ''
+      raise errors.ConfigError(
+        name,
+        fields[name],
+        f'has no effect with {other}={fields[other]!r}',
+        f'set it to its default, {FIELDS[name].default!r}, or set {other}'
+        f'{choice}',
+      )
+
+
+def describe(config: ml_collections.ConfigDict) -> str:
+  """Formats every field of a valid config with its value and its meaning.
+
+  >>> print(describe(default_config())[:77])
+  seed = 0
+      Seed of initialisation, data order and augmentation. At least 0.
+  """
+  lines = []
+  fields = build_field_list(config)
+  for name, field in FIELDS.items():
+    value = pprint.pformat(fields[name])
+    if fields[name] != field.default:
+      value += f'  (default: {field.default!r})'
+    text = [field.meaning]
+    if field.allowed():
+      text.append(f'{field.allowed().capitalize()}.')
+    needs = [
+      other + (f'={" or ".join(map(repr, values))}' if values else '')
+      for other, values in field.only_with.items()
+    ]
+    if needs:
+      text.append(f'Only with {" and ".join(needs)}.')
+    meaning = textwrap.fill(' '.join(text), 76)
+    lines += [f'{name} = {value}', textwrap.indent(meaning, ' ' * 4)]
+  return '\n'.join(lines)

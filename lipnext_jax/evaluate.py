@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import certify
+from lipnext_jax import config as config_lib
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
@@ -25,7 +26,7 @@ from lipnext_jax.models import registry
 from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
 
-CERTIFICATES = ('fast', 'rigorous')
+CERTIFICATES = config_lib.FIELDS['eval.certificate'].choices
 
 
 class Evaluation(NamedTuple):

@@ -2,8 +2,28 @@
 
     python -m lipnext_jax.main --config=configs/digits.py --workdir=DIR
 
-Parses flags, turns mistakes into one line on stderr with an exit code, and
-hands over to `lipnext_jax.train`.
+modes:
+
+  --mode=train    trains or resumes what is in --workdir, then certifies it
+  --mode=eval     certifies what is in --workdir
+  --mode=compile  compiles the train step, and says whether it fits the memory
+                  of --topology (exit code 3 if not); no data are read
+  --mode=config   prints every field of --config with its value and meaning
+
+configs, with the words that may follow a colon (configs/digits.py:smoke):
+
+  configs/digits.py              model=liresnet, model=bronet, smoke
+  configs/cifar10.py             L32W1024, smoke
+  configs/cifar100.py            L32W1024, smoke
+  configs/tiny_imagenet.py       smoke
+  configs/imagenet_1b.py         eps1, smoke
+  configs/imagenet_2b.py         eps1, smoke
+  configs/imagenet_8b.py         eps1, smoke
+  configs/imagenet400_scaling.py L32W1024 and seven more sizes, smoke
+  configs/synthetic.py           smoke
+
+Every field of a config can be set: --config.model.depth=16. The fields are
+declared in lipnext_jax/config.py.
 """
 
 from collections.abc import Sequence
@@ -16,9 +36,9 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import train
-from lipnext_jax import validation
 from lipnext_jax.aot import compile as compile_lib
 from lipnext_jax.parallel import distributed
 from lipnext_jax.runtime import explain
@@ -26,8 +46,7 @@ from lipnext_jax.runtime import explain
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
-  'Config file, e.g. configs/digits.py. Any of its fields can be changed: '
-  '--config.model.depth=16.',
+  'Config file, e.g. configs/digits.py.',
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
@@ -36,10 +55,8 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'eval', 'compile'],
-  'train: train or resume, then certify. eval: certify what is in --workdir. '
-  'compile: only compile the train step, and say whether it fits the memory of '
-  '--topology (exit code 3 if not); no data are read.',
+  ['train', 'eval', 'compile', 'config'],
+  'What to do, see above.',
 )
 _TOPOLOGY = flags.DEFINE_string(
   'topology',
@@ -60,14 +77,15 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process.')
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+  """Parses the command line; a mistake ends the program with one line."""
   try:
     rest = flags.FLAGS(argv)
-    compiling = _MODE.value == 'compile'
-    if _TOPOLOGY.value is not None and not compiling:
+    if _TOPOLOGY.value is not None and _MODE.value != 'compile':
       raise errors.ConfigError(
         '--topology', _TOPOLOGY.value, 'does nothing here', 'add --mode=compile'
       )
-    for flag in (_CONFIG,) if compiling else (_CONFIG, _WORKDIR):
+    needs_workdir = _MODE.value in ('train', 'eval')
+    for flag in (_CONFIG, _WORKDIR) if needs_workdir else (_CONFIG,):
       if flag.value is None:
         raise errors.ConfigError(
           f'--{flag.name}', None, 'is missing', f'add --{flag.name}=…'
@@ -81,10 +99,37 @@ def _parse(argv: Sequence[str]) -> list[str]:
   except errors.UserError as error:
     _exit(error)
   except Exception as error:  # Whatever a config file or an override raised.
-    _exit(validation.explain_override(argv, error))
+    _exit(_explain_override(argv, error))
+
+
+def _explain_override(
+  argv: Sequence[str], error: Exception
+) -> errors.ConfigError:
+  """Explains an error that parsing `--config.x=…` raised, in one line."""
+  for arg in argv:
+    name, _, value = arg.lstrip('-').partition('=')
+    field = name.removeprefix('config.')
+    if field == name or field in config_lib.FIELDS:
+      continue
+    if not any(known.startswith(f'{field}.') for known in config_lib.FIELDS):
+      return errors.ConfigError(
+        f'--{name}',
+        value,
+        'is no config field',
+        f'did you mean {config_lib.closest(field)}? All fields: '
+        'lipnext_jax/config.py',
+      )
+  reason = ' '.join(str(error).split())[:300]
+  return errors.ConfigError(
+    'command line',
+    ' '.join(argv[1:]),
+    f'was not understood ({reason})',
+    'see `python -m lipnext_jax.main --help` and lipnext_jax/config.py',
+  )
 
 
 def _exit(error: errors.UserError, at_once: bool = False) -> NoReturn:
+  """Prints an error and ends the program with its exit code."""
   print(f'error: {error}', file=sys.stderr, flush=True)
   lasting = errors.CheckpointError | errors.LostProcessError
   if at_once or isinstance(error, lasting):
@@ -96,12 +141,16 @@ def _exit(error: errors.UserError, at_once: bool = False) -> NoReturn:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the mode; what is the user's to mend becomes one line, a code."""
+  """Runs the mode; errors that a user can mend become one line, exit code."""
   del argv  # Parsed.
   # Orbax logs what it also raises, with tracebacks; --verbosity=0 shows them.
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.FATAL)
   try:
+    if _MODE.value == 'config':
+      config_lib.validate(_CONFIG.value)
+      print(config_lib.describe(_CONFIG.value))
+      return
     if _MODE.value == 'compile':
       sys.exit(
         compile_lib.run(_CONFIG.value, _TOPOLOGY.value or '', _WORKDIR.value)

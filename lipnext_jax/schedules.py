@@ -1,6 +1,8 @@
 """Schedules of a run: durations in steps, learning rate, training radius."""
 
 from collections.abc import Callable
+import functools
+import operator
 import re
 from typing import NamedTuple
 
@@ -63,7 +65,8 @@ def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
   """
   steps_per_epoch = train_examples / config.batch_size
 
-  def steps(field: str, duration: str) -> int:
+  def steps(field: str) -> int:
+    duration = functools.reduce(operator.getitem, field.split('.'), config)
     number, unit = parse_duration(field, duration)
     in_steps = {
       'steps': 1.0,
@@ -73,16 +76,13 @@ def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
     exact = number * in_steps[unit]
     return max(1, round(exact)) if exact > 0 else 0
 
-  optimizer = config.optimizer
   plan = Plan(
-    total_steps=steps('duration', config.duration),
-    warmup_steps=steps('optimizer.warmup', optimizer.warmup),
-    retraction_period=steps(
-      'optimizer.retraction_period', optimizer.retraction_period
-    ),
-    eval_every=steps('eval.every', config.eval.every),
-    checkpoint_every=steps('checkpoint.every', config.checkpoint.every),
-    log_every=max(1, steps('log.every', config.log.every)),
+    total_steps=steps('duration'),
+    warmup_steps=steps('optimizer.warmup'),
+    retraction_period=steps('optimizer.retraction_period'),
+    eval_every=steps('eval.every'),
+    checkpoint_every=steps('checkpoint.every'),
+    log_every=max(1, steps('log.every')),
     steps_per_epoch=steps_per_epoch,
   )
   if plan.total_steps < 1:
@@ -92,7 +92,7 @@ def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
   if plan.warmup_steps >= plan.total_steps:
     raise errors.ConfigError(
       'optimizer.warmup',
-      optimizer.warmup,
+      config.optimizer.warmup,
       f'is {plan.warmup_steps} steps, all of the {plan.total_steps} of '
       f'duration={config.duration!r}',
       'shorten the one or lengthen the other',

@@ -13,13 +13,13 @@ import ml_collections
 
 from lipnext_jax import certify
 from lipnext_jax import checkpoint
+from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import optim
 from lipnext_jax import program as program_lib
 from lipnext_jax import report
 from lipnext_jax import train_step as step_lib
-from lipnext_jax import validation
 from lipnext_jax.certify import rigorous
 from lipnext_jax.checkpoint import lock as lock_lib
 from lipnext_jax.data import pipeline
@@ -50,7 +50,7 @@ def train_and_evaluate(
       was written then.
   """
   # ---------------------------------------------------------------- config
-  validation.validate(config)
+  config_lib.validate(config)
   checkpoint.check_workdir(workdir, config)
 
   # ------------------------------------------------------------------ mesh

@@ -18,37 +18,12 @@ from lipnext_jax import optim
 from lipnext_jax import schedules
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
+from lipnext_jax.optim import recipe
 from lipnext_jax.runtime import health as health_lib
 
 # Power iterations of the monitored orthogonality error: n² each, so that a log
 # line can afford them. The certificate uses a proved bound instead.
 _MONITOR_ITERATIONS = 16
-
-
-def _momentum(
-  learning_rate: optax.ScalarOrSchedule, mu_dtype: Any = None
-) -> optax.GradientTransformation:
-  return optax.sgd(learning_rate, momentum=0.9, accumulator_dtype=mu_dtype)
-
-
-def _lion(
-  learning_rate: optax.ScalarOrSchedule, mu_dtype: Any = None
-) -> optax.GradientTransformation:
-  """Lion without the weight decay that `optax.lion` brings along."""
-  return optax.chain(
-    optax.scale_by_lion(mu_dtype=mu_dtype),
-    optax.scale_by_learning_rate(learning_rate),
-  )
-
-
-# Elementwise and odd, as `optim.orthogonal` asks:
-# (learning rate, mu_dtype=None) → optax rule.
-INNER_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
-  'nadam': optim.scheduled_nadam,
-  'adam': optax.adam,
-  'momentum': _momentum,
-  'lion': _lion,
-}
 
 
 class Sums(NamedTuple):
@@ -105,19 +80,19 @@ class TrainState(NamedTuple):
 
 
 def build_loss(c: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
-  """(logits, labels, head_kernel, epsilon) → mean loss, from `config.loss`."""
+  """Builds (logits, labels, head_kernel, epsilon) → mean loss.
+
+  Args:
+    c: `config.loss`. A loss is given the fields that are declared for it alone.
+  """
   options = {
-    'trades': {'trades_weight': c.trades_weight},
-    'logit_annealing': {
-      'offset': c.annealing_offset,
-      'temperature': c.annealing_temperature,
-      'gamma': c.annealing_gamma,
-    },
+    name.removeprefix('annealing_'): value
+    for name, value in c.items()
+    if c.name
+    in config_lib.FIELDS[f'loss.{name}'].only_with.get('loss.name', ())
   }
   return functools.partial(
-    losses.LOSSES[c.name],
-    logit_scale=c.logit_scale,
-    **options.get(c.name, {}),
+    losses.LOSSES[c.name], logit_scale=c.logit_scale, **options
   )
 
 
@@ -139,7 +114,7 @@ def build_optimizer(
   return optim.lipnext_optimizer(
     learning_rate(c, plan),
     inner=functools.partial(
-      INNER_RULES[c.name], mu_dtype=config_lib.DTYPES[c.mu_dtype]
+      recipe.INNER_RULES[c.name], mu_dtype=config_lib.DTYPES[c.mu_dtype]
     ),
     clip_norm=c.clip_norm or None,
     lookahead_period=c.lookahead_period or None,

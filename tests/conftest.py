@@ -1,9 +1,12 @@
 """Strict by default: 8 CPU devices, and nothing is promoted in silence."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 import tempfile
+import warnings
 
 # Before JAX is imported anywhere: the platform and the number of devices are
 # read once.
@@ -17,6 +20,7 @@ _cache = tempfile.TemporaryDirectory(prefix='lipnext-compiled-')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
+from absl.testing import flagsaver
 import jax
 import pytest
 
@@ -43,6 +47,36 @@ def run_command():
       timeout=300,
       check=False,
     )
+
+  return run
+
+
+@pytest.fixture(scope='session')
+def run_main():
+  """Runs a command line of `lipnext_jax.main` in this process.
+
+  Returns (exit code, stdout, stderr).
+  """
+  from lipnext_jax import main  # Slow to import, and needed in few tests.
+
+  def run(*argv):
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+      pytest.MonkeyPatch.context() as patch,
+      flagsaver.flagsaver(),
+      warnings.catch_warnings(),
+      contextlib.redirect_stdout(out),
+      contextlib.redirect_stderr(err),
+    ):
+      # Flags of the config's fields are found in sys.argv.
+      patch.setattr(sys, 'argv', ['main', *argv])
+      # What ml_collections imports config files with.
+      warnings.filterwarnings('ignore', r'the load_module\(\) method')
+      try:
+        main.main(main._parse(sys.argv))
+      except SystemExit as end:
+        code = end.code
+    return code, out.getvalue(), err.getvalue()
 
   return run
 

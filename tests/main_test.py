@@ -1,7 +1,7 @@
-"""The real command line, in real processes."""
+"""The command line: in this process, and in real ones where one is needed."""
 
-import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -10,38 +10,59 @@ import time
 
 import pytest
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax.checkpoint import lock
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DIGITS = '--config=configs/digits.py'
 TINY = (
+  DIGITS,
   '--config.model.depth=2',
   '--config.model.width=16',
   '--config.batch_size=32',
   '--config.optimizer.warmup=1 steps',
 )
+LONGER = (
+  *TINY,
+  '--config.duration=120 steps',
+  '--config.checkpoint.every=10 steps',
+  '--config.eval.every=0 steps',
+  '--config.log.every=5 steps',
+)
 
 
-def command(*flags, config='configs/digits.py'):
-  head = [sys.executable, '-m', 'lipnext_jax.main']
-  return [*head, *([f'--config={config}'] if config else []), *flags]
-
-
-def run(*flags, config='configs/digits.py', timeout=300):
-  return subprocess.run(
-    command(*flags, config=config),
+def start(*flags, prefix=(), **env):
+  """Starts `python -m lipnext_jax.main`."""
+  return subprocess.Popen(
+    [*prefix, sys.executable, '-m', 'lipnext_jax.main', *flags],
     cwd=ROOT,
-    capture_output=True,
+    env=os.environ | env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
     text=True,
-    timeout=timeout,
-    check=False,
   )
 
 
+def finish(process):
+  """Returns (exit code, stdout, stderr) of a process, once it has ended."""
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+# {mistake: (flags, what the error says)}.
 MISTAKES = {
   'an unknown field': (
     ['--config.model.dept=3'],
-    ['--config.model.dept', "'3'", 'did you mean model.depth'],
+    ["--config.model.dept='3' is no config field; did you mean model.depth?"],
+  ),
+  'another unknown field': (
+    ['--config.loss.eps=1'],
+    ['--config.loss.eps', 'did you mean loss.epsilon?'],
+  ),
+  'an unknown section': (
+    ['--config.optimiser.name=adam'],
+    ['--config.optimiser.name', 'did you mean optimizer.name?'],
   ),
   'a wrong type': (
     ['--config.model.depth=deep'],
@@ -49,11 +70,7 @@ MISTAKES = {
   ),
   'too many shifted channels': (
     ['--config.model.shift_ratio=0.3'],
-    ['model.shift_ratio=0.3', 'at most 0.25'],
-  ),
-  'beta outside its range': (
-    ['--config.model.beta=1.5'],
-    ['model.beta=1.5', '[0, 1]'],
+    ['model.shift_ratio=0.3', 'in [0, 0.25]'],
   ),
   'a patch that does not divide the image': (
     ['--config.model.patch_size=3'],
@@ -72,185 +89,180 @@ MISTAKES = {
     ['--workdir', 'holds no checkpoint', '--mode=train'],
   ),
   'an unknown mode': (['--mode=test'], ['mode=test', 'train|eval']),
+  'a machine to train on': (['--topology=cpu:2'], ['add --mode=compile']),
   'an unknown flag': (['--wordir=x'], ['wordir']),
-  'a stray argument': (['extra'], ['extra', 'is no flag']),
+  'a stray argument': (['extra'], ["argument='extra' is no flag"]),
+  'no config': (['--config='], ['--config']),
+  'a config that is not there': (
+    ['--config=configs/none.py'],
+    ['configs/none.py'],
+  ),
 }
 
 
-@pytest.mark.parametrize('mistake', MISTAKES)
-def test_a_mistake_is_one_line_exit_2_and_nothing_on_disk(mistake, tmp_path):
-  flags, parts = MISTAKES[mistake]
-  result = run(f'--workdir={tmp_path}/run', *flags)
-  assert result.returncode == 2, result.stderr
-  lines = result.stderr.splitlines()
-  assert len(lines) == 1, result.stderr
-  assert lines[0].startswith('error: ')
+def check_mistake(result, parts):
+  """Raises unless it is one line, exit code 2, with these parts."""
+  code, out, err = result
+  assert code == 2
+  assert not out
+  (line,) = err.splitlines()
+  assert line.startswith('error: ')
   for part in parts:
-    assert part in lines[0]
-  assert not result.stdout
+    assert part in line
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_a_mistake_is_one_line_exit_2_and_nothing_on_disk(
+  mistake, tmp_path, run_main
+):
+  flags, parts = MISTAKES[mistake]
+  check_mistake(run_main(DIGITS, f'--workdir={tmp_path}/run', *flags), parts)
   assert not os.listdir(tmp_path)
 
 
-def test_missing_flags_and_files_are_named(tmp_path):
-  result = run(f'--workdir={tmp_path}', config=None)
-  assert result.returncode == 2
-  assert '--config' in result.stderr
-  result = run(f'--workdir={tmp_path}', config='configs/none.py')
-  assert result.returncode == 2
-  assert 'configs/none.py' in result.stderr
-  assert len(result.stderr.splitlines()) == 1
-  result = run()
-  assert result.returncode == 2
-  assert '--workdir' in result.stderr
+def test_missing_flags_are_named(run_main):
+  check_mistake(run_main('--workdir=x'), ['--config', 'is missing'])
+  check_mistake(run_main(DIGITS), ['--workdir', 'is missing'])
+  with pytest.raises(AssertionError):
+    check_mistake(run_main('--mode=config', DIGITS), [])
 
 
-def read_json(path):
-  with open(path, encoding='utf-8') as file:
-    return json.load(file)
+def test_the_real_program_says_the_same():
+  check_mistake(finish(start(DIGITS)), ['--workdir', 'is missing'])
 
 
-LONGER = (
-  *TINY,
-  '--config.duration=120 steps',
-  '--config.checkpoint.every=10 steps',
-  '--config.eval.every=0 steps',
-  '--config.log.every=5 steps',
-)
+def test_mode_config_prints_every_field_or_what_is_wrong(run_main):
+  code, out, err = run_main('--mode=config', DIGITS, '--config.model.depth=3')
+  assert not code
+  assert not err
+  assert '\nmodel.depth = 3  (default: 32)\n' in out
+  for name, field in config_lib.FIELDS.items():
+    assert f'{name} = ' in out
+    assert field.meaning.split()[0] in out
+  check_mistake(
+    run_main('--mode=config', DIGITS, '--config.model.beta=1.5'),
+    ['model.beta=1.5', '[0, 1]'],
+  )
+
+
+def test_help_names_modes_configs_and_where_the_fields_are():
+  _, out, _ = finish(start('--help'))
+  for mode in ('train', 'eval', 'compile', 'config'):
+    assert f'--mode={mode}' in out
+  for path in (ROOT / 'configs').glob('*.py'):
+    assert f'configs/{path.name}' in out
+  assert 'lipnext_jax/config.py' in out
+  assert '--config.model.depth=16' in out
+
+
+# ── What happens to runs ─────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope='module')
-def calm(tmp_path_factory):
+def calm(tmp_path_factory, run_main):
   """(workdir, stdout) of a run that nothing disturbed."""
   workdir = str(tmp_path_factory.mktemp('calm') / 'run')
-  done = run(f'--workdir={workdir}', *LONGER)
-  assert done.returncode == 0, done.stderr
-  assert 'digits, test split' in done.stdout
-  return workdir, done.stdout
+  code, out, err = run_main(f'--workdir={workdir}', *LONGER)
+  assert not code, err
+  assert 'digits, test split' in out
+  return workdir, out
 
 
-def check_same_numbers(workdir, calm):
-  last = run(f'--workdir={workdir}', *LONGER)
-  assert last.returncode == 0, last.stderr
-  assert last.stdout == calm[1]
+def check_same_numbers(workdir, calm, run_main):
+  """Finishes a run, and compares it with the one that nothing disturbed."""
+  code, out, err = run_main(f'--workdir={workdir}', *LONGER)
+  assert not code, err
+  assert out == calm[1]
   for name in ('eval.json', 'radii.csv'):
-    with open(f'{workdir}/{name}') as a, open(f'{calm[0]}/{name}') as b:
-      assert a.read() == b.read(), name
+    own, other = (pathlib.Path(w, name).read_text() for w in (workdir, calm[0]))
+    assert own == other, name
 
 
-def test_sigterm_saves_and_a_second_run_is_kept_out(tmp_path, calm):
-  workdir = f'{tmp_path}/run'
-  process = subprocess.Popen(
-    # Many more steps than can be done before the signal.
-    command(f'--workdir={workdir}', *LONGER),
-    cwd=ROOT,
-    stderr=subprocess.PIPE,
-    stdout=subprocess.DEVNULL,
-    text=True,
-  )
+def saved_steps(workdir):
+  """Steps of the checkpoints, unfinished ones included."""
+  folder = os.path.join(workdir, 'checkpoints')
+  names = os.listdir(folder) if os.path.isdir(folder) else []
+  return [int(name.split('.')[0]) for name in names]
+
+
+def wait_for(condition, process):
   deadline = time.monotonic() + 200
-  while not os.path.exists(f'{workdir}/metrics.jsonl'):
+  while not condition() and process.poll() is None:
     assert time.monotonic() < deadline
-    assert process.poll() is None
-    time.sleep(0.01)
-  # The loop is about to begin or has begun: the lock is held, and stays so.
-  other = lock.Lock(workdir)
-  with pytest.raises(errors.ConfigError, match=f'process {process.pid} on'):
-    other.acquire()
-  while process.poll() is None and not os.path.getsize(
-    f'{workdir}/metrics.jsonl'
-  ):
     time.sleep(0.002)
+
+
+def test_signals_at_any_moment_end_in_the_same_numbers(
+  tmp_path, calm, run_main
+):
+  """SIGTERM, SIGKILL (a save may be under way), then the same command."""
+  workdir = f'{tmp_path}/run'
+  flags = (f'--workdir={workdir}', *LONGER)
+  metrics = pathlib.Path(workdir, 'metrics.jsonl')
+
+  process = start(*flags)
+  wait_for(metrics.exists, process)
+  # The loop is about to begin or has begun: the lock is held, and stays so.
+  with pytest.raises(errors.ConfigError, match=f'process {process.pid} on'):
+    lock.Lock(workdir).acquire()
+  wait_for(lambda: metrics.stat().st_size, process)
   process.send_signal(signal.SIGTERM)
-  _, stderr = process.communicate(timeout=60)
-  assert process.returncode == 143, stderr
-  last = stderr.splitlines()[-1]
+  code, _, err = finish(process)
+  assert code == 143, err
+  last = err.splitlines()[-1]
   assert 'error: stopped by SIGTERM; step ' in last
   step = int(last.split('; step ')[1].split()[0])
-  assert str(step) in os.listdir(f'{workdir}/checkpoints')
-  check_same_numbers(workdir, calm)
+  assert step in saved_steps(workdir)
+
+  process = start(*flags)
+  wait_for(lambda: max(saved_steps(workdir)) >= step + 20, process)
+  process.kill()
+  assert finish(process)[0] == -signal.SIGKILL
+  assert max(saved_steps(workdir)) < 120
+  check_same_numbers(workdir, calm, run_main)
 
 
-@pytest.mark.parametrize(
-  ('kibibytes', 'code', 'parts'),
-  [
-    (1, 7, [': File too large; what was saved before is ']),
-    (18, 4, ['a checkpoint could not be written (File too large)']),
-  ],
-)
 def test_a_disk_that_is_full_is_one_line_and_costs_nothing(
-  tmp_path, calm, kibibytes, code, parts
+  tmp_path, calm, run_main
 ):
   """No file may grow beyond the limit: what a full disk does, for anyone."""
   workdir = f'{tmp_path}/run'
   shutil.copytree(calm[0], workdir)
   shutil.rmtree(f'{workdir}/checkpoints/120')
-  full = subprocess.run(
-    [
-      *('bash', '-c', f'ulimit -f {kibibytes}; exec "$@"', 'limited'),
-      *command(f'--workdir={workdir}', *LONGER),
-    ],
-    cwd=ROOT,
-    # A program that cannot be cached warns of it.
-    env=os.environ | {'JAX_ENABLE_COMPILATION_CACHE': 'false'},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-  assert full.returncode == code, full.stderr
-  last = full.stderr.splitlines()[-1]
-  assert last.startswith('error: ')
-  for part in (*parts, 'intact: make room or permit writing'):
-    assert part in last
-  assert '110' in os.listdir(f'{workdir}/checkpoints')
-  check_same_numbers(workdir, calm)
-
-
-def test_sigkill_at_any_moment_ends_in_the_same_numbers(tmp_path, calm):
-  """Three kills (before, between and during saves), then the same command."""
-  flags = LONGER
-  workdir = f'{tmp_path}/killed'
-  saved = os.path.join(workdir, 'checkpoints')
-  kills = 0
-  for wanted in (0, 1, 2):  # Finished checkpoints to wait for, at least.
-    process = subprocess.Popen(
-      command(f'--workdir={workdir}', *flags),
-      cwd=ROOT,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 200
-    reached = [10, 30, 60][wanted]
-    while process.poll() is None and time.monotonic() < deadline:
-      names = os.listdir(saved) if os.path.isdir(saved) else []
-      steps = [int(name.split('.')[0]) for name in names]
-      if steps and max(steps) >= reached:  # A save may be under way.
-        process.send_signal(signal.SIGKILL)
-        kills += 1
-        break
-      time.sleep(0.002)
-    process.wait()
-  assert kills >= 1  # A fast machine may finish before the later ones.
-  check_same_numbers(workdir, calm)
-
-
-def test_two_seeds_differ_and_worker_processes_change_nothing(tmp_path):
-  radii = []
-  for flag in (
-    '--config.seed=0',
-    '--config.seed=1',
-    '--config.dataset.workers=2',
+  for kibibytes, code, said in (
+    (1, 7, ': File too large; what was saved before is '),
+    (18, 4, 'a checkpoint could not be written (File too large)'),
   ):
-    workdir = f'{tmp_path}/{len(radii)}'
-    done = run(
-      *TINY,
-      '--config.duration=3 steps',
-      flag,
+    limited = ('bash', '-c', f'ulimit -f {kibibytes}; exec "$@"', 'limited')
+    full = start(
       f'--workdir={workdir}',
+      *LONGER,
+      prefix=limited,
+      # A program that cannot be cached warns of it.
+      JAX_ENABLE_COMPILATION_CACHE='false',
+      JAX_DISABLE_MOST_OPTIMIZATIONS='1',
     )
-    assert done.returncode == 0, done.stderr
-    assert 'Warning' not in done.stderr  # E.g. of leaked shared memory.
-    with open(f'{workdir}/radii.csv') as file:
-      radii.append(file.read())
-  assert radii[0] != radii[1]
-  assert radii[0] == radii[2]
+    found, _, err = finish(full)
+    assert found == code, err
+    last = err.splitlines()[-1]
+    assert last.startswith('error: ')
+    assert said in last
+    assert 'intact: make room or permit writing' in last
+    assert 110 in saved_steps(workdir)
+  check_same_numbers(workdir, calm, run_main)
+
+
+def test_two_seeds_differ_and_worker_processes_change_nothing(
+  tmp_path, calm, run_main
+):
+  code, _, err = run_main(*LONGER, f'--workdir={tmp_path}/1', '--config.seed=1')
+  assert not code, err
+  workers = '--config.dataset.workers=2'
+  code, _, err = finish(start(*LONGER, f'--workdir={tmp_path}/2', workers))
+  assert code == 0, err
+  assert 'Warning' not in err  # E.g. of leaked shared memory.
+  seeds, same = (
+    pathlib.Path(workdir, 'radii.csv').read_text()
+    for workdir in (tmp_path / '1', tmp_path / '2')
+  )
+  assert seeds != same == pathlib.Path(calm[0], 'radii.csv').read_text()

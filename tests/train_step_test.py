@@ -14,6 +14,7 @@ from lipnext_jax.data import sources
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 from lipnext_jax.models import registry
+from lipnext_jax.optim import recipe
 from lipnext_jax.parallel import mesh as mesh_lib
 
 IMAGE_SHAPE = (8, 8, 1)
@@ -277,7 +278,7 @@ def test_every_loss_is_built_with_its_own_fields(tiny_config, name):
   assert built == direct
 
 
-@pytest.mark.parametrize('name', sorted(step_lib.INNER_RULES))
+@pytest.mark.parametrize('name', sorted(recipe.INNER_RULES))
 def test_every_inner_rule_stays_on_the_manifold(tiny_config, name):
   tiny_config.optimizer.name = name
   harness = Harness(tiny_config).run(3)
@@ -289,7 +290,7 @@ def test_every_inner_rule_stays_on_the_manifold(tiny_config, name):
 
 def test_inner_rules_are_elementwise_and_odd():
   g = jax.random.normal(jax.random.key(0), (3, 4, 4))
-  for name, rule in step_lib.INNER_RULES.items():
+  for name, rule in recipe.INNER_RULES.items():
     tx = rule(1e-2)
     plus, _ = tx.update(g, tx.init(g), g)
     minus, _ = tx.update(-g, tx.init(g), g)

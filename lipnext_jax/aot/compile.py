@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import ml_collections
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import files
 from lipnext_jax import program as program_lib
-from lipnext_jax import validation
 from lipnext_jax.aot import chips
 from lipnext_jax.aot import report
 from lipnext_jax.aot import summary as summary_lib
@@ -79,7 +79,7 @@ def run(
   Raises:
     ConfigError: as in training, or a machine that is not known.
   """
-  validation.validate(config)
+  config_lib.validate(config)
   if topology_name:
     topology = topology_lib.parse(topology_name)
     devices = topology_lib.find_devices(topology)

@@ -10,7 +10,6 @@ import ml_collections
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax import validation
 from lipnext_jax.checkpoint import manifest
 
 CONFIG_FILE = 'config.json'
@@ -80,7 +79,7 @@ def read_config(
   Args:
     workdir: holds a config.json.
     overrides: {'eval.split': …}: fields that do not decide what was trained
-      (`config.FREE_FIELDS`), e.g. a `dataset.data_dir` of this machine.
+      (`config.Field.free`), e.g. a `dataset.data_dir` of this machine.
 
   Raises:
     ConfigError: no config.json, one that is not understood, an override of a
@@ -117,7 +116,7 @@ def read_config(
         f'{type(defaults[name]).__name__}',
         _REMEDY,
       ) from None
-  validation.validate(config)
+  config_lib.validate(config)
   return config
 
 

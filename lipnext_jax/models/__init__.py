@@ -11,7 +11,15 @@ from lipnext_jax.models.layers import min_max
 from lipnext_jax.models.layers import spatial_shift
 from lipnext_jax.models.lipnext import LipNeXt
 
+# The models by the names that a config gives them.
+MODELS: dict[str, type[CertifiedModel]] = {
+  'lipnext': LipNeXt,
+  'liresnet': LiResNet,
+  'bronet': BRONet,
+}
+
 __all__ = [
+  'MODELS',
   'BRONet',
   'CertifiedModel',
   'LiResNet',

@@ -1,4 +1,4 @@
-"""From a config to a model: the models by name, and their two precisions."""
+"""From a config to a model, in the precision of training and of evaluation."""
 
 import dataclasses
 from typing import Any
@@ -7,16 +7,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from lipnext_jax import config
-from lipnext_jax.models import baselines
+from lipnext_jax import models
 from lipnext_jax.models import interface
-from lipnext_jax.models import lipnext
 from lipnext_jax.models import sharded
-
-MODELS: dict[str, type[interface.CertifiedModel]] = {
-  'lipnext': lipnext.LipNeXt,
-  'liresnet': baselines.LiResNet,
-  'bronet': baselines.BRONet,
-}
 
 
 def build_model(
@@ -32,7 +25,7 @@ def build_model(
     layout: how the blocks of a LipNeXt lie on a mesh; the compiler lays other
       models out.
   """
-  kind = MODELS[c.name]
+  kind = models.MODELS[c.name]
   fields = {**c, **c.baseline}
   given: dict[str, Any] = {
     f.name: fields[f.name]
