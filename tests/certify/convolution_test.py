@@ -56,19 +56,13 @@ def check_bound(fn, kernel, grid, padding, slack):
   assert b <= truth * slack + 1e-300, 'far above the norm'
 
 
-@pytest.mark.parametrize('padding', ['circular', 'zero'])
 @pytest.mark.parametrize('case', range(len(CASES)))
-def test_the_bound_is_above_the_norm_and_close(case, padding):
-  # 10^(1/16384), and rounding.
-  check_bound(convolution.kernel_bound, *CASES[case], padding, 1.001)
-
-
-@pytest.mark.parametrize('case', range(len(CASES)))
-def test_on_larger_grids_zero_padding_is_bounded_by_frequencies(
-  case, monkeypatch
-):
+def test_the_bound_is_above_the_norm_and_close(case, monkeypatch):
+  for padding in ('circular', 'zero'):  # 10^(1/16384), and rounding.
+    check_bound(convolution.kernel_bound, *CASES[case], padding, 1.001)
+  # On larger grids zero padding is bounded by frequencies. A 5×5 kernel on 2×3
+  # pixels has lost most of itself.
   monkeypatch.setattr(convolution, '_DENSE', 0)
-  # A 5×5 kernel on 2×3 pixels has lost most of itself.
   check_bound(convolution.kernel_bound, *CASES[case], 'zero', 3)
 
 
@@ -113,21 +107,7 @@ def test_the_check_rejects(fault, padding, case):
     check_bound(fault, *case, padding, 2)
 
 
-def test_the_matrix_is_that_of_the_map():
-  for kernel, grid in CASES:
-
-    def apply(x, kernel=kernel):
-      return convolutions.convolve(x, jnp.asarray(kernel, x.dtype), 'zero')
-
-    np.testing.assert_allclose(
-      convolution.matrix(kernel, grid),
-      dense_matrix(apply, grid, kernel.shape[2]),
-      rtol=0,
-      atol=1e-14,
-    )
-
-
-@pytest.mark.parametrize('grid', [(3, 4), (4, 5), (1, 2), (2, 1)])
+@pytest.mark.parametrize('grid', [(3, 4), (4, 5), (2, 1)])
 def test_a_spectrum_is_bounded_whatever_its_numbers_are(grid):
   """Not only those of a real kernel: every half spectrum is a map."""
   rng = np.random.default_rng(0)
