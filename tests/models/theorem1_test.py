@@ -29,12 +29,12 @@ def is_isometry(kernel, n):
   return defect(kernel, n) < 1e-9  # Sums of at most 25 float64 products.
 
 
-def is_single(kernel, atol=0.0):
+def is_single(kernel):
   """One entry ±1, the others 0."""
   expected = np.zeros(kernel.size)
   expected[0] = 1
   sizes = np.sort(np.abs(kernel).ravel())[::-1]
-  return np.allclose(sizes, expected, rtol=0, atol=atol)
+  return np.array_equal(sizes, expected)
 
 
 def convolve(x, kernel):
@@ -74,38 +74,6 @@ def test_only_if_no_other_kernel_of_a_lattice_preserves_norms(shape):
     assert isometry == is_single(kernel), kernel
     found += isometry
   assert found == 2 * shape[0] * shape[1]  # ±1 at each place.
-
-
-@pytest.mark.parametrize('k', [2, 3])
-def test_only_if_descent_on_the_defect_ends_at_single_entries(k):
-  """Real kernels: from random starts, every end without defect is single."""
-  n = 2 * k - 1
-
-  def loss(kernel):
-    spectrum = jnp.fft.fft2(kernel, s=(n, n))
-    return jnp.mean(jnp.square(jnp.abs(spectrum) ** 2 - 1))
-
-  @jax.jit
-  def descend(starts):
-    def step(kernel, _):
-      return kernel - 0.05 * jax.grad(loss)(kernel), None
-
-    return jax.vmap(lambda kernel: jax.lax.scan(step, kernel, length=2000)[0])(
-      starts
-    )
-
-  with jax.enable_x64(True):
-    # Cubes: a few large entries, as most isometries are far from other starts.
-    starts = np.random.default_rng(k).normal(size=(100, k, k)) ** 3
-    starts /= np.linalg.norm(starts, axis=(1, 2))[:, None, None]
-    ends = np.asarray(descend(jnp.asarray(starts)))
-  isometries = [kernel for kernel in ends if defect(kernel, n) < 1e-6]
-  assert len(isometries) > 10  # The search finds some, …
-  # … of many kinds, and they are all single: |defect| < 1e-6 leaves 1e-6.
-  places = {int(np.argmax(np.abs(kernel))) for kernel in isometries}
-  assert len(places) > k
-  for kernel in isometries:
-    assert is_single(kernel, atol=1e-5), kernel
 
 
 COUNTEREXAMPLE = np.array([[-1.0, 2.0, 2.0]]) / 3
