@@ -142,9 +142,7 @@ def check_block(bound_fn, padding, ratio):
   """
   rng = np.random.default_rng(0)
   k, pairs = int(4 * ratio * CHANNELS), {}
-  for grid, epsilon, kinds in itertools.product(
-    GRIDS, (1e-3, 0.1), PAIRS
-  ):
+  for grid, epsilon, kinds in itertools.product(GRIDS, (1e-3, 0.1), PAIRS):
     r, m = (
       KINDS[kind](qr(CHANNELS, CHANNELS, seed)[:rows], epsilon, rng)
       for kind, rows, seed in zip(kinds, (k, CHANNELS), (1, 2), strict=True)
