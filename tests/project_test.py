@@ -43,11 +43,11 @@ def test_style_and_types(command):
 
 def test_style_and_types_can_fail(tmp_path):
   bad = tmp_path / 'bad.py'
-  bad.write_text('import os\n')
+  bad.write_text('import os\nx: int = "a"\n')
   config = f'--config={ROOT}/pyproject.toml'
   done = run(sys.executable, '-m', 'ruff', 'check', config, str(bad))
   assert 'F401' in done.stdout
-  assert run(sys.executable, '-m', 'mypy', '-c', 'x: int = "a"').returncode == 1
+  assert run(sys.executable, '-m', 'mypy', str(bad)).returncode == 1
 
 
 @pytest.mark.parametrize('module', MODULES)
