@@ -68,27 +68,17 @@ def test_bound_is_the_product_over_all_matrices(scale):
   # and a factor 2g − 1 >= g by twice as much.
   excess = 1.2e-3 * (scale**2 - 1)
   assert b <= truth * (1 + 3e-5) * (1 + excess) ** 4
-  assert b == certify.lipschitz_bound(params)
-
-
-def test_bounds_are_reported_for_every_layer():
-  params = tree()
-  params['blocks']['M'][2] *= 1.01
+  on_device = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+  assert b == certify.lipschitz_bound(on_device)
   bounds = certify.lipschitz_bounds(params)
-  assert {name: len(b) for name, b in bounds.items()} == {
+  assert {name: len(layers) for name, layers in bounds.items()} == {
     'stem/Q': 1,
     'blocks/R': 3,
     'blocks/M': 3,
   }
-  assert [b > 1.009 for b in bounds['blocks/M']] == [False, False, True]
-
-
-def test_the_bound_is_the_product_of_the_reported_factors():
-  params = {'R': np.eye(3)[None].repeat(2, 0) * 1.25, 'M': np.eye(3)[None]}
-  bounds = certify.lipschitz_bounds(params)
-  assert certify.bound_product(bounds) == certify.lipschitz_bound(params)
-  with pytest.raises(ValueError, match='no orthogonal parameter'):
-    certify.bound_product({})
+  assert certify.bound_product(bounds) == b
+  stretched = [m > (1 + scale) / 2 for m in bounds['blocks/M']]
+  assert scale == 1 or stretched == [False, True, False]
 
 
 def test_products_and_powers_round_up():
@@ -107,8 +97,8 @@ def test_products_and_powers_round_up():
 
 # ── A block ──────────────────────────────────────────────────────────────────
 
-CHANNELS = 16
-GRIDS = [(1, 1), (2, 2), (3, 3), (4, 2)]  # c·h·w <= 144: dense matrices.
+CHANNELS = 8
+GRIDS = [(1, 1), (2, 2), (3, 3), (4, 2)]  # c·h·w <= 72: dense matrices.
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -152,9 +142,7 @@ def check_block(bound_fn, padding, ratio):
   """
   rng = np.random.default_rng(0)
   k, pairs = int(4 * ratio * CHANNELS), {}
-  for grid, epsilon, kinds in itertools.product(
-    GRIDS, (1e-3, 0.01, 0.1), PAIRS
-  ):
+  for grid, epsilon, kinds in itertools.product(GRIDS, (1e-3, 0.1), PAIRS):
     r, m = (
       KINDS[kind](qr(CHANNELS, CHANNELS, seed)[:rows], epsilon, rng)
       for kind, rows, seed in zip(kinds, (k, CHANNELS), (1, 2), strict=True)
@@ -165,7 +153,7 @@ def check_block(bound_fn, padding, ratio):
   return pairs
 
 
-@pytest.mark.parametrize('ratio', [1 / 16, 1 / 8, 1 / 4])
+@pytest.mark.parametrize('ratio', [1 / 8, 1 / 4])
 @pytest.mark.parametrize('padding', ['circular', 'zero'])
 def test_a_block_is_never_steeper_than_its_factor(padding, ratio):
   pairs = check_block(certify.lipschitz_bound, padding, ratio)
@@ -174,9 +162,9 @@ def test_a_block_is_never_steeper_than_its_factor(padding, ratio):
     if kinds == ('up', '') and padding == 'circular' and grid[0] % 2 == 0:
       assert bound < 1.001 * found
     # Rows that are too short cost what the bound on their norm is off: twice
-    # 16^(1/8192) − 1 of a defect that 16^(1/16) overestimates.
+    # 8^(1/8192) − 1 of a defect that 8^(1/16) overestimates.
     if kinds == ('down', ''):
-      assert bound < 1 + 4 * 3.4e-4 * 1.19 * epsilon + 1e-13
+      assert bound < 1 + 4 * 2.6e-4 * 1.14 * epsilon + 1e-13
 
 
 def factor_of(function):
@@ -218,69 +206,6 @@ def test_a_user_brings_labels_and_factors():
   assert thrice == pytest.approx(once**3, rel=1e-14)
 
 
-def test_device_arrays_and_host_arrays_agree():
-  params = tree(depth=2)
-  on_device = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
-  assert certify.lipschitz_bound(on_device) == certify.lipschitz_bound(params)
-
-
-# ── What cannot be bounded ───────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
-def test_weights_that_are_not_finite_raise(bad):
-  params = tree()
-  params['blocks']['R'][1, 2, 3] = bad
-  with pytest.raises(ValueError, match='not finite'):
-    certify.lipschitz_bound(params)
-
-
-def test_no_orthogonal_parameter_raises():
-  with pytest.raises(ValueError, match='no orthogonal parameter'):
-    certify.lipschitz_bound({'head': {'kernel': np.eye(2)}})
-
-
-def test_a_leaf_that_no_rule_labels_raises():
-  with pytest.raises(ValueError, match="'extra/W' matches no rule"):
-    certify.lipschitz_bound({'R': np.eye(2), 'extra': {'W': np.eye(2)}})
-
-
-@pytest.mark.parametrize(
-  ('name', 'leaf'),
-  [
-    ('M', np.array([[1j, 0], [0, 5j]])),
-    ('Q', np.eye(2, dtype=np.complex64)),
-    ('R', np.eye(2, dtype=object)),
-    ('M', np.array([[2**53 + 1]])),
-    ('M', np.array([[1 + np.longdouble(2.0**-60)]])),
-    ('conv_zero', np.ones((1, 1, 1, 1)) * 1j),
-    ('spectrum', np.ones((1, 1, 2, 1, 1)) * 1j),
-  ],
-)
-def test_numbers_that_float64_does_not_hold_raise(name, leaf):
-  params = {name: leaf, 'stem': {'pos': np.zeros((1, 1, 1))}}
-  with pytest.raises(ValueError, match='float64 does not hold'):
-    certify.lipschitz_bound(params)
-
-
-@pytest.mark.parametrize(
-  'name', ['Dense_0/kernel', 'kernel', 'conv/kernel', 'my_head/kernel', 'scale']
-)
-def test_a_kernel_that_is_no_head_raises(name):
-  params = {'R': np.eye(2), 'head': {'kernel': np.ones((3, 2))}}
-  assert certify.lipschitz_bound(params) < 1 + 1e-12
-  *groups, leaf = name.split('/')
-  params |= {groups[0]: {leaf: 100.0}} if groups else {leaf: 100.0}
-  with pytest.raises(ValueError, match='matches no rule'):
-    certify.lipschitz_bound(params)
-
-
-@pytest.mark.parametrize('shape', [(), (3,)])
-def test_what_is_no_matrix_raises(shape):
-  with pytest.raises(ValueError, match='needs a matrix'):
-    certify.lipschitz_bound({'R': np.ones(shape)})
-
-
 def test_float32_above_is_above():
   for value in (1.0, 1 + 1e-12, 1 + 6e-6, 1.5, np.pi):
     above = certify.float32_above(value)
@@ -288,9 +213,45 @@ def test_float32_above_is_above():
     assert value < float(above) < value * (1 + 3e-7)
 
 
-def test_a_leaf_that_is_mapped_before_it_is_applied_raises():
-  with pytest.raises(ValueError, match='M_raw is mapped'):
-    certify.lipschitz_bound({'R': np.eye(2), 'M_raw': np.eye(2)})
+# ── What cannot be bounded ───────────────────────────────────────────────────
+
+
+def not_finite(bad):
+  return {'M': np.stack([np.eye(2), np.diag([1.0, bad])])}
+
+
+POSITION = {'stem': {'pos': np.zeros((1, 1, 1))}}
+HEAD = {'R': np.eye(2), 'head': {'kernel': np.ones((3, 2))}}
+REFUSED = [
+  *((not_finite(bad), 'not finite') for bad in (np.nan, np.inf, -np.inf)),
+  ({}, 'no orthogonal parameter'),
+  ({'head': {'kernel': np.eye(2)}}, 'no orthogonal parameter'),
+  ({'R': np.eye(2), 'extra': {'W': np.eye(2)}}, "'extra/W' matches no rule"),
+  ({'R': np.eye(2), 'M_raw': np.eye(2)}, 'M_raw is mapped'),
+  *(({'R': np.ones(shape)}, 'needs a matrix') for shape in ((), (3,))),
+  # Kernels that are no head.
+  (HEAD | {'Dense_0': {'kernel': 100.0}}, 'matches no rule'),
+  (HEAD | {'my_head': {'kernel': 100.0}}, 'matches no rule'),
+  (HEAD | {'kernel': 100.0}, 'matches no rule'),
+  # Numbers that float64 does not hold.
+  *(
+    (POSITION | {name: leaf}, 'float64 does not hold')
+    for name, leaf in (
+      ('M', np.array([[1j, 0], [0, 5j]])),
+      ('R', np.eye(2, dtype=object)),
+      ('M', np.array([[2**53 + 1]])),
+      ('M', np.array([[1 + np.longdouble(2.0**-60)]])),
+      ('conv_zero', np.ones((1, 1, 1, 1)) * 1j),
+      ('spectrum', np.ones((1, 1, 2, 1, 1)) * 1j),
+    )
+  ),
+]
+
+
+@pytest.mark.parametrize(('params', 'problem'), REFUSED)
+def test_what_cannot_be_bounded_is_refused(params, problem):
+  with pytest.raises(ValueError, match=problem):
+    certify.lipschitz_bound(params)
 
 
 def test_convolutions_count_and_need_their_grid():

@@ -38,7 +38,6 @@ def make(seed=0, *, width=24, depth=3, size=8, channels=1, **options):
 
 
 CASES = [
-  {},
   {'padding': 'zero', 'shift_ratio': 1 / 4},
   {'beta': 0.0},
   {'width': 8, 'channels': 3},  # The stem cuts: 48 values to 8 channels.
@@ -46,7 +45,10 @@ CASES = [
 
 
 def float32_gap(model, params, images):
-  """The largest |difference of logit differences|, float32 against float64."""
+  """(|errors of logit differences| of a narrow pass, their bound for float32).
+
+  The exact pass is float64's.
+  """
   narrow = np.float64(model.apply({'params': params}, images))
   with jax.enable_x64(True):
     exact, norms = rigorous.forward(
@@ -56,32 +58,23 @@ def float32_gap(model, params, images):
   winner = np.argmax(exact, axis=-1)
   rows = np.arange(len(images))
   gap = (narrow[rows, winner] - exact[rows, winner])[:, None]
-  return np.abs(gap - (narrow - exact)), winner, norms
-
-
-def float32_bound(params, norms, winner, steps):
+  steps = chain.lipnext_chain(params)
   reach = rounding.propagate(steps, norms * (1 + 1e-12), rounding.FLOAT32)
   head = rigorous.read_head(params, rounding.FLOAT32)
-  return rigorous.pair_errors(reach, head, winner, rounding.FLOAT32)
+  bound = rigorous.pair_errors(reach, head, winner, rounding.FLOAT32)
+  return np.abs(gap - (narrow - exact)), bound
 
 
 @pytest.mark.parametrize('options', CASES)
 def test_a_float32_pass_errs_by_less_than_the_chain_says(options):
   model, params, images = make(**options)
-  gaps, winner, norms = float32_gap(model, params, images)
-  bound = float32_bound(params, norms, winner, chain.lipnext_chain(params))
+  gaps, bound = float32_gap(model, params, images)
   assert np.all(gaps <= bound)
   # Not vacuous: γ_n‖W‖_F exceeds u, what random signs give, n^{3/2} = 118-fold,
   # and one pair of logits sees 1/√n of the error of all features.
   assert np.max(gaps / bound) > 5e-5
-
-
-def test_the_float32_bound_is_caught_when_the_error_is_larger():
-  """The same check, on a pass in bfloat16: 2¹⁶ times coarser."""
-  model, params, images = make()
-  coarse = model.clone(dtype=jnp.bfloat16)
-  gaps, winner, norms = float32_gap(coarse, params, images)
-  bound = float32_bound(params, norms, winner, chain.lipnext_chain(params))
+  # Planted: a pass in bfloat16, 2¹⁶ times coarser.
+  gaps, bound = float32_gap(model.clone(dtype=jnp.bfloat16), params, images)
   assert np.any(gaps > bound)
 
 
@@ -120,46 +113,37 @@ def test_the_norm_bound_holds_anywhere_in_the_ball(options):
 
 
 def test_constants_count_wherever_they_are_added():
-  """The stem's bias, then p and b of every block: over all tokens, channels."""
+  """The stem's bias, then p and b of every block: over all tokens, channels.
+
+  A bias may be summed along with the product before it.
+  """
   model, params, _ = make()
   steps = chain.lipnext_chain(params)
-  found = [s.norm for s in steps if isinstance(s, rounding.AddConstant)][1:]
   stem, blocks = params['stem'], params['blocks']
-  expected = [stem['bias']]
+  constants = [stem['bias']]
   for layer in range(model.depth):
-    expected += [blocks['pos'][layer], blocks['bias'][layer]]
-  norms = [
+    constants += [blocks['pos'][layer], blocks['bias'][layer]]
+  expected = [
     np.linalg.norm(np.broadcast_to(np.float64(c), (2, 2, model.width)))
-    for c in expected
+    for c in constants
   ]
-  np.testing.assert_allclose(found, norms, rtol=1e-12)
-
-
-def test_a_bias_may_be_summed_along_with_the_product_before_it():
-  model, params, _ = make()
-  steps = chain.lipnext_chain(params)
+  found = [s.norm for s in steps if isinstance(s, rounding.AddConstant)][1:]
+  np.testing.assert_allclose(found, expected, rtol=1e-12)
   pairs = [
-    (product, bias)
+    (product.length, bias.terms)
     for product, bias in itertools.pairwise(steps)
     if isinstance(product, rounding.Product)
-    and isinstance(bias, rounding.AddConstant)
   ]
-  assert len(pairs) == 1 + model.depth
-  for product, bias in pairs:
-    assert product.length == bias.terms == model.width + 1
+  assert pairs == [(model.width + 1,) * 2] * (1 + model.depth)
 
 
 def test_its_constant_is_the_lipschitz_bound():
-  _, params, _ = make()
+  _, params, _ = make(depth=1)
   scaled = jax.tree.map(lambda p: 1.001 * p, params)
   for tree in (params, scaled):
     assert rounding.lipschitz(chain.lipnext_chain(tree)) == pytest.approx(
       certify.lipschitz_bound(tree), rel=1e-14
     )
-
-
-def test_a_parameter_that_is_not_finite_is_named():
-  _, params, _ = make(depth=1)
   params['blocks'] = params['blocks'] | {'bias': jnp.full((1, 24), jnp.nan)}
   with pytest.raises(ValueError, match='blocks/bias'):
     chain.lipnext_chain(params)

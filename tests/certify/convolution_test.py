@@ -37,6 +37,16 @@ def random_kernel(k=3, ch=3, c=4, seed=0):
   return np.random.default_rng(seed).normal(size=(k, k, ch, c))
 
 
+def alternating():
+  """A kernel whose worst input changes sign from pixel to pixel.
+
+  On an odd circular grid no image does so, with zero padding nearly.
+  """
+  kernel = np.zeros((3, 3, 1, 1))
+  kernel[1, :, 0, 0] = [-1, 2, -1]
+  return kernel
+
+
 # Square and not, odd and even sides, a kernel larger than its grid.
 CASES = [
   (random_kernel(), (4, 4)),
@@ -46,6 +56,7 @@ CASES = [
   (random_kernel(k=2, ch=2, c=3, seed=3), (4, 5)),
   (random_kernel(k=1, ch=5, c=3, seed=4), (2, 2)),
   (np.zeros((3, 3, 2, 2)), (3, 3)),
+  (alternating(), (1, 3)),
 ]
 
 
@@ -56,19 +67,13 @@ def check_bound(fn, kernel, grid, padding, slack):
   assert b <= truth * slack + 1e-300, 'far above the norm'
 
 
-@pytest.mark.parametrize('padding', ['circular', 'zero'])
 @pytest.mark.parametrize('case', range(len(CASES)))
-def test_the_bound_is_above_the_norm_and_close(case, padding):
-  # 10^(1/16384), and rounding.
-  check_bound(convolution.kernel_bound, *CASES[case], padding, 1.001)
-
-
-@pytest.mark.parametrize('case', range(len(CASES)))
-def test_on_larger_grids_zero_padding_is_bounded_by_frequencies(
-  case, monkeypatch
-):
+def test_the_bound_is_above_the_norm_and_close(case, monkeypatch):
+  for padding in ('circular', 'zero'):  # 10^(1/16384), and rounding.
+    check_bound(convolution.kernel_bound, *CASES[case], padding, 1.001)
+  # On larger grids zero padding is bounded by frequencies. A 5×5 kernel on 2×3
+  # pixels has lost most of itself.
   monkeypatch.setattr(convolution, '_DENSE', 0)
-  # A 5×5 kernel on 2×3 pixels has lost most of itself.
   check_bound(convolution.kernel_bound, *CASES[case], 'zero', 3)
 
 
@@ -90,20 +95,10 @@ def largest_tap(kernel, grid, padding):
   return max(np.linalg.norm(tap, 2) for row in kernel for tap in row)
 
 
-def alternating(grid):
-  """A kernel whose worst input changes sign from pixel to pixel.
-
-  On an odd circular grid no image does so, with zero padding nearly.
-  """
-  kernel = np.zeros((3, 3, 1, 1))
-  kernel[1, :, 0, 0] = [-1, 2, -1]
-  return kernel, grid
-
-
 @pytest.mark.parametrize(
   ('fault', 'padding', 'case'),
   [
-    (other_padding, 'zero', alternating((1, 3))),
+    (other_padding, 'zero', (alternating(), (1, 3))),
     (power_iteration, 'circular', CASES[0]),
     (largest_tap, 'circular', CASES[0]),
   ],
@@ -113,21 +108,7 @@ def test_the_check_rejects(fault, padding, case):
     check_bound(fault, *case, padding, 2)
 
 
-def test_the_matrix_is_that_of_the_map():
-  for kernel, grid in CASES:
-
-    def apply(x, kernel=kernel):
-      return convolutions.convolve(x, jnp.asarray(kernel, x.dtype), 'zero')
-
-    np.testing.assert_allclose(
-      convolution.matrix(kernel, grid),
-      dense_matrix(apply, grid, kernel.shape[2]),
-      rtol=0,
-      atol=1e-14,
-    )
-
-
-@pytest.mark.parametrize('grid', [(3, 4), (4, 5), (1, 2), (2, 1)])
+@pytest.mark.parametrize('grid', [(3, 4), (4, 5), (2, 1)])
 def test_a_spectrum_is_bounded_whatever_its_numbers_are(grid):
   """Not only those of a real kernel: every half spectrum is a map."""
   rng = np.random.default_rng(0)

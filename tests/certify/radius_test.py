@@ -7,6 +7,7 @@ w_j − w_p. So the ball must hold against every attack, and end right there.
 
 from fractions import Fraction
 import functools
+import itertools
 import math
 
 import jax
@@ -50,57 +51,40 @@ def certify64(logits, rows, lipschitz=1.0):
 
 
 @pytest.mark.parametrize('k', [2, 3, 10])
-@pytest.mark.parametrize('lipschitz', [1.0, 1.0001, 7.5])
-def test_matches_brute_force(k, lipschitz):
+def test_matches_brute_force(k):
   rng = np.random.default_rng(k)
   logits = rng.normal(size=(40, k))
   logits[1, :2] = logits[1].max() + 1  # A tie at the top.
   logits[2] = 0  # All tied.
   rows = unit(rng.normal(size=(k, 4)))
-  predictions, radii = certify64(logits, rows, lipschitz)
-  expected = [brute_force(f, rows, lipschitz) for f in logits]
-  np.testing.assert_array_equal(predictions, [p for p, _ in expected])
-  # A few float64 operations; differences of rows are not cancelled here.
-  np.testing.assert_allclose(
-    radii, [r for _, r in expected], rtol=1e-13, atol=0
-  )
-  np.testing.assert_array_equal(radii[1:3], 0)
-
-
-def test_float32_agrees_with_float64():
-  rng = np.random.default_rng(0)
-  logits = rng.normal(size=(50, 5)).astype(np.float32)
-  rows = unit(rng.normal(size=(5, 16))).astype(np.float32)
-  predictions, radii = jax.jit(certify.certified_radius)(logits, rows)
-  assert radii.dtype == jnp.float32
-  assert predictions.dtype == jnp.int32
-  expected = [brute_force(f.astype(np.float64), rows) for f in logits]
-  # Subtraction, 16-term norm and division round by about 20 eps at most.
+  for lipschitz in (1.0, 1.0001, 7.5):
+    predictions, radii = certify64(logits, rows, lipschitz)
+    expected = [brute_force(f, rows, lipschitz) for f in logits]
+    np.testing.assert_array_equal(predictions, [p for p, _ in expected])
+    wanted = np.array([r for _, r in expected])
+    # A few float64 operations; differences of rows are not cancelled here.
+    np.testing.assert_allclose(radii, wanted, rtol=1e-13, atol=0)
+    np.testing.assert_array_equal(radii[1:3], 0)
+  narrow = [np.float32(a) for a in (logits, rows)]
+  predictions, radii = jax.jit(certify.certified_radius)(*narrow, 7.5)
+  assert (predictions.dtype, radii.dtype) == (jnp.int32, jnp.float32)
+  expected = [brute_force(np.float64(f), narrow[1], 7.5) for f in narrow[0]]
+  # Subtraction, 4-term norm and division round by about 20 eps at most.
   np.testing.assert_allclose(radii, [r for _, r in expected], rtol=2e-6, atol=0)
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize('place', [0, 1, 2])
-def test_logits_that_are_not_finite_are_never_certified(bad, place):
-  logits = np.array([[5.0, 1.0, 0.0], [5.0, 1.0, 0.0]], np.float32)
-  logits[0, place] = bad
-  _, radii = jax.jit(certify.certified_radius)(logits, np.eye(3))
-  assert radii[0] == 0
-  assert radii[1] > 0
-
-
-@pytest.mark.parametrize('lipschitz', [math.nan, -1.0, -0.5, math.inf])
-@pytest.mark.parametrize('rows', ['apart', 'identical'])
-def test_a_constant_that_is_no_bound_certifies_nothing(lipschitz, rows):
-  kernel = np.eye(2) if rows == 'apart' else np.array([[1.0, 0], [1, 0]])
-  _, radii = certify64(np.array([[3.0, 1.0]]), kernel, lipschitz)
-  assert radii[0] == 0
-
-
-def test_rows_that_are_not_numbers_certify_nothing():
-  kernel = np.array([[1.0, 0.0], [np.nan, np.nan]])
-  for logits in ([[3.0, 1.0]], [[1.0, 3.0]]):
-    assert certify64(np.array(logits), kernel)[1][0] == 0
+def test_what_is_not_finite_is_never_certified(bad):
+  logits = np.array([[5.0, 1.0, 0.0]] * 4)
+  logits[[0, 1, 2], [0, 1, 2]] = bad
+  for certify_fn in (certify64, jax.jit(certify.certified_radius)):
+    _, radii = certify_fn(logits, np.eye(3))
+    assert (np.asarray(radii) > 0).tolist() == [False, False, False, True]
+  for lipschitz in (bad, -1.0, 0.0):  # No bound.
+    for kernel in (np.eye(3), np.ones((3, 1))):
+      assert not certify64(logits, kernel, lipschitz)[1].any()
+  rows = np.array([[1.0, 0.0, 0.0], [bad] * 3, [0.0, 0.0, 1.0]])
+  assert not certify64(logits, rows)[1].any()
 
 
 def test_identical_rows_differ_by_a_constant():
@@ -160,13 +144,10 @@ LOGITS, EYE = np.float32([[0, 3, 1], [2, 2, 0], [4, 0, 1]]), jnp.eye(3)
   ('args', 'problem'),
   [
     ((LOGITS, EYE[:1]), 'has 1 rows for 3'),
-    ((LOGITS, EYE[:2]), 'has 2 rows'),
     ((LOGITS, jnp.eye(4)), 'has 4 rows'),
     ((LOGITS[0], EYE), r'give \[b, k\]'),
-    ((LOGITS[None], EYE), r'give \[b, k\]'),
     ((LOGITS, EYE[None]), r'give \[b, k\]'),
     ((jnp.bfloat16(LOGITS), EYE), 'logits of bfloat16'),
-    ((np.float16(LOGITS), EYE), 'logits of float16'),
     ((np.int32(LOGITS), EYE), 'logits of int32'),
     ((np.complex64(LOGITS), EYE), 'logits of complex64'),
     ((LOGITS, jnp.bfloat16(EYE)), 'head_kernel of bfloat16'),
@@ -175,7 +156,6 @@ LOGITS, EYE = np.float32([[0, 3, 1], [2, 2, 0], [4, 0, 1]]), jnp.eye(3)
     ((LOGITS, 1.01 * EYE), 'not unit'),
     ((LOGITS, EYE * jnp.nan), 'not unit'),
     ((LOGITS, EYE, np.ones(3)), 'Λ is one number'),
-    ((LOGITS, EYE, np.ones((3, 1))), 'Λ is one number'),
     ((LOGITS, EYE, -1.0), 'no bound'),
     ((LOGITS, EYE, 1e-40), 'no bound'),
     ((LOGITS, EYE, math.nan), 'no bound'),
@@ -240,9 +220,6 @@ def ours(logits, rows, lipschitz=1.0):
 
 def test_no_attack_flips_a_linear_model_inside_and_one_does_outside():
   check_certificate(ours)
-
-
-def test_a_backbone_that_expands_needs_its_constant():
   check_certificate(functools.partial(ours, lipschitz=1.25), backbone_norm=1.25)
 
 
@@ -313,10 +290,6 @@ def check_accuracy(fn):
       ), f'{epsilon=} {dtype=}'
 
 
-def test_certified_accuracy_counts_strictly():
-  check_accuracy(certify.certified_accuracy)
-
-
 def accuracy_at_least(predictions, radii, labels, epsilons):
   correct = predictions == labels
   return {e: 100 * float(np.mean(correct & (radii >= e))) for e in epsilons}
@@ -326,29 +299,20 @@ def accuracy_of_the_wrong(predictions, radii, labels, epsilons):
   return {e: 100 * float(np.mean(radii > e)) for e in epsilons}
 
 
-@pytest.mark.parametrize('fault', [accuracy_at_least, accuracy_of_the_wrong])
-def test_accuracy_check_rejects(fault):
-  with pytest.raises(AssertionError, match='epsilon='):
-    check_accuracy(fault)
+def test_certified_accuracy_counts_strictly():
+  check_accuracy(certify.certified_accuracy)
+  for fault in (accuracy_at_least, accuracy_of_the_wrong):
+    with pytest.raises(AssertionError, match='epsilon='):
+      check_accuracy(fault)
 
 
-def test_ties_count_at_no_radius():
-  p, r = certify64(np.array([[1.0, 1.0]]), np.eye(2))
-  accuracy = certify.certified_accuracy(p, r, np.array([0]), [0.0])
-  assert accuracy == {0.0: 0.0}
-
-
-@pytest.mark.parametrize('shape', [(3, 1), (3, 3), (1,), (), (1, 3)])
-def test_labels_of_another_shape_are_refused(shape):
+def test_arrays_that_would_be_broadcast_are_refused():
   whole = np.arange(3)
-  for i in range(3):
+  for i, shape in itertools.product(range(3), [(3, 1), (3, 3), (1,), ()]):
     arrays = [whole, whole / 10, whole]
     arrays[i] = np.zeros(shape, int)
     with pytest.raises(ValueError, match=r'give \[n\] each'):
       certify.certified_accuracy(*arrays, [0.1])
-
-
-def test_certified_accuracy_of_nothing_raises():
   none = np.zeros(0)
   with pytest.raises(ValueError, match='at least one example'):
     certify.certified_accuracy(none, none, none, [0.5])

@@ -6,7 +6,7 @@ import pytest
 
 from lipnext_jax.optim import algebra
 
-SIZES = (1, 2, 3, 4, 7, 8, 33)
+SIZES = (1, 2, 3, 8)
 
 
 def noise(shape, seed=0):
@@ -37,15 +37,13 @@ def test_packed_is_every_entry_above_the_diagonal(n):
 
 
 @pytest.mark.parametrize('n', SIZES)
-def test_what_is_unpacked_is_skew_whatever_was_packed(n):
-  a = algebra.unpack(noise((algebra.packed_rows(n), n)))
-  np.testing.assert_array_equal(a, -a.T)
-  assert n == 1 or jnp.any(a != 0)
-
-
-@pytest.mark.parametrize('n', SIZES)
 def test_elementwise_odd_rules_see_the_same_entries(n):
-  """sign(Ω)·√|Ω| of what is packed is that of Ω; linear combinations too."""
+  """sign(Ω)·√|Ω| of what is packed is that of Ω; linear combinations too.
+
+  What is unpacked is skew, whatever was packed.
+  """
+  anything = algebra.unpack(noise((algebra.packed_rows(n), n)))
+  np.testing.assert_array_equal(anything, -anything.T)
   a, b = noise((n, n)), noise((n, n), 1)
 
   def rule(x, y):

@@ -34,27 +34,16 @@ def test_a_start_off_the_manifold_is_refused_with_its_distance():
   with pytest.raises(ValueError, match='from orthonormal'):
     checks.on_manifold({'x': stack.at[0, 0, 0].set(jnp.nan)}, 1.0)
 
-
-def test_looking_at_values_under_jit_is_refused_in_words():
-  def init(x):
-    checks.on_manifold({'x': x}, 1e-3)
-    return x
-
   with pytest.raises(ValueError, match='outside jit'):
-    jax.jit(init)(jnp.eye(4))
+    jax.eval_shape(lambda x: checks.on_manifold({'x': x}, 1e-3), jnp.eye(4))
 
 
-@pytest.mark.parametrize(
-  'given', [(5, 4), (4, 3), (2, 4), (4,), (1, 4, 4)], ids=str
-)
+@pytest.mark.parametrize('given', [(4, 3), (4,), (1, 4, 4)], ids=str)
 def test_gradients_of_another_shape_are_refused_by_path(given):
   params = {'fine': jnp.ones((2, 3)), 'w': jnp.ones((4, 4))}
   checks.gradients(params, params)
   with pytest.raises(ValueError, match=r"'w'\] has shape .*it needs \(4, 4\)"):
     checks.gradients(params | {'w': jnp.ones(given)}, params)
-
-
-def test_gradients_without_parameters_are_refused():
   with pytest.raises(ValueError, match='needs the parameters'):
     checks.gradients({'w': jnp.ones((4, 4))}, None)
 

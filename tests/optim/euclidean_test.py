@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from lipnext_jax.optim import lookahead
-from lipnext_jax.optim import scale_by_scheduled_nadam
 from lipnext_jax.optim import scheduled_nadam
 
 
@@ -27,7 +26,7 @@ def torch_nadam(grads, lr, b1=0.9, b2=0.999, eps=1e-8, momentum_decay=4e-3):
     yield theta
 
 
-def check_nadam(tx, steps=400, **options):
+def check_nadam(tx, steps=200, **options):
   """Raises unless every step is torch's, on gradients of many magnitudes.
 
   Each step rounds by a few eps of its own size (at most 2·lr); they add up.
@@ -55,28 +54,9 @@ def test_nadam_is_torchs(options):
   check_nadam(scheduled_nadam(1e-2, **options), **options)
 
 
-def test_momentum_schedule_has_the_published_values():
-  state = scale_by_scheduled_nadam().init(jnp.zeros(1))
-  tx = scale_by_scheduled_nadam()
-  _, state = tx.update(jnp.ones(1), state)
-  np.testing.assert_allclose(state.mu_product, 0.45, atol=5e-3)
-  state = state._replace(step=jnp.int32(9_999), mu_product=jnp.ones([]))
-  _, state = tx.update(jnp.ones(1), state)
-  np.testing.assert_allclose(state.mu_product, 0.81, atol=5e-3)
-
-
-def test_nadam_is_odd_and_elementwise():
-  tx = scale_by_scheduled_nadam()
-  g = jnp.array([[0.0, 3.0], [-3.0, 0.0]])
-  state = tx.init(g)
-  for _ in range(3):
-    u, state = tx.update(g, state)
-    np.testing.assert_array_equal(u, -u.T)
-
-
 @pytest.mark.parametrize('grad_dtype', ['bfloat16', 'float32'])
 @pytest.mark.parametrize('param_dtype', ['bfloat16', 'float32'])
-@pytest.mark.parametrize('mu_dtype', [None, 'bfloat16', 'float32'])
+@pytest.mark.parametrize('mu_dtype', [None, 'bfloat16'])
 def test_nadam_state_never_changes_type(grad_dtype, param_dtype, mu_dtype):
   tx = scheduled_nadam(1e-3, mu_dtype=mu_dtype)
   params = {'a': jnp.ones((2, 3), param_dtype)}
@@ -88,23 +68,6 @@ def test_nadam_state_never_changes_type(grad_dtype, param_dtype, mu_dtype):
   assert shapes[0] == shapes[1]
   assert state[0].nu['a'].dtype == jnp.float32
   assert state[0].mu['a'].dtype == (mu_dtype or jnp.float32)
-
-
-def test_bfloat16_moment_costs_its_own_rounding_only():
-  rng = np.random.default_rng(0)
-  params = jnp.zeros(50)
-  results = []
-  for mu_dtype in (None, jnp.bfloat16):
-    tx = scale_by_scheduled_nadam(mu_dtype=mu_dtype)
-    state = tx.init(params)
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-      g = jnp.asarray(rng.normal(size=50), jnp.float32)
-      u, state = tx.update(g, state)
-    results.append(u)
-  # Stored ten times over with 2^-9 each, decaying by 0.9: 10·2^-9·|m|.
-  np.testing.assert_allclose(*results, rtol=0, atol=10 * 2**-9)
-  assert np.any(results[0] != results[1])
 
 
 def test_nadam_hyperparameters_can_be_injected():
@@ -158,44 +121,26 @@ def check_lookahead(tx):
   assert slow == [1, 2, 2, 3, 3, 4, 4, 5]
 
 
+def synced_at_zero():
+  """Planted: as if the first sync had happened before the first step."""
+  inner = lookahead(optax.sgd(1.0), period=2, alpha=0.5)
+
+  def init(params):
+    return inner.init(params)._replace(step=jnp.int32(2))
+
+  return optax.GradientTransformation(init, inner.update)
+
+
 def test_lookahead_by_hand():
   check_lookahead(lookahead(optax.sgd(1.0), period=2, alpha=0.5))
-
-
-@pytest.mark.parametrize(
-  'tx',
-  [
+  for fault in (
     lookahead(optax.sgd(1.0), period=3, alpha=0.5),
     lookahead(optax.sgd(1.0), period=2, alpha=0.501),
     lookahead(optax.sgd(1.001), period=2, alpha=0.5),
-  ],
-  ids=['period', 'alpha', 'rate'],
-)
-def test_the_lookahead_check_rejects(tx):
-  with pytest.raises(AssertionError):
-    check_lookahead(tx)
-
-
-def test_the_lookahead_check_rejects_a_slow_copy_of_step_zero():
-  inner = lookahead(optax.sgd(1.0), period=2, alpha=0.5)
-
-  def init(params):  # As if the first sync had happened before the first step.
-    return inner.init(params)._replace(step=jnp.int32(2))
-
-  with pytest.raises(AssertionError):
-    check_lookahead(optax.GradientTransformation(init, inner.update))
-
-
-def test_alpha_one_is_no_lookahead():
-  params = jnp.array([3.0, -1.0])
-  plain, ahead = optax.adam(0.1), lookahead(optax.adam(0.1), 3, 1.0)
-  states = plain.init(params), ahead.init(params)
-  x, y = params, params
-  for _ in range(7):
-    u, s0 = plain.update(x, states[0])
-    v, s1 = ahead.update(y, states[1], y)
-    x, y, states = x + u, y + v, (s0, s1)
-    np.testing.assert_allclose(x, y, rtol=1e-6)  # p + (s − p) rounds.
+    synced_at_zero(),
+  ):
+    with pytest.raises(AssertionError):
+      check_lookahead(fault)
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])

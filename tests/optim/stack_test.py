@@ -136,16 +136,6 @@ def test_single_matrices_and_vectors_beside_a_sharded_stack():
   )
 
 
-@pytest.mark.parametrize('spec', [PartitionSpec(), PartitionSpec(None)])
-def test_nothing_sharded_is_nothing_done(spec):
-  sharding = NamedSharding(make_sharding(AxisType.Auto).mesh, spec)
-  x, g = problem(3)
-  got, _, text = run(make_tx(sharding), x, g, steps=1)
-  want, _, _ = run(make_tx(), x, g, steps=1)
-  assert not re.findall(COLLECTIVES, text)
-  np.testing.assert_array_equal(got, want)
-
-
 def test_the_text_shows_a_collective_where_there_is_one():
   """The check above can fail: without the sharding, the stack is gathered."""
   sharding = make_sharding(AxisType.Auto)
@@ -159,15 +149,6 @@ def test_a_layout_that_cuts_matrices_raises():
     make_tx(make_sharding(AxisType.Auto, 'a', ('b',)))
   with pytest.raises(TypeError, match='NamedSharding'):
     make_tx(PartitionSpec('a'))
-
-
-def test_state_can_be_laid_out_before_it_exists():
-  sharding = make_sharding(AxisType.Auto)
-  x = jax.ShapeDtypeStruct((16, N, N), jnp.float32)
-  state = jax.eval_shape(make_tx(sharding).init, x)
-  assert state.slow.shape == (16, N, N)
-  assert state.total.shape == (16, N // 2, N)
-  assert state.step.dtype == jnp.int32
 
 
 def count_copies(shape):

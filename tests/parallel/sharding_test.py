@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -79,7 +81,7 @@ USED = {'R': (None, None, ('tensor', 'fsdp')), 'M': (None, 'fsdp', 'tensor')}
 
 
 @pytest.mark.parametrize('name', USED)
-@pytest.mark.parametrize('sizes', [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize('sizes', [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
 def test_moving_changes_places_without_gathering_all(sizes, name):
   axes = dict(zip(mesh_lib.AXES, sizes, strict=True))
   mesh = mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
@@ -88,13 +90,8 @@ def test_moving_changes_places_without_gathering_all(sizes, name):
   )
   x = jnp.arange(8.0 * 16 * 16).reshape(8, 16, 16)
   for source, target in ((layers, rows), (rows, layers)):
-    moved = jax.jit(
-      lambda x, source=source, target=target: sharding_lib.move(
-        x, source, target
-      ),
-      in_shardings=source,
-      out_shardings=target,
-    )
+    move = functools.partial(sharding_lib.move, source=source, target=target)
+    moved = jax.jit(move, in_shardings=source, out_shardings=target)
     compiled = moved.lower(x).compile()
     y = compiled(jax.device_put(x, source))
     assert y.sharding.is_equivalent_to(target, 3)
@@ -107,14 +104,6 @@ def test_moving_changes_places_without_gathering_all(sizes, name):
     assert ('all-to-all' in text) == expected
 
 
-def test_one_device_needs_no_stack_sharding():
-  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict({'data': -1, 'fsdp': 1}))
-  tree = sharding_lib.tree_shardings(
-    shapes(R=(4, 8, 8)), [('', ('fsdp', None, None))], mesh
-  )
-  assert sharding_lib.stack_sharding(tree) is None
-
-
 def test_the_table_counts_bytes_per_device(mesh):
   tree = shapes(R=(4, 8, 8), bias=(10,))
   out = sharding_lib.tree_shardings(
@@ -124,12 +113,7 @@ def test_the_table_counts_bytes_per_device(mesh):
   assert table[1].split()[-1] == str(4 * 8 * 8 * 4 // 4)
   assert table[2].split()[-1] == '40'
   assert table[-1].split() == ['total', str(4 * 8 * 8 + 40)]
-
-
-def test_shapes_carry_their_shardings(mesh):
-  tree = shapes(R=(4, 8, 8))
-  out = sharding_lib.tree_shardings(tree, [('', ('fsdp',))], mesh)
-  (leaf,) = jax.tree.leaves(sharding_lib.with_shardings(tree, out))
+  leaf = sharding_lib.with_shardings(tree, out)['R']
   assert leaf.sharding == out['R']
 
 

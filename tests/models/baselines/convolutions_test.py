@@ -42,13 +42,6 @@ def test_convolution_is_its_definition(k, grid, padding):
   assert np.max(np.abs(other - expected)) > 0.1  # The check tells them apart.
 
 
-def test_an_unknown_padding_is_refused():
-  with pytest.raises(ValueError, match="'reflect'"):
-    convolutions.convolve(
-      jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1, 1, 1)), 'reflect'
-    )
-
-
 @pytest.mark.parametrize('padding', ['circular', 'zero'])
 @pytest.mark.parametrize('k', [1, 2, 3])
 def test_the_identity_in_a_kernel_is_the_residual(k, padding):
@@ -78,7 +71,7 @@ def check_isometry(fn, x, tolerance=1e-12):
       assert abs(after / before - 1) < tolerance, 'not norm-preserving'
 
 
-GRIDS = [(4, 4), (3, 5), (5, 4), (3, 3)]
+GRIDS = [(4, 4), (3, 5)]
 
 
 @pytest.mark.parametrize('grid', GRIDS)
@@ -89,17 +82,6 @@ def test_a_reflector_convolution_preserves_norms_and_undoes_itself(grid):
   np.testing.assert_allclose(twice, x, rtol=0, atol=1e-12)
   moved = apply64(convolutions.reflect, x, v) - x
   assert np.linalg.norm(moved) > 0.5  # It is not the identity.
-
-
-def test_a_reflector_mixes_neighbours_and_commutes_with_shifts():
-  x, v = np.zeros((1, 5, 5, 3)), random(3, 3, 3, 1, seed=1)
-  x[0, 2, 2, 0] = 1
-  y = apply64(convolutions.reflect, x, v)
-  assert np.sum(np.abs(y) > 1e-6) > 30  # The inverse reaches every pixel.
-  shifted = apply64(convolutions.reflect, np.roll(x, (1, 2), (1, 2)), v)
-  np.testing.assert_allclose(
-    shifted, np.roll(y, (1, 2), (1, 2)), rtol=0, atol=1e-12
-  )
 
 
 @pytest.mark.parametrize('grid', GRIDS)
@@ -113,6 +95,17 @@ def test_the_stored_spectrum_is_the_same_map(grid):
     apply64(convolutions.reflect, x, v),
     rtol=0,
     atol=1e-12,
+  )
+
+
+def test_a_reflector_mixes_neighbours_and_commutes_with_shifts():
+  x, v = np.zeros((2, 5, 5, 3)), random(3, 3, 3, 1, seed=1)
+  x[0, 2, 2, 0] = 1
+  x[1] = np.roll(x[0], (1, 2), (0, 1))
+  y, shifted = apply64(convolutions.reflect, x, v)
+  assert np.sum(np.abs(y) > 1e-6) > 30  # The inverse reaches every pixel.
+  np.testing.assert_allclose(
+    shifted, np.roll(y, (1, 2), (0, 1)), rtol=0, atol=1e-12
   )
 
 
@@ -149,9 +142,13 @@ def test_the_check_of_isometry_rejects(fault):
     check_isometry(lambda x: apply64(fault, x, v), x)
 
 
-def test_a_kernel_larger_than_the_grid_is_refused():
+def test_what_makes_no_sense_is_refused():
   with pytest.raises(ValueError, match='exceeds the grid'):
     convolutions.frequencies(jnp.ones((3, 3, 2, 1)), (2, 4))
+  with pytest.raises(ValueError, match="'reflect'"):
+    convolutions.convolve(
+      jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1, 1, 1)), 'reflect'
+    )
 
 
 def test_power_iteration_is_pure_and_finds_the_norm_and_its_gradient():

@@ -90,14 +90,6 @@ def test_parameters_are_euclidean_and_start_well_conditioned():
   assert max(norms) < 2 / len(residual)
 
 
-def test_without_dense_layers_there_is_no_dense_group():
-  model = build(dense_depth=0)
-  shapes = jax.eval_shape(
-    model.init, jax.random.key(0), jnp.zeros((1, *IMAGE))
-  )['params']
-  assert set(shapes) == {'stem', 'blocks', 'neck', 'head'}
-
-
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
   model = build(dtype=jnp.bfloat16)
   x = jnp.float32(np.random.default_rng(0).uniform(size=(2, *IMAGE)))
