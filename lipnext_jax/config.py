@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from lipnext_jax import errors
+from lipnext_jax import inner_rules
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import schedules
@@ -352,7 +353,9 @@ _LOSS = section(
 )
 
 _OPTIMIZER = section(
-  name=Field('nadam', 'Elementwise update rule.', choices=recipe.INNER_RULES),
+  name=Field(
+    'nadam', 'Elementwise update rule.', choices=inner_rules.INNER_RULES
+  ),
   learning_rate=Field(1e-3, 'Learning rate at its peak.', above=0),
   warmup=Field('20 epochs', 'Warm-up, linear per step.', duration=True),
   final_scale=Field(1e-5, 'Last learning rate over its peak.', maximum=1),

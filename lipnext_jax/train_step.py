@@ -12,13 +12,13 @@ import optax
 
 from lipnext_jax import certify
 from lipnext_jax import config as config_lib
+from lipnext_jax import inner_rules
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
 from lipnext_jax import schedules
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
-from lipnext_jax.optim import recipe
 from lipnext_jax.runtime import health as health_lib
 
 # Power iterations of the monitored orthogonality error: n² each, so that a log
@@ -114,7 +114,7 @@ def build_optimizer(
   return optim.lipnext_optimizer(
     learning_rate(c, plan),
     inner=functools.partial(
-      recipe.INNER_RULES[c.name], mu_dtype=config_lib.DTYPES[c.mu_dtype]
+      inner_rules.INNER_RULES[c.name], mu_dtype=config_lib.DTYPES[c.mu_dtype]
     ),
     clip_norm=c.clip_norm or None,
     lookahead_period=c.lookahead_period or None,

@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lipnext_jax import inner_rules
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
 from lipnext_jax import program as program_lib
 from lipnext_jax import train_step as step_lib
 from lipnext_jax.data import sources
-from lipnext_jax.optim import recipe
 from lipnext_jax.parallel import mesh as mesh_lib
 
 IMAGE_SHAPE = (8, 8, 1)
@@ -224,7 +224,7 @@ def test_every_loss_is_built_with_its_own_fields(tiny_config, name):
 
 def test_inner_rules_are_elementwise_and_odd():
   g = jax.random.normal(jax.random.key(0), (3, 4, 4))
-  for name, rule in recipe.INNER_RULES.items():
+  for name, rule in inner_rules.INNER_RULES.items():
     tx = rule(1e-2)
     plus, _ = tx.update(g, tx.init(g), g)
     minus, _ = tx.update(-g, tx.init(g), g)

@@ -27,32 +27,6 @@ LABEL_RULES = (
 EXPONENTIALS = {'fast': exponential_lib.THRESHOLDS, 'exact': (0.0, 0.0, 0.0)}
 
 
-def _momentum(
-  learning_rate: optax.ScalarOrSchedule, mu_dtype: Any = None
-) -> optax.GradientTransformation:
-  return optax.sgd(learning_rate, momentum=0.9, accumulator_dtype=mu_dtype)
-
-
-def _lion(
-  learning_rate: optax.ScalarOrSchedule, mu_dtype: Any = None
-) -> optax.GradientTransformation:
-  """Lion without the weight decay that `optax.lion` brings along."""
-  return optax.chain(
-    optax.scale_by_lion(mu_dtype=mu_dtype),
-    optax.scale_by_learning_rate(learning_rate),
-  )
-
-
-# Elementwise and odd, as `orthogonal` asks:
-# (learning rate, mu_dtype=None) → optax rule.
-INNER_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
-  'nadam': euclidean.scheduled_nadam,
-  'adam': optax.adam,
-  'momentum': _momentum,
-  'lion': _lion,
-}
-
-
 def orthogonal_labels(
   params: optax.Params, rules: Sequence[tuple[str, str]] = LABEL_RULES
 ) -> Any:
