@@ -1,26 +1,28 @@
-r"""Official archives → an ArrayRecord set that training and TFDS read.
+r"""Turns official archives into ArrayRecord sets for training and TFDS.
 
     python -m lipnext_jax.data.prepare cifar10 \
       --source=cifar-10-python.tar.gz --data_dir=/data
 
-Every image is decoded once to see that it is whole. Work is divided into
-shards, in parallel; a finished one is never redone, so that the same command
-continues after an interruption. The set appears under its name only when it is
-complete. docs/data.md has the formats, the checks and the limits.
+Archives must have the checksums of the official ones, and every image is
+decoded once. Shards are written in parallel; finished ones are skipped, so that
+the same command continues after an interruption. The set appears under its name
+only when it is complete. docs/data.md has the formats, the checks, the limits.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import json
 import os
 import shutil
 import sys
-from typing import Any
 from typing import NamedTuple
 from typing import NoReturn
 
 from absl import app
 from absl import flags
+import filelock
 import numpy as np
 
 from lipnext_jax import errors
@@ -56,14 +58,14 @@ READERS: dict[str, Callable[..., layouts.Contents]] = {
 
 
 class Options(NamedTuple):
-  """What the command line says."""
+  """The flags of the command line."""
 
   name: str  # A key of `READERS`.
   source: str  # An archive, a folder of archives, or an extracted tree.
   data_dir: str  # Where sets lie; as config.dataset.data_dir.
   resize: int = 0  # ImageNet: scale the shorter side down to this.
-  workers: int = 0  # Processes; 0: none but this one.
-  allow_partial: bool = False  # Take fewer examples than the official set has.
+  workers: int = 0  # Processes; 0: this one alone.
+  allow_partial: bool = False  # Take other files, and fewer examples.
   skip_bad: bool = False  # Leave out what cannot be stored, and count it.
 
 
@@ -88,15 +90,14 @@ def prepare(options: Options) -> str:
     _say(f'{final} is prepared already')
     return final
   contents = read_set(options)
+  form = records.Form(official_set, contents.class_names, options.resize)
   work = os.path.join(parent, f'incomplete.{official_set.version}')
   os.makedirs(parent, exist_ok=True)
-  with jobs.locked(os.path.join(parent, 'lock')):
-    jobs.start_or_continue(work, contents, options.resize)
+  with _locked(parent):
     shards = jobs.write_splits(
       work,
-      contents,
-      official_set,
-      resize=options.resize,
+      contents.splits,
+      form,
       workers=options.workers,
       redo_bad=not options.skip_bad,
     )
@@ -104,29 +105,27 @@ def prepare(options: Options) -> str:
       f'{split}, {key}: {problem}'
       for split, results in shards.items()
       for result in results
-      for key, problem in result.bad
+      for key, problem in result.bad.items()
     ]
     _report_bad(bad, work, options.skip_bad)
-    for split, results in shards.items():
-      if not any(result.labels for result in results):
-        raise errors.DataError(f'{options.source}, split {split}: all are bad')
-    records.write_metadata(work, official_set, contents.class_names, shards)
+    examples = {}
     for split, results in shards.items():
       labels = [label for result in results for label in result.labels]
+      if not labels:
+        raise errors.DataError(f'{options.source}, split {split}: all are bad')
+      examples[split] = len(labels)
       np.save(records.labels_path(work, split), np.array(labels, np.int32))
-    facts: dict[str, Any] = {
+    records.write_metadata(work, form, shards)
+    facts = {
       'resize': options.resize,
       'allow_partial': options.allow_partial,
-      'examples': {
-        split: sum(len(result.labels) for result in results)
-        for split, results in shards.items()
-      },
+      'examples': examples,
       'skipped': bad,
     }
     files.write_json(_facts_path(work), facts)
     os.rename(work, final)
     shutil.rmtree(os.path.join(final, 'progress'))
-  counts = ', '.join(f'{n} {split}' for split, n in facts['examples'].items())
+  counts = ', '.join(f'{n} {split}' for split, n in examples.items())
   _say(f'{final}: {counts}' + (f'; {len(bad)} skipped' if bad else ''))
   return final
 
@@ -168,6 +167,21 @@ def read_set(options: Options) -> layouts.Contents:
         'fetch it again, or take what is there with --allow_partial'
       )
   return contents
+
+
+@contextlib.contextmanager
+def _locked(parent: str) -> Iterator[None]:
+  """Lets one process at a time prepare a set; a killed one holds no lock."""
+  try:
+    held = filelock.FileLock(os.path.join(parent, 'lock')).acquire(
+      blocking=False
+    )
+  except filelock.Timeout:
+    raise errors.DataError(
+      f'{parent}: another process is preparing this set'
+    ) from None
+  with held:
+    yield
 
 
 def _facts_path(directory: str) -> str:
@@ -264,7 +278,7 @@ _WORKERS = flags.DEFINE_integer(
   'workers', os.cpu_count() or 1, 'Processes; 0: none but this one.'
 )
 _ALLOW_PARTIAL = flags.DEFINE_bool(
-  'allow_partial', False, 'Take fewer examples than the official set has.'
+  'allow_partial', False, 'Take other files, and fewer examples, than official.'
 )
 _SKIP_BAD = flags.DEFINE_bool(
   'skip_bad', False, 'Leave out images that cannot be decoded; count them.'
