@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from typing import Any
 from typing import NamedTuple
 
@@ -24,7 +25,6 @@ import tqdm
 
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax.data import processes
 from lipnext_jax.data import records
 from lipnext_jax.data.formats import layouts
 
@@ -141,8 +141,7 @@ def _run(pending: Sequence[_Job], workers: int) -> Iterator[int]:
     workers,
     # A fork would copy the locks of threads that it does not have.
     mp_context=multiprocessing.get_context('spawn'),
-    initializer=processes.end_with_parent,
-    initargs=(signal.SIGINT,),
+    initializer=_start_worker,
   )
   try:
     for done in futures.as_completed([pool.submit(_write, j) for j in pending]):
@@ -154,6 +153,19 @@ def _run(pending: Sequence[_Job], workers: int) -> Iterator[int]:
     ) from None
   finally:
     pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+  """Leaves Ctrl-C to the parent, and ends with it, even if it is killed."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+  parent = multiprocessing.parent_process()
+  assert parent is not None  # This is a worker.
+  parent.join()
+  os._exit(1)
 
 
 def _write(job: _Job) -> int:

@@ -1,19 +1,27 @@
 """Makes batches ahead of time, in threads or in worker processes.
 
 Worker processes are started anew (not forked), so that a program that uses them
-needs parsed absl flags and an `if __name__ == '__main__'` around what it does,
-as `lipnext_jax.main` has it.
+needs an `if __name__ == '__main__'` around what it does. Batches come back
+through pipes: they need no shared memory, which containers often limit and
+which a program that ends at the wrong moment would leak.
 """
 
 from collections.abc import Generator
 import contextlib
+import itertools
+import multiprocessing
+from multiprocessing import connection
+from multiprocessing import util
+import pickle
 import signal
+import traceback
+from typing import Any
 
+import cloudpickle
 import grain
 import numpy as np
 
 from lipnext_jax import errors
-from lipnext_jax.data import processes
 
 # Batches that each process makes ahead. More would only cost memory: a batch
 # of 1024 ImageNet images is 154 MB.
@@ -21,16 +29,13 @@ _AHEAD = 2
 # Threads of this process, or of each worker: there are many of those already.
 # Pillow releases the interpreter lock where the time goes.
 _THREADS, _THREADS_OF_WORKERS = 2, 1
-# Batches come back through pipes. Grain would use shared memory, releases it in
-# a background thread, and leaks it if the program ends before that has run.
-_NO_SHARED_MEMORY = grain.experimental.DatasetOptions(min_shm_size=1 << 62)
-# What Grain says, in a RuntimeError, of a worker that is gone.
-_DIED = 'terminated unexpectedly'
+
+Batch = dict[str, np.ndarray]
 
 
 def iterate(
   batches: grain.MapDataset, workers: int
-) -> Generator[dict[str, np.ndarray], None, None]:
+) -> Generator[Batch, None, None]:
   """Yields the batches in order, made ahead of time.
 
   They do not depend on `workers`: worker i makes every batch whose position is
@@ -51,32 +56,82 @@ def iterate(
   >>> [int(batch['x'].sum()) for batch in iterate(batches, workers=0)]
   [0, 2, 4]
   """
-  dataset = batches.to_iter_dataset(
-    grain.ReadOptions(
-      num_threads=_THREADS_OF_WORKERS if workers else _THREADS,
-      prefetch_buffer_size=_AHEAD,
-    )
-  )
-  if workers:
-    dataset = grain.experimental.WithOptionsIterDataset(
-      dataset, _NO_SHARED_MEMORY
-    ).mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers), _start_worker
-    )
-  try:
-    with contextlib.closing(iter(dataset)) as iterator:
+  if not workers:
+    with contextlib.closing(_prefetch(batches, _THREADS)) as iterator:
       yield from iterator
-  except RuntimeError as error:
-    if _DIED not in str(error):
-      raise
-    raise errors.UserError(
-      f'a data worker process died ({str(error).split(". ")[0]}); it may '
-      f'have run out of memory: lower dataset.workers={workers} or the batch '
-      'size'
-    ) from None
+    return
+  workers = min(workers, len(batches))
+  with contextlib.ExitStack() as stack:
+    team = [
+      stack.enter_context(contextlib.closing(_Worker(batches[i::workers])))
+      for i in range(workers)
+    ]
+    for worker in itertools.cycle(team):
+      batch = worker.receive()
+      if batch is None:  # Later ones are not there, either.
+        return
+      yield batch
 
 
-def _start_worker(index: int, count: int) -> None:
-  """Leaves signals to the parent, which needs data up to its next save."""
-  del index, count
-  processes.end_with_parent(signal.SIGINT, signal.SIGTERM)
+def _prefetch(batches: grain.MapDataset, threads: int) -> Any:
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_AHEAD)
+  return iter(batches.to_iter_dataset(options))
+
+
+class _Worker:
+  """A process that sends its batches one after the other."""
+
+  def __init__(self, batches: grain.MapDataset):
+    context = multiprocessing.get_context('spawn')
+    self._pipe, end = context.Pipe(duplex=False)
+    self._process = context.Process(
+      target=_work, args=(cloudpickle.dumps(batches), end), daemon=True
+    )
+    self._process.start()
+    # Also at the end of a program that has not closed the generator.
+    self._kill = util.Finalize(self, self._process.kill, exitpriority=0)
+    end.close()  # Now only the worker holds it: if it dies, the pipe ends.
+
+  def receive(self) -> Batch | None:
+    """Returns the next batch, or None after the last one."""
+    try:
+      found = pickle.loads(self._pipe.recv_bytes())
+    except (EOFError, ConnectionError):
+      self._process.join()
+      raise errors.UserError(
+        f'a data worker process died (exit code {self._process.exitcode}); it '
+        'may have run out of memory: lower dataset.workers or the batch size'
+      ) from None
+    if isinstance(found, BaseException):
+      raise found
+    return found
+
+  def close(self) -> None:
+    """Ends the process, whatever it is doing: it holds nothing to be saved."""
+    self._kill()
+    self._process.join()
+    self._process.close()
+    self._pipe.close()
+
+
+def _work(batches: bytes, pipe: connection.Connection) -> None:
+  """Sends batches, then None, or instead of them what was raised."""
+  # Clusters and terminals send signals to all processes of a job at once, but
+  # the parent needs data up to the step after which it saves.
+  for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, signal.SIG_IGN)
+
+  def send(value: object) -> None:
+    pipe.send_bytes(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
+
+  try:
+    dataset = cloudpickle.loads(batches)
+    with contextlib.closing(_prefetch(dataset, _THREADS_OF_WORKERS)) as made:
+      for batch in made:
+        send(batch)
+    send(None)
+  except BrokenPipeError:
+    return  # The parent is gone, however it ended.
+  except Exception as error:
+    error.add_note(traceback.format_exc())
+    send(error)

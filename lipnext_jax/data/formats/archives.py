@@ -131,8 +131,7 @@ def list_tar(path: str, outer: Entry | None = None) -> list[Entry]:
     file.seek(outer.offset if outer else 0)
     with tarfile.open(fileobj=file, mode='r:') as tar:
       entries = [
-        Entry(m.name, path, m.offset_data, m.size)
-        for m in _members(tar, where)
+        Entry(m.name, path, m.offset_data, m.size) for m in _members(tar, where)
       ]
       if outer and tar.offset > outer.offset + outer.size:
         raise errors.DataError(f'{where}: cannot be read (it is cut off)')
