@@ -17,8 +17,8 @@ import json
 import os
 import shutil
 import sys
+from typing import Any
 from typing import NamedTuple
-from typing import NoReturn
 
 from absl import app
 from absl import flags
@@ -189,15 +189,13 @@ def _facts_path(directory: str) -> str:
 
 
 def _check(options: Options) -> None:
+  """Refuses options that do not fit each other."""
   if options.name not in READERS:
     raise errors.ConfigError(
       'NAME', options.name, 'is unknown', f'choose one of {", ".join(READERS)}'
     )
-  for flag, value in (
-    ('source', options.source),
-    ('data_dir', options.data_dir),
-  ):
-    if not value:
+  for flag in ('source', 'data_dir'):
+    if not getattr(options, flag):
       raise errors.ConfigError(f'--{flag}', '', 'is missing', f'add --{flag}=…')
   if options.resize and options.name != 'imagenet':
     raise errors.ConfigError(
@@ -213,14 +211,6 @@ def _check(options: Options) -> None:
       'is below the 224 pixels that the crops take',
       'choose 288 (no train transform enlarges then) or more, or 0',
     )
-  for flag, number in (
-    ('resize', options.resize),
-    ('workers', options.workers),
-  ):
-    if number < 0:
-      raise errors.ConfigError(
-        f'--{flag}', number, 'is negative', 'choose 0 or more'
-      )
 
 
 def _check_finished(final: str, options: Options) -> None:
@@ -265,74 +255,73 @@ def _say(message: str) -> None:
   print(message, file=sys.stderr, flush=True)
 
 
-_SOURCE = flags.DEFINE_string(
+flags.DEFINE_string(
   'source', '', 'The archive, the folder of archives, or an extracted tree.'
 )
-_DATA_DIR = flags.DEFINE_string(
+flags.DEFINE_string(
   'data_dir', '', 'Where the set goes; config.dataset.data_dir reads it there.'
 )
-_RESIZE = flags.DEFINE_integer(
-  'resize', 0, 'ImageNet: scale shorter sides down to this; 0: keep the files.'
+flags.DEFINE_integer(
+  'resize',
+  0,
+  'ImageNet: scale shorter sides down to this; 0: keep the files.',
+  lower_bound=0,
 )
-_WORKERS = flags.DEFINE_integer(
-  'workers', os.cpu_count() or 1, 'Processes; 0: none but this one.'
+flags.DEFINE_integer(
+  'workers',
+  os.cpu_count() or 1,
+  'Processes; 0: this one alone.',
+  lower_bound=0,
 )
-_ALLOW_PARTIAL = flags.DEFINE_bool(
+flags.DEFINE_bool(
   'allow_partial', False, 'Take other files, and fewer examples, than official.'
 )
-_SKIP_BAD = flags.DEFINE_bool(
+flags.DEFINE_bool(
   'skip_bad', False, 'Leave out images that cannot be decoded; count them.'
 )
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def main(argv: Sequence[str]) -> int:
+  """Prepares what the command line says; a `UserError` becomes one line.
+
+  Args:
+    argv: the name of the program, its flags, and the name of a set.
+
+  Returns:
+    The exit code.
+  """
+  known: errors.UserError
   try:
-    rest = flags.FLAGS(argv)
-  except flags.Error as error:
-    _exit(
-      errors.ConfigError(
-        'command line',
-        ' '.join(argv[1:]),
-        f'was not understood ({" ".join(str(error).split())})',
-        'see `python -m lipnext_jax.data.prepare --help`',
-      )
-    )
-  return rest
-
-
-def _exit(error: errors.UserError) -> NoReturn:
-  print(f'error: {error}', file=sys.stderr)
-  sys.exit(error.exit_code)
-
-
-def main(argv: Sequence[str]) -> None:
-  """Prepares what the flags say; a `UserError` becomes one line."""
-  try:
-    if len(argv) != 2:
+    names = flags.FLAGS(argv)[1:]
+    if len(names) != 1:
       raise errors.ConfigError(
         'NAME',
-        ' '.join(argv[1:]),
+        ' '.join(names),
         'is no one set',
         f'choose one of {", ".join(READERS)}',
       )
-    options = Options(
-      name=argv[1],
-      source=_SOURCE.value,
-      data_dir=_DATA_DIR.value,
-      resize=_RESIZE.value,
-      workers=_WORKERS.value,
-      allow_partial=_ALLOW_PARTIAL.value,
-      skip_bad=_SKIP_BAD.value,
+    fields = Options._fields[1:]
+    values: dict[str, Any] = {name: flags.FLAGS[name].value for name in fields}
+    prepare(Options(names[0], **values))
+    return 0
+  except flags.Error as error:
+    known = errors.ConfigError(
+      'command line',
+      ' '.join(argv[1:]),
+      f'was not understood ({" ".join(str(error).split())})',
+      'see `python -m lipnext_jax.data.prepare --help`',
     )
-    prepare(options)
   except errors.UserError as error:
-    _exit(error)
+    known = error
   except OSError as error:  # A folder that cannot be written, a full disk.
-    _exit(errors.DataError(str(error)))
+    known = errors.DataError(str(error))
   except KeyboardInterrupt:
     _say('interrupted; the same command continues')
-    sys.exit(130)
+    return 130
+  _say(f'error: {known}')
+  return known.exit_code
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  app.define_help_flags()
+  sys.exit(main(sys.argv))

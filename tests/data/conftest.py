@@ -4,6 +4,8 @@ import io
 import os
 import struct
 import tarfile
+import tempfile
+import types
 import zipfile
 
 import numpy as np
@@ -70,6 +72,12 @@ def write_tar(path, members, mode='w'):
       info.size = len(data)
       tar.addfile(info, io.BytesIO(data))
   return str(path)
+
+
+def tar_bytes(files):
+  with tempfile.NamedTemporaryFile() as file:
+    write_tar(file.name, files)
+    return file.read()
 
 
 def cifar_files(name, count=4):
@@ -199,16 +207,6 @@ def write_imagenet(directory, train, validation, labels):
   return str(directory)
 
 
-def tar_bytes(files):
-  file = io.BytesIO()
-  with tarfile.open(fileobj=file, mode='w') as tar:
-    for name, data in files.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(data)
-      tar.addfile(info, io.BytesIO(data))
-  return file.getvalue()
-
-
 def write_devkit(path, labels):
   """meta.mat numbers the synsets in an order of its own."""
   wnids = official.imagenet_wnids()
@@ -235,41 +233,38 @@ def write_devkit(path, labels):
   )
 
 
-class Formats:
-  """Everything above, for tests to call."""
+def cifar(directory, name='cifar10', files=None):
+  """The Python archive of a set."""
+  files = cifar_files(name)[0] if files is None else files
+  kind = name.replace('cifar', 'cifar-')
+  folder = 'cifar-10-batches-py' if name == 'cifar10' else 'cifar-100-python'
+  members = {f'{folder}/{name}': data for name, data in files.items()}
+  return write_tar(directory / f'{kind}-python.tar.gz', members, 'w:gz')
 
-  pixels = staticmethod(pixels)
-  encode = staticmethod(encode)
-  jpeg = staticmethod(jpeg)
-  pickle = staticmethod(python2_pickle)
-  tar = staticmethod(write_tar)
-  tar_bytes = staticmethod(tar_bytes)
-  zip = staticmethod(write_zip)
-  tree = staticmethod(write_tree)
-  cifar_files = staticmethod(cifar_files)
-  tiny_files = staticmethod(tiny_files)
-  tiny_wnids = TINY_WNIDS
-  imagenet_files = staticmethod(imagenet_files)
-  imagenet_classes = IMAGENET_CLASSES
-  imagenet = staticmethod(write_imagenet)
-  devkit = staticmethod(write_devkit)
 
-  @staticmethod
-  def cifar(directory, name='cifar10', files=None):
-    """The Python archive of a set."""
-    files = cifar_files(name)[0] if files is None else files
-    kind = name.replace('cifar', 'cifar-')
-    folder = 'cifar-10-batches-py' if name == 'cifar10' else 'cifar-100-python'
-    members = {f'{folder}/{name}': data for name, data in files.items()}
-    return write_tar(directory / f'{kind}-python.tar.gz', members, 'w:gz')
-
-  @staticmethod
-  def tiny(directory, files=None):
-    files = tiny_files() if files is None else files
-    return write_zip(directory / 'tiny-imagenet-200.zip', files)
+def tiny(directory, files=None):
+  files = tiny_files() if files is None else files
+  return write_zip(directory / 'tiny-imagenet-200.zip', files)
 
 
 @pytest.fixture(scope='session')
 def formats():
-  """Makers of archives in the official formats."""
-  return Formats
+  """Makers of archives in the official formats: what stands above."""
+  return types.SimpleNamespace(
+    pixels=pixels,
+    encode=encode,
+    jpeg=jpeg,
+    pickle=python2_pickle,
+    tar=write_tar,
+    tar_bytes=tar_bytes,
+    zip=write_zip,
+    tree=write_tree,
+    cifar=cifar,
+    cifar_files=cifar_files,
+    tiny=tiny,
+    tiny_files=tiny_files,
+    tiny_wnids=TINY_WNIDS,
+    imagenet=write_imagenet,
+    imagenet_files=imagenet_files,
+    devkit=write_devkit,
+  )
