@@ -64,10 +64,6 @@ class NpzSource:
 
 
 def find(data_dir: str, name: str) -> str:
-  """Returns `name`.npz in a folder if it is there, else the folder `name`.
-
-  >>> find('/no/where', 'train')
-  '/no/where/train'
-  """
+  """Returns `name`.npz in a folder if it is there, else the folder `name`."""
   path = os.path.join(data_dir, f'{name}.npz')
   return path if os.path.exists(path) else path.removesuffix('.npz')

@@ -135,10 +135,6 @@ def read_set(options: Options) -> layouts.Contents:
 
   Raises:
     DataError: naming the archive, and what in it is not as the official one.
-
-  >>> read_set(Options('cifar10', '/no/where', '/data'))
-  Traceback (most recent call last):
-  lipnext_jax.errors.DataError: --source=/no/where: does not exist
   """
   official_set = official.SETS[options.name]
   contents = READERS[options.name](

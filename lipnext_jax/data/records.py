@@ -50,11 +50,7 @@ def shard_paths(directory: str, name: str, split: str, count: int) -> list[str]:
 
 
 def labels_path(directory: str, split: str) -> str:
-  """Returns where the labels of a split lie beside its shards, int32 [n].
-
-  >>> labels_path('/data/cifar10/3.0.2', 'test')
-  '/data/cifar10/3.0.2/labels-test.npy'
-  """
+  """Returns where the labels of a split lie beside its shards, int32 [n]."""
   return os.path.join(directory, f'labels-{split}.npy')
 
 

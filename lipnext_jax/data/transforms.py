@@ -24,10 +24,6 @@ def crop(padding: int) -> Transform:
 
   Args:
     padding: pixels added on each side.
-
-  >>> image = np.ones((4, 4, 1), np.uint8)
-  >>> crop(2)(image, np.random.default_rng(0)).shape
-  (4, 4, 1)
   """
 
   def apply(image, rng):
@@ -40,12 +36,7 @@ def crop(padding: int) -> Transform:
 
 
 def crop_to(height: int, width: int) -> Transform:
-  """Returns a transform that cuts a window of that size at random.
-
-  >>> image = np.ones((9, 7, 3), np.uint8)
-  >>> crop_to(4, 7)(image, np.random.default_rng(0)).shape
-  (4, 7, 3)
-  """
+  """Returns a transform that cuts a window of that size at random."""
 
   def apply(image, rng):
     top = rng.integers(image.shape[0] - height + 1)
@@ -56,12 +47,7 @@ def crop_to(height: int, width: int) -> Transform:
 
 
 def random_resize(smallest: int, largest: int) -> randaugment.PillowTransform:
-  """Returns a transform that scales shorter sides to U{smallest … largest}.
-
-  >>> image = pillow.from_array(np.zeros((30, 60, 3), np.uint8))
-  >>> random_resize(20, 20)(image, np.random.default_rng(0)).size
-  (40, 20)
-  """
+  """Returns a transform that scales shorter sides to U{smallest … largest}."""
 
   def apply(image, rng):
     size = rng.integers(smallest, largest + 1)
@@ -71,12 +57,7 @@ def random_resize(smallest: int, largest: int) -> randaugment.PillowTransform:
 
 
 def on_pillow(steps: Sequence[randaugment.PillowTransform]) -> Transform:
-  """Joins transforms of Pillow images to one of arrays.
-
-  >>> image = np.zeros((30, 60, 3), np.uint8)
-  >>> on_pillow([random_resize(20, 20)])(image, np.random.default_rng(0)).shape
-  (20, 40, 3)
-  """
+  """Joins transforms of Pillow images to one of arrays."""
 
   def apply(image, rng):
     picture = pillow.from_array(image)
@@ -88,13 +69,7 @@ def on_pillow(steps: Sequence[randaugment.PillowTransform]) -> Transform:
 
 
 def flip() -> Transform:
-  """Returns a transform that mirrors left and right with probability 1/2.
-
-  >>> image = np.arange(2).reshape(1, 2, 1)
-  >>> rng = np.random.default_rng(0)
-  >>> sorted({flip()(image, rng)[0, 0, 0].item() for _ in range(20)})
-  [0, 1]
-  """
+  """Returns a transform that mirrors left and right with probability 1/2."""
 
   def apply(image, rng):
     return image[:, ::-1] if rng.random() < 0.5 else image
@@ -113,11 +88,6 @@ def affine(
     translate: largest shift either way per axis, in pixels.
     warp: standard deviation, in pixels, of the displacements of a 3×3 grid
       of control points, interpolated bilinearly over the image.
-
-  >>> image = np.random.default_rng(0).random((8, 8, 1)).astype(np.float32)
-  >>> same = affine(0, 0, 0, 0)(image, np.random.default_rng(0))
-  >>> bool(np.allclose(same, image, atol=1e-6))
-  True
   """
   largest = np.array([np.deg2rad(rotate), scale, scale, scale])
 

@@ -63,10 +63,9 @@ def test_the_stream_resumes_at_any_step_with_any_workers():
     assert_same(whole[step:], rest)
 
 
-def test_augmentation_differs_between_epochs_and_examples():
-  batches = take(50, augment=[transforms.crop(1)])
+def test_augmentation_differs_between_epochs_of_every_example():
   positions = {}
-  for batch in batches:
+  for batch in take(50, augment=[transforms.crop(1)]):
     for image, label in zip(batch['image'], batch['label'], strict=True):
       where = np.argwhere(image[..., 0] == 100)
       positions.setdefault(int(label), set()).add(str(where))
@@ -74,37 +73,32 @@ def test_augmentation_differs_between_epochs_and_examples():
   assert all(len(seen) > 1 for seen in positions.values())
 
 
-def interleave(parts, processes):
-  """The batch of one process from those of several, and the other way round."""
-  return {
-    name: np.stack([part[name] for part in parts], axis=1).reshape(
-      -1, *parts[0][name].shape[1:]
-    )
-    for name in parts[0]
-  }
-
-
-@pytest.mark.parametrize('extra', [None, source(7)], ids=['real', 'mixed'])
-def test_processes_share_the_batch_of_one_from_any_step(extra):
+def test_processes_share_the_batch_of_one_from_any_step():
   """Also when a run of one process goes on with two, or four."""
-  augment = [transforms.crop(1)]
-  whole = take(6, augment=augment, extra=extra)
-  for processes, start_step in ((2, 0), (2, 3), (4, 5)):
+  options = {'augment': [transforms.crop(1)], 'extra': source(7)}
+  whole = take(6, **options)
+  for processes, start in ((2, 0), (2, 3), (4, 5)):
     parts = [
       take(
-        6 - start_step,
-        augment=augment,
-        extra=extra,
-        start_step=start_step,
+        6 - start,
+        **options,
+        start_step=start,
         process_index=i,
         process_count=processes,
       )
       for i in range(processes)
     ]
+    # Process i has the examples i, i + processes, … of the global batch.
     joined = [
-      interleave(batches, processes) for batches in zip(*parts, strict=True)
+      {
+        name: np.stack([part[name] for part in batches], axis=1).reshape(
+          -1, *batches[0][name].shape[1:]
+        )
+        for name in batches[0]
+      }
+      for batches in zip(*parts, strict=True)
     ]
-    assert_same(whole[start_step:], joined)
+    assert_same(whole[start:], joined)
 
 
 def test_the_real_stream_is_the_same_whatever_is_mixed_in():

@@ -170,12 +170,6 @@ def test_extra_images_have_transforms_of_their_own():
   np.testing.assert_array_equal(run(built, image, 5), run(real, image, 5))
 
 
-def test_a_resize_below_the_crop_is_refused():
-  augment = make_augment(**{'resize.min': 8, 'resize.max': 16})
-  with pytest.raises(errors.ConfigError, match=r'augment\.resize\.min=8'):
-    transforms.build_transforms(augment, (9, 9, 3))
-
-
 @pytest.mark.parametrize(
   ('fields', 'image', 'field'),
   [
@@ -197,6 +191,14 @@ def test_transforms_that_do_not_fit_the_images_are_refused(
   transforms.check_image(make_augment(**fields), fits, (8, 8, 3))
 
 
+def test_crops_larger_than_what_they_are_cut_from_are_refused():
+  augment = make_augment(**{'resize.min': 8, 'resize.max': 16})
+  with pytest.raises(errors.ConfigError, match=r'augment\.resize\.min=8'):
+    transforms.build_transforms(augment, (9, 9, 3))
+  with pytest.raises(ValueError, match='size=13 is above resize=12'):
+    transforms.resize_center_crop(np.zeros((40, 40, 3), np.uint8), 12, 13)
+
+
 def chi_square(counts):
   """Σ (n − n̄)²/n̄ and a bound that uniform counts keep: five deviations.
 
@@ -208,49 +210,39 @@ def chi_square(counts):
   return statistic, freedom + 5 * (2 * freedom) ** 0.5
 
 
-def positions(transform, image, draws, seed=0):
-  """Where the upper left pixel of the crops came from, counted [h, w].
-
-  `image[i, j]` holds (i, j) + 1, so that padding is told apart.
-  """
-  rng = np.random.default_rng(seed)
-  counts = {}
-  for _ in range(draws):
+def windows_of(transform, height, width):
+  """How often each window was cut in 2000 draws, by its position."""
+  # Each pixel holds its position + 1, so that padding is told apart.
+  image = np.stack(np.mgrid[:height, :width] + 1, axis=-1).astype(np.uint8)
+  rng, counts = np.random.default_rng(0), {}
+  for _ in range(2000):
     out = transform(image, rng)
     inside = np.argwhere(out[..., 0] > 0)[0]  # Some pixel of the image.
     where = tuple(out[tuple(inside)].astype(int) - 1 - inside)
     counts[where] = counts.get(where, 0) + 1
-  return counts
+  return list(counts.values())
 
 
-def grid_image(height, width):
-  return np.stack(np.mgrid[:height, :width] + 1, axis=-1).astype(np.uint8)
+def biased(image, rng):
+  """A crop that prefers the middle."""
+  top, left = (rng.integers(3, size=2) + rng.integers(3, size=2)).tolist()
+  padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+  return padded[top : top + 6, left : left + 6]
 
 
-CROPS = {
-  'crop': (transforms.crop(2), grid_image(6, 6), 25),
-  'crop_to': (transforms.crop_to(3, 5), grid_image(7, 8), 20),
-}
-
-
-@pytest.mark.parametrize('name', CROPS)
-def test_crops_are_uniform_over_all_windows(name):
-  transform, image, windows = CROPS[name]
-  counts = positions(transform, image, 2000)
-  assert len(counts) == windows
-  statistic, bound = chi_square(list(counts.values()))
-  assert statistic < bound
-
-
-def test_a_crop_that_prefers_the_middle_is_noticed():
-  def biased(image, rng):
-    top, left = (rng.integers(3, size=2) + rng.integers(3, size=2)).tolist()
-    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
-    return padded[top : top + 6, left : left + 6]
-
-  counts = positions(biased, grid_image(6, 6), 2000)
+def test_crops_are_uniform_over_all_windows():
+  for transform, height, width, windows in (
+    (transforms.crop(2), 6, 6, 25),
+    (transforms.crop_to(3, 5), 7, 8, 20),
+  ):
+    counts = windows_of(transform, height, width)
+    assert len(counts) == windows
+    statistic, bound = chi_square(counts)
+    assert statistic < bound
+  # One that is not would be noticed.
+  counts = windows_of(biased, 6, 6)
   assert len(counts) == 25  # Every window occurs.
-  statistic, bound = chi_square(list(counts.values()))
+  statistic, bound = chi_square(counts)
   assert statistic > 2 * bound
 
 
@@ -286,18 +278,3 @@ def test_resize_center_crop_cuts_the_middle(height, width, top, left):
   scaled = pillow.resize_shorter_side(pillow.from_array(image), 12)
   whole = pillow.to_array(scaled)
   np.testing.assert_array_equal(out, whole[top : top + 9, left : left + 9])
-
-
-def test_resize_center_crop_refuses_to_cut_more_than_there_is():
-  with pytest.raises(ValueError, match='size=13 is above resize=12'):
-    transforms.resize_center_crop(images(np.uint8, channels=3)[0], 12, 13)
-
-
-@pytest.mark.parametrize('shape', [(8000, 1, 3), (1, 60_000, 3)])
-def test_images_too_long_to_be_scaled_are_refused(shape):
-  image = np.zeros(shape, np.uint8)
-  with pytest.raises(pillow.TooLargeError, match='more than 89478485 pixels'):
-    transforms.resize_center_crop(image, 256, 224)
-  resize = transforms.on_pillow([transforms.random_resize(224, 288)])
-  with pytest.raises(pillow.TooLargeError, match='more than 89478485 pixels'):
-    resize(image, np.random.default_rng(0))

@@ -92,10 +92,6 @@ def read_cifar100(source: str, *, allow_partial: bool) -> layouts.Contents:
 
   Raises:
     DataError: naming the archive and the batch that is malformed.
-
-  >>> read_cifar100('/no/where', allow_partial=False)
-  Traceback (most recent call last):
-  lipnext_jax.errors.DataError: --source=/no/where: does not exist
   """
   return _read(source, _CIFAR100, allow_partial)
 

@@ -30,10 +30,6 @@ def read_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
 
   Raises:
     DataError: naming the archive and what is missing or malformed in it.
-
-  >>> read_imagenet('/no/where', allow_partial=False)
-  Traceback (most recent call last):
-  lipnext_jax.errors.DataError: --source=/no/where: does not exist
   """
   where = _find_part(source, _TRAIN_TAR, 'train', allow_partial)
   if os.path.isdir(where):

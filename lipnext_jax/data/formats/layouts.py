@@ -28,11 +28,7 @@ class Contents(NamedTuple):
 
 
 def find(source: str, names: tuple[str, ...]) -> str | None:
-  """Returns the first of `names` that `source` is or holds, or None.
-
-  >>> find('/data/cifar-10-python.tar.gz', ('nothing.zip',)) is None
-  True
-  """
+  """Returns the first of `names` that `source` is or holds, or None."""
   for name in names:
     if os.path.basename(os.path.normpath(source)) == name:
       return os.path.normpath(source)
@@ -60,9 +56,6 @@ def subfolders(path: str) -> list[str]:
 
   Raises:
     DataError: it is no folder.
-
-  >>> 'share' in subfolders('/usr')
-  True
   """
   if not os.path.isdir(path):
     raise errors.DataError(f'{path}: is no folder')

@@ -20,10 +20,6 @@ def read_tiny_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
 
   Raises:
     DataError: naming the archive and the file that is missing or malformed.
-
-  >>> read_tiny_imagenet('/no/where', allow_partial=False)
-  Traceback (most recent call last):
-  lipnext_jax.errors.DataError: --source=/no/where: does not exist
   """
   path = layouts.find(source, (f'{_ROOT}.zip', _ROOT))
   if path is None:
