@@ -102,13 +102,15 @@ def test_archive_to_records_to_certified_model(tmp_path, formats, run):
   ours = assert_tfds_reads_the_same('imagenet', tmp_path)
 
   small = {
+    'dataset.name': 'imagenet',
     'dataset.data_dir': f'{tmp_path}/data',
-    'dataset.image_size': 28,
-    'dataset.resize': 32,
-    'augment.resize.min': 28,
-    'augment.resize.max': 36,
-    'model.depth': 8,  # Split over the devices.
+    'dataset.image_size': 16,
+    'dataset.resize': 18,
+    'augment.resize.min': 16,
+    'augment.resize.max': 20,
+    'model.depth': 2,
     'model.width': 16,
+    'model.patch_size': 4,
     'batch_size': 16,
     'eval.batch_size': 8,
     'duration': '2 steps',
@@ -116,7 +118,7 @@ def test_archive_to_records_to_certified_model(tmp_path, formats, run):
   }
   done = run(
     'lipnext_jax.main',
-    '--config=configs/imagenet_1b.py',
+    '--config=configs/digits.py',
     f'--workdir={tmp_path}/run',
     *(f'--config.{field}={value}' for field, value in small.items()),
   )
