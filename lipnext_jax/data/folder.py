@@ -56,7 +56,7 @@ class FolderSource:
     return len(self._entries)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray | np.generic]:
-    """{'image': uint8 [h, w, 3], 'label': int32}.
+    """Returns {'image': uint8 [h, w, 3], 'label': int32}.
 
     Raises:
       DataError: naming the file that cannot be read or decoded.
@@ -70,13 +70,10 @@ class FolderSource:
 
 
 def find_split(data_dir: str, names: tuple[str, ...]) -> str:
-  """The first of the folders `names` below `data_dir` that exists.
+  """Returns the first of the folders `names` below `data_dir` that exists.
 
   Raises:
     DataError: none does.
-
-  >>> find_split('/', ('nothing', 'usr'))
-  '/usr'
   """
   for name in names:
     path = os.path.join(data_dir, name)
@@ -86,13 +83,10 @@ def find_split(data_dir: str, names: tuple[str, ...]) -> str:
 
 
 def list_classes(directory: str) -> list[str]:
-  """Names of the folders in a split, sorted: the classes, by label.
+  """Returns the classes by label: the names of a split's folders, sorted.
 
   Raises:
     DataError: fewer than two.
-
-  >>> 'share' in list_classes('/usr')
-  True
   """
   classes = [n for n in layouts.subfolders(directory) if not n.startswith('.')]
   if len(classes) < 2:

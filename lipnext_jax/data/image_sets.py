@@ -1,4 +1,4 @@
-"""Image sets on disk by name: prepared official ones, and folders."""
+"""Opens image sets on disk by name: prepared official ones, and folders."""
 
 from collections.abc import Sequence
 import os
@@ -19,7 +19,7 @@ class Splits(NamedTuple):
 
 
 def open_set(name: str, data_dir: str) -> Splits:
-  """A set by its name in config.dataset.
+  """Opens a set by its name in config.dataset.
 
   Args:
     name: a key of `official.SETS`, 'imagenet400' or 'folder'.
@@ -82,7 +82,7 @@ def _open_prepared(name: str, data_dir: str) -> Splits:
 
 
 def _version_directory(name: str, official_set: Any, data_dir: str) -> str:
-  """The newest version that lies there."""
+  """Returns the folder of the newest version of a prepared set."""
   parent = os.path.join(data_dir, official_set.name)
   versions = []
   if os.path.isdir(parent):

@@ -12,7 +12,7 @@ from lipnext_jax.data import records
 
 
 def class_ids() -> np.ndarray:
-  """The ImageNet labels of the 400 classes, ascending, int [400].
+  """Returns the ImageNet labels of the 400 classes, ascending, int [400].
 
   >>> class_ids()[:6].tolist()
   [0, 2, 3, 5, 6, 7]
@@ -26,7 +26,7 @@ class Subset:
   """The examples of an ImageNet split whose class is one of the 400."""
 
   def __init__(self, source: records.RecordSource):
-    """Finds them by their labels; see `RecordSource.read_labels`."""
+    """Finds the examples by their labels; see `RecordSource.read_labels`."""
     self._source = source
     self._new_labels = np.full(source.num_classes, -1, np.int32)
     self._new_labels[class_ids()] = np.arange(len(class_ids()))
@@ -36,6 +36,6 @@ class Subset:
     return len(self._indices)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray | np.generic]:
-    """The example, its label from 0 to 399."""
+    """Returns the example, its label from 0 to 399."""
     example = self._source[int(self._indices[index])]
     return {**example, 'label': self._new_labels[int(example['label'])]}

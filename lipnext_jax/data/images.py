@@ -1,4 +1,4 @@
-"""Encoded image files: decoded to RGB, or refused; never silent garbage."""
+"""Decodes image files to RGB, or refuses them; never silent garbage."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
 
 
 def decode(data: bytes) -> np.ndarray:
-  """Pixels of an image file, converted to RGB.
+  """Decodes an image file to RGB.
 
   Args:
     data: a whole JPEG, PNG, BMP or WebP file; grey, palette, CMYK and alpha
@@ -52,13 +52,10 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def list_conversions(data: bytes) -> list[str]:
-  """What `decode` does to a file beside reading its pixels, for people.
+  """Lists what `decode` does to a file beside reading its pixels.
 
   Args:
     data: a file that `decode` took.
-
-  >>> list_conversions(encode_png(np.zeros((2, 3, 3), np.uint8)))
-  []
   """
   done = []
   with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -79,16 +76,12 @@ def list_conversions(data: bytes) -> list[str]:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-  """uint8 [h, w, 3] as a PNG file, without loss.
-
-  >>> encode_png(np.zeros((2, 3, 3), np.uint8))[1:4]
-  b'PNG'
-  """
+  """Encodes uint8 [h, w, 3] as a PNG file, without loss."""
   return _save(pillow.from_array(pixels), 'PNG')
 
 
 def to_stored(data: bytes, shorter_side: int = 0) -> Stored:
-  """What to store of an image file, after decoding it to see that it is whole.
+  """Decodes an image file to see that it is whole; returns what to store.
 
   RGB JPEG and PNG files are stored as they are. Whatever else there is (grey,
   CMYK, a palette, another format) becomes an RGB PNG of the same pixels, so
@@ -101,9 +94,6 @@ def to_stored(data: bytes, shorter_side: int = 0) -> Stored:
 
   Raises:
     BadImageError: see `decode`.
-
-  >>> to_stored(encode_png(np.zeros((8, 6, 3), np.uint8)), 3).shape
-  (4, 3, 3)
   """
   image, as_it_is = _open(data)
   if shorter_side and min(image.size) > shorter_side:
@@ -115,7 +105,7 @@ def to_stored(data: bytes, shorter_side: int = 0) -> Stored:
 
 
 def _open(data: bytes) -> tuple[Image.Image, bool]:
-  """The decoded image in RGB, and whether the file is fit to be stored."""
+  """Returns the decoded RGB image, and whether the file is fit to be stored."""
   if len(data) > MAX_BYTES:
     raise BadImageError(f'has {len(data)} bytes, more than {MAX_BYTES}')
   if not data:

@@ -1,4 +1,4 @@
-"""Image files as what a certified model takes, or the reason why not."""
+"""Reads image files as a certified model takes them, or says why not."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Preprocessing(NamedTuple):
   resize: int  # The shorter side is scaled to this, then cropped; 0: never.
 
   def describe(self) -> str:
-    """One line for people.
+    """Describes the steps in one line.
 
     >>> Preprocessing((224, 224, 3), 256).describe()
     'RGB, shorter side scaled to 256, centre 224×224, values / 255'
@@ -45,7 +45,7 @@ class BadInputError(errors.UserError):
 
 
 def expand(names: Sequence[str], stdin: TextIO) -> Iterator[str]:
-  """Files as they are, folders as the files below them, '-' as lines of stdin.
+  """Expands names: folders to the files below them, '-' to lines of stdin.
 
   Hidden files are left out; the order is that of the names, sorted in folders.
   """
@@ -126,7 +126,7 @@ def read_noting(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
 
 
 def _list_scaling(size: tuple[int, int], how: Preprocessing) -> list[str]:
-  """Scaling and cropping as phrases.
+  """Describes scaling and cropping in phrases.
 
   >>> _list_scaling((4, 5), Preprocessing((8, 8, 3), 8))
   ['scaled up by 2, where its own pixels have a smaller radius', 'cropped']

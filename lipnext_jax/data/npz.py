@@ -1,54 +1,69 @@
-"""Your own arrays: .npz files with `image` and `label`, read into memory."""
+"""Your own arrays: `image` [n, H, W, ch] uint8 and `label` [n] int.
+
+They lie in an .npz file, which is read into the memory of every process that
+uses it, or in a folder as image.npy and label.npy, which are memory-mapped:
+nothing is read before it is needed, and processes share the pages. Unzipping
+an .npz file makes such a folder.
+"""
 
 import os
 
 import numpy as np
 
-from lipnext_jax import errors
 
+class NpzSource:
+  """The examples of a file or folder; pickling sends its path, not its arrays.
 
-def read_arrays(data_dir: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-  """The images and labels of one file.
-
-  Args:
-    data_dir: the folder.
-    name: of the file in it.
-
-  Returns:
-    uint8 [n, H, W, ch] and integers [n], at least 0.
-
-  Raises:
-    ConfigError: the folder or the file is missing, or holds something else.
-
-  >>> read_arrays('/no/where', 'train.npz')
-  Traceback (most recent call last):
-  lipnext_jax.errors.ConfigError: dataset.data_dir='/no/where' is no \
-directory; it needs train.npz and test.npz, each with `image` [n, H, W, ch] \
-uint8 and `label` [n] int.
+  Attributes:
+    images: [n, H, W, ch] uint8.
+    labels: [n] integers, at least 0.
   """
 
-  def error(problem: str) -> errors.ConfigError:
-    return errors.ConfigError(
-      'dataset.data_dir',
-      data_dir,
-      problem,
-      'it needs train.npz and test.npz, each with `image` [n, H, W, ch] uint8 '
-      'and `label` [n] int',
-    )
+  def __init__(self, path: str):
+    """Opens a file or folder.
 
-  path = os.path.join(data_dir, name)
-  if not os.path.isdir(data_dir):
-    raise error('is no directory')
-  if not os.path.exists(path):
-    raise error(f'holds no {name}')
-  try:  # Pickles are refused: they run code.
-    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
-      images, labels = arrays['image'], arrays['label']
-  except Exception as exception:  # NumPy's headers are parsed as Python.
-    raise error(f'has a {name} that cannot be read ({exception})') from None
-  if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-    raise error(f'has {images.dtype}{images.shape} as `image` in {name}')
-  integer = np.issubdtype(labels.dtype, np.integer)
-  if labels.shape != images.shape[:1] or not integer or labels.min() < 0:
-    raise error(f'has {labels.dtype}{labels.shape} as `label` in {name}')
-  return images, labels
+    Args:
+      path: of an .npz file, or of a folder with image.npy and label.npy.
+
+    Raises:
+      ValueError: it cannot be read or holds something else, in one line.
+    """
+    self._path = path
+    try:
+      if os.path.isdir(path):
+        self.images, self.labels = (
+          np.load(os.path.join(path, name), mmap_mode='r', allow_pickle=False)
+          for name in ('image.npy', 'label.npy')
+        )
+      else:  # Pickled objects are refused: they run code.
+        with open(path, 'rb') as file:
+          arrays = np.load(file, allow_pickle=False)
+          self.images, self.labels = arrays['image'], arrays['label']
+    except Exception as error:  # NumPy's headers are parsed as Python.
+      text = ' '.join(str(error).split())
+      raise ValueError(f'cannot be read ({text})') from None
+    images, labels = self.images, self.labels
+    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+      raise ValueError(f'has {images.dtype}{images.shape} as `image`')
+    integer = np.issubdtype(labels.dtype, np.integer)
+    if labels.shape != images.shape[:1] or not integer:
+      raise ValueError(f'has {labels.dtype}{labels.shape} as `label`')
+    if labels.min() < 0:
+      raise ValueError(f'has the label {labels.min()}')
+
+  def __reduce__(self):
+    return NpzSource, (self._path,)
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray | np.generic]:
+    """Returns {'image': uint8 [H, W, ch], 'label': int32}."""
+    image = np.array(self.images[index])  # Off the disk, here and now.
+    return {'image': image, 'label': np.int32(self.labels[index])}
+
+
+def find(data_dir: str, name: str) -> str:
+  """Returns `name`.npz in a folder if it is there, else the folder `name`."""
+  path = os.path.join(data_dir, f'{name}.npz')
+  return path if os.path.exists(path) else path.removesuffix('.npz')

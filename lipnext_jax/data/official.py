@@ -1,4 +1,4 @@
-"""Facts about the official sets: sizes, classes, and where TFDS puts them.
+"""Facts about the official sets: files, sizes, classes, and TFDS's names.
 
 Names, versions and features are those of TFDS where it has the set, so that
 its builders read what `prepare` writes and the other way round.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class OfficialSet(NamedTuple):
-  """What a complete set is."""
+  """A set when it is complete."""
 
   name: str  # Of the folder in data_dir, and for `tfds.data_source`.
   version: str
@@ -77,8 +77,53 @@ SETS = {
 }
 
 
+class Archive(NamedTuple):
+  """An official file: what its bytes must be."""
+
+  size: int | None  # In bytes; None: not published.
+  checksum: str  # In hexadecimal digits.
+  algorithm: str = 'sha256'  # 'md5' where the publisher gives no other.
+
+
+# The Python archives: https://www.cs.toronto.edu/~kriz/cifar.html (MD5) and
+# Keras (SHA-256); the binary ones and ImageNet's tars: TFDS's checksums;
+# Tiny-ImageNet and the devkit, as torchvision and others have them.
+ARCHIVES = {
+  'cifar-10-python.tar.gz': Archive(
+    170_498_071,
+    '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce',
+  ),
+  'cifar-10-binary.tar.gz': Archive(
+    170_052_171,
+    'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd',
+  ),
+  'cifar-100-python.tar.gz': Archive(
+    169_001_437,
+    '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7',
+  ),
+  'cifar-100-binary.tar.gz': Archive(
+    168_513_733,
+    '58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec',
+  ),
+  'tiny-imagenet-200.zip': Archive(
+    248_100_043, '90528d7ca1a48142e341f4ef8d21d0de', 'md5'
+  ),
+  'ILSVRC2012_img_train.tar': Archive(
+    147_897_477_120,
+    'b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb',
+  ),
+  'ILSVRC2012_img_val.tar': Archive(
+    6_744_924_160,
+    'c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0',
+  ),
+  'ILSVRC2012_devkit_t12.tar.gz': Archive(
+    None, 'fa75699e90414af021442c21a62c3abf', 'md5'
+  ),
+}
+
+
 def class_names(name: str) -> list[str]:
-  """The official names, in the order of their labels.
+  """Returns the official names of a set's classes, in the order of labels.
 
   Args:
     name: 'cifar10', 'cifar100' or 'cifar100_coarse'; from the archives'
@@ -92,7 +137,7 @@ def class_names(name: str) -> list[str]:
 
 
 def imagenet_wnids() -> list[str]:
-  """The 1000 synsets in the order of their labels, which is alphabetical.
+  """Returns the 1000 synsets in the order of their labels: alphabetical.
 
   >>> wnids = imagenet_wnids()
   >>> len(wnids), wnids[0], wnids == sorted(wnids)
@@ -105,7 +150,7 @@ def imagenet_wnids() -> list[str]:
 
 
 def imagenet_validation_wnids() -> list[str]:
-  """The synsets of ILSVRC2012_val_00000001.JPEG and its followers.
+  """Returns the synsets of ILSVRC2012_val_00000001.JPEG and its followers.
 
   TFDS ships the ground truth of the devkit.
 
@@ -121,11 +166,11 @@ def imagenet_validation_wnids() -> list[str]:
 def build_features(
   official_set: OfficialSet, names: dict[str, list[str]]
 ) -> 'tfds.features.FeaturesDict':
-  """The features of a set, as TFDS declares them.
+  """Builds the features of a set, as TFDS declares them.
 
   Args:
     official_set: the set.
-    names: of each label feature, in the order of the labels.
+    names: label feature → names of its classes, in the order of the labels.
 
   >>> names = {'label': class_names('cifar10')}
   >>> sorted(build_features(CIFAR10, names))

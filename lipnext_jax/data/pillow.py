@@ -1,4 +1,4 @@
-"""Images as Pillow has them: to and from arrays, and antialiased resizing."""
+"""Converts arrays to Pillow images and back, and resizes with antialiasing."""
 
 import numpy as np
 from PIL import Image
@@ -13,13 +13,10 @@ class TooLargeError(ValueError):
 
 
 def from_array(image: np.ndarray) -> Image.Image:
-  """uint8 [H, W, 3] as 'RGB', [H, W, 1] as 'L'.
+  """Converts uint8 [H, W, 3] to 'RGB', [H, W, 1] to 'L'.
 
   Raises:
     ValueError: another dtype or shape.
-
-  >>> from_array(np.zeros((2, 3, 1), np.uint8)).size
-  (3, 2)
   """
   fits = image.dtype == np.uint8 and image.ndim == 3
   if not fits or image.shape[2] not in (1, 3):
@@ -30,11 +27,7 @@ def from_array(image: np.ndarray) -> Image.Image:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-  """'RGB' as uint8 [H, W, 3], 'L' as [H, W, 1].
-
-  >>> to_array(Image.new('L', (3, 2), 7)).shape
-  (2, 3, 1)
-  """
+  """Converts 'RGB' to uint8 [H, W, 3], 'L' to [H, W, 1]."""
   array = np.asarray(image)
   return array[..., None] if array.ndim == 2 else array
 

@@ -1,4 +1,4 @@
-"""From a source to batches with Grain: shuffled for training, exact for tests.
+"""Turns sources into batches with Grain: shuffled to train, exact to evaluate.
 
 The training stream is a pure function of (seed, step): order and augmentation
 do not depend on the number of workers, and any step can be resumed at.
@@ -34,7 +34,7 @@ class Stream(NamedTuple):
 def build_streams(
   config: ml_collections.ConfigDict, dataset: sources.Dataset
 ) -> list[Stream]:
-  """The real examples and, if the config wants them, the mixed-in ones.
+  """Returns the stream of real examples and, if wanted, the mixed-in ones.
 
   `config.batch_size` counts real examples; `dataset.extra_ratio` times as many
   come in addition.
@@ -66,7 +66,7 @@ def train_batches(
   process_count: int = 1,
   workers: int = 0,
 ) -> Generator[Batch, None, None]:
-  """Endless training batches of this process, from `start_step` on.
+  """Yields training batches of this process without end, from `start_step` on.
 
   Every epoch of a stream is a fresh permutation; batches run across epochs, so
   that no example is dropped. Each process gets the same share of every stream;
@@ -117,7 +117,7 @@ def eval_batches(
   process_count: int = 1,
   workers: int = 0,
 ) -> Generator[Batch, None, None]:
-  """Every example once, in order; the last batch is padded and masked.
+  """Yields every example once, in order; the last batch is padded and masked.
 
   Args:
     source: examples to evaluate.

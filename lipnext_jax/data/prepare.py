@@ -1,26 +1,28 @@
-r"""Official archives → an ArrayRecord set that training and TFDS read.
+r"""Turns official archives into ArrayRecord sets for training and TFDS.
 
     python -m lipnext_jax.data.prepare cifar10 \
       --source=cifar-10-python.tar.gz --data_dir=/data
 
-Every image is decoded once to see that it is whole. Work is divided into
-shards, in parallel; a finished one is never redone, so that the same command
-continues after an interruption. The set appears under its name only when it is
-complete. docs/data.md has the formats, the checks and the limits.
+Archives must have the checksums of the official ones, and every image is
+decoded once. Shards are written in parallel; finished ones are skipped, so that
+the same command continues after an interruption. The set appears under its name
+only when it is complete. docs/data.md has the formats, the checks, the limits.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import json
 import os
 import shutil
 import sys
 from typing import Any
 from typing import NamedTuple
-from typing import NoReturn
 
 from absl import app
 from absl import flags
+import filelock
 import numpy as np
 
 from lipnext_jax import errors
@@ -56,14 +58,14 @@ READERS: dict[str, Callable[..., layouts.Contents]] = {
 
 
 class Options(NamedTuple):
-  """What the command line says."""
+  """The flags of the command line."""
 
   name: str  # A key of `READERS`.
   source: str  # An archive, a folder of archives, or an extracted tree.
   data_dir: str  # Where sets lie; as config.dataset.data_dir.
   resize: int = 0  # ImageNet: scale the shorter side down to this.
-  workers: int = 0  # Processes; 0: none but this one.
-  allow_partial: bool = False  # Take fewer examples than the official set has.
+  workers: int = 0  # Processes; 0: this one alone.
+  allow_partial: bool = False  # Take other files, and fewer examples.
   skip_bad: bool = False  # Leave out what cannot be stored, and count it.
 
 
@@ -88,15 +90,14 @@ def prepare(options: Options) -> str:
     _say(f'{final} is prepared already')
     return final
   contents = read_set(options)
+  form = records.Form(official_set, contents.class_names, options.resize)
   work = os.path.join(parent, f'incomplete.{official_set.version}')
   os.makedirs(parent, exist_ok=True)
-  with jobs.locked(os.path.join(parent, 'lock')):
-    jobs.start_or_continue(work, contents, options.resize)
+  with _locked(parent):
     shards = jobs.write_splits(
       work,
-      contents,
-      official_set,
-      resize=options.resize,
+      contents.splits,
+      form,
       workers=options.workers,
       redo_bad=not options.skip_bad,
     )
@@ -104,29 +105,27 @@ def prepare(options: Options) -> str:
       f'{split}, {key}: {problem}'
       for split, results in shards.items()
       for result in results
-      for key, problem in result.bad
+      for key, problem in result.bad.items()
     ]
     _report_bad(bad, work, options.skip_bad)
-    for split, results in shards.items():
-      if not any(result.labels for result in results):
-        raise errors.DataError(f'{options.source}, split {split}: all are bad')
-    records.write_metadata(work, official_set, contents.class_names, shards)
+    examples = {}
     for split, results in shards.items():
       labels = [label for result in results for label in result.labels]
+      if not labels:
+        raise errors.DataError(f'{options.source}, split {split}: all are bad')
+      examples[split] = len(labels)
       np.save(records.labels_path(work, split), np.array(labels, np.int32))
-    facts: dict[str, Any] = {
+    records.write_metadata(work, form, shards)
+    facts = {
       'resize': options.resize,
       'allow_partial': options.allow_partial,
-      'examples': {
-        split: sum(len(result.labels) for result in results)
-        for split, results in shards.items()
-      },
+      'examples': examples,
       'skipped': bad,
     }
     files.write_json(_facts_path(work), facts)
     os.rename(work, final)
     shutil.rmtree(os.path.join(final, 'progress'))
-  counts = ', '.join(f'{n} {split}' for split, n in facts['examples'].items())
+  counts = ', '.join(f'{n} {split}' for split, n in examples.items())
   _say(f'{final}: {counts}' + (f'; {len(bad)} skipped' if bad else ''))
   return final
 
@@ -136,10 +135,6 @@ def read_set(options: Options) -> layouts.Contents:
 
   Raises:
     DataError: naming the archive, and what in it is not as the official one.
-
-  >>> read_set(Options('cifar10', '/no/where', '/data'))
-  Traceback (most recent call last):
-  lipnext_jax.errors.DataError: --source=/no/where: does not exist
   """
   official_set = official.SETS[options.name]
   contents = READERS[options.name](
@@ -170,20 +165,33 @@ def read_set(options: Options) -> layouts.Contents:
   return contents
 
 
+@contextlib.contextmanager
+def _locked(parent: str) -> Iterator[None]:
+  """Lets one process at a time prepare a set; a killed one holds no lock."""
+  try:
+    held = filelock.FileLock(os.path.join(parent, 'lock')).acquire(
+      blocking=False
+    )
+  except filelock.Timeout:
+    raise errors.DataError(
+      f'{parent}: another process is preparing this set'
+    ) from None
+  with held:
+    yield
+
+
 def _facts_path(directory: str) -> str:
   return os.path.join(directory, 'prepared.json')
 
 
 def _check(options: Options) -> None:
+  """Refuses options that do not fit each other."""
   if options.name not in READERS:
     raise errors.ConfigError(
       'NAME', options.name, 'is unknown', f'choose one of {", ".join(READERS)}'
     )
-  for flag, value in (
-    ('source', options.source),
-    ('data_dir', options.data_dir),
-  ):
-    if not value:
+  for flag in ('source', 'data_dir'):
+    if not getattr(options, flag):
       raise errors.ConfigError(f'--{flag}', '', 'is missing', f'add --{flag}=…')
   if options.resize and options.name != 'imagenet':
     raise errors.ConfigError(
@@ -199,14 +207,6 @@ def _check(options: Options) -> None:
       'is below the 224 pixels that the crops take',
       'choose 288 (no train transform enlarges then) or more, or 0',
     )
-  for flag, number in (
-    ('resize', options.resize),
-    ('workers', options.workers),
-  ):
-    if number < 0:
-      raise errors.ConfigError(
-        f'--{flag}', number, 'is negative', 'choose 0 or more'
-      )
 
 
 def _check_finished(final: str, options: Options) -> None:
@@ -251,74 +251,73 @@ def _say(message: str) -> None:
   print(message, file=sys.stderr, flush=True)
 
 
-_SOURCE = flags.DEFINE_string(
+flags.DEFINE_string(
   'source', '', 'The archive, the folder of archives, or an extracted tree.'
 )
-_DATA_DIR = flags.DEFINE_string(
+flags.DEFINE_string(
   'data_dir', '', 'Where the set goes; config.dataset.data_dir reads it there.'
 )
-_RESIZE = flags.DEFINE_integer(
-  'resize', 0, 'ImageNet: scale shorter sides down to this; 0: keep the files.'
+flags.DEFINE_integer(
+  'resize',
+  0,
+  'ImageNet: scale shorter sides down to this; 0: keep the files.',
+  lower_bound=0,
 )
-_WORKERS = flags.DEFINE_integer(
-  'workers', os.cpu_count() or 1, 'Processes; 0: none but this one.'
+flags.DEFINE_integer(
+  'workers',
+  os.cpu_count() or 1,
+  'Processes; 0: this one alone.',
+  lower_bound=0,
 )
-_ALLOW_PARTIAL = flags.DEFINE_bool(
-  'allow_partial', False, 'Take fewer examples than the official set has.'
+flags.DEFINE_bool(
+  'allow_partial', False, 'Take other files, and fewer examples, than official.'
 )
-_SKIP_BAD = flags.DEFINE_bool(
+flags.DEFINE_bool(
   'skip_bad', False, 'Leave out images that cannot be decoded; count them.'
 )
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def main(argv: Sequence[str]) -> int:
+  """Prepares what the command line says; a `UserError` becomes one line.
+
+  Args:
+    argv: the name of the program, its flags, and the name of a set.
+
+  Returns:
+    The exit code.
+  """
+  known: errors.UserError
   try:
-    rest = flags.FLAGS(argv)
-  except flags.Error as error:
-    _exit(
-      errors.ConfigError(
-        'command line',
-        ' '.join(argv[1:]),
-        f'was not understood ({" ".join(str(error).split())})',
-        'see `python -m lipnext_jax.data.prepare --help`',
-      )
-    )
-  return rest
-
-
-def _exit(error: errors.UserError) -> NoReturn:
-  print(f'error: {error}', file=sys.stderr)
-  sys.exit(error.exit_code)
-
-
-def main(argv: Sequence[str]) -> None:
-  """Prepares what the flags say; a `UserError` becomes one line."""
-  try:
-    if len(argv) != 2:
+    names = flags.FLAGS(argv)[1:]
+    if len(names) != 1:
       raise errors.ConfigError(
         'NAME',
-        ' '.join(argv[1:]),
+        ' '.join(names),
         'is no one set',
         f'choose one of {", ".join(READERS)}',
       )
-    options = Options(
-      name=argv[1],
-      source=_SOURCE.value,
-      data_dir=_DATA_DIR.value,
-      resize=_RESIZE.value,
-      workers=_WORKERS.value,
-      allow_partial=_ALLOW_PARTIAL.value,
-      skip_bad=_SKIP_BAD.value,
+    fields = Options._fields[1:]
+    values: dict[str, Any] = {name: flags.FLAGS[name].value for name in fields}
+    prepare(Options(names[0], **values))
+    return 0
+  except flags.Error as error:
+    known = errors.ConfigError(
+      'command line',
+      ' '.join(argv[1:]),
+      f'was not understood ({" ".join(str(error).split())})',
+      'see `python -m lipnext_jax.data.prepare --help`',
     )
-    prepare(options)
   except errors.UserError as error:
-    _exit(error)
+    known = error
   except OSError as error:  # A folder that cannot be written, a full disk.
-    _exit(errors.DataError(str(error)))
+    known = errors.DataError(str(error))
   except KeyboardInterrupt:
     _say('interrupted; the same command continues')
-    sys.exit(130)
+    return 130
+  _say(f'error: {known}')
+  return known.exit_code
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  app.define_help_flags()
+  sys.exit(main(sys.argv))

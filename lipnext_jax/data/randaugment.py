@@ -8,6 +8,7 @@ what the published recipes were tuned on. The operations map bytes to bytes in
 
 from collections.abc import Callable
 import math
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -31,11 +32,11 @@ class Op(NamedTuple):
 def randaugment(
   probability: float, ops: int, magnitude: int
 ) -> PillowTransform:
-  """With `probability`, applies `ops` operations drawn with replacement.
+  """Returns a transform that applies random operations.
 
   Args:
     probability: of changing an image at all.
-    ops: operations one after the other.
+    ops: number of operations, drawn with replacement.
     magnitude: strength of all of them, from 0 to `BINS` − 1.
 
   Returns:
@@ -62,13 +63,13 @@ def randaugment(
 def apply_op(
   image: Image.Image, name: str, magnitude: int, *, negate: bool
 ) -> Image.Image:
-  """One operation at one magnitude.
+  """Applies one operation at one magnitude.
 
   Args:
     image: 'RGB' or 'L'.
     name: a key of `OPS`.
     magnitude: from 0 to `BINS` − 1.
-    negate: the other direction, for the operations that have one.
+    negate: take the other direction, where an operation has one.
 
   >>> image = Image.new('L', (1, 1), 200)
   >>> apply_op(image, 'Solarize', 30, negate=False).getpixel((0, 0))
@@ -84,7 +85,7 @@ def apply_op(
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
-  """Output pixel (x, y) is the input's at (ax + by + c, dx + ey + f)."""
+  """Reads output pixel (x, y) at the input's (ax + by + c, dx + ey + f)."""
   return image.transform(
     image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST
   )
@@ -94,9 +95,14 @@ def _linear(largest: float) -> Callable[[float, Image.Image], float]:
   return lambda share, image: largest * share
 
 
-def _none(share: float, image: Image.Image) -> float:
-  del share, image
-  return 0.0
+def _blend(enhancer: Callable[[Image.Image], Any]) -> Op:
+  """Blends with a degenerate image: black, grey, the mean, or smoothed."""
+  return Op(lambda image, s: enhancer(image).enhance(1 + s), _linear(0.9), True)
+
+
+def _plain(apply: Callable[[Image.Image], Image.Image]) -> Op:
+  """Wraps an operation that has no strength."""
+  return Op(lambda image, s: apply(image), _linear(0), False)
 
 
 def _solarize(image: Image.Image, threshold: float) -> Image.Image:
@@ -107,7 +113,7 @@ def _solarize(image: Image.Image, threshold: float) -> Image.Image:
 
 # The largest shift is 150 pixels of a 331 pixel image (AutoAugment's size).
 OPS: dict[str, Op] = {
-  'Identity': Op(lambda image, s: image, _none, False),
+  'Identity': _plain(lambda image: image),
   'ShearX': Op(  # About the upper left corner, like ShearY.
     lambda image, s: _affine(image, 1, s, 0, 0, 1, 0), _linear(0.3), True
   ),
@@ -129,27 +135,10 @@ OPS: dict[str, Op] = {
     _linear(30.0),
     True,
   ),
-  # These four blend with a degenerate image: black, grey, the mean, smoothed.
-  'Brightness': Op(
-    lambda image, s: ImageEnhance.Brightness(image).enhance(1 + s),
-    _linear(0.9),
-    True,
-  ),
-  'Color': Op(
-    lambda image, s: ImageEnhance.Color(image).enhance(1 + s),
-    _linear(0.9),
-    True,
-  ),
-  'Contrast': Op(
-    lambda image, s: ImageEnhance.Contrast(image).enhance(1 + s),
-    _linear(0.9),
-    True,
-  ),
-  'Sharpness': Op(
-    lambda image, s: ImageEnhance.Sharpness(image).enhance(1 + s),
-    _linear(0.9),
-    True,
-  ),
+  'Brightness': _blend(ImageEnhance.Brightness),
+  'Color': _blend(ImageEnhance.Color),
+  'Contrast': _blend(ImageEnhance.Contrast),
+  'Sharpness': _blend(ImageEnhance.Sharpness),
   'Posterize': Op(  # Bits that are kept: from 8 down to 4.
     lambda image, s: ImageOps.posterize(image, int(s)),
     lambda share, image: 8 - round(4 * share),
@@ -158,8 +147,6 @@ OPS: dict[str, Op] = {
   'Solarize': Op(  # Inverts what is at or above the threshold.
     _solarize, lambda share, image: 255 * (1 - share), False
   ),
-  'AutoContrast': Op(
-    lambda image, s: ImageOps.autocontrast(image), _none, False
-  ),
-  'Equalize': Op(lambda image, s: ImageOps.equalize(image), _none, False),
+  'AutoContrast': _plain(ImageOps.autocontrast),
+  'Equalize': _plain(ImageOps.equalize),
 }

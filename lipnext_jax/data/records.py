@@ -1,4 +1,4 @@
-"""ArrayRecord sets as TFDS has them: written in shards, read by index.
+"""ArrayRecord sets in the layout of TFDS: written in shards, read by index.
 
 What `write_shard` and `write_metadata` leave behind is what
 `tfds.data_source(name, split=…, data_dir=…, download=False)` reads; a set that
@@ -23,11 +23,12 @@ from lipnext_jax.data.formats import archives
 from lipnext_jax.data.formats import layouts
 
 
-class BadItem(NamedTuple):
-  """An example that cannot be stored, and why."""
+class Form(NamedTuple):
+  """How the examples of a set are stored."""
 
-  key: str
-  problem: str
+  official_set: official.OfficialSet
+  class_names: dict[str, list[str]]  # Per label feature.
+  resize: int = 0  # See `images.to_stored`.
 
 
 class ShardResult(NamedTuple):
@@ -35,11 +36,11 @@ class ShardResult(NamedTuple):
 
   labels: list[int]  # Of the stored examples, in order.
   num_bytes: int  # Of the stored images.
-  bad: list[BadItem]
+  bad: dict[str, str]  # Key of an example that was left out → its problem.
 
 
 def shard_paths(directory: str, name: str, split: str, count: int) -> list[str]:
-  """Where TFDS expects the shards of a split.
+  """Returns where TFDS expects the shards of a split.
 
   >>> shard_paths('/data', 'cifar10', 'test', 1)
   ['/data/cifar10-test.array_record-00000-of-00001']
@@ -49,64 +50,52 @@ def shard_paths(directory: str, name: str, split: str, count: int) -> list[str]:
 
 
 def labels_path(directory: str, split: str) -> str:
-  """Where the labels of a split lie beside its shards, as int32 [n].
-
-  >>> labels_path('/data/cifar10/3.0.2', 'test')
-  '/data/cifar10/3.0.2/labels-test.npy'
-  """
+  """Returns where the labels of a split lie beside its shards, int32 [n]."""
   return os.path.join(directory, f'labels-{split}.npy')
 
 
 def write_shard(
-  path: str,
-  items: Sequence[layouts.Item],
-  official_set: official.OfficialSet,
-  class_names: dict[str, list[str]],
-  resize: int = 0,
+  path: str, items: Sequence[layouts.Item], form: Form
 ) -> ShardResult:
   """Decodes every image to see that it is whole, and stores the good ones.
 
   Args:
     path: of the file, which appears only when it is complete.
     items: the examples.
-    official_set: what they must be like.
-    class_names: of each label feature.
-    resize: see `images.to_stored`.
+    form: what they must be like, and how they are stored.
   """
-  features = official.build_features(official_set, class_names)
-  labels, bad, num_bytes = [], [], 0
+  official_set = form.official_set
+  features = official.build_features(official_set, form.class_names)
+  result = ShardResult([], 0, {})
   temporary = f'{path}.part'
   # Groups of one record: what random access wants.
   writer = array_record_module.ArrayRecordWriter(temporary, 'group_size:1')
   for item in items:
     try:
-      stored = _to_stored(item, official_set, class_names, resize)
+      image = _encode(item, form)
     except (images.BadImageError, errors.DataError) as error:
-      bad.append(BadItem(item.key, str(error)))
+      result.bad[item.key] = str(error)
       continue
-    example = {official_set.key: item.key, 'image': stored.data, **item.labels}
+    example = {official_set.key: item.key, 'image': image, **item.labels}
     writer.write(features.serialize_example(features.encode_example(example)))
-    labels.append(item.labels['label'])
-    num_bytes += len(stored.data)
+    result.labels.append(item.labels['label'])
+    result = result._replace(num_bytes=result.num_bytes + len(image))
   writer.close()
   os.replace(temporary, path)
-  return ShardResult(labels, num_bytes, bad)
+  return result
 
 
 def write_metadata(
-  directory: str,
-  official_set: official.OfficialSet,
-  class_names: dict[str, list[str]],
-  shards: Mapping[str, Sequence[ShardResult]],
+  directory: str, form: Form, shards: Mapping[str, Sequence[ShardResult]]
 ) -> None:
-  """The JSON files that make a folder of shards a set.
+  """Writes the JSON files that make a folder of shards a set.
 
   Args:
     directory: that holds the shards.
-    official_set: its name, version and features.
-    class_names: of each label feature.
+    form: name, version and features of the set.
     shards: split → its shards, in order.
   """
+  official_set = form.official_set
   info = tfds.core.DatasetInfo(
     builder=tfds.core.DatasetIdentity(
       name=official_set.name,
@@ -114,7 +103,7 @@ def write_metadata(
       data_dir=directory,
       module_name=__name__,
     ),
-    features=official.build_features(official_set, class_names),
+    features=official.build_features(official_set, form.class_names),
     supervised_keys=('image', 'label'),
     homepage=official_set.homepage,
   )
@@ -188,7 +177,7 @@ class RecordSource:
     return len(self._records)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray | np.generic]:
-    """{'image': uint8 [h, w, 3], 'label': int32}.
+    """Returns {'image': uint8 [h, w, 3], 'label': int32}.
 
     Raises:
       DataError: naming the set, the split and the record that is damaged.
@@ -208,10 +197,10 @@ class RecordSource:
     return {'image': image, 'label': self._label(index, example)}
 
   def read_labels(self) -> np.ndarray:
-    """All labels, int32 [n].
+    """Returns all labels, int32 [n].
 
-    From the file that `prepare` left beside the shards; where TFDS prepared
-    the set there is none, and every record is read once.
+    They come from the file that `prepare` left beside the shards; where TFDS
+    prepared the set there is none, and every record is read once.
     """
     path = labels_path(self._directory, self._split)
     if os.path.exists(path):
@@ -261,28 +250,26 @@ def _template(directory, name, split) -> tfds.core.ShardedFileTemplate:
   )
 
 
-def _to_stored(item, official_set, class_names, resize) -> images.Stored:
+def _encode(item: layouts.Item, form: Form) -> bytes:
+  """Returns the image file to store; refuses what does not fit the set."""
   for feature, label in item.labels.items():
-    if not 0 <= label < len(class_names[feature]):
-      raise images.BadImageError(
-        f'has {feature} {label} of {len(class_names[feature])} classes'
-      )
+    count = len(form.class_names[feature])
+    if not 0 <= label < count:
+      raise images.BadImageError(f'has {feature} {label} of {count} classes')
   if isinstance(item.content, bytes):
-    channels_last = np.frombuffer(item.content, np.uint8).reshape(3, 32, 32)
-    pixels = np.ascontiguousarray(channels_last.transpose(1, 2, 0))
-    return images.Stored(images.encode_png(pixels), pixels.shape)
+    planes = np.frombuffer(item.content, np.uint8).reshape(3, 32, 32)
+    return images.encode_png(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+  where = archives.describe(item.content)
   try:
-    stored = images.to_stored(archives.read(item.content), resize)
+    stored = images.to_stored(archives.read(item.content), form.resize)
   except images.BadImageError as error:
-    where = archives.describe(item.content)
     raise images.BadImageError(f'{where}: {error}') from None
-  wanted = official_set.image_shape
+  wanted = form.official_set.image_shape
   if wanted and stored.shape != wanted:
     raise images.BadImageError(
-      f'{archives.describe(item.content)}: is {list(stored.shape)} instead of '
-      f'{list(wanted)}'
+      f'{where}: is {list(stored.shape)} instead of {list(wanted)}'
     )
-  return stored
+  return stored.data
 
 
 def _line(error: Exception) -> str:

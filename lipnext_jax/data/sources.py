@@ -7,6 +7,7 @@ Each set is `config.dataset` → `Dataset`; `SOURCES` lists them by name.
 from collections.abc import Callable
 from collections.abc import Sequence
 import functools
+import os
 from typing import NamedTuple
 from typing import Protocol
 
@@ -103,7 +104,7 @@ class Subset:
 
 
 class Resized:
-  """Images of any size at one size: resized, then cropped in the middle.
+  """A source whose images are resized, then cropped in the middle.
 
   >>> source = ArraySource(np.zeros((1, 8, 6, 3), np.uint8), np.array([3]))
   >>> Resized(source, resize=5, size=4)[0]['image'].shape
@@ -162,7 +163,7 @@ class SyntheticSource:
 
 
 def load_dataset(c: ml_collections.ConfigDict) -> Dataset:
-  """The dataset of `config.dataset`, its validation part held out.
+  """Loads the dataset of `config.dataset`; holds its validation part out.
 
   Raises:
     ConfigError: missing or malformed data, or a holdout of everything.
@@ -190,7 +191,7 @@ def load_dataset(c: ml_collections.ConfigDict) -> Dataset:
 
 
 def facts_of(dataset: Dataset) -> Facts:
-  """The facts of a loaded dataset.
+  """Returns the facts of a loaded dataset.
 
   >>> facts_of(_digits(ml_collections.ConfigDict())).image_dtype
   dtype('float32')
@@ -204,7 +205,7 @@ def facts_of(dataset: Dataset) -> Facts:
 
 
 def describe(c: ml_collections.ConfigDict) -> Facts:
-  """The facts of `config.dataset`; official sets need not be there.
+  """Returns the facts of `config.dataset`; official sets need not be there.
 
   >>> from lipnext_jax import config as config_lib
   >>> c = config_lib.default_config().dataset
@@ -225,18 +226,18 @@ def describe(c: ml_collections.ConfigDict) -> Facts:
 
 
 def final_split(dataset: Dataset, name: str) -> Source:
-  """What the final numbers are about: the 'test' or the 'validation' split."""
+  """Returns the split that the final numbers are about, by its name."""
   if name == 'validation' and dataset.validation is not None:
     return dataset.validation
   return dataset.test
 
 
 def monitor_split(dataset: Dataset, max_train_examples: int) -> Source:
-  """What is evaluated during training: never the test split.
+  """Returns what is evaluated during training: never the test split.
 
-  The validation part if there is one, else some examples of the training split
-  (without augmentation). They are the same in every run, and spread over the
-  split, which may lie on disk sorted by class.
+  That is the validation part if there is one, else some examples of the
+  training split (without augmentation). They are the same in every run, and
+  spread over the split, which may lie on disk sorted by class.
   """
   if dataset.validation is not None:
     return dataset.validation
@@ -246,7 +247,7 @@ def monitor_split(dataset: Dataset, max_train_examples: int) -> Source:
 
 
 def _digits(config: ml_collections.ConfigDict) -> Dataset:
-  """scikit-learn's 1797 handwritten digits, 8×8 grey, pixels/16.
+  """Loads scikit-learn's 1797 handwritten digits, 8×8 grey, pixels/16.
 
   The split: train_test_split(arange(1797), test_size=360, stratify=target,
   random_state=0), so 1437 for training and 360 for the test.
@@ -273,7 +274,7 @@ def _digits(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
-  """Random images for benchmarks and dry runs."""
+  """Makes random images for benchmarks and dry runs."""
   c = config.synthetic
   shape = (c.image_size, c.image_size, c.channels)
   return Dataset(
@@ -286,27 +287,41 @@ def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def _npz(config: ml_collections.ConfigDict) -> Dataset:
-  """Your own arrays, from data_dir/train.npz and data_dir/test.npz.
+  """Opens your own arrays: train and test below data_dir, see `npz`."""
 
-  Each holds `image` [n, H, W, ch] uint8 and `label` [n] int.
-  """
-  train_images, train_labels = npz.read_arrays(config.data_dir, 'train.npz')
-  test_images, test_labels = npz.read_arrays(config.data_dir, 'test.npz')
-  if train_images.shape[1:] != test_images.shape[1:]:
-    raise errors.ConfigError(
+  def error(problem: str) -> errors.ConfigError:
+    return errors.ConfigError(
       'dataset.data_dir',
       config.data_dir,
-      f'holds train images of shape {train_images.shape[1:]} but test images '
-      f'of {test_images.shape[1:]}',
-      'give both the same shape',
+      problem,
+      'it needs train.npz and test.npz, each with `image` [n, H, W, ch] uint8 '
+      'and `label` [n] int',
     )
-  num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+
+  if not os.path.isdir(config.data_dir):
+    raise error('is no directory')
+  splits = []
+  for name in ('train', 'test'):
+    path = npz.find(config.data_dir, name)
+    if not os.path.exists(path):
+      raise error(f'holds no {name}.npz')
+    try:
+      splits.append(npz.NpzSource(path))
+    except ValueError as problem:
+      raise error(f'holds {os.path.basename(path)}, which {problem}') from None
+  train, test = splits
+  if train.images.shape[1:] != test.images.shape[1:]:
+    raise error(
+      f'holds train images of shape {train.images.shape[1:]} but test images '
+      f'of {test.images.shape[1:]}'
+    )
+  num_classes = int(max(train.labels.max(), test.labels.max())) + 1
   return Dataset(
-    image_shape=train_images.shape[1:],
+    image_shape=train.images.shape[1:],
     num_classes=max(num_classes, 2),
-    train=ArraySource(train_images, train_labels),
+    train=train,
     validation=None,
-    test=ArraySource(test_images, test_labels),
+    test=test,
   )
 
 
@@ -316,7 +331,7 @@ _IMAGENET_SIZE = 224  # Side of the crops, in pixels, where none is chosen.
 
 
 def _image_set(name: str, config: ml_collections.ConfigDict) -> Dataset:
-  """A set that `data.prepare` wrote, or images in folders by class."""
+  """Opens a set that `data.prepare` wrote, or images in folders by class."""
   splits = image_sets.open_set(name, config.data_dir)
   if splits.image_shape is not None:
     return Dataset(

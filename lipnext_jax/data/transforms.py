@@ -1,4 +1,4 @@
-"""Transforms of one image: random ones for training, a fixed one for tests.
+"""Transforms of one image: random for training, deterministic for evaluation.
 
 Images are [H, W, ch], uint8 or float32 in [0, 1]; the dtype is kept. Random
 transforms are functions of (image, NumPy generator). No transform rescales
@@ -7,10 +7,10 @@ pixel values: that would rescale ε.
 
 from collections.abc import Callable
 from collections.abc import Sequence
-import functools
 
 import ml_collections
 import numpy as np
+from scipy import ndimage
 
 from lipnext_jax import errors
 from lipnext_jax.data import pillow
@@ -20,11 +20,10 @@ Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def crop(padding: int) -> Transform:
-  """Zero-pads by `padding` pixels on all sides, crops back at random.
+  """Returns a transform that pads with zeros and crops back at random.
 
-  >>> image = np.ones((4, 4, 1), np.uint8)
-  >>> crop(2)(image, np.random.default_rng(0)).shape
-  (4, 4, 1)
+  Args:
+    padding: pixels added on each side.
   """
 
   def apply(image, rng):
@@ -37,12 +36,7 @@ def crop(padding: int) -> Transform:
 
 
 def crop_to(height: int, width: int) -> Transform:
-  """Cuts a window of that size at random.
-
-  >>> image = np.ones((9, 7, 3), np.uint8)
-  >>> crop_to(4, 7)(image, np.random.default_rng(0)).shape
-  (4, 7, 3)
-  """
+  """Returns a transform that cuts a window of that size at random."""
 
   def apply(image, rng):
     top = rng.integers(image.shape[0] - height + 1)
@@ -53,12 +47,7 @@ def crop_to(height: int, width: int) -> Transform:
 
 
 def random_resize(smallest: int, largest: int) -> randaugment.PillowTransform:
-  """Scales the shorter side to U{smallest … largest} pixels, antialiased.
-
-  >>> image = pillow.from_array(np.zeros((30, 60, 3), np.uint8))
-  >>> random_resize(20, 20)(image, np.random.default_rng(0)).size
-  (40, 20)
-  """
+  """Returns a transform that scales shorter sides to U{smallest … largest}."""
 
   def apply(image, rng):
     size = rng.integers(smallest, largest + 1)
@@ -68,12 +57,7 @@ def random_resize(smallest: int, largest: int) -> randaugment.PillowTransform:
 
 
 def on_pillow(steps: Sequence[randaugment.PillowTransform]) -> Transform:
-  """Transforms of Pillow images as one of arrays: one conversion each way.
-
-  >>> image = np.zeros((30, 60, 3), np.uint8)
-  >>> on_pillow([random_resize(20, 20)])(image, np.random.default_rng(0)).shape
-  (20, 40, 3)
-  """
+  """Joins transforms of Pillow images to one of arrays."""
 
   def apply(image, rng):
     picture = pillow.from_array(image)
@@ -85,13 +69,7 @@ def on_pillow(steps: Sequence[randaugment.PillowTransform]) -> Transform:
 
 
 def flip() -> Transform:
-  """Mirrors left and right with probability 1/2.
-
-  >>> image = np.arange(2).reshape(1, 2, 1)
-  >>> rng = np.random.default_rng(0)
-  >>> sorted({flip()(image, rng)[0, 0, 0].item() for _ in range(20)})
-  [0, 1]
-  """
+  """Returns a transform that mirrors left and right with probability 1/2."""
 
   def apply(image, rng):
     return image[:, ::-1] if rng.random() < 0.5 else image
@@ -102,25 +80,21 @@ def flip() -> Transform:
 def affine(
   rotate: float, scale: float, translate: float, warp: float
 ) -> Transform:
-  """Small geometric changes with bilinear resampling, zeros outside.
+  """Returns a random affine transform and warp, bilinear, zero outside.
 
   Args:
-    rotate: up to so many degrees, either way.
+    rotate: largest rotation either way, in degrees.
     scale: log of the largest zoom of each axis; also the largest shear.
-    translate: up to so many pixels, either way, per axis.
+    translate: largest shift either way per axis, in pixels.
     warp: standard deviation, in pixels, of the displacements of a 3×3 grid
       of control points, interpolated bilinearly over the image.
-
-  >>> image = np.random.default_rng(0).random((8, 8, 1)).astype(np.float32)
-  >>> same = affine(0, 0, 0, 0)(image, np.random.default_rng(0))
-  >>> bool(np.allclose(same, image, atol=1e-6))
-  True
   """
   largest = np.array([np.deg2rad(rotate), scale, scale, scale])
 
   def apply(image, rng):
-    height, width = image.shape[:2]
-    grid, hats = _grid(height, width)
+    size = np.array(image.shape[:2])[:, None]
+    pixels = np.indices(image.shape[:2]).reshape(2, -1)
+    centre = (size - 1) / 2
     angle, zoom_row, zoom_column, shear = largest * rng.uniform(-1, 1, size=4)
     cos, sin = np.cos(angle), np.sin(angle)
     zoom_row, zoom_column = np.exp(zoom_row), np.exp(zoom_column)
@@ -128,57 +102,31 @@ def affine(
       [[zoom_row * cos, shear - zoom_row * sin],
        [zoom_column * sin, zoom_column * cos]]
     )  # fmt: skip
-    centre = np.array([height - 1, width - 1]) / 2
-    points = grid @ matrix.T + (centre + rng.uniform(-translate, translate, 2))
+    shift = rng.uniform(-translate, translate, 2)[:, None]
+    points = matrix @ (pixels - centre) + centre + shift
     if warp:
-      points += hats @ rng.normal(scale=warp, size=(9, 2))
-    return _bilinear(image, points)
+      control = rng.normal(scale=warp, size=(3, 3, 2))
+      places = 2 * pixels / np.maximum(size - 1, 1)  # In the 3×3 grid.
+      points += _sample(control, places).T
+    out = _sample(image.astype(np.float32), points).reshape(image.shape)
+    return (np.rint(out) if image.dtype == np.uint8 else out).astype(
+      image.dtype
+    )
 
   return apply
 
 
-@functools.lru_cache(maxsize=16)
-def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-  """Pixel positions about the centre [H·W, 2], and weights [H·W, 9].
-
-  The weights interpolate linearly between 3×3 points spread over the image.
-  """
-  rows, columns = np.mgrid[:height, :width].reshape(2, -1)
-  positions = np.stack(
-    [rows - (height - 1) / 2, columns - (width - 1) / 2], axis=-1
-  )
-
-  def hats(index, size):
-    position = 2 * index / max(size - 1, 1)
-    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(3)))
-
-  weights = hats(rows, height)[:, :, None] * hats(columns, width)[:, None, :]
-  return positions, weights.reshape(-1, 9)
-
-
-def _bilinear(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """The image at `points` [H·W, 2] (row, column); zero outside."""
-  height, width, channels = image.shape
-  # Two zero pixels around: whatever lies further out reads the outer one.
-  stride = width + 4
-  padded = np.zeros((height + 4, stride, channels), np.float32)
-  padded[2:-2, 2:-2] = image
-  flat = padded.reshape(-1, channels)
-  row = np.clip(points[:, 0] + 2, 0, height + 2.999)
-  column = np.clip(points[:, 1] + 2, 0, width + 2.999)
-  i, j = row.astype(np.intp), column.astype(np.intp)
-  v, u = (row - i)[:, None], (column - j)[:, None]
-  at = i * stride + j
-  top = (1 - u) * flat[at] + u * flat[at + 1]
-  bottom = (1 - u) * flat[at + stride] + u * flat[at + stride + 1]
-  out = ((1 - v) * top + v * bottom).reshape(image.shape)
-  if image.dtype == np.uint8:
-    return np.rint(out).astype(np.uint8)
-  return out.astype(image.dtype)
+def _sample(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+  """Interpolates an image at `points` [2, n] (row, column); zero outside."""
+  channels = [
+    ndimage.map_coordinates(channel, points, order=1, mode='grid-constant')
+    for channel in np.moveaxis(image, -1, 0)
+  ]
+  return np.stack(channels, axis=-1)
 
 
 def resize_center_crop(image: np.ndarray, resize: int, size: int) -> np.ndarray:
-  """The usual evaluation transform: what torchvision does on PIL images.
+  """Applies the usual evaluation transform, as torchvision does.
 
   `Resize(resize)` (bilinear, antialiased; the longer side is rounded down),
   then `CenterCrop(size)` (its offsets round half to even).
@@ -209,7 +157,7 @@ def resize_center_crop(image: np.ndarray, resize: int, size: int) -> np.ndarray:
 def build_transforms(
   augment: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
 ) -> list[Transform]:
-  """The transforms of `config.augment`, in the order they apply.
+  """Builds the transforms of `config.augment`, in the order they apply.
 
   With a random resize, as on ImageNet: resize, RandAugment, crop, flip. Without
   it, as on CIFAR: crop, flip, RandAugment. The affine transform comes first.
@@ -251,7 +199,7 @@ def build_transforms(
 def build_extra_transforms(
   augment: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
 ) -> list[Transform]:
-  """Those of the mixed-in images: the real ones' or `augment.extra`'s."""
+  """Builds the transforms of mixed-in images: as real, or their own."""
   if augment.extra.as_real:
     return build_transforms(augment, image_shape)
   transforms = []
@@ -267,7 +215,7 @@ def check_image(
   image: np.ndarray,
   image_shape: tuple[int, int, int],
 ) -> None:
-  """Refuses transforms that do not fit the images of a dataset.
+  """Checks that the transforms fit the images of a dataset.
 
   Args:
     augment: `config.augment`.

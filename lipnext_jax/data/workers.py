@@ -1,21 +1,23 @@
-"""Batches made ahead of time, by threads or by worker processes.
+"""Makes batches ahead of time, in threads or in worker processes.
 
 Worker processes are started anew (not forked), so that a program that uses them
-needs parsed absl flags and an `if __name__ == '__main__'` around what it does,
-as `lipnext_jax.main` has it. Batches come back through shared memory: Linux
-keeps it in /dev/shm, which containers often limit.
+needs an `if __name__ == '__main__'` around what it does. Batches come back
+through pipes: they need no shared memory, which containers often limit and
+which a program that ends at the wrong moment would leak.
 """
 
 from collections.abc import Generator
 import contextlib
-import gc
+import itertools
 import multiprocessing
-import os
+from multiprocessing import connection
+from multiprocessing import util
+import pickle
 import signal
-import threading
-import time
+import traceback
 from typing import Any
 
+import cloudpickle
 import grain
 import numpy as np
 
@@ -24,114 +26,112 @@ from lipnext_jax import errors
 # Batches that each process makes ahead. More would only cost memory: a batch
 # of 1024 ImageNet images is 154 MB.
 _AHEAD = 2
-# Of the one process, or of each worker: those are many already. Pillow lets go
-# of the interpreter lock where the time goes.
+# Threads of this process, or of each worker: there are many of those already.
+# Pillow releases the interpreter lock where the time goes.
 _THREADS, _THREADS_OF_WORKERS = 2, 1
 
-# What a thread may take to release some batches; more than any should.
-_RELEASE_S = 5.0
-
-# What Grain says, in a RuntimeError, of a worker that is gone.
-_DIED = 'terminated unexpectedly'
+Batch = dict[str, np.ndarray]
 
 
 def iterate(
   batches: grain.MapDataset, workers: int
-) -> Generator[dict[str, np.ndarray], None, None]:
-  """The batches in order, made ahead of time.
+) -> Generator[Batch, None, None]:
+  """Yields the batches in order, made ahead of time.
 
-  What they hold does not depend on `workers`: worker i makes every batch whose
-  position is i modulo their number.
+  They do not depend on `workers`: worker i makes every batch whose position is
+  i modulo their number.
 
   Args:
     batches: what to compute; sent to the workers pickled.
-    workers: worker processes; 0: threads of this one.
+    workers: worker processes; 0: threads of this process.
 
   Yields:
-    The batches, in memory of this process. Closing the generator ends the
-    workers.
+    The batches. Closing the generator ends the workers.
 
   Raises:
-    UserError: a worker that died, e.g. for want of memory. What a worker
-      raises is raised here, whatever it is.
+    UserError: a worker died, e.g. for want of memory. What a worker raises is
+      raised here, whatever it is.
 
   >>> batches = grain.MapDataset.range(3).map(lambda i: {'x': np.full(2, i)})
   >>> [int(batch['x'].sum()) for batch in iterate(batches, workers=0)]
   [0, 2, 4]
   """
-  dataset = batches.to_iter_dataset(
-    grain.ReadOptions(
-      num_threads=_THREADS_OF_WORKERS if workers else _THREADS,
-      prefetch_buffer_size=_AHEAD,
-    )
-  )
   if not workers:
-    with contextlib.closing(iter(dataset)) as iterator:
+    with contextlib.closing(_prefetch(batches, _THREADS)) as iterator:
       yield from iterator
     return
-  dataset = dataset.mp_prefetch(
-    grain.MultiprocessingOptions(num_workers=workers), _start_worker
-  )
-  latest: list[Any] = []
-  try:
-    yield from _copies(dataset, latest)
-  except RuntimeError as error:
-    if _DIED not in str(error):
-      raise
-    raise errors.UserError(
-      f'a data worker process died ({str(error).split(". ")[0]}); it may '
-      'have run out of memory, or of shared memory in /dev/shm: lower '
-      f'dataset.workers={workers} or the batch size'
-    ) from None
-  finally:
-    _await_release(latest)
-
-
-def _copies(
-  dataset: grain.IterDataset, latest: list[Any]
-) -> Generator[dict[str, np.ndarray], None, None]:
-  """Batches in memory of this process: JAX on CPU would keep shared memory.
-
-  What is `latest` is the smallest array of the last batch, as Grain gave it.
-  """
-  with contextlib.closing(iter(dataset)) as iterator:
-    for batch in iterator:
-      latest[:] = [min(batch.values(), key=lambda value: value.nbytes)]
-      batch = {name: np.array(value) for name, value in batch.items()}
+  workers = min(workers, len(batches))
+  with contextlib.ExitStack() as stack:
+    team = [
+      stack.enter_context(contextlib.closing(_Worker(batches[i::workers])))
+      for i in range(workers)
+    ]
+    for worker in itertools.cycle(team):
+      batch = worker.receive()
+      if batch is None:  # Later ones are not there, either.
+        return
       yield batch
 
 
-def _await_release(latest: list[Any]) -> None:
-  """Returns when the shared memory of all batches has been released.
-
-  Grain leaves that to a thread, in the order in which batches are dropped: at
-  the exit of the program the rest would be reported as leaked. So the latest
-  goes last, after what a cycle of frames of Grain's iterators holds.
-  """
-  gc.collect()
-  blocks = [v.shm for v in latest if type(v) is not np.ndarray]
-  latest.clear()
-  deadline = time.monotonic() + _RELEASE_S
-  while any(block.buf is not None for block in blocks):
-    if time.monotonic() > deadline:
-      return
-    time.sleep(0.001)
+def _prefetch(batches: grain.MapDataset, threads: int) -> Any:
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_AHEAD)
+  return iter(batches.to_iter_dataset(options))
 
 
-def _start_worker(index: int, count: int) -> None:
-  """Ends this worker with its parent, and leaves signals to it.
+class _Worker:
+  """A process that sends its batches one after the other."""
 
-  Clusters send SIGTERM to all processes of a job at once: the parent needs its
-  workers up to the step after which it saves.
-  """
-  del index, count
+  def __init__(self, batches: grain.MapDataset):
+    context = multiprocessing.get_context('spawn')
+    self._pipe, end = context.Pipe(duplex=False)
+    self._process = context.Process(
+      target=_work, args=(cloudpickle.dumps(batches), end), daemon=True
+    )
+    self._process.start()
+    # Also at the end of a program that has not closed the generator.
+    self._kill = util.Finalize(self, self._process.kill, exitpriority=0)
+    end.close()  # Now only the worker holds it: if it dies, the pipe ends.
+
+  def receive(self) -> Batch | None:
+    """Returns the next batch, or None after the last one."""
+    try:
+      found = pickle.loads(self._pipe.recv_bytes())
+    except (EOFError, ConnectionError):
+      self._process.join()
+      raise errors.UserError(
+        f'a data worker process died (exit code {self._process.exitcode}); it '
+        'may have run out of memory: lower dataset.workers or the batch size'
+      ) from None
+    if isinstance(found, BaseException):
+      raise found
+    return found
+
+  def close(self) -> None:
+    """Ends the process, whatever it is doing: it holds nothing to be saved."""
+    self._kill()
+    self._process.join()
+    self._process.close()
+    self._pipe.close()
+
+
+def _work(batches: bytes, pipe: connection.Connection) -> None:
+  """Sends batches, then None, or instead of them what was raised."""
+  # Clusters and terminals send signals to all processes of a job at once, but
+  # the parent needs data up to the step after which it saves.
   for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, signal.SIG_IGN)
-  threading.Thread(target=_follow_parent, daemon=True).start()
 
+  def send(value: object) -> None:
+    pipe.send_bytes(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
 
-def _follow_parent() -> None:
-  parent = multiprocessing.parent_process()
-  if parent is not None:
-    parent.join()  # Returns when it is gone, even if it was killed.
-    os._exit(1)
+  try:
+    dataset = cloudpickle.loads(batches)
+    with contextlib.closing(_prefetch(dataset, _THREADS_OF_WORKERS)) as made:
+      for batch in made:
+        send(batch)
+    send(None)
+  except BrokenPipeError:
+    return  # The parent is gone, however it ended.
+  except Exception as error:
+    error.add_note(traceback.format_exc())
+    send(error)

@@ -2,9 +2,10 @@
 
 import io
 import os
-import pickle
 import struct
 import tarfile
+import tempfile
+import types
 import zipfile
 
 import numpy as np
@@ -73,51 +74,58 @@ def write_tar(path, members, mode='w'):
   return str(path)
 
 
-def cifar10_files(per_batch=4):
-  """File → contents, and the images and labels by split."""
-  names = [name.encode() for name in official.class_names('cifar10')]
-  files = {'batches.meta': python2_pickle({b'label_names': names})}
-  truth = {'train': [], 'test': []}
-  batches = [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch']
-  for number, name in enumerate(batches):
-    seeds = range(100 * number, 100 * number + per_batch)
+def tar_bytes(files):
+  with tempfile.NamedTemporaryFile() as file:
+    write_tar(file.name, files)
+    return file.read()
+
+
+def cifar_files(name, count=4):
+  """File → contents of the Python and of the binary archive, and the truth.
+
+  The truth is split → [(image, {feature: label})].
+  """
+  ten = name == 'cifar10'
+  lists = {'label': official.class_names(name)}
+  if not ten:
+    lists = {'coarse_label': official.class_names('cifar100_coarse'), **lists}
+  batches = ['train', 'test']
+  if ten:
+    batches = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
+  prefix = {'label': '' if ten else 'fine_', 'coarse_label': 'coarse_'}
+  python, binary, truth = {}, {}, {'train': [], 'test': []}
+  meta = {}
+  for feature, words in lists.items():
+    meta[f'{prefix[feature]}label_names'.encode()] = [w.encode() for w in words]
+    names_file = (
+      'batches.meta.txt' if ten else f'{prefix[feature]}label_names.txt'
+    )
+    binary[names_file] = '\n'.join([*words, '']).encode()
+  python['batches.meta' if ten else 'meta'] = python2_pickle(meta)
+  for number, batch in enumerate(batches):
+    seeds = range(100 * number, 100 * number + count)
     images = np.stack([pixels(seed, 32, 32) for seed in seeds])
-    labels = [(number + i) % 10 for i in range(per_batch)]
-    rows = images.transpose(0, 3, 1, 2).reshape(per_batch, -1)
-    files[name] = python2_pickle(
+    labels = {
+      feature: [(number + 7 * i) % len(words) for i in range(count)]
+      for feature, words in lists.items()
+    }
+    rows = images.transpose(0, 3, 1, 2).reshape(count, -1)
+    python[batch] = python2_pickle(
       {
-        b'batch_label': name.encode(),
-        b'labels': labels,
+        b'batch_label': batch.encode(),
         b'data': rows,
-        b'filenames': [b'%d.png' % i for i in range(per_batch)],
+        **{f'{prefix[f]}labels'.encode(): of for f, of in labels.items()},
       }
     )
-    split = 'test' if name == 'test_batch' else 'train'
-    truth[split] += list(zip(images, labels, strict=True))
-  return files, truth
-
-
-def cifar100_files(count=6):
-  fine = [name.encode() for name in official.class_names('cifar100')]
-  coarse = [name.encode() for name in official.class_names('cifar100_coarse')]
-  files = {
-    'meta': python2_pickle(
-      {b'fine_label_names': fine, b'coarse_label_names': coarse}
+    binary[f'{batch}.bin'] = b''.join(
+      bytes([of[i] for of in labels.values()]) + rows[i].tobytes()
+      for i in range(count)
     )
-  }
-  truth = {}
-  for number, split in enumerate(('train', 'test')):
-    images = np.stack([pixels(1000 * number + i, 32, 32) for i in range(count)])
-    labels = [(17 * i + number) % 100 for i in range(count)]
-    files[split] = python2_pickle(
-      {
-        b'fine_labels': labels,
-        b'coarse_labels': [i % 20 for i in range(count)],
-        b'data': images.transpose(0, 3, 1, 2).reshape(count, -1),
-      }
-    )
-    truth[split] = list(zip(images, labels, strict=True))
-  return files, truth
+    truth['test' if 'test' in batch else 'train'] += [
+      (images[i], {feature: of[i] for feature, of in labels.items()})
+      for i in range(count)
+    ]
+  return python, binary, truth
 
 
 # Not sorted, as the official ones; only the first three have images here.
@@ -199,16 +207,6 @@ def write_imagenet(directory, train, validation, labels):
   return str(directory)
 
 
-def tar_bytes(files):
-  file = io.BytesIO()
-  with tarfile.open(fileobj=file, mode='w') as tar:
-    for name, data in files.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(data)
-      tar.addfile(info, io.BytesIO(data))
-  return file.getvalue()
-
-
 def write_devkit(path, labels):
   """meta.mat numbers the synsets in an order of its own."""
   wnids = official.imagenet_wnids()
@@ -235,51 +233,38 @@ def write_devkit(path, labels):
   )
 
 
-class Formats:
-  """Everything above, for tests to call."""
+def cifar(directory, name='cifar10', files=None):
+  """The Python archive of a set."""
+  files = cifar_files(name)[0] if files is None else files
+  kind = name.replace('cifar', 'cifar-')
+  folder = 'cifar-10-batches-py' if name == 'cifar10' else 'cifar-100-python'
+  members = {f'{folder}/{name}': data for name, data in files.items()}
+  return write_tar(directory / f'{kind}-python.tar.gz', members, 'w:gz')
 
-  pixels = staticmethod(pixels)
-  encode = staticmethod(encode)
-  jpeg = staticmethod(jpeg)
-  pickle = staticmethod(python2_pickle)
-  tar = staticmethod(write_tar)
-  tar_bytes = staticmethod(tar_bytes)
-  zip = staticmethod(write_zip)
-  tree = staticmethod(write_tree)
-  cifar10_files = staticmethod(cifar10_files)
-  cifar100_files = staticmethod(cifar100_files)
-  tiny_files = staticmethod(tiny_files)
-  tiny_wnids = TINY_WNIDS
-  imagenet_files = staticmethod(imagenet_files)
-  imagenet_classes = IMAGENET_CLASSES
-  imagenet = staticmethod(write_imagenet)
-  devkit = staticmethod(write_devkit)
 
-  @staticmethod
-  def cifar10(directory, files=None):
-    files = cifar10_files()[0] if files is None else files
-    members = {
-      f'cifar-10-batches-py/{name}': data for name, data in files.items()
-    }
-    return write_tar(directory / 'cifar-10-python.tar.gz', members, 'w:gz')
-
-  @staticmethod
-  def cifar100(directory, files=None):
-    files = cifar100_files()[0] if files is None else files
-    members = {f'cifar-100-python/{name}': data for name, data in files.items()}
-    return write_tar(directory / 'cifar-100-python.tar.gz', members, 'w:gz')
-
-  @staticmethod
-  def tiny(directory, files=None):
-    files = tiny_files() if files is None else files
-    return write_zip(directory / 'tiny-imagenet-200.zip', files)
-
-  @staticmethod
-  def python3_pickle(value):
-    return pickle.dumps(value, protocol=2)
+def tiny(directory, files=None):
+  files = tiny_files() if files is None else files
+  return write_zip(directory / 'tiny-imagenet-200.zip', files)
 
 
 @pytest.fixture(scope='session')
 def formats():
-  """Makers of archives in the official formats."""
-  return Formats
+  """Makers of archives in the official formats: what stands above."""
+  return types.SimpleNamespace(
+    pixels=pixels,
+    encode=encode,
+    jpeg=jpeg,
+    pickle=python2_pickle,
+    tar=write_tar,
+    tar_bytes=tar_bytes,
+    zip=write_zip,
+    tree=write_tree,
+    cifar=cifar,
+    cifar_files=cifar_files,
+    tiny=tiny,
+    tiny_files=tiny_files,
+    tiny_wnids=TINY_WNIDS,
+    imagenet=write_imagenet,
+    imagenet_files=imagenet_files,
+    devkit=write_devkit,
+  )

@@ -8,21 +8,28 @@ from lipnext_jax.data import image_sets
 from lipnext_jax.data import prepare
 
 
-@pytest.fixture
-def data_dir(tmp_path, formats):
-  source = formats.imagenet(tmp_path / 'tars', *formats.imagenet_files())
-  options = prepare.Options(
-    'imagenet', source, str(tmp_path / 'data'), allow_partial=True
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory, formats):
+  folder = tmp_path_factory.mktemp('imagenet')
+  source = formats.imagenet(folder / 'tars', *formats.imagenet_files())
+  prepare.prepare(
+    prepare.Options(
+      'imagenet', source, str(folder / 'data'), allow_partial=True
+    )
   )
-  prepare.prepare(options)
-  return str(tmp_path / 'data')
+  return folder / 'data'
+
+
+@pytest.fixture
+def data_dir(prepared, tmp_path):
+  return str(shutil.copytree(prepared, tmp_path / 'data'))
 
 
 def labels(source):
   return [int(source[i]['label']) for i in range(len(source))]
 
 
-def test_imagenet_and_its_400_classes(data_dir):
+def test_imagenet_and_its_400_classes_in_the_newest_version(data_dir):
   whole = image_sets.open_set('imagenet', data_dir)
   assert (whole.num_classes, whole.image_shape) == (1000, None)
   assert labels(whole.train) == [0, 0, 0, 2, 2, 2, 999, 999, 999]
@@ -31,27 +38,21 @@ def test_imagenet_and_its_400_classes(data_dir):
   assert subset.num_classes == 400
   assert labels(subset.train) == [0, 0, 0, 1, 1, 1]
   assert labels(subset.test) == [0, 1, 0]
-
-
-def test_the_newest_version_is_read(data_dir):
   parent = os.path.join(data_dir, 'imagenet2012')
-  os.rename(f'{parent}/5.1.0', f'{parent}/5.9.0')
-  shutil.copytree(f'{parent}/5.9.0', f'{parent}/5.10.0')
-  os.remove(f'{parent}/5.9.0/dataset_info.json')
+  os.rename(f'{parent}/5.1.0', f'{parent}/5.10.0')
+  os.mkdir(f'{parent}/5.9.0')  # Empty: reading it would fail.
   assert len(image_sets.open_set('imagenet', data_dir).train) == 9
 
 
-def test_a_set_that_is_not_there_comes_with_the_command_that_makes_it(data_dir):
+def test_what_is_not_there_comes_with_the_command_that_makes_it(data_dir):
   with pytest.raises(errors.ConfigError, match=r'prepare cifar10 --source'):
     image_sets.open_set('cifar10', data_dir)
   with pytest.raises(errors.ConfigError, match='is no directory'):
     image_sets.open_set('cifar10', data_dir + '/no')
   parent = os.path.join(data_dir, 'imagenet2012')
   os.rename(f'{parent}/5.1.0', f'{parent}/incomplete.5.1.0')
-  with pytest.raises(
-    errors.ConfigError,
-    match=r'holds no finished imagenet2012.*prepare imagenet',
-  ):
+  unfinished = r'holds no finished imagenet2012.*prepare imagenet'
+  with pytest.raises(errors.ConfigError, match=unfinished):
     image_sets.open_set('imagenet400', data_dir)
 
 

@@ -80,11 +80,6 @@ def png(size, depth, colours, rows, *before, interlace=0):
   )
 
 
-def bomb():
-  """A PNG of 70 bytes that claims 10¹⁰ pixels."""
-  return png((100_000, 100_000), 8, 2, b'')
-
-
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # By PNG's number of a kind of colours.
 
 
@@ -129,29 +124,27 @@ def test_what_is_done_to_a_file_is_listed(formats):
     assert images.list_conversions(data) == done
 
 
-def just_too_large():
-  """What Pillow would only warn of."""
-  side = int(images.MAX_PIXELS**0.5) + 1
-  return bomb().replace(
-    struct.pack('>II', 100_000, 100_000), struct.pack('>II', side, side)
-  )
-
-
 def bad_files(formats):
-  image = rgb(formats)
+  image, jpeg = rgb(formats), formats.jpeg(0)
+  whole = formats.encode(image, 'PNG')
+  middle = len(whole) // 2
   deep = Image.fromarray(formats.pixels(1, 8, 9, 1)[..., 0].astype(np.uint16))
+  side = int(images.MAX_PIXELS**0.5) + 1
   return {
     'nothing': b'',
     'text': b'<html>404 not found</html>',
-    'a cut header': formats.jpeg(0)[:20],
-    'a cut JPEG': formats.jpeg(0)[:-200],
-    'a cut PNG': formats.encode(image, 'PNG')[:-100],
+    'a cut header': jpeg[:20],
+    'a cut JPEG': jpeg[:-200],
+    'a cut PNG': whole[:-100],
+    'a flipped bit': whole[:middle]
+    + bytes([whole[middle] ^ 1])
+    + whole[middle + 1 :],
     'a GIF': formats.encode(image, 'GIF'),
     'a TIFF': formats.encode(image, 'TIFF'),
     '16 bits': formats.encode(deep, 'PNG'),
-    'a bomb': bomb(),
-    'a small bomb': just_too_large(),
-    'too many bytes': formats.jpeg(0) + bytes(images.MAX_BYTES),
+    'a bomb of 70 bytes': png((100_000, 100_000), 8, 2, b''),
+    'what Pillow would only warn of': png((side, side), 8, 2, b''),
+    'too many bytes': jpeg + bytes(images.MAX_BYTES),
   }
 
 
@@ -169,13 +162,6 @@ def test_every_cut_of_a_jpeg_is_refused(formats):
   for end in range(0, len(data) - 2, 7):
     with pytest.raises(images.BadImageError):
       images.decode(data[:end])
-
-
-def test_a_flipped_bit_in_a_png_is_refused(formats):
-  data = bytearray(formats.encode(rgb(formats), 'PNG'))
-  data[len(data) // 2] ^= 1
-  with pytest.raises(images.BadImageError):
-    images.decode(bytes(data))
 
 
 def test_rgb_files_are_stored_as_they_are_and_others_without_loss(formats):

@@ -1,7 +1,4 @@
-import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,9 +10,13 @@ from lipnext_jax.data import records
 from lipnext_jax.data.formats import archives
 from lipnext_jax.data.formats import layouts
 
+FORM = records.Form(
+  official.CIFAR10, {'label': official.class_names('cifar10')}
+)
 
-def contents(formats, count=7, first=0):
-  items = [
+
+def items(formats, count=7, first=0):
+  return [
     layouts.Item(
       f'train_{i:05d}',
       {'label': i % 10},
@@ -23,127 +24,83 @@ def contents(formats, count=7, first=0):
     )
     for i in range(first, first + count)
   ]
-  names = {'label': official.class_names('cifar10')}
-  return layouts.Contents(names, {'train': items})
 
 
-def write(work, what, **options):
-  options = {'resize': 0, 'workers': 0} | options
-  return jobs.write_splits(str(work), what, official.CIFAR10, **options)
+def write(work, train, form=FORM, workers=0, redo_bad=True):
+  splits = {'train': train, 'test': train[:2]}
+  return jobs.write_splits(
+    str(work), splits, form, workers=workers, redo_bad=redo_bad
+  )
 
 
-def test_a_finished_shard_is_never_redone(tmp_path, formats):
-  work, what = str(tmp_path / 'work'), contents(formats)
-  jobs.start_or_continue(work, what, 0)
-  first = write(work, what)
-  (shard,) = [n for n in os.listdir(work) if n.startswith('cifar10')]
+def test_finished_shards_are_skipped_and_others_written(tmp_path, formats):
+  first = write(tmp_path, items(formats))
+  shard = 'cifar10-train.array_record-00000-of-00001'
   # Mark it: what is written anew would lose the mark.
-  with open(f'{work}/{shard}', 'ab') as file:
+  with open(tmp_path / shard, 'ab') as file:
     file.write(b'mark')
-  jobs.start_or_continue(work, what, 0)
-  assert write(work, what) == first
-  with open(f'{work}/{shard}', 'rb') as file:
-    assert file.read().endswith(b'mark')
+  assert write(tmp_path, items(formats)) == first
+  assert (tmp_path / shard).read_bytes().endswith(b'mark')
   # Without its result, it counts as unfinished, and is.
-  os.remove(f'{work}/progress/{shard}.json')
-  assert write(work, what) == first
-  with open(f'{work}/{shard}', 'rb') as file:
-    assert not file.read().endswith(b'mark')
+  os.remove(tmp_path / 'progress' / f'{shard}.json')
+  assert write(tmp_path, items(formats)) == first
+  assert not (tmp_path / shard).read_bytes().endswith(b'mark')
 
 
 def test_other_items_or_another_size_start_over(tmp_path, formats, capsys):
-  work = str(tmp_path / 'work')
-  jobs.start_or_continue(work, contents(formats), 0)
-  marker = f'{work}/marker'
-  for what, resize in (
-    (contents(formats, first=1), 0),
-    (contents(formats, count=6), 0),
-    (contents(formats, count=6), 256),
+  work = tmp_path / 'work'
+  write(work, items(formats))
+  for train, form in (
+    (items(formats, first=1), FORM),
+    (items(formats, count=6), FORM),
+    (items(formats, count=6), FORM._replace(resize=256)),
   ):
-    with open(marker, 'w'):
-      pass
-    jobs.start_or_continue(work, what, resize)
-    assert not os.path.exists(marker)
+    (work / 'marker').touch()
+    write(work, train, form)
+    assert not (work / 'marker').exists()
     assert 'starting over' in capsys.readouterr().err
 
 
-def test_many_shards_hold_everything_in_order(tmp_path, formats):
-  count = 2 * jobs.EXAMPLES_PER_SHARD + 1
-  one = contents(formats, 1).splits['train'][0]
-  items = [
-    one._replace(key=str(i), labels={'label': i % 7}) for i in range(count)
-  ]
-  what = contents(formats)._replace(splits={'train': items})
-  work = str(tmp_path / 'work')
-  jobs.start_or_continue(work, what, 0)
-  results = write(work, what)['train']
-  assert [len(result.labels) for result in results] == [833, 834, 834]
-  joined = [label for result in results for label in result.labels]
-  assert joined == [i % 7 for i in range(count)]
+def test_shards_of_equal_size_hold_everything_in_order(
+  tmp_path, formats, monkeypatch
+):
+  monkeypatch.setattr(jobs, 'EXAMPLES_PER_SHARD', 3)
+  results = write(tmp_path, items(formats, 8))['train']
+  assert [result.labels for result in results] == [
+    [0, 1], [2, 3, 4], [5, 6, 7]
+  ]  # fmt: skip
 
 
-def test_a_shard_that_cannot_be_written_is_named(tmp_path, formats):
-  what = contents(formats)
+def test_a_shard_that_cannot_be_written_is_named(
+  tmp_path, formats, monkeypatch
+):
+  missing = [f'{tmp_path}/no/cifar10-train']
+  monkeypatch.setattr(records, 'shard_paths', lambda *args: missing)
   with pytest.raises(errors.DataError, match=r'cifar10-train.*cannot be writ'):
-    write(tmp_path / 'nowhere', what)
-
-
-def test_only_one_process_prepares_a_set(tmp_path):
-  path = str(tmp_path / 'lock')
-  code = f"""
-import sys
-from lipnext_jax.data import jobs
-with jobs.locked({path!r}):
-  print('locked', flush=True)
-  sys.stdin.read()
-"""
-  other = subprocess.Popen(
-    [sys.executable, '-c', code],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    cwd=os.getcwd(),
-  )
-  assert other.stdout.readline() == b'locked\n'
-  with (
-    pytest.raises(errors.DataError, match='another process'),
-    jobs.locked(path),
-  ):
-    pass
-  other.kill()  # The lock goes with its process, however that ends.
-  other.communicate()
-  with jobs.locked(path):
-    pass
+    write(tmp_path / 'work', items(formats))
 
 
 def test_workers_write_what_one_process_writes_and_report_bad_items(
   tmp_path, formats
 ):
-  what = contents(formats)
+  train = items(formats)
   (tmp_path / 'text.jpg').write_bytes(b'no image')
   entry = archives.stat_file(str(tmp_path / 'text.jpg'))
-  bad = what.splits['train'][0]._replace(key='bad', content=entry)
-  what.splits['train'].insert(3, bad)
-  what.splits['test'] = what.splits['train'][:5]
-  results = []
-  for workers in (0, 2):
-    work = str(tmp_path / f'work{workers}')
-    jobs.start_or_continue(work, what, 0)
-    results.append(write(work, what, workers=workers))
+  train.insert(3, train[0]._replace(key='bad', content=entry))
+  results = [
+    write(tmp_path / f'work{workers}', train, workers=workers)
+    for workers in (0, 2)
+  ]
   assert results[0] == results[1]
-  (problem,) = results[0]['train'][0].bad
-  assert problem.key == 'bad'
-  assert f'{tmp_path}/text.jpg' in problem.problem
-  sources = []
-  for work, shards in zip(('work0', 'work2'), results, strict=True):
-    directory = str(tmp_path / work)
-    records.write_metadata(
-      directory, official.CIFAR10, what.class_names, shards
-    )
-    sources.append(records.RecordSource(directory, 'train'))
-  assert len(sources[0]) == len(sources[1]) == 7
-  for i in range(7):
-    for source in sources:
-      image = formats.pixels(i, 32, 32)
-      np.testing.assert_array_equal(source[i]['image'], image)
-  with open(f'{tmp_path}/work2/progress/plan.json') as file:
-    assert json.load(file)['resize'] == 0
+  (result,) = results[0]['train']
+  assert list(result.bad) == ['bad']
+  assert f'{tmp_path}/text.jpg: is no JPEG' in result.bad['bad']
+  for workers in (0, 2):
+    directory = str(tmp_path / f'work{workers}')
+    records.write_metadata(directory, FORM, results[0])
+    source = records.RecordSource(directory, 'train')
+    assert len(source) == 7
+    for i in range(7):
+      np.testing.assert_array_equal(
+        source[i]['image'], formats.pixels(i, 32, 32)
+      )

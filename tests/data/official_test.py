@@ -3,27 +3,32 @@ import tensorflow_datasets as tfds
 from lipnext_jax.data import official
 
 
-def test_sets_have_the_counts_that_their_classes_give():
-  for name, official_set in official.SETS.items():
-    for split in official_set.balanced:
-      count = official_set.splits[split]
-      assert count % official_set.num_classes == 0, (name, split)
-    assert official_set.test_split in official_set.splits
-  assert official.IMAGENET.splits == {'train': 1281167, 'validation': 50000}
-
-
-def test_names_and_features_are_those_of_tfds():
-  for name in ('cifar10', 'cifar100', 'imagenet2012'):
-    (official_set,) = [s for s in official.SETS.values() if s.name == name]
+def test_names_versions_features_and_checksums_are_those_of_tfds():
+  checked = set()
+  for name, counts in (
+    ('cifar10', (50_000, 10_000)),
+    ('cifar100', (50_000, 10_000)),
+    ('imagenet2012', (1_281_167, 50_000)),
+  ):
+    (facts,) = [s for s in official.SETS.values() if s.name == name]
     builder = tfds.builder_cls(name)
-    assert str(builder.VERSION) == official_set.version
-  features = official.build_features(
-    official.CIFAR100,
-    {
-      'label': official.class_names('cifar100'),
-      'coarse_label': official.class_names('cifar100_coarse'),
-    },
-  )
+    assert str(builder.VERSION) == facts.version
+    assert tuple(facts.splits.values()) == counts
+    for url, info in builder.url_infos.items():
+      file = url.rpartition('/')[2]
+      archive = official.ARCHIVES[file]
+      assert (archive.size, archive.checksum) == (info.size, info.checksum)
+      checked.add(file)
+  assert len(checked) == 4  # The binary CIFARs and ImageNet's tars.
+  for facts in official.SETS.values():
+    assert facts.test_split in facts.splits
+    for split in facts.balanced:
+      assert facts.splits[split] % facts.num_classes == 0
+  names = {
+    'label': official.class_names('cifar100'),
+    'coarse_label': official.class_names('cifar100_coarse'),
+  }
+  features = official.build_features(official.CIFAR100, names)
   assert set(features) == {'id', 'image', 'label', 'coarse_label'}
   assert features['image'].shape == (32, 32, 3)
   assert features['coarse_label'].num_classes == 20
@@ -31,22 +36,12 @@ def test_names_and_features_are_those_of_tfds():
 
 def test_class_names_are_the_official_ones_in_their_order():
   names = official.class_names('cifar10')
-  assert names == [
-    'airplane',
-    'automobile',
-    'bird',
-    'cat',
-    'deer',
-    'dog',
-    'frog',
-    'horse',
-    'ship',
-    'truck',
-  ]
-  fine = official.class_names('cifar100')
-  coarse = official.class_names('cifar100_coarse')
+  assert ' '.join(names) == (
+    'airplane automobile bird cat deer dog frog horse ship truck'
+  )
   # Both lists of CIFAR-100 are alphabetical, its labels their positions.
-  for listed, count in ((fine, 100), (coarse, 20)):
+  for name, count in (('cifar100', 100), ('cifar100_coarse', 20)):
+    listed = official.class_names(name)
     assert len(set(listed)) == count
     assert listed == sorted(listed)
 
@@ -58,6 +53,5 @@ def test_imagenet_labels_are_positions_in_the_sorted_synsets():
   validation = official.imagenet_validation_wnids()
   assert set(validation) == set(wnids)
   # Well-known ones: 1 is a snake, 293 of the validation images a tench.
-  assert validation[0] == 'n01751748'
-  assert wnids.index('n01751748') == 65
+  assert wnids.index(validation[0]) == 65
   assert validation[292] == 'n01440764'

@@ -74,16 +74,14 @@ def shear_y(image, share, sign):
 
 def translate_x(image, share, sign):
   x, y = centres(image)
-  return sample(
-    image, x - sign * math.floor(150 / 331 * image.shape[1] * share), y
-  )
+  pixels = math.floor(150 / 331 * image.shape[1] * share)
+  return sample(image, x - sign * pixels, y)
 
 
 def translate_y(image, share, sign):
   x, y = centres(image)
-  return sample(
-    image, x, y - sign * math.floor(150 / 331 * image.shape[0] * share)
-  )
+  pixels = math.floor(150 / 331 * image.shape[0] * share)
+  return sample(image, x, y - sign * pixels)
 
 
 def rotate(image, share, sign):
@@ -203,17 +201,15 @@ ORACLES = {
 UNSIGNED = {'Identity', 'Posterize', 'Solarize', 'AutoContrast', 'Equalize'}
 
 
+def candidates(image, name, magnitude, negate):
+  sign = -1 if negate and name not in UNSIGNED else 1
+  return ORACLES[name](image, magnitude / 30, sign)
+
+
 def mismatches(image, name, magnitude, negate, out):
   """The share of the pixels that none of the oracle's values explains."""
-  sign = -1 if negate and name not in UNSIGNED else 1
-  options = ORACLES[name](image, magnitude / 30, sign)
+  options = candidates(image, name, magnitude, negate)
   return float(np.mean(~np.any(options == out, axis=0)))
-
-
-def ambiguity(image, name, magnitude, negate):
-  sign = -1 if negate and name not in UNSIGNED else 1
-  options = ORACLES[name](image, magnitude / 30, sign)
-  return float(np.mean(np.any(options != options[0], axis=0)))
 
 
 # ------------------------------------------------------------------ the tests
@@ -240,14 +236,16 @@ def test_pixels_are_the_documented_ones(name, channels):
 
 
 def test_the_oracles_decide_nearly_every_pixel():
-  """What they leave open is no way out: 1 per cent at the recipe's setting."""
-  image = make_image()
+  """What they leave open is no way out: 1 per cent at the recipe's setting.
+
+  Of blends, factor·value is whole for one value in 100, for one channel or
+  another of a smoothed or averaged image for more.
+  """
+  blends = ('Brightness', 'Color', 'Contrast', 'Sharpness')
   for name in ORACLES:
-    if name in ('Brightness', 'Color', 'Contrast', 'Sharpness'):
-      continue  # factor·value is whole for one value in 100: see below.
-    assert ambiguity(image, name, 9, False) < 0.01, name
-  for name in ('Brightness', 'Color', 'Contrast', 'Sharpness'):
-    assert ambiguity(image, name, 9, False) < 0.2, name
+    options = candidates(make_image(), name, 9, False)
+    ambiguous = np.mean(np.any(options != options[0], axis=0))
+    assert ambiguous < (0.2 if name in blends else 0.01), name
 
 
 PLANTED = {
@@ -282,38 +280,6 @@ def test_rounding_differently_is_noticed():
   x, y = np.mgrid[:23, :31][::-1].astype(float)
   corners = sample(image, x + 0.09 * y, y)[0]
   assert mismatches(image, 'ShearX', 9, False, corners) > 0.02
-
-
-def test_hand_computed_pixels():
-  """A few values worked out on paper, magnitude 9 of 31."""
-  ramp = np.array([[[0], [100], [178], [179], [255]]], np.uint8)
-  cases = {
-    # 1 + 0.27 times, 1 − 0.27 times; truncated.
-    ('Brightness', False): [0, 127, 226, 227, 255],
-    ('Brightness', True): [0, 73, 129, 130, 186],
-    # The mean is 142.4: 142 + 1.27·(v − 142).
-    ('Contrast', False): [0, 88, 187, 188, 255],
-    ('Posterize', False): [0, 100, 178, 178, 254],  # 7 bits.
-    ('Solarize', False): [0, 100, 178, 76, 0],  # From 178.5 on.
-    ('AutoContrast', False): [0, 100, 178, 179, 255],
-    # ⌊150/331·5·0.3⌋ = 0 pixels.
-    ('TranslateX', False): [0, 100, 178, 179, 255],
-  }
-  for (name, negate), expected in cases.items():
-    out = apply(ramp, name, 9, negate)
-    assert out[0, :, 0].tolist() == expected, name
-  # At magnitude 30: ⌊150/331·5⌋ = 2 pixels to the right, or to the left.
-  assert apply(ramp, 'TranslateX', 30, False)[0, :, 0].tolist() == [
-    0, 0, 0, 100, 178
-  ]  # fmt: skip
-  assert apply(ramp, 'TranslateX', 30, True)[0, :, 0].tolist() == [
-    178, 179, 255, 0, 0
-  ]  # fmt: skip
-
-
-def test_colour_leaves_grey_images_alone():
-  image = make_image(channels=1)
-  np.testing.assert_array_equal(apply(image, 'Color', 30, False), image)
 
 
 class Recorder:
@@ -375,12 +341,12 @@ def test_two_operations_are_applied_one_after_the_other():
 def test_probability_zero_and_one_are_exact():
   image = pillow.from_array(make_image(8, 8))
   rng = np.random.default_rng(0)
-  never = randaugment.randaugment(0.0, 2, 30)
-  assert all(never(image, rng) is image for _ in range(100))
+  never, always = (randaugment.randaugment(p, 2, 30) for p in (0.0, 1.0))
+  outs = [
+    [draw(image, rng).tobytes() for _ in range(100)] for draw in (never, always)
+  ]
+  same = [out.count(image.tobytes()) for out in outs]
   # Identity twice has probability 1/196; at 30 the others show on this image
   # but for Equalize (too few pixels).
-  always = randaugment.randaugment(1.0, 2, 30)
-  same = sum(
-    always(image, rng).tobytes() == image.tobytes() for _ in range(200)
-  )
-  assert same < 30
+  assert same[0] == 100
+  assert same[1] < 15

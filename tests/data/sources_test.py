@@ -21,36 +21,28 @@ def dataset_config(**fields):
   return config
 
 
-def test_digits_split_is_the_documented_one():
+def test_digits_are_pixels_over_16_in_the_documented_split():
   dataset = sources.load_dataset(dataset_config())
   digits = sklearn.datasets.load_digits()
   train, test = sklearn.model_selection.train_test_split(
     np.arange(1797), test_size=360, stratify=digits.target, random_state=0
   )
+  seen = set()
   for source, indices in ((dataset.train, train), (dataset.test, test)):
     assert len(source) == len(indices)
     for i, index in enumerate(indices):
-      assert source[i]['label'] == digits.target[index]
-      np.testing.assert_array_equal(
-        source[i]['image'][..., 0] * 16, digits.images[index]
-      )
-  # And it does not move with scikit-learn's version.
+      example = source[i]
+      assert example['label'] == digits.target[index]
+      assert example['image'].shape == dataset.image_shape == (8, 8, 1)
+      assert example['image'].dtype == np.float32
+      image = digits.images[index][..., None]
+      np.testing.assert_array_equal(example['image'] * 16, image)
+      seen.add(image.tobytes())
+  # 1797 images, all different: none is in both splits.
+  assert len(seen) == 1797
+  # And the split does not move with scikit-learn's version.
   labels = bytes(int(dataset.test[i]['label']) for i in range(360))
   assert hashlib.sha256(labels).hexdigest().startswith('70ee2850bb25b543')
-
-
-def test_digits_are_pixels_over_16_and_the_splits_are_disjoint():
-  dataset = sources.load_dataset(dataset_config())
-  train = [dataset.train[i]['image'] for i in range(len(dataset.train))]
-  test = [dataset.test[i]['image'] for i in range(len(dataset.test))]
-  for image in (train[0], test[0]):
-    assert image.shape == dataset.image_shape == (8, 8, 1)
-    assert image.dtype == np.float32
-    np.testing.assert_array_equal(image * 16, np.rint(image * 16))
-  assert np.min(train) == 0
-  assert np.max(train) == 1
-  # 1797 images, all different: none is in both splits.
-  assert len({image.tobytes() for image in train + test}) == 1797
 
 
 def test_holdout_is_the_same_for_every_seed_and_disjoint():
@@ -61,9 +53,6 @@ def test_holdout_is_the_same_for_every_seed_and_disjoint():
   kept = {dataset.train[i]['image'].tobytes() for i in range(1337)}
   assert not held & kept
   assert held == {again.validation[i]['image'].tobytes() for i in range(100)}
-
-
-def test_holding_everything_out_is_refused():
   with pytest.raises(errors.ConfigError, match=r'dataset\.holdout=1437'):
     sources.load_dataset(dataset_config(holdout=1437))
 
@@ -100,21 +89,33 @@ def test_synthetic_is_a_pure_function_of_the_index():
   assert not np.array_equal(one.train[0]['image'], one.test[0]['image'])
 
 
-def write_npz(path, images, labels):
-  np.savez(path, image=images, label=labels)
-
-
-def test_npz_reads_back_what_was_written(tmp_path):
+def test_arrays_of_your_own_are_read_and_others_refused(tmp_path):
+  config = dataset_config(name='npz', data_dir=str(tmp_path))
   images = np.random.default_rng(0).integers(256, size=(6, 4, 4, 3))
   images = images.astype(np.uint8)
-  write_npz(tmp_path / 'train.npz', images, np.arange(6) % 3)
-  write_npz(tmp_path / 'test.npz', images[:2], np.array([2, 0]))
-  dataset = sources.load_dataset(
-    dataset_config(name='npz', data_dir=str(tmp_path))
-  )
+
+  def write(name, images, labels):
+    np.savez(tmp_path / name, image=images, label=labels)
+
+  def refused(match):
+    with pytest.raises(errors.ConfigError, match=match) as info:
+      sources.load_dataset(config)
+    assert info.value.field == 'dataset.data_dir'
+
+  refused('holds no train.npz')
+  write('train.npz', images, np.arange(6) % 3)
+  refused('holds no test.npz')
+  write('test.npz', images / 255, np.arange(6))
+  refused(r'holds test\.npz, which has float64\(6, 4, 4, 3\) as `image`')
+  write('test.npz', images[:, 1:], np.arange(6))
+  refused(r'train images of shape \(4, 4, 3\) but test images of \(3, 4, 3\)')
+  write('test.npz', images[:2], np.array([2, 0]))
+  dataset = sources.load_dataset(config)
   assert (dataset.image_shape, dataset.num_classes) == ((4, 4, 3), 3)
   np.testing.assert_array_equal(dataset.train[5]['image'], images[5])
   assert dataset.test[0]['label'] == 2
+  config.data_dir = '/no/where'
+  refused('is no directory')
 
 
 @pytest.fixture
@@ -133,8 +134,8 @@ def folder(tmp_path, formats):
 
 def test_sets_of_varying_size_are_evaluated_at_one(folder, formats):
   fields = {'name': 'folder', 'data_dir': folder}
-  config = dataset_config(**fields, image_size=16, resize=18)
-  dataset = sources.load_dataset(config)
+  fields |= {'image_size': 16, 'resize': 18}
+  dataset = sources.load_dataset(dataset_config(**fields))
   assert (dataset.image_shape, dataset.num_classes) == ((16, 16, 3), 2)
   assert {dataset.train[i]['image'].shape for i in range(8)} == {
     (20 + i, 30 - i, 3) for i in range(4)
@@ -146,17 +147,12 @@ def test_sets_of_varying_size_are_evaluated_at_one(folder, formats):
   np.testing.assert_array_equal(dataset.test[6]['image'], wanted)
   assert dataset.test[6]['label'] == 1
 
-
-def test_a_holdout_of_varying_size_is_evaluated_at_one_size_too(folder):
-  fields = {'name': 'folder', 'data_dir': folder, 'holdout': 3}
-  config = dataset_config(**fields, image_size=16, resize=18)
-  dataset = sources.load_dataset(config)
-  assert (len(dataset.train), len(dataset.validation)) == (5, 3)
-  assert len(dataset.train_to_evaluate) == 5
-  held = [dataset.validation[i]['image'] for i in range(3)]
-  kept = [dataset.train_to_evaluate[i]['image'] for i in range(5)]
-  assert {image.shape for image in held + kept} == {(16, 16, 3)}
-  assert len({image.tobytes() for image in held + kept}) == 8
+  dataset = sources.load_dataset(dataset_config(**fields, holdout=3))
+  parts = (dataset.validation, dataset.train_to_evaluate)
+  assert [len(part) for part in (dataset.train, *parts)] == [5, 3, 5]
+  images = [part[i]['image'] for part in parts for i in range(len(part))]
+  assert {image.shape for image in images} == {(16, 16, 3)}
+  assert len({image.tobytes() for image in images}) == 8
 
 
 def test_a_crop_larger_than_what_it_is_cut_from_is_refused(folder):

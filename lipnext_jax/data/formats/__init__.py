@@ -1,1 +1,1 @@
-"""The official archives as they are downloaded, read without trusting them."""
+"""Readers of the official archives, as they are downloaded."""

@@ -1,31 +1,35 @@
-"""Files in tars, zips and folders, found without extracting anything.
+"""Files in tars, zips and folders, read where they lie.
 
-Nothing is ever written under a name that an archive gives. Still, links,
-devices and names that point outside are refused: an official archive holds
-none, so that one which does is not what it says it is.
+Nothing is extracted, so that no name in an archive decides where something is
+written. Official archives are recognised by their checksums; what another
+archive holds is taken only if the user says so.
 """
 
-from collections.abc import Callable
 from collections.abc import Iterator
+import contextlib
 import functools
-import gzip
+import hashlib
 import os
 import stat
+import sys
 import tarfile
-from typing import BinaryIO
 from typing import NamedTuple
 import zipfile
 import zlib
 
 from lipnext_jax import errors
-from lipnext_jax.data.formats import tars
+from lipnext_jax.data import official
 
-MAX_BYTES = 256 << 20  # Of one file; CIFAR-100's largest pickle has 155 MB.
+MAX_BYTES = 256 << 20  # Per file; CIFAR-100's largest batch has 155 MB.
+_LARGE = 1 << 30  # Bytes; checking a larger archive is announced.
+# What tarfile and zipfile raise for damaged archives.
 _UNREADABLE = (
   EOFError,
+  LookupError,
   NotImplementedError,  # A zip's compression method.
   OSError,
-  RuntimeError,  # zipfile's, of encryption.
+  OverflowError,
+  RuntimeError,  # zipfile's, for encryption.
   ValueError,
   tarfile.TarError,
   zipfile.BadZipFile,
@@ -38,36 +42,50 @@ class Entry(NamedTuple):
 
   name: str  # Within its archive or folder.
   path: str  # The file on disk: the archive, or the file itself.
-  offset: int  # In bytes; of zip entries, which are found by name: −1.
+  offset: int  # In bytes; −1 for zip entries, which are found by name.
   size: int  # In bytes.
 
 
-def list_folder(path: str) -> list[Entry]:
-  """The regular files right in a folder, by name; none deeper.
+def verify(path: str, *, allow_partial: bool) -> None:
+  """Checks that an archive is the official file of its name.
+
+  Args:
+    path: an archive in `official.ARCHIVES`, or an extracted folder, for which
+      no checksum is known.
+    allow_partial: report another file on stderr instead of refusing it.
 
   Raises:
-    DataError: a device, a pipe, or a link that leads nowhere.
+    DataError: the file is another one, or cannot be read.
   """
-  entries = []
-  with os.scandir(path) as scan:
-    for item in sorted(scan, key=lambda item: item.name):
-      entry = stat_file(item.path)
-      if entry is not None:
-        entries.append(entry._replace(name=item.name))
-  return entries
+  if os.path.isdir(path):
+    _report(f'{path}: an extracted folder, whose files have no known checksums')
+    return
+  archive = official.ARCHIVES[os.path.basename(path)]
+  with _naming(path):
+    size = os.stat(path).st_size
+    if archive.size not in (None, size):
+      problem = f'has {size} bytes instead of {archive.size}'
+    else:
+      if size > _LARGE:
+        _report(f'{path}: checking {size >> 30} GiB')
+      with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, archive.algorithm).hexdigest()
+      if digest == archive.checksum:
+        return
+      problem = f'has the {archive.algorithm} checksum {digest}'
+  if not allow_partial:
+    raise errors.DataError(
+      f'{path}: {problem}, so it is not the official file; fetch it again, or '
+      'take what is there with --allow_partial'
+    )
+  _report(f'{path}: {problem}: its contents are not verified')
 
 
 def stat_file(path: str) -> Entry | None:
-  """One file on disk as an entry; None for a folder.
+  """Describes one file on disk as an entry; returns None for a folder.
 
   Raises:
     DataError: it is neither, or does not exist.
-
-  >>> stat_file('/usr') is None
-  True
-  >>> stat_file('/dev/null')
-  Traceback (most recent call last):
-  lipnext_jax.errors.DataError: /dev/null: is no regular file
   """
   try:
     status = os.stat(path)
@@ -80,122 +98,101 @@ def stat_file(path: str) -> Entry | None:
   return Entry(os.path.basename(path), path, 0, status.st_size)
 
 
-def list_tar(path: str) -> list[Entry]:
-  """The files in an uncompressed tar, in its order.
+def list_folder(path: str) -> list[Entry]:
+  """Lists the regular files right in a folder, by name; none deeper.
+
+  Raises:
+    DataError: a device, a pipe, or a link that leads nowhere.
+  """
+  entries = [stat_file(os.path.join(path, n)) for n in sorted(os.listdir(path))]
+  return [entry for entry in entries if entry is not None]
+
+
+def list_tar(path: str, outer: Entry | None = None) -> list[Entry]:
+  """Lists the files of an uncompressed tar, in its order.
+
+  Args:
+    path: the file on disk.
+    outer: the member of that file that is the tar to list; None: the file
+      itself is.
 
   Raises:
     DataError: the archive is damaged or cut off, holds links, devices or the
       same name twice, or a name that points outside of it.
   """
-
-  def read_all():
-    with open(path, 'rb') as file:
-      return list(_members(file, path))
-
-  return _guarded(path, read_all)
-
-
-def list_tar_of_tars(
-  path: str, progress: Callable[[], object] = lambda: None
-) -> dict[str, list[Entry]]:
-  """The files in the tars in a tar, by the name of the inner one.
-
-  Args:
-    path: the outer tar, uncompressed, as the inner ones are.
-    progress: called after each inner tar.
-
-  Raises:
-    DataError: see `list_tar`.
-  """
-
-  def read_all():
-    inner = {}
-    for outer in list_tar(path):
-      with open(path, 'rb') as file:
-        window = _Window(file, outer.offset, outer.size)
-        members = _members(window, f'{path}, {outer.name}')
-        inner[outer.name] = [
-          entry._replace(path=path, offset=outer.offset + entry.offset)
-          for entry in members
-        ]
-      progress()
-    return inner
-
-  return _guarded(path, read_all)
+  where = path if outer is None else describe(outer)
+  with _naming(where), open(path, 'rb') as file:
+    file.seek(outer.offset if outer else 0)
+    with tarfile.open(fileobj=file, mode='r:') as tar:
+      entries = [
+        Entry(m.name, path, m.offset_data, m.size) for m in _members(tar, where)
+      ]
+      if outer and tar.offset > outer.offset + outer.size:
+        raise errors.DataError(f'{where}: cannot be read (it is cut off)')
+  return entries
 
 
 def read_tar_gz(path: str, wanted: frozenset[str]) -> dict[str, bytes]:
-  """Contents of the `wanted` file names in a compressed tar, wherever.
+  """Reads the files called `wanted` in a compressed tar, in any folder.
 
   Raises:
     DataError: see `list_tar`.
   """
-
-  def read_all():
-    found: dict[str, bytes] = {}
-    with gzip.open(path) as stream:
-      for member in tars.members(stream):
-        if not _is_file(member, path):
-          continue
-        name = os.path.basename(member.name)
-        if name in wanted:
-          if name in found:
-            raise errors.DataError(f'{path}: holds {name} twice')
-          found[name] = stream.read(member.size)
-          if len(found[name]) != member.size:
-            raise EOFError(f'{name} is cut off')
-      # Beyond the end mark of the tar stands gzip's checksum.
-      while stream.read(1 << 20):
-        pass
-    return found
-
-  return _guarded(path, read_all)
+  found: dict[str, bytes] = {}
+  with _naming(path), tarfile.open(path, 'r:gz') as tar:
+    for member in _members(tar, path):
+      name = os.path.basename(member.name)
+      if name not in wanted:
+        continue
+      if name in found:
+        raise errors.DataError(f'{path}: holds {name} twice')
+      _check_size(f'{path}, {name}', member.size)
+      file = tar.extractfile(member)
+      assert file is not None  # It is a regular file.
+      found[name] = file.read()
+    # Beyond the end mark of the tar stands gzip's checksum.
+    while tar.fileobj is not None and tar.fileobj.read(1 << 20):
+      pass
+  return found
 
 
 def list_zip(path: str) -> list[Entry]:
-  """The files in a zip, in its order.
+  """Lists the files of a zip, in its order.
 
   Raises:
-    DataError: see `list_tar`; or it is encrypted.
+    DataError: see `list_tar`.
   """
-
-  def read_all():
-    entries, seen = [], set()
+  entries, seen = [], set[str]()
+  _open_zip.cache_clear()  # The file may be another one by now.
+  with _naming(path):
     for info in _open_zip(path).infolist():
-      name = info.filename
-      _check_name(path, name)
+      _check_name(path, info.filename, seen)
       kind = stat.S_IFMT(info.external_attr >> 16)
       if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise errors.DataError(f'{path}, {name}: is a link or a device')
-      if name in seen:
-        raise errors.DataError(f'{path}: holds {name} twice')
-      seen.add(name)
-      _check_size(path, name, info.file_size)
+        raise errors.DataError(f'{path}, {info.filename}: is a link or device')
       if not info.is_dir():
-        entries.append(Entry(name, path, -1, info.file_size))
-    return entries
-
-  return _guarded(path, read_all)
+        entries.append(Entry(info.filename, path, -1, info.file_size))
+  return entries
 
 
 def read(entry: Entry) -> bytes:
-  """The bytes of a file.
+  """Reads the bytes of a file.
 
   Raises:
-    DataError: they are not all there, or fail the zip's checksum.
+    DataError: they are too many, are not all there, or fail the checksum of
+      the zip.
   """
-
-  def read_all():
+  where = describe(entry)
+  _check_size(where, entry.size)
+  with _naming(where):
     if entry.offset < 0:
       with _open_zip(entry.path).open(entry.name) as file:
-        # To the end, and one further: only there zipfile checks the sum.
-        return file.read(entry.size + 1)
-    with open(entry.path, 'rb') as file:
-      file.seek(entry.offset)
-      return file.read(entry.size)
-
-  where = describe(entry)
-  data = _guarded(where, read_all)
+        # zipfile checks the sum at the end of the file, which is one further.
+        data = file.read(entry.size + 1)
+    else:
+      with open(entry.path, 'rb') as file:
+        file.seek(entry.offset)
+        data = file.read(entry.size)
   if len(data) != entry.size:
     raise errors.DataError(
       f'{where}: ends after {len(data)} of {entry.size} bytes'
@@ -204,7 +201,7 @@ def read(entry: Entry) -> bytes:
 
 
 def describe(entry: Entry) -> str:
-  """The file, as messages name it.
+  """Names a file for messages.
 
   >>> describe(Entry('a.jpg', '/data/a.tar', 512, 9))
   '/data/a.tar, a.jpg'
@@ -216,85 +213,60 @@ def describe(entry: Entry) -> str:
   return f'{entry.path}, {entry.name}'
 
 
-class _Window:
-  """A part of a file as a file of its own, for `tars`."""
-
-  def __init__(self, file: BinaryIO, offset: int, size: int):
-    self._file, self._offset, self._size = file, offset, size
-    self._position = 0
-
-  def tell(self) -> int:
-    return self._position
-
-  def seek(self, position: int) -> int:
-    self._position = position
-    return position
-
-  def read(self, size: int) -> bytes:
-    size = max(0, min(size, self._size - self._position))
-    self._file.seek(self._offset + self._position)
-    data = self._file.read(size)
-    self._position += len(data)
-    return data
-
-
-def _members(file: tars.Stream, path: str) -> Iterator[Entry]:
-  seen = set()
-  for member in tars.members(file):
-    if not _is_file(member, path):
+def _members(tar: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
+  """Yields the regular files of a tar; refuses links, devices and damage."""
+  seen = set[str]()
+  for member in tar:
+    member.name = member.name.removeprefix('./')
+    _check_name(where, member.name, seen)
+    if member.isdir():
       continue
-    name = member.name.removeprefix('./')
-    if name in seen:
-      raise errors.DataError(f'{path}: holds {name} twice')
-    seen.add(name)
-    yield Entry(name, path, member.offset, member.size)
+    if not member.isreg() or member.issparse():
+      raise errors.DataError(f'{where}, {member.name}: is a link or device')
+    if member.size < 0:  # The next header would be an earlier one, for ever.
+      raise tarfile.ReadError(f'{member.name} has {member.size} bytes')
+    yield member
+  # A damaged header ends the loop, too: tarfile takes it for the end mark.
+  assert tar.fileobj is not None
+  tar.fileobj.seek(tar.offset)
+  if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
+    raise errors.DataError(f'{where}: is damaged at byte {tar.offset}')
 
 
-def _is_file(member: tars.Member, path: str) -> bool:
-  _check_name(path, member.name)
-  if member.is_folder:
-    return False
-  if not member.is_file:
-    raise errors.DataError(f'{path}, {member.name}: is a link or a device')
-  # Inner tars are longer: `read` is only asked for what is in them.
-  if not member.name.endswith('.tar'):
-    _check_size(path, member.name, member.size)
-  return True
-
-
-def _check_name(path: str, name: str) -> None:
+def _check_name(where: str, name: str, seen: set[str]) -> None:
+  """Refuses names that point outside and those in `seen`; adds the name."""
   if not name:
-    raise errors.DataError(f'{path}: holds a file without a name')
+    raise errors.DataError(f'{where}: holds a file without a name')
   parts = name.replace('\\', '/').split('/')
   if name.startswith(('/', '\\')) or '..' in parts or ':' in parts[0]:
-    raise errors.DataError(f'{path}: holds {name!r}, a name that leads outside')
+    raise errors.DataError(f'{where}: holds {name!r}, which leads outside')
+  if name in seen:
+    raise errors.DataError(f'{where}: holds {name} twice')
+  seen.add(name)
 
 
-def _check_size(path: str, name: str, size: int) -> None:
+def _check_size(where: str, size: int) -> None:
   if size > MAX_BYTES:
     raise errors.DataError(
-      f'{path}, {name}: has {size} bytes, more than {MAX_BYTES}: a bomb?'
+      f'{where}: has {size} bytes, more than {MAX_BYTES}: a bomb?'
     )
 
 
-def _guarded(where: str, function):
-  """Whatever goes wrong in an archive, as an error that names it."""
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+  """Turns what goes wrong in an archive into an error that names it."""
   try:
-    return function()
-  except errors.DataError:
-    raise
+    yield
   except _UNREADABLE as error:
     reason = ' '.join(str(error).split()) or type(error).__name__
     raise errors.DataError(f'{where}: cannot be read ({reason})') from None
 
 
+def _report(message: str) -> None:
+  print(message, file=sys.stderr, flush=True)
+
+
+@functools.lru_cache(maxsize=1)
 def _open_zip(path: str) -> zipfile.ZipFile:
-  status = os.stat(path)
-  return _keep_zip(path, status.st_mtime_ns, status.st_size, status.st_ino)
-
-
-@functools.lru_cache(maxsize=2)
-def _keep_zip(path: str, *version: int) -> zipfile.ZipFile:
-  """Kept open: listing Tiny-ImageNet's 120,000 entries takes a second."""
-  del version  # Of the file: another one has another list.
+  # Kept open: reading the list of Tiny-ImageNet's 120,000 files takes a second.
   return zipfile.ZipFile(path)

@@ -1,6 +1,8 @@
-"""CIFAR-10 and CIFAR-100 from their official Python archives."""
+"""CIFAR-10 and CIFAR-100 from their official Python or binary archives."""
 
+import io
 import os
+import pickle
 from typing import Any
 from typing import NamedTuple
 
@@ -10,51 +12,70 @@ from lipnext_jax import errors
 from lipnext_jax.data import official
 from lipnext_jax.data.formats import archives
 from lipnext_jax.data.formats import layouts
-from lipnext_jax.data.formats import restricted_pickle
 
-_PIXELS = 3 * 32 * 32  # Of a row: all red ones, then green, then blue.
+_PIXELS = 3 * 32 * 32  # In a row: all red ones, then green, then blue.
+
+
+class _Label(NamedTuple):
+  """Where a label and the names of its classes are found."""
+
+  key: str  # In a pickled batch.
+  names_key: str  # In the pickle of the names.
+  names_file: str  # In the binary archive.
+  names: list[str]  # The official ones.
 
 
 class _Layout(NamedTuple):
-  """How one of the two archives is laid out."""
+  """How the two archives of a set are laid out."""
 
-  archive: str
-  folder: str  # What it extracts to.
-  meta: str  # File with the names of the classes.
-  batches: dict[str, tuple[str, ...]]  # Split → files.
-  labels: dict[str, tuple[str, str]]  # Feature → keys in a batch, in `meta`.
-  names: dict[str, list[str]]  # Feature → the official names.
+  python: tuple[str, str]  # The archive with pickles, what it extracts to.
+  binary: tuple[str, str]  # The archive with plain bytes, what it extracts to.
+  batches: dict[str, tuple[str, ...]]  # Split → files; binary ones end in .bin.
+  meta: str  # The pickle with the names of the classes.
+  labels: dict[str, _Label]  # By feature, in the order of the binary records.
 
 
 _CIFAR10 = _Layout(
-  archive='cifar-10-python.tar.gz',
-  folder='cifar-10-batches-py',
-  meta='batches.meta',
+  python=('cifar-10-python.tar.gz', 'cifar-10-batches-py'),
+  binary=('cifar-10-binary.tar.gz', 'cifar-10-batches-bin'),
   batches={
     'train': tuple(f'data_batch_{i}' for i in range(1, 6)),
     'test': ('test_batch',),
   },
-  labels={'label': ('labels', 'label_names')},
-  names={'label': official.class_names('cifar10')},
+  meta='batches.meta',
+  labels={
+    'label': _Label(
+      'labels',
+      'label_names',
+      'batches.meta.txt',
+      official.class_names('cifar10'),
+    )
+  },
 )
 _CIFAR100 = _Layout(
-  archive='cifar-100-python.tar.gz',
-  folder='cifar-100-python',
-  meta='meta',
+  python=('cifar-100-python.tar.gz', 'cifar-100-python'),
+  binary=('cifar-100-binary.tar.gz', 'cifar-100-binary'),
   batches={'train': ('train',), 'test': ('test',)},
+  meta='meta',
   labels={
-    'label': ('fine_labels', 'fine_label_names'),
-    'coarse_label': ('coarse_labels', 'coarse_label_names'),
-  },
-  names={
-    'label': official.class_names('cifar100'),
-    'coarse_label': official.class_names('cifar100_coarse'),
+    'coarse_label': _Label(
+      'coarse_labels',
+      'coarse_label_names',
+      'coarse_label_names.txt',
+      official.class_names('cifar100_coarse'),
+    ),
+    'label': _Label(
+      'fine_labels',
+      'fine_label_names',
+      'fine_label_names.txt',
+      official.class_names('cifar100'),
+    ),
   },
 )
 
 
 def read_cifar10(source: str, *, allow_partial: bool) -> layouts.Contents:
-  """cifar-10-python.tar.gz, or the folder cifar-10-batches-py.
+  """Reads cifar-10-python.tar.gz, cifar-10-binary.tar.gz, or their folders.
 
   Raises:
     DataError: naming the archive and the batch that is malformed.
@@ -63,86 +84,152 @@ def read_cifar10(source: str, *, allow_partial: bool) -> layouts.Contents:
   Traceback (most recent call last):
   lipnext_jax.errors.DataError: --source=/no/where: does not exist
   """
-  del allow_partial  # Only the counts tell, which are checked for all sets.
-  return _read(source, _CIFAR10)
+  return _read(source, _CIFAR10, allow_partial)
 
 
 def read_cifar100(source: str, *, allow_partial: bool) -> layouts.Contents:
-  """cifar-100-python.tar.gz, or the folder cifar-100-python.
+  """Reads cifar-100-python.tar.gz, cifar-100-binary.tar.gz, or their folders.
 
   Raises:
     DataError: naming the archive and the batch that is malformed.
-
-  >>> read_cifar100('/no/where', allow_partial=False)
-  Traceback (most recent call last):
-  lipnext_jax.errors.DataError: --source=/no/where: does not exist
   """
-  del allow_partial  # Only the counts tell, which are checked for all sets.
-  return _read(source, _CIFAR100)
+  return _read(source, _CIFAR100, allow_partial)
 
 
-def _read(source: str, layout: _Layout) -> layouts.Contents:
-  path = layouts.find(source, (layout.archive, layout.folder))
+def _read(
+  source: str, layout: _Layout, allow_partial: bool
+) -> layouts.Contents:
+  path = layouts.find(source, (*layout.python, *layout.binary))
   if path is None:
     raise layouts.not_found(
-      source, layout.archive, f'the folder {layout.folder}'
+      source,
+      f'{layout.python[0]}, {layout.binary[0]}',
+      f'the folder {layout.python[1]}',
     )
-  files = _read_files(path, layout)
-  facts = _load(path, layout.meta, files)
-  for feature, (_, key) in layout.labels.items():
-    wanted = layout.names[feature]
-    if _list(facts, key) not in (wanted, [name.encode() for name in wanted]):
-      raise errors.DataError(
-        f'{path}, {layout.meta}: {key} is not the official list of classes'
-      )
+  archives.verify(path, allow_partial=allow_partial)
+  binary = os.path.basename(path) in layout.binary
+  suffix, parse = ('.bin', _parse_binary) if binary else ('', _parse_pickle)
+  files = _read_files(path, layout, suffix)
+  _check_names(path, layout, files, binary)
   splits = {}
-  for split, names in layout.batches.items():
+  for split, batches in layout.batches.items():
     items: list[layouts.Item] = []
-    for name in names:
-      batch = _load(path, name, files)
-      items += _items(batch, f'{path}, {name}', split, len(items), layout)
+    for name in batches:
+      where, data = f'{path}, {name}{suffix}', files[name + suffix]
+      pixels, labels = parse(where, data, layout.labels)
+      for i, image in enumerate(pixels):
+        key = f'{split}_{len(items):05d}'  # As TFDS numbers them.
+        of_image = {feature: column[i] for feature, column in labels.items()}
+        items.append(layouts.Item(key, of_image, image.tobytes()))
     splits[split] = items
-  return layouts.Contents(layout.names, splits)
+  names = {feature: label.names for feature, label in layout.labels.items()}
+  return layouts.Contents(names, splits)
 
 
-def _read_files(path: str, layout: _Layout) -> dict[str, bytes]:
-  names = [name for batch in layout.batches.values() for name in batch]
-  wanted = frozenset([layout.meta, *names])
-  if not os.path.isdir(path):
-    return archives.read_tar_gz(path, wanted)
-  entries = archives.list_folder(path)
-  return {e.name: archives.read(e) for e in entries if e.name in wanted}
-
-
-def _load(path: str, name: str, files: dict[str, bytes]) -> dict[str, Any]:
-  if name not in files:
+def _read_files(path: str, layout: _Layout, suffix: str) -> dict[str, bytes]:
+  """Reads the batches and the names of the classes, by file name."""
+  wanted = {
+    name + suffix for batch in layout.batches.values() for name in batch
+  }
+  if suffix:
+    wanted |= {label.names_file for label in layout.labels.values()}
+  else:
+    wanted.add(layout.meta)
+  if os.path.isdir(path):
+    entries = archives.list_folder(path)
+    files = {e.name: archives.read(e) for e in entries if e.name in wanted}
+  else:
+    files = archives.read_tar_gz(path, frozenset(wanted))
+  for name in sorted(wanted - set(files)):
     raise errors.DataError(f'{path}: holds no {name}')
-  try:
-    return restricted_pickle.loads(files[name])
-  except restricted_pickle.RefusedError as error:
-    raise errors.DataError(f'{path}, {name}: {error}') from None
+  return files
 
 
-def _items(batch, where, split, first, layout) -> list[layouts.Item]:
-  data = batch.get('data')
-  if not isinstance(data, np.ndarray) or data.shape[1:] != (_PIXELS,):
+def _check_names(
+  path: str, layout: _Layout, files: dict[str, bytes], binary: bool
+) -> None:
+  """Refuses classes that are not the official ones in their order."""
+  for label in layout.labels.values():
+    name = label.names_file if binary else layout.meta
+    found: Any = files[name].split()
+    if not binary:
+      found = _load(f'{path}, {name}', files[name]).get(label.names_key)
+    if found not in (label.names, [word.encode() for word in label.names]):
+      raise errors.DataError(
+        f'{path}, {name}: {label.names_key} is not the official list of classes'
+      )
+
+
+def _parse_pickle(
+  where: str, data: bytes, labels: dict[str, _Label]
+) -> tuple[np.ndarray, dict[str, list[int]]]:
+  """Returns the rows of pixels of a batch, and its labels by feature."""
+  batch = _load(where, data)
+  pixels = batch.get('data')
+  if (
+    not isinstance(pixels, np.ndarray)
+    or pixels.dtype != np.uint8
+    or pixels.shape[1:] != (_PIXELS,)
+  ):
     raise errors.DataError(f'{where}: `data` is no uint8 [n, {_PIXELS}]')
   columns = {}
-  for feature, (key, _) in layout.labels.items():
-    column = _list(batch, key)
-    if len(column) != len(data) or not all(type(v) is int for v in column):
-      raise errors.DataError(f'{where}: `{key}` is no list of {len(data)} ints')
+  for feature, label in labels.items():
+    column = batch.get(label.key)
+    if (
+      not isinstance(column, list)
+      or len(column) != len(pixels)
+      or not all(type(value) is int for value in column)
+    ):
+      raise errors.DataError(
+        f'{where}: `{label.key}` is no list of {len(pixels)} ints'
+      )
     columns[feature] = column
-  return [
-    layouts.Item(
-      key=f'{split}_{first + i:05d}',  # As TFDS numbers them.
-      labels={feature: column[i] for feature, column in columns.items()},
-      content=pixels.tobytes(),
+  return pixels, columns
+
+
+def _parse_binary(
+  where: str, data: bytes, labels: dict[str, _Label]
+) -> tuple[np.ndarray, dict[str, list[int]]]:
+  """Returns what `_parse_pickle` does: a record is its labels, then a row."""
+  record = np.dtype(
+    [*((feature, 'u1') for feature in labels), ('pixels', 'u1', _PIXELS)]
+  )
+  if len(data) % record.itemsize:
+    raise errors.DataError(
+      f'{where}: has {len(data)} bytes, no multiple of {record.itemsize}'
     )
-    for i, pixels in enumerate(data)
-  ]
+  rows = np.frombuffer(data, record)
+  return rows['pixels'], {name: rows[name].tolist() for name in labels}
 
 
-def _list(batch: dict[str, Any], key: str) -> list[Any]:
-  value = batch.get(key)
-  return value if isinstance(value, list) else []
+# What NumPy rebuilds an array with, by the names that its versions gave it.
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_ALLOWED = {
+  ('numpy', 'ndarray'): np.ndarray,
+  ('numpy', 'dtype'): np.dtype,
+  ('numpy.core.multiarray', '_reconstruct'): _RECONSTRUCT,
+  ('numpy._core.multiarray', '_reconstruct'): _RECONSTRUCT,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+  """Unpickles arrays in plain containers, and calls nothing else."""
+
+  def find_class(self, module: str, name: str) -> Any:
+    """Returns what arrays are rebuilt with; refuses everything else."""
+    if (module, name) not in _ALLOWED:
+      raise pickle.UnpicklingError(f'asks for {module}.{name}, not allowed')
+    return _ALLOWED[module, name]
+
+
+def _load(where: str, data: bytes) -> dict[str, Any]:
+  """Unpickles a dict of a batch or of names; its keys become text."""
+  try:
+    value = _Unpickler(io.BytesIO(data), encoding='bytes').load()
+    return {
+      key.decode() if isinstance(key, bytes) else key: item
+      for key, item in value.items()
+    }
+  except Exception as error:  # A malformed pickle raises anything.
+    reason = ' '.join(str(error).split())[:200]
+    raise errors.DataError(f'{where}: is malformed ({reason})') from None

@@ -20,7 +20,7 @@ _GROUND_TRUTH = 'ILSVRC2012_validation_ground_truth.txt'
 
 
 def read_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
-  """The official tars in a folder, or the folders train/ and val/.
+  """Reads the official tars in a folder, or the folders train/ and val/.
 
   Labels are positions in the alphabetical list of the 1000 synsets, as TFDS
   and torchvision have them. Flat validation images are labelled by the devkit
@@ -30,69 +30,73 @@ def read_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
 
   Raises:
     DataError: naming the archive and what is missing or malformed in it.
-
-  >>> read_imagenet('/no/where', allow_partial=False)
-  Traceback (most recent call last):
-  lipnext_jax.errors.DataError: --source=/no/where: does not exist
   """
-  wnids = official.imagenet_wnids()
-  label = {wnid: i for i, wnid in enumerate(wnids)}
-  tar, tree = os.path.join(source, _TRAIN_TAR), os.path.join(source, 'train')
-  if os.path.exists(tar):
-    # 1.28 million headers: half a minute.
-    with tqdm.tqdm(desc='listing', unit=' classes') as bar:
-      inner = archives.list_tar_of_tars(tar, bar.update)
-    classes = {name.removesuffix('.tar'): inner[name] for name in inner}
-    where = tar
-  elif os.path.isdir(tree):
-    classes = {
-      wnid: archives.list_folder(os.path.join(tree, wnid))
-      for wnid in layouts.subfolders(tree)
-    }
-    where = tree
+  where = _find_part(source, _TRAIN_TAR, 'train', allow_partial)
+  if os.path.isdir(where):
+    classes = _list_tree(where)
   else:
-    raise layouts.not_found(
-      source, f'{_TRAIN_TAR}, {_VAL_TAR}', 'train/ and val/'
-    )
-  for wnid in classes:
-    if wnid not in label:
-      raise errors.DataError(f'{where}: {wnid} is no synset of ILSVRC2012')
+    outer = archives.list_tar(where)
+    # 1.28 million headers: a minute or two.
+    classes = {
+      tar.name.removesuffix('.tar'): archives.list_tar(where, tar)
+      for tar in tqdm.tqdm(outer, desc='listing', unit=' classes')
+    }
+  wnids = official.imagenet_wnids()
   if len(classes) != len(wnids) and not allow_partial:
     raise errors.DataError(
       f'{where}: has {len(classes)} of {len(wnids)} classes; '
       '--allow_partial takes what is there'
     )
-  train = [
+  splits = {
+    'train': _label_classes(where, classes),
+    'validation': _list_validation(source, allow_partial),
+  }
+  return layouts.Contents({'label': wnids}, splits)
+
+
+def _find_part(source: str, tar: str, tree: str, allow_partial: bool) -> str:
+  """Returns the verified tar of a split, or else the folder of its images."""
+  for name in (tar, tree):
+    path = os.path.join(source, name)
+    if os.path.exists(path):
+      archives.verify(path, allow_partial=allow_partial)
+      return path
+  raise layouts.not_found(source, tar, f'{tree}/')
+
+
+def _list_tree(path: str) -> dict[str, list[archives.Entry]]:
+  """Lists the files of a folder of classes, by class."""
+  return {
+    wnid: archives.list_folder(os.path.join(path, wnid))
+    for wnid in layouts.subfolders(path)
+  }
+
+
+def _label_classes(
+  where: str, classes: dict[str, list[archives.Entry]]
+) -> list[layouts.Item]:
+  """Labels images that are sorted into synsets."""
+  label = {wnid: i for i, wnid in enumerate(official.imagenet_wnids())}
+  for wnid in classes:
+    if wnid not in label:
+      raise errors.DataError(f'{where}: {wnid} is no synset of ILSVRC2012')
+  return [
     layouts.Item(os.path.basename(entry.name), {'label': label[wnid]}, entry)
     for wnid in sorted(classes)
     for entry in classes[wnid]
   ]
-  return layouts.Contents(
-    {'label': wnids},
-    {'train': train, 'validation': _imagenet_validation(source, label)},
-  )
 
 
-def _imagenet_validation(
-  source: str, label: dict[str, int]
-) -> list[layouts.Item]:
-  tar, tree = os.path.join(source, _VAL_TAR), os.path.join(source, 'val')
-  if os.path.exists(tar):
-    where, entries = tar, archives.list_tar(tar)
-  elif os.path.isdir(tree):
-    where, entries = tree, archives.list_folder(tree)
-    if wnids := layouts.subfolders(tree):  # Sorted into classes already.
-      for wnid in wnids:
-        if wnid not in label:
-          raise errors.DataError(f'{tree}: {wnid} is no synset of ILSVRC2012')
-      return [
-        layouts.Item(entry.name, {'label': label[wnid]}, entry)
-        for wnid in wnids
-        for entry in archives.list_folder(os.path.join(tree, wnid))
-      ]
+def _list_validation(source: str, allow_partial: bool) -> list[layouts.Item]:
+  where = _find_part(source, _VAL_TAR, 'val', allow_partial)
+  if not os.path.isdir(where):
+    entries = archives.list_tar(where)
+  elif classes := _list_tree(where):
+    return _label_classes(where, classes)
   else:
-    raise layouts.not_found(source, _VAL_TAR, 'val/')
-  truth, items = _validation_wnids(source), []
+    entries = archives.list_folder(where)
+  label = {wnid: i for i, wnid in enumerate(official.imagenet_wnids())}
+  truth, items = _read_truth(source, allow_partial), []
   for entry in sorted(entries):
     name = os.path.basename(entry.name)
     match = re.fullmatch(r'ILSVRC2012_val_(\d{8})\.JPEG', name)
@@ -105,13 +109,14 @@ def _imagenet_validation(
   return items
 
 
-def _validation_wnids(source: str) -> list[str]:
-  """By the devkit if it is there, else by the copy of it that TFDS ships."""
+def _read_truth(source: str, allow_partial: bool) -> list[str]:
+  """Reads the synsets of the validation images, from the devkit or TFDS."""
   path = layouts.find(
     source, (_DEVKIT_TAR, _DEVKIT_TAR.removesuffix('.tar.gz'))
   )
   if path is None:
     return official.imagenet_validation_wnids()
+  archives.verify(path, allow_partial=allow_partial)
   names = ('meta.mat', _GROUND_TRUTH)
   if os.path.isdir(path):
     entries = archives.list_folder(os.path.join(path, 'data'))

@@ -1,7 +1,7 @@
 """What every reader of an official set returns, and what they share.
 
 A reader takes the path of an archive or of a folder that holds it (or what
-was extracted from it) and finds everything by split, in the official order,
+was extracted from it) and lists every split in the official order, with
 nothing decoded yet.
 """
 
@@ -21,21 +21,17 @@ class Item(NamedTuple):
 
 
 class Contents(NamedTuple):
-  """An official set, found."""
+  """An official set as it was found."""
 
-  class_names: dict[str, list[str]]  # Of each label feature.
+  class_names: dict[str, list[str]]  # Per label feature.
   splits: dict[str, list[Item]]
 
 
 def find(source: str, names: tuple[str, ...]) -> str | None:
-  """The first of `names` that `source` is, or holds.
-
-  >>> find('/data/cifar-10-python.tar.gz', ('nothing.zip',)) is None
-  True
-  """
+  """Returns the first of `names` that `source` is or holds, or None."""
   for name in names:
     if os.path.basename(os.path.normpath(source)) == name:
-      return source
+      return os.path.normpath(source)
     path = os.path.join(source, name)
     if os.path.exists(path):
       return path
@@ -43,7 +39,7 @@ def find(source: str, names: tuple[str, ...]) -> str | None:
 
 
 def not_found(source: str, archive: str, tree: str) -> errors.DataError:
-  """The answer to a --source without the set.
+  """Returns the error for a --source without the set.
 
   >>> str(not_found('/', 'x.zip', 'the folder x'))
   '--source=/: holds neither x.zip nor the folder x'
@@ -56,13 +52,10 @@ def not_found(source: str, archive: str, tree: str) -> errors.DataError:
 
 
 def subfolders(path: str) -> list[str]:
-  """Names of the folders right in a folder, sorted.
+  """Returns the names of the folders right in a folder, sorted.
 
   Raises:
     DataError: it is no folder.
-
-  >>> 'share' in subfolders('/usr')
-  True
   """
   if not os.path.isdir(path):
     raise errors.DataError(f'{path}: is no folder')

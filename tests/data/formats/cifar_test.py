@@ -1,3 +1,6 @@
+import os
+import pickle
+
 import numpy as np
 import pytest
 
@@ -5,95 +8,118 @@ from lipnext_jax import errors
 from lipnext_jax.data import official
 from lipnext_jax.data.formats import cifar
 
-
-def read10(source):
-  return cifar.read_cifar10(str(source), allow_partial=True)
-
-
-def assert_items(items, truth):
-  assert len(items) == len(truth)
-  for item, (image, label) in zip(items, truth, strict=True):
-    assert item.labels['label'] == label
-    planes = np.frombuffer(item.content, np.uint8).reshape(3, 32, 32)
-    np.testing.assert_array_equal(planes.transpose(1, 2, 0), image)
+READERS = {'cifar10': cifar.read_cifar10, 'cifar100': cifar.read_cifar100}
+FOLDERS = {
+  ('cifar10', 'python'): 'cifar-10-batches-py',
+  ('cifar10', 'binary'): 'cifar-10-batches-bin',
+  ('cifar100', 'python'): 'cifar-100-python',
+  ('cifar100', 'binary'): 'cifar-100-binary',
+}
 
 
-def test_the_archive_and_its_folder_hold_the_official_order(tmp_path, formats):
-  files, truth = formats.cifar10_files()
-  formats.cifar10(tmp_path)
-  formats.tree(tmp_path / 'out' / 'cifar-10-batches-py', files)
+def read(source, name='cifar10'):
+  return READERS[name](str(source), allow_partial=True)
+
+
+@pytest.mark.parametrize(('name', 'kind'), FOLDERS)
+def test_archives_and_folders_hold_the_official_order(
+  tmp_path, formats, name, kind
+):
+  *files, truth = formats.cifar_files(name)
+  files = files[kind == 'binary']
+  folder = FOLDERS[name, kind]
+  archive = f'{name.replace("cifar", "cifar-")}-{kind}.tar.gz'
+  members = {f'{folder}/{file}': data for file, data in files.items()}
+  formats.tar(tmp_path / archive, members, 'w:gz')
+  formats.tree(tmp_path / 'out' / folder, files)
   for source in (
     tmp_path,
-    tmp_path / 'cifar-10-python.tar.gz',
+    tmp_path / archive,
     tmp_path / 'out',
-    tmp_path / 'out' / 'cifar-10-batches-py',
+    f'{tmp_path}/out/{folder}/',
   ):
-    contents = read10(source)
-    for split in ('train', 'test'):
-      assert_items(contents.splits[split], truth[split])
+    contents = read(source, name)
+    for split, wanted in truth.items():
+      for item, (image, labels) in zip(
+        contents.splits[split], wanted, strict=True
+      ):
+        assert item.labels == labels
+        planes = np.frombuffer(item.content, np.uint8).reshape(3, 32, 32)
+        np.testing.assert_array_equal(planes.transpose(1, 2, 0), image)
     keys = [item.key for item in contents.splits['train']]
-    assert keys[:2] == ['train_00000', 'train_00001']
-    assert len(set(keys)) == len(keys) == 20
-    assert contents.class_names['label'] == official.class_names('cifar10')
+    assert keys == [f'train_{i:05d}' for i in range(len(keys))]
+    assert contents.class_names['label'] == official.class_names(name)
 
 
-def test_cifar_100_has_fine_and_coarse_labels(tmp_path, formats):
-  _, truth = formats.cifar100_files()
-  source = formats.cifar100(tmp_path)
-  contents = cifar.read_cifar100(source, allow_partial=True)
-  for split in ('train', 'test'):
-    assert_items(contents.splits[split], truth[split])
-    coarse = [item.labels['coarse_label'] for item in contents.splits[split]]
-    assert coarse == list(range(6))
+def test_the_test_format_is_what_python_understands_as_numpy(formats):
+  array = formats.pixels(0, 4, 6).reshape(4, -1)
+  read = pickle.loads(formats.pickle({b'data': array}), encoding='bytes')
+  np.testing.assert_array_equal(read[b'data'], array)
 
 
-def replaced(formats, name, value):
-  files, _ = formats.cifar10_files()
-  return {**files, name: value}
+ROW = np.zeros((2, 3072), np.uint8)
+WRONG_NAMES = [n.encode() for n in official.class_names('cifar10')[::-1]]
+FAULTS = {
+  'holds no data_batch_3': ('data_batch_3', None),
+  'data_batch_2: is malformed': ('data_batch_2', b'x'),
+  'test_batch: .*3072': (
+    'test_batch',
+    {b'data': ROW[:, :3000], b'labels': [1, 2]},
+  ),
+  'test_batch: `data`': ('test_batch', {b'labels': [1]}),
+  'test_batch: `labels` is no list of 2': (
+    'test_batch',
+    {b'data': ROW, b'labels': [1]},
+  ),
+  'label_names is not the official': (
+    'batches.meta',
+    {b'label_names': WRONG_NAMES},
+  ),
+}
 
 
-def faulty(formats):
-  row = np.zeros((2, 3072), np.uint8)
-  swapped = official.class_names('cifar10')[::-1]
-  return {
-    'holds no data_batch_3': {
-      name: data
-      for name, data in formats.cifar10_files()[0].items()
-      if name != 'data_batch_3'
-    },
-    r'data_batch_2: .*malformed': replaced(formats, 'data_batch_2', b'x'),
-    r'test_batch: .*3072': replaced(
-      formats,
-      'test_batch',
-      formats.pickle({b'data': row[:, :3000], b'labels': [1, 2]}),
-    ),
-    r'test_batch: `labels` is no list of 2': replaced(
-      formats, 'test_batch', formats.pickle({b'data': row, b'labels': [1]})
-    ),
-    r'test_batch: `data`': replaced(
-      formats, 'test_batch', formats.pickle({b'labels': [1]})
-    ),
-    r'batches\.meta: label_names is not the official': replaced(
-      formats,
-      'batches.meta',
-      formats.pickle({b'label_names': [name.encode() for name in swapped]}),
-    ),
-  }
+@pytest.mark.parametrize('message', FAULTS)
+def test_faulty_batches_are_named(tmp_path, formats, message):
+  files, _, _ = formats.cifar_files('cifar10')
+  name, value = FAULTS[message]
+  files[name] = formats.pickle(value) if isinstance(value, dict) else value
+  files = {name: data for name, data in files.items() if data is not None}
+  source = formats.cifar(tmp_path, 'cifar10', files)
+  with pytest.raises(errors.DataError, match=message) as info:
+    read(source)
+  assert source in str(info.value)
 
 
-def test_faulty_batches_are_named(tmp_path, formats):
-  for number, (message, files) in enumerate(faulty(formats).items()):
-    directory = tmp_path / str(number)
-    directory.mkdir()
-    source = formats.cifar10(directory, files)
-    with pytest.raises(errors.DataError, match=message) as info:
-      read10(source)
-    assert source in str(info.value)
+def test_faulty_binary_batches_are_named(tmp_path, formats):
+  _, files, _ = formats.cifar_files('cifar10')
+  folder = tmp_path / 'cifar-10-batches-bin'
+  for name, data, message in (
+    ('data_batch_4.bin', files['data_batch_4.bin'][:-1], r'_4\.bin: has 12291'),
+    ('batches.meta.txt', b'cat\n', 'is not the official list'),
+  ):
+    formats.tree(folder, {**files, name: data})
+    with pytest.raises(errors.DataError, match=message):
+      read(folder)
 
 
-def test_a_batch_that_runs_code_is_refused(tmp_path, formats):
-  attack = b'cos\nsystem\n(S"touch %s"\ntR.' % str(tmp_path / 'owned').encode()
-  source = formats.cifar10(tmp_path, replaced(formats, 'data_batch_1', attack))
-  with pytest.raises(errors.DataError, match=r'data_batch_1: .*system'):
-    read10(source)
-  assert not (tmp_path / 'owned').exists()
+class Attack:
+  """Makes a folder when it is unpickled."""
+
+  def __init__(self, path):
+    self._path = path
+
+  def __reduce__(self):
+    return os.mkdir, (self._path,)
+
+
+def test_code_is_refused_where_pickle_would_run_it(tmp_path, formats):
+  target = tmp_path / 'owned'
+  attack = pickle.dumps({'data': Attack(str(target))})
+  for value in (attack, pickle.dumps({'f': np.random.RandomState})):
+    files = formats.cifar_files('cifar10')[0] | {'data_batch_1': value}
+    source = formats.cifar(tmp_path, 'cifar10', files)
+    with pytest.raises(errors.DataError, match=r'data_batch_1: .*not allowed'):
+      read(source)
+  assert not target.exists()
+  pickle.loads(attack)
+  assert target.exists()  # So the attack is one.
