@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import itertools
 import json
+import os
 import sys
 from typing import Any
 from typing import NamedTuple
@@ -71,7 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     if args.export or args.export_program:
       return _export(args)
-    return _certify_all(_prepare(args), args)
+    service = _prepare(args)
+    try:
+      return _certify_all(service, args)
+    except BrokenPipeError:  # `| head` has enough; Python flushes once more.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return 0
 
   return command.run(run)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import jax
@@ -204,6 +205,16 @@ def test_names_of_files_reach_the_terminal_as_text(run, capsys, tmp_path):
   found = json.loads(out)
   assert found['images'][0]['path'] == f'{tmp_path}/{whole}'
   assert found['errors'][0]['path'] == f'{tmp_path}/{bad}'
+
+
+def test_a_reader_that_has_enough_is_no_error(run, capsys, monkeypatch):
+  workdir, folder, _ = run
+  read, write = os.pipe()
+  os.close(read)
+  with monkeypatch.context() as patch, os.fdopen(write, 'w') as pipe:
+    patch.setattr('sys.stdout', pipe)
+    assert command.main([f'--workdir={workdir}', folder]) == 0
+  assert not capsys.readouterr().err
 
 
 def test_an_exported_predictor_certifies_alike(run, capsys, tmp_path):
