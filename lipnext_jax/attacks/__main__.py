@@ -24,7 +24,6 @@ from lipnext_jax import files
 from lipnext_jax import page
 from lipnext_jax import report
 from lipnext_jax import restore
-from lipnext_jax.attacks import library
 from lipnext_jax.attacks import lower_bound
 from lipnext_jax.attacks import run as run_lib
 from lipnext_jax.attacks import target as target_lib
@@ -38,7 +37,7 @@ class BrokenCertificateError(errors.UserError):
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """The flags of the command line.
+  """Parses the flags of the command line.
 
   Raises:
     ConfigError: flags that are missing, unknown or out of range.
@@ -63,13 +62,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     help='of each gradient attack, with and without pixels in [0, 1]',
   )
   add('--steps', type=int, default=defaults.steps, help='of each attack')
-  add(
-    '--foolbox',
-    nargs='*',
-    choices=library.ATTACKS,
-    default=defaults.foolbox,
-    help='minimal-distance attacks of foolbox',
-  )
   add('--seed', type=int, default=0, help='of every random draw')
   add('--batch_size', type=int, default=target_lib.BATCH_SIZE)
   add('--split', choices=sources.FINAL_SPLITS, help='instead of eval.split')
@@ -95,18 +87,20 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
 
   Raises:
     BrokenCertificateError: after writing, if a certificate or Λ is wrong.
-    ConfigError: the workdir, its data or the attack library are not there.
+    ConfigError: the workdir or its data are not there.
   """
   start = time.perf_counter()
   overrides = {
-    'eval.split': flags.split,
-    'eval.checkpoint': flags.checkpoint,
-    'eval.certificate': flags.certificate,
-    'dataset.data_dir': flags.data_dir,
+    field: value
+    for field, value in (
+      ('eval.split', flags.split),
+      ('eval.checkpoint', flags.checkpoint),
+      ('eval.certificate', flags.certificate),
+      ('dataset.data_dir', flags.data_dir),
+    )
+    if value is not None
   }
-  found = restore.restore(
-    flags.workdir, {k: v for k, v in overrides.items() if v is not None}
-  )
+  found = restore.restore(flags.workdir, overrides)
   dataset = sources.load_dataset(found.config.dataset)
   source = sources.final_split(dataset, found.config.eval.split)
   count = min(flags.examples or len(source), len(source))
@@ -116,16 +110,14 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   ids = np.arange(count)
 
   certificate = found.config.eval.certificate
-  target = target_lib.TARGETS[certificate](
-    found.model, found.params, images, batch_size=flags.batch_size
+  target = target_lib.make_target(
+    certificate, found.model, found.params, images, batch_size=flags.batch_size
   )
   epsilons = found.config.eval.epsilons
   ledger = run_lib.attack_target(
     target,
     epsilons,
-    run_lib.Settings(
-      restarts=flags.restarts, steps=flags.steps, foolbox=tuple(flags.foolbox)
-    ),
+    run_lib.Settings(restarts=flags.restarts, steps=flags.steps),
     seed=flags.seed,
     say=report.say,
   )
@@ -178,7 +170,7 @@ def check(summary: Mapping[str, Any]) -> None:
 
 
 def print_table(summary: Mapping[str, Any], name: str) -> None:
-  """The attacks' numbers, for people, on stdout."""
+  """Prints the attacks' numbers for people."""
   print(
     f'{name}, {summary["split"]} split, {summary["certificate"]} certificates '
     'under attack:'
