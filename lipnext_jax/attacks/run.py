@@ -23,7 +23,8 @@ class Settings(NamedTuple):
 
   restarts: int = 5  # Of each gradient attack, in the ball and in its box.
   steps: int = 40  # Of each attack.
-  searches: tuple[tuple[str, str], ...] = (  # Methods and their losses.
+  # Methods and their losses; the last one also looks for the nearest example.
+  searches: tuple[tuple[str, str], ...] = (
     ('pgd', 'cross_entropy'),
     ('pgd', 'rival_margin'),
     ('apgd', 'cross_entropy'),
@@ -91,18 +92,20 @@ def attack_target(
         starts = [*starts[-1:], points]
   say(_found(ledger, 'gradient attacks at the certified radii'))
 
-  def search_beyond(where, limits, rival):
+  def search_beyond(where, limits, rival, chosen):
     for box in (False, True):
-      for search in searches:
-        search_balls(search, where, limits, rival, box, True, epsilons=limits)
-    for best in (ledger.in_box, ledger.anywhere):
-      ledger.judge('bisection', floating.bisect(target, best.points), {})
+      for search in chosen:
+        points = search_balls(
+          search, where, limits, rival, box, True, epsilons=limits
+        )
+        ledger.judge('bisection', floating.bisect(target, points), {})
 
   for epsilon in epsilons:
-    search_beyond('at ε', np.full(len(radii), float(epsilon)), rivals[0])
-  for rival in rivals:  # In balls that shrink to the nearest example so far.
+    limits = np.full(len(radii), float(epsilon))
+    search_beyond('at ε', limits, rivals[0], searches)
+  for rival in rivals:  # In balls that shrink to the nearest so far.
     limits = np.minimum(_BEYOND * radii, ledger.anywhere.distances)
-    search_beyond('beyond the radius', limits, rival)
+    search_beyond('beyond the radius', limits, rival, searches[-1:])
   say(_found(ledger, 'gradient attacks beyond them'))
 
   options = {'rounds': s.rounds, 'candidates': s.candidates}

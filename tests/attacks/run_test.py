@@ -133,7 +133,7 @@ def test_the_true_certificates_hold_and_are_met(attacked, exact_target):
   assert runs['apgd rival_margin, in [0, 1], at the radius'] == 32
   assert runs['floating-point walk'] == 48
   successes = {name: a['successes'] for name, a in attacked.attacks.items()}
-  assert successes['apgd rival_margin, anywhere, beyond the radius'] == 16
+  assert successes['apgd rival_margin, anywhere, beyond the radius'] >= 16
   assert successes['floating-point walk'] == 0
 
 
