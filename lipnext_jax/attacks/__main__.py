@@ -110,8 +110,8 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   ids = np.arange(count)
 
   certificate = found.config.eval.certificate
-  target = target_lib.make_target(
-    certificate, found.model, found.params, images, batch_size=flags.batch_size
+  target = target_lib.TARGETS[certificate](
+    found.model, found.params, images, batch_size=flags.batch_size
   )
   epsilons = found.config.eval.epsilons
   ledger = run_lib.attack_target(

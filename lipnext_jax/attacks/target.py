@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import certify
+from lipnext_jax import models
 from lipnext_jax.certify import rigorous
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
@@ -99,50 +100,76 @@ def batches(size: int, *arrays: np.ndarray) -> Iterator[Any]:
     yield (*(array[rows] for array in arrays), min(size, total - start))
 
 
-def make_target(
-  certificate: str,
+def fast_target(
   model: interface.CertifiedModel,
   params: Any,
   images: np.ndarray,
   *,
   batch_size: int = BATCH_SIZE,
 ) -> Target:
-  """Certifies images; what is attacked is the function that was evaluated.
+  """Certifies images in float32, as evaluation does: open balls.
 
   Args:
-    certificate: 'fast' (float32, highest precision, open balls) or 'rigorous'
-      (float64, its rounding subtracted, closed balls).
-    model: in any precision.
+    model: in any precision; evaluated in float32 at the highest one.
     params: the weights that are certified.
-    images: [n, H, W, ch], uint8 or float in [0, 1].
+    images: [n, H, W, ch], uint8 or float32 in [0, 1].
     batch_size: of one forward pass.
   """
-  exact = certificate == 'rigorous'
-  if exact:
-    images = rigorous.to_unit64(images)
-  else:
-    images = np.asarray(layers.to_unit(images), np.float32)
-  predictor = certify.Predictor(
-    certify.Contents(model.explicit(), params, images.shape[1:], certificate)
-  )
-  batch_size = min(batch_size, len(images))
-  found = [
-    [part[:valid] for part in predictor(batch)]
-    for batch, valid in batches(batch_size, images)
-  ]
-  predictions, radii = map(np.concatenate, zip(*found, strict=True))
-  dtype = jnp.float64 if exact else jnp.float32
-  return Target(
-    apply=Network(model.explicit(dtype)),
-    params=rigorous.float64_params(params) if exact else params,
+  images = np.asarray(layers.to_unit(images), np.float32)
+  constants = certify.prove_constants(params)
+  target = Target(
+    apply=Network(model.explicit()),
+    params=params,
     images=images,
-    predictions=predictions,
-    radii=radii.astype(np.float64),
-    lipschitz=predictor.lipschitz,
-    closed=exact,
+    predictions=np.zeros(len(images), np.int32),
+    radii=np.zeros(len(images)),
+    lipschitz=constants.lipschitz,
+    closed=False,
+    batch_size=min(batch_size, len(images)),
+  )
+  constants = constants.on_device()  # Rounded up, as evaluation does.
+  predictions, radii = certify.certified_radius(
+    jnp.asarray(target.logits(images)),
+    models.head_kernel({'params': params}),
+    constants.lipschitz,
+    certify.margin_floor(images, constants),
+  )
+  return target._replace(
+    predictions=np.asarray(predictions), radii=np.asarray(radii, np.float64)
+  )
+
+
+def rigorous_target(
+  model: interface.CertifiedModel,
+  params: Any,
+  images: np.ndarray,
+  *,
+  batch_size: int = BATCH_SIZE,
+) -> Target:
+  """Certifies images in float64, its rounding subtracted: closed balls.
+
+  Args:
+    model: see `fast_target`.
+    params: see `fast_target`.
+    images: [n, H, W, ch], uint8 or float in [0, 1].
+    batch_size: see `fast_target`.
+  """
+  images = rigorous.to_unit64(images)
+  batch_size = min(batch_size, len(images))
+  certifier = certify.rigorous_certifier(model, params)
+  found = [
+    (certifier(batch), valid) for batch, valid in batches(batch_size, images)
+  ]
+  return Target(
+    apply=Network(rigorous.float64_model(model)),
+    params=rigorous.float64_params(params),
+    images=images,
+    predictions=np.concatenate([c.predictions[:v] for c, v in found]),
+    radii=np.concatenate([c.radii[:v] for c, v in found]),
+    lipschitz=found[0][0].lipschitz,
+    closed=True,
     batch_size=batch_size,
   )
 
 
-fast_target = functools.partial(make_target, 'fast')
-rigorous_target = functools.partial(make_target, 'rigorous')
+TARGETS = {'fast': fast_target, 'rigorous': rigorous_target}

@@ -84,13 +84,11 @@ def test_broken_certificates_fail_loudly_with_files(
 ):
   """Planted: radii fifty times too large."""
 
-  make = target_lib.make_target
-
   def inflated(*args, **options):
-    target = make(*args, **options)
+    target = target_lib.rigorous_target(*args, **options)
     return target._replace(radii=50 * target.radii)
 
-  monkeypatch.setattr(target_lib, 'make_target', inflated)
+  monkeypatch.setitem(target_lib.TARGETS, 'rigorous', inflated)
   workdir = str(tmp_path / 'run')
   shutil.copytree(attacked, workdir)
   assert cli.main([f'--workdir={workdir}', *RIGOROUS]) == 5
