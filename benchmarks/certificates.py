@@ -90,7 +90,7 @@ def main():
   for name, value in (
     ('Λ − 1', f'{bound - 1:.1e}'),
     ('E, largest of the batch', f'{np.max(found.logit_errors):.1e}'),
-    ('fast: margins that count exceed, median', f'{floor:.1e}'),
+    ('fast: subtracted from a margin, median', f'{floor:.1e}'),
     ('E of float32, median', f'{np.median(proved):.1e}'),
     ('median certified radius', f'{np.median(found.radii):.2e}'),
     ('largest difference of fast and rigorous radii', f'{gap:.1e}'),

@@ -21,7 +21,6 @@ from lipnext_jax import health as health_lib
 from lipnext_jax import interrupts as interrupts_lib
 from lipnext_jax import lock as lock_lib
 from lipnext_jax import optim
-from lipnext_jax import page
 from lipnext_jax import program as program_lib
 from lipnext_jax import report
 from lipnext_jax import train_step as step_lib
@@ -218,21 +217,11 @@ def train_and_evaluate(
     checkpointer.close()
 
   # ------------------------------------------------------------ evaluation
-  split = config.eval.split
-  source = sources.final_split(dataset, split)
+  source = sources.final_split(dataset, config.eval.split)
   result = certify_split(state, source, config.eval.certificate)
 
   # ---------------------------------------------------------------- report
-  summary = {
-    'step': step,
-    'split': split,
-    **result.summary(config.eval.epsilons),
-  }
-  if jax.process_index() == 0:
-    report.write_evaluation(workdir, result, summary)
-    report.print_table(summary, f'{config.dataset.name}, {split} split:')
-    if path := page.report_evaluation(workdir, result, source):
-      report.say(f'the report is {path}')
+  summary = report.write(workdir, config, step, result, source)
   lock.release()
   return summary
 

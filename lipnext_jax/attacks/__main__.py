@@ -21,7 +21,6 @@ from lipnext_jax import command
 from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import files
-from lipnext_jax import page
 from lipnext_jax import report
 from lipnext_jax import restore
 from lipnext_jax.attacks import lower_bound
@@ -142,7 +141,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   files.write_json(os.path.join(flags.workdir, 'attack.json'), summary)
   print_table(summary, found.config.dataset.name)
   if os.path.exists(os.path.join(flags.workdir, 'eval.json')):
-    report.say(f'shown in {page.write_page(flags.workdir)}')
+    report.say(f'shown in {report.write_page(flags.workdir)}')
   check(summary)
   return summary
 

@@ -21,6 +21,9 @@ from lipnext_jax.models import parametrizations
 from lipnext_jax.optim import recipe
 from lipnext_jax.optim import trees
 
+# Σ‖c‖ a token that `lipschitz_bound` puts up with: digits have less than 3.
+LARGEST_CONSTANTS = 2.0**10
+
 
 def float32_above(value: float) -> np.float32:
   """The next float32 above `value`: Λ may only grow on its way to a device.
@@ -122,6 +125,43 @@ def _grid(leaves: Any, name: str) -> tuple[int, int]:
   raise ValueError(f'lipschitz_bound: no stem/pos tells the grid of {name}.')
 
 
+def sum_constants(params: Any) -> tuple[float, int]:
+  """Sums the norms of all constants that a backbone adds: Σ ‖c‖.
+
+  A bias [..., c] is added to every token, a positional term [..., h, w, 1] to
+  every channel.
+
+  Args:
+    params: leaves `bias` and `pos` are such constants, but for the head's.
+
+  Returns:
+    Σ ‖c‖, and the number of tokens.
+
+  >>> sum_constants({'stem': {'bias': np.array([3.0, 4.0])}})
+  (5.0, 1)
+  """
+  biases, positions = [], []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    name = trees.path_name(path)
+    if name.removeprefix('params/').startswith('head/'):
+      continue
+    kind = name.rsplit('/', maxsplit=1)[-1]
+    if kind == 'bias':
+      biases.append(norms.to_float64(leaf))
+    elif kind == 'pos':
+      positions.append(norms.to_float64(leaf))
+  tokens = max((math.prod(p.shape[-3:]) for p in positions), default=1)
+  width = max((b.shape[-1] for b in biases if b.ndim), default=1)
+
+  def total(constants, size):
+    return np.sum(np.linalg.norm(constants.reshape(-1, size), axis=-1))
+
+  norm = sum(total(b, b.shape[-1] if b.ndim else 1) for b in biases)
+  norm *= tokens**0.5
+  norm += width**0.5 * sum(total(p, math.prod(p.shape[-3:])) for p in positions)
+  return float(norm), tokens
+
+
 def lipschitz_bound(
   params: Any,
   label_fn: Callable[[Any], Any] = recipe.orthogonal_labels,
@@ -136,6 +176,13 @@ def lipschitz_bound(
   rest of a backbone (β-Abs, MinMax, pooling, biases) is 1-Lipschitz as it
   stands. Proved for exact arithmetic on the stored numbers.
 
+  One number cannot say what float32 makes of constants that one layer adds and
+  another takes away. So constants whose norms sum to more than 2¹⁰ a token are
+  refused here; with fewer, rounding can be behind those radii of bare logits
+  alone (`certified_radius`) that are below 64·2⁻²⁴·2¹⁰ = 0.004 times the root
+  of the number of tokens. `fast_certifier` and `rigorous_certifier` take any
+  constants.
+
   Args:
     params: the model's explicit parameters (or `{'params': …}`), fetched to
       the host leaf by leaf.
@@ -148,12 +195,21 @@ def lipschitz_bound(
 
   Raises:
     ValueError: no orthogonal parameter, an unlabelled or raw one, or one that
-      is not finite, or that float64 does not hold (complex, say).
+      is not finite, or that float64 does not hold (complex, say); biases and
+      positional terms as above.
 
   >>> params = {'blocks': {'R': np.eye(4)[None], 'M': 1.001 * np.eye(4)[None]}}
   >>> 1.001 <= lipschitz_bound(params) < 1.0011
   True
   """
+  total, tokens = sum_constants(params)
+  constants = total / tokens**0.5
+  if not constants <= LARGEST_CONSTANTS:
+    raise ValueError(
+      f'lipschitz_bound: biases and positional terms of norm {constants:.3g} '
+      f'a token, more than {LARGEST_CONSTANTS:g}, can hide changes in the '
+      'rounding of float32; certify with rigorous_certifier or fast_certifier.'
+    )
   return bound_product(lipschitz_bounds(params, label_fn, factor_fn))
 
 

@@ -1,17 +1,19 @@
-"""Certificates in float32: Λ is proved, rounding is tested for.
+"""Certificates in float32: Λ is proved, rounding is estimated and subtracted.
 
 The proof behind a radius (`radius`) is about exact logits. Float32's are off by
 some multiple of 2⁻²⁴ times the numbers they came from, and of those Λ says
 nothing: constants that one layer adds and another one takes away again can be
-as large as whoever made the weights wants them. So a margin counts only if
+as large as whoever made the weights wants them. So a margin f_p − f_j is
+lowered by
 
-    f_p − f_j > 64·2⁻²⁴ (B + max|b|),    B >= ‖a‖ for the features a of x
+    64·2⁻²⁴ (B + max|b|),    B >= ‖a‖ for the features a of x
 
 with B = Λ‖x − 1/2‖ + Λ₊ Σ ‖c‖ over all constants c that the backbone adds, and
 Λ₊ the product of its factors, none counted below 1. No feature on the way, nor
-what later layers make of its rounding, is larger. That is a test, which trained
-models pass and constants made to fool float32 fail, and no proof; nor does it
-cover the last digits of a radius. `rigorous` does both: docs/certificates.md.
+what later layers make of its rounding, is larger. That is far more than float32
+rounds by, and takes next to nothing from trained models and everything from
+constants made to fool it; but it is no proof. `rigorous` is one:
+docs/certificates.md.
 """
 
 from collections.abc import Callable
@@ -30,11 +32,10 @@ from lipnext_jax.certify import norms
 from lipnext_jax.certify import radius
 from lipnext_jax.models import head
 from lipnext_jax.models import layers
-from lipnext_jax.optim import trees
 
 CLAIM = (
-  'fast: float32 at the highest product precision; rounding is tested for '
-  '(margins above 64 units of it), not proved'
+  'fast: float32 at the highest product precision; 64 units of rounding are '
+  'subtracted from every margin, an estimate and no proof'
 )
 
 
@@ -79,41 +80,17 @@ def prove_constants(
   if not np.all((rows >= radius.SANE[0]) & (rows <= radius.SANE[1])):
     raise ValueError('prove_constants: head/kernel has rows of no usable norm.')
   factors = [max(1.0, f) for layer in bounds.values() for f in layer]
-  backbone = {name: p for name, p in params.items() if name != 'head'}
-  offset = math.prod(factors) * _sum_constants(backbone) + np.max(np.abs(bias))
+  offset = math.prod(factors) * bound.sum_constants(params)[0]
+  offset += np.max(np.abs(bias))
   # Fewer than 2²⁰ roundings, all of positive numbers.
   offset = float(offset * (1 + 2.0**-30))
   return Constants(bound.bound_product(bounds), offset)
 
 
-def _sum_constants(backbone: Any) -> float:
-  """Σ ‖c‖ over all layers: biases [..., c] and positional terms [..., h, w, 1].
-
-  A bias is added to every token, p to every channel.
-  """
-  biases, positions = [], []
-  for path, leaf in jax.tree_util.tree_leaves_with_path(backbone):
-    kind = trees.path_name(path).rsplit('/', maxsplit=1)[-1]
-    if kind == 'bias':
-      biases.append(norms.to_float64(leaf))
-    elif kind == 'pos':
-      positions.append(norms.to_float64(leaf))
-  tokens = max((math.prod(p.shape[-3:]) for p in positions), default=1)
-  width = max((b.shape[-1] for b in biases), default=1)
-
-  def total(constants, size):
-    return np.sum(np.linalg.norm(constants.reshape(-1, size), axis=-1))
-
-  return float(
-    sum(total(b, b.shape[-1]) for b in biases) * tokens**0.5
-    + sum(total(p, math.prod(p.shape[-3:])) for p in positions) * width**0.5
-  )
-
-
 def margin_floor(
   images: jax.typing.ArrayLike, constants: Constants
 ) -> jax.Array:
-  """Margins up to which a float32 pass may answer anything: [b].
+  """Estimates, from above, what of a margin may be float32's rounding: [b].
 
   Args:
     images: [b, H, W, ch] in [0, 1].

@@ -37,15 +37,15 @@ def certified_radius(
     head_kernel: [k, c], unit rows (`models.head_kernel`), float32 or float64.
     lipschitz: Λ, a scalar: an upper bound on the backbone's Lipschitz constant
       (`lipschitz_bound`).
-    floor: [b] or a scalar, margins that may be rounding (`margin_floor`); at
-      least 64u of the largest logit. Without it, constants that one layer
-      adds and another takes away go unseen: enough for weights of your own
-      training. `fast_certifier` knows it.
+    floor: [b] or a scalar, what of a margin may be rounding (`margin_floor`):
+      subtracted; `fast_certifier` knows it. Without it, margins only have to
+      exceed 64u of the largest logit, and small radii may be rounding:
+      `lipschitz_bound` says which, and refuses what would make that more.
 
   Returns:
     predictions [b] int32, radii [b] in [0, 1] pixel units, >= 0. The answer is
     constant on the open ball of that radius, in exact arithmetic; the rounding
-    of the logits is tested for (`floor`), not bounded.
+    of the logits is estimated (`floor`), not bounded.
 
   Raises:
     ValueError: shapes that do not fit, narrower or complex dtypes; and, of
@@ -88,14 +88,15 @@ def rival_radii(
   logits, head_kernel = jnp.asarray(logits), jnp.asarray(head_kernel)
   _check(logits, head_kernel, lipschitz, floor)
   unit = float(jnp.finfo(logits.dtype).eps) / 2
-  floor = jnp.maximum(floor, SLACK * unit * jnp.max(jnp.abs(logits), axis=-1))
+  floor = jnp.asarray(floor, logits.dtype).reshape(-1, 1)
+  least = SLACK * unit * jnp.max(jnp.abs(logits), axis=-1, keepdims=True)
   predictions = jnp.argmax(logits, axis=-1).astype(jnp.int32)
   apart = SLACK * float(jnp.finfo(head_kernel.dtype).eps) / 2
   distance = jnp.maximum(losses.row_distances(head_kernel), apart)[predictions]
   margin = jnp.max(logits, axis=-1, keepdims=True) - logits
-  radii = margin / (lipschitz * distance)  # [b, k]
+  radii = (margin - floor) / (lipschitz * distance)  # [b, k]
   # Every comparison is false of what is not a number.
-  held = (margin > 0) & (margin > floor[:, None]) & (radii < jnp.inf)
+  held = (margin > least) & (margin > floor) & (radii < jnp.inf)
   sound = jnp.all(jnp.isfinite(logits), axis=-1, keepdims=True)
   sound &= jnp.all(_are_unit(head_kernel))
   scale = jnp.asarray(lipschitz)

@@ -38,8 +38,10 @@ def _product_fwd(numerics, x, w):
 
 def _product_bwd(numerics, saved, g):
   x, w = saved
-  dx = _dot(numerics, g, w.astype(g.dtype), (1, 0), x.dtype)
-  return dx, _dot(numerics, g, x.astype(g.dtype), (0, 0), w.dtype)
+  dw = _dot(numerics, g, x.astype(g.dtype), (0, 0), w.dtype)
+  # dw before dx: x is not needed any more then, and dx can have its memory.
+  dw, w = lax.optimization_barrier((dw, w.astype(g.dtype)))
+  return _dot(numerics, g, w, (1, 0), x.dtype), dw
 
 
 product.defvjp(_product_fwd, _product_bwd)

@@ -6,6 +6,7 @@ import pytest
 
 from lipnext_jax import certify
 from lipnext_jax import models
+from lipnext_jax.certify import bound
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rounding
@@ -57,7 +58,8 @@ def untested(params, images):
   apart = np.linalg.norm(rows - rows[p][:, None], axis=-1)
   margins = np.max(logits, axis=-1, keepdims=True) - logits
   with np.errstate(divide='ignore', invalid='ignore'):
-    radii = margins / apart / certify.lipschitz_bound(params)
+    bounds = certify.lipschitz_bounds(params)
+    radii = margins / apart / certify.bound_product(bounds)
   return p, np.where(np.arange(4) == p[:, None], np.inf, radii)
 
 
@@ -83,6 +85,36 @@ def test_crafted_constants_certify_nothing_and_honest_ones_all():
     assert not np.any(np.min(radii, axis=-1)), case
     found += count_broken(params, *untested(params, IMAGES))
   assert found > 20  # Of what is refused, some is false.
+
+
+@pytest.mark.parametrize('case', CRAFTED)
+def test_bare_logits_get_no_bound_or_no_radius_where_constants_hide(case):
+  """`certified_radius` sees no weights: `lipschitz_bound` looks at them."""
+  params = make(**case)
+  if set(case) == {'head'}:  # Seen in the logits.
+    lipschitz = certify.lipschitz_bound(params)
+    kernel = models.head_kernel({'params': params})
+    logits = LOGITS(params, IMAGES)
+    _, radii = certify.certified_radius(logits, kernel, lipschitz)
+    assert not np.any(radii)
+    return
+  with pytest.raises(ValueError, match='certify with rigorous_certifier'):
+    certify.lipschitz_bound(params)
+  certify.rigorous_certifier(MODEL, params)  # It takes any.
+
+
+def test_bare_radii_above_what_is_said_hold_at_the_largest_constants():
+  params = make(stem=80.0, pos=40.0)
+  total, tokens = bound.sum_constants(params)
+  assert 900 < total / tokens**0.5 < bound.LARGEST_CONSTANTS
+  kernel = models.head_kernel({'params': params})
+  lipschitz = certify.lipschitz_bound(params)
+  predictions, radii = certify.certified_radius(
+    LOGITS(params, IMAGES), kernel, lipschitz
+  )
+  said = np.where(radii > 0.004 * tokens**0.5, radii, 0)
+  assert np.count_nonzero(said) > 16
+  assert count_broken(params, predictions, said[:, None]) == 0
 
 
 def test_the_floor_is_that_of_the_recursion_and_not_far_above():

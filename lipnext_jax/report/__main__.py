@@ -1,25 +1,25 @@
-"""Writes a workdir's report again, e.g. after its certificates were attacked.
+"""Writes a workdir's page again, e.g. after its certificates were attacked.
 
-python -m lipnext_jax.page --workdir=DIR
+python -m lipnext_jax.report --workdir=DIR
 """
 
 from collections.abc import Sequence
 import sys
 
 from lipnext_jax import command
-from lipnext_jax import page
+from lipnext_jax import report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Writes the report; returns the exit code."""
+  """Writes the page; returns the exit code."""
 
   def run() -> int:
     parser = command.Parser(
-      'python -m lipnext_jax.page',
+      'python -m lipnext_jax.report',
       'Writes DIR/report.html from the files of an evaluated run.',
     )
     parser.add_argument('--workdir', required=True, metavar='DIR')
-    print(page.write_page(parser.parse_args(argv).workdir))
+    print(report.write_page(parser.parse_args(argv).workdir))
     return 0
 
   return command.run(run)

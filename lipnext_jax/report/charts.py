@@ -1,0 +1,130 @@
+"""Computes what the charts of the page are drawn from: axes, paths, dots."""
+
+import math
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+_TICKS = 5  # About so many on an axis.
+_MOST_POINTS = 400  # Of a line: more than a plot has columns of pixels.
+_MOST_STEPS = 1000  # Of an accuracy curve; beyond, it is on an even grid.
+
+
+class Axis(NamedTuple):
+  """One direction of a chart."""
+
+  label: str
+  low: float
+  high: float
+  ticks: list[float]
+  log: bool = False
+
+  def place(self, values: Any) -> np.ndarray:
+    """Maps values to per cent of the axis, clipped; NaN where not finite."""
+    values = np.asarray(values, np.float64)
+    known = np.where(np.isfinite(values), values, np.nan)
+    ends = np.array([self.low, self.high])
+    if self.log:
+      known, ends = np.log10(np.maximum(known, self.low)), np.log10(ends)
+    return np.interp(known, ends, (0, 100))
+
+
+def make_axis(
+  label: str, *values: Any, log: bool = False, whole: bool = False
+) -> Axis:
+  """Fits an axis to finite values, or to the positive ones if `log`.
+
+  Args:
+    label: what it measures, and the unit.
+    *values: numbers and arrays to be shown.
+    log: whether it is logarithmic; its ends are then ticks.
+    whole: whether ticks are whole numbers.
+
+  >>> make_axis('ε', 0, np.array([0.9, 0.5])).ticks
+  [0.0, 0.2, 0.4, 0.6000000000000001, 0.8]
+  >>> make_axis('loss', 2.5, 11, log=True).ticks
+  [2.0, 3.0, 5.0, 10.0, 20.0]
+  """
+  shown = np.concatenate([np.ravel(v).astype(np.float64) for v in values])
+  shown = np.clip(shown[np.isfinite(shown)], -1e300, 1e300)
+  if log:
+    shown = np.maximum(shown[shown > 0], 1e-300)
+  low, high = (shown.min(), shown.max()) if len(shown) else (1.0, 1.0)
+  if log:
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 2)
+    marks = [digit * 10.0**k for k in powers for digit in (1, 2, 3, 5)]
+    low, top = low * (1 + 1e-9), high * (1 - 1e-9)
+    low = max(mark for mark in marks if mark <= low)
+    high = min(mark for mark in marks if mark > low and mark >= top)
+    ticks = [mark for mark in marks if low <= mark <= high]
+    if len(ticks) > _TICKS + 2:
+      ticks = [10.0**k for k in powers if low <= 10.0**k <= high]
+      ticks = ticks[:: math.ceil(len(ticks) / (_TICKS + 2))]
+    return Axis(label, low, high, ticks, log)
+  if not high - low > 1e-12 * max(abs(low), abs(high), 1e-280):
+    high = low + (abs(low) or 1.0)
+  step = _round_step((high - low) / _TICKS)
+  step = max(step, 1.0) if whole else step
+  first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+  return Axis(label, low, high, [k * step for k in range(first, last + 1)])
+
+
+def _round_step(step: float) -> float:
+  """Returns the next of 1, 2, 5 times a power of ten."""
+  base = 10.0 ** math.floor(math.log10(step))
+  return base * min(m for m in (1, 2, 5, 10) if m * base >= step * (1 - 1e-9))
+
+
+def path(
+  x_axis: Axis, y_axis: Axis, x: np.ndarray, y: np.ndarray, steps: bool = False
+) -> str:
+  """Writes a line as an SVG path over 100 × 100, with gaps where unknown.
+
+  Args:
+    x_axis: its 0 is on the left.
+    y_axis: its 0 is at the bottom.
+    x: of the points.
+    y: of the points.
+    steps: whether it is a right-continuous step function.
+  """
+  x, y = x_axis.place(x), 100 - y_axis.place(y)
+  if not steps and len(x) > _MOST_POINTS:
+    parts = np.array_split(np.arange(len(x)), _MOST_POINTS // 2)
+    kept = [at(y[p]) + p[0] for p in parts for at in (np.argmin, np.argmax)]
+    x, y = x[np.sort(kept)], y[np.sort(kept)]
+  commands, drawing = [], False
+  for across, down in zip(x, y, strict=True):
+    if not math.isfinite(down):
+      drawing = False
+      continue
+    if drawing and steps:
+      commands.append(f'H{across:.2f}V{down:.2f}')
+    else:
+      commands.append(f'{"L" if drawing else "M"}{across:.2f} {down:.2f}')
+    drawing = True
+  return ''.join(commands)
+
+
+def accuracy_curve(
+  radii: np.ndarray, end: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Computes the share of radii above ε, for every ε from 0 to `end`.
+
+  Args:
+    radii: [n], ℓ2 in [0, 1] pixel units; 0 for a wrong answer.
+    end: the last ε.
+
+  Returns:
+    ε [m] and per cent [m]: a right-continuous step function.
+
+  >>> x, y = accuracy_curve(np.array([0.5, 0.25]), 1.0)
+  >>> x.tolist(), y.tolist()
+  ([0.0, 0.25, 0.5, 1.0], [100.0, 50.0, 0.0, 0.0])
+  """
+  ordered = np.sort(radii)
+  x = np.unique([*ordered[np.isfinite(ordered)], 0.0, end])
+  if len(x) > _MOST_STEPS:
+    x = np.linspace(0.0, end, _MOST_STEPS)
+  above = len(ordered) - np.searchsorted(ordered, x, side='right')
+  return x, 100 * above / len(ordered)

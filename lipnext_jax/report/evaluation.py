@@ -1,0 +1,140 @@
+"""Writes what an evaluation leaves in the workdir, and prints its table."""
+
+from collections.abc import Mapping
+import csv
+import io
+import os
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from lipnext_jax import evaluate
+from lipnext_jax import files
+from lipnext_jax.certify import decimals
+from lipnext_jax.data import sources
+from lipnext_jax.report import metrics
+from lipnext_jax.report import page
+
+_COLUMNS = ('id', 'label', 'prediction', 'radius')
+_PER_GROUP = 8  # Images of a kind that the page shows.
+
+
+def write(
+  workdir: str,
+  config: ml_collections.ConfigDict,
+  step: int,
+  result: evaluate.Evaluation,
+  source: sources.Source,
+) -> dict[str, Any]:
+  """Writes `eval.json`, `radii.csv` and the page, and prints the final table.
+
+  The numbers are written first; whatever goes wrong with the page or its
+  images costs a line on stderr, not the run. Only the first process writes.
+
+  Args:
+    workdir: where to.
+    config: of the run.
+    step: of the weights that were evaluated.
+    result: what was found.
+    source: the split that was evaluated, for the images of the page.
+
+  Returns:
+    What `eval.json` holds.
+  """
+  split = config.eval.split
+  summary = {
+    'step': step,
+    'split': split,
+    **result.summary(config.eval.epsilons),
+  }
+  if jax.process_index() != 0:
+    return summary
+  columns = result.ids, result.labels, result.predictions, result.radii
+  table = io.StringIO(newline='')
+  writer = csv.writer(table)
+  writer.writerow(_COLUMNS)
+  # Radii with all their float32 digits.
+  writer.writerows(zip(*(c.tolist() for c in columns), strict=True))
+  files.write_text(os.path.join(workdir, 'radii.csv'), table.getvalue())
+  files.write_json(os.path.join(workdir, 'eval.json'), summary)
+  print_table(summary, f'{config.dataset.name}, {split} split:')
+  try:
+    _write_gallery(workdir, result, source)
+    metrics.say(f'the report is {page.write_page(workdir)}')
+  except Exception as error:
+    metrics.say(f'no report.html: {error!r}')
+  return summary
+
+
+def print_table(summary: Mapping[str, Any], title: str) -> None:
+  """Prints the final numbers; none claims more than was proved."""
+  n = summary['examples']
+  lines = [
+    title,
+    f'  examples                {n:>8d}',
+    f'  clean accuracy          {summary["clean"]:>8.2f} %',
+  ]
+  for epsilon, value in summary['cra'].items():
+    certified = page.percent(round(value * n / 100), n).replace('\u00a0', ' ')
+    lines.append(f'  CRA at ℓ2 ε = {epsilon:<9s} {certified:>10s}')
+  constant = page.constant(summary['lipschitz_bound'])
+  lines.append(f'  Lipschitz bound Λ       {constant} (proved)')
+  if 'logit_error' in summary:
+    shown = decimals.up(summary['logit_error'], 2)
+    lines.append(f'  rounding of logits E    {shown} (bounded, subtracted)')
+  else:
+    note = 'float32, an estimate subtracted (fast mode)'
+    lines.append(f'  rounding of logits      {note}')
+  print('\n'.join(lines), flush=True)
+
+
+def choose(
+  labels: np.ndarray, predictions: np.ndarray, radii: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Chooses the examples worth seeing, at most `_PER_GROUP` of a kind.
+
+  Args:
+    labels: [n] int.
+    predictions: [n] int.
+    radii: [n], ℓ2 in [0, 1] pixel units.
+
+  Returns:
+    Positions: 'robust' are correct, largest radii first; 'fragile' correct and
+    certified, smallest first; 'wrong' misclassified, largest radii first. No
+    position is in two of them.
+
+  >>> groups = choose(np.zeros(3), np.array([0, 0, 1]), np.array([0.1, 2, 1]))
+  >>> {name: chosen.tolist() for name, chosen in groups.items()}
+  {'robust': [1], 'fragile': [0], 'wrong': [2]}
+  """
+  correct = labels == predictions
+  order = np.argsort(radii, kind='stable')
+  certified = order[correct[order] & (radii[order] > 0)]
+  half = (len(certified) + 1) // 2
+  return {
+    'robust': certified[len(certified) - half :][::-1][:_PER_GROUP],
+    'fragile': certified[: len(certified) - half][:_PER_GROUP],
+    'wrong': order[~correct[order]][::-1][:_PER_GROUP],
+  }
+
+
+def _write_gallery(
+  workdir: str, result: evaluate.Evaluation, source: sources.Source
+) -> None:
+  """Writes `gallery.npz`: the page is made from files, and shows images."""
+  groups = choose(result.labels, result.predictions, result.radii)
+  chosen = np.concatenate(list(groups.values()))
+  images = [source[int(result.ids[i])]['image'] for i in chosen]
+  files.write_arrays(
+    os.path.join(workdir, 'gallery.npz'),
+    {
+      'group': np.repeat(list(groups), [len(g) for g in groups.values()]),
+      'id': result.ids[chosen],
+      'label': result.labels[chosen],
+      'prediction': result.predictions[chosen],
+      'radius': result.radii[chosen],
+      'image': np.stack(images) if images else np.zeros((0, 1, 1, 1)),
+    },
+  )

@@ -1,0 +1,247 @@
+"""Makes `report.html`, one file that fetches nothing, from a workdir.
+
+All that people see stands in the template `report.html.jinja`; here is what
+it computes with.
+"""
+
+import base64
+import collections
+import functools
+import io
+import json
+import math
+import os
+import re
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from lipnext_jax import files
+from lipnext_jax.certify import decimals
+from lipnext_jax.report import charts
+from lipnext_jax.report import workdir as workdir_lib
+
+_SPACE = '\u00a0'  # A number stays on one line with its unit.
+_SUPERSCRIPT = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
+_MOST_CLASSES = 20  # Beyond, the ten weakest and the ten strongest are shown.
+_BINS = 24
+
+
+def write_page(workdir: str) -> str:
+  """Writes `report.html` into a workdir that holds an evaluation.
+
+  Returns:
+    Its path.
+
+  Raises:
+    UserError: the files of an evaluation are missing or unreadable.
+  """
+  path = os.path.join(workdir, 'report.html')
+  files.write_text(path, build_page(workdir_lib.read_run(workdir)))
+  return path
+
+
+def build_page(run: workdir_lib.Run) -> str:
+  """Builds the document, a function of the files of the run alone."""
+  return _template().render(
+    run=run,
+    classes=_classes(run),
+    confusion=_confusion(run),
+    adversarial=_adversarial(run),
+    distances=_distances(run),
+  )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+  """Compiles the template once; whatever it prints is escaped."""
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('lipnext_jax.report', '.'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=['jinja2.ext.do'],
+  )
+  functions = (
+    charts.accuracy_curve, charts.make_axis, charts.path, constant, count,
+    data_uri, decimals.up, flat, grey, percent, powers, radius,
+  )  # fmt: skip
+  environment.globals.update({f.__name__: f for f in functions}, np=np)
+  return environment.get_template('report.html.jinja')
+
+
+def count(value: int) -> str:
+  """Writes a number with separated thousands: 12 345."""
+  return f'{value:,}'.replace(',', _SPACE)
+
+
+def percent(hits: Any, examples: int = 0) -> str:
+  """Writes a share, one of counts rounded down.
+
+  >>> percent(66.666).replace(_SPACE, ' '), percent(2, 3).replace(_SPACE, ' ')
+  ('66.67 %', '66.66 %')
+  """
+  if examples:
+    whole, hundredths = divmod(10_000 * int(hits) // examples, 100)
+    return f'{whole}.{hundredths:02d}{_SPACE}%'
+  return f'{hits:.2f}{_SPACE}%' if isinstance(hits, int | float) else '–'
+
+
+def radius(value: float, digits: int = 3) -> str:
+  """Writes an ℓ2 length, never above what it is.
+
+  >>> radius(0.51978), radius(float('inf')), radius(float('nan'))
+  ('0.519', '∞', 'not a number')
+  """
+  shown = decimals.down(float(value), digits)
+  return {'inf': '∞', 'nan': 'not a number'}.get(shown, shown)
+
+
+def grey(value: float) -> str:
+  """Writes the same length in grey levels of 1/255, never above what it is."""
+  return radius(decimals.below_product(255, float(value)), 1)
+
+
+def constant(bound: float) -> str:
+  """Writes Λ, rounded up: by its excess over 1 where that is small.
+
+  >>> constant(1.00001), constant(4.25)
+  ('1 + 1.1e-05', '4.25')
+  """
+  if 1 <= bound < 1.1:
+    return f'1 + {decimals.excess_up(bound)}'
+  return decimals.up(bound, 4)
+
+
+def powers(text: str) -> str:
+  """Writes powers of ten as people do.
+
+  >>> powers('1 + 8e-06').replace(_SPACE, ' '), powers('1e-07')
+  ('1 + 8·10⁻⁶', '10⁻⁷')
+  """
+  text = re.sub(
+    r'e([+-])0*(\d+)',
+    lambda m: f'·10{(m[1] + m[2]).lstrip("+").translate(_SUPERSCRIPT)}',
+    text.replace(' ', _SPACE),
+  )
+  return re.sub(r'(?<![\d.])1·10', '10', text)
+
+
+def flat(value: Any) -> str:
+  """Writes a value of a record on one line.
+
+  >>> flat({'kind': 'cpu', 'count': 1}), flat(['main.py', '-h']), flat([1, 2])
+  ('kind cpu, count 1', 'main.py -h', '[1, 2]')
+  """
+  if isinstance(value, dict):
+    return ', '.join(f'{key} {item}' for key, item in value.items())
+  if isinstance(value, list) and all(isinstance(v, str) for v in value):
+    return ' '.join(value)
+  return value if isinstance(value, str) else json.dumps(value)
+
+
+def data_uri(image: np.ndarray) -> str:
+  """Encodes an image as the `src` of an `<img>`: nothing is fetched for it.
+
+  Args:
+    image: [H, W, ch] uint8, or float in [0, 1] (clipped). One channel is grey,
+      three are red, green and blue; any other number is shown as its mean.
+
+  >>> data_uri(np.zeros((1, 1, 3)))[:30]
+  'data:image/png;base64,iVBORw0K'
+  """
+  if image.dtype != np.uint8:
+    image = np.clip(np.nan_to_num(image.astype(np.float64)), 0, 1)
+    image = np.rint(255 * image).astype(np.uint8)
+  if image.shape[-1] != 3:
+    image = np.rint(image.mean(axis=-1)).astype(np.uint8)
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, 'PNG')
+  return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
+
+def _classes(run: workdir_lib.Run) -> dict[str, Any]:
+  """Counts examples and bins radii for each class that is shown."""
+  labels, certified = run.table['label'], run.certified
+  right = labels == run.table['prediction']
+  members = {int(c): np.flatnonzero(labels == c) for c in np.unique(labels)}
+  chosen = list(members)
+  if len(members) > _MOST_CLASSES:
+    chosen.sort(key=lambda c: float(np.median(certified[members[c]])))
+    half = _MOST_CLASSES // 2
+    chosen = chosen[:half] + chosen[-half:]
+  axis = charts.make_axis('radius', 0, certified)
+  shown = []
+  for c in chosen:
+    radii = certified[members[c]]
+    positive = np.minimum(radii[radii > 0], axis.high)
+    bins, _ = np.histogram(positive, _BINS, (0, axis.high))
+    shown.append(
+      {
+        'label': c,
+        'images': len(radii),
+        'correct': int(np.sum(right[members[c]])),
+        'certified': int(np.sum(radii > run.exact(run.epsilon))),
+        'uncertified': int(np.sum(radii == 0)),
+        'median': float(np.median(radii)),
+        'bars': (bins / len(radii)).tolist(),
+      }
+    )
+  top = max(max(one['bars']) for one in shown) or 1
+  return {'axis': axis, 'top': top, 'total': len(members), 'shown': shown}
+
+
+def _confusion(run: workdir_lib.Run) -> dict[str, Any]:
+  """Counts labels against predictions, and lists the frequent mistakes."""
+  labels = run.table['label'].tolist()
+  predictions = run.table['prediction'].tolist()
+  names = sorted({*labels, *predictions})
+  pairs = collections.Counter(zip(labels, predictions, strict=True))
+  return {
+    'names': names if len(names) <= _MOST_CLASSES else [],
+    'pairs': pairs,
+    'totals': collections.Counter(labels),
+    'mistakes': [(*p, n) for p, n in pairs.most_common() if p[0] != p[1]],
+  }
+
+
+def _adversarial(run: workdir_lib.Run) -> list[dict[str, Any]]:
+  """Collects what attacks found, the closest to its certified ball first."""
+  arrays, shown = run.attacked, []
+  for k, name in enumerate(arrays.get('shown_id', ())):
+    row = int(np.flatnonzero(arrays['id'] == name)[0])
+    own = float(arrays['radius'][row])
+    original = arrays['original'][k].astype(np.float64)
+    difference = arrays['adversarial'][k] - original
+    distance = float(np.linalg.norm(difference))
+    largest = float(np.max(np.abs(difference), initial=0.0))
+    shown.append(
+      {
+        'id': int(name),
+        'before': int(arrays['prediction'][row]),
+        'after': int(arrays['adversarial_prediction'][k]),
+        'radius': own,
+        'distance': distance,
+        'ratio': distance / own if own > 0 else math.inf,
+        'original': original,
+        'adversarial': arrays['adversarial'][k],
+        'difference': difference,
+        'factor': max(1, int(0.5 / largest)) if largest > 1e-9 else 1,
+      }
+    )
+  return sorted(shown, key=lambda one: one['ratio'])
+
+
+def _distances(run: workdir_lib.Run) -> dict[str, np.ndarray]:
+  """Sorts the attacks that changed an answer, closest to their radius first."""
+  names = ('id', 'radius', 'distance')
+  columns = {name: run.attacked.get(name, np.zeros(0)) for name in names}
+  radii, distances = columns['radius'], columns['distance']
+  found = np.flatnonzero(
+    np.isfinite(distances) & np.isfinite(radii) & (radii > 0)
+  )
+  order = found[np.argsort(distances[found] / radii[found], kind='stable')]
+  return {name: column[order] for name, column in columns.items()}

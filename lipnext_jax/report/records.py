@@ -1,0 +1,122 @@
+"""Records what ran, on which machine and on which data."""
+
+from collections.abc import Sequence
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+from lipnext_jax import errors
+from lipnext_jax import files
+from lipnext_jax.data import sources
+from lipnext_jax.models import interface
+from lipnext_jax.models import lipnext
+from lipnext_jax.parallel import sharding as sharding_lib
+
+_PACKAGES = (
+  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
+  'ml-collections',
+)  # fmt: skip
+
+
+def write_records(
+  workdir: str,
+  mesh: jax.sharding.Mesh,
+  state: Any,
+  shardings: Any,
+  dataset: sources.Dataset,
+) -> None:
+  """Writes what is needed, beside the config, to say later what ran.
+
+  `parameters.txt` has the path, shape, dtype, spec and bytes per device of
+  every array of the train state; `run.json` has versions, devices, the commit
+  and the shape of the data, one entry per start of the run.
+  """
+  if jax.process_index() != 0:
+    return
+  files.write_text(
+    os.path.join(workdir, 'parameters.txt'),
+    f'{sharding_lib.table(state, shardings)}\n'
+    f'parameters stored: {interface.parameter_count(state.params):,}\n'
+    'as the paper counts, R and M with R whole: '
+    f'{lipnext.paper_parameter_count(state.params):,}\n',
+  )
+  path = os.path.join(workdir, 'run.json')
+  starts = []
+  if os.path.exists(path):
+    with contextlib.suppress(ValueError):  # Damaged: it only tells of the past.
+      starts = files.read_json(path)
+    starts = starts if isinstance(starts, list) else []
+  data = {
+    'image_shape': dataset.image_shape,
+    'num_classes': dataset.num_classes,
+    'train_examples': len(dataset.train),
+  }
+  files.write_json(path, [*starts, {**describe_run(mesh), 'data': data}])
+
+
+def read_data_facts(workdir: str) -> dict[str, Any]:
+  """Reads what the last start of a run knew of its data.
+
+  Returns:
+    'image_shape' [H, W, ch], 'num_classes' and 'train_examples': enough to
+    build the model of the run.
+
+  Raises:
+    ConfigError: no run.json, or one without these.
+  """
+  try:
+    facts = files.read_json(os.path.join(workdir, 'run.json'))[-1]['data']
+    h, w, ch = facts['image_shape']
+    numbers = h, w, ch, facts['num_classes'], facts['train_examples']
+    if any(type(n) is not int or not 0 < n < 2**31 for n in numbers):
+      raise ValueError('a number that counts nothing')
+  except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    raise errors.ConfigError(
+      '--workdir',
+      workdir,
+      f'has no run.json that describes its data ({type(error).__name__})',
+      'name the directory of a training run',
+    ) from None
+  return {
+    'image_shape': (h, w, ch),
+    'num_classes': facts['num_classes'],
+    'train_examples': facts['train_examples'],
+  }
+
+
+def describe_run(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """Returns versions, devices and the commit of the code that runs."""
+  git = ['git', '-C', os.path.dirname(os.path.abspath(__file__))]
+  commit = _output([*git, 'rev-parse', 'HEAD'])
+  dirty = _output([*git, 'status', '--porcelain', '--untracked-files=no'])
+  devices = mesh.devices.flatten()
+  return {
+    'command': sys.argv,
+    'commit': commit or 'not a git checkout',
+    'uncommitted_changes': bool(dirty),
+    'python': platform.python_version(),
+    'packages': {name: importlib.metadata.version(name) for name in _PACKAGES},
+    'devices': {
+      'kind': devices[0].device_kind,
+      'platform': devices[0].platform,
+      'count': len(devices),
+      'processes': jax.process_count(),
+    },
+    'mesh': dict(mesh.shape),
+  }
+
+
+def _output(command: Sequence[str]) -> str:
+  """Returns what a command prints, or '' where it fails."""
+  try:
+    return subprocess.run(
+      command, capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
+  except (OSError, subprocess.SubprocessError):
+    return ''

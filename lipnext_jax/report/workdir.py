@@ -1,0 +1,230 @@
+"""Reads and checks the files of a workdir, all that the page is made of."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import csv
+import dataclasses
+import functools
+from importlib import resources
+import os
+from typing import Any
+import zipfile
+import zlib
+
+import numpy as np
+
+from lipnext_jax import errors
+from lipnext_jax import files
+from lipnext_jax.report import metrics as metrics_lib
+
+Arrays = Mapping[str, np.ndarray]
+
+_UNREADABLE = (
+  ArithmeticError, AttributeError, EOFError, LookupError, OSError, TypeError,
+  ValueError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+_EVALUATE = 'evaluate the run first (python -m lipnext_jax.main … --mode=eval)'
+_COLUMNS = {'id': int, 'label': int, 'prediction': int, 'radius': float}
+_SHOWN = ('shown_id', 'original', 'adversarial', 'adversarial_prediction')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One evaluated run; what is missing is empty, and `notes` says why."""
+
+  workdir: str
+  name: str  # The last part of the workdir.
+  evaluation: dict[str, Any]  # eval.json.
+  table: Arrays  # radii.csv: id, label, prediction, radius, each [n].
+  config: dict[str, Any]  # config.json: dotted field → value.
+  starts: list[dict[str, Any]]  # run.json.
+  metrics: dict[str, tuple[np.ndarray, np.ndarray]]  # Name → steps, values.
+  gallery: Arrays  # gallery.npz, if it is of this evaluation.
+  attack: dict[str, Any]  # attack.json, if it is of this evaluation.
+  attacked: Arrays  # attack.npz, with it.
+  notes: dict[str, str]  # File → why it is not shown.
+
+  @property
+  def certified(self) -> np.ndarray:
+    """Certified radii [n] of the right answers; 0 for every other example."""
+    right = self.table['label'] == self.table['prediction']
+    radii = self.table['radius']
+    return np.where(right & (radii > 0), radii, 0.0)
+
+  @property
+  def epsilon(self) -> float:
+    """The radius of the headline: the reported one next to that trained for."""
+    reported = [float(key) for key in self.evaluation['cra']] or [0.0]
+    wanted = self.config.get('loss.epsilon')
+    if not isinstance(wanted, int | float):
+      return reported[0]
+    return min(reported, key=lambda epsilon: abs(epsilon - wanted))
+
+  def exact(self, epsilon: float) -> float:
+    """Returns a reported ε, to six digits in eval.json, or k/255 if above."""
+    level = round(255 * epsilon) / 255
+    return max(epsilon, level) if abs(level - epsilon) < 1e-6 else epsilon
+
+  @functools.cached_property
+  def class_names(self) -> Sequence[str]:
+    """Names of the classes, where the files of the run tell them."""
+    data = self.starts[-1].get('data') if self.starts else None
+    names = data.get('class_names') if isinstance(data, dict) else None
+    if isinstance(names, list):
+      return [str(name) for name in names]
+    if (name := self.config.get('dataset.name')) in ('cifar10', 'cifar100'):
+      lists = resources.files('lipnext_jax.data') / 'class_lists'
+      return (lists / f'{name}.txt').read_text(encoding='utf-8').split()
+    return ()
+
+  def name_of(self, c: int) -> str:
+    """Names a class, 'class 3' where it has no name."""
+    names = self.class_names
+    return names[c] if 0 <= c < len(names) else f'class {c}'
+
+
+def read_run(workdir: str) -> Run:
+  """Reads the files of an evaluated run.
+
+  Raises:
+    UserError: `eval.json` or `radii.csv` is missing, unreadable, or they are
+      of different evaluations. Anything else may be missing: `notes` says so.
+  """
+  notes: dict[str, str] = {}
+
+  def read(name: str, reader: Callable[[str], Any], missing: Any = None) -> Any:
+    path = os.path.join(workdir, name)
+    try:
+      return reader(path)
+    except FileNotFoundError:
+      problem = 'is missing'
+    except _UNREADABLE as error:
+      problem = f'cannot be read ({type(error).__name__}: {error})'
+    if missing is None:
+      raise errors.UserError(f'{path} {problem}; {_EVALUATE}.')
+    notes[name] = f'{name} {problem}'
+    return missing
+
+  evaluation = read('eval.json', _read_evaluation)
+  table = read('radii.csv', _read_radii)
+  rows, examples = len(table['id']), evaluation['examples']
+  if rows != examples:
+    raise errors.UserError(
+      f'{workdir}: radii.csv has {rows} examples, eval.json {examples}: they '
+      f'are of different evaluations; {_EVALUATE}.'
+    )
+  starts = read('run.json', lambda path: _read_json(path, list), [])
+  attack = read('attack.json', lambda path: _read_attack(path, evaluation), {})
+  attacked: Arrays = {}
+  if attack:
+    attacked = read('attack.npz', lambda path: _read_attacked(path, table), {})
+  return Run(
+    workdir=workdir,
+    name=os.path.basename(os.path.abspath(workdir)),
+    evaluation=evaluation,
+    table=table,
+    config=read('config.json', lambda path: _read_json(path, dict), {}),
+    starts=[start for start in starts if isinstance(start, dict)],
+    metrics=read('metrics.jsonl', _read_metrics, {}),
+    gallery=read('gallery.npz', lambda path: _read_gallery(path, table), {}),
+    attack=attack,
+    attacked=attacked,
+    notes=notes,
+  )
+
+
+def _read_evaluation(path: str) -> dict[str, Any]:
+  value = files.read_json(path)
+  return {
+    **value,
+    'step': int(value['step']),
+    'examples': int(value['examples']),
+    'clean': float(value['clean']),
+    'cra': {f'{float(key):.6g}': float(v) for key, v in value['cra'].items()},
+    'lipschitz_bound': float(value['lipschitz_bound']),
+    'lipschitz_bounds': {
+      name: np.array(layers, np.float64)
+      for name, layers in (value.get('lipschitz_bounds') or {}).items()
+      if layers
+    },
+  }
+
+
+def _read_radii(path: str) -> Arrays:
+  with open(path, newline='', encoding='utf-8') as file:
+    rows = list(csv.DictReader(file))
+  if not rows:
+    raise ValueError('it has no examples')
+  return {
+    name: np.array([convert(row[name]) for row in rows], dtype=convert)
+    for name, convert in _COLUMNS.items()
+  }
+
+
+def _read_json(path: str, kind: type) -> Any:
+  value = files.read_json(path)
+  if not isinstance(value, kind):
+    raise ValueError('it does not hold what it should')
+  return value
+
+
+def _read_metrics(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  points: dict[str, list[tuple[int, float]]] = {}
+  for _, scalars in metrics_lib.read_metrics(path):
+    step = scalars.pop('step')
+    for name, value in scalars.items():
+      if isinstance(value, int | float):
+        points.setdefault(name, []).append((step, float(value)))
+  return {
+    name: (np.array([s for s, _ in pairs]), np.array([v for _, v in pairs]))
+    for name, pairs in points.items()
+  }
+
+
+def _read_arrays(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+  # Pickles are refused: they run code.
+  with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
+    return {name: arrays[name] for name in names}
+
+
+def _check_same(arrays: Arrays, table: Arrays, columns: Sequence[str]) -> None:
+  """Raises ValueError unless the rows of these ids say the same in a table."""
+  row_of = {int(name): row for row, name in enumerate(table['id'])}
+  rows = [row_of.get(int(name), -1) for name in arrays['id']]
+  # radii.csv holds every digit, so that equal means equal.
+  if -1 in rows or not all(
+    np.array_equal(arrays[name], table[name][rows], equal_nan=True)
+    for name in columns
+  ):
+    raise ValueError('it is of another evaluation')
+
+
+def _read_gallery(path: str, table: Arrays) -> Arrays:
+  gallery = _read_arrays(path, ('group', 'image', *_COLUMNS))
+  _check_same(gallery, table, ('label', 'prediction', 'radius'))
+  if gallery['image'].ndim != 4:
+    raise ValueError(f'image has shape {gallery["image"].shape}')
+  return gallery
+
+
+def _read_attack(path: str, evaluation: dict[str, Any]) -> dict[str, Any]:
+  attack = _read_json(path, dict)
+  for field in ('step', 'split'):
+    theirs, own = attack.get(field), evaluation.get(field)
+    if theirs != own and not (field == 'split' and None in (theirs, own)):
+      raise ValueError(
+        f'it is stale, of {field} {theirs}; the evaluation is of {field} {own}'
+      )
+  counts = {field: int(attack[field]) for field in ('runs', 'broken')}
+  return {**attack, **counts, 'examples': int(attack['examples'])}
+
+
+def _read_attacked(path: str, table: Arrays) -> Arrays:
+  attacked = _read_arrays(path, (*_COLUMNS, 'distance', *_SHOWN))
+  _check_same(attacked, table, ('label',))
+  if not np.isin(attacked['shown_id'], attacked['id']).all():
+    raise ValueError('it shows an example that was not attacked')
+  if attacked['original'].shape != attacked['adversarial'].shape:
+    raise ValueError('originals and adversarials differ in shape')
+  return attacked

@@ -1,0 +1,97 @@
+"""Workdirs as runs leave them, made up in milliseconds, of any size."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from lipnext_jax import evaluate
+from lipnext_jax import report
+from lipnext_jax.data import sources
+
+CONFIG = types.SimpleNamespace(
+  dataset=types.SimpleNamespace(name='rings'),
+  eval=types.SimpleNamespace(epsilons=(36 / 255, 0.25, 0.5, 1.0), split='test'),
+)
+FIELDS = {'dataset.name': 'rings', 'loss.epsilon': 0.25, 'seed': 0}
+START = {
+  'command': ['main.py', '--workdir=x'],
+  'uncommitted_changes': True,
+  'devices': {'kind': 'cpu', 'count': 1},
+}
+
+
+def _make(workdir, *, classes=10, per_class=12, depth=8, attack=True):
+  workdir.mkdir(parents=True)
+  rng, n = np.random.default_rng(0), classes * per_class
+  labels = np.arange(n) % classes
+  predictions = np.where(rng.random(n) < 0.9, labels, (labels + 1) % classes)
+  radii = np.float32(rng.gamma(4, 0.15, n) * (rng.random(n) < 0.95))
+  images = np.float32(rng.random((n, 8, 8, 1)))
+  factors = {
+    name: (1 + 1e-7 * (1 + rng.random(layers))).tolist()
+    for name, layers in (('blocks/R', depth), ('blocks/M', depth), ('Q', 1))
+  }
+  result = evaluate.Evaluation(
+    ids=np.arange(n),
+    labels=labels,
+    predictions=predictions,
+    radii=radii,
+    lipschitz_bound=float(np.prod(np.concatenate([*factors.values()]))),
+    lipschitz_bounds=factors,
+  )
+  writer = report.MetricWriter(str(workdir))
+  for step in range(1, 41):
+    scalars = {'train/loss': 3 / step, 'train/clean': 100 - 60 / step}
+    monitored = {'monitor/clean': 90.0} if step % 20 == 0 else {}
+    writer.write(step, scalars | monitored)
+  writer.close()
+  (workdir / 'config.json').write_text(json.dumps(FIELDS))
+  (workdir / 'run.json').write_text(json.dumps([START]))
+  if attack:
+    _attack(workdir, rng, result, images)
+  source = sources.ArraySource(images, labels)
+  report.write(str(workdir), CONFIG, 40, result, source)
+  return workdir
+
+
+def _attack(workdir, rng, result, images):
+  n, radii = len(images), result.radii
+  noise = rng.normal(size=images[:4].shape)
+  noise /= np.linalg.norm(noise.reshape(4, -1), axis=1)[:, None, None, None]
+  np.savez(
+    workdir / 'attack.npz',
+    id=result.ids,
+    label=result.labels,
+    prediction=result.predictions,
+    radius=radii,
+    distance=np.where(rng.random(n) < 0.1, np.inf, 1.5 * radii),
+    shown_id=np.arange(4),
+    original=images[:4],
+    adversarial=images[:4] + 1.1 * (0.01 + radii[:4, None, None, None]) * noise,
+    adversarial_prediction=(result.predictions[:4] + 1) % 2,
+  )
+  summary = {
+    'step': 40,
+    'split': 'test',
+    'examples': n,
+    'runs': 12345,
+    'broken': 0,
+    'epsilons': {'0.25': {'cra': 200 / 3, 'robust': 68.5, 'gap': 11 / 6}},
+    'attacks': {'pgd': {'runs': 10000, 'successes': 900}},
+    'lipschitz_lower_bound': 0.9871,
+  }
+  (workdir / 'attack.json').write_text(json.dumps(summary))
+
+
+@pytest.fixture(scope='session')
+def make_workdir():
+  """Makes a workdir: (path, **sizes) → path."""
+  return _make
+
+
+@pytest.fixture(scope='session')
+def workdir(tmp_path_factory):
+  """One with everything in it. Not to be written to."""
+  return _make(tmp_path_factory.mktemp('report') / 'rings')

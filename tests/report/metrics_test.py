@@ -1,0 +1,70 @@
+from tensorboardX.proto import event_pb2
+
+from lipnext_jax.report import metrics
+
+SCALARS = {
+  'train/loss': 1.5,
+  'train/clean': 50.0,
+  'train/certified': 25.0,
+  'train/epsilon': 0.1,
+  'train/learning_rate': 1e-3,
+  'train/orthogonality_error': 1e-6,
+}
+
+
+def test_a_resumed_run_drops_lines_beyond_its_checkpoint(tmp_path):
+  writer = metrics.MetricWriter(str(tmp_path))
+  for step in (1, 2, 3):
+    writer.write(step, {'train/loss': float(step)})
+  writer.close()
+  with open(tmp_path / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 4, "trai')  # Killed while writing.
+  writer = metrics.MetricWriter(str(tmp_path), start_step=2)
+  writer.write(3, {'train/loss': 30.0})
+  writer.close()
+  _, lines = zip(*metrics.read_metrics(tmp_path / 'metrics.jsonl'), strict=True)
+  expected = [(1, 1.0), (2, 2.0), (3, 30.0)]
+  assert [(line['step'], line['train/loss']) for line in lines] == expected
+
+
+def test_event_files_hold_the_scalars(tmp_path):
+  writer = metrics.MetricWriter(str(tmp_path))
+  writer.write(7, {'train/loss': 0.5})
+  writer.close()
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  # TFRecord framing: length (8 bytes), crc (4), data, crc (4).
+  data, events = path.read_bytes(), []
+  while data:
+    length = int.from_bytes(data[:8], 'little')
+    events.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+    data = data[16 + length :]
+  values = [
+    (event.step, value.tag, value.simple_value)
+    for event in events
+    for value in event.summary.value
+  ]
+  assert values == [(7, 'train/loss', 0.5)]
+
+
+def test_progress_shows_everything_the_readme_promises(capsys):
+  with metrics.Progress(total_steps=10, start_step=2, batch_size=8) as progress:
+    rate = progress.update(6, SCALARS)
+  assert rate > 0
+  shown = capsys.readouterr().err
+  for part in ('6/10', 'eta', 'img/s', 'loss', 'clean', 'cert', 'ε', 'lr'):
+    assert part in shown
+  assert 'orth 1e-06' in shown
+
+
+def test_pauses_do_not_count_in_images_per_second(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(metrics.time, 'perf_counter', lambda: now[0])
+  with metrics.Progress(
+    total_steps=100, start_step=0, batch_size=8
+  ) as progress:
+    for step, pause in ((10, 0.0), (20, 7.0), (30, 0.0)):
+      now[0] += 1.0
+      with progress.paused():
+        now[0] += pause
+      now[0] += 1.0
+      assert progress.update(step, SCALARS) == 10 * 8 / 2

@@ -1,0 +1,280 @@
+import base64
+import configparser
+import dataclasses
+import html.parser
+import io
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from lipnext_jax.report import charts
+from lipnext_jax.report import page
+from lipnext_jax.report import workdir as workdir_lib
+
+NASTY = '</style><script>alert(1)</script>"\'><img src=x onerror=alert(1)>&amp;'
+
+
+class Outline(html.parser.HTMLParser):
+  """Reads a page and lists what is wrong with it."""
+
+  def __init__(self, text):
+    super().__init__(convert_charrefs=True)
+    self.open, self.tags, self.problems = [], [], []
+    self.feed(text)
+    self.close()
+    self.problems += [f'<{tag}> stays open' for tag in self.open]
+    ids = [a['id'] for _, a in self.tags if 'id' in a]
+    if len(set(ids)) < len(ids):
+      self.problems.append('an id is not unique')
+    for tag, a in self.tags:
+      for name in ('src', 'href', 'srcset', 'action', 'data', 'xlink:href'):
+        own = a.get(name, '').startswith('data:image/png;base64,')
+        if name in a and not own and a[name][1:] not in ids:
+          self.problems.append(f'{name} refers to {a[name]}')
+      for name in ('aria-labelledby', 'aria-describedby'):
+        if a.get(name, ids[0]) not in ids:
+          self.problems.append(f'{name} refers to nothing')
+      if tag == 'img' and not a.get('alt'):
+        self.problems.append('an image without words')
+      if a.get('role') == 'img' and 'aria-describedby' not in a:
+        self.problems.append('a chart without words')
+      if tag == 'th' and a.get('scope') not in ('row', 'col'):
+        self.problems.append('a header without a direction')
+      if tag in ('script', 'link', 'iframe', 'object', 'embed', 'base'):
+        self.problems.append(f'<{tag}>')
+    if re.search(r'://|url\(|@import', text):
+      self.problems.append('an address')
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    self.problems += [f'{name}=' for name, _ in attrs if name[:2] == 'on']
+    if tag not in ('img', 'meta'):
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    if not self.open or self.open.pop() != tag:
+      self.problems.append(f'</{tag}> closes something else')
+
+
+def unwrap(text):
+  """Returns a page without the line breaks of its source."""
+  return re.sub(r'\s*\n\s*', ' ', text)
+
+
+@pytest.fixture(scope='module')
+def run(workdir):
+  return workdir_lib.read_run(str(workdir))
+
+
+@pytest.fixture(scope='module')
+def text(workdir):
+  return unwrap((workdir / 'report.html').read_text())
+
+
+def build(run, **fields):
+  """Builds the page of a run with other contents; it must be flawless."""
+  text = page.build_page(dataclasses.replace(run, **fields))
+  assert not Outline(text).problems
+  return unwrap(text)
+
+
+def rows_of(text, caption):
+  """Returns the cells of the table with that caption, row by row."""
+  (body,) = re.findall(rf'<span>\s*{caption}.*?</table>', text, re.DOTALL)
+  rows = re.findall(r'<tr>(.*?)</tr>', body.replace('\u00a0', ' '), re.DOTALL)
+  return [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row) for row in rows]
+
+
+def test_the_page_is_flawless_and_a_function_of_the_files(run, text):
+  assert text == build(run)
+  pictures = [a for _, a in Outline(text).tags if a.get('role') == 'img']
+  assert len(pictures) == 10 + 2 + 3  # Classes; training; curve, attacks, Λ.
+  # The browser keeps the promise, too, before it reads anything else.
+  policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+  assert text.index(policy) < text.index('<style>')
+
+
+FAULTS = {
+  '</main>': '</main><b>',
+  '<main>': '<main><script>x()</script>',
+  '</h1>': '</h1><img src="http://x/y.png" alt="x">',
+  ' alt="': ' data-alt="',
+  ' scope="col"': '',
+  'id="curve-title"': 'id="factors-title"',
+  ' aria-describedby="curve-words"': '',
+  'href="#results"': 'href="x.html"',
+  '<section': '<section onclick="x()"',
+}
+
+
+@pytest.mark.parametrize(('old', 'new'), FAULTS.items())
+def test_a_page_with_a_fault_is_seen(text, old, new):
+  assert old in text
+  assert Outline(text.replace(old, new, 1)).problems
+
+
+def poison(value):
+  """Replaces every text, and adds a nasty name to every table of names."""
+  if isinstance(value, dict):
+    poisoned = {k: poison(v) for k, v in value.items()}
+    free = value and not {'step', 'cra', 'gap', '0.25', 'runs'} & value.keys()
+    return poisoned | ({NASTY: next(iter(poisoned.values()))} if free else {})
+  if isinstance(value, list):
+    return [poison(item) for item in value]
+  return NASTY if isinstance(value, str) else value
+
+
+def test_nothing_in_any_file_becomes_markup(workdir, text, tmp_path):
+  copy = shutil.copytree(workdir, tmp_path / 'copy')
+  for name in ('config.json', 'run.json', 'attack.json', 'eval.json'):
+    value = poison(json.loads((copy / name).read_text()))
+    if name == 'run.json':
+      value[-1]['data'] = {'class_names': [NASTY] * 10}
+    (copy / name).write_text(json.dumps(value))
+  poisoned = build(workdir_lib.read_run(str(copy)))
+  assert NASTY not in poisoned
+  assert poisoned.count('&lt;script&gt;') > 100
+  kinds = [{tag for tag, _ in Outline(t).tags} for t in (poisoned, text)]
+  assert kinds[0] == kinds[1]
+
+
+def test_nothing_proved_is_rounded_up(run, text):
+  rows = rows_of(text, 'Accuracy on the')
+  for epsilon, grey, share, number, *_ in rows[2:]:
+    exact = 36 / 255 if epsilon == '0.141176' else float(epsilon)
+    count = np.sum(run.certified > exact)
+    assert number == str(count)
+    assert 0 <= 100 * count / 120 - float(share[:-2]) < 0.01
+    assert 0 <= 255 * exact - float(grey) < 0.1
+  known = {page.radius(value) for value in run.certified}
+  assert {row[1] for row in rows_of(text, 'Quantiles')[1:]} <= known
+  bound = run.evaluation['lipschitz_bound'] - 1
+  shown = rows_of(text, 'Λ is the product')[-1][-1]
+  assert bound <= float(shown[4:].split('·')[0]) * 1e-6 < 1.1 * bound
+
+
+def test_an_attacked_part_gets_a_certified_curve_of_its_own(run, text):
+  assert rows_of(text, 'Accuracy on the')[3][4:] == ['68.50 %', '1.83']
+  part = {name: array[:60] for name, array in run.attacked.items()}
+  text = build(run, attacked=part, attack={**run.attack, 'examples': 60})
+  row = rows_of(text, 'Accuracy on the')[3]
+  assert row[4:] == ['66.66 %', '68.50 %', '1.83']
+  assert 'certified, the 60 attacked images' in text
+
+
+def test_attacks_are_told_as_they_went(run, text):
+  assert '0 fast certificates broken</strong> in 12\u00a0345 attack' in text
+  assert '0 of them inside the certified ball' in text
+  assert text.count('outside the ball.') == 4
+  inside = {**run.attacked, 'distance': 0.99 * run.attacked['radius']}
+  attack = {**run.attack, 'broken': 2, 'broken_ids': [0, 1]}
+  text = build(run, attacked=inside, attack=attack)
+  count = np.sum(run.table['radius'] > 0)
+  assert f'{count} of them inside the certified ball' in text
+  assert 'role="alert"><strong>2&nbsp;fast certificates broken' in text
+  assert 'Images 0, 1.' in text
+  notes = {'attack.json': 'attack.json is missing'}
+  text = build(run, attack={}, attacked={}, notes=notes)
+  assert 'attack' not in text.split('<h1>')[1].split('<nav')[0]
+  assert f'lipnext_jax.attacks --workdir={run.workdir}</code>' in text
+
+
+def test_every_class_has_its_numbers_and_its_histogram(run, text):
+  labels, predictions = run.table['label'], run.table['prediction']
+  matrix = rows_of(text, 'Confusion matrix')
+  for c, row in enumerate(rows_of(text, 'Accuracy and certified')[1:]):
+    mine = labels == c
+    hits = (predictions[mine] == c, run.certified[mine] > 0.25)
+    shares = [
+      page.percent(hit.sum(), 12).replace('\u00a0', ' ') for hit in hits
+    ]
+    median = page.radius(np.median(run.certified[mine]))
+    assert row == [f'class {c}', '12', *shares, median]
+    pairs = [np.sum(mine & (predictions == j)) for j in range(10)]
+    assert [int(cell) for cell in matrix[c + 1][1:]] == pairs
+  drawn = re.findall(r'class="bars".*? height="([\d.]+)"', text)
+  top = charts.make_axis('', 0, run.certified).high
+  bins = [
+    np.histogram(radii[radii > 0], 24, (0, top))[0]
+    for radii in (run.certified[labels == c] for c in range(10))
+  ]
+  heights = 100 * np.ravel(bins) / np.max(bins)
+  known = pytest.approx(heights[heights > 0].tolist(), abs=0.01)
+  assert [float(height) for height in drawn] == known
+
+
+def test_of_many_classes_the_ends_and_the_mistakes_are_shown(
+  make_workdir, tmp_path
+):
+  path = make_workdir(tmp_path / 'run', classes=100, per_class=3, attack=False)
+  run = workdir_lib.read_run(str(path))
+  labels, text = run.table['label'], build(run)
+  medians = [np.median(run.certified[labels == c]) for c in range(100)]
+  rows = rows_of(text, 'Accuracy and certified')[1:]
+  shown = [medians[int(row[0].removeprefix('class '))] for row in rows]
+  assert shown == [*np.sort(medians)[:10], *np.sort(medians)[-10:]]
+  counts = [int(row[1]) for row in rows_of(text, 'The most frequent')[1:]]
+  wrong = np.sum(labels != run.table['prediction'])
+  assert counts == sorted(counts, reverse=True)
+  assert len(counts) == min(20, wrong)
+
+
+def test_images_are_those_of_the_files(run, text):
+  def decode(uri):
+    data = base64.b64decode(uri.split(',')[1])
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+  shown = [decode(u) for u in re.findall(r'src="([^"]*)"', text)]
+  known = np.rint(255 * run.gallery['image'][..., 0])
+  np.testing.assert_array_equal(shown[: len(known)], known)
+  assert len(shown) == len(known) + 3 * 4
+  colours = np.random.default_rng(0).random((2, 3, 3))
+  exact = np.rint(255 * colours).astype(np.uint8)
+  for image in (colours, exact):
+    np.testing.assert_array_equal(decode(page.data_uri(image)), exact)
+  assert decode(page.data_uri(np.array([[[0.0, np.nan, 9.0, 1.0]]]))) == 128
+
+
+@pytest.mark.parametrize('value', [0.0, np.nan, np.inf])
+def test_odd_values_make_a_page(run, value):
+  table = {**run.table, 'radius': np.full(120, value)}
+  metrics = {'train/loss': (np.arange(4), np.array([1, np.nan, value, 2]))}
+  text = build(run, table=table, metrics=metrics)
+  assert not re.search(r'\bnan\b', re.sub(r'data:[^"]*', '', text))
+  lost = 1 if value == 0 else 2
+  assert f'{lost} of 4 values not finite' in text
+
+
+def test_the_run_and_its_config_are_told(run, text):
+  for words in (
+    '– with uncommitted changes',
+    'kind cpu, count 1',
+    'main.py --w',
+  ):
+    assert words in text
+  fields = text.split('fields</summary>')[1]
+  assert fields.count('<th scope="row">') == len(run.config) == 3
+  assert 'own rounding is not subtracted' in text
+  mode = {'certificate': 'rigorous', 'logit_error': 3.14e-9}
+  text = build(run, evaluation=run.evaluation | mode)
+  assert 'The largest such bound here is 3.2·10⁻⁹' in text
+  assert 'own rounding is not subtracted' not in text
+
+
+def test_everything_that_is_no_code_is_installed_with_it():
+  root = pathlib.Path(__file__).resolve().parents[2]
+  setup = configparser.ConfigParser()
+  setup.read(root / 'setup.cfg')
+  listed = {
+    path
+    for package, patterns in setup['options.package_data'].items()
+    for pattern in patterns.split()
+    for path in root.joinpath(*package.split('.')).glob(pattern)
+  }
+  files = (root / 'lipnext_jax').rglob('*.*')
+  assert listed == {p for p in files if p.suffix not in ('.py', '.pyc')}

@@ -1,0 +1,126 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from lipnext_jax import errors
+from lipnext_jax.report import page
+from lipnext_jax.report import workdir as workdir_lib
+
+OPTIONAL = {
+  'config.json': 'config',
+  'run.json': 'starts',
+  'metrics.jsonl': 'metrics',
+  'gallery.npz': 'gallery',
+  'attack.json': 'attack',
+  'attack.npz': 'attacked',
+}
+
+
+@pytest.fixture
+def copy(workdir, tmp_path):
+  """A workdir to spoil."""
+  return shutil.copytree(workdir, tmp_path / 'copy')
+
+
+def read(copy):
+  """Reads a workdir that a page can be made of."""
+  run = workdir_lib.read_run(str(copy))
+  assert '</html>' in page.build_page(run)
+  return run
+
+
+def change(path, **fields):
+  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_everything_that_is_there_is_read(copy):
+  with open(copy / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 41, "train/loss": NaN}\n{"step": 42, "trai')
+  run = read(copy)
+  assert all(len(getattr(run, field)) for field in OPTIONAL.values())
+  assert not run.notes
+  steps, values = run.metrics['train/loss']
+  assert (steps == np.arange(1, 42)).all()
+  assert np.isnan(values[-1])
+
+
+@pytest.mark.parametrize('name', ['eval.json', 'radii.csv'])
+def test_a_required_file_is_named_in_one_line(copy, name):
+  for content in ('', '{"step": 3', 'a,b\n1,2\n', '[]', None):
+    (copy / name).unlink()
+    if content is not None:
+      (copy / name).write_text(content)
+    with pytest.raises(
+      errors.UserError, match=f'{name} .*--mode=eval'
+    ) as error:
+      workdir_lib.read_run(str(copy))
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', OPTIONAL)
+def test_an_optional_file_may_be_missing_or_garbage(copy, name):
+  for content in (b'{"x": ', b'[3]', b'\xff\xfe', b'7', None):
+    (copy / name).unlink()
+    if content is not None:
+      (copy / name).write_bytes(content)
+    run = read(copy)
+    assert not getattr(run, OPTIONAL[name])
+    # Metrics end where they are damaged; [3] is a list, though of no start.
+    quiet = name == 'metrics.jsonl' or (name, content) == ('run.json', b'[3]')
+    assert name in run.notes or (quiet and content)
+
+
+@pytest.mark.parametrize(
+  ('name', 'arrays'),
+  [
+    ('gallery.npz', {'radius': np.ones(24, np.float32)}),
+    ('gallery.npz', {'image': np.zeros((24, 8))}),
+    ('gallery.npz', {'image': np.array([object()])}),  # A pickle: refused.
+    ('attack.npz', {'id': np.arange(1, 121)}),
+    ('attack.npz', {'label': np.zeros(120, int)}),
+    ('attack.npz', {'shown_id': np.full(4, 999)}),
+    ('attack.npz', {'original': np.zeros((4, 2, 2, 1))}),
+  ],
+)
+def test_arrays_that_do_not_fit_are_not_shown(copy, name, arrays):
+  with np.load(copy / name) as stored:
+    np.savez(copy / name, **{**stored, **arrays})
+  run = read(copy)
+  assert not getattr(run, OPTIONAL[name])
+  assert name in run.notes
+
+
+def test_files_of_different_evaluations_are_not_mixed(copy):
+  for field, value in (('step', 39), ('split', 'train')):
+    change(copy / 'attack.json', **{field: value})
+    run = read(copy)
+    assert not run.attack
+    assert not run.attacked
+    assert f'of {field} {value}' in run.notes['attack.json']
+    change(copy / 'attack.json', step=40)
+  change(copy / 'eval.json', examples=7)
+  with pytest.raises(errors.UserError, match=r'has 120 examples, eval\.json 7'):
+    workdir_lib.read_run(str(copy))
+
+
+def test_the_headline_is_the_radius_trained_for_or_the_next_reported(copy):
+  assert read(copy).epsilon == 0.25
+  change(copy / 'config.json', **{'loss.epsilon': 0.9})
+  assert read(copy).epsilon == 1.0
+  (copy / 'config.json').unlink()
+  run = read(copy)
+  assert run.epsilon == 0.141176
+  assert run.exact(run.epsilon) == 36 / 255  # Six digits of it are less.
+  assert run.exact(0.25) == 0.25
+
+
+def test_classes_have_the_names_that_the_files_tell(copy):
+  assert read(copy).name_of(3) == 'class 3'
+  change(copy / 'config.json', **{'dataset.name': 'cifar10'})
+  run = read(copy)
+  assert [run.name_of(c) for c in (3, 10)] == ['cat', 'class 10']
+  starts = [{'data': {'class_names': ['<b>', 'two']}}]
+  (copy / 'run.json').write_text(json.dumps(starts))
+  assert read(copy).name_of(0) == '<b>'
