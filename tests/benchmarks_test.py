@@ -93,10 +93,10 @@ def check_same_step(ours, theirs):
     np.testing.assert_allclose(theirs.forward(), ours.forward(), rtol=5e-6)
 
 
-def test_the_literal_transcription_is_the_same_step(alpha=1 / 16):
+def test_the_literal_transcription_is_the_same_step():
   """It is slower, not something else: what it is compared with computes it."""
   shape = train_step_candidates.Shape(
-    *train_step_candidates.SIZES['tiny'], 8, jnp.float32, alpha
+    *train_step_candidates.SIZES['tiny'], 8, jnp.float32, 1 / 16
   )
   batch = train_step_candidates.make_batch(shape)
   ours = train_step_candidates.lipnext(shape, 'none', False, 'highest', batch)
@@ -105,10 +105,10 @@ def test_the_literal_transcription_is_the_same_step(alpha=1 / 16):
     check_same_step(ours, theirs)
 
 
-def test_the_torch_transcription_is_the_same_step(alpha=1 / 16):
+def test_the_torch_transcription_is_the_same_step():
   pytest.importorskip('torch', reason='PyTorch is no dependency')
   shape = train_step_candidates.Shape(
-    *train_step_candidates.SIZES['tiny'], 8, jnp.float32, alpha
+    *train_step_candidates.SIZES['tiny'], 8, jnp.float32, 1 / 16
   )
   batch = train_step_candidates.make_batch(shape)
   ours = train_step_candidates.lipnext(shape, 'none', False, 'highest', batch)

@@ -274,7 +274,7 @@ def _certify_batch(
       'done': done,
     }
     if names := service.predictor.class_names:
-      entry['class_name'] = names[entry['class']]
+      entry['class_name'] = names[int(classes[i])]
     if rounding is not None:
       entry['logit_error'] = decimals.above(float(rounding[i]))
     if top_k:
