@@ -44,7 +44,9 @@ def certify_json(capsys, *args, **options):
 
 def test_files_get_the_radii_of_the_evaluation(run, capsys):
   workdir, folder, table = run
-  code, found, _ = certify_json(capsys, f'--workdir={workdir}', folder)
+  code, found, _ = certify_json(
+    capsys, f'--workdir={workdir}', '--certificate=fast', folder
+  )
   assert code == 0
   classes = [entry['class'] for entry in found['images']]
   radii = [entry['radius'] for entry in found['images']]
@@ -83,19 +85,20 @@ def test_rivals_come_nearest_first(run, capsys, certificate):
 
 
 def test_the_table_for_people(run, capsys):
-  workdir, folder, table = run
+  workdir, folder, _ = run
   code, out, _ = call(capsys, f'--workdir={workdir}', '--top_k=2', folder)
   assert code == 0
+  _, found, _ = certify_json(capsys, f'--workdir={workdir}', folder)
   lines = out.splitlines()
   assert lines[0].endswith(f'{workdir}, step 4')
   assert 'float64' in lines[1]
   assert 'Λ = 1 + ' in lines[1]
   rows = [line for line in lines if line.endswith('.npy')]
-  for line, expected in zip(rows, table, strict=True):
+  for line, entry in zip(rows, found['images'], strict=True):
     label, radius, levels, _ = line.split()
-    assert int(label) == expected[2]
-    assert float(radius) == pytest.approx(expected[3], abs=3e-6)
-    assert float(levels) == pytest.approx(255 * expected[3], abs=0.02)
+    assert int(label) == entry['class']
+    assert float(radius) == pytest.approx(entry['radius'], abs=3e-6)
+    assert float(levels) == pytest.approx(255 * entry['radius'], abs=0.02)
   assert sum('against class' in line for line in lines) == 6
 
 

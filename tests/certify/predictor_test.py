@@ -44,14 +44,16 @@ def test_a_round_trip_gives_the_same_classes_and_radii(made, loaded):
   variables = {'params': params}
   logits = model.clone(precision='highest').apply(variables, images)
   kernel = models.head_kernel(variables)
+  constants = certify.prove_constants(params)
+  floor = certify.margin_floor(images, constants)
   classes, radii = certify.certified_radius(
-    logits, kernel, certify.lipschitz_bound(params)
+    logits, kernel, constants.lipschitz, floor
   )
   for size in (1, 7):  # Any batch size.
     found, found_radii = loaded(images[:size])
     np.testing.assert_array_equal(found, classes[:size])
     np.testing.assert_allclose(found_radii, radii[:size], rtol=1e-5, atol=1e-6)
-  assumed = certify.certified_radius(logits, kernel)[1]
+  assumed = certify.certified_radius(logits, kernel, 1.0, floor)[1]
   assert np.max(np.abs(assumed - radii)) > 1e-4  # An assumed 1 would show.
 
 
