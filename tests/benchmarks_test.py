@@ -1,11 +1,14 @@
 """Every benchmark runs, in small, through its command line."""
 
+import collections
+import importlib
 import json
 import pathlib
 import subprocess
 import sys
 import tempfile
 
+from absl import flags as absl_flags
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,41 +20,58 @@ from benchmarks import optimizer_convergence
 from benchmarks import optimizer_rivals
 from benchmarks import soak
 from benchmarks import train_step_candidates
+from benchmarks import weak_scaling
+from lipnext_jax.aot import collectives
+from lipnext_jax.aot import compile as compile_lib
+from lipnext_jax.aot import flops
+from lipnext_jax.data import sources
 from lipnext_jax.models import parameter_count
 from lipnext_jax.optim import orthogonality_error
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def run(module, *flags):
-  done = subprocess.run(
-    [sys.executable, '-m', f'benchmarks.{module}', *flags],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  return done.stdout
+@pytest.fixture(autouse=True)
+def compile_in_a_hurry(monkeypatch):
+  """Here and in what benchmarks start: what they do counts, not how fast."""
+  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
-def test_compile_time_prints_each_depth_and_the_ratio():
-  flags = '--depths 1 3 --width 8 --side 4 --batch_size 2 --repeats 1'
-  lines = run('compile_time', *flags.split()).splitlines()
+@pytest.fixture
+def run(monkeypatch, capsys):
+  """Runs a command line in this process; returns what it printed."""
+  monkeypatch.chdir(ROOT)
+
+  def call(name, *options):
+    module = importlib.import_module(f'benchmarks.{name}')
+    monkeypatch.setattr(sys, 'argv', [name, *options])
+    arguments = [absl_flags.FLAGS(sys.argv)] if hasattr(module, 'flags') else []
+    with jax.numpy_rank_promotion('allow'):
+      module.main(*arguments)
+    return capsys.readouterr().out
+
+  return call
+
+
+def test_compile_time_prints_each_depth_and_the_ratio(run):
+  options = '--depths 1 3 --width 8 --side 4 --batch_size 2 --repeats 1'
+  lines = run('compile_time', *options.split()).splitlines()
   assert lines[0].startswith('depth    1: ')
   assert lines[1].startswith('depth    3: ')
   assert float(lines[2].removeprefix('ratio: ')) > 0
 
 
-def test_train_step_times_every_part_of_every_candidate(tmp_path):
-  flags = (
-    '--size tiny --batch_size 8 --repeats 1 --remat products --unroll '
+def test_train_step_times_every_part_of_every_candidate(run, tmp_path):
+  options = (
+    '--size tiny --batch_size 8 --repeats 1 --remat products '
     '--shift_ratio 0.0625'
   )
   out = run(
     'train_step',
-    *flags.split(),
+    *options.split(),
     *('--rivals', 'literal', 'liresnet', 'bronet'),
     *('--json', str(tmp_path / 'out.jsonl')),
     *('--profile', str(tmp_path / 'trace')),
@@ -73,14 +93,10 @@ def check_same_step(ours, theirs):
     np.testing.assert_allclose(theirs.forward(), ours.forward(), rtol=5e-6)
 
 
-SAME_STEPS = [1 / 8, 1 / 16]
-
-
-@pytest.mark.parametrize('alpha', SAME_STEPS)
-def test_the_literal_transcription_is_the_same_step(alpha):
+def test_the_literal_transcription_is_the_same_step():
   """It is slower, not something else: what it is compared with computes it."""
   shape = train_step_candidates.Shape(
-    *train_step_candidates.SIZES['tiny'], 8, jnp.float32, alpha
+    *train_step_candidates.SIZES['tiny'], 8, jnp.float32, 1 / 16
   )
   batch = train_step_candidates.make_batch(shape)
   ours = train_step_candidates.lipnext(shape, 'none', False, 'highest', batch)
@@ -89,11 +105,10 @@ def test_the_literal_transcription_is_the_same_step(alpha):
     check_same_step(ours, theirs)
 
 
-@pytest.mark.parametrize('alpha', SAME_STEPS)
-def test_the_torch_transcription_is_the_same_step(alpha):
+def test_the_torch_transcription_is_the_same_step():
   pytest.importorskip('torch', reason='PyTorch is no dependency')
   shape = train_step_candidates.Shape(
-    *train_step_candidates.SIZES['tiny'], 8, jnp.float32, alpha
+    *train_step_candidates.SIZES['tiny'], 8, jnp.float32, 1 / 16
   )
   batch = train_step_candidates.make_batch(shape)
   ours = train_step_candidates.lipnext(shape, 'none', False, 'highest', batch)
@@ -120,7 +135,7 @@ def test_rivals_have_as_many_parameters(rival, monkeypatch):
   assert 0.9 * ours < theirs <= ours
 
 
-def test_weak_scaling_prints_a_row_for_every_number_of_chips():
+def test_weak_scaling_prints_a_row_for_every_number_of_chips(run):
   lines = run('weak_scaling', '--chip=h100', '--model=1b').splitlines()
   rows = [line.split('|')[1:-1] for line in lines[2:] if line[0] == '|'][2:]
   assert [int(row[0]) for row in rows] == [16, 32, 64, 128, 256, 512, 1024]
@@ -128,7 +143,39 @@ def test_weak_scaling_prints_a_row_for_every_number_of_chips():
   assert rows[0][-1].strip() == '1.00 … 1.00'
 
 
-def test_digits_seeds_prints_each_seed_mean_and_spread(tmp_path):
+@pytest.mark.parametrize(('data', 'fsdp'), [(1, 8), (2, 4)])
+def test_the_formulae_of_weak_scaling_are_those_of_programs(
+  make_tiny_config, data, fsdp
+):
+  depth, width, images = 8, 32, 4
+  c = make_tiny_config()
+  c.model.depth, c.model.width, c.model.patch_size = depth, width, 2
+  c.model.remat, c.model.shift_ratio = 'products', 1 / 8
+  c.batch_size = images * data * fsdp
+  c.optimizer.name, c.optimizer.lookahead_period = 'momentum', 0
+  c.optimizer.retraction_period = '0 steps'
+  c.mesh.data, c.mesh.fsdp = data, fsdp
+  facts = sources.Facts((8, 8, 1), np.dtype(np.float32), 10, 160)
+  compiled = compile_lib.compile_step(c, jax.devices(), facts)
+  sizes = weak_scaling.Sizes(
+    depth, width, 16, images, gathered=4, shift_ratio=1 / 8
+  )
+  step = weak_scaling.predict(sizes, data, fsdp)
+  sent = collections.Counter()
+  for found in collectives.read(compiled.executable.as_text()):
+    sent[found.kind, found.group] += found.sent
+  assert sent['all-gather', fsdp] == step.gathers
+  assert sent['reduce-scatter', fsdp] == step.reductions
+  assert sent['all-to-all', fsdp] == step.swaps
+  replicas = sent['all-gather', data] + sent['all-reduce', data]
+  assert replicas == pytest.approx(step.replicas, rel=0.02)
+  # Products of the passes; stem and head are small, of a width of 32 too.
+  whole = flops.count(compiled.jaxpr).total
+  update = flops.count(compiled.jaxpr, 'optimizer').total
+  assert step.passes < (whole - update) / (data * fsdp) < 1.1 * step.passes
+
+
+def test_digits_seeds_prints_each_seed_mean_and_spread(run, tmp_path):
   config = '--config=configs/digits.py:smoke'
   out = run('digits_seeds', config, f'--workdir={tmp_path}', '--seeds', '0')
   lines = [line.split() for line in out.splitlines()]
@@ -140,7 +187,7 @@ def test_digits_seeds_prints_each_seed_mean_and_spread(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('flags', 'shows'),
+  ('options', 'shows'),
   [
     ('--what time --sizes 16 --stack 2 --repeats 1', '16'),
     ('--what precision --n 16', 'tf32'),
@@ -152,15 +199,15 @@ def test_digits_seeds_prints_each_seed_mean_and_spread(tmp_path):
     ),
   ],
 )
-def test_the_optimizer_benchmark_prints_its_tables(flags, shows):
-  out = run('optimizer', *flags.split())
+def test_the_optimizer_benchmark_prints_its_tables(run, options, shows):
+  out = run('optimizer', *options.split())
   assert shows in out
   assert 'nan' not in out
 
 
-def test_the_data_benchmark_adds_its_stages_up():
-  flags = '--images=2 --repeats=2 --batch=2 --batches=4 --workers=1'
-  out = run('data', *flags.split())
+def test_the_data_benchmark_adds_its_stages_up(run):
+  options = '--images=2 --repeats=2 --batch=2 --batches=4 --workers=1'
+  out = run('data', *options.split())
   rows = [line.split() for line in out.splitlines()[2:]]
   numbers = [float(row[-2]) for row in rows[1:8]]  # Without raw decoding.
   # Seven stages of 1 µs resolution, and their sum.
@@ -169,7 +216,7 @@ def test_the_data_benchmark_adds_its_stages_up():
   assert 'cores feed 2400 images/s' in out
 
 
-def test_the_data_benchmark_compares_ways_of_decoding():
+def test_the_data_benchmark_compares_ways_of_decoding(run):
   out = run('data', *['--what=decode', '--images=1', '--repeats=1'])
   lines = [line.split() for line in out.splitlines()[1:]]
   assert [line[2] for line in lines] == ['full', 'draft'] * 2
@@ -178,7 +225,7 @@ def test_the_data_benchmark_compares_ways_of_decoding():
   assert 0 < float(lines[3][-1]) < 5
 
 
-def test_the_certificate_benchmark_prints_its_table():
+def test_the_certificate_benchmark_prints_its_table(run):
   out = run('certificates', *['--depth', '1', '--width', '16', '--batch', '2'])
   rows = dict(line.strip('|').split('|') for line in out.splitlines()[3:])
   values = {name.strip(): float(value) for name, value in rows.items()}
@@ -187,7 +234,7 @@ def test_the_certificate_benchmark_prints_its_table():
   assert values['largest difference of fast and rigorous radii'] < 1e-4
 
 
-def test_crafted_weights_break_nothing_that_is_tested_or_proved(trained_run):
+def test_crafted_weights_break_nothing_but_the_untested(run, trained_run):
   options = ['--workdir', trained_run[0], '--examples', '20', '--rounds', '2']
   lines = run('crafted_weights', *options).splitlines()
   rows = [line.split(' | ') for line in lines[3:14]]
@@ -243,12 +290,12 @@ def test_rival_steps_are_their_definitions():
   np.testing.assert_allclose(got, want_q, atol=1e-5)
 
 
-def test_the_corruption_benchmark_finds_what_it_damages():
+def test_the_corruption_benchmark_finds_what_it_damages(run):
   out = run('corruption', '--trials', '3')
   assert out.splitlines()[-1].split() == ['found', '3', 'of', '3']
 
 
-def test_the_kill_benchmark_ends_in_the_same_arrays(tmp_path):
+def test_the_kill_benchmark_ends_in_the_same_arrays(run, tmp_path):
   out = run(
     'kills',
     '--config=configs/digits.py:smoke',
@@ -260,13 +307,14 @@ def test_the_kill_benchmark_ends_in_the_same_arrays(tmp_path):
   assert out.splitlines()[-1].startswith('the same, bit for bit')
 
 
-def test_the_model_benchmark_trains_certifies_and_resumes_its_table(tmp_path):
-  flags = [f'--out={tmp_path}/runs.jsonl', '--only', 'lipnext', '--steps', '3']
-  first = run('digits_models', *flags, '--seeds', '0')
+def test_the_model_benchmark_trains_and_resumes_its_table(run, tmp_path):
+  path = f'{tmp_path}/runs.jsonl'
+  options = [f'--out={path}', '--only', 'lipnext', '--steps', '3']
+  first = run('digits_models', *options, '--seeds', '0')
   assert first.count('"row"') == 1
-  second = run('digits_models', *flags, '--seeds', '0', '1')
+  second = run('digits_models', *options, '--seeds', '0', '1')
   assert second.count('"row"') == 1  # Seed 0 was there already.
-  table = run('digits_models', f'--out={tmp_path}/runs.jsonl', '--table')
+  table = run('digits_models', f'--out={path}', '--table')
   cells = [cell.strip() for cell in table.splitlines()[2].split('|')[1:-1]]
   assert cells[:4] == ['lipnext', '2', '215,442', '3']
   assert float(cells[-1]) < 1.0001  # Λ, of either seed.

@@ -1,4 +1,4 @@
-"""What a chip has: memory, arithmetic, network. Facts that estimates rest on.
+"""Memory, arithmetic and network of chips: the facts that estimates rest on.
 
 Rates are peaks; no program reaches them. Sources:
 
@@ -33,31 +33,18 @@ class Chip(NamedTuple):
 
 
 def _tpu(gib, compute, bandwidth, links, network) -> Chip:
+  # The compiler keeps what it needs, and refuses the rest. A float32 product
+  # takes six passes of bfloat16.
   return Chip(
-    platform='tpu',
-    memory=gib * GIB,
-    usable=1.0,  # The compiler keeps what it needs, and refuses the rest.
-    compute=compute,
-    float32=compute / 6,  # Six passes of bfloat16.
-    bandwidth=bandwidth,
-    links=links,
-    network=network,
+    'tpu', gib * GIB, 1.0, compute, compute / 6, bandwidth, links, network
   )
 
 
 def _gpu(memory, compute, float32, bandwidth, links, target) -> Chip:
+  # CUDA's context, NCCL's buffers, library workspaces: an allowance that was
+  # chosen, not measured. The rate of float32 is that without tensor cores.
   return Chip(
-    platform='cuda',
-    memory=memory,
-    # CUDA's context, NCCL's buffers, library workspaces: an allowance that was
-    # chosen, not measured.
-    usable=0.95,
-    compute=compute,
-    float32=float32,  # Without tensor cores.
-    bandwidth=bandwidth,
-    links=links,
-    network=50e9,
-    target=target,
+    'cuda', memory, 0.95, compute, float32, bandwidth, links, 50e9, target
   )
 
 
@@ -88,10 +75,10 @@ _DEVICE_KINDS = {
 
 
 def by_device_kind(device_kind: str) -> Chip:
-  """The chip that JAX calls so.
+  """Returns the chip that JAX gives this name.
 
   Raises:
-    ConfigError: it is none of those known here.
+    ConfigError: it is not one of `CHIPS`.
 
   >>> by_device_kind('TPU v5 lite') == CHIPS['v5e']
   True

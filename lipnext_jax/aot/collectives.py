@@ -1,4 +1,4 @@
-"""What devices send each other, read off a compiled program's HLO text."""
+"""Reads what devices send each other off a compiled program's HLO text."""
 
 from collections.abc import Callable
 import math
@@ -25,10 +25,12 @@ _INSTRUCTION = re.compile(
   + '|'.join(KINDS)
   + r')(?P<start>-start)?\('
 )
-_CALLS = re.compile(r'(?:calls|to_apply)=%?([\w.\-]+)')
+_CALLS = re.compile(
+  r'(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)'
+)
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
-_TWO_BRANCHES = re.compile(r'(?:true|false)_computation=%?([\w.\-]+)')
 _WHILE = re.compile(r' while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)')
+_CONSTANT = re.compile(r'%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -58,7 +60,7 @@ class Collective(NamedTuple):
 def read(
   hlo: str, slice_of: Callable[[int], int] = lambda _: 0
 ) -> list[Collective]:
-  """All collectives of a program, with how often they run.
+  """Lists the collectives of a program, with how often they run.
 
   Args:
     hlo: `compiled.as_text()`.
@@ -69,54 +71,45 @@ def read(
   ... }''')[0].size
   16
   """
-  computations = _split(hlo)
   stated = re.search(r'num_partitions=(\d+)', hlo)
   devices = int(stated[1]) if stated else 1
+  computations, entry = _split(hlo)
   found: list[Collective] = []
 
   def visit(name: str, trips: int) -> None:
     for line in computations.get(name, ()):
-      loop = _WHILE.search(line)
-      if loop:
+      if loop := _WHILE.search(line):
         n = _trip_count(line, computations.get(loop[1], ()), computations)
         visit(loop[2], trips * n)
-        continue
-      match = _INSTRUCTION.match(line)
-      if match:
+      elif match := _INSTRUCTION.match(line):
         found.append(_collective(match, line, trips, devices, slice_of))
-        continue
-      for callee in _CALLS.findall(line) + _TWO_BRANCHES.findall(line):
-        visit(callee, trips)
-      for branches in _BRANCHES.findall(line):
-        for callee in branches.split(','):
-          visit(callee.strip().lstrip('%'), trips)
+      else:
+        branches = ','.join(_BRANCHES.findall(line)).replace('%', '')
+        for callee in _CALLS.findall(line) + re.findall(r'[^, ]+', branches):
+          visit(callee, trips)
 
-  visit(_entry(hlo), 1)
+  visit(entry, 1)
   return [c for c in found if c.group > 1]
 
 
-def _split(hlo: str) -> dict[str, list[str]]:
+def _split(hlo: str) -> tuple[dict[str, list[str]], str]:
+  """Returns the lines of every computation, and the name of the entry."""
   computations: dict[str, list[str]] = {}
-  current: list[str] | None = None
+  entry, current = '', None
   for line in hlo.splitlines():
-    if current is None:
-      head = _COMPUTATION.match(line)
-      if head and not line.startswith('HloModule'):
-        current = computations.setdefault(head[1], [])
+    head = _COMPUTATION.match(line)
+    if head and not line.startswith('HloModule'):
+      current = computations.setdefault(head[1], [])
+      entry = head[1] if line.startswith('ENTRY') else entry
     elif line.startswith('}'):
       current = None
-    else:
+    elif current is not None:
       current.append(line)
-  return computations
-
-
-def _entry(hlo: str) -> str:
-  match = re.search(r'^ENTRY %?([\w.\-]+) ', hlo, flags=re.MULTILINE)
-  return match[1] if match else ''
+  return computations, entry
 
 
 def _trip_count(line: str, condition, computations) -> int:
-  """Of a loop: stated, or the constant that its counter is compared with.
+  """Returns how often a loop runs: stated, or what its counter is compared to.
 
   JAX's loops count from 0. One whose end depends on data counts once.
   """
@@ -127,17 +120,11 @@ def _trip_count(line: str, condition, computations) -> int:
   for called in _CALLS.findall('\n'.join(text)):
     text += computations.get(called, ())
   compares = [t for t in text if ' compare(' in t]
-  constants = {
-    m[1]: int(m[2])
-    for t in text
-    for m in [re.search(r'%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)', t)]
-    if m
-  }
-  if len(compares) == 1 and 'direction=LT' in compares[0]:
-    used = [n for name, n in constants.items() if name in compares[0]]
-    if len(used) == 1:
-      return used[0]
-  return 1
+  if len(compares) != 1 or 'direction=LT' not in compares[0]:
+    return 1
+  constants = _CONSTANT.findall('\n'.join(text))
+  ends = [int(n) for name, n in constants if name in compares[0]]
+  return ends[0] if len(ends) == 1 else 1
 
 
 def _collective(match, line, trips, devices, slice_of) -> Collective:
@@ -171,7 +158,7 @@ def _collective(match, line, trips, devices, slice_of) -> Collective:
 
 
 def parse_groups(line: str, devices: int = 1) -> np.ndarray:
-  """The devices of an instruction that talk to each other, [groups, size].
+  """Returns which devices of an instruction talk together, [groups, size].
 
   Args:
     line: the instruction.
@@ -184,7 +171,9 @@ def parse_groups(line: str, devices: int = 1) -> np.ndarray:
   >>> parse_groups("replica_groups=mesh['a'=2,'b'=2] {'a'}").tolist()
   [[0, 2], [1, 3]]
   """
-  listed = re.search(r'replica_groups=\{(\{[\d,{} ]*\})\}', line)
+  listed = re.search(
+    r'(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}', line
+  )
   if listed:
     rows = re.findall(r'\{([\d, ]+)\}', listed[1])
     return np.array([[int(i) for i in row.split(',')] for row in rows])
@@ -199,16 +188,10 @@ def parse_groups(line: str, devices: int = 1) -> np.ndarray:
     return ids.reshape(out)
   named = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line)
   if named:
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+    sizes = {n: int(k) for n, k in re.findall(r"'(\w+)'=(\d+)", named[1])}
     over = re.findall(r"'(\w+)'", named[2])
-    ids = np.arange(math.prod(map(int, sizes.values())))
-    ids = ids.reshape([int(n) for n in sizes.values()])
-    order = [i for i, name in enumerate(sizes) if name not in over]
-    order += [i for i, name in enumerate(sizes) if name in over]
-    size = math.prod(int(sizes[name]) for name in over)
+    ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+    order = sorted(range(len(sizes)), key=lambda i: list(sizes)[i] in over)
+    size = math.prod(sizes[name] for name in over)
     return ids.transpose(order).reshape(-1, size)
-  pairs = re.search(r'source_target_pairs=\{(\{[\d,{} ]*\})\}', line)
-  if pairs:
-    rows = re.findall(r'\{([\d, ]+)\}', pairs[1])
-    return np.array([[int(i) for i in row.split(',')] for row in rows])
   return np.arange(devices)[None]  # `{}` or nothing: all of them.

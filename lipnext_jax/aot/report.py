@@ -2,22 +2,26 @@
 
 from typing import Any
 
+_MEMORY = {
+  'parameters': 'parameters',
+  'optimizer': 'optimizer',
+  'saved_activations': 'saved activations',
+  'sum': 'sum of these',
+  'arguments': 'arguments',
+  'temporaries': 'temporaries',
+  'peak': 'peak',
+  'capacity': 'capacity',
+}
+_OPERATIONS = {
+  'model': 'model',
+  'executed': 'executed',
+  'optimizer': 'of it, the optimizer',
+  'optimizer_per_device': 'optimizer, per device',
+}
+
 
 def format_text(s: dict[str, Any]) -> str:
-  """The summary of `summary.summarize` as lines.
-
-  >>> memory = {'parameters': 1, 'optimizer': 2, 'saved_activations': 3,
-  ...   'sum': 6, 'capacity': 2**34}
-  >>> flops = {'model': 1e12, 'executed': 2e12, 'optimizer': 0.0,
-  ...   'optimizer_per_device': 0.0}
-  >>> print(format_text({'machine': 'v5e:4x4', 'devices': 16, 'mesh': {
-  ...   'data': 16}, 'batch_size': 8, 'microbatches': 1, 'remat': 'none',
-  ...   'reduce_dtype': 'float32', 'parameter_count': 5,
-  ...   'paper_parameter_count': 4, 'memory': memory,
-  ...   'flops': flops, 'sharding': '', 'fits': False,
-  ...   'refusal': 'Used 20G of 16G hbm.'}).splitlines()[-1])
-  does not fit: Used 20G of 16G hbm.
-  """
+  """Formats what `summary.summarize` found; the last line is the verdict."""
   memory = s['memory']
   mesh = ' × '.join(f'{axis} {size}' for axis, size in s['mesh'].items())
   lines = [
@@ -32,33 +36,15 @@ def format_text(s: dict[str, Any]) -> str:
     'memory per device',
     *(
       f'  {name:<18s}  {_scaled(memory[key])}B'
-      for name, key in (
-        ('parameters', 'parameters'),
-        ('optimizer', 'optimizer'),
-        ('saved activations', 'saved_activations'),
-        ('sum of these', 'sum'),
-        ('arguments', 'arguments'),
-        ('temporaries', 'temporaries'),
-        ('peak', 'peak'),
-        ('capacity', 'capacity'),
-      )
+      for key, name in _MEMORY.items()
       if key in memory
     ),
   ]
   if 'peak_over_sum' in memory:
     lines.append(f'  peak over that sum  {memory["peak_over_sum"]:>16.2f}')
-  lines += [
-    'operations per step',
-    *(
-      f'  {name:<24s}{_scaled(s["flops"][key], 1000)}FLOP'
-      for name, key in (
-        ('model', 'model'),
-        ('executed', 'executed'),
-        ('of it, the optimizer', 'optimizer'),
-        ('optimizer, per device', 'optimizer_per_device'),
-      )
-    ),
-  ]
+  lines.append('operations per step')
+  for key, name in _OPERATIONS.items():
+    lines.append(f'  {name:<24s}{_scaled(s["flops"][key], 1000)}FLOP')
   if not s['refusal']:
     lines += _transfers(s)
     lines.append(_verdict(s))

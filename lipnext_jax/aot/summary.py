@@ -1,7 +1,17 @@
-"""All numbers about a compiled train step, as JSON has them."""
+"""All numbers about a compiled train step, as JSON has them.
+
+The estimate of a step's time is a roofline at the rates of the data sheets:
+
+    compute   (products in bfloat16) / peak + (float32 products) / their peak
+    network   bytes sent between neighbours / links + over slices / network
+    step      between the larger of the two (all of it hidden) and their sum
+
+No program reaches the peaks, latency and memory traffic are left out, and links
+count as if all of them were busy. It is good for what limits a layout and how
+it scales, not for promises.
+"""
 
 from collections.abc import Sequence
-import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -13,7 +23,6 @@ from lipnext_jax import models
 from lipnext_jax import program as program_lib
 from lipnext_jax.aot import chips
 from lipnext_jax.aot import collectives
-from lipnext_jax.aot import estimate
 from lipnext_jax.aot import flops as flops_lib
 from lipnext_jax.models import lipnext
 from lipnext_jax.models import registry
@@ -33,7 +42,7 @@ class Compiled(NamedTuple):
 def trace(
   config: ml_collections.ConfigDict, program: program_lib.Program
 ) -> jax.stages.Traced:
-  """The train step of a program, traced for the shapes of its config."""
+  """Traces the train step of a program for the shapes of its config."""
   return program.train_step.trace(
     program.abstract,
     program_lib.abstract_batch(config, program.mesh, program.facts),
@@ -46,7 +55,7 @@ def summarize(
   name: str,
   chip: chips.Chip,
 ) -> dict[str, Any]:
-  """All numbers of a report, as JSON has them; bytes are per device.
+  """Collects all numbers of a report; bytes are per device.
 
   Args:
     config: what was compiled.
@@ -55,42 +64,32 @@ def summarize(
     chip: each of its devices.
   """
   program, mesh = compiled.program, compiled.program.mesh
-  devices = mesh.size
   # A single matrix (the stem's) is updated by every device.
-  count = functools.partial(
-    flops_lib.count, compiled.jaxpr, platform=chip.platform
+  jaxpr, platform = compiled.jaxpr, chip.platform
+  shared = flops_lib.count(jaxpr, 'optimizer', platform=platform)
+  update = flops_lib.count(
+    jaxpr, 'optimizer', copies=mesh.size, platform=platform
   )
-  update, shared = count('optimizer', copies=devices), count('optimizer')
-  executed = count() + update + shared.times(-1)
-  memory = {
-    'parameters': sharding_lib.local_bytes(
-      program.abstract.params, program.shardings.params
-    ),
-    'optimizer': sharding_lib.local_bytes(
-      program.abstract.opt_state, program.shardings.opt_state
-    ),
-  }
-  if config.model.name == 'lipnext':  # The rivals have no loop to read it in.
-    memory['saved_activations'] = _saved_activations(config, compiled)
-    memory['sum'] = sum(memory.values())
+  whole = flops_lib.count(jaxpr, platform=platform)
+  executed = whole + update + shared.times(-1)
+  params = program.abstract.params
+  memory = _stored_bytes(config, compiled)
   summary = {
     'machine': name,
-    'devices': devices,
+    'devices': mesh.size,
     'mesh': dict(mesh.shape),
     'batch_size': config.batch_size,
     'microbatches': config.microbatches,
     'reduce_dtype': config.reduce_dtype,
     'remat': config.model.remat,
-    'parameter_count': models.parameter_count(program.abstract.params),
-    'paper_parameter_count': lipnext.paper_parameter_count(
-      program.abstract.params
-    ),
+    'parameter_count': models.parameter_count(params),
+    'paper_parameter_count': lipnext.paper_parameter_count(params),
     'memory': memory | {'capacity': chip.memory},
     'flops': {
       'model': _model_flops(compiled, config),
       'executed': executed.total,
       'optimizer': update.total,
-      'optimizer_per_device': update.total / devices,
+      'optimizer_per_device': update.total / mesh.size,
     },
     'sharding': _table(program),
     'fits': False,
@@ -99,47 +98,40 @@ def summarize(
   if compiled.executable is None:
     return summary
 
-  stats = compiled.executable.memory_analysis()
-  arguments = stats.argument_size_in_bytes
-  whole = arguments + stats.temp_size_in_bytes + stats.output_size_in_bytes
-  whole -= stats.alias_size_in_bytes
-  peak = stats.peak_memory_in_bytes or whole
-  if chip.platform == 'cpu':  # Its compiler leaves temporaries out of the peak.
-    peak = max(peak, whole)
-  # GPUs that are not here do not say which fabric they share: hosts do.
-  slices = [
-    d.process_index if chip.platform == 'cuda' else mesh_lib.slice_of(d)
-    for d in mesh.devices.flat
-  ]
-  sent = collectives.read(
-    compiled.executable.as_text(), lambda i: slices[i % len(slices)]
-  )
-  time = estimate.step_time(chip, devices, executed, sent)
-  summary['memory'] |= {
-    'arguments': arguments,
-    'temporaries': stats.temp_size_in_bytes,
-    'peak': peak,
-  }
+  summary['memory'] |= _peak_bytes(compiled.executable, chip)
+  peak = summary['memory']['peak']
   if 'sum' in memory:
     summary['memory']['peak_over_sum'] = peak / memory['sum']
+  sent = _read_collectives(compiled, chip)
   summary['collectives'] = group(sent)
-  summary['estimate'] = {
-    'compute_seconds': time.compute,
-    'network_seconds': time.network,
-    'step_seconds': [time.best, time.worst],
-    'images_per_second': [
-      config.batch_size / time.worst,
-      config.batch_size / time.best,
-    ],
-  }
+  summary['estimate'] = estimate(
+    chip, mesh.size, executed, sent, config.batch_size
+  )
   summary['fits'] = peak <= chip.usable * chip.memory
   return summary
+
+
+def _stored_bytes(
+  config: ml_collections.ConfigDict, compiled: Compiled
+) -> dict[str, int]:
+  """Returns the bytes of a step's arrays, known from shapes alone."""
+  abstract, shardings = compiled.program.abstract, compiled.program.shardings
+  memory = {
+    'parameters': sharding_lib.local_bytes(abstract.params, shardings.params),
+    'optimizer': sharding_lib.local_bytes(
+      abstract.opt_state, shardings.opt_state
+    ),
+  }
+  if config.model.name == 'lipnext':  # Baselines have no loop to read it in.
+    memory['saved_activations'] = _saved_activations(config, compiled)
+    memory['sum'] = sum(memory.values())
+  return memory
 
 
 def _saved_activations(
   config: ml_collections.ConfigDict, compiled: Compiled
 ) -> int:
-  """Bytes that blocks keep for the backward pass, on each device."""
+  """Returns the bytes that blocks keep for the backward pass."""
   program, jaxpr = compiled.program, compiled.jaxpr
   if config.model.unroll:  # It keeps the same, but not as outputs of a scan.
     looped = config.copy_and_resolve_references()
@@ -151,6 +143,19 @@ def _saved_activations(
   tokens = batch * height * width // config.model.patch_size**2
   saved = flops_lib.saved_activations(jaxpr, batch, tokens)
   return saved // program.mesh.size
+
+
+def _peak_bytes(executable: Any, chip: chips.Chip) -> dict[str, int]:
+  """Returns what the compiler says about a program's memory."""
+  stats = executable.memory_analysis()
+  arguments = stats.argument_size_in_bytes
+  whole = arguments + stats.temp_size_in_bytes + stats.output_size_in_bytes
+  whole -= stats.alias_size_in_bytes
+  peak = stats.peak_memory_in_bytes or whole
+  if chip.platform == 'cpu':  # Its compiler leaves temporaries out of the peak.
+    peak = max(peak, whole)
+  temporaries = stats.temp_size_in_bytes
+  return {'arguments': arguments, 'temporaries': temporaries, 'peak': peak}
 
 
 def _model_flops(
@@ -174,8 +179,22 @@ def _model_flops(
   return flops_lib.count(traced.jaxpr).total
 
 
+def _read_collectives(
+  compiled: Compiled, chip: chips.Chip
+) -> list[collectives.Collective]:
+  """Lists the collectives, knowing which of them cross slices or hosts."""
+  # GPUs that do not exist do not say which fabric they share: hosts do.
+  slices = [
+    d.process_index if chip.platform == 'cuda' else mesh_lib.slice_of(d)
+    for d in compiled.program.mesh.devices.flat
+  ]
+  return collectives.read(
+    compiled.executable.as_text(), lambda i: slices[i % len(slices)]
+  )
+
+
 def group(sent: Sequence[collectives.Collective]) -> list[dict[str, Any]]:
-  """Collectives of a kind, a dtype, a group and a network as one entry.
+  """Adds up the collectives of one kind, dtype, group and network.
 
   >>> one = collectives.Collective('all-gather', 'bf16', 8, 2, False, 3, '')
   >>> group([one, one])[0]['bytes']
@@ -183,26 +202,60 @@ def group(sent: Sequence[collectives.Collective]) -> list[dict[str, Any]]:
   """
   found: dict[tuple, dict[str, Any]] = {}
   for c in sent:
-    entry = found.setdefault(
-      (c.kind, c.dtype, c.group, c.crosses),
-      {
-        'kind': c.kind,
-        'dtype': c.dtype,
-        'group': c.group,
-        'over_slices': c.crosses,
-        'count': 0,
-        'bytes': 0,
-        'sent': 0.0,
-      },
-    )
+    nothing = {
+      'kind': c.kind,
+      'dtype': c.dtype,
+      'group': c.group,
+      'over_slices': c.crosses,
+      'count': 0,
+      'bytes': 0,
+      'sent': 0.0,
+    }
+    key = (c.kind, c.dtype, c.group, c.crosses)
+    entry = found.setdefault(key, nothing)
     entry['count'] += c.trips
     entry['bytes'] += c.size * c.trips
     entry['sent'] += c.sent
   return sorted(found.values(), key=lambda entry: -entry['sent'])
 
 
+def estimate(
+  chip: chips.Chip,
+  devices: int,
+  flops: flops_lib.Flops,
+  sent: Sequence[collectives.Collective],
+  batch_size: int,
+) -> dict[str, Any]:
+  """Estimates a step's time at data sheet rates (see above).
+
+  Args:
+    chip: each device.
+    devices: how many.
+    flops: of all devices together, recomputation included.
+    sent: of one device.
+    batch_size: images of a step.
+
+  >>> chip = chips.CHIPS['v5p']
+  >>> one = flops_lib.Flops(narrow=2 * chip.compute)
+  >>> estimate(chip, 2, one, [], 8)['images_per_second']
+  [8.0, 8.0]
+  """
+  compute = flops.narrow / chip.compute + flops.wide / chip.float32
+  compute /= devices
+  near = sum(c.sent for c in sent if not c.crosses)
+  far = sum(c.sent for c in sent if c.crosses)
+  network = near / chip.links + far / chip.network
+  best, worst = max(compute, network), compute + network
+  return {
+    'compute_seconds': compute,
+    'network_seconds': network,
+    'step_seconds': [best, worst],
+    'images_per_second': [batch_size / worst, batch_size / best],
+  }
+
+
 def _table(program: program_lib.Program) -> str:
-  """Every array of the train state and of a step's working copy."""
+  """Lists every array of the train state and of a step's working copy."""
   arrays = {**program.abstract._asdict(), 'compute': program.compute}
   return sharding_lib.table(
     arrays, jax.tree.map(lambda leaf: leaf.sharding, arrays)

@@ -39,7 +39,7 @@ class Topology(NamedTuple):
 
 
 def parse(name: str) -> Topology:
-  """'kind:AxBx…' as its parts; '*n' behind it means n slices of TPUs.
+  """Parses 'kind:AxBx…'; '*n' behind it means n slices of TPUs.
 
   Raises:
     ConfigError: it is not of that form, or of an unknown kind.
@@ -68,8 +68,29 @@ def parse(name: str) -> Topology:
   return topology
 
 
+# What compiles for a platform: (modules, extra of setup.cfg).
+_COMPILERS = {
+  'tpu': (('libtpu',), 'tpu'),
+  'cuda': (('jax_plugins.xla_cuda13', 'nvidia.cu13'), 'aot-cuda'),
+}
+
+
+def missing_extra(platform: str) -> str | None:
+  """Names the extra that compiling for a platform needs, if it is missing.
+
+  >>> missing_extra('cpu') is None
+  True
+  """
+  modules, extra = _COMPILERS.get(platform, ((), ''))
+  find = importlib.util.find_spec
+  for module in modules:
+    if not find(module.partition('.')[0]) or not find(module):
+      return extra
+  return None
+
+
 def find_devices(topology: Topology) -> Sequence[Any]:
-  """Devices to compile for. Call it before JAX has touched any other.
+  """Returns devices to compile for; call it before JAX has touched others.
 
   Raises:
     ConfigError: the compiler is not installed, or does not know the shape.
@@ -79,7 +100,13 @@ def find_devices(topology: Topology) -> Sequence[Any]:
   jax.config.update('jax_platforms', 'cpu')
   if platform == 'cpu':
     return _cpu_devices(topology)
-  _check_installed(topology)
+  if extra := missing_extra(platform):
+    raise errors.ConfigError(
+      '--topology',
+      topology.name,
+      'needs a compiler that is not installed',
+      f"add the extra: pip install -c constraints.txt -e '.[{extra}]'",
+    )
   try:
     if platform == 'tpu':
       # Else a second process aborts on libtpu's lock file; the other two only
@@ -108,40 +135,6 @@ def find_devices(topology: Topology) -> Sequence[Any]:
       f'write e.g. {_EXAMPLES}',
     ) from None
   return found.devices
-
-
-# What compiles for a platform: (modules, extra of setup.cfg).
-_COMPILERS = {
-  'tpu': (('libtpu',), 'tpu'),
-  'cuda': (('jax_plugins.xla_cuda13', 'nvidia.cu13'), 'aot-cuda'),
-}
-
-
-def missing_extra(platform: str) -> str | None:
-  """The extra that compiling for a platform needs, if it is not installed.
-
-  >>> missing_extra('cpu') is None
-  True
-  """
-  modules, extra = _COMPILERS.get(platform, ((), ''))
-  for module in modules:
-    parent = module.partition('.')[0]
-    if not importlib.util.find_spec(parent) or not importlib.util.find_spec(
-      module
-    ):
-      return extra
-  return None
-
-
-def _check_installed(topology: Topology) -> None:
-  extra = missing_extra(topology.chip.platform)
-  if extra:
-    raise errors.ConfigError(
-      '--topology',
-      topology.name,
-      'needs a compiler that is not installed',
-      f"add the extra: pip install -c constraints.txt -e '.[{extra}]'",
-    )
 
 
 def _cpu_devices(topology: Topology) -> Sequence[Any]:

@@ -21,7 +21,6 @@ from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import files
 from lipnext_jax import report
-from lipnext_jax.attacks import library
 from lipnext_jax.attacks import lower_bound
 from lipnext_jax.attacks import run as run_lib
 from lipnext_jax.attacks import target as target_lib
@@ -37,7 +36,7 @@ class BrokenCertificateError(errors.UserError):
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """The flags of the command line.
+  """Parses the flags of the command line.
 
   Raises:
     ConfigError: flags that are missing, unknown or out of range.
@@ -62,13 +61,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     help='of each gradient attack, with and without pixels in [0, 1]',
   )
   add('--steps', type=int, default=defaults.steps, help='of each attack')
-  add(
-    '--foolbox',
-    nargs='*',
-    choices=library.ATTACKS,
-    default=defaults.foolbox,
-    help='minimal-distance attacks of foolbox',
-  )
   add('--seed', type=int, default=0, help='of every random draw')
   add('--batch_size', type=int, default=target_lib.BATCH_SIZE)
   add('--split', choices=sources.FINAL_SPLITS, help='instead of eval.split')
@@ -94,18 +86,20 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
 
   Raises:
     BrokenCertificateError: after writing, if a certificate or Λ is wrong.
-    ConfigError: the workdir, its data or the attack library are not there.
+    ConfigError: the workdir or its data are not there.
   """
   start = time.perf_counter()
   overrides = {
-    'eval.split': flags.split,
-    'eval.checkpoint': flags.checkpoint,
-    'eval.certificate': flags.certificate,
-    'dataset.data_dir': flags.data_dir,
+    field: value
+    for field, value in (
+      ('eval.split', flags.split),
+      ('eval.checkpoint', flags.checkpoint),
+      ('eval.certificate', flags.certificate),
+      ('dataset.data_dir', flags.data_dir),
+    )
+    if value is not None
   }
-  found = restore.restore(
-    flags.workdir, {k: v for k, v in overrides.items() if v is not None}
-  )
+  found = restore.restore(flags.workdir, overrides)
   dataset = sources.load_dataset(found.config.dataset)
   source = sources.final_split(dataset, found.config.eval.split)
   count = min(flags.examples or len(source), len(source))
@@ -122,9 +116,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   ledger = run_lib.attack_target(
     target,
     epsilons,
-    run_lib.Settings(
-      restarts=flags.restarts, steps=flags.steps, foolbox=tuple(flags.foolbox)
-    ),
+    run_lib.Settings(restarts=flags.restarts, steps=flags.steps),
     seed=flags.seed,
     say=report.say,
   )
@@ -177,7 +169,7 @@ def check(summary: Mapping[str, Any]) -> None:
 
 
 def print_table(summary: Mapping[str, Any], name: str) -> None:
-  """The attacks' numbers, for people, on stdout."""
+  """Prints the attacks' numbers for people."""
   print(
     f'{name}, {summary["split"]} split, {summary["certificate"]} certificates '
     'under attack:'

@@ -27,7 +27,7 @@ def _flat(values: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
 
 
 def squared_distance(x: np.ndarray, y: np.ndarray) -> fractions.Fraction:
-  """‖x − y‖² of two finite arrays of any float dtype, exactly.
+  """Computes ‖x − y‖² of two finite arrays of any float dtype, exactly.
 
   >>> squared_distance(np.float32([0.1, 0]), np.float32([0, 0])) == (
   ...   fractions.Fraction(float(np.float32(0.1))) ** 2)
@@ -49,7 +49,7 @@ def squared_distance(x: np.ndarray, y: np.ndarray) -> fractions.Fraction:
 def compare(
   images: np.ndarray, points: np.ndarray, radii: np.ndarray
 ) -> np.ndarray:
-  """The sign of ‖point − image‖ − radius, exactly, for every row.
+  """Finds the sign of ‖point − image‖ − radius, exactly, for every row.
 
   Args:
     images: [n, ...], any float dtype.
@@ -62,15 +62,30 @@ def compare(
   >>> compare(np.zeros([3, 2]), np.array([[3, 4]] * 3), np.array([4, 5, 6]))
   array([ 1,  0, -1])
   """
-  rows = [
-    _compare(images[block], points[block], radii[block])
-    for block in blocks(images)
-  ]
-  return np.concatenate(rows)
+  signs = np.empty(len(images), np.int64)
+  wide = np.longdouble
+  for rows in blocks(images):
+    x, y = _flat(images[rows], wide), _flat(points[rows], wide)
+    r = radii[rows].astype(wide)
+    finite = np.all(np.isfinite(y), axis=-1)
+    y = np.where(finite[:, None], y, x)
+    squares, limits = np.sum((x - y) ** 2, axis=-1), r * r
+    # Each term rounds by 3 units at most and the sum of non-negative terms by
+    # one unit each; the limit by one. The other half pays for this expression.
+    slack = 2 * (x.shape[1] + 4) * np.finfo(wide).eps
+    largest = np.maximum(squares, limits)
+    unsure = np.abs(squares - limits) <= slack * largest
+    unsure |= largest < _SMALLEST_SQUARE
+    signs[rows] = np.where((squares > limits) | ~finite, 1, -1)
+    for i in np.flatnonzero(unsure & finite & np.isfinite(r)) + rows.start:
+      square = squared_distance(images[i], points[i])
+      limit = fractions.Fraction(float(radii[i])) ** 2
+      signs[i] = (square > limit) - (square < limit)
+  return signs
 
 
 def blocks(images: np.ndarray, copies: int = 1) -> Iterator[slice]:
-  """Slices of images whose temporaries fit into memory.
+  """Yields slices of images whose temporaries fit into memory.
 
   Args:
     images: [n, ...], n > 0.
@@ -84,29 +99,10 @@ def blocks(images: np.ndarray, copies: int = 1) -> Iterator[slice]:
     yield slice(start, start + rows)
 
 
-def _compare(images, points, radii) -> np.ndarray:
-  wide = np.longdouble
-  x, y, r = _flat(images, wide), _flat(points, wide), radii.astype(wide)
-  finite = np.all(np.isfinite(y), axis=-1)
-  y = np.where(finite[:, None], y, x)
-  squares, limits = np.sum((x - y) ** 2, axis=-1), r * r
-  # Each term rounds by 3 units at most and the sum of non-negative terms by one
-  # unit each; the limit by one. The other half pays for this expression.
-  slack = 2 * (x.shape[1] + 4) * np.finfo(wide).eps
-  signs = np.where(squares > limits, 1, -1)
-  unsure = np.abs(squares - limits) <= slack * np.maximum(squares, limits)
-  unsure |= np.maximum(squares, limits) < _SMALLEST_SQUARE
-  for i in np.flatnonzero(unsure & finite & np.isfinite(r)):
-    square = squared_distance(images[i], points[i])
-    limit = fractions.Fraction(float(radii[i])) ** 2
-    signs[i] = (square > limit) - (square < limit)
-  return np.where(finite, signs, 1)
-
-
 def is_inside(
   images: np.ndarray, points: np.ndarray, radii: np.ndarray, *, closed: bool
 ) -> np.ndarray:
-  """Whether each point lies in the (closed or open) ball: [n] bool, exactly.
+  """Says whether each point lies in its (closed or open) ball, exactly: [n].
 
   >>> x, y = np.zeros([1, 2]), np.array([[3.0, 4.0]])
   >>> [bool(is_inside(x, y, np.array([5.0]), closed=c)[0])
@@ -118,7 +114,7 @@ def is_inside(
 
 
 def distances(images: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """‖point − image‖ of every row, [n] float64, for reports and searches.
+  """Computes ‖point − image‖ of every row, [n] float64, for reports.
 
   >>> distances(np.zeros([1, 2]), np.array([[3.0, 4.0]]))
   array([5.])
@@ -177,7 +173,7 @@ def pull_inside(
 
   result = place(np.arange(len(images)), scale)
   left = np.flatnonzero(~is_inside(images, result, radii, closed=closed))
-  step = _format_eps(images.dtype) / 4
+  step = float(np.spacing(np.ones((), images.dtype))) / 4
   while left.size:
     scale[left] *= max(1 - step, 0)
     moved = place(left, scale[left])
@@ -186,9 +182,3 @@ def pull_inside(
     left = left[~fits & (scale[left] > 0)]
     step *= 2
   return result
-
-
-def _format_eps(dtype: np.dtype) -> float:
-  """The distance of 1 to the next number of any float format."""
-  one = np.ones([], dtype)
-  return float(np.nextafter(one, one + one)) - 1

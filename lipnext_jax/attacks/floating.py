@@ -21,21 +21,20 @@ from lipnext_jax.attacks import target as target_lib
 _LARGEST_EXPONENT = 11
 
 
-def margins(target: target_lib.Target, points: np.ndarray, rows: np.ndarray):
-  """f_p − max_{j≠p} f_j of points [m, …] of the images `rows`: [m] float64.
+def margins(target: target_lib.Target, points: np.ndarray, labels: np.ndarray):
+  """Computes f_y − max_{j≠y} f_j of points [m, …] with labels y: [m] float64.
 
   At most 0 where the answer may change; −∞ for logits that are no numbers.
   """
   logits = target.logits(points).astype(np.float64)
-  labels = target.predictions[rows][:, None]
-  own = np.take_along_axis(logits, labels, axis=-1)[:, 0]
-  np.put_along_axis(logits, labels, -np.inf, axis=-1)
+  own = np.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+  np.put_along_axis(logits, labels[:, None], -np.inf, axis=-1)
   margin = own - np.max(logits, axis=-1)
   return np.where(np.isnan(margin), -np.inf, margin)
 
 
 def rounding_steps(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Random sign steps of some coordinates, by 2^j units in the last place.
+  """Steps some coordinates by ±2^j units in the last place, at random.
 
   Args:
     points: [m, …], any float dtype; one exponent j and one share of moving
@@ -77,20 +76,6 @@ def attack(
     smallest margin that was met (the first whose answer changes, if any does).
   """
   rng = np.random.default_rng(seed)
-  walked = []
-  for block in exact.blocks(target.images, candidates):
-    part = target._replace(
-      images=target.images[block],
-      predictions=target.predictions[block],
-      radii=target.radii[block],
-    )
-    walked.append(_walk(part, starts[block], rng, rounds, candidates))
-  return np.concatenate(walked)
-
-
-def _walk(target, starts, rng, rounds, candidates) -> np.ndarray:
-  """`attack` on as many images as fit into memory."""
-  n = len(target.images)
 
   def pull(points, rows):
     return exact.pull_inside(
@@ -101,21 +86,22 @@ def _walk(target, starts, rng, rounds, candidates) -> np.ndarray:
       to_sphere=True,
     )
 
-  everyone = np.arange(n)
-  best = pull(starts, everyone)
-  score = margins(target, best, everyone)
+  best = pull(starts, slice(None))
+  score = margins(target, best, target.predictions)
   for _ in range(rounds):
     # Whoever is beaten is done, and without a ball there is nothing to walk.
-    rows = np.flatnonzero((score >= 0) & (target.radii > 0))
-    if not rows.size:
+    active = np.flatnonzero((score >= 0) & (target.radii > 0))
+    if not active.size:
       break
-    rows = np.repeat(rows, candidates)
-    points = pull(rounding_steps(best[rows], rng), rows)
-    found = margins(target, points, rows)
-    lowest, choice = target_lib.lowest_per_row(found, rows, n)
-    better = lowest < score
-    best[better] = points[choice[better]]
-    score = np.minimum(score, lowest)
+    for block in exact.blocks(target.images[active], candidates):
+      rows = np.repeat(active[block], candidates)
+      points = pull(rounding_steps(best[rows], rng), rows)
+      found = margins(target, points, target.predictions[rows])
+      found = found.reshape(-1, candidates)
+      lowest = np.argmin(found, axis=-1) + candidates * np.arange(len(found))
+      better = found.ravel()[lowest] < score[active[block]]
+      changed, lowest = active[block][better], lowest[better]
+      best[changed], score[changed] = points[lowest], found.ravel()[lowest]
   return best
 
 

@@ -38,11 +38,12 @@ class Search(NamedTuple):
 
 
 class _Problem(NamedTuple):
-  """One batch: a value-and-gradient function, and where to stay."""
+  """One example: how a point is evaluated, and where to stay."""
 
+  # x → loss, how close the answer is to changing, gradient of the loss.
   evaluate: Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
   project: Callable[[jax.Array], jax.Array]
-  epsilons: jax.Array
+  epsilon: jax.Array
 
 
 def checkpoints(steps: int) -> np.ndarray:
@@ -64,43 +65,44 @@ def checkpoints(steps: int) -> np.ndarray:
   return windows
 
 
+def _select(condition: jax.Array, new: Any, old: Any) -> Any:
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
 def _pgd(problem: _Problem, start: jax.Array, steps: int) -> jax.Array:
   """Steps of constant length along the normalised gradient."""
-  length = problem.epsilons * _PGD_REACH / steps
+  length = problem.epsilon * _PGD_REACH / steps
 
   def step(carry, _):
-    x, best, best_score = carry
+    x, best = carry
     _, score, grad = problem.evaluate(x)
-    best, best_score = _keep(x, score, best, best_score)
-    move = target_lib.spread(length, x) * objectives.normalize(grad)
-    return (problem.project(x + move), best, best_score), None
+    best = _select(score > best[1], (x, score), best)
+    return (
+      problem.project(x + length * objectives.normalize(grad)),
+      best,
+    ), None
 
-  nothing = jnp.full_like(problem.epsilons, -jnp.inf)
+  nothing = (start, jnp.full_like(length, -jnp.inf))
   # Once more than there are steps: the last iterate is judged, not moved.
-  (_, best, _), _ = jax.lax.scan(
-    step, (start, start, nothing), length=steps + 1
-  )
-  return best
+  (_, best), _ = jax.lax.scan(step, (start, nothing), length=steps + 1)
+  return best[0]
 
 
-def _keep(x, score, best, best_score):
-  better = score > best_score
-  best = jnp.where(target_lib.spread(better, x), x, best)
-  return best, jnp.where(better, score, best_score)
+class _Point(NamedTuple):
+  """A point and what is known there."""
+
+  x: jax.Array
+  loss: jax.Array
+  grad: jax.Array
 
 
 class _Apgd(NamedTuple):
-  """The state of APGD; one entry per example."""
+  """The state of APGD for one example."""
 
-  x: jax.Array
+  here: _Point
   previous: jax.Array
-  loss: jax.Array
-  grad: jax.Array
-  top: jax.Array  # Where the loss was highest,
-  top_loss: jax.Array
-  top_grad: jax.Array
-  best: jax.Array  # and where the answer was closest to changing.
-  best_score: jax.Array
+  top: _Point  # Where the loss was highest.
+  best: tuple[jax.Array, jax.Array]  # Where the answer was closest to changing.
   length: jax.Array
   risen: jax.Array  # Steps of this window that raised the loss.
   halved: jax.Array  # Whether the last checkpoint halved the length,
@@ -108,57 +110,43 @@ class _Apgd(NamedTuple):
 
 
 def _apgd(problem: _Problem, start: jax.Array, steps: int) -> jax.Array:
-  """Momentum, and steps that halve (back at the best point) once they stall."""
-  spread, project = target_lib.spread, problem.project
+  """Momentum, and steps that halve (back at the top) once they stall."""
+  project = problem.project
 
   def step(s: _Apgd, schedule):
     share, window = schedule
-    ahead = project(s.x + spread(s.length, s.x) * objectives.normalize(s.grad))
-    x = project(s.x + share * (ahead - s.x) + (1 - share) * (s.x - s.previous))
+    x = s.here.x
+    ahead = project(x + s.length * objectives.normalize(s.here.grad))
+    x = project(x + share * (ahead - x) + (1 - share) * (x - s.previous))
     loss, score, grad = problem.evaluate(x)
-    best, best_score = _keep(x, score, s.best, s.best_score)
-    higher = loss > s.top_loss
-    wide = spread(higher, x)
-    top, top_grad = jnp.where(wide, x, s.top), jnp.where(wide, grad, s.top_grad)
-    top_loss = jnp.where(higher, loss, s.top_loss)
-    risen = s.risen + (loss > s.loss)
-
-    here = window > 0
-    stalled = risen < _PROGRESS * window
-    stuck = ~s.halved & (top_loss <= s.checked_loss)
-    halve = here & (stalled | stuck)
-    wide = spread(halve, x)
+    here = _Point(x, loss, grad)
+    top = _select(loss > s.top.loss, here, s.top)
+    risen = s.risen + (loss > s.here.loss)
+    check = window > 0
+    stuck = ~s.halved & (top.loss <= s.checked_loss)
+    halve = check & ((risen < _PROGRESS * window) | stuck)
     return _Apgd(
-      x=jnp.where(wide, top, x),
-      previous=jnp.where(wide, top, s.x),
-      loss=jnp.where(halve, top_loss, loss),
-      grad=jnp.where(wide, top_grad, grad),
+      here=_select(halve, top, here),
+      previous=jnp.where(halve, top.x, s.here.x),
       top=top,
-      top_loss=top_loss,
-      top_grad=top_grad,
-      best=best,
-      best_score=best_score,
+      best=_select(score > s.best[1], (x, score), s.best),
       length=jnp.where(halve, s.length / 2, s.length),
-      risen=jnp.where(here, 0, risen),
-      halved=jnp.where(here, halve, s.halved),
-      checked_loss=jnp.where(window != 0, top_loss, s.checked_loss),
+      risen=jnp.where(check, 0, risen),
+      halved=jnp.where(check, halve, s.halved),
+      checked_loss=jnp.where(window != 0, top.loss, s.checked_loss),
     ), None
 
   # The first round moves nothing, and so evaluates the start.
-  lowest = jnp.full_like(problem.epsilons, -jnp.inf)
+  lowest = jnp.full_like(problem.epsilon, -jnp.inf)
+  still = jnp.zeros_like(start)
   state = _Apgd(
-    x=start,
+    here=_Point(start, -lowest, still),
     previous=start,
-    loss=-lowest,
-    grad=jnp.zeros_like(start),
-    top=start,
-    top_loss=lowest,
-    top_grad=jnp.zeros_like(start),
-    best=start,
-    best_score=lowest,
-    length=2 * problem.epsilons,
-    risen=jnp.zeros(lowest.shape, jnp.int32),
-    halved=jnp.zeros(lowest.shape, bool),
+    top=_Point(start, lowest, still),
+    best=(start, lowest),
+    length=2 * problem.epsilon,
+    risen=jnp.zeros((), jnp.int32),
+    halved=jnp.zeros((), bool),
     checked_loss=lowest,
   )
   shares = np.full(steps + 1, _MOMENTUM)
@@ -166,7 +154,7 @@ def _apgd(problem: _Problem, start: jax.Array, steps: int) -> jax.Array:
   windows = np.concatenate([[-1], checkpoints(steps)])
   schedule = (jnp.asarray(shares, start.dtype), jnp.asarray(windows))
   state, _ = jax.lax.scan(step, state, schedule)
-  return state.best
+  return state.best[0]
 
 
 METHODS: dict[str, Callable[[_Problem, jax.Array, int], jax.Array]] = {
@@ -175,35 +163,34 @@ METHODS: dict[str, Callable[[_Problem, jax.Array, int], jax.Array]] = {
 }
 
 
-@functools.partial(
-  jax.jit, static_argnames=('apply', 'method', 'steps', 'dtype')
-)
-def _run(
-  apply, params, key, box, loss, images, labels, rivals, epsilons,
-  method, steps, dtype,
-):  # fmt: skip
-  center = images.astype(epsilons.dtype)
+@functools.partial(jax.jit, static_argnames=('apply', 'method', 'steps'))
+def _run(apply, params, key, box, loss, examples, method, steps):
   loss_fns = list(objectives.LOSSES.values())
 
-  def objective(x):
-    # In the format of the claim, and through its arithmetic.
-    logits = apply(params, x.astype(dtype)).astype(x.dtype)
-    # A choice at run time: compiling costs more than all steps do.
-    losses = jax.lax.switch(loss, loss_fns, logits, labels, rivals)
-    return jnp.sum(losses), (losses, objectives.best_rival(logits, labels))
+  def search(key, image, label, rival, epsilon):
+    center = image.astype(epsilon.dtype)
 
-  def evaluate(x):
-    (_, (losses, score)), grad = jax.value_and_grad(objective, has_aux=True)(x)
-    # Logits that are no numbers are another answer; their gradients, no move.
-    score = jnp.where(jnp.isnan(score), jnp.inf, score)
-    return losses, score, jnp.where(jnp.isfinite(grad), grad, 0)
+    def objective(x):
+      # In the format of the claim, and through its arithmetic.
+      narrow = jnp.expand_dims(x.astype(image.dtype), 0)
+      logits = apply(params, narrow)[0].astype(x.dtype)
+      # A choice at run time: compiling costs more than all steps do.
+      value = jax.lax.switch(loss, loss_fns, logits, label, rival)
+      return value, objectives.best_rival(logits, label)
 
-  def project(x):
-    return objectives.project(x, center, epsilons, box)
+    def evaluate(x):
+      (value, score), grad = jax.value_and_grad(objective, has_aux=True)(x)
+      # Logits that are no numbers are another answer; their gradients, no move.
+      score = jnp.where(jnp.isnan(score), jnp.inf, score)
+      return value, score, jnp.where(jnp.isfinite(grad), grad, 0)
 
-  start = project(objectives.random_start(key, center, epsilons))
-  problem = _Problem(evaluate, project, epsilons)
-  return METHODS[method](problem, start, steps)
+    def project(x):
+      return objectives.project(x, center, epsilon, box)
+
+    start = project(objectives.random_start(key, center, epsilon))
+    return METHODS[method](_Problem(evaluate, project, epsilon), start, steps)
+
+  return jax.vmap(search)(jax.random.split(key, len(examples[0])), *examples)
 
 
 def attack(
@@ -215,7 +202,7 @@ def attack(
   seed: int,
   box: bool = False,
 ) -> np.ndarray:
-  """One random restart on every example.
+  """Runs one random restart on every example.
 
   Args:
     target: what is attacked; the answers to change are its predictions.
@@ -226,33 +213,25 @@ def attack(
     box: stay in [0, 1] too.
 
   Returns:
-    [n, H, W, ch] in the wide format of the search, inside the balls up to its
-    rounding (`exact.pull_inside` does the rest).
+    [n, H, W, ch], float32 or wider, inside the balls up to the rounding of the
+    search (`exact.pull_inside` does the rest).
   """
-  wide = target.search_dtype()
+  wide = np.promote_types(target.images.dtype, np.float32)
+  loss = list(objectives.LOSSES).index(search.loss)
+  labels, rivals = target.predictions.astype(np.int32), rivals.astype(np.int32)
   points = []
   with target.arithmetic():
     key = jax.random.key(seed)
-    for part, (*arrays, valid) in enumerate(
+    for part, (*examples, valid) in enumerate(
       target_lib.batches(
-        target.batch_size,
-        target.images,
-        target.predictions.astype(np.int32),
-        rivals.astype(np.int32),
-        epsilons.astype(wide),
+        target.batch_size, target.images, labels, rivals, epsilons.astype(wide)
       )
     ):
+      key_of_part = jax.random.fold_in(key, part)
       found: Any = _run(
-        target.apply,
-        target.params,
-        jax.random.fold_in(key, part),
-        box,
-        list(objectives.LOSSES).index(search.loss),
-        *arrays,
-        method=search.method,
-        steps=search.steps,
-        dtype=target.images.dtype,
-      )
+        target.apply, target.params, key_of_part, box, loss, tuple(examples),
+        search.method, search.steps,
+      )  # fmt: skip
       points.append(np.asarray(found)[:valid])
   return np.concatenate(points)
 

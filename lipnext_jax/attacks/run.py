@@ -12,10 +12,10 @@ from lipnext_jax.attacks import exact
 from lipnext_jax.attacks import floating
 from lipnext_jax.attacks import gradient
 from lipnext_jax.attacks import ledger as ledger_lib
-from lipnext_jax.attacks import library
 from lipnext_jax.attacks import target as target_lib
 
 _SHOWN = 6  # Adversarial examples kept for people to look at.
+_BEYOND = 1.5  # Certified radii within which the nearest one is looked for.
 
 
 class Settings(NamedTuple):
@@ -23,8 +23,8 @@ class Settings(NamedTuple):
 
   restarts: int = 5  # Of each gradient attack, in the ball and in its box.
   steps: int = 40  # Of each attack.
-  foolbox: tuple[str, ...] = library.ATTACKS  # Minimal-distance attacks.
-  searches: tuple[tuple[str, str], ...] = (  # Methods and their losses.
+  # Methods and their losses; the last one also looks for the nearest example.
+  searches: tuple[tuple[str, str], ...] = (
     ('pgd', 'cross_entropy'),
     ('pgd', 'rival_margin'),
     ('apgd', 'cross_entropy'),
@@ -44,13 +44,13 @@ def attack_target(
 ) -> ledger_lib.Ledger:
   """Tries to break every certificate, and to get as close as possible.
 
-  1. Minimal-distance attacks (foolbox) with pixels in [0, 1] and without.
-  2. Gradient attacks up to the certified radius of each image, every result
+  1. Gradient attacks up to the certified radius of each image, every result
      pulled to representable points inside its ball; both with and without
      [0, 1]. These can only succeed against a certificate that is wrong.
-  3. The same at each reported ε, for the empirical robust accuracy.
-  4. What was found, moved towards its image as far as it stays adversarial.
-  5. The floating-point walk to the certified sphere, from the nearest
+  2. The same at each reported ε and a little beyond the certified radius, for
+     the empirical robust accuracy and the nearest adversarial examples. What
+     was found is moved towards its image as far as it stays adversarial.
+  3. The floating-point walk to the certified sphere, from the nearest
      adversarial example and from the ends of two gradient attacks.
 
   Args:
@@ -67,61 +67,55 @@ def attack_target(
   ledger = ledger_lib.Ledger(target)
   searches = [gradient.Search(m, loss, s.steps) for m, loss in s.searches]
   rng = np.random.default_rng(seed)
-
-  def draw() -> int:
-    return int(rng.integers(2**31))
-
-  for box in (True, False):
-    where = _where(box)
-    for name, points, options in library.minimal(
-      target, s.foolbox, steps=s.steps, box=box
-    ):
-      ledger.judge(f'{name}, {where}', points, options)
-  say(_found(ledger, 'minimal-distance attacks'))
-
-  starts: list[np.ndarray] = []
-  reach = np.minimum(target.radii, exact.FARTHEST)
   ranks = range(max(s.restarts, 1))
   rivals = [gradient.nearest_rivals(target, rank) for rank in ranks]
+
+  def search_balls(search, where, limits, rival, box, closed, **options):
+    points = gradient.attack(
+      target, search, limits, rival, seed=int(rng.integers(2**31)), box=box
+    )
+    points = exact.pull_inside(target.images, points, limits, closed=closed)
+    pixels = 'in [0, 1]' if box else 'anywhere'
+    name = f'{search.method} {search.loss}, {pixels}, {where}'
+    ledger.judge(name, points, search._asdict(), **options)
+    return points
+
+  starts: list[np.ndarray] = []
+  radii = np.minimum(target.radii, exact.FARTHEST)
   for box in (False, True):
     for search in searches:
-      name = f'{search.method} {search.loss}, {_where(box)}, at the radius'
       for rival in rivals[: s.restarts]:
-        points = gradient.attack(
-          target, search, reach, rival, seed=draw(), box=box
-        )
-        points = exact.pull_inside(
-          target.images, points, reach, closed=target.closed
-        )
-        ledger.judge(name, points, search._asdict(), at_radius=True)
+        points = search_balls(
+          search, 'at the radius', radii, rival, box, target.closed,
+          at_radius=True,
+        )  # fmt: skip
         starts = [*starts[-1:], points]
   say(_found(ledger, 'gradient attacks at the certified radii'))
 
-  for epsilon in epsilons:
-    limits = np.full(len(target.images), float(epsilon))
+  def search_beyond(where, limits, rival, chosen):
     for box in (False, True):
-      for search in searches:
-        name = f'{search.method} {search.loss}, {_where(box)}, at ε'
-        points = gradient.attack(
-          target, search, limits, rivals[0], seed=draw(), box=box
+      for search in chosen:
+        points = search_balls(
+          search, where, limits, rival, box, True, epsilons=limits
         )
-        points = exact.pull_inside(target.images, points, limits, closed=True)
-        ledger.judge(name, points, search._asdict(), epsilons=limits)
-  say(_found(ledger, 'gradient attacks at the reported ε'))
+        ledger.judge('bisection', floating.bisect(target, points), {})
 
-  for best in (ledger.in_box, ledger.anywhere):
-    ledger.judge('bisection', floating.bisect(target, best.points), {})
+  for epsilon in epsilons:
+    limits = np.full(len(radii), float(epsilon))
+    search_beyond('at ε', limits, rivals[0], searches)
+  for rival in rivals:  # In balls that shrink to the nearest so far.
+    limits = np.minimum(_BEYOND * radii, ledger.anywhere.distances)
+    search_beyond('beyond the radius', limits, rival, searches[-1:])
+  say(_found(ledger, 'gradient attacks beyond them'))
 
   options = {'rounds': s.rounds, 'candidates': s.candidates}
   for start in (ledger.anywhere.points, *starts):
-    points = floating.attack(target, start, seed=draw(), **options)
+    points = floating.attack(
+      target, start, seed=int(rng.integers(2**31)), **options
+    )
     ledger.judge('floating-point walk', points, options, at_radius=True)
   say(_found(ledger, 'floating-point walk to the certified spheres'))
   return ledger
-
-
-def _where(box: bool) -> str:
-  return 'in [0, 1]' if box else 'anywhere'
 
 
 def _found(ledger: ledger_lib.Ledger, what: str) -> str:
@@ -139,7 +133,7 @@ def summarise(
   labels: np.ndarray,
   epsilons: Sequence[float],
 ) -> dict[str, Any]:
-  """What `attack.json` says of the attacks.
+  """Returns what `attack.json` says of the attacks.
 
   `robust` counts correct answers for which nothing at distance <= ε changes
   them; `robust_in_box` only what lies in [0, 1]. Both are upper bounds on what
@@ -156,18 +150,17 @@ def summarise(
   cra = certify.certified_accuracy(
     target.predictions, target.radii, labels, epsilons
   )
-
-  def robust(best, epsilon):
-    return 100 * float(np.mean(correct & (best.distances > epsilon)))
-
   rows = {}
   for epsilon in epsilons:
-    anywhere = robust(ledger.anywhere, epsilon)
+    robust, in_box = (
+      100 * float(np.mean(correct & (best.distances > epsilon)))
+      for best in (ledger.anywhere, ledger.in_box)
+    )
     rows[f'{epsilon:.6g}'] = {
       'cra': cra[epsilon],
-      'robust': anywhere,
-      'robust_in_box': robust(ledger.in_box, epsilon),
-      'gap': anywhere - cra[epsilon],
+      'robust': robust,
+      'robust_in_box': in_box,
+      'gap': robust - cra[epsilon],
     }
   held = target.radii > 0
   ratios = ledger.anywhere.distances[held] / target.radii[held]
@@ -188,7 +181,7 @@ def summarise(
 def arrays(
   ledger: ledger_lib.Ledger, ids: np.ndarray, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """What `attack.npz` holds: a row per example, and a few to look at.
+  """Returns what `attack.npz` holds: a row per example, and a few to look at.
 
   Shown are images in [0, 1] with correct answers, whose nearest adversarial
   example in [0, 1] is closest to the certified ball, by distance over radius.

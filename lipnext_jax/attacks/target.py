@@ -1,11 +1,12 @@
 """What is attacked: a function in its own arithmetic, and its certificates."""
 
+from collections.abc import Callable
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
 from typing import Any
 from typing import NamedTuple
-from typing import Protocol
 
 import flax.linen as nn
 import jax
@@ -17,19 +18,8 @@ from lipnext_jax import models
 from lipnext_jax.certify import rigorous
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
-from lipnext_jax.models import registry
 
 BATCH_SIZE = 512  # Of one forward pass; the last one is padded to it.
-
-
-class Apply(Protocol):
-  """(params, images [b, H, W, ch]) → logits [b, k]; hashable."""
-
-  def __call__(self, params: Any, images: jax.Array) -> jax.Array:
-    """The logits."""
-    ...
-
-  def __hash__(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +47,8 @@ class Target(NamedTuple):
   `predictions[i]`. The ball is open unless `closed`.
   """
 
-  apply: Apply
+  # (params, images [b, H, W, ch]) → logits [b, k]; hashable.
+  apply: Callable[[Any, jax.Array], jax.Array]
   params: Any
   images: np.ndarray  # Shape (n, H, W, ch), in the format that is attacked.
   predictions: np.ndarray  # Shape (n,): int32.
@@ -67,15 +58,11 @@ class Target(NamedTuple):
   batch_size: int = BATCH_SIZE
 
   def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
-    """The context in which JAX computes as the certificates say."""
+    """Enters the arithmetic that the certificates are about."""
     return jax.enable_x64(self.images.dtype == np.float64)
 
-  def search_dtype(self) -> np.dtype:
-    """Of the gradients and iterates: float32 or wider."""
-    return np.promote_types(self.images.dtype, np.float32)
-
   def logits(self, points: np.ndarray) -> np.ndarray:
-    """Logits [m, k] of points [m, H, W, ch], in the arithmetic of the claim."""
+    """Computes logits [m, k] of points [m, H, W, ch] in that arithmetic."""
     points = np.asarray(points, self.images.dtype)
     with self.arithmetic():
       chunks = [
@@ -85,7 +72,7 @@ class Target(NamedTuple):
     return np.concatenate(chunks)
 
   def answers(self, points: np.ndarray) -> np.ndarray:
-    """Predictions [m] of points [m, H, W, ch]; −1: logits that are no numbers.
+    """Predicts [m] of points [m, H, W, ch]; −1: logits that are no numbers.
 
     Ties go to the lowest class, as everywhere.
     """
@@ -99,7 +86,7 @@ def _jit_apply(apply, params, images):
   return apply(params, images)
 
 
-def batches(size: int, *arrays: np.ndarray):
+def batches(size: int, *arrays: np.ndarray) -> Iterator[Any]:
   """Yields (*parts, valid): parts of `size` rows, the last padded by copies.
 
   One shape is one compiled program, and one order of summation.
@@ -110,33 +97,7 @@ def batches(size: int, *arrays: np.ndarray):
   total = len(arrays[0])
   for start in range(0, total, size):
     rows = np.minimum(np.arange(start, start + size), total - 1)
-    parts = [array[rows] for array in arrays]
-    yield (*parts, min(size, total - start))
-
-
-def lowest_per_row(
-  values: np.ndarray, rows: np.ndarray, n: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Of several values for each of `n` rows: the lowest, and which it was.
-
-  Rows without a value get infinity, and the choice 0.
-
-  >>> lowest_per_row(np.array([3.0, 1.0, 2.0]), np.array([0, 0, 2]), 3)
-  (array([ 1., inf,  2.]), array([1, 0, 2]))
-  """
-  order = np.argsort(-values, kind='stable')  # The lowest is written last.
-  lowest, choice = np.full(n, np.inf), np.zeros(n, np.int64)
-  lowest[rows[order]], choice[rows[order]] = values[order], order
-  return lowest, choice
-
-
-def spread(values: jax.Array, like: jax.Array) -> jax.Array:
-  """Shapes [b] so that it multiplies [b, …].
-
-  >>> spread(jnp.ones(3), jnp.ones([3, 4, 5])).shape
-  (3, 1, 1)
-  """
-  return values.reshape(values.shape + (1,) * (like.ndim - 1))
+    yield (*(array[rows] for array in arrays), min(size, total - start))
 
 
 def fast_target(
@@ -146,10 +107,10 @@ def fast_target(
   *,
   batch_size: int = BATCH_SIZE,
 ) -> Target:
-  """The certificates of evaluation: float32, highest precision, open balls.
+  """Certifies images in float32, as evaluation does: open balls.
 
   Args:
-    model: in any precision; evaluated as `models.registry.for_evaluation`.
+    model: in any precision; evaluated in float32 at the highest one.
     params: the weights that are certified.
     images: [n, H, W, ch], uint8 or float32 in [0, 1].
     batch_size: of one forward pass.
@@ -157,7 +118,7 @@ def fast_target(
   images = np.asarray(layers.to_unit(images), np.float32)
   constants = certify.prove_constants(params)
   target = Target(
-    apply=Network(registry.for_evaluation(model)),
+    apply=Network(model.explicit()),
     params=params,
     images=images,
     predictions=np.zeros(len(images), np.int32),
@@ -166,11 +127,10 @@ def fast_target(
     closed=False,
     batch_size=min(batch_size, len(images)),
   )
-  kernel = models.head_kernel({'params': params})
   constants = constants.on_device()  # Rounded up, as evaluation does.
   predictions, radii = certify.certified_radius(
     jnp.asarray(target.logits(images)),
-    kernel,
+    models.head_kernel({'params': params}),
     constants.lipschitz,
     certify.margin_floor(images, constants),
   )
@@ -186,13 +146,13 @@ def rigorous_target(
   *,
   batch_size: int = BATCH_SIZE,
 ) -> Target:
-  """The float64 certificates, their rounding subtracted: closed balls.
+  """Certifies images in float64, its rounding subtracted: closed balls.
 
   Args:
-    model: in any precision; evaluated as `certify.rigorous.float64_model`.
-    params: the weights that are certified.
+    model: see `fast_target`.
+    params: see `fast_target`.
     images: [n, H, W, ch], uint8 or float in [0, 1].
-    batch_size: of one forward pass.
+    batch_size: see `fast_target`.
   """
   images = rigorous.to_unit64(images)
   batch_size = min(batch_size, len(images))

@@ -1,8 +1,5 @@
 """Certificates: from logits to radii that hold, and the constant they need."""
 
-from lipnext_jax.certify.artifact import export_predictor
-from lipnext_jax.certify.artifact import load_predictor
-from lipnext_jax.certify.artifact import Predictor
 from lipnext_jax.certify.bound import bound_product
 from lipnext_jax.certify.bound import float32_above
 from lipnext_jax.certify.bound import lipschitz_bound
@@ -11,6 +8,11 @@ from lipnext_jax.certify.fast import Constants
 from lipnext_jax.certify.fast import fast_certifier
 from lipnext_jax.certify.fast import margin_floor
 from lipnext_jax.certify.fast import prove_constants
+from lipnext_jax.certify.predictor import Contents
+from lipnext_jax.certify.predictor import export_predictor
+from lipnext_jax.certify.predictor import export_program
+from lipnext_jax.certify.predictor import load_predictor
+from lipnext_jax.certify.predictor import Predictor
 from lipnext_jax.certify.radius import certified_accuracy
 from lipnext_jax.certify.radius import certified_radius
 from lipnext_jax.certify.radius import rival_radii
@@ -19,11 +21,13 @@ from lipnext_jax.certify.rigorous import rigorous_radius
 
 __all__ = [
   'Constants',
+  'Contents',
   'Predictor',
   'bound_product',
   'certified_accuracy',
   'certified_radius',
   'export_predictor',
+  'export_program',
   'fast_certifier',
   'float32_above',
   'lipschitz_bound',

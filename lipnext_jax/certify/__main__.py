@@ -2,11 +2,11 @@
 
     python -m lipnext_jax.certify --workdir=DIR IMAGE…
     python -m lipnext_jax.certify --workdir=DIR --export=FILE
-    python -m lipnext_jax.certify --artifact=FILE IMAGE…
+    python -m lipnext_jax.certify --predictor=FILE IMAGE…
 
 Weights may come from anyone, and may be made to fool float32. Certificates are
-therefore rigorous where they can be: for a LipNeXt, on a CPU or GPU. Otherwise,
-and for a predictor, which is a float32 program, a line says why they are fast.
+therefore rigorous where they can be: for a LipNeXt, on a CPU or GPU. Otherwise
+a line says why they are fast.
 
 An IMAGE is a file, a folder, or `-` for names on standard input. Exit code: 0,
 or 1 if some image could not be read (the others are certified all the same),
@@ -14,11 +14,11 @@ or 2 for a mistake on the command line.
 """
 
 import argparse
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import itertools
 import json
+import os
 import sys
 from typing import Any
 from typing import NamedTuple
@@ -34,29 +34,33 @@ from lipnext_jax import evaluate
 from lipnext_jax import models
 from lipnext_jax.certify import decimals
 from lipnext_jax.certify import fast
+from lipnext_jax.certify import predictor as predictor_lib
 from lipnext_jax.certify import rigorous
 from lipnext_jax.checkpoint import restore
 from lipnext_jax.data import inputs
+from lipnext_jax.data import official
 from lipnext_jax.data import sources
 from lipnext_jax.runtime import command
 
 _NOTE = (
   'fast because: {}; for weights that you did not train, rigorous certificates '
-  'from the workdir are the ones to trust'
+  'are the ones to trust'
 )
 _UNITS = (
   'radius: ℓ2 distance between images as the network gets them, pixels in '
   '[0, 1]; grey_levels: radius × 255'
 )
+_CLAIMS = {
+  'fast': fast.CLAIM,
+  'rigorous': 'rigorous: float64, its rounding E subtracted',
+}
 _BATCH = 64  # Images per call; the last batch is padded, so it compiles once.
 
 
 class Service(NamedTuple):
-  """A model that is ready to certify, and what there is to say about it."""
+  """A predictor that is ready, and what there is to say about it."""
 
-  # Images [b, H, W, ch] float64 → classes [b], radii against each class [b, k],
-  # bounds on the rounding of the logits [b] or None.
-  certify: Callable[[np.ndarray], tuple[Any, Any, Any]]
+  predictor: certify.Predictor
   preprocessing: inputs.Preprocessing
   facts: dict[str, Any]  # 'model', 'certificate', 'lipschitz_bound', 'note'.
 
@@ -66,10 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def run() -> int:
     args = _parse(argv)
-    if args.export:
+    if args.export or args.export_program:
       return _export(args)
-    service = _from_artifact(args) if args.artifact else _from_workdir(args)
-    return _certify_all(service, args)
+    service = _prepare(args)
+    try:
+      return _certify_all(service, args)
+    except BrokenPipeError:  # `| head` has enough; Python flushes once more.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return 0
 
   return command.run(run)
 
@@ -81,8 +89,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add = parser.add_argument
   add('images', nargs='*', metavar='IMAGE', help='file, folder, or -')
   add('--workdir', metavar='DIR', help='of a training run')
-  add('--artifact', metavar='FILE', help='made by --export')
+  add('--predictor', '--artifact', metavar='FILE', help='made by --export')
   add('--export', metavar='FILE', help='write the certified predictor there')
+  add(
+    '--export_program',
+    metavar='FILE',
+    help='write the fast predictor there as a program for JAX alone',
+  )
   add(
     '--certificate',
     choices=evaluate.CERTIFICATES,
@@ -100,14 +113,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add('--resize', action='store_true', help='scale images of other sizes')
   add('--json', action='store_true', help='print JSON')
   args = parser.parse_args(argv)
-  if bool(args.workdir) == bool(args.artifact):
-    parser.error('give either --workdir=DIR or --artifact=FILE')
-  if bool(args.images) == bool(args.export):
+  if bool(args.workdir) == bool(args.predictor):
+    parser.error('give either --workdir=DIR or --predictor=FILE')
+  exports = bool(args.export or args.export_program)
+  if bool(args.images) == exports:
     parser.error('give images to certify, or --export=FILE')
-  if args.artifact and (
-    args.export or args.top_k or args.certificate == 'rigorous'
-  ):
-    parser.error('an --artifact is a finished fast predictor, use --workdir')
+  if args.predictor and exports:
+    parser.error('a --predictor is exported already, use --workdir')
   if args.top_k < 0:
     parser.error('--top_k must be at least 0')
   return args
@@ -115,78 +127,77 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _export(args: argparse.Namespace) -> int:
   run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
-  fields = config_lib.build_field_list(run.config)
   try:
-    manifest = certify.export_predictor(
-      args.export,
-      run.model,
-      run.params,
-      run.image_shape,
-      resize=_evaluation_resize(run.config.dataset),
-      config={**fields, 'step': run.step},
-    )
+    if args.export:
+      _export_predictor(run, args)
+    if args.export_program:
+      certify.export_program(
+        args.export_program, run.model, run.params, run.image_shape
+      )
+      platforms = ', '.join(predictor_lib.PLATFORMS)
+      print(f'{args.export_program}: program for {platforms}')
   except ValueError as error:
-    raise _refuse(args.workdir, error) from None
-  excess = decimals.excess_up(manifest['lipschitz_bound'])
-  platforms = ', '.join(manifest['platforms'])
-  print(f'{args.export}: for {platforms}; Λ = 1 + {excess}')
+    raise _refuse('--workdir', args.workdir, error) from None
   return 0
 
 
-def _from_workdir(args: argparse.Namespace) -> Service:
-  run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
-  certificate, note = _choose(args.certificate, run.model)
+def _export_predictor(run: restore.Restored, args: argparse.Namespace) -> None:
+  manifest = certify.export_predictor(
+    args.export,
+    run.model,
+    run.params,
+    run.image_shape,
+    certificate=args.certificate or 'fast',
+    class_names=_class_names(run.config.dataset),
+    resize=_evaluation_resize(run.config.dataset),
+    config={**config_lib.build_field_list(run.config), 'step': run.step},
+  )
+  excess = decimals.excess_up(manifest['lipschitz_bound'])
+  print(f'{args.export}: {manifest["certificate"]} predictor; Λ = 1 + {excess}')
+
+
+def _prepare(args: argparse.Namespace) -> Service:
+  if args.predictor:
+    flag, path, name = '--predictor', args.predictor, args.predictor
+    contents = predictor_lib.read_contents(path)
+  else:
+    flag, path = '--workdir', args.workdir
+    run = restore.restore(path, {'eval.checkpoint': args.checkpoint})
+    name = f'{path}, step {run.step}'
+    contents = predictor_lib.Contents(
+      run.model,
+      run.params,
+      run.image_shape,
+      class_names=_class_names(run.config.dataset),
+      resize=_evaluation_resize(run.config.dataset),
+    )
+  certificate, note = _choose(args.certificate, contents.model)
   try:
-    serve = _rigorous if certificate == 'rigorous' else _fast
-    certifier, claim, bound = serve(run)
+    predictor = certify.Predictor(contents._replace(certificate=certificate))
   except ValueError as error:
-    raise _refuse(args.workdir, error) from None
+    raise _refuse(flag, path, error) from None
   facts = {
-    'model': f'{args.workdir}, step {run.step}',
-    'certificate': claim,
+    'model': name,
+    'certificate': _CLAIMS[certificate],
     'note': note,
-    'lipschitz_bound': bound,
+    'lipschitz_bound': predictor.lipschitz,
   }
-  resize = _evaluation_resize(run.config.dataset)
-  how = _preprocessing(run.image_shape, resize, args)
-  return Service(certifier, how, facts)
+  h, w, ch = contents.image_shape
+  how = inputs.Preprocessing((h, w, ch), contents.resize or h * args.resize)
+  return Service(predictor, how, facts)
 
 
-def _refuse(workdir: str, error: ValueError) -> errors.ConfigError:
+def _refuse(flag: str, path: str, error: ValueError) -> errors.ConfigError:
   return errors.ConfigError(
-    '--workdir',
-    workdir,
+    flag,
+    path,
     f'holds weights that cannot be certified ({error})',
     'name another run, or another --checkpoint',
   )
 
 
-def _rigorous(run: restore.Restored) -> tuple[Any, str, float]:
-  """What a `Service` needs: function, claim and Λ."""
-  certifier = certify.rigorous_certifier(run.model, run.params)
-
-  def in_float64(images):
-    found = certifier(images)
-    return found.predictions, found.rival_radii, found.logit_errors
-
-  claim = 'rigorous: float64, its rounding E subtracted'
-  bounds = certify.lipschitz_bounds(run.params)
-  return in_float64, claim, certify.bound_product(bounds)
-
-
-def _fast(run: restore.Restored) -> tuple[Any, str, float]:
-  """What a `Service` needs: function, claim and Λ."""
-  constants = certify.prove_constants(run.params)
-  certifier = certify.fast_certifier(run.model, run.params, constants)
-
-  def in_float32(images):
-    return *certifier(images.astype(np.float32)), None
-
-  return in_float32, fast.CLAIM, constants.lipschitz
-
-
 def _choose(wanted: str | None, model: Any) -> tuple[str, str]:
-  """The kind of certificate, and why it is a fast one (or nothing)."""
+  """Returns the kind of certificate, and why it is a fast one (or nothing)."""
   if wanted:
     return wanted, _NOTE.format('asked for') if wanted == 'fast' else ''
   platform = jax.default_backend()
@@ -198,32 +209,14 @@ def _choose(wanted: str | None, model: Any) -> tuple[str, str]:
   return 'rigorous', ''
 
 
-def _from_artifact(args: argparse.Namespace) -> Service:
-  predictor = certify.load_predictor(args.artifact)
-  manifest = predictor.manifest
-
-  def predict(images):
-    classes, radii = predictor(images.astype(np.float32))
-    return classes, np.asarray(radii)[:, None], None
-
-  note = "a predictor is a float32 program, its Λ and radii are its author's"
-  facts = {'model': args.artifact, 'note': _NOTE.format(note)}
-  facts |= {k: manifest[k] for k in ('lipschitz_bound', 'certificate')}
-  shape = tuple(manifest['image_shape'])
-  return Service(
-    predict, _preprocessing(shape, manifest['resize'], args), facts
-  )
+def _class_names(c: ml_collections.ConfigDict) -> tuple[str, ...]:
+  known = c.name in ('cifar10', 'cifar100')
+  return tuple(official.class_names(c.name)) if known else ()
 
 
 def _evaluation_resize(c: ml_collections.ConfigDict) -> int:
   """Photographs of all sizes are scaled at evaluation; so are these files."""
   return c.resize if c.name in sources.VARYING else 0
-
-
-def _preprocessing(
-  shape: tuple[int, int, int], resize: int, args: argparse.Namespace
-) -> inputs.Preprocessing:
-  return inputs.Preprocessing(shape, resize or (shape[0] * args.resize))
 
 
 def _certify_all(service: Service, args: argparse.Namespace) -> int:
@@ -267,8 +260,10 @@ def _certify_batch(
 ) -> Iterator[dict[str, Any]]:
   images = np.stack([image for _, image, _ in batch])
   padding = np.repeat(images[:1], _BATCH - len(images), axis=0)
-  classes, rivals, rounding = service.certify(np.concatenate([images, padding]))
-  classes, rivals = np.asarray(classes), np.asarray(rivals, np.float64)
+  classes, rivals, rounding = service.predictor.certify(
+    np.concatenate([images, padding])
+  )
+  rivals = rivals.astype(np.float64)
   for i, (path, _, done) in enumerate(batch):
     radius = float(np.min(rivals[i]))
     entry = {
@@ -278,6 +273,8 @@ def _certify_batch(
       'grey_levels': decimals.below_product(255, radius),
       'done': done,
     }
+    if names := service.predictor.class_names:
+      entry['class_name'] = names[int(classes[i])]
     if rounding is not None:
       entry['logit_error'] = decimals.above(float(rounding[i]))
     if top_k:

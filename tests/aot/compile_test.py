@@ -21,13 +21,13 @@ PLAIN = (
 )
 
 
-def run(*flags, config='configs/digits.py:smoke'):
+def run(*flags, hurry='0'):
   command = [sys.executable, '-m', 'lipnext_jax.main', '--mode=compile']
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   return subprocess.run(
-    [*command, f'--config={config}', *flags],
+    [*command, '--config=configs/digits.py:smoke', *flags],
     cwd=ROOT,
-    env=environment,
+    env=environment | {'JAX_DISABLE_MOST_OPTIMIZATIONS': hurry},
     capture_output=True,
     text=True,
     timeout=600,
@@ -44,6 +44,7 @@ def test_sixteen_cpu_devices_and_a_copy_in_the_workdir(tmp_path):
     '--config.mesh.fsdp=4',
     '--config.mesh.tensor=2',
     *PLAIN,
+    hurry='1',
   )
   assert done.returncode == 0, done.stderr
   assert 'rror' not in done.stderr
@@ -66,29 +67,44 @@ def test_sixteen_cpu_devices_and_a_copy_in_the_workdir(tmp_path):
   assert memory['peak'] >= memory['parameters'] + memory['optimizer']
 
 
-def test_what_is_too_large_is_said_with_code_3(make_tiny_config, monkeypatch):
-  def refuse(*args, **kwargs):
-    raise jax.errors.JaxRuntimeError(
-      'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory '
-      'in memory space hbm. Used 22.65G of 15.75G hbm. Exceeded hbm capacity '
-      'by 6.90G.\n\nTotal hbm usage >= 22.91G:\n'
-    )
-
-  monkeypatch.setattr(jax.stages.Lowered, 'compile', refuse)
+@pytest.fixture
+def plain_config(make_tiny_config):
   config = make_tiny_config()
-  config.mesh.data = -1
-  assert compile_lib.run(config, 'cpu:8', None) == 3
+  config.optimizer.name = 'momentum'
+  config.optimizer.lookahead_period = 0
+  config.optimizer.retraction_period = '0 steps'
+  return config
 
 
-def test_other_errors_of_a_compiler_are_not_hidden(
-  make_tiny_config, monkeypatch
-):
-  def fail(*args, **kwargs):
-    raise jax.errors.JaxRuntimeError('INTERNAL: a bug')
+@pytest.fixture
+def fail_with(monkeypatch):
+  """Lets the compiler fail with a message."""
 
-  monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
+  def plant(message):
+    def fail(*args, **kwargs):
+      raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
+
+  return plant
+
+
+def test_what_is_too_large_is_said_with_code_3(plain_config, fail_with, capsys):
+  fail_with(
+    'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory '
+    'in memory space hbm. Used 22.65G of 15.75G hbm. Exceeded hbm capacity '
+    'by 6.90G.\n\nTotal hbm usage >= 22.91G:\n'
+  )
+  assert compile_lib.run(plain_config, 'cpu:1', None) == 3
+  assert capsys.readouterr().out.endswith(
+    'does not fit: Used 22.65G of 15.75G hbm. Exceeded hbm capacity by 6.90G.\n'
+  )
+
+
+def test_other_errors_of_a_compiler_are_not_hidden(plain_config, fail_with):
+  fail_with('INTERNAL: a bug')
   with pytest.raises(jax.errors.JaxRuntimeError, match='a bug'):
-    compile_lib.run(make_tiny_config(), 'cpu:8', None)
+    compile_lib.run(plain_config, 'cpu:1', None)
 
 
 def test_mistakes_are_one_line():

@@ -12,7 +12,7 @@ from lipnext_jax import errors
 from lipnext_jax.attacks import __main__ as cli
 from lipnext_jax.attacks import target as target_lib
 
-QUICK = ('--examples=16', '--restarts=1', '--steps=5', '--foolbox')
+QUICK = ('--examples=16', '--restarts=1', '--steps=5')
 RIGOROUS = ('--certificate=rigorous', *QUICK)
 
 
@@ -114,7 +114,6 @@ def test_a_lipschitz_bound_below_what_was_found_is_broken_too(attacked):
     ([], 'command line=.*--workdir'),
     (['--workdir=x', '--steps=0'], r'--steps=0 is out of range'),
     (['--workdir=x', '--restarts=-1'], r'--restarts=-1 is out of range'),
-    (['--workdir=x', '--foolbox=none'], 'invalid choice'),
     (['--workdir=x', '--certificate=slow'], 'invalid choice'),
     (['--workdir=x', '--wordir=y'], 'unrecognized arguments'),
   ],

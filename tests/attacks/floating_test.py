@@ -163,7 +163,7 @@ def test_margins_are_negative_exactly_where_the_answer_is_another(make_linear):
   images = np.array([[0.75], [0.25], [np.nan]])
   target = make_linear([[-1.0, 1.0]], [1.0, 0.0], images, [1, 1, 1])
   target = target._replace(predictions=np.array([1, 1, 1]))
-  found = floating.margins(target, images, np.arange(3))
+  found = floating.margins(target, images, target.predictions)
   assert found.tolist() == [0.5, -0.5, -np.inf]
 
 

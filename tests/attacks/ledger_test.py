@@ -50,17 +50,19 @@ def test_broken_is_decided_to_the_last_bit(target, x, closed, broken):
 
 def test_the_nearest_is_kept_with_and_without_the_box(target):
   ledger = ledger_lib.Ledger(target)
-  rows = np.array([0, 0, 0, 1])
-  points = np.array([[0.4, 0.5], [0.45, 0.5], [0.3, 0.5], [0.6, 1.01]])
-  changed = ledger.judge('some', points, {}, rows=rows)
-  assert changed.all()
+  points = np.array([[0.4, 0.5], [0.45, 0.5], [0.3, 0.5]])
+  for point in points:
+    ledger.judge('some', np.stack([point, [0.6, 1.01]]), {})
+  assert ledger.attacks['some'] == {'runs': 6, 'successes': 6}
   np.testing.assert_allclose(
     ledger.anywhere.distances, [0.3, np.hypot(0.35, 0.51)]
   )
   np.testing.assert_allclose(ledger.in_box.distances, [0.3, np.inf])
-  np.testing.assert_array_equal(ledger.anywhere.points, points[[1, 3]])
+  np.testing.assert_array_equal(
+    ledger.anywhere.points, [[0.45, 0.5], [0.6, 1.01]]
+  )
   assert ledger.anywhere.answers.tolist() == [0, 1]
-  ledger.judge('worse', points - [0.1, 0], {}, rows=rows)
+  ledger.judge('worse', np.array([[0.2, 0.5], [0.7, 1.01]]), {})
   np.testing.assert_allclose(ledger.in_box.distances, [0.3, np.inf])
 
 

@@ -15,15 +15,14 @@ from lipnext_jax.attacks import target as target_lib
 SETTINGS = run.Settings(
   restarts=2,
   steps=20,
-  foolbox=(),
   searches=(('apgd', 'rival_margin'),),
   rounds=10,
   candidates=8,
 )
 
 
-def attack(target, epsilons=(), settings=SETTINGS):
-  return run.attack_target(target, epsilons, settings)
+def attack(target, epsilons=()):
+  return run.attack_target(target, epsilons, SETTINGS)
 
 
 def changed(isometry, path, fn):
@@ -119,8 +118,7 @@ def test_a_tie_that_is_ignored_is_broken(isometry, exact_target):
 
 @pytest.fixture(scope='module')
 def attacked(exact_target):
-  settings = SETTINGS._replace(foolbox=('deepfool',))
-  return attack(exact_target, (0.1, 0.2), settings)
+  return attack(exact_target, (0.1, 0.2))
 
 
 def test_the_true_certificates_hold_and_are_met(attacked, exact_target):
@@ -135,7 +133,7 @@ def test_the_true_certificates_hold_and_are_met(attacked, exact_target):
   assert runs['apgd rival_margin, in [0, 1], at the radius'] == 32
   assert runs['floating-point walk'] == 48
   successes = {name: a['successes'] for name, a in attacked.attacks.items()}
-  assert successes['deepfool, anywhere'] == 16
+  assert successes['apgd rival_margin, anywhere, beyond the radius'] >= 16
   assert successes['floating-point walk'] == 0
 
 

@@ -55,19 +55,12 @@ def test_pixels_of_bytes_are_divided_by_255(isometry):
 
 
 @pytest.mark.parametrize(
-  ('dtype', 'search'),
-  [
-    (np.float64, np.float64),
-    (np.float32, np.float32),
-    (np.float16, np.float32),
-    (ml_dtypes.bfloat16, np.float32),
-  ],
+  'dtype', [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 )
-def test_logits_come_from_the_format_of_the_images(make_linear, dtype, search):
+def test_logits_come_from_the_format_of_the_images(make_linear, dtype):
   images = np.array([[1.0], [0.5]]).astype(dtype)
   target = make_linear([[1.0, -1.0]], [0.0, 0.0], images, [1, 1])
   assert target.logits(images).dtype == dtype
-  assert target.search_dtype() == search
   # What the format cannot hold is rounded away before the function sees it.
   third = target.logits(np.full([1, 1], 1 / 3))[0, 0]
   assert third == np.asarray(1 / 3, dtype)
@@ -86,16 +79,3 @@ def test_every_batch_has_the_same_shape():
   np.testing.assert_array_equal(joined, np.arange(10))
   for a, b, _ in parts:
     np.testing.assert_array_equal(2 * a, b)
-
-
-def test_lowest_per_row_is_the_minimum():
-  rng = np.random.default_rng(0)
-  values, rows = rng.random(200), rng.integers(0, 20, 200)
-  rows[rows == 7] = 8  # A row without any value.
-  lowest, choice = target_lib.lowest_per_row(values, rows, 20)
-  for row in range(20):
-    mine = values[rows == row]
-    assert lowest[row] == np.min(mine, initial=np.inf)
-    if mine.size:
-      assert values[choice[row]] == lowest[row]
-      assert rows[choice[row]] == row

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from lipnext_jax import certify
 from lipnext_jax import models
 from lipnext_jax.certify import __main__ as command
 from lipnext_jax.checkpoint import restore
@@ -42,7 +44,9 @@ def certify_json(capsys, *args, **options):
 
 def test_files_get_the_radii_of_the_evaluation(run, capsys):
   workdir, folder, table = run
-  code, found, _ = certify_json(capsys, f'--workdir={workdir}', folder)
+  code, found, _ = certify_json(
+    capsys, f'--workdir={workdir}', '--certificate=fast', folder
+  )
   assert code == 0
   classes = [entry['class'] for entry in found['images']]
   radii = [entry['radius'] for entry in found['images']]
@@ -81,19 +85,20 @@ def test_rivals_come_nearest_first(run, capsys, certificate):
 
 
 def test_the_table_for_people(run, capsys):
-  workdir, folder, table = run
+  workdir, folder, _ = run
   code, out, _ = call(capsys, f'--workdir={workdir}', '--top_k=2', folder)
   assert code == 0
+  _, found, _ = certify_json(capsys, f'--workdir={workdir}', folder)
   lines = out.splitlines()
   assert lines[0].endswith(f'{workdir}, step 4')
   assert 'float64' in lines[1]
   assert 'Λ = 1 + ' in lines[1]
   rows = [line for line in lines if line.endswith('.npy')]
-  for line, expected in zip(rows, table, strict=True):
+  for line, entry in zip(rows, found['images'], strict=True):
     label, radius, levels, _ = line.split()
-    assert int(label) == expected[2]
-    assert float(radius) == pytest.approx(expected[3], abs=3e-6)
-    assert float(levels) == pytest.approx(255 * expected[3], abs=0.02)
+    assert int(label) == entry['class']
+    assert float(radius) == pytest.approx(entry['radius'], abs=3e-6)
+    assert float(levels) == pytest.approx(255 * entry['radius'], abs=0.02)
   assert sum('against class' in line for line in lines) == 6
 
 
@@ -205,16 +210,49 @@ def test_names_of_files_reach_the_terminal_as_text(run, capsys, tmp_path):
   assert found['errors'][0]['path'] == f'{tmp_path}/{bad}'
 
 
-def test_an_exported_artifact_certifies_alike(run, capsys, tmp_path):
+def test_a_reader_that_has_enough_is_no_error(run, capsys, monkeypatch):
+  workdir, folder, _ = run
+  read, write = os.pipe()
+  os.close(read)
+  with monkeypatch.context() as patch, os.fdopen(write, 'w') as pipe:
+    patch.setattr('sys.stdout', pipe)
+    assert command.main([f'--workdir={workdir}', folder]) == 0
+  assert not capsys.readouterr().err
+
+
+def test_an_exported_predictor_certifies_alike(run, capsys, tmp_path):
   workdir, folder, table = run
-  artifact = f'{tmp_path}/digits.lipnext'
-  code, out, _ = call(capsys, f'--workdir={workdir}', f'--export={artifact}')
+  path, program = f'{tmp_path}/digits.lipnext', f'{tmp_path}/digits.program'
+  flags = [f'--workdir={workdir}', f'--export={path}']
+  code, out, _ = call(capsys, *flags, f'--export_program={program}')
   assert code == 0
+  assert 'fast predictor; Λ = 1 + ' in out
   assert 'cpu, cuda, tpu' in out
-  code, found, _ = certify_json(capsys, f'--artifact={artifact}', folder)
-  assert code == 0
-  radii = [entry['radius'] for entry in found['images']]
-  np.testing.assert_allclose(radii, table[:, 3], rtol=1e-4, atol=1e-6)
+  assert (tmp_path / 'digits.program').stat().st_size > 1000
+  for flag, certificate in (
+    (f'--predictor={path}', 'rigorous'),
+    (f'--artifact={path}', 'fast'),  # As the flag was called before.
+  ):
+    args = [flag, f'--certificate={certificate}', '--top_k=1', folder]
+    code, found, _ = certify_json(capsys, *args)
+    assert code == 0
+    assert found['certificate'].startswith(certificate)
+    radii = [entry['radius'] for entry in found['images']]
+    np.testing.assert_allclose(radii, table[:, 3], atol=1e-4)
+  _, found, _ = certify_json(capsys, f'--predictor={path}', folder)
+  assert found['certificate'].startswith('rigorous')  # Whoever made the file.
+
+
+def test_classes_have_their_names_where_they_are_known(run, capsys, tmp_path):
+  workdir, folder, _ = run
+  restored = restore.restore(workdir)
+  path, names = f'{tmp_path}/x.lipnext', [f'digit {i}' for i in range(10)]
+  certify.export_predictor(
+    path, restored.model, restored.params, (8, 8, 1), class_names=names
+  )
+  _, found, _ = certify_json(capsys, f'--predictor={path}', folder)
+  for entry in found['images']:
+    assert entry['class_name'] == f'digit {entry["class"]}'
 
 
 @pytest.mark.parametrize(
@@ -223,7 +261,8 @@ def test_an_exported_artifact_certifies_alike(run, capsys, tmp_path):
     (['a.png'], 'give either --workdir'),
     (['--workdir=d'], 'give images'),
     (['--workdir=d', '--export=f', 'a.png'], 'give images'),
-    (['--artifact=f', '--certificate=rigorous', 'a.png'], 'use --workdir'),
+    (['--predictor=f', '--export=g'], 'use --workdir'),
+    (['--workdir=d', '--predictor=f', 'a.png'], 'give either --workdir'),
     (['--workdir=d', '--top_k=-1', 'a.png'], '--top_k'),
     (['--workdir=d', '--shine', 'a.png'], '--shine'),
   ],
@@ -235,8 +274,8 @@ def test_mistakes_on_the_command_line_are_one_line(capsys, args, problem):
   assert len(err.splitlines()) == 1
 
 
-def test_a_workdir_or_artifact_that_is_none_is_one_line(capsys, tmp_path):
-  for flag in ('workdir', 'artifact'):
+def test_a_workdir_or_predictor_that_is_none_is_one_line(capsys, tmp_path):
+  for flag in ('workdir', 'predictor'):
     code, _, err = call(capsys, f'--{flag}={tmp_path}/none', 'a.png')
     assert code == 2
     assert len(err.splitlines()) == 1

@@ -1,0 +1,401 @@
+"""A predictor file gives the model's radii again, and trusts nothing in it."""
+
+import json
+import subprocess
+import sys
+
+import jax
+from jax import export
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from lipnext_jax import certify
+from lipnext_jax import errors
+from lipnext_jax import models
+from lipnext_jax.certify import predictor as predictor_lib
+
+SHAPE = (8, 8, 1)
+NAMES = ('a', 'b', 'c', 'd', 'é')
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """(path, model, params, images, manifest)."""
+  model = models.LipNeXt(num_classes=5, depth=2, width=16, patch_size=4)
+  images = np.random.default_rng(0).random((7, *SHAPE)).astype(np.float32)
+  params = model.init(jax.random.key(0), images)['params']
+  params = jax.tree.map(lambda p: p * np.float32(1.001), params)  # Λ is not 1.
+  path = str(tmp_path_factory.mktemp('predictor') / 'model.lipnext')
+  manifest = certify.export_predictor(
+    path, model, params, SHAPE, class_names=NAMES, config={'model.depth': 2}
+  )
+  return path, model, params, images, manifest
+
+
+@pytest.fixture(scope='module')
+def loaded(made):
+  return certify.load_predictor(made[0])
+
+
+def test_a_round_trip_gives_the_same_classes_and_radii(made, loaded):
+  _, model, params, images, _ = made
+  variables = {'params': params}
+  logits = model.clone(precision='highest').apply(variables, images)
+  kernel = models.head_kernel(variables)
+  constants = certify.prove_constants(params)
+  floor = certify.margin_floor(images, constants)
+  classes, radii = certify.certified_radius(
+    logits, kernel, constants.lipschitz, floor
+  )
+  for size in (1, 7):  # Any batch size.
+    found, found_radii = loaded(images[:size])
+    np.testing.assert_array_equal(found, classes[:size])
+    np.testing.assert_allclose(found_radii, radii[:size], rtol=1e-5, atol=1e-6)
+  assumed = certify.certified_radius(logits, kernel, 1.0, floor)[1]
+  assert np.max(np.abs(assumed - radii)) > 1e-4  # An assumed 1 would show.
+
+
+@pytest.mark.parametrize(
+  'model',
+  [
+    models.LiResNet(2, 1, 4, 1, dense_depth=1, dense_width=8).explicit(),
+    models.BRONet(2, 1, 4, 1, dense_depth=1, dense_width=8, beta=1).explicit(),
+    models.LipNeXt(
+      2, depth=1, width=8, patch_size=2, parametrization='cayley', unroll=True,
+      dtype=jax.numpy.bfloat16, padding='zero',
+    ),
+  ],
+  ids=lambda model: type(model).__name__,
+)  # fmt: skip
+def test_every_model_is_built_again_as_it_is_certified(model, tmp_path):
+  images = np.random.default_rng(0).random((3, 4, 4, 3)).astype(np.float32)
+  params = model.init(jax.random.key(0), images)['params']
+  path = str(tmp_path / 'model.lipnext')
+  certify.export_predictor(path, model, params, (4, 4, 3))
+  explicit = model.explicit_params(params)
+  wanted, radii = certify.fast_certifier(model, explicit)(images)
+  found, found_radii = certify.load_predictor(path)(images)
+  np.testing.assert_array_equal(found, wanted)
+  np.testing.assert_allclose(found_radii, np.min(radii, axis=-1), rtol=1e-5)
+
+
+def test_rigorous_predictors_give_rigorous_radii(made, tmp_path):
+  _, model, params, images, _ = made
+  path = str(tmp_path / 'model.lipnext')
+  certify.export_predictor(path, model, params, SHAPE, certificate='rigorous')
+  wanted = certify.rigorous_radius(model, params, images)
+  for found in (
+    certify.load_predictor(path),
+    certify.load_predictor(made[0], certificate='rigorous'),
+  ):
+    np.testing.assert_array_equal(found(images)[1], wanted.radii)
+  assert certify.load_predictor(path, certificate='fast').certificate == 'fast'
+
+
+def test_the_manifest_says_what_the_certificate_is_about(made, loaded):
+  _, _, params, _, manifest = made
+  assert manifest == loaded.manifest
+  assert manifest['lipschitz_bound'] == certify.lipschitz_bound(params)
+  assert manifest['offset'] == certify.prove_constants(params).offset
+  assert (manifest['colours'], manifest['certificate']) == ('grey', 'fast')
+  assert manifest['config'] == {'model.depth': 2}
+  assert loaded.lipschitz == manifest['lipschitz_bound']
+  assert loaded.class_names == NAMES
+  assert loaded.image_shape == SHAPE
+  assert loaded.versions['jax'] == jax.__version__
+
+
+def test_any_framework_finds_names_and_plain_json(made):
+  arrays = safetensors.numpy.load_file(made[0])
+  np.testing.assert_array_equal(arrays['blocks/M'], made[2]['blocks']['M'])
+  with safetensors.safe_open(made[0], framework='numpy') as file:
+    texts = file.metadata()
+  stated = {name: json.loads(text) for name, text in texts.items()}
+  assert {**made[4], 'sha256': stated['sha256']} == stated
+
+
+def test_arrays_that_lie_elsewise_in_memory_are_written_right(made, tmp_path):
+  path = str(tmp_path / 'model.lipnext')
+  params = jax.tree.map(lambda p: np.asarray(p, order='F'), made[2])
+  certify.export_predictor(path, made[1], params, SHAPE)
+  ours = safetensors.numpy.load_file(path)
+  theirs = safetensors.numpy.load_file(made[0])
+  for name, array in ours.items():
+    np.testing.assert_array_equal(array, theirs[name])
+
+
+LIGHT = """
+import sys
+BLOCKED = ('grain', 'ml_collections', 'sklearn', 'tensorboardX', 'tqdm', 'PIL',
+           'tensorflow_datasets') + tuple(sys.argv[2:])
+class Blocker:
+  def find_spec(self, name, path=None, target=None):
+    if name.split('.')[0] in BLOCKED:
+      raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocker())
+import numpy as np
+from lipnext_jax import certify, errors
+try:
+  predictor = certify.load_predictor(sys.argv[1])
+  print(predictor(np.full((1, 8, 8, 1), 0.5))[1].shape)
+except errors.ConfigError as error:
+  print(error)
+"""
+
+
+@pytest.mark.parametrize(
+  ('blocked', 'said'),
+  [([], '(1,)'), (['safetensors'], 'pip install safetensors.')],
+)
+def test_loading_needs_safetensors_and_no_training_stack(made, blocked, said):
+  command = [sys.executable, '-c', LIGHT, made[0], *blocked]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.stdout.endswith(f'{said}\n'), done.stderr
+  assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize('certificate', predictor_lib.CERTIFICATES)
+def test_images_are_floats_in_unit_pixels_or_bytes(made, certificate):
+  predictor = certify.load_predictor(made[0], certificate=certificate)
+  pixels = np.round(made[3] * 255).astype(np.uint8)
+  wanted = predictor(pixels / 255)
+  for found, right in zip(predictor(pixels), wanted, strict=True):
+    np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+  assert [len(found) for found in predictor(pixels[:0])] == [0, 0]
+  for dtype in (np.int64, np.int8, np.uint16, bool, np.complex64):
+    with pytest.raises(ValueError, match='give floats'):
+      predictor(pixels.astype(dtype))
+  for wrong in (255 * made[3], np.full_like(made[3], np.nan), made[3] - 1e-3):
+    with pytest.raises(ValueError, match=r'outside \[0, 1\]'):
+      predictor(wrong)
+  for shape in ((8, 8, 1), (1, 8, 8, 3), (1, 8, 9, 1)):
+    with pytest.raises(ValueError, match='no batch'):
+      predictor(np.zeros(shape))
+
+
+def test_crafted_constants_certify_nothing(made, tmp_path):
+  """The head's bias grows by 2²⁴; what Λ says stays the same."""
+  head = made[2]['head']
+  crafted = {**head, 'bias': head['bias'] + np.float32(2**24)}
+  path = str(tmp_path / 'crafted.lipnext')
+  certify.export_predictor(path, made[1], made[2] | {'head': crafted}, SHAPE)
+  assert not np.any(certify.load_predictor(path)(made[3])[1])
+  assert np.any(certify.load_predictor(made[0])(made[3])[1])
+
+
+def forge(made, tmp_path, *, arrays=None, sign=True, **fields):
+  """Writes a copy with other arrays and metadata; ...: left out."""
+  found = dict(safetensors.numpy.load_file(made[0]), **(arrays or {}))
+  found = {name: array for name, array in found.items() if array is not ...}
+  with safetensors.safe_open(made[0], framework='numpy') as file:
+    texts = file.metadata()
+  texts |= {
+    name: value if value is ... else json.dumps(value)
+    for name, value in fields.items()
+  }
+  texts = {name: text for name, text in texts.items() if text is not ...}
+  if sign:
+    texts['sha256'] = json.dumps(predictor_lib._digest(texts, found))
+  path = str(tmp_path / 'forged.lipnext')
+  safetensors.numpy.save_file(found, path, texts)
+  return path
+
+
+def refusal(path):
+  with pytest.raises(errors.ConfigError) as info:
+    certify.load_predictor(path)
+  assert info.value.exit_code == 2
+  assert len(str(info.value).splitlines()) == 1
+  return str(info.value)
+
+
+def test_constants_come_from_the_weights_not_from_the_file(
+  made, loaded, tmp_path
+):
+  """A signed file that states less gets the radii that are proved."""
+  path = forge(made, tmp_path, lipschitz_bound=0.01, offset=0.0, units='mm')
+  found = certify.load_predictor(path)
+  assert found.manifest == loaded.manifest
+  for ours, theirs in zip(found(made[3]), loaded(made[3]), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+  m = safetensors.numpy.load_file(made[0])['blocks/M']
+  path = forge(made, tmp_path, arrays={'blocks/M': 3 * m})
+  assert certify.load_predictor(path).lipschitz > 8 * loaded.lipschitz
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    {'format': [..., 1, 3, '2', None]},
+    {'resize': [..., None, '8', 8.0, -1, 7, True, [8]]},
+    {'certificate': [..., None, 3, ['fast'], 'assumed', 'fast\x1b[2J']},
+    {'image_shape': [..., None, 'abc', [8, 8], [8, 8, 1, 1], [8, 8, 1.0]]},
+    {'image_shape': [[8, 8, 0], [-8, 8, 1], [8, 8, True], {'8': 8}, 8]},
+    {'class_names': [..., None, 'abcde', list('abcd'), ['a\n'] * 5, [1] * 5]},
+    {'config': [..., None, 3, []]},
+    {'versions': [..., None, 3, []]},
+    {'model': [..., None, 3, [], {}, {'options': {}}, {'name': 'LipNeXt'}]},
+  ],
+  ids=lambda values: next(iter(values)),
+)
+def test_fields_of_another_kind_are_refused_by_name(made, tmp_path, values):
+  ((name, wrong),) = values.items()
+  for value in wrong:
+    assert name in refusal(forge(made, tmp_path, **{name: value}))
+
+
+OPTIONS = {
+  'num_classes': [0, -1, 6, 5.0, '5', True, 10**30],
+  'depth': [0, -2, 3, 10**9],
+  'width': [0, 15, 17, 10**9],
+  'patch_size': [0, -4, 3, 2],
+  'shift_ratio': [-0.1, 0.3, 1e9, '1', float('nan'), float('inf')],
+  'beta': [-1.0, 2.0, float('nan'), None],
+  'padding': ['reflect', '', 3],
+  'activation': ['relu', 'square', None],
+  'parametrization': ['cayley', 'none '],
+  'remat': ['block'],
+  'position': [1, 'yes'],
+  'dtype': ['float64'],
+  'r_init': ['ones'],
+}
+
+
+@pytest.mark.parametrize('option', OPTIONS)
+def test_options_that_do_not_fit_the_weights_are_refused(
+  made, tmp_path, option
+):
+  model = made[4]['model']
+  for value in OPTIONS[option]:
+    changed = model | {'options': model['options'] | {option: value}}
+    refusal(forge(made, tmp_path, model=changed, class_names=[]))
+
+
+@pytest.mark.parametrize(
+  'model',
+  [
+    {'name': 'Flax', 'options': {}},
+    {'name': 'LipNeXt', 'options': {}},
+    {'name': 'BRONet', 'options': ...},
+    {'name': ['LipNeXt'], 'options': ...},
+  ],
+)
+def test_another_model_is_refused(made, tmp_path, model):
+  if model['options'] is ...:
+    model = model | {'options': made[4]['model']['options']}
+  refusal(forge(made, tmp_path, model=model, class_names=[]))
+
+
+@pytest.mark.parametrize(
+  ('name', 'change', 'problem'),
+  [
+    ('blocks/R', lambda x: ..., 'blocks/R is missing'),
+    ('x\x1b', lambda x: np.ones(1, np.float32), 'which its model has not'),
+    ('blocks/M', lambda x: x[..., :1], 'blocks/M is float32['),
+    ('blocks/M', np.float64, 'blocks/M is float64['),
+    ('blocks/M', np.int32, 'blocks/M is int32['),
+    ('head/bias', lambda x: x * np.nan, 'head/bias is not finite'),
+    ('stem/Q', lambda x: x + np.inf, 'stem/Q is not finite'),
+    ('head/kernel', lambda x: 0 * x, 'cannot be certified'),
+  ],
+)
+def test_weights_of_another_model_are_refused(
+  made, tmp_path, name, change, problem
+):
+  old = safetensors.numpy.load_file(made[0]).get(name)
+  path = forge(made, tmp_path, arrays={name: change(old)})
+  assert problem in refusal(path)
+
+
+def test_images_of_another_shape_than_the_weights_are_refused(made, tmp_path):
+  for shape in ([8, 8, 9], [12, 8, 1], [9, 8, 1], [10**9] * 3):
+    refusal(forge(made, tmp_path, image_shape=shape))
+
+
+def test_silent_damage_is_found(made, tmp_path):
+  with open(made[0], 'rb') as file:
+    data = file.read()
+  path = tmp_path / 'damaged.lipnext'
+  for change in (
+    data[:-1],
+    data[:200],
+    data[:5],
+    b'',
+    data + b'\0',
+    data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+    b'PK\3\4' + data,
+    b'\xff' * 8 + data[8:],
+  ):
+    path.write_bytes(change)
+    refusal(str(path))
+  forged = forge(made, tmp_path, config={'seed': 1}, sign=False)
+  assert 'does not have its checksum' in refusal(forged)
+
+
+def test_files_of_others_are_refused(made, tmp_path):
+  foreign = str(tmp_path / 'foreign.safetensors')
+  safetensors.numpy.save_file({'x': np.ones(2)}, foreign)
+  assert 'name no format' in refusal(foreign)
+  safetensors.numpy.save_file({'x': np.ones(2)}, foreign, {'format': 'pt'})
+  refusal(foreign)
+  safetensors.numpy.save_file(
+    {'x': np.ones(2)}, foreign, {'format': '[' * 10**5}
+  )
+  refusal(foreign)
+  assert 'is no file' in refusal(str(tmp_path / 'none'))
+  assert 'is no file' in refusal(str(tmp_path))
+
+
+def test_what_could_not_be_loaded_is_not_written(made, tmp_path):
+  class Model(models.LipNeXt):
+    def __call__(self, images):
+      return 2 * super().__call__(images)
+
+  _, model, params, _, _ = made
+  path = str(tmp_path / 'x.lipnext')
+  other = Model(num_classes=5, depth=2, width=16, patch_size=4)
+  for args, options, problem in (
+    ((other, params, SHAPE), {}, 'none of LipNeXt'),
+    ((model.clone(width=32), params, SHAPE), {}, 'instead of'),
+    ((model, params, (12, 8, 1)), {}, 'instead of'),
+    ((model, params, SHAPE), {'resize': 4}, 'resize'),
+    ((model, params, SHAPE), {'certificate': 'best'}, 'certificate'),
+    ((model, params, SHAPE), {'class_names': ['a']}, 'class_names'),
+    ((model, jax.tree.map(np.float64, params), SHAPE), {}, 'float64'),
+    ((model, jax.tree.map(lambda p: p * np.nan, params), SHAPE), {}, 'nite'),
+  ):
+    with pytest.raises(ValueError, match=problem):
+      certify.export_predictor(path, *args, **options)
+  assert not list(tmp_path.iterdir())
+  with pytest.raises(errors.WorkdirError, match='cannot be written'):
+    certify.export_predictor(f'{path}/x/y', model, params, SHAPE)
+
+
+def test_a_program_gives_the_same_radii_without_this_package(
+  made, loaded, tmp_path
+):
+  path, model, params, images, _ = made
+  program = str(tmp_path / 'model.program')
+  certify.export_program(program, model, params, SHAPE)
+  code = (
+    'import sys; import jax, jax.export, numpy as np, safetensors.numpy\n'
+    'data = bytearray(open(sys.argv[1], "rb").read())\n'
+    'program = jax.export.deserialize(data)\n'
+    'weights = safetensors.numpy.load_file(sys.argv[2])\n'
+    'found = program.call(weights, np.load(sys.argv[3]))\n'
+    'assert "lipnext_jax" not in sys.modules\n'
+    'np.savez(sys.argv[4], *found)\n'
+  )
+  inputs, outputs = str(tmp_path / 'in.npy'), str(tmp_path / 'out.npz')
+  np.save(inputs, images)
+  command = [sys.executable, '-c', code, program, path, inputs, outputs]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  with np.load(outputs) as found:
+    np.testing.assert_array_equal(found['arr_0'], loaded(images)[0])
+    np.testing.assert_allclose(found['arr_1'], loaded(images)[1], rtol=1e-5)
+  with open(program, 'rb') as file:
+    exported = export.deserialize(bytearray(file.read()))
+  assert exported.platforms == predictor_lib.PLATFORMS
