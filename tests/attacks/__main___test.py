@@ -10,9 +10,9 @@ import pytest
 
 from lipnext_jax import certify
 from lipnext_jax import errors
-from lipnext_jax import restore
 from lipnext_jax.attacks import __main__ as cli
 from lipnext_jax.attacks import target as target_lib
+from lipnext_jax.checkpoint import restore
 from lipnext_jax.data import sources
 
 QUICK = ('--examples=16', '--restarts=1', '--steps=5')
