@@ -12,6 +12,7 @@ Times are CPU seconds of the processes that do the work, so that other load on
 the machine does not count. `--what decode` compares ways of decoding.
 """
 
+import argparse
 from collections.abc import Callable
 from collections.abc import Sequence
 import contextlib
@@ -22,8 +23,6 @@ import statistics
 import time
 from typing import Any
 
-from absl import app
-from absl import flags
 import numpy as np
 from PIL import Image
 import psutil
@@ -34,18 +33,6 @@ from lipnext_jax.data import pillow
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import randaugment
 from lipnext_jax.data import transforms
-
-_WHAT = flags.DEFINE_enum(
-  'what', 'stages', ['stages', 'decode'], 'Which table to print.'
-)
-_HEIGHT = flags.DEFINE_integer(
-  'height', 375, 'Of the JPEGs, in pixels; 4/3 as wide. 375: ImageNet, often.'
-)
-_IMAGES = flags.DEFINE_integer('images', 64, 'Different JPEGs.')
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Times over them; the median.')
-_BATCH = flags.DEFINE_integer('batch', 128, 'Batch size in Grain.')
-_BATCHES = flags.DEFINE_integer('batches', 8, 'Batches that are timed there.')
-_WORKERS = flags.DEFINE_integer('workers', 1, 'Worker processes.')
 
 _CROP, _SMALLEST, _LARGEST = 224, 224, 288  # The recipe's.
 _TARGET = 2400  # Images/s that the paper trains at.
@@ -166,35 +153,35 @@ def time_grain(
   return cpu / (batch * batches), wall / (batch * batches)
 
 
-def print_stages(jpegs: Sequence[bytes]) -> None:
+def print_stages(args: argparse.Namespace, jpegs: Sequence[bytes]) -> None:
   """The table of stages, their sum, and Grain's rate beside it."""
-  stages = time_stages(jpegs, _REPEATS.value)
-  cpu, wall = time_grain(jpegs, _WORKERS.value, _BATCH.value, _BATCHES.value)
-  again = time_stages(jpegs, _REPEATS.value)  # The machine may have changed.
+  stages = time_stages(jpegs, args.repeats)
+  cpu, wall = time_grain(jpegs, args.workers, args.batch, args.batches)
+  again = time_stages(jpegs, args.repeats)  # The machine may have changed.
   stages = {name: (stages[name] + again[name]) / 2 for name in stages}
-  raw = seconds_each(decode_raw, jpegs, _REPEATS.value)
+  raw = seconds_each(decode_raw, jpegs, args.repeats)
   total = sum(stages.values())
   print(f'{"stage":22}  {"ms":>6}  {"images/s":>8}')
   print(f'{"(Pillow decode alone)":22}  {1e3 * raw:6.3f}  {1 / raw:8.0f}')
   for name, seconds in stages.items():
     print(f'{name:22}  {1e3 * seconds:6.3f}  {1 / seconds:8.0f}')
   print(f'{"sum of the parts":22}  {1e3 * total:6.3f}  {1 / total:8.0f}')
-  name = f'Grain, {_WORKERS.value} workers'
+  name = f'Grain, {args.workers} workers'
   print(f'{name:22}  {1e3 * cpu:6.3f}  {1 / cpu:8.0f}  per core')
   print(f'{"":22}  {1e3 * wall:6.3f}  {1 / wall:8.0f}  on the clock')
   print(f'{100 * total / cpu:.0f} per cent of the sum of the parts')
   print(f'{math.ceil(_TARGET * cpu)} cores feed {_TARGET} images/s')
 
 
-def print_decoding() -> None:
+def print_decoding(args: argparse.Namespace) -> None:
   """Ways to decode, on the common size and on one twice as large."""
   print('pixels     kB   way                ms  images/s  mean |difference|')
-  for height in (_HEIGHT.value, 2 * _HEIGHT.value):
-    jpegs = make_jpegs(_IMAGES.value, height)
+  for height in (args.height, 2 * args.height):
+    jpegs = make_jpegs(args.images, height)
     size = statistics.mean(len(jpeg) for jpeg in jpegs) / 1000
     for name, draft in (('full', 0), ('draft', _LARGEST)):
       way = functools.partial(decode_raw, draft=draft)
-      seconds = seconds_each(way, jpegs, _REPEATS.value)
+      seconds = seconds_each(way, jpegs, args.repeats)
       # What the network sees of it, against full decoding.
       seen = [
         transforms.resize_center_crop(np.asarray(d(jpegs[0])), 256, _CROP)
@@ -207,18 +194,27 @@ def print_decoding() -> None:
       )
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Prints the table that is asked for."""
-  del argv
-  if _WHAT.value == 'decode':
-    print_decoding()
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--what', choices=('stages', 'decode'), default='stages')
+  # Of the JPEGs, 4/3 as wide; many of ImageNet's have 375.
+  parser.add_argument('--height', type=int, default=375)
+  parser.add_argument('--images', type=int, default=64)  # Different JPEGs.
+  parser.add_argument('--repeats', type=int, default=5)  # Of which the median.
+  parser.add_argument('--batch', type=int, default=128)
+  parser.add_argument('--batches', type=int, default=8)  # Those timed in Grain.
+  parser.add_argument('--workers', type=int, default=1)
+  args = parser.parse_args()
+  if args.what == 'decode':
+    print_decoding(args)
     return
-  jpegs = make_jpegs(_IMAGES.value, _HEIGHT.value)
+  jpegs = make_jpegs(args.images, args.height)
   size = statistics.mean(len(jpeg) for jpeg in jpegs) / 1000
-  height = _HEIGHT.value
-  print(f'JPEGs of {4 * height // 3}×{height} pixels, {size:.0f} kB on average')
-  print_stages(jpegs)
+  width = 4 * args.height // 3
+  print(f'JPEGs of {width}×{args.height} pixels, {size:.0f} kB on average')
+  print_stages(args, jpegs)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 
-from absl import flags as absl_flags
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,9 +47,8 @@ def run(monkeypatch, capsys):
   def call(name, *options):
     module = importlib.import_module(f'benchmarks.{name}')
     monkeypatch.setattr(sys, 'argv', [name, *options])
-    arguments = [absl_flags.FLAGS(sys.argv)] if hasattr(module, 'flags') else []
     with jax.numpy_rank_promotion('allow'):
-      module.main(*arguments)
+      module.main()
     return capsys.readouterr().out
 
   return call

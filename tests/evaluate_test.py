@@ -47,7 +47,10 @@ def test_radii_are_those_of_the_certificate(setup):
   model = registry.for_evaluation(model)
   variables = {'params': params}
   _, radii = certify.certified_radius(
-    model.apply(variables, images), models.head_kernel(variables), 1.25
+    model.apply(variables, images),
+    models.head_kernel(variables),
+    1.25,
+    certify.margin_floor(images, certify.Constants(1.25, 0.0)),
   )
   np.testing.assert_allclose(result.radii, radii, rtol=1e-5, atol=1e-6)
   assert result.lipschitz_bound == 1.25
@@ -60,8 +63,9 @@ def test_lipschitz_bound_is_never_rounded_down(setup):
   assert np.all(ratio <= 1)
   _, model, params, _, images = setup
   logits = registry.for_evaluation(model).apply({'params': params}, images)
+  floor = certify.margin_floor(images, certify.Constants(1.0, 0.0))
   _, assumed = certify.certified_radius(
-    logits, models.head_kernel({'params': params}), 1.0
+    logits, models.head_kernel({'params': params}), 1.0, floor
   )
   assert np.mean(above < assumed) > 0.3
 
