@@ -21,7 +21,6 @@ import numpy as np
 
 from lipnext_jax import checkpoint
 from lipnext_jax import config as config_lib
-from lipnext_jax import recipes
 from lipnext_jax import report
 from lipnext_jax import train
 from lipnext_jax.checkpoint import restore
@@ -32,7 +31,7 @@ _BLOCK = 512  # Bytes; of a disk.
 
 def train_briefly(workdir):
   """Four steps on digits, a checkpoint after each."""
-  config = recipes.smoke(config_lib.default_config(), 'smoke')
+  config = config_lib.smoke(config_lib.default_config(), 'smoke')
   config.dataset.name = 'digits'
   config.model.patch_size = 4
   config.duration = '4 steps'

@@ -27,16 +27,17 @@ of a tiny model on random images.
 
 import ml_collections
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import recipes
 
-ARGUMENTS = (('L32W2048', 'L32W1024'), recipes.SMOKE)
+ARGUMENTS = (('L32W2048', 'L32W1024'), config_lib.SMOKE)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  size, smoke = recipes.parse_argument(arg, *ARGUMENTS)
+  size, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
   c = recipes.small_images()
   c.dataset.name = 'cifar10'
   c.augment.crop_padding = 4
   c.model.patch_size = 2  # 16×16 tokens.
   recipes.set_size(c, size)
-  return recipes.smoke(c, smoke, image_size=32, num_classes=10)
+  return config_lib.smoke(c, smoke, image_size=32, num_classes=10)

@@ -26,14 +26,13 @@ width, depth, β, α and augmentation were tried.
 import ml_collections
 
 from lipnext_jax import config as config_lib
-from lipnext_jax import recipes
 
 MODELS = ('model=lipnext', 'model=liresnet', 'model=bronet')
-ARGUMENTS = (MODELS, recipes.SMOKE)
+ARGUMENTS = (MODELS, config_lib.SMOKE)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  model, smoke = recipes.parse_argument(arg, *ARGUMENTS)
+  model, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
   model = model.removeprefix('model=')
   c = config_lib.default_config()
   c.dataset.name = 'digits'
@@ -67,4 +66,4 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.eval.epsilons = (36 / 255, 0.25, 0.5, 1.0)
   c.eval.every = '50 epochs'
   c.checkpoint.every = '10 epochs'
-  return recipes.smoke(c, smoke)
+  return config_lib.smoke(c, smoke)

@@ -33,6 +33,7 @@ a tiny model on random images.
 
 import ml_collections
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import recipes
 
 SIZES = (
@@ -45,12 +46,12 @@ SIZES = (
   'L128W2048',
   'L64W2896',
 )
-ARGUMENTS = (SIZES, recipes.SMOKE)
+ARGUMENTS = (SIZES, config_lib.SMOKE)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  size, smoke = recipes.parse_argument(arg, *ARGUMENTS)
+  size, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
   c = recipes.imagenet('eps1')
   c.dataset.name = 'imagenet400'
   recipes.set_size(c, size)
-  return recipes.smoke(c, smoke, image_size=224, num_classes=400)
+  return config_lib.smoke(c, smoke, image_size=224, num_classes=400)

@@ -28,13 +28,14 @@ tiny model on random images.
 
 import ml_collections
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import recipes
 
-ARGUMENTS = (recipes.EPSILONS, recipes.SMOKE)
+ARGUMENTS = (recipes.EPSILONS, config_lib.SMOKE)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  epsilon, smoke = recipes.parse_argument(arg, *ARGUMENTS)
+  epsilon, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
   c = recipes.imagenet(epsilon)
   recipes.set_size(c, 'L32W4096')
-  return recipes.smoke(c, smoke, image_size=224, num_classes=1000)
+  return config_lib.smoke(c, smoke, image_size=224, num_classes=1000)

@@ -11,13 +11,12 @@ The argument `smoke` makes it two steps of a tiny model.
 import ml_collections
 
 from lipnext_jax import config as config_lib
-from lipnext_jax import recipes
 
-ARGUMENTS = (recipes.SMOKE,)
+ARGUMENTS = (config_lib.SMOKE,)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  (smoke,) = recipes.parse_argument(arg, *ARGUMENTS)
+  (smoke,) = config_lib.parse_argument(arg, *ARGUMENTS)
   c = config_lib.default_config()
   c.dataset.name = 'synthetic'
   c.model.depth = 8
@@ -29,4 +28,4 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.eval.batch_size = 64
   c.checkpoint.every = '50 steps'
   c.log.every = '5 steps'
-  return recipes.smoke(c, smoke)
+  return config_lib.smoke(c, smoke)

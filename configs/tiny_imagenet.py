@@ -23,16 +23,17 @@ The argument `smoke` makes it two steps of a tiny model on random images.
 
 import ml_collections
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import recipes
 
-ARGUMENTS = (recipes.SMOKE,)
+ARGUMENTS = (config_lib.SMOKE,)
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  (smoke,) = recipes.parse_argument(arg, *ARGUMENTS)
+  (smoke,) = config_lib.parse_argument(arg, *ARGUMENTS)
   c = recipes.small_images()
   c.dataset.name = 'tiny_imagenet'
   c.augment.crop_padding = 8
   c.model.patch_size = 4  # 16×16 tokens.
   recipes.set_size(c, 'L32W2048')
-  return recipes.smoke(c, smoke, image_size=64, num_classes=200)
+  return config_lib.smoke(c, smoke, image_size=64, num_classes=200)

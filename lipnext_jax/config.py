@@ -29,6 +29,9 @@ from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import schedules
 from lipnext_jax import validation
+from lipnext_jax.arguments import parse_argument as parse_argument
+from lipnext_jax.arguments import SMOKE as SMOKE
+from lipnext_jax.arguments import smoke as smoke
 from lipnext_jax.data import randaugment
 from lipnext_jax.data import sources
 from lipnext_jax.models import layers

@@ -1,4 +1,4 @@
-"""What config files share: their arguments, and the paper's training recipes.
+"""The training recipes that the paper's experiments share.
 
 LipNeXt (arXiv 2601.18513) trains as LiResNet++ does (K. Hu, K. Leino, Z. Wang,
 M. Fredrikson, "A Recipe for Improved Certifiable Robustness", ICLR 2024). What
@@ -20,104 +20,6 @@ from lipnext_jax import errors
 # published ImageNet baseline for this radius.
 _IMAGENET_RADII = {'eps36/255': (36 / 255, 2.0), 'eps1': (1.0, 1.5)}
 EPSILONS = tuple(_IMAGENET_RADII)
-
-
-# The last group of words in every config file's argument.
-SMOKE = ('', 'smoke')
-
-
-def parse_argument(arg: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
-  """Reads a config file's argument: words, comma-separated, in any order.
-
-  Args:
-    arg: what follows the colon of `--config=configs/X.py:…`.
-    *choices: groups of words that exclude each other; the first word of a
-      group is its default ('' where none is needed).
-
-  Returns:
-    One word of each group.
-
-  Raises:
-    ConfigError: a word of no group, naming all there are, or two of one group.
-
-  >>> parse_argument('smoke,W32', ('W16', 'W32'), ('', 'smoke'))
-  ('W32', 'smoke')
-  >>> parse_argument('', ('W16', 'W32'), ('', 'smoke'))
-  ('W16', '')
-  """
-  chosen: dict[tuple[str, ...], str] = {}
-  for word in arg.split(',') if arg else ():
-    group = next((g for g in choices if word and word in g), None)
-    if group is None:
-      known = [known for group in choices for known in group if known]
-      raise errors.ConfigError(
-        '--config argument',
-        word,
-        'is unknown',
-        f"append nothing, or ':' and any of {', '.join(known)}",
-      )
-    if group in chosen:
-      raise errors.ConfigError(
-        '--config argument',
-        word,
-        f'comes beside {chosen[group]!r}',
-        'they exclude each other: keep one',
-      )
-    chosen[group] = word
-  return tuple(chosen.get(group, group[0]) for group in choices)
-
-
-def smoke(
-  config: ml_collections.ConfigDict,
-  arg: str,
-  *,
-  image_size: int = 0,
-  num_classes: int = 0,
-) -> ml_collections.ConfigDict:
-  """Makes a config two steps of a tiny model, if its argument says 'smoke'.
-
-  `--config=configs/X.py:smoke` then runs on a CPU, whatever the config is
-  otherwise.
-
-  Args:
-    config: is changed.
-    arg: the argument of its file, or what `parse_argument` left of it.
-    image_size: above 0, random images of this side, in pixels, stand for the
-      dataset, which then need not be there.
-    num_classes: of the random images.
-
-  Returns:
-    `config`.
-
-  Raises:
-    ConfigError: an argument that is not in `SMOKE`.
-
-  >>> smoke(config_lib.default_config(), 'smoke').duration
-  '2 steps'
-  """
-  (word,) = parse_argument(arg, SMOKE)
-  if not word:
-    return config
-  config.model.depth, config.model.width = 2, 16
-  if config.model.name != 'lipnext':
-    config.model.baseline.dense_depth = 1
-    config.model.baseline.dense_width = 16
-  config.batch_size, config.duration = 16, '2 steps'
-  config.eval.batch_size = 64
-  config.optimizer.warmup = '1 steps'
-  config.eval.every = '1 steps'
-  config.eval.monitor_examples = 16
-  config.checkpoint.every = '1 steps'
-  config.log.every = '1 steps'
-  if image_size:
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
-    config.microbatches = 1
-    config.dataset.name = 'synthetic'
-    config.dataset.synthetic.image_size = image_size
-    config.dataset.synthetic.num_classes = num_classes
-    config.dataset.synthetic.train_examples = 64
-    config.dataset.synthetic.test_examples = 64
-  return config
 
 
 def small_images() -> ml_collections.ConfigDict:

@@ -54,21 +54,3 @@ def test_what_is_no_size_is_refused(size):
 def test_an_unknown_radius_is_refused_with_those_there_are():
   with pytest.raises(errors.ConfigError, match='choose from eps36/255, eps1'):
     recipes.imagenet('eps2')
-
-
-def test_smoke_is_two_steps_and_other_arguments_are_refused():
-  config = recipes.smoke(config_lib.default_config(), 'smoke')
-  assert config.duration == '2 steps'
-  untouched = recipes.smoke(config_lib.default_config(), '')
-  assert untouched.to_dict() == config_lib.default_config().to_dict()
-  with pytest.raises(errors.ConfigError, match='smoek'):
-    recipes.smoke(config_lib.default_config(), 'smoek')
-
-
-def test_a_word_may_be_empty_in_a_group_and_never_in_an_argument():
-  groups = ('W16', 'W32'), ('', 'smoke')
-  assert recipes.parse_argument('W32', *groups) == ('W32', '')
-  assert recipes.parse_argument('smoke,W16', *groups) == ('W16', 'smoke')
-  for bad in (',', 'smoke,', ',W16'):
-    with pytest.raises(errors.ConfigError, match="argument='' is unknown"):
-      recipes.parse_argument(bad, *groups)
