@@ -32,11 +32,9 @@ def build_model(
     for f in dataclasses.fields(kind)
     if f.name in fields and f.name != 'name'  # Every module has a name.
   }
-  given |= {
-    'num_classes': num_classes,
-    'dtype': config.DTYPES[c.dtype],
-    'precision': config.PRECISIONS[c.precision],
-  }
+  given['num_classes'] = num_classes
+  given['dtype'] = config.DTYPES[c.dtype]
+  given['precision'] = config.PRECISIONS[c.precision]
   model = kind(**given)
   if layout is None or c.name != 'lipnext' or c.parametrization != 'none':
     return model  # Maps need whole matrices.
