@@ -21,7 +21,7 @@ from lipnext_jax.models import parametrizations
 from lipnext_jax.optim import recipe
 from lipnext_jax.optim import trees
 
-# Σ‖c‖ a token that `lipschitz_bound` puts up with: digits have less than 3.
+# Σ‖c‖ a token that `lipschitz_bound` puts up with; the digits model has 15.
 LARGEST_CONSTANTS = 2.0**10
 
 
