@@ -96,7 +96,7 @@ class _Worker:
     """Returns the next batch, or None after the last one."""
     try:
       found = pickle.loads(self._pipe.recv_bytes())
-    except (EOFError, ConnectionError):
+    except (EOFError, OSError):  # The latter in the middle of a batch.
       self._process.join()
       raise errors.UserError(
         f'a data worker process died (exit code {self._process.exitcode}); it '
