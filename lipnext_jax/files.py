@@ -49,10 +49,15 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
   os.replace(temporary, path)
 
 
+def write_bytes(path: str, data: bytes | bytearray) -> None:
+  """Replaces a file by one that holds `data`."""
+  with _replacing(path) as file:
+    file.write(data)
+
+
 def write_text(path: str, text: str) -> None:
   """Replaces a file by one that holds `text`."""
-  with _replacing(path) as file:
-    file.write(text.encode())
+  write_bytes(path, text.encode())
 
 
 def write_json(path: str, value: Any) -> None:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import errors
+from lipnext_jax import files
 from lipnext_jax import models
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
@@ -43,8 +44,7 @@ UNITS = (
   'image_shape), pixels in [0, 1]'
 )
 MODELS: dict[str, type[interface.CertifiedModel]] = {
-  kind.__name__: kind
-  for kind in (models.LipNeXt, models.LiResNet, models.BRONet)
+  kind.__name__: kind for kind in models.MODELS.values()
 }
 _PACKAGES = (jax, flax, np)
 # Types of the metadata that a loader reads.
@@ -268,11 +268,7 @@ def export_program(
   (b,) = export.symbolic_shape('b')
   images = jax.ShapeDtypeStruct((b, *image_shape), np.float32)
   program = export.export(jax.jit(predict), platforms=tuple(platforms))
-  data = program(shapes, images).serialize()
-  temporary = f'{path}.tmp'
-  with open(temporary, 'wb') as file:
-    file.write(data)
-  os.replace(temporary, path)
+  files.write_bytes(path, program(shapes, images).serialize())
 
 
 def load_predictor(path: str, *, certificate: str | None = None) -> Predictor:
