@@ -1,12 +1,13 @@
 """LipNeXt's backbone as the chain of steps that rounding is bounded over."""
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from lipnext_jax.certify import bound
-from lipnext_jax.certify import norms
 from lipnext_jax.certify import rounding
 from lipnext_jax.optim import trees
 
@@ -17,15 +18,14 @@ def _norm(a: np.ndarray) -> float:
   return float(np.linalg.norm(a)) * (1 + 2 * rounding.FLOAT64.gamma(a.size + 2))
 
 
-def _product(w: np.ndarray, tokens: int) -> rounding.Product:
-  return rounding.Product(
-    norms.spectral_norm_bound(w), _norm(w), _terms(w), tokens * len(w)
-  )
+def _product(w: np.ndarray, factor: float, tokens: int) -> rounding.Product:
+  return rounding.Product(factor, _norm(w), _terms(w), tokens * len(w))
 
 
-def _shift(r: np.ndarray, tokens: int) -> rounding.Shift:
-  spectral, (moved, channels) = norms.spectral_norm_bound(r), r.shape
-  factor = bound.operator_factor('R', spectral)
+def _shift(r: np.ndarray, factor: float, tokens: int) -> rounding.Shift:
+  """Recovers a bound on ‖R‖ from the block's factor 2·max(1, ‖R‖²) − 1."""
+  moved, channels = r.shape
+  spectral = ((factor + 1) / 2) ** 0.5 * (1 + 4 * rounding.FLOAT64.unit)
   return rounding.Shift(factor, spectral, _norm(r), moved, channels, tokens)
 
 
@@ -34,7 +34,9 @@ def _terms(w: np.ndarray) -> int:
   return w.shape[1] + 1
 
 
-def lipnext_chain(params: Any) -> list[rounding.Step]:
+def lipnext_chain(
+  params: Any, factors: Mapping[str, Sequence[float]] | None = None
+) -> list[rounding.Step]:
   """Lists the steps of a forward pass: stem, blocks and pooling.
 
       x − 1/2 → Q → + bias → [ + p → I + Rᵀ(S − I)R → M → + b ]×l → L2 pooling
@@ -45,6 +47,7 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
 
   Args:
     params: a LipNeXt's parameters.
+    factors: `bound.lipschitz_bounds(params)`, where they are known already.
 
   Raises:
     ValueError: a parameter that is raw or not finite.
@@ -61,6 +64,7 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
     bound.check_explicit(name)
     if not np.all(np.isfinite(leaf)):
       raise ValueError(f'lipnext_chain: {name} is not finite.')
+  factors = factors or bound.lipschitz_bounds(params)
   stem, blocks = params['stem'], params['blocks']
   depth, h, w, _ = blocks['pos'].shape
   width, tokens = stem['bias'].shape[0], h * w
@@ -70,7 +74,7 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
   steps: list[rounding.Step] = [
     # What goes in is x − 1/2, exact: the subtraction only rounds.
     rounding.AddConstant(0.0, tokens * len(q)),
-    _product(q, tokens),
+    _product(q, factors['stem/Q'][0], tokens),
     rounding.AddConstant(_norm(stem['bias']) * tokens**0.5, size, _terms(q)),
   ]
   for layer in range(depth):
@@ -79,9 +83,10 @@ def lipnext_chain(params: Any) -> list[rounding.Step]:
       rounding.AddConstant(_norm(blocks['pos'][layer]) * width**0.5, size)
     )
     if 'R' in blocks:
-      steps.append(_shift(np.asarray(blocks['R'][layer]), tokens))
+      r = np.asarray(blocks['R'][layer])
+      steps.append(_shift(r, factors['blocks/R'][layer], tokens))
     steps += [
-      _product(m, tokens),
+      _product(m, factors['blocks/M'][layer], tokens),
       rounding.AddConstant(
         _norm(blocks['bias'][layer]) * tokens**0.5, size, _terms(m)
       ),

@@ -30,6 +30,7 @@ import numpy as np
 from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax import models
+from lipnext_jax.certify import bound
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
 from lipnext_jax.models import interface
@@ -104,11 +105,14 @@ class Predictor:
     self.model, self.params, self.image_shape = contents[:3]
     self.certificate, self.class_names = contents[3:5]
     self.versions = contents.versions
-    constants = fast.prove_constants(self.params)
+    bounds = bound.lipschitz_bounds(self.params)
+    constants = fast.prove_constants(self.params, bounds)
     self.lipschitz, self.offset = constants
     self.manifest = _describe(contents, constants)
     if self.certificate == 'rigorous':
-      self._rigorous = rigorous.rigorous_certifier(self.model, self.params)
+      self._rigorous = rigorous.rigorous_certifier(
+        self.model, self.params, bounds
+      )
     else:
       params = jax.device_put(self.params)
       self._fast = fast.fast_certifier(self.model, params, constants)

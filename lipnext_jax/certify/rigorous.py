@@ -12,6 +12,7 @@ Derivation: `docs/certificates.md`.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import math
 from typing import Any
@@ -251,7 +252,9 @@ def _none(found: Certificates) -> Certificates:
 
 
 def rigorous_certifier(
-  model: Any, params: Any
+  model: Any,
+  params: Any,
+  factors: Mapping[str, Sequence[float]] | None = None,
 ) -> Callable[[np.ndarray], Certificates]:
   """Prepares Λ, the chain and the head once: images → `Certificates`.
 
@@ -259,6 +262,7 @@ def rigorous_certifier(
     model: a `LipNeXt`, in any training precision.
     params: its parameters, of any float dtype: what is stored is what is
       certified.
+    factors: `bound.lipschitz_bounds(params)`, where they are known already.
 
   Returns:
     A function of images [b, H, W, ch]: floats in [0, 1], widened to float64
@@ -281,7 +285,7 @@ def rigorous_certifier(
   require_double(jax.default_backend())
   float64_model(model)  # Refuses what it cannot certify before any work.
   params = float64_params(params)
-  head, steps = read_head(params), chain.lipnext_chain(params)
+  head, steps = read_head(params), chain.lipnext_chain(params, factors)
 
   def certify(images: np.ndarray) -> Certificates:
     images = to_unit64(images)

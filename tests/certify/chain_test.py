@@ -147,3 +147,22 @@ def test_its_constant_is_the_lipschitz_bound():
   params['blocks'] = params['blocks'] | {'bias': jnp.full((1, 24), jnp.nan)}
   with pytest.raises(ValueError, match='blocks/bias'):
     chain.lipnext_chain(params)
+
+
+def test_factors_that_are_known_are_not_bounded_again(monkeypatch):
+  """A rigorous predictor proves Λ once, for its two kinds of arithmetic."""
+  model, params, _ = make(depth=2)
+  wanted = chain.lipnext_chain(params)
+  bounded = []
+
+  def count(w):
+    bounded.append(w.shape)
+    return norms.norm_bound(norms.to_float64(w))
+
+  monkeypatch.setattr(norms, 'spectral_norm_bound', count)
+  contents = certify.Contents(model, params, (8, 8, 1), certificate='rigorous')
+  certify.Predictor(contents)
+  assert len(bounded) == 1 + 2 * model.depth  # Q, and R and M of each block.
+  monkeypatch.undo()
+  factors = certify.lipschitz_bounds(params)
+  assert chain.lipnext_chain(params, factors) == wanted
