@@ -1,13 +1,13 @@
-"""Exact certified evaluation: every example once, fast or rigorous.
+"""Certifies every example of a split once, fast or rigorous.
 
 `fast` runs in float32 at the highest product precision and certifies margins
 that are far above its rounding; `rigorous` runs in float64 and subtracts it.
 """
 
-from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import math
 import types
 from typing import Any
 from typing import NamedTuple
@@ -18,19 +18,19 @@ import numpy as np
 
 from lipnext_jax import certify
 from lipnext_jax import config as config_lib
+from lipnext_jax import parallel
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
 from lipnext_jax.models import interface
 from lipnext_jax.models import registry
-from lipnext_jax.parallel import distributed
-from lipnext_jax.parallel import mesh as mesh_lib
 
+Batch = dict[str, Any]  # 'image', 'label', 'id', 'mask', a row per example.
 CERTIFICATES = config_lib.FIELDS['eval.certificate'].choices
 
 
 class Evaluation(NamedTuple):
-  """What is known of a split after evaluating it; one entry per example."""
+  """The certificates of a split, one entry per example."""
 
   ids: np.ndarray  # Shape (n,): position in the split.
   labels: np.ndarray  # Shape (n,).
@@ -39,11 +39,15 @@ class Evaluation(NamedTuple):
   lipschitz_bound: float  # Λ that the radii were divided by.
   certificate: str = 'fast'  # One of `CERTIFICATES`.
   logit_error: float | None = None  # Largest E that was subtracted, rigorous.
-  # Its factors, per parameter and layer, where the caller knows them.
+  # The factors of Λ, per parameter and layer, where they were proved.
   lipschitz_bounds: Mapping[str, Sequence[float]] = types.MappingProxyType({})
 
   def summary(self, epsilons: Sequence[float]) -> dict[str, Any]:
-    """Counts and per cents, as `eval.json` has them."""
+    """Returns counts and per cents, as `eval.json` has them.
+
+    Args:
+      epsilons: ℓ2 radii at which CRA is counted.
+    """
     cra = certify.certified_accuracy(
       self.predictions, self.radii, self.labels, epsilons
     )
@@ -60,150 +64,160 @@ class Evaluation(NamedTuple):
     return summary
 
 
-def make_eval_step(
-  model: interface.CertifiedModel, mesh: jax.sharding.Mesh
-) -> Callable[..., dict[str, jax.Array]]:
-  """Jits (params, batch, constants) → predictions, radii and the batch's ids.
+class Evaluator:
+  """Certifies splits with the weights that it is given, on all devices.
 
-  The outputs are replicated, so that every process holds all of them.
+  Every process holds all of an `Evaluation`.
   """
-  model = registry.for_evaluation(model)
 
-  def eval_step(params, batch, constants):
-    predictions, radii = fast.rival_radii(
-      model, params, batch['image'], constants
+  def __init__(
+    self,
+    model: interface.CertifiedModel,
+    mesh: jax.sharding.Mesh,
+    certificate: str = 'fast',
+  ):
+    """Prepares the programs, which compile when they are first used.
+
+    Args:
+      model: in any form.
+      mesh: the devices.
+      certificate: of `certify`, one of `CERTIFICATES`.
+
+    Raises:
+      ConfigError: a rigorous certificate, on devices without IEEE double
+        precision.
+    """
+    if certificate == 'rigorous':
+      rigorous.require_double(mesh.devices.flat[0].platform)
+    self._model = model
+    self._certificate = certificate
+    self._on_batch = parallel.batch_sharding(mesh)
+    self._on_all = parallel.replicated(mesh)
+    self._fast_step = jax.jit(self._run_fast, out_shardings=self._on_all)
+    self._rigorous_step = jax.jit(
+      self._run_rigorous, out_shardings=self._on_all
     )
-    return {
-      'predictions': predictions,
-      'radii': jnp.min(radii, axis=-1),
-      **{name: batch[name] for name in ('id', 'label', 'mask')},
-    }
+    self._assume = jax.jit(
+      lambda params: jnp.float32(model.explicit().lipschitz(params)),
+      out_shardings=self._on_all,
+    )
 
-  return jax.jit(eval_step, out_shardings=mesh_lib.replicated(mesh))
+  def monitor(self, params: Any, batches: Iterable[Batch]) -> Evaluation:
+    """Certifies with the constant that training takes, and waits for no proof.
 
+    Args:
+      params: see `certify`.
+      batches: see `certify`.
+    """
+    constant = float(jax.device_get(self._assume(params)))
+    constants = fast.Constants(constant, 0.0)
+    return self.certify_fast(params, batches, constants)
 
-def make_rigorous_step(
-  model: interface.CertifiedModel, mesh: jax.sharding.Mesh
-) -> Callable[..., dict[str, jax.Array]]:
-  """Jits (params, batch), both float64, → logits, norms and the batch's ids.
+  def certify(self, params: Any, batches: Iterable[Batch]) -> Evaluation:
+    """Proves Λ of the weights and certifies every example once.
 
-  To be called under `jax.enable_x64(True)`.
-  """
+    Args:
+      params: the certified weights, on the devices.
+      batches: from `data.pipeline.eval_batches`; padding is dropped.
+    """
+    host = jax.tree.map(parallel.to_host, params)
+    factors = prove_factors(host)
+    if self._certificate == 'rigorous':
+      result = self._certify_rigorous(params, host, factors, batches)
+    else:
+      constants = fast.prove_constants(host, factors)
+      result = self.certify_fast(params, batches, constants)
+    return result._replace(lipschitz_bounds=factors)
 
-  def rigorous_step(params, batch):
-    logits, norms = rigorous.forward(model, params, batch['image'])
-    return {
-      'logits': logits,
-      'norms': norms,
-      **{name: batch[name] for name in ('id', 'label', 'mask')},
-    }
+  def certify_fast(
+    self,
+    params: Any,
+    batches: Iterable[Batch],
+    constants: fast.Constants,
+  ) -> Evaluation:
+    """Certifies in float32, with constants that are known.
 
-  return jax.jit(rigorous_step, out_shardings=mesh_lib.replicated(mesh))
+    Args:
+      params: see `certify`.
+      batches: see `certify`.
+      constants: proved, or assumed.
+    """
+    on_device = jax.device_put(constants.on_device(), self._on_all)
+    columns = _join(
+      self._fast_step(params, parallel.put_batch(b, self._on_batch), on_device)
+      for b in batches
+    )
+    return Evaluation(
+      ids=columns['id'],
+      labels=columns['label'],
+      predictions=columns['predictions'],
+      radii=columns['radii'],
+      lipschitz_bound=constants.lipschitz,
+    )
 
+  def _certify_rigorous(self, params, host, factors, batches):
+    """Certifies in float64, and subtracts what that may have rounded."""
+    head, steps = rigorous.read_head(host), chain.lipnext_chain(host, factors)
 
-def evaluate(
-  eval_step: Callable[..., dict[str, jax.Array]],
-  params: Any,
-  batches: Iterable[dict[str, np.ndarray]],
-  mesh: jax.sharding.Mesh,
-  constants: certify.Constants,
-) -> Evaluation:
-  """Runs all batches in float32; padding is dropped by its mask.
+    def put(batch):
+      image = rigorous.to_unit64(batch['image'])
+      return parallel.put_batch({**batch, 'image': image}, self._on_batch)
 
-  Args:
-    eval_step: from `make_eval_step`.
-    params: see `models.interface.certified_params`.
-    batches: from `data.pipeline.eval_batches`.
-    mesh: the devices.
-    constants: `certify.prove_constants` of `params`, or some that are assumed
-      and on the devices already.
-  """
-  sharding = mesh_lib.batch_sharding(mesh)
-  on_device = constants
-  if not isinstance(constants.lipschitz, jax.Array):
-    replicated = mesh_lib.replicated(mesh)
-    on_device = jax.device_put(constants.on_device(), replicated)
-  columns = _join(
-    eval_step(params, mesh_lib.put_batch(batch, sharding), on_device)
-    for batch in batches
-  )
-  return Evaluation(
-    ids=columns['id'],
-    labels=columns['label'],
-    predictions=columns['predictions'],
-    radii=columns['radii'],
-    lipschitz_bound=float(jax.device_get(constants.lipschitz)),
-  )
+    with jax.enable_x64(True):
+      wide = jax.tree.map(widen, params, host)
+      columns = _join(self._rigorous_step(wide, put(b)) for b in batches)
+    found = rigorous.radii_from_logits(
+      columns['logits'], columns['norms'], head, steps
+    )
+    errors = found.logit_errors[found.radii > 0]
+    return Evaluation(
+      ids=columns['id'],
+      labels=columns['label'],
+      predictions=found.predictions,
+      radii=found.radii,
+      lipschitz_bound=found.lipschitz,
+      certificate='rigorous',
+      # Only of what is certified: features that could overflow have no bound.
+      logit_error=float(np.max(errors, initial=0)),
+    )
 
+  def _run_fast(self, params, batch, constants):
+    predictions, radii = fast.rival_radii(
+      registry.for_evaluation(self._model), params, batch['image'], constants
+    )
+    radii = jnp.min(radii, axis=-1)
+    return {'predictions': predictions, 'radii': radii, **_kept(batch)}
 
-def evaluate_rigorous(
-  rigorous_step: Callable[..., dict[str, jax.Array]],
-  params: Any,
-  batches: Iterable[dict[str, np.ndarray]],
-  mesh: jax.sharding.Mesh,
-) -> Evaluation:
-  """Runs all batches in float64 and subtracts what that may have rounded.
-
-  Args:
-    rigorous_step: from `make_rigorous_step`.
-    params: as stored, sharded as they are; widened here, exactly.
-    batches: from `data.pipeline.eval_batches`.
-    mesh: the devices.
-
-  Raises:
-    ConfigError: the devices have no IEEE double precision.
-  """
-  rigorous.require_double(mesh.devices.flat[0].platform)
-  sharding = mesh_lib.batch_sharding(mesh)
-  host = jax.tree.map(distributed.to_host, params)
-  head, steps = rigorous.read_head(host), chain.lipnext_chain(host)
-  image_size = 0
-
-  def columns_of(batch):
-    nonlocal image_size
-    image_size = batch['image'][0].size
-    batch = {**batch, 'image': rigorous.to_unit64(batch['image'])}
-    return rigorous_step(wide, mesh_lib.put_batch(batch, sharding))
-
-  with jax.enable_x64(True):
-    wide = jax.tree.map(widen, params, host)
-    columns = _join(map(columns_of, batches))
-  norms = rigorous.raise_norms(columns['norms'], image_size)
-  found = rigorous.radii_from_logits(columns['logits'], norms, head, steps)
-  return Evaluation(
-    ids=columns['id'],
-    labels=columns['label'],
-    predictions=found.predictions,
-    radii=found.radii,
-    lipschitz_bound=found.lipschitz,
-    certificate='rigorous',
-    # Of what is certified: features that could overflow have no bound.
-    logit_error=float(np.max(found.logit_errors[found.radii > 0], initial=0)),
-  )
+  def _run_rigorous(self, params, batch):
+    """Returns float64 logits and upper bounds on the norms of the images."""
+    images = batch['image']
+    logits, norms = rigorous.forward(self._model, params, images)
+    above = rigorous.raise_norms(norms, math.prod(images.shape[1:]))
+    return {'logits': logits, 'norms': above, **_kept(batch)}
 
 
-def prove_bounds(params: Any) -> dict[str, list[float]]:
+def prove_factors(params: Any) -> dict[str, list[float]]:
   """Bounds every operator of what is certified, the work split over processes.
 
   In float64, on the hosts: minutes for a billion parameters.
 
   Args:
-    params: see `models.interface.certified_params`; on the host.
+    params: the certified weights, on the host.
 
   Returns:
-    See `certify.lipschitz_bounds`.
+    The factors of Λ, see `certify.lipschitz_bounds`.
   """
   bounds = certify.lipschitz_bounds(
     params, part=(jax.process_index(), jax.process_count())
   )
   return {
-    name: distributed.largest(np.array(factors)).tolist()
+    name: parallel.largest(np.array(factors)).tolist()
     for name, factors in bounds.items()
   }
 
 
 def widen(p: jax.Array, host: np.ndarray) -> jax.Array:
-  """`p` in float64, sharded as it is, from the copy `host` of all of it.
+  """Widens `p` to float64, sharded as it is, from `host`, a copy of all of it.
 
   On the host: XLA takes float32's subnormal numbers for zero when it converts.
   To be called under `jax.enable_x64(True)`.
@@ -214,8 +228,12 @@ def widen(p: jax.Array, host: np.ndarray) -> jax.Array:
   return jax.make_array_from_callback(p.shape, p.sharding, wide.__getitem__)
 
 
+def _kept(batch: Batch) -> Batch:
+  return {name: batch[name] for name in ('id', 'label', 'mask')}
+
+
 def _join(outputs: Iterable[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-  """Columns of all batches on the host, by id, without the padding."""
+  """Fetches the columns of all batches, by id and without the padding."""
   columns = jax.device_get(list(outputs))
   joined = {
     name: np.concatenate([column[name] for column in columns])

@@ -17,7 +17,7 @@ UNITS = ('steps', 'epochs', 'examples')
 
 
 class Plan(NamedTuple):
-  """Every duration of a config, in steps of its batch size."""
+  """The durations of a config, in steps of its batch size."""
 
   total_steps: int
   warmup_steps: int
@@ -28,12 +28,12 @@ class Plan(NamedTuple):
   steps_per_epoch: float
 
   def is_due(self, period: int, step: int) -> bool:
-    """Whether something with this period (0: never) happens after `step`."""
+    """Returns whether a thing with this period (0: never) is due."""
     return period > 0 and step % period == 0
 
 
 def parse_duration(field: str, duration: str) -> tuple[float, str]:
-  """'150 epochs' → (150.0, 'epochs').
+  """Parses '150 epochs' into (150.0, 'epochs').
 
   Raises:
     ConfigError: naming `field`, when the text is not '<number> <unit>'.
@@ -50,7 +50,7 @@ def parse_duration(field: str, duration: str) -> tuple[float, str]:
 
 
 def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
-  """Resolves every duration of the config, late: here and nowhere else.
+  """Turns every duration of a config into steps: here and nowhere else.
 
   An epoch is `train_examples / batch_size` steps (no example is dropped at
   its end: batches run across epochs). Durations round to the nearest step; a
@@ -100,47 +100,33 @@ def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
   return plan
 
 
-def warmup_cosine_schedule(
-  peak: float,
-  total_steps: int,
-  warmup_steps: int = 0,
-  final_scale: float = 1e-5,
-) -> optax.Schedule:
-  """The learning rate: linear warm-up per step, then cosine (paper §4).
+def learning_rate(c: ml_collections.ConfigDict, plan: Plan) -> optax.Schedule:
+  """Builds step → learning rate: linear warm-up, then cosine (paper §4).
 
   Args:
-    peak: learning rate after the warm-up.
-    total_steps: number of steps, warm-up included.
-    warmup_steps: number of warm-up steps; may be 0.
-    final_scale: last learning rate over the peak.
+    c: `config.optimizer`.
+    plan: the durations of the config.
 
-  Returns:
-    step → learning rate.
-
-  Raises:
-    ValueError: the warm-up does not fit into the total.
-
-  >>> schedule = warmup_cosine_schedule(1.0, total_steps=10, warmup_steps=4)
+  >>> c = ml_collections.ConfigDict({'learning_rate': 1.0, 'final_scale': 0.0})
+  >>> schedule = learning_rate(c, Plan(10, 4, 0, 0, 0, 1, 1.0))
   >>> [round(float(schedule(step)), 2) for step in (0, 2, 4, 7, 10)]
   [0.0, 0.5, 1.0, 0.5, 0.0]
   """
-  if not 0 <= warmup_steps < total_steps:
-    raise ValueError(
-      f'{warmup_steps=} must be at least 0 and below {total_steps=}.'
-    )
   return optax.warmup_cosine_decay_schedule(
-    init_value=0.0 if warmup_steps else peak,
-    peak_value=peak,
-    warmup_steps=warmup_steps,
-    decay_steps=total_steps,
-    end_value=final_scale * peak,
+    init_value=0.0 if plan.warmup_steps else c.learning_rate,
+    peak_value=c.learning_rate,
+    warmup_steps=plan.warmup_steps,
+    decay_steps=plan.total_steps,
+    end_value=c.final_scale * c.learning_rate,
   )
 
 
 def epsilon_schedule(
   epsilon: float, start: float, end: float, total_steps: int
 ) -> Callable[[jax.typing.ArrayLike], jax.Array]:
-  """The training radius: ε_t = ε·(a + (b − a)·min(2t/T, 1)) (paper §4).
+  """Builds step → ε_t = ε·(a + (b − a)·min(2t/T, 1)), the training radius.
+
+  The paper's, §4.
 
   Args:
     epsilon: ε, ℓ2 in [0, 1] pixel units.

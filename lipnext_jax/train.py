@@ -1,35 +1,175 @@
-"""Training and certification, in one straight line.
+"""Training and certification, from top to bottom.
 
-config → mesh → data → model → loss → step → checkpoint → evaluation → report
+`build` makes the program of a config: model, loss, optimizer, layout, step.
+`train_and_evaluate` gives it data and a workdir, runs the loop, certifies the
+weights and writes the report.
 """
 
-from collections.abc import Callable
 import contextlib
+import functools
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
-from lipnext_jax import certify
 from lipnext_jax import checkpoint
 from lipnext_jax import config as config_lib
-from lipnext_jax import errors
 from lipnext_jax import evaluate
-from lipnext_jax import optim
-from lipnext_jax import program as program_lib
+from lipnext_jax import parallel
 from lipnext_jax import report
+from lipnext_jax import runtime
+from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
-from lipnext_jax.certify import rigorous
-from lipnext_jax.checkpoint import lock as lock_lib
+from lipnext_jax import validation
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
-from lipnext_jax.models import layers
-from lipnext_jax.parallel import distributed
-from lipnext_jax.parallel import mesh as mesh_lib
-from lipnext_jax.runtime import diagnosis
-from lipnext_jax.runtime import health as health_lib
-from lipnext_jax.runtime import interrupts as interrupts_lib
+from lipnext_jax.models import registry
+
+
+class Program(NamedTuple):
+  """What a run computes, built from shapes: nothing is on a device yet.
+
+  A run executes it; `aot` compiles it for machines that you do not have.
+  """
+
+  mesh: jax.sharding.Mesh
+  info: sources.DatasetInfo
+  plan: schedules.Plan
+  model: Any  # A `CertifiedModel`, laid out by the compiler: for evaluation.
+  parts: step_lib.Parts  # What the step is made of.
+  init_fn: Any  # Random key → fresh state; not jitted.
+  abstract: step_lib.TrainState  # Shapes that know their shardings.
+  working: Any  # The copy of the fast weights in a step, likewise.
+  batch: dict[str, jax.ShapeDtypeStruct]  # Of all processes, likewise.
+  train_step: Any  # Jitted: (state, batch) → state.
+  monitor: Any  # Jitted: state → metrics of a log line.
+  zero_sums: Any  # Jitted: () → sums that start again.
+  is_finite: Any  # Jitted: tree of arrays → whether all numbers are finite.
+  certified_params: Any  # Jitted: state → certified weights.
+
+  @property
+  def shardings(self) -> step_lib.TrainState:
+    """How the state lies on the devices."""
+    return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+
+def build(
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  info: sources.DatasetInfo,
+) -> Program:
+  """Builds the program of a validated config.
+
+  Args:
+    config: all of it.
+    mesh: its devices, which need not exist.
+    info: about the dataset.
+
+  Raises:
+    ConfigError: sizes that do not divide, rules that do not match.
+  """
+  parallel.check_batch_size(
+    'batch_size', config.batch_size, mesh, config.microbatches
+  )
+  on_batch, on_all = parallel.batch_sharding(mesh), parallel.replicated(mesh)
+  plan = schedules.make_plan(config, info.train_examples)
+
+  # ----------------------------------------------------------- model, loss
+  validation.check_image(config.model, info.image_shape)
+  validation.check_width_sharding(config.model, mesh.shape['tensor'])
+  model, spread = (
+    registry.build_model(config.model, info.num_classes, layout)
+    for layout in (None, parallel.model_layout(mesh))
+  )
+  c = config.loss
+  epsilon_fn = schedules.epsilon_schedule(
+    c.epsilon, c.epsilon_start, c.epsilon_end, plan.total_steps
+  )
+
+  # ----------------------------------------------------- optimizer, layout
+  tx = step_lib.build_optimizer(config.optimizer, plan)
+  init_fn = functools.partial(step_lib.init_state, model, tx, info.image_shape)
+  shapes = jax.eval_shape(init_fn, jax.random.key(config.seed))
+  lay_out = functools.partial(
+    parallel.tree_shardings, rules=config.sharding, mesh=mesh
+  )
+  shardings = step_lib.TrainState(**lay_out(shapes._asdict()))
+  working = lay_out({'compute': shapes.params})['compute']
+  stacks = parallel.stack_sharding(shardings.opt_state)
+
+  # ------------------------------------------------------------------ step
+  parts = step_lib.Parts(
+    model=spread,
+    # The same optimizer, told how its stacks of matrices lie on the devices.
+    tx=step_lib.build_optimizer(config.optimizer, plan, stacks),
+    loss_fn=step_lib.build_loss(config.loss),
+    epsilon_fn=epsilon_fn,
+    learning_rate_fn=schedules.learning_rate(config.optimizer, plan),
+    layouts=step_lib.Layouts(
+      shardings.params, working, stacks, config_lib.DTYPES[config.reduce_dtype]
+    ),
+    epsilon=config.loss.epsilon,
+    microbatches=config.microbatches,
+    loss_spike=config.health.loss_spike,
+  )
+  train_step = jax.jit(
+    functools.partial(step_lib.train_step, parts),
+    in_shardings=(shardings, on_batch),
+    out_shardings=shardings,
+    donate_argnums=0,
+  )
+
+  # --------------------------------------------------- monitor, evaluation
+  monitor = functools.partial(step_lib.monitor, parts)
+  certified = functools.partial(step_lib.certified_params, parts)
+  abstract = parallel.with_shardings(shapes, shardings)
+  names = jax.eval_shape(certified, abstract)  # Explicit weights have others.
+  return Program(
+    mesh=mesh,
+    info=info,
+    plan=plan,
+    model=model,
+    parts=parts,
+    init_fn=init_fn,
+    abstract=abstract,
+    working=parallel.with_shardings(shapes.params, working),
+    batch=_batch_shapes(config, info, on_batch),
+    train_step=train_step,
+    monitor=jax.jit(monitor, out_shardings=on_all),
+    zero_sums=jax.jit(step_lib.Sums.zeros, out_shardings=on_all),
+    is_finite=jax.jit(runtime.all_finite, out_shardings=on_all),
+    certified_params=jax.jit(
+      certified, out_shardings=lay_out({'compute': names})['compute']
+    ),
+  )
+
+
+def _batch_shapes(config, info, sharding):
+  """Returns the shapes of a global batch, mixed-in examples included."""
+  size = config.batch_size * (1 + config.dataset.extra_ratio)
+
+  def rows(shape, dtype):
+    return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
+
+  return {
+    'image': rows(info.image_shape, info.image_dtype),
+    'label': rows((), jnp.int32),
+  }
+
+
+class _Run(NamedTuple):
+  """What the loop works with."""
+
+  config: ml_collections.ConfigDict
+  workdir: str
+  dataset: sources.Dataset
+  streams: list[pipeline.Stream]
+  program: Program
+  evaluator: evaluate.Evaluator
+  eval_batches: Any  # Source → batches of this process.
+  checkpointer: checkpoint.Checkpointer
 
 
 def train_and_evaluate(
@@ -40,7 +180,7 @@ def train_and_evaluate(
   Args:
     config: see `lipnext_jax.config`.
     workdir: where everything goes; the same config resumes there.
-    train: False: only evaluate the checkpoint that is there.
+    train: False: only evaluates the checkpoint that is there.
 
   Returns:
     What `eval.json` holds.
@@ -53,218 +193,212 @@ def train_and_evaluate(
   config_lib.validate(config)
   checkpoint.check_workdir(workdir, config)
 
-  # ------------------------------------------------------------------ mesh
-  mesh = mesh_lib.make_mesh(config.mesh)
-  mesh_lib.check_batch_size('eval.batch_size', config.eval.batch_size, mesh)
-  on_batch, on_all = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
-
-  # ------------------------------------------------------------------ data
+  # ------------------------------------------------------------ mesh, data
+  mesh = parallel.make_mesh(config.mesh)
+  parallel.check_batch_size('eval.batch_size', config.eval.batch_size, mesh)
   dataset = sources.load_dataset(config.dataset)
   streams = pipeline.build_streams(config, dataset) if train else []
-  processes = {
-    'process_index': jax.process_index(),
-    'process_count': jax.process_count(),
-  }
 
   # ------------------------------- model, loss, optimizer, layout and step
-  program = program_lib.build(config, mesh, sources.facts_of(dataset))
-  plan, abstract = program.plan, program.abstract
-  monitor = jax.jit(
-    step_lib.make_monitor(
-      program.model,
-      program.epsilon_fn,
-      step_lib.learning_rate(config.optimizer, plan),
-    ),
-    out_shardings=on_all,
+  program = build(config, mesh, sources.info_of(dataset))
+  evaluator = evaluate.Evaluator(program.model, mesh, config.eval.certificate)
+  eval_batches = functools.partial(
+    pipeline.eval_batches,
+    batch_size=config.eval.batch_size,
+    workers=config.dataset.workers,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
-  zero_sums = jax.jit(step_lib.Sums.zeros, out_shardings=on_all)
-  is_finite = jax.jit(diagnosis.all_finite, out_shardings=on_all)
-
-  def stop(problem, state, batch):
-    """Says where the last step, repeated, is not finite."""
-    where = diagnosis.find_not_finite(
-      program.model,
-      program.loss_fn,
-      state.params,
-      layers.to_unit(batch['image']),
-      batch['label'],
-      program.epsilon_fn(state.step - 1),
-      on_all,
-    )
-    problem += f' (first: {where or "nothing in a repetition"})'
-    saved = checkpointer.close()
-    lock.release()
-    raise errors.NonFiniteError(int(state.step), problem, saved)
 
   # ------------------------------------------------------------ checkpoint
-  lock = lock_lib.Lock(workdir)
+  lock = checkpoint.Lock(workdir)
   config_hash = checkpoint.hash_config(config)
+  reader: checkpoint.CheckpointReader
   if train:  # Locked before anything in the workdir is tidied or written.
-    holder = distributed.on_first(lock.acquire)
-    distributed.on_others(lambda: lock_lib.check_seen(workdir, holder))
-    checkpointer = checkpoint.Checkpointer(workdir, config_hash=config_hash)
-    start_step, restore = checkpointer.find_newest(), checkpointer.restore
+    holder = parallel.on_first(lock.acquire)
+    parallel.on_others(lambda: checkpoint.check_seen(workdir, holder))
+    reader = checkpointer = checkpoint.Checkpointer(
+      workdir, config_hash=config_hash
+    )
+    step = checkpointer.find_newest()
   else:
     reader = checkpoint.CheckpointReader(workdir, config_hash=config_hash)
-    start_step, restore = reader.choose(config.eval.checkpoint), reader.restore
-  if start_step is None:
-    rng = jax.random.key(config.seed)
-    state = jax.jit(program.init_fn, out_shardings=program.shardings)(rng)
+    step = reader.choose(config.eval.checkpoint)
+  if step is None:
+    init = jax.jit(program.init_fn, out_shardings=program.shardings)
+    state = init(jax.random.key(config.seed))
   else:
-    state = restore(start_step, abstract)
-  step = start_step or 0
-  certify_split = _make_certify_split(config, program, processes)
+    state = reader.restore(step, program.abstract)
 
   # ------------------------------------------------------------------ loop
-  if train and step < plan.total_steps:
-    checkpoint.write_config(workdir, config)
-    report.write_records(workdir, mesh, abstract, program.shardings, dataset)
-    writer = report.MetricWriter(workdir, step)
-    batches = pipeline.train_batches(
-      streams,
-      image_shape=dataset.image_shape,
-      seed=config.seed,
-      start_step=step,
-      workers=config.dataset.workers,
-      **processes,
-    )
-    monitored_split = sources.monitor_split(
-      dataset, config.eval.monitor_examples
-    )
-    batch = mesh_lib.put_batch(next(batches), on_batch)
-    with report.stopwatch('compiled the train step'):
-      # Ahead of time: another shape would raise, never compile again.
-      compiled = program.train_step.lower(abstract, batch).compile()
-    distributed.meet()
-
-    # The order is a contract: step, fetch, log, monitor, save, stop. A
-    # checkpoint at step s holds what s batches made, and the stream resumes at
-    # batch s.
-    examples = sum(stream.batch_size for stream in streams)
-    signum = None
-    with (
-      contextlib.closing(writer),
-      contextlib.closing(batches),
-      interrupts_lib.Interrupts() as interrupts,
-      report.Progress(plan.total_steps, step, examples) as progress,
-    ):
-      while step < plan.total_steps and signum is None:
-        with jax.transfer_guard('disallow'):
-          state = compiled(state, batch)
-          step += 1
-          last, used = step == plan.total_steps, batch
-          if not last:  # While the devices compute.
-            batch = mesh_lib.put_batch(next(batches), on_batch)
-
-          skipped = 0
-          if last or step % plan.log_every == 0:
-            means, monitored = jax.device_get((state.sums, monitor(state)))
-            scalars = means.means() | {
-              k: float(v) for k, v in monitored.items()
-            }
-            scalars['train/images_per_second'] = progress.update(step, scalars)
-            scalars['train/drifts'] = float(
-              health_lib.drifted(config.health, scalars)
-            )
-            writer.write(step, scalars)
-            for line in health_lib.warnings(config.health, scalars):
-              progress.say(f'step {step}: {line}')
-            skipped = int(scalars['train/skipped_in_a_row'])
-            state = state._replace(sums=zero_sums())
-        if 0 < config.health.max_skipped <= skipped:
-          stop(
-            f'loss or gradient were not finite in the last {skipped} steps',
-            state,
-            used,
-          )
-
-        signum = interrupts.received(step)
-        monitor_now = plan.is_due(plan.eval_every, step) and not last
-        save_now = (
-          plan.is_due(plan.checkpoint_every, step)
-          or monitor_now
-          or last
-          or signum is not None
-        )
-        certified = None
-        with progress.paused():
-          if save_now and not (last or signum) and state.health.in_a_row > 0:
-            save_now = False  # Not of a state that it may never get out of.
-          if save_now and not is_finite((state.params, state.opt_state)):
-            stop('the update is not finite', state, used)
-          if monitor_now:
-            result = certify_split(state, monitored_split, 'assumed')
-            summary = result.summary([config.loss.epsilon])
-            certified = next(iter(summary['cra'].values()))
-            clean = summary['clean']
-            writer.write(
-              step, {'monitor/clean': clean, 'monitor/certified': certified}
-            )
-          if save_now:
-            checkpointer.save(step, state, certified)
-      checkpointer.wait()
-      signum = signum or interrupts.received(step)
-    if signum is not None:
-      checkpointer.close()
-      lock.release()
-      raise interrupts_lib.StoppedError(signum, step)
-  elif train:
-    report.say(f'{workdir} is finished at step {step}: only evaluating')
   if train:
-    checkpointer.close()
+    run = _Run(
+      config, workdir, dataset, streams, program, evaluator, eval_batches,
+      checkpointer,
+    )  # fmt: skip
+    try:
+      state = _train(run, state, step or 0)
+    except (runtime.NonFiniteError, runtime.StoppedError):
+      lock.release()  # All is saved: another process may go on.
+      raise
 
   # ------------------------------------------------------------ evaluation
   source = sources.final_split(dataset, config.eval.split)
-  result = certify_split(state, source, config.eval.certificate)
+  params = program.certified_params(state)
+  result = evaluator.certify(params, eval_batches(source))
 
   # ---------------------------------------------------------------- report
-  summary = report.write(workdir, config, step, result, source)
+  summary = report.write(workdir, config, int(state.step), result, source)
   lock.release()
   return summary
 
 
-def _make_certify_split(
-  config, program, processes
-) -> Callable[[step_lib.TrainState, sources.Source, str], evaluate.Evaluation]:
-  """Returns (state, source, certificate) → evaluation of certified weights.
+def _train(
+  run: _Run, state: step_lib.TrainState, step: int
+) -> step_lib.TrainState:
+  """Trains from `step` to the end, and closes the checkpointer.
 
-  The certificate 'assumed' is for monitoring: the constant is the one that
-  training takes, so that no device waits for a proof on the host.
+  Raises:
+    StoppedError: a signal came; the state is saved.
+    NonFiniteError: see `_not_finite`.
   """
-  mesh = program.mesh
-  fast_step = evaluate.make_eval_step(program.model, mesh)
-  rigorous_step = evaluate.make_rigorous_step(program.model, mesh)
-  if config.eval.certificate == 'rigorous':  # Said before training, not after.
-    rigorous.require_double(mesh.devices.flat[0].platform)
-  certified_params = jax.jit(
-    program.certified_params, out_shardings=program.certified_shardings
+  config, program, plan = run.config, run.program, run.program.plan
+  if step >= plan.total_steps:
+    report.log(f'{run.workdir} is finished at step {step}: only evaluating')
+    run.checkpointer.close()
+    return state
+  checkpoint.write_config(run.workdir, config)
+  report.write_records(
+    run.workdir, program.mesh, program.abstract, program.shardings, run.dataset
   )
+  batches = pipeline.train_batches(
+    run.streams,
+    image_shape=run.dataset.image_shape,
+    seed=config.seed,
+    start_step=step,
+    workers=config.dataset.workers,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  on_batch = parallel.batch_sharding(program.mesh)
+  batch = parallel.put_batch(next(batches), on_batch)
+  with report.stopwatch('compiled the train step'):
+    # Ahead of time: another shape would raise, never compile again.
+    train_step = program.train_step.lower(program.abstract, batch).compile()
+  parallel.barrier()
 
-  def assume(state):
-    slow = optim.slow_params(state.opt_state, state.params)
-    constant = jnp.float32(program.model.lipschitz(slow))
-    return certify.Constants(constant, jnp.zeros([]))
+  # The order is a contract: step, fetch, log, monitor, save, stop. A checkpoint
+  # at step s holds what s batches made, and the stream resumes at batch s.
+  signum = None
+  examples = sum(stream.batch_size for stream in run.streams)
+  with (
+    contextlib.closing(batches),
+    contextlib.closing(report.MetricWriter(run.workdir, step)) as writer,
+    runtime.Interrupts() as interrupts,
+    report.Progress(plan.total_steps, step, examples) as progress,
+  ):
+    while step < plan.total_steps and signum is None:
+      with jax.transfer_guard('disallow'):
+        state = train_step(state, batch)
+        step += 1
+        last, used, skipped = step == plan.total_steps, batch, 0
+        if not last:  # While the devices compute.
+          batch = parallel.put_batch(next(batches), on_batch)
+        if last or plan.is_due(plan.log_every, step):
+          state, skipped = _log(run, state, step, writer, progress)
+      if 0 < config.health.max_skipped <= skipped:
+        problem = (
+          f'loss or gradient were not finite in the last {skipped} steps'
+        )
+        raise _not_finite(run, problem, state, used)
+      signum = interrupts.received(step)
+      with progress.paused():
+        _monitor_and_save(run, state, step, signum, writer, used)
+    run.checkpointer.wait()
+    signum = signum or interrupts.received(step)
+  run.checkpointer.close()
+  if signum is not None:
+    raise runtime.StoppedError(signum, step)
+  return state
 
-  assumed_constants = jax.jit(assume, out_shardings=mesh_lib.replicated(mesh))
 
-  def certify_split(state, source, certificate):
-    params = certified_params(state)
-    batches = pipeline.eval_batches(
-      source,
-      batch_size=config.eval.batch_size,
-      workers=config.dataset.workers,
-      **processes,
+def _log(
+  run: _Run,
+  state: step_lib.TrainState,
+  step: int,
+  writer: report.MetricWriter,
+  progress: report.Progress,
+) -> tuple[step_lib.TrainState, int]:
+  """Fetches, shows and writes the metrics of a log line.
+
+  Returns:
+    The state with sums that start again, and the steps skipped in a row.
+  """
+  health = run.config.health
+  sums, metrics = jax.device_get((state.sums, run.program.monitor(state)))
+  scalars = sums.means() | {name: float(x) for name, x in metrics.items()}
+  scalars['train/images_per_second'] = progress.update(step, scalars)
+  scalars['train/drifts'] = float(runtime.drifted(health, scalars))
+  writer.write(step, scalars)
+  for line in runtime.warnings(health, scalars):
+    progress.log(f'step {step}: {line}')
+  state = state._replace(sums=run.program.zero_sums())
+  return state, int(scalars['train/skipped_in_a_row'])
+
+
+def _monitor_and_save(
+  run: _Run,
+  state: step_lib.TrainState,
+  step: int,
+  signum: int | None,
+  writer: report.MetricWriter,
+  batch: dict[str, jax.Array],
+) -> None:
+  """Does what is due after a step; a signal makes a checkpoint due.
+
+  Raises:
+    NonFiniteError: a state that is not finite would have been saved.
+  """
+  config, program, plan = run.config, run.program, run.program.plan
+  end = step == plan.total_steps or signum is not None
+  monitors = plan.is_due(plan.eval_every, step) and step < plan.total_steps
+  saves = end or monitors or plan.is_due(plan.checkpoint_every, step)
+  if saves and not end and state.health.in_a_row > 0:
+    saves = False  # Training may never get out of this state.
+  if saves and not program.is_finite((state.params, state.opt_state)):
+    raise _not_finite(run, 'the update is not finite', state, batch)
+  certified = None
+  if monitors:
+    split = sources.monitor_split(run.dataset, config.eval.monitor_examples)
+    params = program.certified_params(state)
+    result = run.evaluator.monitor(params, run.eval_batches(split))
+    summary = result.summary([config.loss.epsilon])
+    (certified,) = summary['cra'].values()
+    writer.write(
+      step,
+      {'monitor/clean': summary['clean'], 'monitor/certified': certified},
     )
-    if certificate == 'assumed':
-      constants = assumed_constants(state)
-      return evaluate.evaluate(fast_step, params, batches, mesh, constants)
-    host_params = jax.tree.map(distributed.to_host, params)
-    bounds = evaluate.prove_bounds(host_params)
-    if certificate == 'rigorous':
-      result = evaluate.evaluate_rigorous(rigorous_step, params, batches, mesh)
-    else:
-      constants = certify.prove_constants(host_params, bounds)
-      result = evaluate.evaluate(fast_step, params, batches, mesh, constants)
-    return result._replace(lipschitz_bounds=bounds)
+  if saves:
+    run.checkpointer.save(step, state, certified)
 
-  return certify_split
+
+def _not_finite(
+  run: _Run,
+  problem: str,
+  state: step_lib.TrainState,
+  batch: dict[str, jax.Array],
+) -> runtime.NonFiniteError:
+  """Repeats the last step, to say which array of it is not finite first."""
+  program, parts = run.program, run.program.parts
+  where = runtime.find_not_finite(
+    program.model,
+    parts.loss_fn,
+    state.params,
+    batch['image'],
+    batch['label'],
+    parts.epsilon_fn(state.step - 1),
+    parallel.replicated(program.mesh),
+  )
+  problem += f' (first: {where or "nothing in a repetition"})'
+  saved = run.checkpointer.close()
+  return runtime.NonFiniteError(int(state.step), problem, saved)

@@ -1,4 +1,4 @@
-"""One step of training: loss, gradient, update, running sums. All pure."""
+"""One step of training: loss, gradient, update and running sums; all pure."""
 
 from collections.abc import Callable
 import functools
@@ -19,6 +19,7 @@ from lipnext_jax import optim
 from lipnext_jax import schedules
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
+from lipnext_jax.parallel import sharding as sharding_lib
 from lipnext_jax.runtime import health as health_lib
 
 # Power iterations of the monitored orthogonality error: n² each, so that a log
@@ -27,9 +28,9 @@ _MONITOR_ITERATIONS = 16
 
 
 class Sums(NamedTuple):
-  """Running sums since the last log line; they stay on the device.
+  """Sums since the last log line; they stay on the device.
 
-  Of the steps that were not skipped, but for the last two.
+  All but the last two leave out the steps that were skipped.
   """
 
   steps: jax.Array  # Shape (): float32, as all.
@@ -43,11 +44,11 @@ class Sums(NamedTuple):
 
   @classmethod
   def zeros(cls) -> 'Sums':
-    """No step yet."""
+    """Returns the sums over no steps."""
     return cls(*(jnp.zeros([], jnp.float32) for _ in cls._fields))
 
   def means(self) -> dict[str, float]:
-    """Per-step and per-example means as metrics, in per cent where counted.
+    """Returns means per step and example, counts in per cent, as metrics.
 
     The means are left out when all steps were skipped.
     """
@@ -70,13 +71,74 @@ class Sums(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """All that training carries along and a checkpoint holds."""
+  """All that training carries along and a checkpoint holds.
+
+  A run has three kinds of weights. The *fast* ones, `params`, are trained. The
+  *slow* ones are lookahead's copy of them (`optim.slow_params`). The
+  *certified* ones are the slow ones as explicit matrices, retracted
+  (`certified_params`).
+  """
 
   step: jax.Array  # Shape (): int32, batches seen; skipped ones count.
   params: Any  # Fast weights, float32.
-  opt_state: optax.OptState  # Holds the slow weights, see `slow_params`.
+  opt_state: optax.OptState  # Holds the slow weights.
   health: health_lib.Health  # What was skipped, and the loss to expect.
   sums: Sums  # For the next log line.
+
+  def certified_params(
+    self,
+    model: interface.CertifiedModel,
+    stacks: jax.sharding.NamedSharding | None = None,
+  ) -> Any:
+    """Returns the certified weights.
+
+    Args:
+      model: that `params` belong to.
+      stacks: layout of the stacks of matrices; each device retracts its own.
+    """
+    slow = optim.slow_params(self.opt_state, self.params)
+    return interface.certified_params(model, slow, stacks)
+
+
+class Layouts(NamedTuple):
+  """How the fast weights lie on the devices, between steps and in them."""
+
+  stored: Any  # Shardings like `params`, with the optimizer's.
+  working: Any  # Shardings like `params`, for the forward and backward pass.
+  stacks: jax.sharding.NamedSharding | None  # Of the optimizer's stacks.
+  dtype: Any  # In which weights and gradients travel between the two.
+
+  def to_working(self, params: Any) -> Any:
+    """Makes the copy of the fast weights that a step works with."""
+
+    def move(x, source, target):
+      if source.is_equivalent_to(target, x.ndim):
+        return x
+      return sharding_lib.move(x.astype(self.dtype), source, target)
+
+    return jax.tree.map(move, params, self.stored, self.working)
+
+  def to_stored(self, grads: Any) -> Any:
+    """Moves the gradients of a working copy to the stored weights, float32."""
+    # Pinned where they arise first: or the optimizer's layout would leak into
+    # the backward scan.
+    grads = jax.lax.with_sharding_constraint(grads, self.working)
+    grads = jax.tree.map(sharding_lib.move, grads, self.working, self.stored)
+    return jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+
+
+class Parts(NamedTuple):
+  """What a train step is made of."""
+
+  model: interface.CertifiedModel  # In training precision, laid out by hand.
+  tx: optax.GradientTransformationExtraArgs
+  loss_fn: Callable[..., jax.Array]  # See `build_loss`.
+  epsilon_fn: Callable[[jax.typing.ArrayLike], jax.Array]  # Step → ε_t.
+  learning_rate_fn: optax.Schedule  # The one of `tx`, for log lines.
+  layouts: Layouts
+  epsilon: float  # ε at which certified train accuracy is counted.
+  microbatches: int = 1  # Parts of a batch whose gradients are added in turn.
+  loss_spike: float = 0.0  # Counts losses above so many times their mean.
 
 
 def build_loss(c: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
@@ -96,23 +158,20 @@ def build_loss(c: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
   )
 
 
-def learning_rate(
-  c: ml_collections.ConfigDict, plan: schedules.Plan
-) -> optax.Schedule:
-  """Step → learning rate: linear warm-up, then cosine."""
-  return schedules.warmup_cosine_schedule(
-    c.learning_rate, plan.total_steps, plan.warmup_steps, c.final_scale
-  )
-
-
 def build_optimizer(
   c: ml_collections.ConfigDict,
   plan: schedules.Plan,
   stack_sharding: jax.sharding.NamedSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """The recipe of `lipnext_jax.optim`, from `config.optimizer`."""
+  """Builds the optimizer of `config.optimizer` (`optim.lipnext_optimizer`).
+
+  Args:
+    c: `config.optimizer`.
+    plan: its durations in steps.
+    stack_sharding: how stacks of matrices lie on the devices.
+  """
   return optim.lipnext_optimizer(
-    learning_rate(c, plan),
+    schedules.learning_rate(c, plan),
     inner=functools.partial(
       inner_rules.INNER_RULES[c.name], mu_dtype=config_lib.DTYPES[c.mu_dtype]
     ),
@@ -133,7 +192,7 @@ def init_state(
   image_shape: tuple[int, int, int],
   rng: jax.Array,
 ) -> TrainState:
-  """A fresh state; run it under `jit(…, out_shardings=…)` to lay it out."""
+  """Makes a fresh state; `jit(…, out_shardings=…)` lays it out."""
   params = model.init(rng, jnp.zeros((1, *image_shape)))['params']
   return TrainState(
     jnp.zeros([], jnp.int32),
@@ -144,87 +203,74 @@ def init_state(
   )
 
 
-def make_train_step(
-  model: interface.CertifiedModel,
-  tx: optax.GradientTransformation,
-  loss_fn: Callable[..., jax.Array],
-  epsilon_fn: Callable[[jax.typing.ArrayLike], jax.Array],
-  epsilon: float,
-  to_compute: Callable[[Any], Any],
-  to_stored: Callable[[Any], Any],
-  microbatches: int = 1,
-  loss_spike: float = 0.0,
-) -> Callable[..., TrainState]:
-  """Builds (state, batch) → state.
+def train_step(
+  parts: Parts, state: TrainState, batch: dict[str, jax.Array]
+) -> TrainState:
+  """Takes one step: loss → gradient → update → apply, and adds up its sums.
 
   A step whose loss or gradient is not finite is skipped: parameters and
   optimizer stay as they are, and it is counted.
 
   Args:
-    model: images → logits, and the constant K that the loss is told.
-    tx: the optimizer.
-    loss_fn: see `build_loss`.
-    epsilon_fn: step → training radius ε_t.
-    epsilon: ε at which certified train accuracy is counted.
-    to_compute: parameters as they are kept → as a step works with them.
-    to_stored: gradients of the latter → in the layout of the former, float32.
-    microbatches: parts of the batch whose gradients are added up in turn; the
-      mean is that of the whole batch.
-    loss_spike: counts losses above so many times their running mean; 0: none.
-
-  Returns:
-    The step, not yet jitted. `batch` holds 'image' [b, H, W, ch] (uint8 or
-    float32 in [0, 1]) and 'label' [b] int32.
+    parts: what the step is made of.
+    state: of the step before.
+    batch: 'image' [b, H, W, ch], uint8 or float32 in [0, 1], and 'label' [b]
+      int32.
   """
+  grads, (loss, counts) = _gradients(parts, state, batch)
+  grad_norm = optax.tree.norm(grads)  # Not finite if one entry is not.
+  finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+  params, opt_state = _update_if(finite, parts.tx, state, grads)
+  health, spike = state.health.after(loss, finite, parts.loss_spike)
 
-  def train_step(state, batch):
-    def objective(params, batch):
-      images, labels = layers.to_unit(batch['image']), batch['label']
-      variables = {'params': params}
-      logits: Any = model.apply(variables, images)
-      kernel = models.head_kernel(variables)
-      # A backbone that stretches by K carries a ball of ε into one of ε·K.
-      lipschitz = model.lipschitz(params)
-      loss = loss_fn(logits, labels, kernel, epsilon_fn(state.step) * lipschitz)
-      predictions, radii = certify.certified_radius(logits, kernel, lipschitz)
-      correct = predictions == labels
-      certified = correct & (radii > epsilon)
-      return loss, (jnp.sum(correct), jnp.sum(certified))
+  size = float(batch['label'].size)
+  terms = (1.0, size, loss, *counts, grad_norm)
+  terms = (*(jnp.where(finite, term, 0.0) for term in terms), ~finite, spike)
+  sums = Sums(*(a + b for a, b in zip(state.sums, terms, strict=True)))
+  return TrainState(state.step + 1, params, opt_state, health, sums)
 
-    grads, (loss, counts) = _accumulate(
-      objective, to_compute(state.params), batch, microbatches
-    )
-    grads = to_stored(grads)
-    grad_norm = optax.tree.norm(grads)  # Of one entry that is not finite: not.
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-    def update(_, carry):
-      params, opt_state, grads = carry
-      updates, opt_state = tx.update(grads, opt_state, params)
-      return optax.apply_updates(params, updates), opt_state, updates
+def _gradients(parts, state, batch):
+  """Returns (gradients in the stored layout, (loss, counts)) of a batch."""
+  epsilon = parts.epsilon_fn(state.step)
 
-    # A loop of one turn or none: unlike a branch, or a choice between two
-    # states, it works in place, the gradients' memory (now the updates') too.
-    with jax.named_scope('optimizer'):  # `aot` counts it apart.
-      params, opt_state, _ = jax.lax.fori_loop(
-        0,
-        finite.astype(jnp.int32),
-        update,
-        (state.params, state.opt_state, grads),
-      )
-    health, spike = state.health.after(loss, finite, loss_spike)
+  def objective(params, batch):
+    images, labels = layers.to_unit(batch['image']), batch['label']
+    variables = {'params': params}
+    logits: Any = parts.model.apply(variables, images)
+    kernel = models.head_kernel(variables)
+    # A backbone that stretches by K carries a ball of ε into one of ε·K.
+    lipschitz = parts.model.lipschitz(params)
+    loss = parts.loss_fn(logits, labels, kernel, epsilon * lipschitz)
+    predictions, radii = certify.certified_radius(logits, kernel, lipschitz)
+    correct = predictions == labels
+    certified = correct & (radii > parts.epsilon)
+    return loss, (jnp.sum(correct), jnp.sum(certified))
 
-    size = float(batch['label'].size)
-    new = (1.0, size, loss, *counts, grad_norm)
-    new = (*(jnp.where(finite, term, 0.0) for term in new), ~finite, spike)
-    sums = Sums(*(a + b for a, b in zip(state.sums, new, strict=True)))
-    return TrainState(state.step + 1, params, opt_state, health, sums)
+  working = parts.layouts.to_working(state.params)
+  grads, aux = _accumulate(objective, working, batch, parts.microbatches)
+  return parts.layouts.to_stored(grads), aux
 
-  return train_step
+
+def _update_if(finite, tx, state, grads):
+  """Returns (parameters, optimizer state), updated where `finite`."""
+
+  def update(_, carry):
+    params, opt_state, grads = carry
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, updates
+
+  # A loop of one turn or none: unlike a branch, or a choice between two
+  # states, it works in place, the gradients' memory (now the updates') too.
+  with jax.named_scope('optimizer'):  # `aot` counts it apart.
+    carry = (state.params, state.opt_state, grads)
+    turns = finite.astype(jnp.int32)
+    params, opt_state, _ = jax.lax.fori_loop(0, turns, update, carry)
+  return params, opt_state
 
 
 def _accumulate(objective, params, batch, microbatches):
-  """(gradients, (mean loss, counts)) over a batch, in one or more parts."""
+  """Returns (gradients, (mean loss, counts)) of a batch, part by part."""
   grad_fn = jax.value_and_grad(objective, has_aux=True)
   if microbatches == 1:
     (loss, counts), grads = grad_fn(params, batch)
@@ -251,27 +297,29 @@ def _accumulate(objective, params, batch, microbatches):
   return mean(grads), (mean(loss), counts)
 
 
-def make_monitor(
-  model: interface.CertifiedModel,
-  epsilon_fn: Callable[[jax.typing.ArrayLike], jax.Array],
-  learning_rate_fn: optax.Schedule,
-) -> Callable[[TrainState], dict[str, jax.Array]]:
-  """Builds state → the metrics that a log line adds, as device scalars."""
+def monitor(parts: Parts, state: TrainState) -> dict[str, jax.Array]:
+  """Returns the metrics that a log line adds to the sums, on the device."""
+  params = parts.model.explicit_params(state.params)
+  labels = jax.tree.leaves(optim.orthogonal_labels(params))
+  errors = [
+    jnp.max(optim.orthogonality_error(p, iterations=_MONITOR_ITERATIONS))
+    for p, label in zip(jax.tree.leaves(params), labels, strict=True)
+    if label == 'orthogonal'
+  ]
+  done = state.step - 1  # The step that was just taken.
+  return {
+    'train/epsilon': parts.epsilon_fn(done),
+    'train/learning_rate': jnp.asarray(parts.learning_rate_fn(done)),
+    'train/orthogonality_error': jnp.max(jnp.stack(errors)),
+    'train/skipped_in_a_row': state.health.in_a_row,
+  }
 
-  def monitor(state):
-    params = model.explicit_params(state.params)
-    labels = jax.tree.leaves(optim.orthogonal_labels(params))
-    errors = [
-      jnp.max(optim.orthogonality_error(p, iterations=_MONITOR_ITERATIONS))
-      for p, label in zip(jax.tree.leaves(params), labels, strict=True)
-      if label == 'orthogonal'
-    ]
-    done = state.step - 1  # The step that was just taken.
-    return {
-      'train/epsilon': epsilon_fn(done),
-      'train/learning_rate': jnp.asarray(learning_rate_fn(done)),
-      'train/orthogonality_error': jnp.max(jnp.stack(errors)),
-      'train/skipped_in_a_row': state.health.in_a_row,
-    }
 
-  return monitor
+def certified_params(parts: Parts, state: TrainState) -> Any:
+  """Returns the certified weights of a state, laid out as a step's weights."""
+  stored, working, stacks, _ = parts.layouts
+  params = state.certified_params(parts.model, stacks)
+  trained: Any = jax.tree.structure(state.params)
+  if jax.tree.structure(params) != trained:
+    return params  # Explicit ones have other names: the compiler's to move.
+  return jax.tree.map(sharding_lib.move, params, stored, working)

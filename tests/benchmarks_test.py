@@ -153,8 +153,8 @@ def test_the_formulae_of_weak_scaling_are_those_of_programs(
   c.optimizer.name, c.optimizer.lookahead_period = 'momentum', 0
   c.optimizer.retraction_period = '0 steps'
   c.mesh.data, c.mesh.fsdp = data, fsdp
-  facts = sources.Facts((8, 8, 1), np.dtype(np.float32), 10, 160)
-  compiled = compile_lib.compile_step(c, jax.devices(), facts)
+  info = sources.DatasetInfo((8, 8, 1), np.dtype(np.float32), 10, 160)
+  compiled = compile_lib.compile_step(c, jax.devices(), info)
   sizes = weak_scaling.Sizes(
     depth, width, 16, images, gathered=4, shift_ratio=1 / 8
   )

@@ -5,6 +5,7 @@ import pytest
 from lipnext_jax import certify
 from lipnext_jax import evaluate
 from lipnext_jax import models
+from lipnext_jax.certify import norms
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
 from lipnext_jax.models import registry
@@ -25,9 +26,10 @@ def setup(tiny_config):
 def run(setup, batch_size, lipschitz=1.0, model=None):
   mesh, own, params, source, _ = setup
   batches = pipeline.eval_batches(source, batch_size=batch_size)
-  step = evaluate.make_eval_step(model or own, mesh)
   constants = certify.Constants(lipschitz, 0.0)
-  return evaluate.evaluate(step, params, batches, mesh, constants)
+  return evaluate.Evaluator(model or own, mesh).certify_fast(
+    params, batches, constants
+  )
 
 
 def test_every_example_is_counted_once_whatever_the_batch(setup):
@@ -101,8 +103,7 @@ def run_rigorous(setup, batch_size, mesh_config=None, source=None):
   if mesh_config is not None:
     mesh = mesh_lib.make_mesh(mesh_config)
   batches = pipeline.eval_batches(source or own, batch_size=batch_size)
-  step = evaluate.make_rigorous_step(model, mesh)
-  return evaluate.evaluate_rigorous(step, params, batches, mesh)
+  return evaluate.Evaluator(model, mesh, 'rigorous').certify(params, batches)
 
 
 def test_rigorous_evaluation_is_the_rigorous_certificate(setup, tiny_config):
@@ -122,6 +123,37 @@ def test_rigorous_evaluation_is_the_rigorous_certificate(setup, tiny_config):
     summary = result.summary([0.25])
     assert summary['certificate'] == 'rigorous'
     assert summary['logit_error'] == result.logit_error
+
+
+@pytest.mark.parametrize('certificate', evaluate.CERTIFICATES)
+def test_every_operator_is_bounded_once(setup, monkeypatch, certificate):
+  mesh, model, params, source, _ = setup
+  prove, bounded = norms.spectral_norm_bound, []
+
+  def count(w):
+    bounded.append(w.shape)
+    return prove(w)
+
+  monkeypatch.setattr(norms, 'spectral_norm_bound', count)
+  batches = pipeline.eval_batches(source, batch_size=40)
+  result = evaluate.Evaluator(model, mesh, certificate).certify(params, batches)
+  assert len(bounded) == 1 + 2 * model.depth  # Q, and R and M of each block.
+  assert result.lipschitz_bounds == certify.lipschitz_bounds(params)
+  assert result.lipschitz_bound == pytest.approx(
+    certify.lipschitz_bound(params), rel=1e-14
+  )
+
+
+def test_monitoring_takes_the_constant_of_training_and_proves_nothing(
+  setup, monkeypatch
+):
+  mesh, model, params, source, _ = setup
+  monkeypatch.delattr(norms, 'spectral_norm_bound')
+  batches = pipeline.eval_batches(source, batch_size=40)
+  result = evaluate.Evaluator(model, mesh).monitor(params, batches)
+  monkeypatch.undo()
+  assert result.lipschitz_bound == 1.0
+  np.testing.assert_array_equal(result.radii, run(setup, 40).radii)
 
 
 def test_rigorous_and_fast_radii_differ_by_float32_alone(setup):

@@ -14,8 +14,7 @@ import pytest
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import optim
-from lipnext_jax import program as program_lib
-from lipnext_jax import train_step as step_lib
+from lipnext_jax import train
 from lipnext_jax.aot import collectives
 from lipnext_jax.aot import flops
 from lipnext_jax.data import sources
@@ -29,7 +28,7 @@ QUICK = {
   'xla_backend_optimization_level': 0,
   'xla_llvm_disable_expensive_passes': True,
 }
-FACTS = sources.Facts(
+INFO = sources.DatasetInfo(
   image_shape=(8, 8, 1),
   image_dtype=np.dtype(np.float32),
   num_classes=10,
@@ -57,16 +56,11 @@ def make_config(sizes=ONE, **fields):
 def build(config):
   sizes = [config.mesh[axis] for axis in mesh_lib.AXES]
   devices = jax.devices()[: int(np.prod(sizes))]
-  return program_lib.build(
-    config, mesh_lib.make_mesh(config.mesh, devices), FACTS
-  )
+  return train.build(config, mesh_lib.make_mesh(config.mesh, devices), INFO)
 
 
-def trace(program, config):
-  return program.train_step.trace(
-    program.abstract,
-    program_lib.abstract_batch(config, program.mesh, FACTS),
-  )
+def trace(program):
+  return program.train_step.trace(program.abstract, program.batch)
 
 
 def batch_of(step):
@@ -80,20 +74,17 @@ class Run:
 
   def __init__(self, config):
     self.program = program = build(config)
-    compiled = trace(program, config).lower().compile(QUICK)
+    compiled = trace(program).lower().compile(QUICK)
     self.compiled = compiled
     self.sent = collectives.read(compiled.as_text())
     # The same start everywhere: initialisation is sharded, too, and a QR
     # decomposition may round differently.
     state = jax.device_put(start(), program.shardings)
     on_batch = mesh_lib.batch_sharding(program.mesh)
-    zero_sums = jax.jit(
-      step_lib.Sums.zeros, out_shardings=program.shardings.sums
-    )
     losses = []
     for step in range(STEPS):
       batch = mesh_lib.put_batch(batch_of(step), on_batch)
-      state = compiled(state._replace(sums=zero_sums()), batch)
+      state = compiled(state._replace(sums=program.zero_sums()), batch)
       losses.append(float(state.sums.loss))
     self.losses = np.array(losses)
     self.state = state
@@ -200,7 +191,7 @@ def test_the_update_of_stacks_falls_as_one_over_the_devices():
   shared, copied = {}, {}
   for sizes in [ONE, (1, 2, 1), (2, 2, 1), (1, 8, 1), (2, 2, 2)]:
     config = make_config(sizes)
-    jaxpr = trace(build(config), config).jaxpr
+    jaxpr = trace(build(config)).jaxpr
     shared[sizes] = flops.count(jaxpr, 'optimizer').total
     devices = int(np.prod(sizes))
     every = flops.count(jaxpr, 'optimizer', copies=devices).total
@@ -214,7 +205,7 @@ def test_the_update_of_stacks_falls_as_one_over_the_devices():
   assert shared[ONE] == q + DEPTH * (2 * q - 2 * WIDTH**3)
   # 3 layers do not split over 8 replicas: each updates all of them.
   config = make_config((8, 1, 1), **{'model.depth': 3})
-  jaxpr = trace(build(config), config).jaxpr
+  jaxpr = trace(build(config)).jaxpr
   assert flops.count(jaxpr, 'optimizer', copies=8).total == 8 * (
     q + 3 * (2 * q - 2 * WIDTH**3)
   )
@@ -231,7 +222,7 @@ def test_microbatches_add_up_to_the_batch():
 
 def test_evaluation_gets_retracted_weights_in_the_layout_of_a_step():
   run = run_on((2, 2, 2))
-  params = jax.jit(run.program.certified_params)(run.state)
+  params = run.program.certified_params(run.state)
   r, m = params['blocks']['R'], params['blocks']['M']
   assert {s.data.shape for s in r.addressable_shards} == {(DEPTH, 8, 4)}
   assert {s.data.shape for s in m.addressable_shards} == {(DEPTH, 8, 8)}
@@ -256,7 +247,7 @@ def test_bfloat16_gathers_are_bfloat16_and_gradients_what_was_chosen():
     config = make_config(
       (1, 8, 1), **{'model.dtype': 'bfloat16', 'reduce_dtype': chosen}
     )
-    text = trace(build(config), config).lower().as_text()
+    text = trace(build(config)).lower().as_text()
     kinds = dict.fromkeys(('all_gather', 'reduce_scatter', 'all_to_all'))
     for kind in kinds:
       pattern = rf'stablehlo\.{kind}"?\(.*?-> tensor<[\dx]*x(\w+)>'

@@ -6,7 +6,7 @@ import pytest
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
-from lipnext_jax import program as program_lib
+from lipnext_jax import train
 from lipnext_jax import train_step as step_lib
 from lipnext_jax.data import sources
 from lipnext_jax.parallel import mesh as mesh_lib
@@ -20,7 +20,7 @@ def batch_of(size=16, seed=0):
   return {'image': images, 'label': (np.arange(size) % 10).astype(np.int32)}
 
 
-FACTS = sources.Facts(
+INFO = sources.DatasetInfo(
   image_shape=IMAGE_SHAPE,
   image_dtype=np.dtype(np.float32),
   num_classes=10,
@@ -40,7 +40,7 @@ class Harness:
     with pytest.MonkeyPatch.context() as patch:
       if loss_fn is not None:
         patch.setattr(step_lib, 'build_loss', lambda _: loss_fn)
-      program = program_lib.build(config, mesh, FACTS)
+      program = train.build(config, mesh, INFO)
     self.program = program
     self.init = jax.jit(program.init_fn, out_shardings=program.shardings)
     self.on_batch = mesh_lib.batch_sharding(mesh)
@@ -224,13 +224,11 @@ def test_every_loss_is_built_with_its_own_fields(tiny_config, name):
 def test_monitor_reports_what_the_last_step_used(harness, tiny_config):
   state = harness.run(harness.start(), *(batch_of(seed=i) for i in range(3)))
   program = harness.program
-  rate = step_lib.learning_rate(tiny_config.optimizer, program.plan)
-  monitor = jax.jit(
-    step_lib.make_monitor(program.model, program.epsilon_fn, rate)
-  )
-  monitored = monitor(state)
-  assert monitored['train/epsilon'] == program.epsilon_fn(2)
-  assert monitored['train/learning_rate'] == rate(2)
+  monitored = program.monitor(state)
+  assert monitored['train/epsilon'] == program.parts.epsilon_fn(2)
+  # Two steps of warm-up: the rate is at its peak.
+  peak = np.float32(tiny_config.optimizer.learning_rate)
+  assert monitored['train/learning_rate'] == peak
   groups = state.params['stem']['Q'], *map(state.params['blocks'].get, 'RM')
   exact = max(float(optim.orthogonality_error(p).max()) for p in groups)
   estimate = float(monitored['train/orthogonality_error'])
@@ -239,7 +237,9 @@ def test_monitor_reports_what_the_last_step_used(harness, tiny_config):
   # And a matrix that left the manifold is seen.
   scaled = state.params['blocks']['M'].at[1].mul(1.001)
   params = state.params | {'blocks': state.params['blocks'] | {'M': scaled}}
-  error = monitor(state._replace(params=params))['train/orthogonality_error']
+  error = program.monitor(state._replace(params=params))[
+    'train/orthogonality_error'
+  ]
   assert float(error) == pytest.approx(1.001**2 - 1, rel=1e-2)
 
 

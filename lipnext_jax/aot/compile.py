@@ -17,7 +17,7 @@ import ml_collections
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import files
-from lipnext_jax import program as program_lib
+from lipnext_jax import train
 from lipnext_jax.aot import chips
 from lipnext_jax.aot import report
 from lipnext_jax.aot import summary as summary_lib
@@ -29,22 +29,24 @@ EXIT_DOES_NOT_FIT = 3
 
 
 def compile_step(
-  config: ml_collections.ConfigDict, devices: Sequence[Any], facts: Any
+  config: ml_collections.ConfigDict,
+  devices: Sequence[Any],
+  info: sources.DatasetInfo,
 ) -> summary_lib.Compiled:
   """Lowers and compiles the train step of a validated config.
 
   Args:
     config: all of it.
     devices: what for; they need not exist.
-    facts: about the dataset, `data.sources.Facts`.
+    info: about the dataset.
 
   Raises:
     ConfigError: the config does not fit the devices (a size that does not
       divide, a rule that is missing).
   """
   mesh = mesh_lib.make_mesh(config.mesh, devices)
-  program = program_lib.build(config, mesh, facts)
-  traced = summary_lib.trace(config, program)
+  program = train.build(config, mesh, info)
+  traced = summary_lib.trace(program)
   try:
     executable = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
@@ -88,8 +90,8 @@ def run(
     devices = jax.devices()
     name = f'{devices[0].device_kind} × {len(devices)}'
     chip = chips.by_device_kind(devices[0].device_kind)
-  facts = sources.describe(config.dataset)
-  compiled = compile_step(config, devices, facts)
+  info = sources.describe(config.dataset)
+  compiled = compile_step(config, devices, info)
   summary = summary_lib.summarize(config, compiled, name, chip)
   print(report.format_text(summary), flush=True)
   if workdir and jax.process_index() == 0:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from lipnext_jax import models
-from lipnext_jax import program as program_lib
+from lipnext_jax import train
 from lipnext_jax.aot import chips
 from lipnext_jax.aot import collectives
 from lipnext_jax.aot import flops as flops_lib
@@ -33,20 +33,15 @@ from lipnext_jax.parallel import sharding as sharding_lib
 class Compiled(NamedTuple):
   """A compiled train step, or why there is none."""
 
-  program: program_lib.Program
+  program: train.Program
   jaxpr: Any
   executable: Any  # None: refused.
   refusal: str  # What the compiler said; '' if it compiled.
 
 
-def trace(
-  config: ml_collections.ConfigDict, program: program_lib.Program
-) -> jax.stages.Traced:
+def trace(program: train.Program) -> jax.stages.Traced:
   """Traces the train step of a program for the shapes of its config."""
-  return program.train_step.trace(
-    program.abstract,
-    program_lib.abstract_batch(config, program.mesh, program.facts),
-  )
+  return program.train_step.trace(program.abstract, program.batch)
 
 
 def summarize(
@@ -136,10 +131,10 @@ def _saved_activations(
   if config.model.unroll:  # It keeps the same, but not as outputs of a scan.
     looped = config.copy_and_resolve_references()
     looped.model.unroll = False
-    program = program_lib.build(looped, program.mesh, program.facts)
-    jaxpr = trace(looped, program).jaxpr
-  batch = program_lib.examples_per_step(config) // config.microbatches
-  height, width, _ = program.facts.image_shape
+    program = train.build(looped, program.mesh, program.info)
+    jaxpr = trace(program).jaxpr
+  batch = len(program.batch['label']) // config.microbatches
+  height, width, _ = program.info.image_shape
   tokens = batch * height * width // config.model.patch_size**2
   saved = flops_lib.saved_activations(jaxpr, batch, tokens)
   return saved // program.mesh.size
@@ -165,7 +160,7 @@ def _model_flops(
   program = compiled.program
   plain_config = config.copy_and_resolve_references().model
   plain_config.remat = 'none'
-  model = registry.build_model(plain_config, program.facts.num_classes)
+  model = registry.build_model(plain_config, program.info.num_classes)
 
   def loss(params, images):
     logits: Any = model.apply({'params': params}, images)
@@ -173,8 +168,8 @@ def _model_flops(
 
   shape = program.abstract.params
   plain = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), shape)
-  size = program_lib.examples_per_step(config)
-  images = jax.ShapeDtypeStruct((size, *program.facts.image_shape), jnp.float32)
+  size = len(program.batch['label'])
+  images = jax.ShapeDtypeStruct((size, *program.info.image_shape), jnp.float32)
   traced = jax.jit(jax.grad(loss)).trace(plain, images)
   return flops_lib.count(traced.jaxpr).total
 
@@ -254,9 +249,9 @@ def estimate(
   }
 
 
-def _table(program: program_lib.Program) -> str:
+def _table(program: train.Program) -> str:
   """Lists every array of the train state and of a step's working copy."""
-  arrays = {**program.abstract._asdict(), 'compute': program.compute}
+  arrays = {**program.abstract._asdict(), 'compute': program.working}
   return sharding_lib.table(
     arrays, jax.tree.map(lambda leaf: leaf.sharding, arrays)
   )

@@ -118,7 +118,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
     epsilons,
     run_lib.Settings(restarts=flags.restarts, steps=flags.steps),
     seed=flags.seed,
-    say=report.say,
+    say=report.log,
   )
   lower = lower_bound.lipschitz_lower_bound(
     found.model, found.params, target.images, seed=flags.seed
@@ -141,7 +141,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   files.write_json(os.path.join(flags.workdir, 'attack.json'), summary)
   print_table(summary, found.config.dataset.name)
   if os.path.exists(os.path.join(flags.workdir, 'eval.json')):
-    report.say(f'shown in {report.write_page(flags.workdir)}')
+    report.log(f'shown in {report.write_page(flags.workdir)}')
   check(summary)
   return summary
 

@@ -232,7 +232,7 @@ def to_unit64(images: np.ndarray) -> np.ndarray:
   return norms_lib.to_float64(images)
 
 
-def raise_norms(norms: np.ndarray, image_size: int) -> np.ndarray:
+def raise_norms(norms: Any, image_size: int) -> Any:
   """Upper bounds on the true norms, from those of `forward`."""
   roundings = image_size + 2 + rounding.ELEMENTARY_UNITS
   return norms * (1 + 2 * rounding.FLOAT64.gamma(roundings))

@@ -17,6 +17,8 @@ What happens when a run starts:
 """
 
 from lipnext_jax.checkpoint.checkpointer import Checkpointer
+from lipnext_jax.checkpoint.lock import check_seen
+from lipnext_jax.checkpoint.lock import Lock
 from lipnext_jax.checkpoint.reader import CheckpointReader
 from lipnext_jax.checkpoint.workdir import check_workdir
 from lipnext_jax.checkpoint.workdir import hash_config
@@ -26,6 +28,8 @@ from lipnext_jax.checkpoint.workdir import write_config
 __all__ = [
   'CheckpointReader',
   'Checkpointer',
+  'Lock',
+  'check_seen',
   'check_workdir',
   'hash_config',
   'read_config',

@@ -13,7 +13,6 @@ import jax
 import ml_collections
 
 from lipnext_jax import checkpoint
-from lipnext_jax import optim
 from lipnext_jax import report
 from lipnext_jax import schedules
 from lipnext_jax import train_step
@@ -86,9 +85,7 @@ def restore(
   with jax.enable_x64(False):
     abstract = abstract_state(config, model, facts)
     state = reader.restore(step, abstract)
-    slow = optim.slow_params(state.opt_state, state.params)
-    certified = functools.partial(interface.certified_params, model)
-    params = jax.jit(certified)(slow)
+    params = jax.jit(lambda state: state.certified_params(model))(state)
   return Restored(
     config=config,
     image_shape=image_shape,

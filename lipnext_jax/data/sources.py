@@ -55,8 +55,8 @@ class Dataset(NamedTuple):
     return self.train if self.plain_train is None else self.plain_train
 
 
-class Facts(NamedTuple):
-  """What a program needs to know of a dataset to be compiled."""
+class DatasetInfo(NamedTuple):
+  """The facts about a dataset that a program is compiled from."""
 
   image_shape: tuple[int, int, int]  # Of a training example, augmented.
   image_dtype: np.dtype  # uint8, or float32 in [0, 1].
@@ -190,13 +190,13 @@ def load_dataset(c: ml_collections.ConfigDict) -> Dataset:
   )
 
 
-def facts_of(dataset: Dataset) -> Facts:
-  """Returns the facts of a loaded dataset.
+def info_of(dataset: Dataset) -> DatasetInfo:
+  """Returns the facts about a loaded dataset.
 
-  >>> facts_of(_digits(ml_collections.ConfigDict())).image_dtype
+  >>> info_of(_digits(ml_collections.ConfigDict())).image_dtype
   dtype('float32')
   """
-  return Facts(
+  return DatasetInfo(
     image_shape=dataset.image_shape,
     image_dtype=np.asarray(dataset.train[0]['image']).dtype,
     num_classes=dataset.num_classes,
@@ -204,8 +204,8 @@ def facts_of(dataset: Dataset) -> Facts:
   )
 
 
-def describe(c: ml_collections.ConfigDict) -> Facts:
-  """Returns the facts of `config.dataset`; official sets need not be there.
+def describe(c: ml_collections.ConfigDict) -> DatasetInfo:
+  """Returns the facts about `config.dataset`; official sets need not be there.
 
   >>> from lipnext_jax import config as config_lib
   >>> c = config_lib.default_config().dataset
@@ -214,10 +214,10 @@ def describe(c: ml_collections.ConfigDict) -> Facts:
   ((224, 224, 3), 1281167)
   """
   if c.name not in official.SETS:
-    return facts_of(load_dataset(c))
+    return info_of(load_dataset(c))
   found = official.SETS[c.name]
   size = c.image_size or _IMAGENET_SIZE
-  return Facts(
+  return DatasetInfo(
     image_shape=found.image_shape or (size, size, 3),
     image_dtype=np.dtype(np.uint8),
     num_classes=found.num_classes,

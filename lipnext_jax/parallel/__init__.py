@@ -1,1 +1,33 @@
-"""Where arrays live: the mesh of devices, and rules from paths to shardings."""
+"""Where arrays live: a mesh of devices, rules for shardings, processes."""
+
+from lipnext_jax.parallel.distributed import barrier
+from lipnext_jax.parallel.distributed import largest
+from lipnext_jax.parallel.distributed import on_first
+from lipnext_jax.parallel.distributed import on_others
+from lipnext_jax.parallel.distributed import to_host
+from lipnext_jax.parallel.mesh import batch_sharding
+from lipnext_jax.parallel.mesh import check_batch_size
+from lipnext_jax.parallel.mesh import make_mesh
+from lipnext_jax.parallel.mesh import model_layout
+from lipnext_jax.parallel.mesh import put_batch
+from lipnext_jax.parallel.mesh import replicated
+from lipnext_jax.parallel.sharding import stack_sharding
+from lipnext_jax.parallel.sharding import tree_shardings
+from lipnext_jax.parallel.sharding import with_shardings
+
+__all__ = [
+  'barrier',
+  'batch_sharding',
+  'check_batch_size',
+  'largest',
+  'make_mesh',
+  'model_layout',
+  'on_first',
+  'on_others',
+  'put_batch',
+  'replicated',
+  'stack_sharding',
+  'to_host',
+  'tree_shardings',
+  'with_shardings',
+]

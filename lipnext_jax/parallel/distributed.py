@@ -108,14 +108,14 @@ def largest(values: np.ndarray) -> np.ndarray:
   return np.asarray(bits).view(np.float64).max(axis=0)
 
 
-def meet() -> None:
+def barrier() -> None:
   """Waits until all processes are here.
 
   On CPU the devices of a new group have 30 s to find each other: less than the
   slower of two processes may take longer to compile. Those that have met
   before, as here, wait.
 
-  >>> meet()
+  >>> barrier()
   """
   on_first(lambda: None)
 

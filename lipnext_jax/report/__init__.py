@@ -1,9 +1,9 @@
 """Records what a run did and shows it: files, a table, one HTML page."""
 
 from lipnext_jax.report.evaluation import write
+from lipnext_jax.report.metrics import log
 from lipnext_jax.report.metrics import MetricWriter
 from lipnext_jax.report.metrics import Progress
-from lipnext_jax.report.metrics import say
 from lipnext_jax.report.metrics import stopwatch
 from lipnext_jax.report.page import write_page
 from lipnext_jax.report.records import read_data_facts
@@ -12,8 +12,8 @@ from lipnext_jax.report.records import write_records
 __all__ = [
   'MetricWriter',
   'Progress',
+  'log',
   'read_data_facts',
-  'say',
   'stopwatch',
   'write',
   'write_page',

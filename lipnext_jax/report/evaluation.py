@@ -62,9 +62,9 @@ def write(
   print_table(summary, f'{config.dataset.name}, {split} split:')
   try:
     _write_gallery(workdir, result, source)
-    metrics.say(f'the report is {page.write_page(workdir)}')
+    metrics.log(f'the report is {page.write_page(workdir)}')
   except Exception as error:
-    metrics.say(f'no report.html: {error!r}')
+    metrics.log(f'no report.html: {error!r}')
   return summary
 
 

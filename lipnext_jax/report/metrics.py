@@ -22,7 +22,7 @@ from lipnext_jax import files
 _FLUSH_SECONDS = 30  # Between writes of TensorBoard's file to the disk.
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
   """Prints a line on stderr, from the first process only."""
   if jax.process_index() == 0:
     print(message, file=sys.stderr, flush=True)
@@ -33,7 +33,7 @@ def stopwatch(what: str) -> Iterator[None]:
   """Says how long the block took."""
   start = time.perf_counter()
   yield
-  say(f'{what} in {time.perf_counter() - start:.1f} s')
+  log(f'{what} in {time.perf_counter() - start:.1f} s')
 
 
 def read_metrics(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -148,7 +148,7 @@ class Progress:
     self._bar.update(steps)
     return rate
 
-  def say(self, message: str) -> None:
+  def log(self, message: str) -> None:
     """Prints a line on stderr above the bar, from the first process only."""
     if jax.process_index() == 0:
       self._bar.write(message, file=sys.stderr)

@@ -1,1 +1,19 @@
 """Running well: signals, explained errors, health, and the small programs."""
+
+from lipnext_jax.errors import NonFiniteError
+from lipnext_jax.runtime.diagnosis import all_finite
+from lipnext_jax.runtime.diagnosis import find_not_finite
+from lipnext_jax.runtime.health import drifted
+from lipnext_jax.runtime.health import warnings
+from lipnext_jax.runtime.interrupts import Interrupts
+from lipnext_jax.runtime.interrupts import StoppedError
+
+__all__ = [
+  'Interrupts',
+  'NonFiniteError',
+  'StoppedError',
+  'all_finite',
+  'drifted',
+  'find_not_finite',
+  'warnings',
+]

@@ -1,4 +1,4 @@
-"""The first array of a training step that is not finite."""
+"""Finds the first array of a training step that is not finite."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import models
+from lipnext_jax.models import layers
 from lipnext_jax.optim import trees
 
-# Flax' collection for what modules tell on the way; scanned models carry it.
+# Flax's collection for intermediate values, which scanned models carry.
 _COLLECTION = 'intermediates'
 _FLAG = 'all_finite'
 
@@ -35,18 +36,19 @@ def find_not_finite(
     model: images → logits.
     loss_fn: (logits, labels, head rows, epsilon) → loss.
     params: of the model.
-    images: [b, H, W, ch] float32.
+    images: [b, H, W, ch], uint8 or float32 in [0, 1].
     labels: [b] int32.
     epsilon: training radius ε_t of the step.
-    on_all: the layout of something that all devices have; for several.
+    on_all: the replicated layout, for several devices.
 
   Returns:
     The first that holds an infinity or a NaN, e.g. 'activations of blocks,
     layer 3'; None: all are finite.
   """
-  names: list[str] = []  # What the flags are of; filled by tracing.
+  names: list[str] = []  # Of the flags, in order; filled by tracing.
 
   def check(params, images, labels, epsilon):
+    images = layers.to_unit(images)
     modules: dict[str, None] = {}  # In the order in which they end.
 
     def watch(call, args, kwargs, context):

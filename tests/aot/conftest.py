@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from lipnext_jax import program as program_lib
+from lipnext_jax import train
 from lipnext_jax.aot import chips
 from lipnext_jax.aot import compile as compile_lib
 from lipnext_jax.aot import summary as summary_lib
@@ -15,8 +15,8 @@ def found(make_tiny_config):
   config = make_tiny_config()
   config.mesh.data, config.mesh.fsdp = 1, 2
   config.model.remat = 'block'
-  facts = sources.describe(config.dataset)
-  compiled = compile_lib.compile_step(config, jax.devices()[:2], facts)
+  info = sources.describe(config.dataset)
+  compiled = compile_lib.compile_step(config, jax.devices()[:2], info)
   chip = chips.CHIPS['cpu']
   return config, compiled, summary_lib.summarize(config, compiled, 'two', chip)
 
@@ -27,8 +27,8 @@ def summarize_shapes():
 
   def run(config, devices):
     mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:devices])
-    program = program_lib.build(config, mesh, sources.describe(config.dataset))
-    jaxpr = summary_lib.trace(config, program).jaxpr
+    program = train.build(config, mesh, sources.describe(config.dataset))
+    jaxpr = summary_lib.trace(program).jaxpr
     refused = summary_lib.Compiled(program, jaxpr, None, 'too large')
     return summary_lib.summarize(config, refused, 'two', chips.CHIPS['cpu'])
 
