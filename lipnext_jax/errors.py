@@ -1,8 +1,8 @@
-"""Errors that are the user's to mend: one line each, with an exit code."""
+"""Errors that a user can mend: one line each, with an exit code."""
 
 
 class UserError(Exception):
-  r"""Something outside the code is wrong; `main` prints it without traceback.
+  r"""An error outside of the code; `main` prints it without a traceback.
 
   Its text is one line that a terminal shows as it is, whatever it quotes.
 
@@ -57,13 +57,13 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-  """A checkpoint cannot be written, or not be used."""
+  """A checkpoint cannot be written or used."""
 
   exit_code = 4
 
 
 class NonFiniteError(UserError):
-  """Training ran into infinities or NaNs that it does not get out of.
+  """Training reached infinities or NaNs that it cannot leave.
 
   Args:
     step: at which it stops.
@@ -88,7 +88,7 @@ class NonFiniteError(UserError):
 
 
 class WorkdirError(UserError):
-  """A file or folder of the run cannot be written, or not be read."""
+  """A file or folder of the run cannot be written or read."""
 
   exit_code = 7
 

@@ -7,6 +7,7 @@ that are far above its rounding; `rigorous` runs in float64 and subtracts it.
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 import math
 import types
 from typing import Any
@@ -65,9 +66,16 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-  """Certifies splits with the weights that it is given, on all devices.
+  """Certifies splits on all devices, with the weights that it is given.
 
-  Every process holds all of an `Evaluation`.
+  Args:
+    model: in any form.
+    mesh: the devices.
+    certificate: that `certify` gives, one of `CERTIFICATES`.
+
+  Raises:
+    ConfigError: a rigorous certificate, on devices without IEEE double
+      precision.
   """
 
   def __init__(
@@ -76,40 +84,21 @@ class Evaluator:
     mesh: jax.sharding.Mesh,
     certificate: str = 'fast',
   ):
-    """Prepares the programs, which compile when they are first used.
-
-    Args:
-      model: in any form.
-      mesh: the devices.
-      certificate: of `certify`, one of `CERTIFICATES`.
-
-    Raises:
-      ConfigError: a rigorous certificate, on devices without IEEE double
-        precision.
-    """
     if certificate == 'rigorous':
       rigorous.require_double(mesh.devices.flat[0].platform)
-    self._model = model
+    self._model = registry.for_evaluation(model)
     self._certificate = certificate
     self._on_batch = parallel.batch_sharding(mesh)
     self._on_all = parallel.replicated(mesh)
-    self._fast_step = jax.jit(self._run_fast, out_shardings=self._on_all)
-    self._rigorous_step = jax.jit(
-      self._run_rigorous, out_shardings=self._on_all
-    )
-    self._assume = jax.jit(
-      lambda params: jnp.float32(model.explicit().lipschitz(params)),
-      out_shardings=self._on_all,
-    )
+    # Replicated outputs: every process holds all of an `Evaluation`.
+    jit = functools.partial(jax.jit, out_shardings=self._on_all)
+    self._fast_step = jit(self._run_fast)
+    self._rigorous_step = jit(self._run_rigorous)
+    self._lipschitz = jit(lambda p: jnp.float32(self._model.lipschitz(p)))
 
   def monitor(self, params: Any, batches: Iterable[Batch]) -> Evaluation:
-    """Certifies with the constant that training takes, and waits for no proof.
-
-    Args:
-      params: see `certify`.
-      batches: see `certify`.
-    """
-    constant = float(jax.device_get(self._assume(params)))
+    """Certifies with the constant that training takes, which is not proved."""
+    constant = float(jax.device_get(self._lipschitz(params)))
     constants = fast.Constants(constant, 0.0)
     return self.certify_fast(params, batches, constants)
 
@@ -135,13 +124,7 @@ class Evaluator:
     batches: Iterable[Batch],
     constants: fast.Constants,
   ) -> Evaluation:
-    """Certifies in float32, with constants that are known.
-
-    Args:
-      params: see `certify`.
-      batches: see `certify`.
-      constants: proved, or assumed.
-    """
+    """Certifies in float32, with constants that are known."""
     on_device = jax.device_put(constants.on_device(), self._on_all)
     columns = _join(
       self._fast_step(params, parallel.put_batch(b, self._on_batch), on_device)
@@ -183,7 +166,7 @@ class Evaluator:
 
   def _run_fast(self, params, batch, constants):
     predictions, radii = fast.rival_radii(
-      registry.for_evaluation(self._model), params, batch['image'], constants
+      self._model, params, batch['image'], constants
     )
     radii = jnp.min(radii, axis=-1)
     return {'predictions': predictions, 'radii': radii, **_kept(batch)}

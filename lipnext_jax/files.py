@@ -1,4 +1,4 @@
-"""Files that are written at once or not at all."""
+"""Writes files at once or not at all."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ MAX_JSON = 1 << 28
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-  """Lets an `OSError` say which file it is about: writing does not.
+  """Adds the name of a file to an `OSError`, which lacks it when writing.
 
   >>> with naming('a.json'):
   ...   raise OSError(28, 'No space left on device')
@@ -72,7 +72,7 @@ def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
 
 
 def append(path: str) -> TextIO:
-  """Opens a file to read and to add lines.
+  """Opens a file for reading and appending.
 
   Raises:
     OSError: it cannot be opened, or is a link.
@@ -85,7 +85,7 @@ def append(path: str) -> TextIO:
 
 
 def read_json(path: str) -> Any:
-  """Reads a JSON file, whoever wrote it.
+  """Reads a JSON file that anyone may have written.
 
   Raises:
     OSError: it cannot be read.

@@ -122,28 +122,30 @@ def learning_rate(c: ml_collections.ConfigDict, plan: Plan) -> optax.Schedule:
 
 
 def epsilon_schedule(
-  epsilon: float, start: float, end: float, total_steps: int
+  c: ml_collections.ConfigDict, plan: Plan
 ) -> Callable[[jax.typing.ArrayLike], jax.Array]:
   """Builds step → ε_t = ε·(a + (b − a)·min(2t/T, 1)), the training radius.
 
   The paper's, §4.
 
   Args:
-    epsilon: ε, ℓ2 in [0, 1] pixel units.
-    start: a.
-    end: b.
-    total_steps: T.
+    c: `config.loss`, with ε (ℓ2 in [0, 1] pixel units), a and b.
+    plan: the durations of the config, with T.
 
   Returns:
     step → ε_t, float32.
 
-  >>> radius = epsilon_schedule(0.25, start=0.1, end=2.0, total_steps=100)
+  >>> c = ml_collections.ConfigDict(
+  ...   {'epsilon': 0.25, 'epsilon_start': 0.1, 'epsilon_end': 2.0})
+  >>> radius = epsilon_schedule(c, Plan(100, 0, 0, 0, 0, 1, 1.0))
   >>> [round(float(radius(t)), 4) for t in (0, 25, 50, 100)]
   [0.025, 0.2625, 0.5, 0.5]
   """
+  start, end, total = c.epsilon_start, c.epsilon_end, plan.total_steps
+  epsilon = c.epsilon
 
   def schedule(step):
-    progress = jnp.minimum(2 * jnp.asarray(step, jnp.float32) / total_steps, 1)
+    progress = jnp.minimum(2 * jnp.asarray(step, jnp.float32) / total, 1)
     return epsilon * (start + (end - start) * progress)
 
   return schedule

@@ -1,10 +1,11 @@
-"""Training and certification, from top to bottom.
+"""Trains and certifies, from top to bottom.
 
 `build` makes the program of a config: model, loss, optimizer, layout, step.
 `train_and_evaluate` gives it data and a workdir, runs the loop, certifies the
 weights and writes the report.
 """
 
+from collections.abc import Callable
 import contextlib
 import functools
 from typing import Any
@@ -29,9 +30,9 @@ from lipnext_jax.models import registry
 
 
 class Program(NamedTuple):
-  """What a run computes, built from shapes: nothing is on a device yet.
+  """The functions and shapes of a run; nothing is on a device yet.
 
-  A run executes it; `aot` compiles it for machines that you do not have.
+  A run executes them; `aot` compiles them for machines that you do not have.
   """
 
   mesh: jax.sharding.Mesh
@@ -39,19 +40,20 @@ class Program(NamedTuple):
   plan: schedules.Plan
   model: Any  # A `CertifiedModel`, laid out by the compiler: for evaluation.
   parts: step_lib.Parts  # What the step is made of.
-  init_fn: Any  # Random key → fresh state; not jitted.
+  init_fn: Callable[[jax.Array], step_lib.TrainState]  # Of a key; not jitted.
   abstract: step_lib.TrainState  # Shapes that know their shardings.
   working: Any  # The copy of the fast weights in a step, likewise.
   batch: dict[str, jax.ShapeDtypeStruct]  # Of all processes, likewise.
-  train_step: Any  # Jitted: (state, batch) → state.
-  monitor: Any  # Jitted: state → metrics of a log line.
-  zero_sums: Any  # Jitted: () → sums that start again.
-  is_finite: Any  # Jitted: tree of arrays → whether all numbers are finite.
-  certified_params: Any  # Jitted: state → certified weights.
+  # Jitted functions.
+  train_step: jax.stages.Wrapped  # (state, batch) → state.
+  monitor: jax.stages.Wrapped  # state → metrics of a log line.
+  zero_sums: jax.stages.Wrapped  # () → sums that start again.
+  is_finite: jax.stages.Wrapped  # Tree of arrays → whether all are finite.
+  certified_params: jax.stages.Wrapped  # state → certified weights.
 
   @property
   def shardings(self) -> step_lib.TrainState:
-    """How the state lies on the devices."""
+    """Returns how the state lies on the devices."""
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
 
@@ -76,16 +78,12 @@ def build(
   on_batch, on_all = parallel.batch_sharding(mesh), parallel.replicated(mesh)
   plan = schedules.make_plan(config, info.train_examples)
 
-  # ----------------------------------------------------------- model, loss
+  # ----------------------------------------------------------------- model
   validation.check_image(config.model, info.image_shape)
   validation.check_width_sharding(config.model, mesh.shape['tensor'])
   model, spread = (
     registry.build_model(config.model, info.num_classes, layout)
     for layout in (None, parallel.model_layout(mesh))
-  )
-  c = config.loss
-  epsilon_fn = schedules.epsilon_schedule(
-    c.epsilon, c.epsilon_start, c.epsilon_end, plan.total_steps
   )
 
   # ----------------------------------------------------- optimizer, layout
@@ -99,13 +97,13 @@ def build(
   working = lay_out({'compute': shapes.params})['compute']
   stacks = parallel.stack_sharding(shardings.opt_state)
 
-  # ------------------------------------------------------------------ step
+  # ------------------------------------------------------------ loss, step
   parts = step_lib.Parts(
     model=spread,
     # The same optimizer, told how its stacks of matrices lie on the devices.
     tx=step_lib.build_optimizer(config.optimizer, plan, stacks),
     loss_fn=step_lib.build_loss(config.loss),
-    epsilon_fn=epsilon_fn,
+    epsilon_fn=schedules.epsilon_schedule(config.loss, plan),
     learning_rate_fn=schedules.learning_rate(config.optimizer, plan),
     layouts=step_lib.Layouts(
       shardings.params, working, stacks, config_lib.DTYPES[config.reduce_dtype]
@@ -160,7 +158,7 @@ def _batch_shapes(config, info, sharding):
 
 
 class _Run(NamedTuple):
-  """What the loop works with."""
+  """The fixed parts of a run that the loop works with."""
 
   config: ml_collections.ConfigDict
   workdir: str
@@ -268,9 +266,7 @@ def _train(
     run.checkpointer.close()
     return state
   checkpoint.write_config(run.workdir, config)
-  report.write_records(
-    run.workdir, program.mesh, program.abstract, program.shardings, run.dataset
-  )
+  report.write_records(run.workdir, program.mesh, program.abstract, run.dataset)
   batches = pipeline.train_batches(
     run.streams,
     image_shape=run.dataset.image_shape,
@@ -354,7 +350,9 @@ def _monitor_and_save(
   writer: report.MetricWriter,
   batch: dict[str, jax.Array],
 ) -> None:
-  """Does what is due after a step; a signal makes a checkpoint due.
+  """Evaluates and saves a state where either is due.
+
+  A signal makes a checkpoint due. `batch` made the last step, for diagnosis.
 
   Raises:
     NonFiniteError: a state that is not finite would have been saved.
@@ -388,7 +386,7 @@ def _not_finite(
   state: step_lib.TrainState,
   batch: dict[str, jax.Array],
 ) -> runtime.NonFiniteError:
-  """Repeats the last step, to say which array of it is not finite first."""
+  """Repeats the last step and returns an error that names where it breaks."""
   program, parts = run.program, run.program.parts
   where = runtime.find_not_finite(
     program.model,

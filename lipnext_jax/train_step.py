@@ -1,4 +1,4 @@
-"""One step of training: loss, gradient, update and running sums; all pure."""
+"""Takes one step of training: loss, gradient, update; all of it pure."""
 
 from collections.abc import Callable
 import functools
@@ -71,7 +71,7 @@ class Sums(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """All that training carries along and a checkpoint holds.
+  """The state that training carries along and a checkpoint holds.
 
   A run has three kinds of weights. The *fast* ones, `params`, are trained. The
   *slow* ones are lookahead's copy of them (`optim.slow_params`). The
@@ -101,7 +101,7 @@ class TrainState(NamedTuple):
 
 
 class Layouts(NamedTuple):
-  """How the fast weights lie on the devices, between steps and in them."""
+  """The layouts of the fast weights, between steps and in them."""
 
   stored: Any  # Shardings like `params`, with the optimizer's.
   working: Any  # Shardings like `params`, for the forward and backward pass.
@@ -128,7 +128,7 @@ class Layouts(NamedTuple):
 
 
 class Parts(NamedTuple):
-  """What a train step is made of."""
+  """The parts that a train step is made of."""
 
   model: interface.CertifiedModel  # In training precision, laid out by hand.
   tx: optax.GradientTransformationExtraArgs
@@ -138,7 +138,7 @@ class Parts(NamedTuple):
   layouts: Layouts
   epsilon: float  # ε at which certified train accuracy is counted.
   microbatches: int = 1  # Parts of a batch whose gradients are added in turn.
-  loss_spike: float = 0.0  # Counts losses above so many times their mean.
+  loss_spike: float = 0.0  # Factor over their mean from which losses count.
 
 
 def build_loss(c: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
@@ -212,7 +212,7 @@ def train_step(
   optimizer stay as they are, and it is counted.
 
   Args:
-    parts: what the step is made of.
+    parts: of the step.
     state: of the step before.
     batch: 'image' [b, H, W, ch], uint8 or float32 in [0, 1], and 'label' [b]
       int32.

@@ -1,4 +1,4 @@
-"""What no single field can refuse: combinations, and what data or devices say.
+"""Checks configs across fields, and against the data and the devices.
 
 `lipnext_jax.config.validate` comes first, and checks every field by itself.
 """
@@ -13,7 +13,7 @@ from lipnext_jax.parallel import sharding
 
 
 def check_combinations(c: ml_collections.ConfigDict) -> None:
-  """Refuses fields that contradict each other.
+  """Checks that fields do not contradict each other.
 
   Args:
     c: the config, its fields valid by themselves.
@@ -63,7 +63,7 @@ def check_combinations(c: ml_collections.ConfigDict) -> None:
 
 
 def _check_starts(c: ml_collections.ConfigDict) -> None:
-  """Refuses initial matrices that a parametrization does not reach."""
+  """Checks that a parametrization reaches its initial matrices."""
   if c.parametrization == 'none':
     return
   starts = parametrizations.PARAMETRIZATIONS[c.parametrization].initializers
@@ -78,7 +78,7 @@ def _check_starts(c: ml_collections.ConfigDict) -> None:
 
 
 def _check_epsilons(epsilons: tuple[float, ...]) -> None:
-  """Refuses radii that are no numbers, or negative, or none at all."""
+  """Checks that there are radii, and that they are numbers >= 0."""
   numbers = all(isinstance(e, int | float) and e >= 0 for e in epsilons)
   if not epsilons or not numbers:
     raise errors.ConfigError(
@@ -92,7 +92,7 @@ def _check_epsilons(epsilons: tuple[float, ...]) -> None:
 def check_image(
   c: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
 ) -> None:
-  """Refuses models that do not fit the images of a dataset.
+  """Checks that a model fits the images of a dataset.
 
   The patches must divide them, and reflector kernels must fit into the grid of
   patches.
@@ -125,7 +125,7 @@ def check_image(
 
 
 def check_width_sharding(c: ml_collections.ConfigDict, shards: int) -> None:
-  """Refuses models whose channels cannot be split.
+  """Checks that the channels of a model can be split.
 
   Args:
     c: `config.model`.

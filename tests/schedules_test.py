@@ -55,7 +55,10 @@ def test_contradictory_durations_are_refused():
 
 
 def test_epsilon_grows_linearly_to_half_time_and_stays():
-  radius = schedules.epsilon_schedule(0.5, start=0.1, end=3.0, total_steps=1000)
+  plan = schedules.Plan(1000, 0, 0, 0, 0, 1, 1.0)
+  c = config_lib.default_config().loss
+  c.epsilon, c.epsilon_start, c.epsilon_end = 0.5, 0.1, 3.0
+  radius = schedules.epsilon_schedule(c, plan)
   # ε·[a + (b − a)·min(2t/T, 1)] by hand; float32 leaves 1e-6 of it.
   for t in (0, 1, 123, 499, 500, 501, 1000):
     expected = 0.5 * (0.1 + 2.9 * min(2 * t / 1000, 1))

@@ -110,12 +110,10 @@ def _stored_bytes(
   config: ml_collections.ConfigDict, compiled: Compiled
 ) -> dict[str, int]:
   """Returns the bytes of a step's arrays, known from shapes alone."""
-  abstract, shardings = compiled.program.abstract, compiled.program.shardings
+  abstract = compiled.program.abstract
   memory = {
-    'parameters': sharding_lib.local_bytes(abstract.params, shardings.params),
-    'optimizer': sharding_lib.local_bytes(
-      abstract.opt_state, shardings.opt_state
-    ),
+    'parameters': sharding_lib.local_bytes(abstract.params),
+    'optimizer': sharding_lib.local_bytes(abstract.opt_state),
   }
   if config.model.name == 'lipnext':  # Baselines have no loop to read it in.
     memory['saved_activations'] = _saved_activations(config, compiled)
@@ -252,6 +250,4 @@ def estimate(
 def _table(program: train.Program) -> str:
   """Lists every array of the train state and of a step's working copy."""
   arrays = {**program.abstract._asdict(), 'compute': program.working}
-  return sharding_lib.table(
-    arrays, jax.tree.map(lambda leaf: leaf.sharding, arrays)
-  )
+  return sharding_lib.table(arrays)

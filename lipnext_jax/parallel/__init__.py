@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of devices, rules for shardings, processes."""
+"""Lays arrays out on the devices and processes of a run."""
 
 from lipnext_jax.parallel.distributed import barrier
 from lipnext_jax.parallel.distributed import largest

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they find each other, and fetch arrays."""
+"""Makes one run of several processes: start, agree, fetch arrays."""
 
 from collections.abc import Callable
 import faulthandler
@@ -13,7 +13,6 @@ from lipnext_jax import errors
 # Seconds after which JAX takes a silent process for dead and ends the others,
 # where no collective fails before. (A busy host answers within one or two.)
 _SILENCE = 40
-_FAILED = -(2**31)  # What `on_first` sends where its function raised.
 
 
 def start(
@@ -70,6 +69,7 @@ def start(
 
 
 def _read_environment() -> tuple[str, int, int]:
+  """Reads the place of this process from the variables of `start`."""
   names = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
   values = [os.environ.get(name, '') for name in names]
   for name, value in zip(names[1:], values[1:], strict=True):
@@ -81,7 +81,7 @@ def _read_environment() -> tuple[str, int, int]:
 
 
 def to_host(x: jax.Array) -> np.ndarray:
-  """All of an array on every process's host, gathered if it has to be.
+  """Fetches all of an array to the host of every process.
 
   >>> to_host(jax.numpy.arange(3)).tolist()
   [0, 1, 2]
@@ -92,9 +92,9 @@ def to_host(x: jax.Array) -> np.ndarray:
 
 
 def largest(values: np.ndarray) -> np.ndarray:
-  """Takes the maximum over all processes of float64 numbers, entry by entry.
+  """Takes the maximum of float64 numbers over all processes, entry by entry.
 
-  Sent as they are: JAX would round them to float32.
+  Their bits are sent, because JAX would round them to float32.
 
   Args:
     values: [n] float64, on the host of every process.
@@ -111,9 +111,9 @@ def largest(values: np.ndarray) -> np.ndarray:
 def barrier() -> None:
   """Waits until all processes are here.
 
-  On CPU the devices of a new group have 30 s to find each other: less than the
-  slower of two processes may take longer to compile. Those that have met
-  before, as here, wait.
+  On CPU the devices of a new group have 30 s to find each other, and the slower
+  of two processes may compile longer than that. Groups that have met once, as
+  they do here, wait.
 
   >>> barrier()
   """
@@ -123,7 +123,7 @@ def barrier() -> None:
 def on_first(fn: Callable[[], int | None]) -> int:
   """Calls `fn` in the first process only; all processes get its result.
 
-  For what is done to files that all of them see. If it raises there, the
+  Meant for changes to files that all of them see. If it raises there, the
   others raise too instead of waiting.
 
   Args:
@@ -132,20 +132,7 @@ def on_first(fn: Callable[[], int | None]) -> int:
   >>> on_first(lambda: 3)
   3
   """
-  if jax.process_count() == 1:
-    return fn() or 0
-  result, error = _FAILED, None
-  if jax.process_index() == 0:
-    try:
-      result = fn() or 0
-    except Exception as exception:
-      error = exception
-  result = int(multihost_utils.broadcast_one_to_all(np.int32(result)))
-  if error is not None:
-    raise error
-  if result == _FAILED:
-    raise errors.UserError('the first process failed; its message says why')
-  return result
+  return _call_where(jax.process_index() == 0, fn)
 
 
 def on_others(fn: Callable[[], None]) -> None:
@@ -153,18 +140,32 @@ def on_others(fn: Callable[[], None]) -> None:
 
   >>> on_others(lambda: None)
   """
-  if jax.process_count() == 1:
-    return
-  error = None
-  if jax.process_index() != 0:
+  _call_where(jax.process_index() != 0, fn)
+
+
+def _call_where(chosen: bool, fn: Callable[[], int | None]) -> int:
+  """Calls `fn` where `chosen`; returns the first process's result everywhere.
+
+  Raises:
+    UserError: it raised in another process.
+  """
+  result, error = 0, None
+  if chosen:
     try:
-      fn()
+      result = fn() or 0
     except Exception as exception:
+      if jax.process_count() == 1:
+        raise
       error = exception
-  failed = multihost_utils.process_allgather(np.int32(error is not None))
+  if jax.process_count() == 1:
+    return result
+  found = multihost_utils.process_allgather(
+    np.array([error is not None, result], np.int32)
+  )
   if error is not None:
     raise error
-  if failed.any():
-    raise errors.UserError(
-      f'process {np.argmax(failed)} failed; its message says why'
-    )
+  if found[:, 0].any():
+    index = int(np.argmax(found[:, 0]))
+    name = f'process {index}' if index else 'the first process'
+    raise errors.UserError(f'{name} failed; its message says why')
+  return int(found[0, 1])

@@ -1,4 +1,4 @@
-"""The mesh of a config, and how a batch lies on it."""
+"""Makes the mesh of a config, and lays batches out on it."""
 
 from collections.abc import Sequence
 import math
@@ -20,7 +20,7 @@ def make_mesh(
   mesh_config: ml_collections.ConfigDict,
   devices: Sequence[jax.Device] | None = None,
 ) -> jax.sharding.Mesh:
-  """A mesh with the axes `AXES`, from sizes of which one may be −1 (the rest).
+  """Makes a mesh with the axes `AXES`; one size may be −1 (the rest).
 
   Where the devices come in slices (groups with a fast network inside and a
   slow one between them: TPU slices, hosts of GPUs), 'data' goes over the
@@ -55,14 +55,14 @@ def make_mesh(
 def arrange_slices(
   devices: Sequence[jax.Device], sizes: Sequence[int]
 ) -> np.ndarray:
-  """Devices of several slices in the shape of a mesh, 'data' over the slices.
+  """Arranges devices of several slices as a mesh, 'data' over the slices.
 
   Where 'data' is no multiple of their number, slice by slice: the next axes go
   over several of them too, and send more through the slow network.
 
   Args:
-    devices: of the mesh.
-    sizes: of its axes, as many together.
+    devices: all of the mesh.
+    sizes: of its axes; their product is the number of devices.
   """
   slices: dict[int, list[jax.Device]] = {}
   for device in devices:
@@ -106,7 +106,7 @@ def _resolve_sizes(mesh_config, count: int) -> list[int]:
 
 
 def slice_of(device: Any) -> int:
-  """The group of devices with a fast network that one belongs to.
+  """Returns which group of devices with a fast network one belongs to.
 
   CPU devices have none: those of several processes count as one slice, and lie
   process by process along the first axis as they are.
@@ -118,7 +118,7 @@ def slice_of(device: Any) -> int:
 
 
 def _check_processes(mesh: jax.sharding.Mesh) -> None:
-  """Each process reads its own examples: none may be needed by two."""
+  """Refuses meshes that need one example in two processes."""
   owners = np.vectorize(lambda d: d.process_index)(mesh.devices)
   if (owners != owners[..., :1]).any():
     raise errors.ConfigError(
@@ -130,23 +130,23 @@ def _check_processes(mesh: jax.sharding.Mesh) -> None:
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
-  """How many devices have different examples."""
+  """Counts the devices that have different examples."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """First axis over the `BATCH_AXES`, the others whole."""
+  """Splits the first axis over the `BATCH_AXES`."""
   spec = jax.sharding.PartitionSpec(BATCH_AXES)
   return jax.sharding.NamedSharding(mesh, spec)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """Whole on every device."""
+  """Returns the layout of what is whole on every device."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def model_layout(mesh: jax.sharding.Mesh) -> sharded.Layout | None:
-  """How a model's blocks use the axes; None on a single device."""
+  """Returns how a model's blocks use the axes; None on a single device."""
   if mesh.size == 1:
     return None
   return sharded.Layout(mesh, replicas=('data',), rows='fsdp', width='tensor')
@@ -155,10 +155,10 @@ def model_layout(mesh: jax.sharding.Mesh) -> sharded.Layout | None:
 def check_batch_size(
   field: str, size: int, mesh: jax.sharding.Mesh, microbatches: int = 1
 ) -> None:
-  """Refuses a batch that the mesh cannot split evenly.
+  """Checks that the mesh splits a batch evenly.
 
   Args:
-    field: of the config.
+    field: that sets the size, for the message.
     size: of the batch.
     mesh: the devices.
     microbatches: parts that every device's share is cut into.
@@ -181,7 +181,7 @@ def check_batch_size(
 def put_batch(
   batch: dict[str, np.ndarray], sharding: jax.sharding.NamedSharding
 ) -> dict[str, Any]:
-  """This process's part of a batch → global arrays [b, …] on the devices."""
+  """Makes global arrays [b, …] of this process's part of a batch."""
   with jax.transfer_guard('allow'):  # This is where data is meant to move.
     return {
       name: jax.make_array_from_process_local_data(sharding, value)

@@ -1,4 +1,4 @@
-"""Ordered rules from paths to partition specs, as data in the config."""
+"""Lays arrays out by ordered rules from paths to partition specs."""
 
 from collections.abc import Sequence
 import math
@@ -14,10 +14,10 @@ Rules = Sequence[tuple[str, tuple]]
 
 
 def check_rules(rules: Any) -> None:
-  """Refuses what is no list of (regular expression, spec) pairs.
+  """Checks that rules are (regular expression, spec) pairs.
 
   Raises:
-    ConfigError: naming the first that is none.
+    ConfigError: naming the first that is no pair.
 
   >>> check_rules([('R$', (None, ('fsdp', 'tensor'), None)), ('', ())])
   >>> check_rules([('(', ())])
@@ -46,7 +46,7 @@ def check_rules(rules: Any) -> None:
 
 
 def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
-  """A `NamedSharding` per leaf: the spec of the first rule that matches.
+  """Returns a `NamedSharding` per leaf, by the first rule that matches.
 
   Args:
     tree: arrays or shapes, e.g. from `jax.eval_shape`.
@@ -90,7 +90,7 @@ def _first_match(name: str, rules: Rules) -> tuple:
 
 
 def _resolve_spec(name, shape, spec, mesh) -> list:
-  """The spec with its optional axes decided, checked against the shape."""
+  """Decides the optional axes of a spec and checks it against the shape."""
 
   def error(problem, remedy):
     return errors.ConfigError(
@@ -122,7 +122,7 @@ def _resolve_spec(name, shape, spec, mesh) -> list:
 
 
 def shards(mesh: jax.sharding.Mesh, axes: Any) -> int:
-  """Into how many parts an entry of a spec cuts an axis.
+  """Counts the parts into which an entry of a spec cuts an axis.
 
   >>> mesh = jax.make_mesh((1, 1), ('a', 'b'))
   >>> shards(mesh, ('a', 'b')), shards(mesh, None)
@@ -139,7 +139,7 @@ def move(
   source: jax.sharding.NamedSharding,
   target: jax.sharding.NamedSharding,
 ) -> jax.Array:
-  """`x` from one layout into another of the same mesh, in a traced function.
+  """Moves `x` into another layout of the same mesh, in a traced function.
 
   Axes that only the target uses cut first, then the axes that both use change
   places, then those that only the source uses are gathered. The compiler, left
@@ -175,7 +175,7 @@ def move(
 def _swaps(
   start: list[list[str]], end: list[list[str]]
 ) -> list[list[list[str]]]:
-  """Lists layouts from `start` to `end`, one mesh axis after the other moved.
+  """Lists the layouts from `start` to `end`, one mesh axis moved at a time.
 
   Each move is an all-to-all over that axis: it leaves the end of its array
   axis, and joins another one where it is next. The compiler has no such move
@@ -201,7 +201,7 @@ def _swaps(
 
 
 def _placed(sharding: jax.sharding.NamedSharding, ndim: int) -> list[list[str]]:
-  """The mesh axes along each array axis."""
+  """Lists the mesh axes along each array axis."""
   entries = list(sharding.spec) + [None] * (ndim - len(sharding.spec))
   return [
     [] if e is None else [e] if isinstance(e, str) else list(e) for e in entries
@@ -214,7 +214,7 @@ def _constrain(x, mesh, spec):
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
-  """`jax.ShapeDtypeStruct`s that know where they will lie."""
+  """Returns `jax.ShapeDtypeStruct`s that know their shardings."""
   return jax.tree.map(
     lambda s, sharding: jax.ShapeDtypeStruct(
       s.shape, s.dtype, sharding=sharding
@@ -225,7 +225,7 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 
 def stack_sharding(shardings: Any) -> jax.sharding.NamedSharding | None:
-  """How an optimizer's state splits its stacks of matrices, if it does.
+  """Finds how an optimizer's state splits its stacks of matrices.
 
   Args:
     shardings: of the optimizer's state.
@@ -241,45 +241,37 @@ def stack_sharding(shardings: Any) -> jax.sharding.NamedSharding | None:
   return None
 
 
-def local_bytes(tree: Any, shardings: Any) -> int:
-  """Bytes that one device holds of a tree.
+def local_bytes(tree: Any) -> int:
+  """Counts the bytes that one device holds of arrays, or of their shapes.
 
   Args:
-    tree: arrays or shapes.
-    shardings: like it.
+    tree: leaves that know their shardings.
   """
   return sum(
-    math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf, sharding in zip(
-      jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True
-    )
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
   )
 
 
-def table(tree: Any, shardings: Any) -> str:
-  """Path, shape, dtype, spec, bytes per device: one line a leaf, and a total.
+def table(tree: Any) -> str:
+  """Formats path, shape, dtype, spec and bytes per device, one line a leaf.
 
   Args:
-    tree: arrays or shapes.
-    shardings: like it.
+    tree: leaves that know their shardings; the last line is their total.
   """
   rows = [('path', 'shape', 'dtype', 'spec', 'bytes/device')]
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  for (path, leaf), sharding in zip(
-    leaves, jax.tree.leaves(shardings), strict=True
-  ):
-    local = local_bytes(leaf, sharding)
-    rows.append(
-      (
-        trees.path_name(path),
-        'x'.join(map(str, leaf.shape)) or 'scalar',
-        str(leaf.dtype),
-        str(tuple(sharding.spec)),
-        f'{local:,}',
-      )
+  rows += [
+    (
+      trees.path_name(path),
+      'x'.join(map(str, leaf.shape)) or 'scalar',
+      str(leaf.dtype),
+      str(tuple(leaf.sharding.spec)),
+      f'{local_bytes(leaf):,}',
     )
-  rows.append(('total', '', '', '', f'{local_bytes(tree, shardings):,}'))
-  widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  ]
+  rows.append(('total', '', '', '', f'{local_bytes(tree):,}'))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = (
     '  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
     for row in rows

@@ -28,7 +28,6 @@ def write_records(
   workdir: str,
   mesh: jax.sharding.Mesh,
   state: Any,
-  shardings: Any,
   dataset: sources.Dataset,
 ) -> None:
   """Writes what is needed, beside the config, to say later what ran.
@@ -41,7 +40,7 @@ def write_records(
     return
   files.write_text(
     os.path.join(workdir, 'parameters.txt'),
-    f'{sharding_lib.table(state, shardings)}\n'
+    f'{sharding_lib.table(state)}\n'
     f'parameters stored: {interface.parameter_count(state.params):,}\n'
     'as the paper counts, R and M with R whole: '
     f'{lipnext.paper_parameter_count(state.params):,}\n',

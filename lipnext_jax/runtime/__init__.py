@@ -1,4 +1,4 @@
-"""Running well: signals, explained errors, health, and the small programs."""
+"""Handles signals, explains errors, watches health, runs small programs."""
 
 from lipnext_jax.errors import NonFiniteError
 from lipnext_jax.runtime.diagnosis import all_finite

@@ -1,4 +1,4 @@
-"""What the small programs share: mistakes are one line and an exit code."""
+"""Runs the small programs: a mistake is one line and an exit code."""
 
 import argparse
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What Python and JAX raise for want of something, as errors of ours."""
+"""Explains errors of Python and JAX that a lack of resources caused."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import jax
 from lipnext_jax import errors
 from lipnext_jax.runtime import interrupts
 
-# What a disk says no with; others quote its words somewhere in their messages.
+# Errors of a disk; other libraries quote their texts in their messages.
 _DISK = (
   errno.ENOSPC,
   errno.EDQUOT,
@@ -19,7 +19,7 @@ _DISK = (
   errno.EPERM,
   errno.EIO,
 )
-# What collectives and JAX's coordination service say, in lower case, when a
+# Words of collectives and of JAX's coordination service, in lower case, when a
 # process does not answer any more.
 _GONE = (
   'gloo',
@@ -77,7 +77,7 @@ room or permit writing, then start again',)
 
 
 def quote(error: BaseException) -> str:
-  r"""Quotes another library's message in a line: the disk's words or its start.
+  r"""Quotes a message in one line: the text of a disk's error, or its start.
 
   >>> quote(ValueError('write failed:\n  No space left on device [1]'))
   'No space left on device'

@@ -1,7 +1,7 @@
-"""Whether training is still sound: skipped steps, loss spikes, drift.
+"""Watches whether training is sound: skipped steps, loss spikes, drift.
 
-What has to be seen at every step is counted on the device, as a part of the
-train state; the host reads it at log lines only.
+Every step counts on the device, as a part of the train state; the host reads
+the counts at log lines only.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _MEMORY = 100
 
 
 class Health(NamedTuple):
-  """What the train state remembers of the steps before."""
+  """The part of the train state that remembers the steps before."""
 
   skipped: jax.Array  # Shape (): int32, steps skipped so far.
   in_a_row: jax.Array  # Shape (): int32, of them, up to the last step.
@@ -40,7 +40,8 @@ class Health(NamedTuple):
     Args:
       loss: of the step, float32.
       finite: whether it was not skipped.
-      spike_factor: a spike is above so many times the mean; 0: nothing is.
+      spike_factor: factor over the mean from which a loss is a spike; 0: none
+        is.
 
     >>> health, spike = Health.start().after(jnp.float32(2), jnp.bool(True), 3)
     >>> float(health.loss), bool(spike)

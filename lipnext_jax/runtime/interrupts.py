@@ -1,4 +1,4 @@
-"""Signals that stop a run: at the next step, with a checkpoint.
+"""Stops a run at the next step, with a checkpoint, when a signal comes.
 
 Clusters send SIGTERM before they take a machine away, people press Ctrl-C. The
 first signal is remembered, and the loop ends at the next step; the second ends
@@ -28,7 +28,7 @@ class StoppedError(errors.UserError):
   """
 
   def __init__(self, signum: int, step: int | None):
-    """Takes the signal and the step that was saved; None: nothing was to be."""
+    """Takes the signal and the step that was saved, if one was due."""
     name = signal.Signals(signum).name
     saved = 'what was saved is intact'
     if step is not None:
@@ -47,7 +47,7 @@ class Interrupts:
   """
 
   def __init__(self) -> None:
-    """Nothing was received yet."""
+    """Starts without any signal."""
     self._signum: int | None = None
     self._before: dict[signal.Signals, Any] = {}
 

@@ -109,12 +109,12 @@ def test_the_table_counts_bytes_per_device(mesh):
   out = sharding_lib.tree_shardings(
     tree, [('R', (None, 'fsdp', None)), ('', ())], mesh
   )
-  table = sharding_lib.table(tree, out).splitlines()
+  tree = sharding_lib.with_shardings(tree, out)
+  table = sharding_lib.table(tree).splitlines()
   assert table[1].split()[-1] == str(4 * 8 * 8 * 4 // 4)
   assert table[2].split()[-1] == '40'
   assert table[-1].split() == ['total', str(4 * 8 * 8 + 40)]
-  leaf = sharding_lib.with_shardings(tree, out)['R']
-  assert leaf.sharding == out['R']
+  assert tree['R'].sharding == out['R']
 
 
 @pytest.mark.parametrize(
