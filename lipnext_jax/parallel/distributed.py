@@ -31,21 +31,19 @@ def start(
   Raises:
     ConfigError: the three do not fit together.
   """
-  if coordinator is None or coordinator in ('auto', 'env'):
-    if num_processes is not None or process_id is not None:
-      raise errors.ConfigError(
-        '--coordinator',
-        coordinator,
-        'does not go with --num_processes and --process_id',
-        'give all three, with host:port of process 0',
-      )
-    if coordinator == 'auto':
-      faulthandler.disable()  # See below.
-      jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE)
-    if coordinator != 'env':
-      return
+  named = num_processes is not None or process_id is not None
+  if coordinator in (None, 'auto', 'env') and named:
+    raise errors.ConfigError(
+      '--coordinator',
+      coordinator,
+      'does not go with --num_processes and --process_id',
+      'give all three, with host:port of process 0',
+    )
+  if coordinator is None:
+    return
+  if coordinator == 'env':
     coordinator, num_processes, process_id = _read_environment()
-  if (
+  if coordinator != 'auto' and (
     ':' not in coordinator
     or num_processes is None
     or process_id is None
@@ -61,7 +59,7 @@ def start(
   # would have it print the stacks of all threads.
   faulthandler.disable()
   jax.distributed.initialize(
-    coordinator,
+    None if coordinator == 'auto' else coordinator,
     num_processes,
     process_id,
     heartbeat_timeout_seconds=_SILENCE,
