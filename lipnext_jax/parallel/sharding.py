@@ -167,8 +167,9 @@ def move(
     for old, new in zip(start, end, strict=True)
   ]
   for spec in (start, cut, *_swaps(cut, swapped), end):
-    entries = [tuple(names) or None for names in spec]
-    x = _constrain(x, target.mesh, entries)
+    axes = jax.sharding.PartitionSpec(*(tuple(names) or None for names in spec))
+    layout = jax.sharding.NamedSharding(target.mesh, axes)
+    x = jax.lax.with_sharding_constraint(x, layout)
   return x
 
 
@@ -206,11 +207,6 @@ def _placed(sharding: jax.sharding.NamedSharding, ndim: int) -> list[list[str]]:
   return [
     [] if e is None else [e] if isinstance(e, str) else list(e) for e in entries
   ]
-
-
-def _constrain(x, mesh, spec):
-  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-  return jax.lax.with_sharding_constraint(x, sharding)
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
