@@ -38,7 +38,7 @@ class Program(NamedTuple):
   mesh: jax.sharding.Mesh
   info: sources.DatasetInfo
   plan: schedules.Plan
-  model: Any  # A `CertifiedModel`, laid out by the compiler: for evaluation.
+  model: Any  # A `CertifiedModel` that the compiler lays out: to evaluate.
   parts: step_lib.Parts  # What the step is made of.
   init_fn: Callable[[jax.Array], step_lib.TrainState]  # Of a key; not jitted.
   abstract: step_lib.TrainState  # Shapes that know their shardings.
@@ -81,6 +81,7 @@ def build(
   # ----------------------------------------------------------------- model
   validation.check_image(config.model, info.image_shape)
   validation.check_width_sharding(config.model, mesh.shape['tensor'])
+  # The same model twice: in the step, its blocks use the axes of the mesh.
   model, spread = (
     registry.build_model(config.model, info.num_classes, layout)
     for layout in (None, parallel.model_layout(mesh))
@@ -123,7 +124,7 @@ def build(
   monitor = functools.partial(step_lib.monitor, parts)
   certified = functools.partial(step_lib.certified_params, parts)
   abstract = parallel.with_shardings(shapes, shardings)
-  names = jax.eval_shape(certified, abstract)  # Explicit weights have others.
+  weights = jax.eval_shape(certified, abstract)  # Explicit ones: other names.
   return Program(
     mesh=mesh,
     info=info,
@@ -139,7 +140,7 @@ def build(
     zero_sums=jax.jit(step_lib.Sums.zeros, out_shardings=on_all),
     is_finite=jax.jit(runtime.all_finite, out_shardings=on_all),
     certified_params=jax.jit(
-      certified, out_shardings=lay_out({'compute': names})['compute']
+      certified, out_shardings=lay_out({'compute': weights})['compute']
     ),
   )
 

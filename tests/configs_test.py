@@ -16,13 +16,13 @@ import pytest
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import models
+from lipnext_jax import parallel
 from lipnext_jax import schedules
 from lipnext_jax import train_step
 from lipnext_jax import validation
 from lipnext_jax.data import imagenet400
 from lipnext_jax.models import lipnext
 from lipnext_jax.models import registry
-from lipnext_jax.parallel import mesh as mesh_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = {
@@ -125,9 +125,9 @@ SAME_PROGRAM = ('loss.epsilon', 'loss.epsilon_end')
 @pytest.fixture(scope='module')
 def small_and_quick():
   """One device and hurried compilation: a program in seconds."""
-  one = functools.partial(mesh_lib.make_mesh, devices=jax.devices()[:1])
+  one = functools.partial(parallel.make_mesh, devices=jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(mesh_lib, 'make_mesh', one)
+    patch.setattr(parallel, 'make_mesh', one)
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)

@@ -1,5 +1,6 @@
 """The whole way, in this process: train, resume, evaluate."""
 
+import fcntl
 import json
 import math
 import os
@@ -42,6 +43,12 @@ def read_metrics(workdir):
   ]
 
 
+def take_lock(workdir):
+  """Raises BlockingIOError where a run still holds the workdir."""
+  with open(os.path.join(workdir, 'lock'), 'a') as file:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def same_arrays(workdir, step, other, other_step):
   pairs = zip(
     stored_arrays(workdir, step), stored_arrays(other, other_step), strict=True
@@ -75,6 +82,7 @@ def finished(tmp_path_factory, resumable):
 
 def test_a_run_leaves_everything_it_promises(finished):
   workdir, summary = finished
+  take_lock(workdir)
   assert json.loads(read(workdir, 'eval.json')) == summary
   assert summary['examples'] == 360
   assert set(summary['cra']) == {'0.25', '0.5'}
@@ -144,6 +152,7 @@ def test_a_signal_at_the_end_is_not_forgotten(
     ) as info:
       train.train_and_evaluate(resumable(), workdir)
   assert info.value.exit_code == 143
+  take_lock(workdir)
   assert not os.path.exists(os.path.join(workdir, 'eval.json'))
   whole, summary = finished
   assert train.train_and_evaluate(resumable(), workdir) == summary
@@ -188,6 +197,7 @@ def test_too_many_skipped_steps_end_the_run_and_leave_the_checkpoint(
     plant(patch, lambda epsilon: epsilon > 0.7)  # The last two steps.
     with pytest.raises(errors.NonFiniteError) as stopped:
       train.train_and_evaluate(config, workdir)
+  take_lock(workdir)
   message = str(stopped.value)
   assert message.startswith('step 4: loss or gradient were not finite in the ')
   assert 'last 2 steps (first: loss)' in message
