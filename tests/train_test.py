@@ -294,7 +294,7 @@ def test_a_holdout_is_monitored_and_kept_out_of_training(tmp_path, tiny_config):
   assert summary['examples'] == 100
 
 
-OTHER_MODELS = {
+RIVALS = {
   'liresnet': {'model.name': 'liresnet', 'model.activation': 'minmax'},
   'bronet': {'model.name': 'bronet', 'model.patch_size': 2},
   'cayley': {
@@ -315,8 +315,8 @@ def _quick():
 
 
 @pytest.mark.usefixtures('_quick')
-@pytest.mark.parametrize('name', OTHER_MODELS)
-def test_other_models_train_certify_and_resume_bitwise(
+@pytest.mark.parametrize('name', RIVALS)
+def test_rivals_train_certify_and_resume_bitwise(
   name, make_tiny_config, tmp_path
 ):
   def config():
@@ -326,7 +326,7 @@ def test_other_models_train_certify_and_resume_bitwise(
     c.checkpoint.every = '2 steps'
     if name != 'cayley':
       c.model.baseline.update({'dense_depth': 1, 'dense_width': 8})
-    c.update_from_flattened_dict(OTHER_MODELS[name])
+    c.update_from_flattened_dict(RIVALS[name])
     return c
 
   workdir = str(tmp_path / 'run')

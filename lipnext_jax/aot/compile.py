@@ -29,23 +29,21 @@ EXIT_DOES_NOT_FIT = 3
 
 
 def compile_step(
-  config: ml_collections.ConfigDict,
-  devices: Sequence[Any],
-  info: sources.DatasetInfo,
+  config: ml_collections.ConfigDict, devices: Sequence[Any], facts: Any
 ) -> summary_lib.Compiled:
   """Lowers and compiles the train step of a validated config.
 
   Args:
     config: all of it.
     devices: what for; they need not exist.
-    info: about the dataset.
+    facts: about the dataset, from `data.sources.describe`.
 
   Raises:
     ConfigError: the config does not fit the devices (a size that does not
       divide, a rule that is missing).
   """
   mesh = mesh_lib.make_mesh(config.mesh, devices)
-  program = train.build(config, mesh, info)
+  program = train.build(config, mesh, facts)
   traced = summary_lib.trace(program)
   try:
     executable = traced.lower().compile()
@@ -90,8 +88,8 @@ def run(
     devices = jax.devices()
     name = f'{devices[0].device_kind} × {len(devices)}'
     chip = chips.by_device_kind(devices[0].device_kind)
-  info = sources.describe(config.dataset)
-  compiled = compile_step(config, devices, info)
+  facts = sources.describe(config.dataset)
+  compiled = compile_step(config, devices, facts)
   summary = summary_lib.summarize(config, compiled, name, chip)
   print(report.format_text(summary), flush=True)
   if workdir and jax.process_index() == 0:

@@ -31,19 +31,21 @@ def start(
   Raises:
     ConfigError: the three do not fit together.
   """
-  named = num_processes is not None or process_id is not None
-  if coordinator in (None, 'auto', 'env') and named:
-    raise errors.ConfigError(
-      '--coordinator',
-      coordinator,
-      'does not go with --num_processes and --process_id',
-      'give all three, with host:port of process 0',
-    )
-  if coordinator is None:
-    return
-  if coordinator == 'env':
+  if coordinator is None or coordinator in ('auto', 'env'):
+    if num_processes is not None or process_id is not None:
+      raise errors.ConfigError(
+        '--coordinator',
+        coordinator,
+        'does not go with --num_processes and --process_id',
+        'give all three, with host:port of process 0',
+      )
+    if coordinator == 'auto':
+      faulthandler.disable()  # See below.
+      jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE)
+    if coordinator != 'env':
+      return
     coordinator, num_processes, process_id = _read_environment()
-  if coordinator != 'auto' and (
+  if (
     ':' not in coordinator
     or num_processes is None
     or process_id is None
@@ -59,7 +61,7 @@ def start(
   # would have it print the stacks of all threads.
   faulthandler.disable()
   jax.distributed.initialize(
-    None if coordinator == 'auto' else coordinator,
+    coordinator,
     num_processes,
     process_id,
     heartbeat_timeout_seconds=_SILENCE,
