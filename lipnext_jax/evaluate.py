@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import certify
-from lipnext_jax import config as config_lib
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
@@ -25,8 +24,6 @@ from lipnext_jax.models import interface
 from lipnext_jax.models import registry
 from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
-
-CERTIFICATES = config_lib.FIELDS['eval.certificate'].choices
 
 
 class Evaluation(NamedTuple):
@@ -37,7 +34,7 @@ class Evaluation(NamedTuple):
   predictions: np.ndarray  # Shape (n,).
   radii: np.ndarray  # Shape (n,): ℓ2 in [0, 1] pixel units.
   lipschitz_bound: float  # Λ that the radii were divided by.
-  certificate: str = 'fast'  # One of `CERTIFICATES`.
+  certificate: str = 'fast'  # One of `certify.CERTIFICATES`.
   logit_error: float | None = None  # Largest E that was subtracted, rigorous.
   # Its factors, per parameter and layer, where the caller knows them.
   lipschitz_bounds: Mapping[str, Sequence[float]] = types.MappingProxyType({})

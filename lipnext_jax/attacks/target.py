@@ -1,4 +1,4 @@
-"""What is attacked: a function in its own arithmetic, and its certificates."""
+"""Targets of attacks: functions in their own arithmetic, with certificates."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from lipnext_jax.certify import rigorous
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 
-BATCH_SIZE = 512  # Of one forward pass; the last one is padded to it.
+BATCH_SIZE = 512  # Images in one forward pass.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +72,7 @@ class Target(NamedTuple):
     return np.concatenate(chunks)
 
   def answers(self, points: np.ndarray) -> np.ndarray:
-    """Predicts [m] of points [m, H, W, ch]; −1: logits that are no numbers.
-
-    Ties go to the lowest class, as everywhere.
-    """
+    """Predicts [m] classes, the lowest of a tie; −1: logits are not finite."""
     logits = self.logits(points)
     sound = np.all(np.isfinite(logits), axis=-1)
     return np.where(sound, np.argmax(logits, axis=-1), -1)
@@ -89,7 +86,7 @@ def _jit_apply(apply, params, images):
 def batches(size: int, *arrays: np.ndarray) -> Iterator[Any]:
   """Yields (*parts, valid): parts of `size` rows, the last padded by copies.
 
-  One shape is one compiled program, and one order of summation.
+  One shape means one compiled program and one order of summation.
 
   >>> [(part.tolist(), valid) for part, valid in batches(2, np.arange(3))]
   [([0, 1], 2), ([2, 2], 1)]
@@ -113,7 +110,7 @@ def fast_target(
     model: in any precision; evaluated in float32 at the highest one.
     params: the weights that are certified.
     images: [n, H, W, ch], uint8 or float32 in [0, 1].
-    batch_size: of one forward pass.
+    batch_size: images in one forward pass.
   """
   images = np.asarray(layers.to_unit(images), np.float32)
   constants = certify.prove_constants(params)
@@ -146,13 +143,9 @@ def rigorous_target(
   *,
   batch_size: int = BATCH_SIZE,
 ) -> Target:
-  """Certifies images in float64, its rounding subtracted: closed balls.
+  """Certifies images in float64 and subtracts its rounding: closed balls.
 
-  Args:
-    model: see `fast_target`.
-    params: see `fast_target`.
-    images: [n, H, W, ch], uint8 or float in [0, 1].
-    batch_size: see `fast_target`.
+  The arguments are those of `fast_target`.
   """
   images = rigorous.to_unit64(images)
   batch_size = min(batch_size, len(images))

@@ -8,6 +8,7 @@ from lipnext_jax.certify.fast import Constants
 from lipnext_jax.certify.fast import fast_certifier
 from lipnext_jax.certify.fast import margin_floor
 from lipnext_jax.certify.fast import prove_constants
+from lipnext_jax.certify.predictor import CERTIFICATES
 from lipnext_jax.certify.predictor import Contents
 from lipnext_jax.certify.predictor import export_predictor
 from lipnext_jax.certify.predictor import export_program
@@ -20,6 +21,7 @@ from lipnext_jax.certify.rigorous import rigorous_certifier
 from lipnext_jax.certify.rigorous import rigorous_radius
 
 __all__ = [
+  'CERTIFICATES',
   'Constants',
   'Contents',
   'Predictor',

@@ -140,8 +140,7 @@ def test_the_true_certificates_hold_and_are_met(attacked, exact_target):
 def test_summaries_say_what_the_ledger_knows(attacked, exact_target):
   labels = exact_target.predictions.copy()
   labels[:2] = (labels[:2] + 1) % 3
-  ids = np.arange(16) + 100
-  summary = run.summarise(attacked, ids, labels, (0.1, 0.2))
+  summary = run.summarise(attacked, labels, (0.1, 0.2))
   assert summary['examples'] == 16
   assert summary['clean'] == 100 * 14 / 16
   assert summary['broken'] == 0
@@ -159,22 +158,19 @@ def test_broken_certificates_are_named(attacked, exact_target):
   ledger = attack(
     exact_target._replace(radii=exact_target.radii * np.eye(16)[3] * 1.1)
   )
-  summary = run.summarise(
-    ledger, np.arange(16) + 100, exact_target.predictions, (0.1,)
-  )
+  summary = run.summarise(ledger, exact_target.predictions, (0.1,))
   assert summary['broken'] == 1
-  assert summary['broken_ids'] == [103]
+  assert summary['broken_ids'] == [3]
 
 
 def test_what_is_shown_is_adversarial_and_close(attacked, exact_target):
   labels = exact_target.predictions.copy()
   labels[0] = (labels[0] + 1) % 3  # Wrong already: nothing to show.
-  ids = np.arange(16) + 100
-  stored = run.arrays(attacked, ids, labels)
-  assert stored['id'].tolist() == ids.tolist()
-  assert len(stored['shown_id']) == 6
-  assert 100 not in stored['shown_id']
-  rows = stored['shown_id'] - 100
+  stored = run.arrays(attacked, labels)
+  assert stored['id'].tolist() == list(range(16))
+  rows = stored['shown_id']
+  assert len(rows) == 6
+  assert 0 not in rows
   for name in ('original', 'adversarial'):
     assert stored[name].shape == (6, 4, 4, 1)
     assert stored[name].dtype == np.float32
