@@ -1,4 +1,4 @@
-"""Memory, arithmetic and network of chips: the facts that estimates rest on.
+"""Facts about chips that estimates rest on: memory, arithmetic, network.
 
 Rates are peaks; no program reaches them. Sources:
 

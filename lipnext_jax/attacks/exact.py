@@ -11,8 +11,8 @@ import fractions
 
 import numpy as np
 
-# How far infinite radii (no rival can ever win) are searched. No image is there,
-# and every float format still holds the numbers.
+# How far to search infinite radii, of images that no rival can win: no image is
+# farther away, and every float format still holds the numbers.
 FARTHEST = 2.0**10
 _BLOCK = 2**22  # Numbers worked on at once: 64 MiB each in the widest floats.
 # Below this, squares may underflow where the widest float is a double.
