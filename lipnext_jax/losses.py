@@ -168,7 +168,7 @@ def logit_annealing_loss(
 
       s = (τ f − ξ·onehot_y)/T,  l = CE(s, y),  loss = mean T (1 − e^{−l})^γ l
 
-  with ξ = `offset` in the place of ε, T = `temperature` and γ = `gamma`; for the
+  with ξ = `offset` (not ε), T = `temperature` and γ = `gamma`. For the
   other arguments see `losses`.
 
   Reference: B.-H. Lai et al., "Enhancing Certified Robustness via Block

@@ -46,6 +46,7 @@ class Collective(NamedTuple):
   group: int  # Number of devices that take part together.
   crosses: bool  # Whether a group spans slices.
   trips: int  # How often a step runs it.
+  op_name: str = ''  # Of the operation in JAX.
 
   @property
   def sent(self) -> float:
@@ -133,6 +134,7 @@ def _collective(match, line, trips, devices, slice_of) -> Collective:
     size //= 2
   elif kind == 'reduce-scatter':
     size *= group
+  op_name = re.search(r'op_name="([^"]*)"', line)
   slices = np.vectorize(slice_of)(groups)
   return Collective(
     kind=kind,
@@ -141,6 +143,7 @@ def _collective(match, line, trips, devices, slice_of) -> Collective:
     group=group,
     crosses=bool((slices != slices[:, :1]).any()),
     trips=trips,
+    op_name=op_name[1] if op_name else '',
   )
 
 

@@ -66,7 +66,7 @@ def count(
   True
   """
   total = Flops()
-  for eqn in _open(jaxpr).eqns:
+  for eqn in open_jaxpr(jaxpr).eqns:
     names = str(eqn.source_info.name_stack)
     here = inside or not scope or scope in names
     name = eqn.primitive.name
@@ -88,7 +88,7 @@ def count(
         repeats = _walked(eqn)
       elif name == 'shard_map':  # Its body is what each device does.
         repeats, doers = eqn.params['mesh'].size, 1
-      for inner in _inner_jaxprs(eqn):
+      for inner in inner_jaxprs(eqn):
         total += count(inner, scope, here, doers, platform).times(repeats)
   return total
 
@@ -103,16 +103,16 @@ def _reachable(eqn: Any, platform: str) -> list[Any]:
   return [branches[next(own)]]
 
 
-def _open(jaxpr: Any) -> Any:
+def open_jaxpr(jaxpr: Any) -> Any:
   """Returns a jaxpr without the constants that it may be closed over."""
   return getattr(jaxpr, 'jaxpr', jaxpr)
 
 
-def _inner_jaxprs(eqn: Any) -> Iterator[Any]:
+def inner_jaxprs(eqn: Any) -> Iterator[Any]:
   """Yields the jaxprs that an equation runs."""
   for value in eqn.params.values():
     for item in value if isinstance(value, tuple | list) else (value,):
-      if hasattr(_open(item), 'eqns'):
+      if hasattr(open_jaxpr(item), 'eqns'):
         yield item
 
 
@@ -126,11 +126,11 @@ def _walked(eqn: Any) -> int:
 
 def _written(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
   """Yields shapes of arrays that a body updates in place, and of the parts."""
-  for eqn in _open(jaxpr).eqns:
+  for eqn in open_jaxpr(jaxpr).eqns:
     if eqn.primitive.name == 'dynamic_update_slice':
       yield eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
     elif eqn.primitive.name in ('jit', 'pjit'):
-      for inner in _inner_jaxprs(eqn):
+      for inner in inner_jaxprs(eqn):
         yield from _written(inner)
 
 
@@ -164,13 +164,13 @@ def saved_activations(jaxpr: Any, batch: int, tokens: int) -> int:
     tokens: b·h·w.
   """
   total = 0
-  for eqn in _open(jaxpr).eqns:
+  for eqn in open_jaxpr(jaxpr).eqns:
     if eqn.primitive.name == 'scan':
       for out in eqn.outvars[eqn.params['num_carry'] :]:
         _, *rest = out.aval.shape
         flat = len(rest) == 2 and rest[0] == tokens
         if flat or (len(rest) > 2 and rest[0] % batch == 0):
           total += out.aval.size * out.aval.dtype.itemsize
-    for inner in _inner_jaxprs(eqn):
+    for inner in inner_jaxprs(eqn):
       total = max(total, saved_activations(inner, batch, tokens))
   return total
