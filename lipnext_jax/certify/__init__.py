@@ -1,4 +1,4 @@
-"""Certificates: from logits to radii that hold, and the constant they need."""
+"""Certifies radii from logits, and bounds the constant that they need."""
 
 from lipnext_jax.certify.bound import bound_product
 from lipnext_jax.certify.bound import float32_above
