@@ -64,8 +64,9 @@ def prove_constants(
 
   >>> from lipnext_jax import models
   >>> model = models.LipNeXt(num_classes=2, depth=1, width=8, patch_size=2)
-  >>> params = model.init(jax.random.key(0), np.zeros((1, 4, 4, 1)))['params']
-  >>> constants = prove_constants(params)  # All biases are 0.
+  >>> images = np.zeros((1, 4, 4, 1))
+  >>> variables = jax.jit(model.init)(jax.random.key(0), images)
+  >>> constants = prove_constants(variables)  # All biases are 0.
   >>> 1 <= constants.lipschitz < 1 + 1e-5, constants.offset
   (True, 0.0)
   """
@@ -145,7 +146,7 @@ def fast_certifier(
   >>> from lipnext_jax import models
   >>> model = models.LipNeXt(num_classes=3, depth=1, width=8, patch_size=4)
   >>> images = np.full((2, 8, 8, 1), 0.25, np.float32)
-  >>> variables = model.init(jax.random.key(0), images)
+  >>> variables = jax.jit(model.init)(jax.random.key(0), images)
   >>> predictions, radii = fast_certifier(model, variables['params'])(images)
   >>> predictions.shape, radii.shape
   ((2,), (2, 3))

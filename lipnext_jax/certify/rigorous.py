@@ -252,7 +252,7 @@ def rigorous_certifier(
   >>> from lipnext_jax import models
   >>> model = models.LipNeXt(num_classes=3, depth=1, width=8, patch_size=4)
   >>> images = np.full((2, 8, 8, 1), 0.25)
-  >>> variables = model.init(jax.random.key(0), jnp.float32(images))
+  >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.float32(images))
   >>> found = rigorous_certifier(model, variables['params'])(images)
   >>> found.radii.dtype, bool(found.logit_errors.max() < 1e-12)
   (dtype('float64'), True)

@@ -49,8 +49,8 @@ class BRONet(dense.Baseline):
 
   >>> model = BRONet(num_classes=3, depth=1, width=4, patch_size=1)
   >>> images = jnp.full((2, 4, 4, 1), 0.25)
-  >>> variables = model.init(jax.random.key(0), images)
-  >>> model.apply(variables, images).shape
+  >>> variables = jax.jit(model.init)(jax.random.key(0), images)
+  >>> jax.jit(model.apply)(variables, images).shape
   (2, 3)
   """
 

@@ -64,8 +64,8 @@ class LiResNet(dense.Baseline):
 
   >>> model = LiResNet(num_classes=3, depth=1, width=4, patch_size=2)
   >>> images = jnp.full((2, 4, 4, 1), 0.25)
-  >>> variables = model.init(jax.random.key(0), images)
-  >>> model.apply(variables, images).shape
+  >>> variables = jax.jit(model.init)(jax.random.key(0), images)
+  >>> jax.jit(model.apply)(variables, images).shape
   (2, 3)
   """
 
