@@ -50,11 +50,7 @@ class Collective(NamedTuple):
 
   @property
   def sent(self) -> float:
-    """Counts the bytes that a device sends per step, by ring algorithms.
-
-    >>> Collective('all-reduce', 'f32', 8, 4, False, 1).sent
-    12.0
-    """
+    """Counts the bytes that a device sends per step, by ring algorithms."""
     share = (self.group - 1) / self.group
     factor = {'all-reduce': 2 * share, 'collective-permute': 1.0}
     return self.size * factor.get(self.kind, share) * self.trips
@@ -68,11 +64,6 @@ def read(
   Args:
     hlo: `compiled.as_text()`.
     slice_of: position of a device in the mesh → its slice.
-
-  >>> read('''ENTRY %main (p: f32[2]) -> f32[4] {
-  ...   ROOT %g = f32[4] all-gather(%p), replica_groups={{0,1}}, dimensions={0}
-  ... }''')[0].size
-  16
   """
   stated = re.search(r'num_partitions=(\d+)', hlo)
   devices = int(stated[1]) if stated else 1

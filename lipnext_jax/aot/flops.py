@@ -35,11 +35,7 @@ class Flops(NamedTuple):
     return Flops(self.narrow + other.narrow, self.wide + other.wide)
 
   def times(self, n: float) -> 'Flops':
-    """Scales both counts by n.
-
-    >>> Flops(1.0, 2.0).times(3)
-    Flops(narrow=3.0, wide=6.0)
-    """
+    """Scales both counts by n."""
     return Flops(self.narrow * n, self.wide * n)
 
 

@@ -197,12 +197,7 @@ def _read_collectives(
 
 
 def group(sent: Sequence[collectives.Collective]) -> list[dict[str, Any]]:
-  """Adds up the collectives of one kind, dtype, group and network.
-
-  >>> one = collectives.Collective('all-gather', 'bf16', 8, 2, False, 3)
-  >>> group([one, one])[0]['bytes']
-  48
-  """
+  """Adds up the collectives of one kind, dtype, group and network."""
   found: dict[tuple, dict[str, Any]] = {}
   for c in sent:
     key = {
@@ -234,11 +229,6 @@ def estimate(
     flops: of all devices together, recomputation included.
     sent: collectives of one device.
     batch_size: number of images in a step.
-
-  >>> chip = chips.CHIPS['v5p']
-  >>> one = flops_lib.Flops(narrow=2 * chip.compute)
-  >>> estimate(chip, 2, one, [], 8)['images_per_second']
-  [8.0, 8.0]
   """
   compute = flops.narrow / chip.compute + flops.wide / chip.float32
   compute /= devices

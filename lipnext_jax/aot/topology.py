@@ -76,11 +76,7 @@ _COMPILERS = {
 
 
 def missing_extra(platform: str) -> str | None:
-  """Names the extra that compiling for a platform needs, if it is missing.
-
-  >>> missing_extra('cpu') is None
-  True
-  """
+  """Names the extra that compiling for a platform needs, if it is missing."""
   modules, extra = _COMPILERS.get(platform, ((), ''))
   find = importlib.util.find_spec
   for module in modules:

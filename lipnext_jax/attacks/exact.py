@@ -88,9 +88,6 @@ def blocks(images: np.ndarray, copies: int = 1) -> Iterator[slice]:
   Args:
     images: [n, ...], n > 0.
     copies: number of points per image that are worked on at once.
-
-  >>> sum(len(np.zeros(5)[block]) for block in blocks(np.zeros([5, 2])))
-  5
   """
   rows = max(_BLOCK // (copies * max(images[0].size, 1)), 1)
   for start in range(0, len(images), rows):
@@ -100,23 +97,13 @@ def blocks(images: np.ndarray, copies: int = 1) -> Iterator[slice]:
 def is_inside(
   images: np.ndarray, points: np.ndarray, radii: np.ndarray, *, closed: bool
 ) -> np.ndarray:
-  """Finds whether each point lies in its (closed or open) ball, exactly: [n].
-
-  >>> x, y = np.zeros([1, 2]), np.array([[3.0, 4.0]])
-  >>> [bool(is_inside(x, y, np.array([5.0]), closed=c)[0])
-  ...  for c in (False, True)]
-  [False, True]
-  """
+  """Decides exactly whether each point lies in its ball: [n] bool."""
   signs = compare(images, points, radii)
   return signs <= 0 if closed else signs < 0
 
 
 def distances(images: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """Computes ‖point − image‖ of every row, [n] float64, for reports.
-
-  >>> distances(np.zeros([1, 2]), np.array([[3.0, 4.0]]))
-  array([5.])
-  """
+  """Computes ‖point − image‖ of every row, [n] float64, for reports."""
   return np.sqrt(_squares(images, points)).astype(np.float64)
 
 

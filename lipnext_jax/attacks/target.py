@@ -87,9 +87,6 @@ def batches(size: int, *arrays: np.ndarray) -> Iterator[Any]:
   """Yields (*parts, valid): parts of `size` rows, the last padded by copies.
 
   One shape means one compiled program and one order of summation.
-
-  >>> [(part.tolist(), valid) for part, valid in batches(2, np.arange(3))]
-  [([0, 1], 2), ([2, 2], 1)]
   """
   total = len(arrays[0])
   for start in range(0, total, size):

@@ -26,11 +26,7 @@ LARGEST_CONSTANTS = 2.0**10
 
 
 def float32_above(value: float) -> np.float32:
-  """Returns the next float32 above `value`, for Λ on a device.
-
-  >>> float(float32_above(1 + 1e-12)) > 1 + 1e-12
-  True
-  """
+  """Returns the next float32 above `value`, for Λ on a device."""
   with np.errstate(over='ignore'):  # Infinity is above, too.
     return np.nextafter(np.float32(value), np.float32(np.inf))
 
@@ -84,10 +80,6 @@ def lipschitz_bounds(
 
   Raises:
     ValueError: a raw leaf, or a matrix that float64 does not hold.
-
-  >>> bounds = lipschitz_bounds({'M': np.eye(2)[None], 'bias': np.zeros(2)})
-  >>> {name: len(layers) for name, layers in bounds.items()}
-  {'M': 1}
   """
   labels = jax.tree.leaves(label_fn(params))
   leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -205,9 +197,6 @@ def bound_product(bounds: Mapping[str, Sequence[float]]) -> float:
 
   Raises:
     ValueError: there is none.
-
-  >>> 6.0 <= bound_product({'R': [1.0, 2.0], 'M': [3.0]}) < 6.0 + 1e-12
-  True
   """
   if not bounds:
     raise ValueError('lipschitz_bound found no orthogonal parameter to bound.')

@@ -61,14 +61,6 @@ def prove_constants(
   Raises:
     ValueError: see `lipschitz_bound`; or the head has rows whose norm lies
       outside of [2⁻⁶⁰, 2⁶⁰], so that float32 cannot normalise them.
-
-  >>> from lipnext_jax import models
-  >>> model = models.LipNeXt(num_classes=2, depth=1, width=8, patch_size=2)
-  >>> images = np.zeros((1, 4, 4, 1))
-  >>> variables = jax.jit(model.init)(jax.random.key(0), images)
-  >>> constants = prove_constants(variables)  # All biases are 0.
-  >>> 1 <= constants.lipschitz < 1 + 1e-5, constants.offset
-  (True, 0.0)
   """
   bounds = bounds or bound.lipschitz_bounds(params)
   params = params.get('params', params)
@@ -94,9 +86,6 @@ def margin_floor(
   Args:
     images: [b, H, W, ch] in [0, 1].
     constants: of the model.
-
-  >>> margin_floor(jnp.ones((1, 2, 2, 1)), Constants(1.0, 3.0)) / 2**-24
-  Array([256.], dtype=float32)
   """
   squares = jnp.square(layers.centre(images))
   norm = jnp.sqrt(jnp.sum(squares, axis=tuple(range(1, squares.ndim))))

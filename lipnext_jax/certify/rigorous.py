@@ -55,8 +55,6 @@ def require_double(platform: str) -> None:
   """Raises ConfigError for platforms whose float64 is not IEEE's.
 
   A TPU's is made of pairs of float32: fewer digits than E assumes.
-
-  >>> require_double('cpu')
   """
   if platform not in DOUBLE_PRECISION:
     raise errors.ConfigError(

@@ -99,11 +99,7 @@ class Reach(NamedTuple):
 
 
 def lipschitz(steps: Sequence[Step]) -> float:
-  """Multiplies all factors: the chain's Lipschitz constant Λ, rounded up.
-
-  >>> lipschitz([Product(1.5, 2.0, 4, 4), Pool(4, 4), Product(2.0, 3.0, 4, 4)])
-  3.0000000000000013
-  """
+  """Multiplies all factors: the chain's Lipschitz constant Λ, rounded up."""
   factors = [s.spectral for s in steps if isinstance(s, Product)]
   factors += [s.factor for s in steps if isinstance(s, Shift)]
   return math.prod(factors) * (1 + 2 * len(factors) * FLOAT64.unit)

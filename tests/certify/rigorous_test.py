@@ -8,7 +8,6 @@ from fractions import Fraction
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 

@@ -171,7 +171,7 @@ def test_parameters_start_as_named(name, init, rng):
     with pytest.raises(ValueError, match="cannot start at 'identity'"):
       Holder(name, init).init(rng)
     return
-  w, variables = Holder(name, init).init_with_output(rng)
+  w, variables = jax.jit(Holder(name, init).init_with_output)(rng)
   leaf = 'R' if name == 'none' else 'R_raw'
   assert list(variables['params']) == [leaf]
   if init == 'identity':

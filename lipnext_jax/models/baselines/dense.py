@@ -138,10 +138,6 @@ def layers(
   """Computes σ(Q x + b) of rows, once for each matrix of a stack.
 
   Rows x are [b, n], Q [m, n] or a stack [l, n, n], biases [m] or [l, n].
-
-  >>> x = jnp.array([[1.0, 2.0]])
-  >>> layers(x, 2 * jnp.eye(2), jnp.ones(2), jnp.negative, None).tolist()
-  [[-3.0, -5.0]]
   """
 
   def layer(x, weights):
@@ -155,13 +151,7 @@ def layers(
 
 
 def explicit_tail(params: Any, to_orthogonal: ToOrthogonal) -> Any:
-  """Returns the groups 'neck' and 'dense' of a tree, their matrices mapped.
-
-  >>> raw = {'neck': {'Q_raw': 2 * jnp.eye(2, 3), 'bias': jnp.zeros(2)}}
-  >>> tail = explicit_tail(raw, lambda v, m: v / m)
-  >>> tail['neck']['Q'].tolist()
-  [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
-  """
+  """Returns the groups 'neck' and 'dense' of a tree, their matrices mapped."""
   return {
     name: parametrizations.map_raw(
       group,
