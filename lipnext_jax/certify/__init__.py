@@ -16,7 +16,6 @@ from lipnext_jax.certify.predictor import load_predictor
 from lipnext_jax.certify.predictor import Predictor
 from lipnext_jax.certify.radius import certified_accuracy
 from lipnext_jax.certify.radius import certified_radius
-from lipnext_jax.certify.radius import rival_radii
 from lipnext_jax.certify.rigorous import rigorous_certifier
 from lipnext_jax.certify.rigorous import rigorous_radius
 
@@ -39,5 +38,4 @@ __all__ = [
   'prove_constants',
   'rigorous_certifier',
   'rigorous_radius',
-  'rival_radii',
 ]

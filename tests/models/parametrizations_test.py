@@ -261,12 +261,3 @@ def test_haar_defect_is_rounding(n):
   # random error of spectral norm 2·6e-8, twice in the defect, and D itself
   # carries n/2 random roundings, √n·6e-8.
   assert defect(w) <= 1.2e-7 * (2 + np.sqrt(n) / 2)
-
-
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_initializers_have_the_shape_and_dtype_asked_for(dtype):
-  for draw in parametrizations.ORTHOGONAL.values():
-    out = jax.eval_shape(
-      lambda k, f=draw: f(k, (6, 6), dtype), jax.random.key(0)
-    )
-    assert (out.shape, out.dtype) == ((6, 6), dtype)
