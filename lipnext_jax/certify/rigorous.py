@@ -263,7 +263,7 @@ def rigorous_certifier(
   def certify(images: np.ndarray) -> Certificates:
     images = to_unit64(images)
     if not len(images):  # Nothing can be cut into patches.
-      some = certify(np.zeros((1, *images.shape[1:])))
+      some: Any = certify(np.zeros((1, *images.shape[1:])))
       return Certificates(*(f[:0] if np.ndim(f) else f for f in some))
     with jax.enable_x64(True):
       logits, norms = map(np.asarray, _forward(model, params, images))
