@@ -27,7 +27,7 @@ def cross_entropy(
 
 
 def dlr(logits: jax.Array, label: jax.Array, rival: jax.Array) -> jax.Array:
-  """Computes (max_{j≠y} f_j − f_y)/(f_π1 − f_π3), a ratio of differences.
+  """Computes DLR, the ratio (max_{j≠y} f_j − f_y)/(f_π1 − f_π3).
 
   It is invariant to shifts and scales of the logits (F. Croce, M. Hein, ICML
   2020). With two classes there is no third logit: it is the difference alone.

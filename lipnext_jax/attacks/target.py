@@ -31,7 +31,7 @@ class Network:
   model: nn.Module
 
   def __call__(self, params: Any, images: jax.Array) -> jax.Array:
-    """Images [b, H, W, ch] → logits [b, k]."""
+    """Computes logits [b, k] of images [b, H, W, ch]."""
     logits: Any = self.model.apply({'params': params}, images)
     return logits
 

@@ -122,7 +122,7 @@ def projector_factor(v: jax.Array) -> jax.Array:
 
 
 def block_reflector(v: jax.Array, rows: int | None = None) -> jax.Array:
-  """Computes I − 2V(VᵀV)⁻¹Vᵀ, the negative of the identity on the span of V.
+  """Computes I − 2V(VᵀV)⁻¹Vᵀ, which negates the span of V's columns.
 
   Args:
     v: [..., n, r], float32 or wider, of full rank r <= n.
@@ -175,7 +175,7 @@ class Parametrization(NamedTuple):
 
 
 def _gaussian(key, shape, dtype=jnp.float32):
-  """Draws V such that V − Vᵀ has eigenvalues up to ±2√2·i."""
+  """Draws a Gaussian V; V − Vᵀ has eigenvalues up to about ±2√2·i."""
   return jax.random.normal(key, shape, dtype) * shape[-2] ** -0.5
 
 
