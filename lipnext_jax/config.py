@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from lipnext_jax import certify
 from lipnext_jax import errors
 from lipnext_jax import inner_rules
 from lipnext_jax import losses
@@ -435,7 +436,7 @@ _EVAL = section(
   certificate=Field(
     'fast',
     "'fast': float32; 'rigorous': float64 with its rounding subtracted.",
-    choices=('fast', 'rigorous'),
+    choices=certify.CERTIFICATES,
   ),
   batch_size=Field(512, 'Examples per step of evaluation.', minimum=1),
   epsilons=Field(

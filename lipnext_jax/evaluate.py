@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import certify
-from lipnext_jax import config as config_lib
 from lipnext_jax import parallel
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import fast
@@ -27,7 +26,6 @@ from lipnext_jax.models import interface
 from lipnext_jax.models import registry
 
 Batch = dict[str, Any]  # 'image', 'label', 'id', 'mask', a row per example.
-CERTIFICATES = config_lib.FIELDS['eval.certificate'].choices
 
 
 class Evaluation(NamedTuple):
@@ -38,7 +36,7 @@ class Evaluation(NamedTuple):
   predictions: np.ndarray  # Shape (n,).
   radii: np.ndarray  # Shape (n,): ℓ2 in [0, 1] pixel units.
   lipschitz_bound: float  # Λ that the radii were divided by.
-  certificate: str = 'fast'  # One of `CERTIFICATES`.
+  certificate: str = 'fast'  # One of `certify.CERTIFICATES`.
   logit_error: float | None = None  # Largest E that was subtracted, rigorous.
   # The factors of Λ, per parameter and layer, where they were proved.
   lipschitz_bounds: Mapping[str, Sequence[float]] = types.MappingProxyType({})
@@ -71,7 +69,7 @@ class Evaluator:
   Args:
     model: in any form.
     mesh: the devices.
-    certificate: that `certify` gives, one of `CERTIFICATES`.
+    certificate: that `certify` gives, one of `certify.CERTIFICATES`.
 
   Raises:
     ConfigError: a rigorous certificate, on devices without IEEE double

@@ -1,9 +1,16 @@
 """Losses for certified training (paper §4), on logits with a unit-norm head.
 
-All share one signature, `loss(logits, labels, head_kernel, epsilon, …)`, and
-return the mean over the batch. Labels or kernels of other shapes than below are
-refused with a ValueError. ε is an ℓ2 radius in [0, 1] pixel units.
-Shapes: logits [b, k], labels [b] int, head_kernel [k, c] with unit rows.
+All share one signature and return the mean over the batch, a scalar:
+
+    loss(logits, labels, head_kernel, epsilon, *, logit_scale=1.0, …)
+
+    logits         [b, k] float
+    labels         [b] int
+    head_kernel    [k, c], unit rows (`lipnext_jax.models.head_kernel`)
+    epsilon        ε_t, the current training radius, ℓ2 in [0, 1] pixel units
+    logit_scale    τ, which changes the loss and never the certificate
+
+Labels or kernels of other shapes are refused with a ValueError.
 """
 
 from collections.abc import Callable
@@ -22,7 +29,7 @@ _ROWS_AT_ONCE = 64
 
 @jax.custom_jvp
 def row_distances(head_kernel: jax.Array) -> jax.Array:
-  """‖w_i − w_j‖₂ for all pairs of rows: [k, c] → [k, k], zero diagonal.
+  """Computes ‖w_i − w_j‖₂ for all pairs of rows: [k, c] → [k, k].
 
   Differences first, then norms: the Gram form 2 − 2 w_i·w_j loses half of the
   digits for rows that are close. The derivative is that of the norm,
@@ -30,8 +37,8 @@ def row_distances(head_kernel: jax.Array) -> jax.Array:
       ∂d_ij = (w_i − w_j)·(∂w_i − ∂w_j)/d_ij,
 
   in three products, so that nothing of size [k, k, c] is ever kept; it is zero
-  where two rows coincide, as far as unit rows can tell. The diagonal is zero by
-  decree: a compiler that fuses the scaling to unit norm into both sides of a
+  where two rows coincide, as far as unit rows can tell. The diagonal is set to
+  zero: a compiler that fuses the scaling to unit norm into both sides of a
   difference may round the same row twice, and not to the same numbers.
 
   >>> [[f'{d:.4f}' for d in row] for row in row_distances(jnp.eye(2))]
@@ -58,12 +65,7 @@ def _row_distances_jvp(primals, tangents):
 
 
 def _check(logits, labels, head_kernel=None) -> None:
-  """Refuses shapes and dtypes that would be broadcast or clamped.
-
-  Raises:
-    ValueError: labels that are not [b] integers, or a kernel that has not one
-      row per class.
-  """
+  """Raises ValueError for shapes that JAX would broadcast or clamp."""
   labels = jnp.asarray(labels)
   if jnp.ndim(logits) != 2 or labels.shape != jnp.shape(logits)[:1]:
     raise ValueError(
@@ -88,7 +90,7 @@ def emma_loss(
   *,
   logit_scale: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
-  """EMMA: cross-entropy of the logits an adversary could reach.
+  """Computes EMMA: cross-entropy of the logits an adversary could reach.
 
       d_yj = ‖w_y − w_j‖
       r_j = stop_gradient(clip((f_y − f_j)/max(ε d_yj, 1e-8), 0.01, 1))
@@ -97,17 +99,7 @@ def emma_loss(
   The gradient reaches the head through d_yj, not through r_j.
 
   Reference: K. Hu et al., "A Recipe for Improved Certifiable Robustness",
-  ICLR 2024 (Efficient Margin MAximization).
-
-  Args:
-    logits: [b, k] float32.
-    labels: [b] int.
-    head_kernel: [k, c], unit rows (`lipnext_jax.models.head_kernel`).
-    epsilon: the current training radius ε_t, ℓ2 in [0, 1] pixel units.
-    logit_scale: τ. It changes the loss, never the certificate.
-
-  Returns:
-    Scalar: mean over the batch.
+  ICLR 2024 (Efficient Margin MAximization). Arguments: see `losses`.
 
   >>> loss = emma_loss(jnp.array([[2.0, 0.0]]), jnp.array([0]), jnp.eye(2), 0.5)
   >>> round(loss.item(), 4)  # log(1 + exp(-2 + 0.5·√2))
@@ -134,24 +126,15 @@ def trades_loss(
   trades_weight: float = 1.0,
   logit_scale: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
-  """Cross-entropy plus a GloRo term: how likely ε could break the prediction.
+  """Adds to cross-entropy a GloRo term: could ε break the prediction?
 
       f_⊥ = max_{j≠p} (f_j + ε ‖w_p − w_j‖),   p = argmax f
       loss = CE(τ f, y) + λ · mean log(1 + e^{τ f_⊥} / Σ_j e^{τ f_j})
 
+  with λ = `trades_weight`; for the other arguments see `losses`.
+
   Reference: K. Leino et al., "Globally-Robust Neural Networks", ICML 2021
   (the TRADES-like objective of its §4).
-
-  Args:
-    logits: [b, k].
-    labels: [b] int.
-    head_kernel: [k, c], unit rows.
-    epsilon: ε_t, ℓ2 in [0, 1] pixel units.
-    trades_weight: λ.
-    logit_scale: τ.
-
-  Returns:
-    Scalar: mean over the batch.
 
   >>> loss = trades_loss(
   ...   jnp.array([[2.0, 0.0]]), jnp.array([0]), jnp.eye(2), 0.5)
@@ -181,31 +164,21 @@ def logit_annealing_loss(
   gamma: float = 5.0,
   logit_scale: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
-  """Logit annealing (BRONet): examples with a large margin stop pulling.
+  """Anneals logits (BRONet): examples with a large margin stop pulling.
 
       s = (τ f − ξ·onehot_y)/T,  l = CE(s, y),  loss = mean T (1 − e^{−l})^γ l
 
+  with ξ = `offset` (not ε), T = `temperature` and γ = `gamma`. For the
+  other arguments see `losses`.
+
   Reference: B.-H. Lai et al., "Enhancing Certified Robustness via Block
   Reflector Orthogonal Layers and Logit Annealing Loss", ICML 2025, §5.
-
-  Args:
-    logits: [b, k].
-    labels: [b] int.
-    head_kernel: unused; here so that all losses share one signature.
-    epsilon: unused: the radius enters through ξ.
-    offset: ξ.
-    temperature: T.
-    gamma: γ.
-    logit_scale: τ.
-
-  Returns:
-    Scalar: mean over the batch.
 
   >>> loss = logit_annealing_loss(jnp.array([[9.0, 0.0]]), jnp.array([0]))
   >>> bool(loss < 1e-9)
   True
   """
-  del head_kernel, epsilon  # Unused.
+  del head_kernel, epsilon  # All losses share one signature.
   _check(logits, labels)
   one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
   shifted = (logit_scale * logits - offset * one_hot) / temperature
@@ -222,13 +195,13 @@ def cross_entropy_loss(
   *,
   logit_scale: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
-  """Plain cross-entropy of τ f; no robustness term.
+  """Computes plain cross-entropy of τ f, without a robustness term.
 
   >>> loss = cross_entropy_loss(jnp.zeros((1, 2)), jnp.array([0]))
   >>> round(loss.item(), 4)
   0.6931
   """
-  del head_kernel, epsilon  # Unused.
+  del head_kernel, epsilon  # All losses share one signature.
   _check(logits, labels)
   ce = optax.softmax_cross_entropy_with_integer_labels(
     logit_scale * logits, labels

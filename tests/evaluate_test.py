@@ -125,7 +125,7 @@ def test_rigorous_evaluation_is_the_rigorous_certificate(setup, tiny_config):
     assert summary['logit_error'] == result.logit_error
 
 
-@pytest.mark.parametrize('certificate', evaluate.CERTIFICATES)
+@pytest.mark.parametrize('certificate', certify.CERTIFICATES)
 def test_every_operator_is_bounded_once(setup, monkeypatch, certificate):
   mesh, model, params, source, _ = setup
   prove, bounded = norms.spectral_norm_bound, []

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from lipnext_jax import losses
 from lipnext_jax.models import head
@@ -18,18 +19,11 @@ from lipnext_jax.models import head
 # ── Transcriptions of the formulas, one example and one class at a time ──────
 
 
-def distance(u, v):
-  return math.sqrt(sum((a - b) ** 2 for a, b in zip(u, v, strict=True)))
-
-
-def log_sum_exp(z):
-  top = max(z)
-  return top + math.log(sum(math.exp(v - top) for v in z))
-
-
 def emma_ratios(f, y, w, epsilon):
   return [
-    min(max((f[y] - f[j]) / max(epsilon * distance(w[y], w[j]), 1e-8), 0.01), 1)
+    min(
+      max((f[y] - f[j]) / max(epsilon * math.dist(w[y], w[j]), 1e-8), 0.01), 1
+    )
     for j in range(len(f))
   ]
 
@@ -37,34 +31,34 @@ def emma_ratios(f, y, w, epsilon):
 def emma(f, y, w, epsilon, tau=1.0, ratios=None):
   r = emma_ratios(f, y, w, epsilon) if ratios is None else ratios
   z = [
-    tau * (f[j] - f[y] + r[j] * epsilon * distance(w[y], w[j]))
+    tau * (f[j] - f[y] + r[j] * epsilon * math.dist(w[y], w[j]))
     for j in range(len(f))
   ]
-  return log_sum_exp(z) - z[y]
+  return special.logsumexp(z) - z[y]
 
 
 def trades(f, y, w, epsilon, tau=1.0, weight=1.0):
   p = max(range(len(f)), key=lambda j: f[j])
   bottom = max(
-    f[j] + epsilon * distance(w[p], w[j]) for j in range(len(f)) if j != p
+    f[j] + epsilon * math.dist(w[p], w[j]) for j in range(len(f)) if j != p
   )
   scaled = [tau * v for v in f]
-  total = log_sum_exp(scaled)
+  total = special.logsumexp(scaled)
   # log(1 + e^{τ f⊥}/Σ e^{τ f_j})
-  gloro = log_sum_exp([0.0, tau * bottom - total])
+  gloro = special.logsumexp([0.0, tau * bottom - total])
   return total - scaled[y] + weight * gloro
 
 
 def annealing(f, y, w, epsilon, tau=1.0, xi=2.0, temperature=0.75, gamma=5.0):
   del w, epsilon
   s = [(tau * v - xi * (j == y)) / temperature for j, v in enumerate(f)]
-  ce = log_sum_exp(s) - s[y]
+  ce = special.logsumexp(s) - s[y]
   return temperature * (1 - math.exp(-ce)) ** gamma * ce
 
 
 def cross_entropy(f, y, w, epsilon, tau=1.0):
   del w, epsilon
-  return log_sum_exp([tau * v for v in f]) - tau * f[y]
+  return special.logsumexp([tau * v for v in f]) - tau * f[y]
 
 
 ORACLES = {
@@ -302,7 +296,7 @@ def check_distances(fn):
   w = w.astype(np.float32)
   # Each difference rounds once (not at all where the rows are close), then 32
   # squares, their sum and a root: 20 roundings of 6e-8.
-  exact = [[distance(u, v) for v in w.tolist()] for u in w.tolist()]
+  exact = [[math.dist(u, v) for v in w.tolist()] for u in w.tolist()]
   np.testing.assert_allclose(jax.jit(fn)(w), exact, rtol=2e-6, atol=0)
 
 

@@ -1,1 +1,1 @@
-"""Programs compiled for machines that are not here: do they fit, how fast."""
+"""Compiles programs for other machines: do they fit, and how fast are they?"""

@@ -19,7 +19,10 @@ _BYTES = {
   'f32': 4, 's32': 4, 'u32': 4, 'f64': 8, 's64': 8, 'u64': 8,
   'c64': 8, 'c128': 16,
 }  # fmt: skip
-_COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) .*\{$')
+# A computation: 'ENTRY ' or '', its name, its lines.
+_COMPUTATION = re.compile(
+  r'^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}', re.MULTILINE | re.DOTALL
+)
 _INSTRUCTION = re.compile(
   r'^\s*(?:ROOT )?%?[\w.\-]+ = (?P<type>.*?) (?P<kind>'
   + '|'.join(KINDS)
@@ -35,23 +38,19 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Collective(NamedTuple):
-  """One instruction."""
+  """An instruction by which devices exchange data."""
 
   kind: str  # One of `KINDS`.
   dtype: str  # Of its largest array, as HLO writes it.
-  size: int  # Bytes of what is gathered, reduced or exchanged, per device.
-  group: int  # Devices that take part together.
+  size: int  # Bytes that are gathered, reduced or exchanged, per device.
+  group: int  # Number of devices that take part together.
   crosses: bool  # Whether a group spans slices.
   trips: int  # How often a step runs it.
-  op_name: str  # Where it comes from.
+  op_name: str = ''  # Of the operation in JAX.
 
   @property
   def sent(self) -> float:
-    """Bytes that a device sends per step, by the ring algorithms.
-
-    >>> Collective('all-reduce', 'f32', 8, 4, False, 1, '').sent
-    12.0
-    """
+    """Counts the bytes that a device sends per step, by ring algorithms."""
     share = (self.group - 1) / self.group
     factor = {'all-reduce': 2 * share, 'collective-permute': 1.0}
     return self.size * factor.get(self.kind, share) * self.trips
@@ -60,21 +59,18 @@ class Collective(NamedTuple):
 def read(
   hlo: str, slice_of: Callable[[int], int] = lambda _: 0
 ) -> list[Collective]:
-  """Lists the collectives of a program, with how often they run.
+  """Lists the collectives of a program and how often they run.
 
   Args:
     hlo: `compiled.as_text()`.
     slice_of: position of a device in the mesh → its slice.
-
-  >>> read('''ENTRY %main (p: f32[2]) -> f32[4] {
-  ...   ROOT %g = f32[4] all-gather(%p), replica_groups={{0,1}}, dimensions={0}
-  ... }''')[0].size
-  16
   """
   stated = re.search(r'num_partitions=(\d+)', hlo)
   devices = int(stated[1]) if stated else 1
-  computations, entry = _split(hlo)
   found: list[Collective] = []
+  blocks = _COMPUTATION.findall(hlo)
+  computations = {name: body.splitlines() for _, name, body in blocks}
+  (entry,) = [name for is_entry, name, _ in blocks if is_entry]
 
   def visit(name: str, trips: int) -> None:
     for line in computations.get(name, ()):
@@ -92,26 +88,11 @@ def read(
   return [c for c in found if c.group > 1]
 
 
-def _split(hlo: str) -> tuple[dict[str, list[str]], str]:
-  """Returns the lines of every computation, and the name of the entry."""
-  computations: dict[str, list[str]] = {}
-  entry, current = '', None
-  for line in hlo.splitlines():
-    head = _COMPUTATION.match(line)
-    if head and not line.startswith('HloModule'):
-      current = computations.setdefault(head[1], [])
-      entry = head[1] if line.startswith('ENTRY') else entry
-    elif line.startswith('}'):
-      current = None
-    elif current is not None:
-      current.append(line)
-  return computations, entry
-
-
 def _trip_count(line: str, condition, computations) -> int:
-  """Returns how often a loop runs: stated, or what its counter is compared to.
+  """Returns how often a loop runs: once, if its end depends on data.
 
-  JAX's loops count from 0. One whose end depends on data counts once.
+  Where HLO does not say so, it is the number that the counter is compared to:
+  JAX's loops count from 0.
   """
   stated = _TRIPS.search(line)
   if stated:
@@ -158,11 +139,9 @@ def _collective(match, line, trips, devices, slice_of) -> Collective:
 
 
 def parse_groups(line: str, devices: int = 1) -> np.ndarray:
-  """Returns which devices of an instruction talk together, [groups, size].
+  """Returns which devices exchange data in an instruction: [groups, size].
 
-  Args:
-    line: the instruction.
-    devices: of the program; all are one group where none are listed.
+  Where it lists none, all `devices` of the program are one group.
 
   >>> parse_groups('replica_groups={{0,1},{2,3}}').tolist()
   [[0, 1], [2, 3]]

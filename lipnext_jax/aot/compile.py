@@ -1,10 +1,10 @@
-"""The train step of a config, compiled for a machine that need not be here.
+"""Compiles the train step of a config for a machine that you need not have.
 
     python -m lipnext_jax.main --mode=compile --topology=v5p:2x2x4 \
       --config=configs/imagenet_2b.py
 
-Nothing is allocated and no data are read: shapes are enough. The compiler of
-the machine itself decides what fits.
+Nothing is allocated and no data are read: shapes are enough. The machine's own
+compiler decides what fits.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ def compile_step(
   """Lowers and compiles the train step of a validated config.
 
   Args:
-    config: all of it.
-    devices: what for; they need not exist.
+    config: of a run.
+    devices: to compile for; they need not exist.
     facts: about the dataset, from `data.sources.describe`.
 
   Raises:
@@ -45,18 +45,18 @@ def compile_step(
   mesh = mesh_lib.make_mesh(config.mesh, devices)
   program = train.build(config, mesh, facts)
   traced = summary_lib.trace(program)
+  executable, refusal = None, ''
   try:
     executable = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
     refusal = _read_refusal(str(error))
     if not refusal:
       raise
-    return summary_lib.Compiled(program, traced.jaxpr, None, refusal)
-  return summary_lib.Compiled(program, traced.jaxpr, executable, '')
+  return summary_lib.Compiled(program, traced.jaxpr, executable, refusal)
 
 
 def _read_refusal(message: str) -> str:
-  """The line that says how much was too much, of an out-of-memory error."""
+  """Finds the line with the numbers in an out-of-memory error; else ''."""
   if 'RESOURCE_EXHAUSTED' not in message and 'HbmOom' not in message:
     return ''
   match = re.search(r'Used [^\n]*? hbm\. Exceeded [^\n]*?\.(?=\s|$)', message)
@@ -66,18 +66,18 @@ def _read_refusal(message: str) -> str:
 def run(
   config: ml_collections.ConfigDict, topology_name: str, workdir: str | None
 ) -> int:
-  """The mode: compiles, prints the report, returns the exit code.
+  """Compiles, prints the report and returns the exit code of the mode.
 
   Args:
     config: as given; validated here.
     topology_name: e.g. 'v5p:2x2x4'; '' for the devices of this machine.
-    workdir: where `compile.json` goes; None for nowhere.
+    workdir: folder of `compile.json`; None not to write it.
 
   Returns:
     0 if the program fits the chips' memory, 3 if not.
 
   Raises:
-    ConfigError: as in training, or a machine that is not known.
+    ConfigError: as in training, or an unknown machine.
   """
   config_lib.validate(config)
   if topology_name:

@@ -1,12 +1,12 @@
-"""What a program computes and keeps, counted in its jaxpr.
+"""Counts in a jaxpr what a program computes and keeps.
 
-XLA's own count takes the body of a loop once. Here a scan's body counts as
-often as it runs; a conditional counts as its dearest branch, or as the one of a
-platform where that decides; a loop whose trips depend on data (Newton–Schulz,
-the squarings of an exponential) counts once, unless it walks a stack of
-matrices, as the plain steps of `optim.orthogonal` do; what those do at some
-steps only (sync, retraction) is left out. Products and convolutions only:
-everything else is bound by memory.
+XLA's own count takes the body of a loop once. Here the body of a scan counts as
+often as it runs, and a conditional as its most expensive branch, or as that of
+the platform where the platform decides. A loop whose trips depend on data
+(Newton–Schulz, the squarings of an exponential) counts once, unless it walks a
+stack of matrices, as the plain steps of `optim.orthogonal` do; sync and
+retraction, which run at some steps only, are left out. Only products and
+convolutions count: everything else is bound by memory.
 """
 
 from collections.abc import Iterator
@@ -28,18 +28,14 @@ class Flops(NamedTuple):
 
   @property
   def total(self) -> float:
-    """Both."""
+    """Sum of both."""
     return self.narrow + self.wide
 
   def __add__(self, other):
     return Flops(self.narrow + other.narrow, self.wide + other.wide)
 
   def times(self, n: float) -> 'Flops':
-    """So many times as much.
-
-    >>> Flops(1.0, 2.0).times(3)
-    Flops(narrow=3.0, wide=6.0)
-    """
+    """Scales both counts by n."""
     return Flops(self.narrow * n, self.wide * n)
 
 
@@ -50,16 +46,15 @@ def count(
   copies: int = 1,
   platform: str = 'cpu',
 ) -> Flops:
-  """The products of a jaxpr, over all devices.
+  """Counts the products of a jaxpr, over all devices.
 
   Args:
     jaxpr: open or closed.
-    scope: '' for all, or a `jax.named_scope`: only what is inside it.
-    inside: whether the jaxpr is inside it already.
-    copies: devices that each do all of what is in no `shard_map`; 1: they
-      share it.
-    platform: 'tpu', 'cuda' or 'cpu': which branch `lax.platform_dependent`
-      takes.
+    scope: the `jax.named_scope` to count in; '' for all.
+    inside: whether the whole jaxpr is in that scope.
+    copies: number of devices that each run all that is in no `shard_map`; 1 if
+      they share it.
+    platform: 'tpu', 'cuda' or 'cpu', for branches of `lax.platform_dependent`.
 
   >>> x = jax.numpy.ones((2, 3))
   >>> f = lambda x: jax.lax.map(lambda y: x @ y, jax.numpy.ones((5, 3, 4)))
@@ -95,40 +90,30 @@ def count(
 
 
 def _reachable(eqn: Any, platform: str) -> list[Any]:
-  """The branches of a conditional that a platform may take."""
+  """Returns the branches of a conditional that a platform may take."""
   branches = eqn.params['branches']
   platforms = eqn.params.get('branches_platforms')
   if platforms is None:
     return list(branches)
-  own = [i for i, p in enumerate(platforms) if p is None or platform in p]
-  return [branches[own[0]]]
+  own = (i for i, p in enumerate(platforms) if p is None or platform in p)
+  return [branches[next(own)]]
 
 
 def open_jaxpr(jaxpr: Any) -> Any:
-  """Without its constants, if it has any.
-
-  >>> open_jaxpr(jax.make_jaxpr(lambda x: x)(1.0)).eqns
-  []
-  """
+  """Returns a jaxpr without the constants that it may be closed over."""
   return getattr(jaxpr, 'jaxpr', jaxpr)
 
 
 def inner_jaxprs(eqn: Any) -> Iterator[Any]:
-  """The jaxprs that an equation runs.
-
-  >>> jaxpr = jax.make_jaxpr(jax.jit(lambda x: x + 1))(1.0)
-  >>> len(list(inner_jaxprs(jaxpr.eqns[0])))
-  1
-  """
+  """Yields the jaxprs that an equation runs."""
   for value in eqn.params.values():
-    values = value if isinstance(value, tuple | list) else (value,)
-    for item in values:
+    for item in value if isinstance(value, tuple | list) else (value,):
       if hasattr(open_jaxpr(item), 'eqns'):
         yield item
 
 
 def _walked(eqn: Any) -> int:
-  """Matrices of the stack that a loop writes over, one by one; else 1."""
+  """Counts the matrices that a loop overwrites one by one; 1 for others."""
   for whole, part in _written(eqn.params['body_jaxpr']):
     if len(whole) == 3 and part == (1, *whole[1:]):
       return whole[0]
@@ -136,7 +121,7 @@ def _walked(eqn: Any) -> int:
 
 
 def _written(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-  """Shapes of the arrays that a body updates in place, and of the parts."""
+  """Yields shapes of arrays that a body updates in place, and of the parts."""
   for eqn in open_jaxpr(jaxpr).eqns:
     if eqn.primitive.name == 'dynamic_update_slice':
       yield eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
@@ -164,15 +149,15 @@ def _product(eqn: Any) -> Flops:
 
 
 def saved_activations(jaxpr: Any, batch: int, tokens: int) -> int:
-  """Bytes, over all devices, that scans keep of a whole (micro)batch.
+  """Counts the bytes, over all devices, that scans keep for the backward pass.
 
-  What the forward pass stacks up, layer by layer, for the backward pass:
-  outputs [l, b, …] or [l, b·h·w, c] of scans. Matrices [l, k, c] are neither.
+  The forward pass stacks them up layer by layer: outputs [l, b, …] or
+  [l, b·h·w, c] of scans. Matrices [l, k, c] are neither.
 
   Args:
     jaxpr: of a train step.
-    batch: b, examples that a pass sees at a time.
-    tokens: b·h·w of them.
+    batch: b, number of examples in a pass.
+    tokens: b·h·w.
   """
   total = 0
   for eqn in open_jaxpr(jaxpr).eqns:

@@ -1,4 +1,4 @@
-"""The report of `--mode=compile`, for people."""
+"""Formats the report of `--mode=compile` for people."""
 
 from typing import Any
 
@@ -54,14 +54,13 @@ def format_text(s: dict[str, Any]) -> str:
 
 
 def _scaled(number: float, base: int = 1024) -> str:
-  """With a prefix: powers of 1000, or of 1024 (then 'Ki', 'Mi', …)."""
-  prefixes = ['', 'k', 'M', 'G', 'T', 'P', 'E']
-  if base == 1024:
-    prefixes = ['', 'Ki', 'Mi', 'Gi', 'Ti', 'Pi', 'Ei']
-  while number >= base and len(prefixes) > 1:
+  """Writes a number with a prefix of powers of 1024 ('Ki', …) or 1000 ('k')."""
+  prefixes = [*('Ki Mi Gi Ti Pi Ei' if base == 1024 else 'k M G T P E').split()]
+  prefix = ''
+  while number >= base and prefixes:
     number /= base
-    del prefixes[0]
-  return f'{number:>10.2f} {prefixes[0]}'
+    prefix = prefixes.pop(0)
+  return f'{number:>10.2f} {prefix}'
 
 
 def _transfers(s: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""All numbers about a compiled train step, as JSON has them.
+"""Collects all numbers about a compiled train step for its JSON file.
 
 The estimate of a step's time is a roofline at the rates of the data sheets:
 
@@ -7,11 +7,12 @@ The estimate of a step's time is a roofline at the rates of the data sheets:
     step      between the larger of the two (all of it hidden) and their sum
 
 No program reaches the peaks, latency and memory traffic are left out, and links
-count as if all of them were busy. It is good for what limits a layout and how
-it scales, not for promises.
+count as if all of them were busy. It shows what limits a layout and how it
+scales; it promises nothing.
 """
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -31,12 +32,12 @@ from lipnext_jax.parallel import sharding as sharding_lib
 
 
 class Compiled(NamedTuple):
-  """A compiled train step, or why there is none."""
+  """A compiled train step, or the reason why there is none."""
 
   program: train.Program
   jaxpr: Any
-  executable: Any  # None: refused.
-  refusal: str  # What the compiler said; '' if it compiled.
+  executable: Any  # None if the compiler refused.
+  refusal: str  # Its message; '' if it compiled.
 
 
 def trace(program: train.Program) -> jax.stages.Traced:
@@ -53,22 +54,22 @@ def summarize(
   """Collects all numbers of a report; bytes are per device.
 
   Args:
-    config: what was compiled.
+    config: of the run.
     compiled: from `compile_step`.
     name: of the machine.
-    chip: each of its devices.
+    chip: facts about each of its devices.
   """
   program, mesh = compiled.program, compiled.program.mesh
-  # A single matrix (the stem's) is updated by every device.
-  jaxpr, platform = compiled.jaxpr, chip.platform
-  shared = flops_lib.count(jaxpr, 'optimizer', platform=platform)
-  update = flops_lib.count(
-    jaxpr, 'optimizer', copies=mesh.size, platform=platform
+  count = functools.partial(
+    flops_lib.count, compiled.jaxpr, platform=chip.platform
   )
-  whole = flops_lib.count(jaxpr, platform=platform)
-  executed = whole + update + shared.times(-1)
+  # A single matrix (the stem's) is updated by every device.
+  update = count('optimizer', copies=mesh.size)
+  executed = count() + update + count('optimizer').times(-1)
   params = program.abstract.params
   memory = _stored_bytes(config, compiled)
+  # The train state, and a step's working copy of the weights.
+  arrays = {**program.abstract._asdict(), 'compute': program.working}
   summary = {
     'machine': name,
     'devices': mesh.size,
@@ -86,7 +87,7 @@ def summarize(
       'optimizer': update.total,
       'optimizer_per_device': update.total / mesh.size,
     },
-    'sharding': _table(program),
+    'sharding': sharding_lib.table(arrays),
     'fits': False,
     'refusal': compiled.refusal,
   }
@@ -115,7 +116,7 @@ def _stored_bytes(
     'parameters': sharding_lib.local_bytes(abstract.params),
     'optimizer': sharding_lib.local_bytes(abstract.opt_state),
   }
-  if config.model.name == 'lipnext':  # Baselines have no loop to read it in.
+  if config.model.name == 'lipnext':  # Baselines do not loop over their blocks.
     memory['saved_activations'] = _saved_activations(config, compiled)
     memory['sum'] = sum(memory.values())
   return memory
@@ -187,25 +188,17 @@ def _read_collectives(
 
 
 def group(sent: Sequence[collectives.Collective]) -> list[dict[str, Any]]:
-  """Adds up the collectives of one kind, dtype, group and network.
-
-  >>> one = collectives.Collective('all-gather', 'bf16', 8, 2, False, 3, '')
-  >>> group([one, one])[0]['bytes']
-  48
-  """
+  """Adds up the collectives of one kind, dtype, group and network."""
   found: dict[tuple, dict[str, Any]] = {}
   for c in sent:
-    nothing = {
+    key = {
       'kind': c.kind,
       'dtype': c.dtype,
       'group': c.group,
       'over_slices': c.crosses,
-      'count': 0,
-      'bytes': 0,
-      'sent': 0.0,
     }
-    key = (c.kind, c.dtype, c.group, c.crosses)
-    entry = found.setdefault(key, nothing)
+    nothing = key | {'count': 0, 'bytes': 0, 'sent': 0.0}
+    entry = found.setdefault(tuple(key.values()), nothing)
     entry['count'] += c.trips
     entry['bytes'] += c.size * c.trips
     entry['sent'] += c.sent
@@ -222,16 +215,11 @@ def estimate(
   """Estimates a step's time at data sheet rates (see above).
 
   Args:
-    chip: each device.
-    devices: how many.
+    chip: facts about each device.
+    devices: their number.
     flops: of all devices together, recomputation included.
-    sent: of one device.
-    batch_size: images of a step.
-
-  >>> chip = chips.CHIPS['v5p']
-  >>> one = flops_lib.Flops(narrow=2 * chip.compute)
-  >>> estimate(chip, 2, one, [], 8)['images_per_second']
-  [8.0, 8.0]
+    sent: collectives of one device.
+    batch_size: number of images in a step.
   """
   compute = flops.narrow / chip.compute + flops.wide / chip.float32
   compute /= devices
@@ -245,9 +233,3 @@ def estimate(
     'step_seconds': [best, worst],
     'images_per_second': [batch_size / worst, batch_size / best],
   }
-
-
-def _table(program: train.Program) -> str:
-  """Lists every array of the train state and of a step's working copy."""
-  arrays = {**program.abstract._asdict(), 'compute': program.working}
-  return sharding_lib.table(arrays)

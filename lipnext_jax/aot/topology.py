@@ -1,4 +1,4 @@
-"""Names of machines, 'v5p:2x2x4', and their devices, which need not exist."""
+"""Finds the devices of machines by name, 'v5p:2x2x4'; they need not exist."""
 
 from collections.abc import Sequence
 import contextlib
@@ -20,7 +20,7 @@ _EXAMPLES = 'v5p:2x2x4, v5e:4x4, v5e:4x4*2, h100:1x1x8, cpu:16'
 
 
 class Topology(NamedTuple):
-  """A machine by its name."""
+  """A machine: chips of one kind and how they are connected."""
 
   name: str
   kind: str  # A key of `chips.CHIPS`.
@@ -29,7 +29,7 @@ class Topology(NamedTuple):
 
   @property
   def chip(self) -> chips.Chip:
-    """Each of its devices."""
+    """Facts about each of its devices."""
     return chips.CHIPS[self.kind]
 
   @property
@@ -68,7 +68,7 @@ def parse(name: str) -> Topology:
   return topology
 
 
-# What compiles for a platform: (modules, extra of setup.cfg).
+# Compilers by platform: (modules, extra of setup.cfg).
 _COMPILERS = {
   'tpu': (('libtpu',), 'tpu'),
   'cuda': (('jax_plugins.xla_cuda13', 'nvidia.cu13'), 'aot-cuda'),
@@ -76,11 +76,7 @@ _COMPILERS = {
 
 
 def missing_extra(platform: str) -> str | None:
-  """Names the extra that compiling for a platform needs, if it is missing.
-
-  >>> missing_extra('cpu') is None
-  True
-  """
+  """Names the extra that compiling for a platform needs, if it is missing."""
   modules, extra = _COMPILERS.get(platform, ((), ''))
   find = importlib.util.find_spec
   for module in modules:
@@ -96,7 +92,7 @@ def find_devices(topology: Topology) -> Sequence[Any]:
     ConfigError: the compiler is not installed, or does not know the shape.
   """
   platform = topology.chip.platform
-  # Whatever is attached here is not what is compiled for.
+  # Devices that are attached here are not those to compile for.
   jax.config.update('jax_platforms', 'cpu')
   if platform == 'cpu':
     return _cpu_devices(topology)

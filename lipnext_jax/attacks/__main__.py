@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from lipnext_jax import certify
 from lipnext_jax import errors
-from lipnext_jax import evaluate
 from lipnext_jax import files
 from lipnext_jax import report
 from lipnext_jax.attacks import lower_bound
@@ -30,9 +30,31 @@ from lipnext_jax.runtime import command
 
 
 class BrokenCertificateError(errors.UserError):
-  """A promise was made that does not hold."""
+  """A certificate, or Λ, does not hold."""
 
   exit_code = 5
+
+
+_SETTINGS = run_lib.Settings()
+# Flag: (default, least, help).
+_NUMBERS = {
+  'examples': (0, 0, 'attack the first so many; 0: all'),
+  'restarts': (
+    _SETTINGS.restarts,
+    0,
+    'of each gradient attack, with and without pixels in [0, 1]',
+  ),
+  'steps': (_SETTINGS.steps, 1, 'of each attack'),
+  'seed': (0, 0, 'of every random draw'),
+  'batch_size': (target_lib.BATCH_SIZE, 1, 'of one forward pass'),
+}
+# Flag: (field of the config that it overrides, what it may be).
+_OVERRIDES = {
+  'certificate': ('eval.certificate', certify.CERTIFICATES),
+  'split': ('eval.split', sources.FINAL_SPLITS),
+  'checkpoint': ('eval.checkpoint', ('last', 'best')),
+  'data_dir': ('dataset.data_dir', None),
+}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,38 +63,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   Raises:
     ConfigError: flags that are missing, unknown or out of range.
   """
-  defaults = run_lib.Settings()
   parser = command.Parser(
     'python -m lipnext_jax.attacks',
     'Tries to break the certificates of a trained model.',
   )
-  add = parser.add_argument
-  add('--workdir', required=True, help='of a run of lipnext_jax.main')
-  add(
-    '--certificate',
-    choices=evaluate.CERTIFICATES,
-    help='which certificates; by default those of eval.certificate',
+  parser.add_argument(
+    '--workdir', required=True, help='of a run of lipnext_jax.main'
   )
-  add('--examples', type=int, default=0, help='only the first so many; 0: all')
-  add(
-    '--restarts',
-    type=int,
-    default=defaults.restarts,
-    help='of each gradient attack, with and without pixels in [0, 1]',
-  )
-  add('--steps', type=int, default=defaults.steps, help='of each attack')
-  add('--seed', type=int, default=0, help='of every random draw')
-  add('--batch_size', type=int, default=target_lib.BATCH_SIZE)
-  add('--split', choices=sources.FINAL_SPLITS, help='instead of eval.split')
-  add(
-    '--checkpoint', choices=('last', 'best'), help='instead of eval.checkpoint'
-  )
-  add('--data_dir', help='instead of dataset.data_dir')
+  for name, (default, _, meaning) in _NUMBERS.items():
+    parser.add_argument(f'--{name}', type=int, default=default, help=meaning)
+  for name, (field, choices) in _OVERRIDES.items():
+    parser.add_argument(
+      f'--{name}', choices=choices, help=f'instead of {field} of the run'
+    )
   flags = parser.parse_args(argv)
-  for name, least in (
-    ('examples', 0), ('restarts', 0), ('steps', 1), ('seed', 0),
-    ('batch_size', 1),
-  ):  # fmt: skip
+  for name, (_, least, _) in _NUMBERS.items():
     value = vars(flags)[name]
     if value < least:
       raise errors.ConfigError(
@@ -90,14 +95,9 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   """
   start = time.perf_counter()
   overrides = {
-    field: value
-    for field, value in (
-      ('eval.split', flags.split),
-      ('eval.checkpoint', flags.checkpoint),
-      ('eval.certificate', flags.certificate),
-      ('dataset.data_dir', flags.data_dir),
-    )
-    if value is not None
+    field: vars(flags)[name]
+    for name, (field, _) in _OVERRIDES.items()
+    if vars(flags)[name] is not None
   }
   found = restore.restore(flags.workdir, overrides)
   dataset = sources.load_dataset(found.config.dataset)
@@ -106,7 +106,6 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   examples = [source[i] for i in range(count)]
   images = np.stack([example['image'] for example in examples])
   labels = np.array([int(example['label']) for example in examples])
-  ids = np.arange(count)
 
   certificate = found.config.eval.certificate
   target = target_lib.TARGETS[certificate](
@@ -128,7 +127,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
     'split': found.config.eval.split,
     'certificate': certificate,
     'seed': flags.seed,
-    **run_lib.summarise(ledger, ids, labels, epsilons),
+    **run_lib.summarise(ledger, labels, epsilons),
     'lipschitz_bound': target.lipschitz,
     'lipschitz_lower_bound': lower.backbone,
     'logit_lipschitz_lower_bound': lower.logits,
@@ -136,7 +135,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   }
   files.write_arrays(
     os.path.join(flags.workdir, 'attack.npz'),
-    run_lib.arrays(ledger, ids, labels),
+    run_lib.arrays(ledger, labels),
   )
   files.write_json(os.path.join(flags.workdir, 'attack.json'), summary)
   print_table(summary, found.config.dataset.name)
@@ -147,7 +146,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(summary: Mapping[str, Any]) -> None:
-  """Raises if anything that was promised turned out wrong.
+  """Raises if a certificate or Λ turned out to be wrong.
 
   Raises:
     BrokenCertificateError: a broken certificate, or a lower bound above Λ.

@@ -1,4 +1,4 @@
-"""Attacks on rounding: search the representable points next to a sphere.
+"""Attacks rounding: searches the representable points next to a sphere.
 
 Gradient attacks treat an input as a vector of real numbers. A certificate is
 about the numbers that exist: near its sphere there are astronomically many,
@@ -24,7 +24,7 @@ _LARGEST_EXPONENT = 11
 def margins(target: target_lib.Target, points: np.ndarray, labels: np.ndarray):
   """Computes f_y − max_{j≠y} f_j of points [m, …] with labels y: [m] float64.
 
-  At most 0 where the answer may change; −∞ for logits that are no numbers.
+  It is at most 0 where the answer may change, and −∞ where logits are NaN.
   """
   logits = target.logits(points).astype(np.float64)
   own = np.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
@@ -36,13 +36,8 @@ def margins(target: target_lib.Target, points: np.ndarray, labels: np.ndarray):
 def rounding_steps(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   """Steps some coordinates by ±2^j units in the last place, at random.
 
-  Args:
-    points: [m, …], any float dtype; one exponent j and one share of moving
-      coordinates are drawn for each.
-    rng: draws them.
-
-  Returns:
-    [m, …] float64, not yet rounded.
+  One exponent j and one share of moving coordinates are drawn for each of the
+  points [m, …]. Returns float64, not yet rounded.
   """
   one_each = (len(points), *[1] * (points.ndim - 1))
   up = np.nextafter(points, np.full_like(points, np.inf)).astype(np.float64)
@@ -64,11 +59,11 @@ def attack(
   """Walks every start to the certified sphere, and along it.
 
   Args:
-    target: what is attacked.
-    starts: [n, H, W, ch], where the rays from the images go through: the
-      nearest adversarial examples of other attacks, or images plus gradients.
-    rounds: of random steps.
-    candidates: tried for each image in each round.
+    target: the certificates.
+    starts: [n, H, W, ch], points on the rays to walk along: nearest adversarial
+      examples of other attacks, or ends of gradient attacks.
+    rounds: number of random steps.
+    candidates: number of steps tried per image and round.
     seed: of the steps.
 
   Returns:
@@ -89,7 +84,7 @@ def attack(
   best = pull(starts, slice(None))
   score = margins(target, best, target.predictions)
   for _ in range(rounds):
-    # Whoever is beaten is done, and without a ball there is nothing to walk.
+    # Broken certificates are done; balls of radius 0 hold nothing to walk.
     active = np.flatnonzero((score >= 0) & (target.radii > 0))
     if not active.size:
       break
@@ -110,14 +105,8 @@ def bisect(
 ) -> np.ndarray:
   """Moves adversarial points towards their images, as far as they stay so.
 
-  Args:
-    target: what is attacked.
-    points: [n, H, W, ch].
-    steps: halvings of each segment.
-
-  Returns:
-    [n, H, W, ch] in the format of the images; points that are not adversarial
-    stay where they are.
+  `steps` times it halves the segment from each image to its point, [n, H, W,
+  ch]. Points that are not adversarial stay where they are.
   """
   images = target.images.astype(np.float64)
   points = np.asarray(points).astype(target.images.dtype)

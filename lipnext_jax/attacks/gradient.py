@@ -2,7 +2,9 @@
 
 Libraries offer one ε per call; a certificate gives every image its own. APGD is
 F. Croce, M. Hein, "Reliable evaluation of adversarial robustness with an
-ensemble of diverse parameter-free attacks", ICML 2020, algorithm 1, in ℓ2.
+ensemble of diverse parameter-free attacks", ICML 2020, algorithm 1, in ℓ2. PGD
+(A. Madry et al., 2018) is the same loop without momentum and with steps of one
+length.
 
 Both return, per example, the point among all iterates at which the answer was
 closest to changing (the largest max_{j≠y} f_j − f_y), whatever loss led there.
@@ -25,8 +27,6 @@ _PROGRESS = 0.75  # ρ of APGD, from the paper: steps that should improve.
 _FIRST_CHECKPOINT = 0.22  # p_1 of APGD, as the next two, from the paper.
 _CHECKPOINT_DECREMENT = 0.03
 _SHORTEST_PERIOD = 0.06
-# PGD's step is this over the number of steps, in ε (A. Madry et al., 2018).
-_PGD_REACH = 2.5
 
 
 class Search(NamedTuple):
@@ -37,17 +37,18 @@ class Search(NamedTuple):
   steps: int = 40
 
 
-class _Problem(NamedTuple):
-  """One example: how a point is evaluated, and where to stay."""
+class _Schedule(NamedTuple):
+  """The steps of a method, after a first round that evaluates the start."""
 
-  # x → loss, how close the answer is to changing, gradient of the loss.
-  evaluate: Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
-  project: Callable[[jax.Array], jax.Array]
-  epsilon: jax.Array
+  length: float  # Of the first step, in ε.
+  shares: np.ndarray  # Shape (steps + 1,): of the new step; the rest: momentum.
+  # Shape (steps + 1,): length of the window that a checkpoint ends, else 0; −1
+  # takes note of the loss.
+  windows: np.ndarray
 
 
 def checkpoints(steps: int) -> np.ndarray:
-  """APGD's window at each step: its length at a checkpoint, else 0. [steps].
+  """Returns APGD's window at each step: its length at a checkpoint, else 0.
 
   >>> checkpoints(20).nonzero()[0].tolist()
   [4, 8, 11, 13, 15, 17, 18, 19]
@@ -65,27 +66,19 @@ def checkpoints(steps: int) -> np.ndarray:
   return windows
 
 
-def _select(condition: jax.Array, new: Any, old: Any) -> Any:
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+def _pgd(steps: int) -> _Schedule:
+  """Plans steps of constant length, which reach 2.5 ε together."""
+  return _Schedule(2.5 / steps, np.ones(steps + 1), np.zeros(steps + 1, int))
 
 
-def _pgd(problem: _Problem, start: jax.Array, steps: int) -> jax.Array:
-  """Steps of constant length along the normalised gradient."""
-  length = problem.epsilon * _PGD_REACH / steps
+def _apgd(steps: int) -> _Schedule:
+  """Plans momentum, and steps that halve (back at the top) once they stall."""
+  shares = np.full(steps + 1, _MOMENTUM)
+  shares[:2] = 1  # The first step has no momentum.
+  return _Schedule(2.0, shares, np.concatenate([[-1], checkpoints(steps)]))
 
-  def step(carry, _):
-    x, best = carry
-    _, score, grad = problem.evaluate(x)
-    best = _select(score > best[1], (x, score), best)
-    return (
-      problem.project(x + length * objectives.normalize(grad)),
-      best,
-    ), None
 
-  nothing = (start, jnp.full_like(length, -jnp.inf))
-  # Once more than there are steps: the last iterate is judged, not moved.
-  (_, best), _ = jax.lax.scan(step, (start, nothing), length=steps + 1)
-  return best[0]
+METHODS: dict[str, Callable[[int], _Schedule]] = {'pgd': _pgd, 'apgd': _apgd}
 
 
 class _Point(NamedTuple):
@@ -96,8 +89,8 @@ class _Point(NamedTuple):
   grad: jax.Array
 
 
-class _Apgd(NamedTuple):
-  """The state of APGD for one example."""
+class _State(NamedTuple):
+  """The state of a search for one example."""
 
   here: _Point
   previous: jax.Array
@@ -109,23 +102,34 @@ class _Apgd(NamedTuple):
   checked_loss: jax.Array  # and the highest loss known then.
 
 
-def _apgd(problem: _Problem, start: jax.Array, steps: int) -> jax.Array:
-  """Momentum, and steps that halve (back at the top) once they stall."""
-  project = problem.project
+def _select(condition: jax.Array, new: Any, old: Any) -> Any:
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
-  def step(s: _Apgd, schedule):
-    share, window = schedule
+
+def _climb(evaluate, project, start, epsilon, schedule: _Schedule) -> jax.Array:
+  """Climbs the loss from `start`; returns the point closest to a change.
+
+  Args:
+    evaluate: x → loss, how close the answer is to changing, gradient.
+    project: x → the nearest point of the set to stay in.
+    start: of any shape.
+    epsilon: scalar, radius of the ball.
+    schedule: of the method.
+  """
+
+  def step(s: _State, now):
+    share, window = now
     x = s.here.x
     ahead = project(x + s.length * objectives.normalize(s.here.grad))
     x = project(x + share * (ahead - x) + (1 - share) * (x - s.previous))
-    loss, score, grad = problem.evaluate(x)
+    loss, score, grad = evaluate(x)
     here = _Point(x, loss, grad)
     top = _select(loss > s.top.loss, here, s.top)
     risen = s.risen + (loss > s.here.loss)
     check = window > 0
     stuck = ~s.halved & (top.loss <= s.checked_loss)
     halve = check & ((risen < _PROGRESS * window) | stuck)
-    return _Apgd(
+    return _State(
       here=_select(halve, top, here),
       previous=jnp.where(halve, top.x, s.here.x),
       top=top,
@@ -136,31 +140,23 @@ def _apgd(problem: _Problem, start: jax.Array, steps: int) -> jax.Array:
       checked_loss=jnp.where(window != 0, top.loss, s.checked_loss),
     ), None
 
-  # The first round moves nothing, and so evaluates the start.
-  lowest = jnp.full_like(problem.epsilon, -jnp.inf)
-  still = jnp.zeros_like(start)
-  state = _Apgd(
+  # Without a gradient, the first round moves nothing and evaluates the start.
+  lowest, still = jnp.full_like(epsilon, -jnp.inf), jnp.zeros_like(start)
+  state = _State(
     here=_Point(start, -lowest, still),
     previous=start,
     top=_Point(start, lowest, still),
     best=(start, lowest),
-    length=2 * problem.epsilon,
+    length=schedule.length * epsilon,
     risen=jnp.zeros((), jnp.int32),
     halved=jnp.zeros((), bool),
     checked_loss=lowest,
   )
-  shares = np.full(steps + 1, _MOMENTUM)
-  shares[:2] = 1  # Nor does the first move have a momentum.
-  windows = np.concatenate([[-1], checkpoints(steps)])
-  schedule = (jnp.asarray(shares, start.dtype), jnp.asarray(windows))
-  state, _ = jax.lax.scan(step, state, schedule)
-  return state.best[0]
-
-
-METHODS: dict[str, Callable[[_Problem, jax.Array, int], jax.Array]] = {
-  'pgd': _pgd,
-  'apgd': _apgd,
-}
+  rounds = (
+    jnp.asarray(schedule.shares, start.dtype),
+    jnp.asarray(schedule.windows),
+  )
+  return jax.lax.scan(step, state, rounds)[0].best[0]
 
 
 @functools.partial(jax.jit, static_argnames=('apply', 'method', 'steps'))
@@ -188,7 +184,7 @@ def _run(apply, params, key, box, loss, examples, method, steps):
       return objectives.project(x, center, epsilon, box)
 
     start = project(objectives.random_start(key, center, epsilon))
-    return METHODS[method](_Problem(evaluate, project, epsilon), start, steps)
+    return _climb(evaluate, project, start, epsilon, METHODS[method](steps))
 
   return jax.vmap(search)(jax.random.split(key, len(examples[0])), *examples)
 
@@ -205,12 +201,12 @@ def attack(
   """Runs one random restart on every example.
 
   Args:
-    target: what is attacked; the answers to change are its predictions.
+    target: whose predictions are the answers to change.
     search: method, loss, steps.
     epsilons: [n], ℓ2 radii of the balls to search.
     rivals: [n] int, for `rival_margin`.
     seed: of the random start.
-    box: stay in [0, 1] too.
+    box: whether to stay in [0, 1], too.
 
   Returns:
     [n, H, W, ch], float32 or wider, inside the balls up to the rounding of the
@@ -219,17 +215,15 @@ def attack(
   wide = np.promote_types(target.images.dtype, np.float32)
   loss = list(objectives.LOSSES).index(search.loss)
   labels, rivals = target.predictions.astype(np.int32), rivals.astype(np.int32)
+  batches = target_lib.batches(
+    target.batch_size, target.images, labels, rivals, epsilons.astype(wide)
+  )
   points = []
   with target.arithmetic():
-    key = jax.random.key(seed)
-    for part, (*examples, valid) in enumerate(
-      target_lib.batches(
-        target.batch_size, target.images, labels, rivals, epsilons.astype(wide)
-      )
-    ):
-      key_of_part = jax.random.fold_in(key, part)
+    for part, (*examples, valid) in enumerate(batches):
+      key = jax.random.fold_in(jax.random.key(seed), part)
       found: Any = _run(
-        target.apply, target.params, key_of_part, box, loss, tuple(examples),
+        target.apply, target.params, key, box, loss, tuple(examples),
         search.method, search.steps,
       )  # fmt: skip
       points.append(np.asarray(found)[:valid])
@@ -237,7 +231,7 @@ def attack(
 
 
 def nearest_rivals(target: target_lib.Target, rank: int) -> np.ndarray:
-  """The class with the `rank`-th largest logit but the answer's own: [n] int.
+  """Returns the class with the `rank`-th largest logit among rivals: [n] int.
 
   Ranks beyond the number of rivals start again with the first.
   """

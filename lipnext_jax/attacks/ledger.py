@@ -1,7 +1,7 @@
-"""The referee: every point an attack proposes is judged here, exactly.
+"""The referee: judges exactly every point that an attack proposes.
 
-An attack only proposes. Whether the answer changed is asked of the function
-under attack in its own arithmetic, how far away the point is of exact numbers.
+The function under attack says in its own arithmetic whether the answer changed;
+exact numbers say how far away the point is.
 """
 
 from typing import Any
@@ -20,25 +20,23 @@ class Best(NamedTuple):
   points: np.ndarray  # Shape (n, H, W, ch): the image itself where none is.
   answers: np.ndarray  # Shape (n,): int.
 
-  def update(
-    self, distances: np.ndarray, points: np.ndarray, answers: np.ndarray
-  ) -> None:
-    """Takes what is nearer, in place; infinite distances change nothing."""
-    nearer = distances < self.distances
-    for mine, new in zip(self, (distances, points, answers), strict=True):
+  def update(self, *found: np.ndarray) -> None:
+    """Takes distances, points and answers that are nearer, in place."""
+    nearer = found[0] < self.distances
+    for mine, new in zip(self, found, strict=True):
       mine[nearer] = new[nearer]
 
 
 class Ledger:
-  """What the attacks on one target have found so far.
+  """Records what the attacks on one target have found so far.
 
   Attributes:
-    target: what is attacked.
-    anywhere: nearest adversarials, whatever their pixels.
-    in_box: nearest adversarials with all pixels in [0, 1].
-    broken: [n] bool: certificates with a counterexample inside their ball.
+    target: the certificates under attack.
+    anywhere: nearest adversarial examples, whatever their pixels.
+    in_box: nearest adversarial examples with all pixels in [0, 1].
+    broken: [n] bool, certificates with a counterexample inside their ball.
     attacks: {name: {'runs', 'successes', its settings}}.
-    certified_runs: attack runs that ended at a certified radius.
+    certified_runs: number of runs that ended at a certified radius.
   """
 
   def __init__(self, target: target_lib.Target):
@@ -69,10 +67,10 @@ class Ledger:
     """Records one point per image.
 
     Args:
-      name: of the attack, under which runs and successes are added up.
+      name: of the attack, whose runs and successes are added up.
       points: [n, H, W, ch], rounded here to the format of the images.
       settings: recorded with the name.
-      epsilons: [n]: a point further away is no success (but is remembered).
+      epsilons: [n]; a point further away is remembered but no success.
       at_radius: whether the runs searched up to the certified radius.
     """
     target = self.target

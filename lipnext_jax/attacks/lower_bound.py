@@ -1,4 +1,4 @@
-"""How tight Λ is: pairs of points that the backbone drives far apart.
+"""Bounds Lipschitz constants from below: how tight is Λ?
 
 A proved bound from above says nothing about how much of it is real. Gradient
 ascent on pairs (x, x') gives bounds from below: for the backbone g and for the
@@ -24,6 +24,7 @@ import optax
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax.attacks import objectives
+from lipnext_jax.certify import rigorous
 
 _LARGEST_DISTANCE = 1.0  # ℓ2, [0, 1] pixel units: global behaviour, …
 _SMALLEST_DISTANCE = 1e-2  # … and local: Jacobians, but far above rounding.
@@ -46,7 +47,7 @@ def _ascend(model, params, keys, images, distances, steps):
   k, c = kernel.shape
   # The backbone is the model under a head that changes nothing.
   features = model.clone(num_classes=c)
-  identity = {'kernel': jnp.eye(c), 'bias': jnp.zeros(c)}
+  params = params | {'head': {'kernel': jnp.eye(c), 'bias': jnp.zeros(c)}}
   rows = losses.row_distances(kernel)
   tx = optax.adam(_LEARNING_RATE)
 
@@ -58,7 +59,7 @@ def _ascend(model, params, keys, images, distances, steps):
     def objective(pair):
       x, direction = pair
       both = jnp.stack([x, x + distance * objectives.normalize(direction)])
-      g: Any = features.apply({'params': params | {'head': identity}}, both)
+      g: Any = features.apply({'params': params}, both)
       moved = (g[1] - g[0]) / distance
       backbone = jnp.linalg.norm(moved)
       changes = kernel @ moved
@@ -98,19 +99,22 @@ def lipschitz_lower_bound(
     model: a `models.interface.CertifiedModel`.
     params: its explicit parameters.
     images: [n, H, W, ch] in [0, 1], starting points, taken in turn.
-    restarts: pairs.
+    restarts: number of pairs.
     steps: of ascent.
     seed: of the directions.
   """
+  turn = np.arange(restarts)
+  # Neighbouring restarts climb different quotients: each gets all distances.
+  distances = np.geomspace(
+    _LARGEST_DISTANCE, _SMALLEST_DISTANCE, (restarts + 1) // 2
+  )
   with jax.enable_x64(True):
-    wide = model.explicit(jnp.float64)
-    params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), params)
-    starts = np.asarray(images, np.float64)[np.arange(restarts) % len(images)]
-    # Neighbouring restarts climb different quotients: each gets all distances.
-    distances = np.geomspace(
-      _LARGEST_DISTANCE, _SMALLEST_DISTANCE, -(-restarts // 2)
+    found = _ascend(
+      model.explicit(jnp.float64),
+      rigorous.float64_params(params),
+      jax.random.split(jax.random.key(seed), restarts),
+      np.asarray(images, np.float64)[turn % len(images)],
+      distances[turn // 2],
+      steps,
     )
-    distances = np.repeat(distances, 2)[:restarts]
-    keys = jax.random.split(jax.random.key(seed), restarts)
-    found = _ascend(wide, params, keys, starts, distances, steps)
     return LowerBound(*(float(np.max(quotients)) for quotients in found))

@@ -1,7 +1,7 @@
-"""What gradient attacks climb, and the sets they stay in, for one example.
+"""Losses that gradient attacks climb, and the sets that they stay in.
 
-Shapes: logits [k], label and rival scalar ints: the answer to be changed, and
-the class to change it into, for losses that have one.
+For one example: logits [k]; label, the answer to be changed; rival, the class
+to change it into, which `rival_margin` alone uses.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,7 @@ Loss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def best_rival(logits: jax.Array, label: jax.Array) -> jax.Array:
-  """Returns max_{j≠y} f_j − f_y: positive where the answer is another.
-
-  >>> best_rival(jnp.array([3.0, 1.0, 2.0]), jnp.array(0)).item()
-  -1.0
-  """
+  """Returns max_{j≠y} f_j − f_y: positive where the answer is another."""
   own = jnp.arange(logits.size) == label
   return jnp.max(jnp.where(own, -jnp.inf, logits)) - logits[label]
 
@@ -25,22 +21,16 @@ def best_rival(logits: jax.Array, label: jax.Array) -> jax.Array:
 def cross_entropy(
   logits: jax.Array, label: jax.Array, rival: jax.Array
 ) -> jax.Array:
-  """The usual loss; its gradient dies out where the margin is large."""
+  """Computes the usual loss, whose gradient vanishes at large margins."""
   del rival
   return jax.nn.logsumexp(logits) - logits[label]
 
 
 def dlr(logits: jax.Array, label: jax.Array, rival: jax.Array) -> jax.Array:
-  """Difference of logits ratio: (max_{j≠y} f_j − f_y)/(f_π1 − f_π3).
+  """Computes DLR, the ratio (max_{j≠y} f_j − f_y)/(f_π1 − f_π3).
 
-  Invariant to shifts and scales of the logits (F. Croce, M. Hein, "Reliable
-  evaluation of adversarial robustness …", ICML 2020). With two classes there
-  is no third logit, and the difference stands alone.
-
-  >>> label = jnp.array(0)
-  >>> [dlr(s * jnp.array([3.0, 1.0, 2.0]) + 5, label, label).item()
-  ...  for s in (1.0, 64.0)]
-  [-0.5, -0.5]
+  It is invariant to shifts and scales of the logits (F. Croce, M. Hein, ICML
+  2020). With two classes there is no third logit: it is the difference alone.
   """
   del rival
   difference = best_rival(logits, label)
@@ -54,7 +44,7 @@ def dlr(logits: jax.Array, label: jax.Array, rival: jax.Array) -> jax.Array:
 def rival_margin(
   logits: jax.Array, label: jax.Array, rival: jax.Array
 ) -> jax.Array:
-  """f_rival − f_y: towards one class, linear in the logits."""
+  """Computes f_rival − f_y, which is linear in the logits."""
   return logits[rival] - logits[label]
 
 
@@ -66,11 +56,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def normalize(x: jax.Array) -> jax.Array:
-  """Scales an array to unit ℓ2 norm; zeros stay.
-
-  >>> normalize(jnp.array([3.0, 4.0])).round(6).tolist()
-  [0.6000000238418579, 0.800000011920929]
-  """
+  """Scales an array to unit ℓ2 norm; zeros stay."""
   size = jnp.linalg.norm(x.ravel())
   return x / jnp.where(size > 0, size, 1)
 
@@ -81,16 +67,10 @@ def project(
   epsilon: jax.Array,
   box: jax.typing.ArrayLike,
 ) -> jax.Array:
-  """Projects into the ball of radius ε around `center`, then into [0, 1].
+  """Projects into the ball of radius ε around `center`, then, in a box, [0, 1].
 
   For a center in [0, 1], clipping moves every coordinate towards it: the point
   stays in the ball (it need not be the nearest one of the intersection).
-
-  Args:
-    x: of any shape, as `center`.
-    center: of the ball.
-    epsilon: ℓ2 radius in the units of the images.
-    box: whether to stay in [0, 1]; bool, or a traced one.
 
   >>> project(jnp.array([3.0, 4.0]), jnp.zeros(2), 2.5, False).tolist()
   [1.5, 2.0]

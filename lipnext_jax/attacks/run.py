@@ -1,4 +1,4 @@
-"""All attacks on all certificates of a target, in order, and their yield."""
+"""Runs all attacks on all certificates of a target, and sums up their yield."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -80,6 +80,14 @@ def attack_target(
     ledger.judge(name, points, search._asdict(), **options)
     return points
 
+  def search_beyond(where, limits, rival, chosen):
+    for box in (False, True):
+      for search in chosen:
+        points = search_balls(
+          search, where, limits, rival, box, True, epsilons=limits
+        )
+        ledger.judge('bisection', floating.bisect(target, points), {})
+
   starts: list[np.ndarray] = []
   radii = np.minimum(target.radii, exact.FARTHEST)
   for box in (False, True):
@@ -91,14 +99,6 @@ def attack_target(
         )  # fmt: skip
         starts = [*starts[-1:], points]
   say(_found(ledger, 'gradient attacks at the certified radii'))
-
-  def search_beyond(where, limits, rival, chosen):
-    for box in (False, True):
-      for search in chosen:
-        points = search_balls(
-          search, where, limits, rival, box, True, epsilons=limits
-        )
-        ledger.judge('bisection', floating.bisect(target, points), {})
 
   for epsilon in epsilons:
     limits = np.full(len(radii), float(epsilon))
@@ -129,19 +129,17 @@ def _found(ledger: ledger_lib.Ledger, what: str) -> str:
 
 def summarise(
   ledger: ledger_lib.Ledger,
-  ids: np.ndarray,
   labels: np.ndarray,
   epsilons: Sequence[float],
 ) -> dict[str, Any]:
-  """Returns what `attack.json` says of the attacks.
+  """Returns what `attack.json` says of the attacks on the first examples.
 
   `robust` counts correct answers for which nothing at distance <= ε changes
   them; `robust_in_box` only what lies in [0, 1]. Both are upper bounds on what
   is truly robust, as CRA is a lower bound; the gap is robust − CRA, in points.
 
   Args:
-    ledger: of `attack_target`.
-    ids: [n] int, positions in the split.
+    ledger: from `attack_target`.
     labels: [n] int.
     epsilons: reported ℓ2 radii.
   """
@@ -170,7 +168,7 @@ def summarise(
     'clean': 100 * float(np.mean(correct)),
     'runs': ledger.certified_runs,
     'broken': int(np.sum(ledger.broken)),
-    'broken_ids': ids[ledger.broken].tolist(),
+    'broken_ids': np.flatnonzero(ledger.broken).tolist(),
     # Nearest adversarial over certified radius; None: no example of either.
     'least_ratio': least if np.isfinite(least) else None,
     'epsilons': rows,
@@ -179,16 +177,15 @@ def summarise(
 
 
 def arrays(
-  ledger: ledger_lib.Ledger, ids: np.ndarray, labels: np.ndarray
+  ledger: ledger_lib.Ledger, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
   """Returns what `attack.npz` holds: a row per example, and a few to look at.
 
-  Shown are images in [0, 1] with correct answers, whose nearest adversarial
-  example in [0, 1] is closest to the certified ball, by distance over radius.
+  Those shown have correct answers; their adversarial examples in [0, 1] are the
+  closest ones to the certified balls, by distance over radius.
 
   Args:
-    ledger: of `attack_target`.
-    ids: [n] int, positions in the split.
+    ledger: from `attack_target`.
     labels: [n] int.
   """
   target, best = ledger.target, ledger.in_box
@@ -198,13 +195,13 @@ def arrays(
   ratio[usable] = best.distances[usable] / target.radii[usable]
   shown = np.argsort(ratio, kind='stable')[: min(_SHOWN, int(np.sum(usable)))]
   return {
-    'id': ids,
+    'id': np.arange(len(labels)),
     'label': labels,
     'prediction': target.predictions,
     'radius': target.radii,
     'distance': ledger.anywhere.distances,
     'distance_in_box': best.distances,
-    'shown_id': ids[shown],
+    'shown_id': shown,
     'original': target.images[shown].astype(np.float32),
     'adversarial': best.points[shown].astype(np.float32),
     'adversarial_prediction': best.answers[shown],

@@ -1,4 +1,4 @@
-"""What is attacked: a function in its own arithmetic, and its certificates."""
+"""Targets of attacks: functions in their own arithmetic, with certificates."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -10,31 +10,28 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import certify
-from lipnext_jax import models
 from lipnext_jax.certify import rigorous
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 
-BATCH_SIZE = 512  # Of one forward pass; the last one is padded to it.
+BATCH_SIZE = 512  # Images in one forward pass.
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
   """A flax model as a function; equal models share compiled programs.
 
-  >>> model = models.LipNeXt(num_classes=2, depth=1, width=4, patch_size=2)
-  >>> Network(model) == Network(model.clone())
+  >>> Network(nn.Dense(2)) == Network(nn.Dense(2))
   True
   """
 
   model: nn.Module
 
   def __call__(self, params: Any, images: jax.Array) -> jax.Array:
-    """Images [b, H, W, ch] → logits [b, k]."""
+    """Computes logits [b, k] of images [b, H, W, ch]."""
     logits: Any = self.model.apply({'params': params}, images)
     return logits
 
@@ -72,10 +69,7 @@ class Target(NamedTuple):
     return np.concatenate(chunks)
 
   def answers(self, points: np.ndarray) -> np.ndarray:
-    """Predicts [m] of points [m, H, W, ch]; −1: logits that are no numbers.
-
-    Ties go to the lowest class, as everywhere.
-    """
+    """Predicts [m] classes, the lowest of a tie; −1: logits are not finite."""
     logits = self.logits(points)
     sound = np.all(np.isfinite(logits), axis=-1)
     return np.where(sound, np.argmax(logits, axis=-1), -1)
@@ -89,10 +83,7 @@ def _jit_apply(apply, params, images):
 def batches(size: int, *arrays: np.ndarray) -> Iterator[Any]:
   """Yields (*parts, valid): parts of `size` rows, the last padded by copies.
 
-  One shape is one compiled program, and one order of summation.
-
-  >>> [(part.tolist(), valid) for part, valid in batches(2, np.arange(3))]
-  [([0, 1], 2), ([2, 2], 1)]
+  One shape means one compiled program and one order of summation.
   """
   total = len(arrays[0])
   for start in range(0, total, size):
@@ -113,29 +104,25 @@ def fast_target(
     model: in any precision; evaluated in float32 at the highest one.
     params: the weights that are certified.
     images: [n, H, W, ch], uint8 or float32 in [0, 1].
-    batch_size: of one forward pass.
+    batch_size: images in one forward pass.
   """
   images = np.asarray(layers.to_unit(images), np.float32)
+  batch_size = min(batch_size, len(images))
   constants = certify.prove_constants(params)
-  target = Target(
+  certifier = certify.fast_certifier(model, params, constants)
+  found = [
+    (certifier(batch), valid) for batch, valid in batches(batch_size, images)
+  ]
+  radii = np.concatenate([np.min(r, axis=-1)[:v] for (_, r), v in found])
+  return Target(
     apply=Network(model.explicit()),
     params=params,
     images=images,
-    predictions=np.zeros(len(images), np.int32),
-    radii=np.zeros(len(images)),
+    predictions=np.concatenate([p[:v] for (p, _), v in found]),
+    radii=radii.astype(np.float64),
     lipschitz=constants.lipschitz,
     closed=False,
-    batch_size=min(batch_size, len(images)),
-  )
-  constants = constants.on_device()  # Rounded up, as evaluation does.
-  predictions, radii = certify.certified_radius(
-    jnp.asarray(target.logits(images)),
-    models.head_kernel({'params': params}),
-    constants.lipschitz,
-    certify.margin_floor(images, constants),
-  )
-  return target._replace(
-    predictions=np.asarray(predictions), radii=np.asarray(radii, np.float64)
+    batch_size=batch_size,
   )
 
 
@@ -146,13 +133,9 @@ def rigorous_target(
   *,
   batch_size: int = BATCH_SIZE,
 ) -> Target:
-  """Certifies images in float64, its rounding subtracted: closed balls.
+  """Certifies images in float64 and subtracts its rounding: closed balls.
 
-  Args:
-    model: see `fast_target`.
-    params: see `fast_target`.
-    images: [n, H, W, ch], uint8 or float in [0, 1].
-    batch_size: see `fast_target`.
+  The arguments are those of `fast_target`.
   """
   images = rigorous.to_unit64(images)
   batch_size = min(batch_size, len(images))

@@ -1,4 +1,4 @@
-"""Certificates: from logits to radii that hold, and the constant they need."""
+"""Certifies radii from logits, and bounds the constant that they need."""
 
 from lipnext_jax.certify.bound import bound_product
 from lipnext_jax.certify.bound import float32_above
@@ -8,6 +8,7 @@ from lipnext_jax.certify.fast import Constants
 from lipnext_jax.certify.fast import fast_certifier
 from lipnext_jax.certify.fast import margin_floor
 from lipnext_jax.certify.fast import prove_constants
+from lipnext_jax.certify.predictor import CERTIFICATES
 from lipnext_jax.certify.predictor import Contents
 from lipnext_jax.certify.predictor import export_predictor
 from lipnext_jax.certify.predictor import export_program
@@ -15,11 +16,11 @@ from lipnext_jax.certify.predictor import load_predictor
 from lipnext_jax.certify.predictor import Predictor
 from lipnext_jax.certify.radius import certified_accuracy
 from lipnext_jax.certify.radius import certified_radius
-from lipnext_jax.certify.radius import rival_radii
 from lipnext_jax.certify.rigorous import rigorous_certifier
 from lipnext_jax.certify.rigorous import rigorous_radius
 
 __all__ = [
+  'CERTIFICATES',
   'Constants',
   'Contents',
   'Predictor',
@@ -37,5 +38,4 @@ __all__ = [
   'prove_constants',
   'rigorous_certifier',
   'rigorous_radius',
-  'rival_radii',
 ]

@@ -30,7 +30,6 @@ import numpy as np
 from lipnext_jax import certify
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
-from lipnext_jax import evaluate
 from lipnext_jax import models
 from lipnext_jax.certify import decimals
 from lipnext_jax.certify import fast
@@ -98,7 +97,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   add(
     '--certificate',
-    choices=evaluate.CERTIFICATES,
+    choices=certify.CERTIFICATES,
     help='float32, or float64 with its rounding subtracted; by default the '
     'latter, where it can be had',
   )

@@ -1,8 +1,8 @@
-"""A proved upper bound on the Lipschitz constant of what was stored.
+"""Proves an upper bound on the Lipschitz constant of stored parameters.
 
-The product of the norms of all operators that a backbone applies, each bounded
-in float64 with rounding accounted for: matrices in `norms`, convolutions in
-`convolution`. What an array is, its name says (see `lipschitz_bounds`).
+It is the product of bounds on the norms of all operators that a backbone
+applies, in float64 with rounding accounted for: matrices in `norms`,
+convolutions in `convolution`. The name of an array tells which operator it is.
 """
 
 from collections.abc import Callable
@@ -21,29 +21,24 @@ from lipnext_jax.models import parametrizations
 from lipnext_jax.optim import recipe
 from lipnext_jax.optim import trees
 
-# Σ‖c‖ a token that `lipschitz_bound` puts up with; the digits model has 15.
+# Largest Σ‖c‖ a token that `lipschitz_bound` accepts; the digits model has 15.
 LARGEST_CONSTANTS = 2.0**10
 
 
 def float32_above(value: float) -> np.float32:
-  """The next float32 above `value`: Λ may only grow on its way to a device.
-
-  >>> float(float32_above(1 + 1e-12)) > 1 + 1e-12
-  True
-  """
-  with np.errstate(over='ignore'):  # To infinity, which is above.
+  """Returns the next float32 above `value`, for Λ on a device."""
+  with np.errstate(over='ignore'):  # Infinity is above, too.
     return np.nextafter(np.float32(value), np.float32(np.inf))
 
 
 def operator_factor(path: str, norm: float) -> float:
-  """Bounds the Lipschitz constant of what a model makes of a matrix.
+  """Bounds the constant of the operator that a model makes of a matrix.
 
-  A block of LipNeXt is M (I + Rᵀ(S − I)R): its factor is ‖M‖ of M, and of R
-
-      2·max(1, ‖R‖₂²) − 1                          docs/certificates.md
+  A block of LipNeXt is M (I + Rᵀ(S − I)R). The factor of M is ‖M‖₂, and that of
+  R is 2·max(1, ‖R‖₂²) − 1 (docs/certificates.md).
 
   Args:
-    path: 'a/b/leaf'.
+    path: of the leaf, 'blocks/R'.
     norm: a bound on max(1, ‖W‖₂).
 
   >>> operator_factor('blocks/M', 1.25), operator_factor('blocks/R', 1.0)
@@ -56,11 +51,7 @@ def operator_factor(path: str, norm: float) -> float:
 
 
 def check_explicit(name: str) -> None:
-  """Refuses a leaf that is mapped to a matrix before that is applied.
-
-  Raises:
-    ValueError: naming it.
-  """
+  """Raises ValueError for a leaf that is mapped to the matrix to apply."""
   if name.endswith(parametrizations.RAW):
     raise ValueError(
       f'{name} is mapped before it is applied; certify '
@@ -76,24 +67,19 @@ def lipschitz_bounds(
 ) -> dict[str, list[float]]:
   """Bounds every operator of every layer: the factors of `lipschitz_bound`.
 
-  Leaves that `label_fn` calls orthogonal are matrices [..., m, n]; the names
+  Leaves that `label_fn` calls orthogonal are matrices [..., m, n]; leaves named
   `conv_zero`, `conv_circular` and `spectrum` are convolutions on the grid of
   `stem/pos`, see `convolution`. Everything else has to be 1-Lipschitz.
 
   Args:
-    params: see `lipschitz_bound`.
-    label_fn: see `lipschitz_bound`.
-    factor_fn: see `lipschitz_bound`.
-    part: (i, n): bounds only every n-th matrix, from the i-th on, and puts 0
-      for the others. The maximum over all n parts is the whole.
+    params: as the next two, see `lipschitz_bound`.
+    label_fn: marks the matrices.
+    factor_fn: bounds what is made of one.
+    part: (i, n) to bound every n-th matrix alone, from the i-th on, with 0 for
+      the others; the maximum over all n parts is the whole.
 
   Raises:
-    ValueError: a raw leaf: what it makes is bounded, not the leaf; or a matrix
-      that float64 does not hold.
-
-  >>> bounds = lipschitz_bounds({'M': np.eye(2)[None], 'bias': np.zeros(2)})
-  >>> {name: len(layers) for name, layers in bounds.items()}
-  {'M': 1}
+    ValueError: a raw leaf, or a matrix that float64 does not hold.
   """
   labels = jax.tree.leaves(label_fn(params))
   leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -118,7 +104,7 @@ def lipschitz_bounds(
 
 
 def _grid(leaves: Any, name: str) -> tuple[int, int]:
-  """(h, w) of the positional term [h, w, 1] that a convolutional stem has."""
+  """Returns (h, w) of the positional term [h, w, 1] of a convolutional stem."""
   for path, leaf in leaves:
     if trees.path_name(path).endswith('stem/pos'):
       return leaf.shape[:2]
@@ -126,16 +112,11 @@ def _grid(leaves: Any, name: str) -> tuple[int, int]:
 
 
 def sum_constants(params: Any) -> tuple[float, int]:
-  """Sums the norms of all constants that a backbone adds: Σ ‖c‖.
+  """Sums the norms of all constants that a backbone adds.
 
   A bias [..., c] is added to every token, a positional term [..., h, w, 1] to
-  every channel.
-
-  Args:
-    params: leaves `bias` and `pos` are such constants, but for the head's.
-
-  Returns:
-    Σ ‖c‖, and the number of tokens.
+  every channel. Returns Σ ‖c‖ over the leaves `bias` and `pos` outside of the
+  head, and the number of tokens.
 
   >>> sum_constants({'stem': {'bias': np.array([3.0, 4.0])}})
   (5.0, 1)
@@ -171,17 +152,16 @@ def lipschitz_bound(
 
       Λ = ‖Q‖₂ Π ‖M‖₂ (2·max(1, ‖R‖₂²) − 1)
 
-  for LipNeXt, in bounds on the norms of the stored matrices; likewise the
-  product over all orthogonal matrices and convolutions of other models. The
-  rest of a backbone (β-Abs, MinMax, pooling, biases) is 1-Lipschitz as it
-  stands. Proved for exact arithmetic on the stored numbers.
+  for LipNeXt, in bounds on the norms of the stored matrices, and the product
+  over all orthogonal matrices and convolutions for other models. The rest of a
+  backbone (β-Abs, MinMax, pooling, biases) is 1-Lipschitz as it stands. The
+  proof is for exact arithmetic on the stored numbers.
 
-  One number cannot say what float32 makes of constants that one layer adds and
-  another takes away. So constants whose norms sum to more than 2¹⁰ a token are
-  refused here; with fewer, rounding can be behind those radii of bare logits
-  alone (`certified_radius`) that are below 64·2⁻²⁴·2¹⁰ = 0.004 times the root
-  of the number of tokens. `fast_certifier` and `rigorous_certifier` take any
-  constants.
+  It does not cover float32's rounding of constants that one layer adds and
+  another takes away. Those whose norms sum to more than 2¹⁰ a token are refused
+  here; with fewer, only radii of bare logits (`certified_radius`) below
+  64·2⁻²⁴·2¹⁰ = 0.004 times the root of the number of tokens can be rounding.
+  `fast_certifier` and `rigorous_certifier` take any constants.
 
   Args:
     params: the model's explicit parameters (or `{'params': …}`), fetched to
@@ -194,9 +174,8 @@ def lipschitz_bound(
     A Python float >= the true constant.
 
   Raises:
-    ValueError: no orthogonal parameter, an unlabelled or raw one, or one that
-      is not finite, or that float64 does not hold (complex, say); biases and
-      positional terms as above.
+    ValueError: no orthogonal parameter; an unlabelled or raw one, one that is
+      not finite or not held by float64; too large biases and positional terms.
 
   >>> params = {'blocks': {'R': np.eye(4)[None], 'M': 1.001 * np.eye(4)[None]}}
   >>> 1.001 <= lipschitz_bound(params) < 1.0011
@@ -214,13 +193,10 @@ def lipschitz_bound(
 
 
 def bound_product(bounds: Mapping[str, Sequence[float]]) -> float:
-  """`lipschitz_bound`, of the factors that `lipschitz_bounds` gave.
+  """Multiplies the factors of `lipschitz_bounds` and rounds up.
 
   Raises:
     ValueError: there is none.
-
-  >>> 6.0 <= bound_product({'R': [1.0, 2.0], 'M': [3.0]}) < 6.0 + 1e-12
-  True
   """
   if not bounds:
     raise ValueError('lipschitz_bound found no orthogonal parameter to bound.')

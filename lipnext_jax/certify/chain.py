@@ -51,13 +51,6 @@ def lipnext_chain(
 
   Raises:
     ValueError: a parameter that is raw or not finite.
-
-  >>> import jax
-  >>> from lipnext_jax import models
-  >>> model = models.LipNeXt(num_classes=2, depth=3, width=8, patch_size=2)
-  >>> variables = model.init(jax.random.key(0), np.zeros((1, 4, 4, 1)))
-  >>> len(lipnext_chain(variables['params']))  # 3 + 4·3 + 1
-  16
   """
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     name = trees.path_name(path)

@@ -1,15 +1,14 @@
-"""Proved bounds on the norms of convolutions, frequency by frequency.
+"""Proves bounds on the norms of convolutions, frequency by frequency.
 
 With circular padding on an h×w grid a kernel acts on each frequency ω by
 
     Ŵ(ω) = Σ_t K_t e^{−i ω·t},    ‖conv‖₂ = max_ω ‖Ŵ(ω)‖₂.
 
 With zero padding, a k×k kernel on an h×w grid is a part (rows and columns) of
-the circular convolution on (h + k − 1)×(w + k − 1), so that the norm of the
-latter bounds it. That is far off on small grids (30 % on 4×4), where the matrix
-of the convolution is small enough to be bounded itself. A real kernel has
-‖Ŵ(−ω)‖ = ‖Ŵ(ω)‖: half of the frequencies suffice. Power iteration would
-approach the norm from below and is no bound.
+the circular convolution on (h + k − 1)×(w + k − 1), whose norm bounds it. That
+is far off on small grids (30 % on 4×4), where the matrix of the convolution is
+small enough to be bounded itself. A real kernel has ‖Ŵ(−ω)‖ = ‖Ŵ(ω)‖: half of
+the frequencies suffice.
 
 A stored half spectrum [h, w//2 + 1, 2, c, c] (real and imaginary parts) bounds
 `irfft2(Ŵ · rfft2(x))` whatever its numbers are: with inner frequencies counted
@@ -29,16 +28,16 @@ import numpy as np
 
 from lipnext_jax.certify import norms
 
-# Squarings of a first bound, which finds the frequencies that count.
+# Squarings of a first bound, which finds the largest frequencies.
 _CHEAP = 3
-# Matrices up to this side are bounded whole: seconds for each.
+# Largest side of matrices that are bounded whole, in seconds for each.
 _DENSE = 1024
 
 
 def kernel_bound(
   kernel: np.ndarray, grid: tuple[int, int], padding: str
 ) -> float:
-  """A float >= ‖x ↦ convolve(x, kernel)‖₂ on [h, w, ch] arrays.
+  """Bounds ‖x ↦ convolve(x, kernel)‖₂ on [h, w, ch] arrays from above.
 
   Args:
     kernel: [k, k, ch, c] of any float dtype, finite.
@@ -47,11 +46,6 @@ def kernel_bound(
 
   Raises:
     ValueError: not finite, not held by float64, or an unknown padding.
-
-  >>> kernel = np.zeros((3, 3, 1, 1))
-  >>> kernel[:, 1, 0, 0] = [1.0, 2.0, 1.0]
-  >>> 4.0 <= kernel_bound(kernel, (5, 5), 'circular') < 4.01
-  True
   """
   kernel = norms.to_float64(kernel)
   if not np.all(np.isfinite(kernel)):
@@ -73,14 +67,9 @@ def kernel_bound(
 
 
 def matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-  """The matrix of a convolution with zero padding; every entry exact.
+  """Returns the exact matrix of a convolution with zero padding.
 
-  Args:
-    kernel: [k, k, ch, c].
-    grid: (h, w).
-
-  Returns:
-    [h·w·c, h·w·ch].
+  It is [h·w·c, h·w·ch] for a kernel [k, k, ch, c] on the grid (h, w).
 
   >>> matrix(np.arange(1.0, 4.0).reshape(1, 3, 1, 1).repeat(3, 0), (1, 3))
   array([[2., 3., 0.],
@@ -88,7 +77,7 @@ def matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
          [0., 1., 2.]])
   """
   k = kernel.shape[0]
-  # What output o takes from input i: the tap i − o + (k − 1)//2, if there.
+  # Output o takes tap i − o + (k − 1)//2 of input i, if there is one.
   rows, columns = (
     np.arange(n)[None, :] - np.arange(n)[:, None] + (k - 1) // 2 for n in grid
   )
@@ -102,16 +91,15 @@ def matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def _phases(n: int, count: int, taps: int) -> np.ndarray:
-  """e^{−2πi f t/n} for the first `count` frequencies f, reduced mod n."""
+  """Returns e^{−2πi f t/n} for the first `count` frequencies f."""
   turns = np.outer(np.arange(count), np.arange(taps)) % n
   return np.exp(-2j * np.pi * turns / n)
 
 
 def _largest(matrices: np.ndarray) -> float:
-  """A float >= max ‖W‖₂ over [f, m, n] complex matrices.
+  """Bounds max ‖W‖₂ over [f, m, n] complex matrices from above.
 
-  Cheap bounds of all of them first: where one is below a good bound of another,
-  it need not be improved.
+  A cheap bound on one that is below a good bound on another is good enough.
   """
   real = [norms.realified(w) for w in matrices]
   cheap = np.array([norms.norm_bound(w, _CHEAP) for w in real])
@@ -124,14 +112,10 @@ def _largest(matrices: np.ndarray) -> float:
 
 
 def spectrum_bound(spectrum: np.ndarray) -> float:
-  """A float >= the norm of the convolution with this half spectrum, and >= 1.
+  """Bounds max(1, ‖conv‖₂) of the convolution with this half spectrum.
 
   Args:
     spectrum: [h, w//2 + 1, 2, c, c] of any float dtype, finite.
-
-  >>> eye = np.stack([np.eye(2), np.zeros((2, 2))])
-  >>> spectrum_bound(np.tile(eye, (4, 3, 1, 1, 1))) < 1 + 1e-12
-  True
   """
   wide = norms.to_float64(spectrum)
   matrices = (wide[..., 0, :, :] + 1j * wide[..., 1, :, :]).reshape(
@@ -155,7 +139,7 @@ def _spectra(leaf: np.ndarray, grid: tuple[int, int]) -> list[float]:
   return [spectrum_bound(spectrum) for spectrum in stack]
 
 
-# Name of a leaf [..., as above] → (leaf, grid) → a bound per layer.
+# Name of a stack of kernels or spectra → (stack, grid) → a bound per layer.
 BOUNDS: dict[str, Callable[[np.ndarray, tuple[int, int]], list[float]]] = {
   'conv_circular': functools.partial(_kernels, padding='circular'),
   'conv_zero': functools.partial(_kernels, padding='zero'),

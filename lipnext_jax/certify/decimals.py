@@ -1,4 +1,4 @@
-"""Numbers for people and for JSON: no digit claims more than was proved."""
+"""Writes numbers for people and JSON: no digit claims more than was proved."""
 
 import decimal
 from fractions import Fraction
@@ -6,9 +6,9 @@ import math
 
 
 def down(value: float, digits: int) -> str:
-  """Writes a number >= 0 with so many decimals, never above what it is.
+  """Writes a number >= 0 with `digits` decimals, rounded down.
 
-  0.3 is the float 0.29999999999999998890, for example:
+  The float 0.3 is 0.29999999999999998890, for example:
 
   >>> down(0.3, 2), down(0.5, 2), down(float('inf'), 2)
   ('0.29', '0.50', 'inf')
@@ -21,7 +21,7 @@ def down(value: float, digits: int) -> str:
 
 
 def up(value: float | decimal.Decimal, digits: int) -> str:
-  """Writes a number with so many significant digits, never below what it is.
+  """Writes a number with `digits` significant digits, rounded up.
 
   >>> up(4.25, 4), up(1.00049, 4), up(3.14e-11, 2)
   ('4.25', '1.001', '3.2e-11')
@@ -40,7 +40,7 @@ def excess_up(bound: float) -> str:
 
 
 def below(exact: Fraction | float) -> float:
-  """The largest float whose shortest decimal does not exceed `exact`.
+  """Returns the largest float whose shortest decimal is at most `exact`.
 
   >>> below(0.3), below(0.25), below(255 * Fraction(0.1))
   (0.29999999999999993, 0.25, 25.5)
@@ -49,7 +49,7 @@ def below(exact: Fraction | float) -> float:
 
 
 def below_product(factor: int, value: float) -> float:
-  """`below` of a product that floats would round to the nearest.
+  """Returns `below` of an exact product.
 
   >>> below_product(255, 0.1), below_product(255, math.inf)
   (25.5, inf)
@@ -60,7 +60,7 @@ def below_product(factor: int, value: float) -> float:
 
 
 def above(exact: Fraction | float) -> float:
-  """The smallest float whose shortest decimal is at least `exact`.
+  """Returns the smallest float whose shortest decimal is at least `exact`.
 
   >>> above(0.1), above(0.25)
   (0.10000000000000002, 0.25)

@@ -1,18 +1,17 @@
-"""Certificates in float32: Λ is proved, rounding is estimated and subtracted.
+"""Certifies in float32: Λ is proved, rounding is estimated and subtracted.
 
-The proof behind a radius (`radius`) is about exact logits. Float32's are off by
-some multiple of 2⁻²⁴ times the numbers they came from, and of those Λ says
-nothing: constants that one layer adds and another one takes away again can be
-as large as whoever made the weights wants them. So a margin f_p − f_j is
-lowered by
+The proof behind a radius (`radius`) is about exact logits. Those of float32 are
+off by some multiple of 2⁻²⁴ times the numbers they came from, which Λ does not
+bound: constants that one layer adds and another one takes away again can be as
+large as whoever made the weights wants them. So every margin f_p − f_j loses
 
     64·2⁻²⁴ (B + max|b|),    B >= ‖a‖ for the features a of x
 
 with B = Λ‖x − 1/2‖ + Λ₊ Σ ‖c‖ over all constants c that the backbone adds, and
 Λ₊ the product of its factors, none counted below 1. No feature on the way, nor
 what later layers make of its rounding, is larger. That is far more than float32
-rounds by, and takes next to nothing from trained models and everything from
-constants made to fool it; but it is no proof. `rigorous` is one:
+rounds by. It takes next to nothing from trained models and everything from
+constants made to fool it, but it is no proof. `rigorous` is one:
 docs/certificates.md.
 """
 
@@ -40,13 +39,13 @@ CLAIM = (
 
 
 class Constants(NamedTuple):
-  """Two numbers that a fast certificate takes from a model's parameters."""
+  """The two numbers that a fast certificate needs of a model's parameters."""
 
   lipschitz: Any  # Λ.
-  offset: Any  # Λ₊ Σ ‖c‖ + max|b|: features and head biases where x = 1/2.
+  offset: Any  # Λ₊ Σ ‖c‖ + max|b|: B + max|b| where x = 1/2.
 
   def on_device(self) -> 'Constants':
-    """Float32, rounded up, for programs that take them as arguments."""
+    """Returns them in float32, rounded up, for programs that take them."""
     return Constants(*map(bound.float32_above, self))
 
 
@@ -60,16 +59,8 @@ def prove_constants(
     bounds: `lipschitz_bounds(params)`, where that is known already.
 
   Raises:
-    ValueError: what `lipschitz_bound` refuses, constants that are not finite,
-      or rows of the head whose norm lies outside of [2⁻⁶⁰, 2⁶⁰], so that
-      float32 could not normalise them.
-
-  >>> from lipnext_jax import models
-  >>> model = models.LipNeXt(num_classes=2, depth=1, width=8, patch_size=2)
-  >>> params = model.init(jax.random.key(0), np.zeros((1, 4, 4, 1)))['params']
-  >>> constants = prove_constants(params)  # All biases are 0.
-  >>> 1 <= constants.lipschitz < 1 + 1e-5, constants.offset
-  (True, 0.0)
+    ValueError: see `lipschitz_bound`; or the head has rows whose norm lies
+      outside of [2⁻⁶⁰, 2⁶⁰], so that float32 cannot normalise them.
   """
   bounds = bounds or bound.lipschitz_bounds(params)
   params = params.get('params', params)
@@ -90,14 +81,11 @@ def prove_constants(
 def margin_floor(
   images: jax.typing.ArrayLike, constants: Constants
 ) -> jax.Array:
-  """Estimates, from above, what of a margin may be float32's rounding: [b].
+  """Estimates how much of a margin may be float32's rounding: [b].
 
   Args:
     images: [b, H, W, ch] in [0, 1].
-    constants: of the model, `on_device` or not.
-
-  >>> margin_floor(jnp.ones((1, 2, 2, 1)), Constants(1.0, 3.0)) / 2**-24
-  Array([256.], dtype=float32)
+    constants: of the model.
   """
   squares = jnp.square(layers.centre(images))
   norm = jnp.sqrt(jnp.sum(squares, axis=tuple(range(1, squares.ndim))))
@@ -108,9 +96,9 @@ def margin_floor(
 def rival_radii(
   model: Any, params: Any, images: jax.typing.ArrayLike, constants: Constants
 ) -> tuple[jax.Array, jax.Array]:
-  """Float32 predictions [b], and radii [b, k] against every rival.
+  """Computes float32 predictions [b] and radii [b, k] against every rival.
 
-  Pure JAX: evaluation, exported predictors and the command line jit this.
+  Pure JAX, to be compiled.
 
   Args:
     model: explicit, float32 at the highest precision.
@@ -130,7 +118,7 @@ def rival_radii(
 def fast_certifier(
   model: Any, params: Any, constants: Constants | None = None
 ) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
-  """Proves the constants once: images → predictions, radii against rivals.
+  """Proves the constants once; returns images → predictions, rival radii.
 
   Args:
     model: one of `lipnext_jax.models`, in any training precision.
@@ -147,7 +135,7 @@ def fast_certifier(
   >>> from lipnext_jax import models
   >>> model = models.LipNeXt(num_classes=3, depth=1, width=8, patch_size=4)
   >>> images = np.full((2, 8, 8, 1), 0.25, np.float32)
-  >>> variables = model.init(jax.random.key(0), images)
+  >>> variables = jax.jit(model.init)(jax.random.key(0), images)
   >>> predictions, radii = fast_certifier(model, variables['params'])(images)
   >>> predictions.shape, radii.shape
   ((2,), (2, 3))

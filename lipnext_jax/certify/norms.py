@@ -1,8 +1,7 @@
-"""Proved upper bounds on ‖W‖₂ of stored numbers: the rounding included.
+"""Proves upper bounds on ‖W‖₂ of stored matrices, rounding included.
 
 For a matrix near the orthogonal group, in float64 and with the rounding of this
-very computation accounted for (no randomness, no iteration that approaches from
-below):
+very computation accounted for:
 
     ‖W‖₂² = ‖WᵀW‖₂ <= 1 + ‖D‖₂,    D = WᵀW − I,
     ‖D‖₂ = ‖D^m‖₂^{1/m} <= ‖D^m‖_F^{1/m},    m = 8, D symmetric.
@@ -24,8 +23,11 @@ from typing import Any
 
 import numpy as np
 
-UNIT_ROUNDOFF = 2.0**-53
-# Defects ‖WᵀW − I‖₂ from here on are looked at from one side.
+from lipnext_jax.certify import rounding as rounding_lib
+
+UNIT_ROUNDOFF = rounding_lib.FLOAT64.unit
+_gamma = rounding_lib.FLOAT64.gamma
+# Defects ‖WᵀW − I‖₂ above this one are bounded one-sidedly.
 _NEAR = 1e-4
 _SQUARINGS = 3  # m = 2³: ‖D^8‖_F^{1/8} exceeds ‖D‖₂ by n^{1/16} at most.
 # m = 2¹²: ‖(WᵀW)^m‖_F^{1/2m} exceeds ‖W‖₂ by a factor of n^{1/16384} at most,
@@ -37,8 +39,7 @@ def to_float64(array: Any) -> np.ndarray:
   """Returns the same numbers in float64, on the host.
 
   Raises:
-    ValueError: there are none: of complex or wider numbers, or of objects, a
-      bound on what float64 makes of them would be one on something else.
+    ValueError: float64 does not hold them: complex or wider ones, objects.
 
   >>> to_float64(np.float32([1.5])).tolist()
   [1.5]
@@ -51,22 +52,18 @@ def to_float64(array: Any) -> np.ndarray:
   raise ValueError(f'{array.dtype} numbers that float64 does not hold.')
 
 
-def _gamma(n: int) -> float:
-  return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
-
-
 def _frobenius_upper(a: np.ndarray) -> float:
-  """An upper bound on ‖a‖_F: the sum of squares rounds by γ_{size + 2}."""
+  """Bounds ‖a‖_F from above: its sum of squares rounds by γ_{size + 2}."""
   return float(np.linalg.norm(a)) * (1 + 2 * _gamma(a.size + 2))
 
 
 def _symmetric(a: np.ndarray) -> np.ndarray:
-  """`a` with its lower triangle mirrored: exact, and keeps entrywise bounds."""
+  """Mirrors the lower triangle: exact, and entrywise bounds stay."""
   return np.tril(a) + np.tril(a, -1).T
 
 
 def _symmetric_norm_upper(s: np.ndarray, squarings: int) -> float:
-  """An upper bound on ‖s‖₂ of a symmetric float64 matrix.
+  """Bounds ‖s‖₂ of a symmetric float64 matrix from above.
 
   ‖S‖₂² = ‖S²‖₂ <= ‖fl(S²)‖₂ + γ_n ‖S‖_F², then the same for fl(S²).
   """
@@ -90,8 +87,8 @@ def _symmetric_norm_upper(s: np.ndarray, squarings: int) -> float:
 def spectral_norm_bound(w: np.ndarray) -> float:
   """Bounds max(1, ‖w‖₂) from above; tight for nearly orthogonal matrices.
 
-  One-sided: what shrinks costs nothing. (Where WᵀW is off the identity by less
-  than 1e-4, the bound is two-sided, and a shrinking matrix costs so much.)
+  A shrinking matrix costs nothing, or less than 1e-4 where WᵀW is off the
+  identity by less than that.
 
   Args:
     w: [m, n] of any float dtype up to float64, finite.
@@ -140,15 +137,11 @@ def _largest_eigenvalue_upper(d: np.ndarray, norm: float) -> float:
 
 
 def norm_bound(w: np.ndarray, squarings: int = _NORM_SQUARINGS) -> float:
-  """A float >= ‖w‖₂ for any matrix; may be below 1, unlike the above.
+  """Bounds ‖w‖₂ of any matrix from above; the bound may be below 1.
 
   Args:
     w: [m, n] float64, finite.
     squarings: of WᵀW; the bound is too large by n^(2^(−squarings − 2)) at most.
-
-  >>> w = np.diag([3.0, 1.0])
-  >>> 3.0 <= norm_bound(w) < 3.001
-  True
   """
   if w.shape[0] < w.shape[1]:
     w = w.T
@@ -168,9 +161,5 @@ def norm_bound(w: np.ndarray, squarings: int = _NORM_SQUARINGS) -> float:
 
 
 def realified(w: np.ndarray) -> np.ndarray:
-  """[[Re w, −Im w], [Im w, Re w]]: real, and of the same spectral norm.
-
-  >>> realified(np.array([[3 + 4j]])).tolist()
-  [[3.0, -4.0], [4.0, 3.0]]
-  """
+  """Returns [[Re w, −Im w], [Im w, Re w]], of the same spectral norm."""
   return np.block([[w.real, -w.imag], [w.imag, w.real]])

@@ -1,4 +1,4 @@
-"""The certificate: margins over Lipschitz constants (spec of the paper, §4)."""
+"""Turns margins and Lipschitz constants into certified radii (paper, §4)."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from lipnext_jax import losses
 
-# Margins, and distances of unit rows, are told from 0 if they exceed so many
-# units of roundoff of the numbers that they come from.
+# Units of roundoff of their operands above which margins, and distances of unit
+# rows, count as larger than 0.
 SLACK = 64
-# Outside of this range, squares and quotients of float32 lose their digits.
+# Range in which squares and quotients of float32 keep their digits.
 SANE = (2.0**-60, 2.0**60)
-_UNIT = 2.0**-11  # Above |‖w‖² − 1| of rows that float32 made unit: γ_c.
+_UNIT = 2.0**-11  # Above |‖w‖² − 1| of rows that float32 normalised: γ_c.
 
 
 def certified_radius(
@@ -22,25 +22,25 @@ def certified_radius(
   lipschitz: jax.typing.ArrayLike = 1.0,
   floor: jax.typing.ArrayLike = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """Predictions and the ℓ2 radii within which they cannot change.
+  """Computes predictions and the ℓ2 radii within which they cannot change.
 
       p = argmax f,   radius = min_{j≠p} (f_p − f_j) / (Λ ‖w_p − w_j‖)
 
   One-vs-rest: each rival j is a binary problem with its own margin, whose
-  Lipschitz constant is Λ‖w_p − w_j‖. Radius 0 is given for ties, margins up to
+  Lipschitz constant is Λ‖w_p − w_j‖. The radius is 0 for ties, margins up to
   `floor`, logits that are not finite, rows that are not unit, and a Λ outside
-  of [2⁻⁶⁰, 2⁶⁰]. Rows closer than 64u (2⁻¹⁸ in float32), equal ones included,
-  count as so far apart: their own rounding says no more.
+  of [2⁻⁶⁰, 2⁶⁰]. Rows closer than 64u (2⁻¹⁸ in float32), which rounding cannot
+  tell apart, count as 64u apart.
 
   Args:
     logits: [b, k], of float32 or float64 products.
     head_kernel: [k, c], unit rows (`models.head_kernel`), float32 or float64.
     lipschitz: Λ, a scalar: an upper bound on the backbone's Lipschitz constant
       (`lipschitz_bound`).
-    floor: [b] or a scalar, what of a margin may be rounding (`margin_floor`):
-      subtracted; `fast_certifier` knows it. Without it, margins only have to
-      exceed 64u of the largest logit, and small radii may be rounding:
-      `lipschitz_bound` says which, and refuses what would make that more.
+    floor: [b] or a scalar, subtracted from margins: how much of them may be
+      rounding (`margin_floor`). Without it, margins only have to exceed 64u of
+      the largest logit, and small radii may be rounding; `lipschitz_bound` says
+      which.
 
   Returns:
     predictions [b] int32, radii [b] in [0, 1] pixel units, >= 0. The answer is
@@ -48,9 +48,9 @@ def certified_radius(
     of the logits is estimated (`floor`), not bounded.
 
   Raises:
-    ValueError: shapes that do not fit, narrower or complex dtypes; and, of
-      arrays whose values are known (not traced), rows that are not unit or a Λ
-      that is no positive number.
+    ValueError: shapes that do not fit, narrower or complex dtypes; and, where
+      values are known (not traced), rows that are not unit or a Λ that is no
+      positive number.
 
   >>> p, r = certified_radius(jnp.array([[0.0, 3.0, 1.0]]), jnp.eye(3))
   >>> p.tolist(), f'{r.item():.4f}'
@@ -66,20 +66,13 @@ def rival_radii(
   lipschitz: jax.typing.ArrayLike = 1.0,
   floor: jax.typing.ArrayLike = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """Predictions, and for every rival the radius within which it cannot win.
+  """Computes predictions, and radii within which each rival cannot win.
 
-  Args:
-    logits: see `certified_radius`.
-    head_kernel: see `certified_radius`.
-    lipschitz: see `certified_radius`.
-    floor: see `certified_radius`.
+  The arguments, and what is refused, are those of `certified_radius`.
 
   Returns:
     predictions [b] int32, radii [b, k] in [0, 1] pixel units, >= 0; infinite
     for the predicted class itself, and finite for all others.
-
-  Raises:
-    ValueError: see `certified_radius`.
 
   >>> _, r = rival_radii(jnp.array([[0.0, 3.0, 1.0]]), jnp.eye(3))
   >>> [f'{value:.4f}' for value in r[0].tolist()]
@@ -95,7 +88,7 @@ def rival_radii(
   distance = jnp.maximum(losses.row_distances(head_kernel), apart)[predictions]
   margin = jnp.max(logits, axis=-1, keepdims=True) - logits
   radii = (margin - floor) / (lipschitz * distance)  # [b, k]
-  # Every comparison is false of what is not a number.
+  # Comparisons with NaN are false.
   held = (margin > least) & (margin > floor) & (radii < jnp.inf)
   sound = jnp.all(jnp.isfinite(logits), axis=-1, keepdims=True)
   sound &= jnp.all(_are_unit(head_kernel))
@@ -126,11 +119,7 @@ def _are_unit(rows: jax.Array) -> jax.Array:
 
 
 def _check(logits, head_kernel, lipschitz, floor) -> None:
-  """Refuses what would be broadcast, clamped or rounded into another radius.
-
-  Raises:
-    ValueError: see `certified_radius`.
-  """
+  """Raises ValueError for arguments that would make another radius."""
   for name, array in (('logits', logits), ('head_kernel', head_kernel)):
     if array.dtype not in (jnp.float32, jnp.float64):
       raise ValueError(f'{name} of {array.dtype}: give float32 or float64.')
@@ -159,7 +148,7 @@ def certified_accuracy(
   labels: np.ndarray,
   epsilons: Sequence[float],
 ) -> dict[float, float]:
-  """CRA@ε: per cent of examples that are correct with radius > ε, strictly.
+  """Computes CRA@ε: per cent of correct examples with radius > ε, strictly.
 
   Args:
     predictions: [n] int.
@@ -171,10 +160,8 @@ def certified_accuracy(
     {ε: per cent}.
 
   Raises:
-    ValueError: no examples, or arrays of other shapes than [n], which would be
-      broadcast.
+    ValueError: no examples, or arrays of other shapes than [n].
 
-  >>> import numpy as np
   >>> certified_accuracy(np.array([1, 1]), np.array([0.5, 0.25]),
   ...                    np.array([1, 0]), [0.25, 0.5])
   {0.25: 50.0, 0.5: 0.0}

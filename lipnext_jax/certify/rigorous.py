@@ -1,4 +1,4 @@
-"""Certificates that hold for the float64 arithmetic that ran.
+"""Proves certificates for the float64 arithmetic that runs.
 
 Let f be the network in exact arithmetic on the stored numbers, f̂ what float64
 makes of it. With E_pj >= |(f̂_p − f̂_j) − (f_p − f_j)| at every point of the
@@ -29,13 +29,13 @@ from lipnext_jax.certify import radius
 from lipnext_jax.certify import rounding
 from lipnext_jax.models import lipnext
 
-# Squares and sums of features below this norm cannot overflow in float64.
+# Squares and sums of features below this norm stay finite in float64.
 _LARGEST_NORM = 2.0**400
 DOUBLE_PRECISION = ('cpu', 'gpu')  # JAX's platforms that have IEEE's.
 
 
 class Certificates(NamedTuple):
-  """What is promised about a batch of images."""
+  """Certificates of a batch of images."""
 
   predictions: np.ndarray  # Shape (b,): int32.
   radii: np.ndarray  # Shape (b,): float64, ℓ2 in [0, 1] pixel units.
@@ -45,7 +45,7 @@ class Certificates(NamedTuple):
 
 
 class Head(NamedTuple):
-  """What the certificate needs of the last layer, in float64."""
+  """Facts about the last layer that a certificate needs, in float64."""
 
   distances: np.ndarray  # Shape (k, k): >= ‖w_i − w_j‖ of the exact unit rows.
   largest_bias: float
@@ -53,17 +53,9 @@ class Head(NamedTuple):
 
 
 def require_double(platform: str) -> None:
-  """Refuses devices whose float64 is not IEEE's.
+  """Raises ConfigError for platforms whose float64 is not IEEE's.
 
   A TPU's is made of pairs of float32: fewer digits than E assumes.
-
-  Args:
-    platform: of a device: 'cpu', 'gpu', 'tpu', ….
-
-  Raises:
-    ConfigError: not one of those known to have it.
-
-  >>> require_double('cpu')
   """
   if platform not in DOUBLE_PRECISION:
     raise errors.ConfigError(
@@ -78,7 +70,7 @@ def float64_model(model: Any) -> Any:
   """Returns the same function in float64.
 
   Raises:
-    ConfigError: no LipNeXt: the rounding of other models is not bounded yet.
+    ConfigError: it is no LipNeXt; the rounding of others is not bounded yet.
   """
   if not isinstance(model, lipnext.LipNeXt):
     raise errors.ConfigError(
@@ -91,22 +83,18 @@ def float64_model(model: Any) -> Any:
 
 
 def float64_params(params: Any) -> Any:
-  """Parameters as float64 on the host.
-
-  Raises:
-    ValueError: numbers that float64 does not hold, complex ones, say.
-  """
+  """Widens parameters to float64 on the host; see `norms.to_float64`."""
   return jax.tree.map(norms_lib.to_float64, params)
 
 
 def read_head(
   params: Any, arithmetic: rounding.Arithmetic = rounding.FLOAT64
 ) -> Head:
-  """Row distances, rounded up, and the largest |bias|.
+  """Bounds the distances of rows, and the largest |bias|, from above.
 
-  The exact rows are w_j = k_j/‖k_j‖ for the stored k_j; what the arithmetic
-  makes of them is off by ρ = γ_{c+8} elementwise: c roundings in the sum of
-  squares, 4 units each for √ and ÷.
+  The exact rows are w_j = k_j/‖k_j‖ for the stored k_j. Computed ones are off
+  by ρ = γ_{c+8} elementwise: c roundings in the sum of squares, 4 units each
+  for √ and ÷.
 
   Raises:
     ValueError: a row whose norm lies outside [2⁻³⁰⁰, 2³⁰⁰]: its squares could
@@ -132,7 +120,7 @@ def pair_errors(
   predictions: np.ndarray,
   arithmetic: rounding.Arithmetic = rounding.FLOAT64,
 ) -> np.ndarray:
-  """E_pj [b, k] >= |(f̂_p − f̂_j) − (f_p − f_j)| for features within `reach`.
+  """Bounds E_pj >= |(f̂_p − f̂_j) − (f_p − f_j)| [b, k] within `reach`.
 
       E_pj = ‖w_p − w_j‖ e + 2 γ_{2c+10} (B + e + max|b|)
 
@@ -155,7 +143,7 @@ def radii_from_logits(
   head: Head,
   steps: Sequence[rounding.Step],
 ) -> Certificates:
-  """Float64 logits → predictions and radii, rounded down, on the host.
+  """Computes predictions and radii, rounded down, from float64 logits.
 
   Args:
     logits: [b, k] float64, of `float64_model`.
@@ -164,8 +152,8 @@ def radii_from_logits(
     steps: the backbone, from `chain.lipnext_chain`.
 
   Returns:
-    Radius 0 for ties, for logits that are not finite, for features that could
-    overflow in the ball, and where the margin does not exceed its error.
+    Certificates whose radius is 0 for ties, logits that are not finite,
+    features that could overflow in the ball, and margins within their error.
   """
   constant = rounding.lipschitz(steps)
   down, up = 1 - 8 * rounding.FLOAT64.unit, 1 + 8 * rounding.FLOAT64.unit
@@ -194,7 +182,7 @@ def radii_from_logits(
   within = np.minimum(radii, largest[:, None])
   radii = np.where(fits, np.maximum(within, farther), within)
   radii = np.where(sound[:, None] & (radii > 0), radii, 0.0)
-  # A tie leaves its rival at 0; the winner itself bounds nothing.
+  # The winner bounds nothing; a tie leaves its rival at 0.
   radii = np.where(own & sound[:, None], np.inf, radii)
   return Certificates(
     predictions=predictions,
@@ -208,14 +196,14 @@ def radii_from_logits(
 def forward(
   model: Any, params: Any, images: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Float64 logits [b, k] and ‖x − 1/2‖ [b]; run it under `jax.enable_x64`."""
+  """Computes float64 logits [b, k] and ‖x − 1/2‖ [b]; needs `enable_x64`."""
   logits = float64_model(model).apply({'params': params}, images)
   axes = tuple(range(1, images.ndim))
   return logits, jnp.sqrt(jnp.sum(jnp.square(images - 0.5), axis=axes))
 
 
 def to_unit64(images: np.ndarray) -> np.ndarray:
-  """Pixels as float64 in [0, 1], on the host: uint8 over 255, floats widened.
+  """Widens floats in [0, 1] to float64 and divides uint8 by 255, on the host.
 
   Raises:
     ValueError: other whole numbers, as floats too: their unit is not known.
@@ -233,7 +221,7 @@ def to_unit64(images: np.ndarray) -> np.ndarray:
 
 
 def raise_norms(norms: Any, image_size: int) -> Any:
-  """Upper bounds on the true norms, from those of `forward`."""
+  """Bounds the true norms from above by those that `forward` computed."""
   roundings = image_size + 2 + rounding.ELEMENTARY_UNITS
   return norms * (1 + 2 * rounding.FLOAT64.gamma(roundings))
 
@@ -241,27 +229,16 @@ def raise_norms(norms: Any, image_size: int) -> Any:
 _forward = jax.jit(forward, static_argnums=0)
 
 
-def _none(found: Certificates) -> Certificates:
-  """The certificates of no image, from those of some."""
-  return found._replace(
-    predictions=found.predictions[:0],
-    radii=found.radii[:0],
-    rival_radii=found.rival_radii[:0],
-    logit_errors=found.logit_errors[:0],
-  )
-
-
 def rigorous_certifier(
   model: Any,
   params: Any,
   factors: Mapping[str, Sequence[float]] | None = None,
 ) -> Callable[[np.ndarray], Certificates]:
-  """Prepares Λ, the chain and the head once: images → `Certificates`.
+  """Proves Λ and prepares rounding once; returns images → `Certificates`.
 
   Args:
     model: a `LipNeXt`, in any training precision.
-    params: its parameters, of any float dtype: what is stored is what is
-      certified.
+    params: its stored parameters, of any float dtype.
     factors: `bound.lipschitz_bounds(params)`, where they are known already.
 
   Returns:
@@ -277,7 +254,7 @@ def rigorous_certifier(
   >>> from lipnext_jax import models
   >>> model = models.LipNeXt(num_classes=3, depth=1, width=8, patch_size=4)
   >>> images = np.full((2, 8, 8, 1), 0.25)
-  >>> variables = model.init(jax.random.key(0), jnp.float32(images))
+  >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.float32(images))
   >>> found = rigorous_certifier(model, variables['params'])(images)
   >>> found.radii.dtype, bool(found.logit_errors.max() < 1e-12)
   (dtype('float64'), True)
@@ -289,8 +266,9 @@ def rigorous_certifier(
 
   def certify(images: np.ndarray) -> Certificates:
     images = to_unit64(images)
-    if not len(images):  # No program is compiled for nothing.
-      return _none(certify(np.zeros((1, *images.shape[1:]))))
+    if not len(images):  # Nothing can be cut into patches.
+      some: Any = certify(np.zeros((1, *images.shape[1:])))
+      return Certificates(*(f[:0] if np.ndim(f) else f for f in some))
     with jax.enable_x64(True):
       logits, norms = map(np.asarray, _forward(model, params, images))
     norms = raise_norms(norms, math.prod(images.shape[1:]))
@@ -302,11 +280,5 @@ def rigorous_certifier(
 def rigorous_radius(
   model: Any, params: Any, images: np.ndarray
 ) -> Certificates:
-  """`rigorous_certifier` for a single batch.
-
-  Args:
-    model: see `rigorous_certifier`.
-    params: see `rigorous_certifier`.
-    images: [b, H, W, ch], float in [0, 1].
-  """
+  """Certifies a single batch; see `rigorous_certifier`."""
   return rigorous_certifier(model, params)(images)

@@ -1,4 +1,4 @@
-"""How far rounding can carry a network's features: a forward error bound.
+"""Bounds how far rounding can carry a network's features.
 
 A backbone is a chain of steps on token features. For every input in a ball the
 bound follows two numbers through the chain:
@@ -11,11 +11,11 @@ bound follows two numbers through the chain:
     a + Rᵀ(S − I)R a  B' = τB            e' = τe + …,  τ = 2·max(1, ‖R‖₂²) − 1
     ‖a‖ over T tokens B' = B             e' = e + γ_{T+5} (B + e)
 
-and what only moves or flips entries (patches, shift, β-Abs) changes neither.
+and steps that only move or flip entries (patches, shift, β-Abs) change neither.
 `docs/certificates.md` derives each line. The arithmetic may sum in any order
 and fuse multiply-adds, so the bound holds for every batch size, thread count
 and device that rounds +, −, × correctly, √ and ÷ within 4 units, and flushes
-to zero at most what is below the smallest normal number.
+only numbers below the smallest normal one to zero.
 """
 
 from collections.abc import Sequence
@@ -36,13 +36,13 @@ class Arithmetic(NamedTuple):
   """A floating-point format that the forward pass runs in."""
 
   unit: float  # u, the unit roundoff: half the gap between 1 and the next.
-  tiny: float  # The smallest normal number; what is below may become zero.
+  tiny: float  # The smallest normal number; smaller ones may become zero.
 
   def gamma(self, n: int) -> float:
-    """γ_n = n·u / (1 − n·u): n roundings in any order (Higham, §3.1).
+    """Computes γ_n = n·u / (1 − n·u), of n roundings in any order (Higham).
 
     Raises:
-      ValueError: so many roundings bound nothing (n·u >= 1/2).
+      ValueError: n·u >= 1/2 bounds nothing.
     """
     if n * self.unit >= 0.5:
       raise ValueError(f'{n} roundings of {self.unit:.1e} have no bound.')
@@ -54,15 +54,15 @@ FLOAT32 = Arithmetic(2.0**-24, 2.0**-126)
 
 
 class AddConstant(NamedTuple):
-  """a + c for a stored c, broadcast or not."""
+  """The step a + c for a stored c, broadcast or not."""
 
   norm: float  # >= ‖c‖ over all entries of a.
   size: int  # Entries of a.
-  terms: int = 1  # Of the sum it may be folded into, as its first term, say.
+  terms: int = 1  # Of the sum that c may be folded into.
 
 
 class Product(NamedTuple):
-  """W a, for every token a."""
+  """The step W a, for every token a."""
 
   spectral: float  # >= ‖W‖₂.
   frobenius: float  # >= ‖W‖_F.
@@ -71,7 +71,7 @@ class Product(NamedTuple):
 
 
 class Shift(NamedTuple):
-  """a + Rᵀ(S − I)R a, for a shift S of tokens and R [k, c] on every token."""
+  """The step a + Rᵀ(S − I)R a: R [k, c] on every token, S between tokens."""
 
   factor: float  # >= the Lipschitz constant, 2·max(1, ‖R‖₂²) − 1.
   spectral: float  # >= ‖R‖₂.
@@ -99,11 +99,7 @@ class Reach(NamedTuple):
 
 
 def lipschitz(steps: Sequence[Step]) -> float:
-  """The product of all spectral bounds: the chain's Lipschitz constant, Λ.
-
-  >>> lipschitz([Product(1.5, 2.0, 4, 4), Pool(4, 4), Product(2.0, 3.0, 4, 4)])
-  3.0000000000000013
-  """
+  """Multiplies all factors: the chain's Lipschitz constant Λ, rounded up."""
   factors = [s.spectral for s in steps if isinstance(s, Product)]
   factors += [s.factor for s in steps if isinstance(s, Shift)]
   return math.prod(factors) * (1 + 2 * len(factors) * FLOAT64.unit)

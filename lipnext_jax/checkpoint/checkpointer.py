@@ -1,4 +1,4 @@
-"""The checkpoints of a run that is going on, saved with Orbax."""
+"""Saves the checkpoints of a run with Orbax."""
 
 from collections.abc import Iterator
 import contextlib
@@ -18,7 +18,7 @@ from lipnext_jax.checkpoint import reader
 from lipnext_jax.parallel import distributed
 from lipnext_jax.runtime import explain
 
-DAMAGED = 'damaged'  # Beside the checkpoints: those that do not verify.
+DAMAGED = 'damaged'  # Folder, beside that of the checkpoints.
 
 
 def _metric(metrics: Any) -> float:
@@ -33,8 +33,7 @@ class Checkpointer(reader.CheckpointReader):
 
     Args:
       workdir: of the run; the caller holds its lock.
-      config_hash: of what decides the states saved here; see
-        `checkpoint.hash_config`.
+      config_hash: from `checkpoint.hash_config`.
     """
     super().__init__(workdir, config_hash=config_hash)
     # On the file system of the checkpoints, wherever a link leads.
@@ -64,7 +63,7 @@ class Checkpointer(reader.CheckpointReader):
     """Moves damaged checkpoints into `damaged/`, each with a message."""
     whole = False
     for step in reversed(self.list_steps()):
-      # Of those older than the one to be used, Orbax reads the metrics alone.
+      # Orbax reads only the metrics of those older than the one to be used.
       largest = reader.SMALL if whole else None
       damage = manifest.find_damage(self._path(step), largest)
       if damage is None:
@@ -99,16 +98,16 @@ class Checkpointer(reader.CheckpointReader):
     """Starts saving; returns as soon as the state may be donated again.
 
     Args:
-      step: updates done.
+      step: number of updates.
       state: arrays, with their shardings.
-      certified: monitored certified accuracy, by which the best is chosen.
+      certified: certified accuracy, if it was monitored at this step.
 
     Raises:
       CheckpointError: this or the save before it could not be written.
     """
+    self.wait()
     with self._explained():
-      self._manager.wait_until_finished()
-      # For the manifest, which is written when Orbax has written the arrays.
+      # For the manifest, which follows when Orbax has written the arrays.
       self._saving = step, manifest.describe_arrays(state)
       # A copy: on CPU Orbax reads the buffers in the background, and the next
       # step donates them.
@@ -121,7 +120,7 @@ class Checkpointer(reader.CheckpointReader):
       )
 
   def _write_manifest(self) -> None:
-    """Is called by Orbax when all is written, before it names the directory."""
+    """Lists the files, called by Orbax before it names the directory."""
     if jax.process_index() != 0 or self._saving is None:
       return
     step, arrays = self._saving
@@ -140,11 +139,7 @@ class Checkpointer(reader.CheckpointReader):
       self._manager.wait_until_finished()
 
   def close(self) -> int | None:
-    """Waits for the save in flight and returns the newest step, if any.
-
-    Raises:
-      CheckpointError: the last save could not be written.
-    """
+    """Waits as `wait` does; returns the newest step, if there is any."""
     self.wait()
     newest = self._manager.latest_step()
     self._manager.close()
@@ -152,7 +147,7 @@ class Checkpointer(reader.CheckpointReader):
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:
-    """Turns what a full or read-only disk raises into one line."""
+    """Turns the error of a full or read-only disk into one line."""
     try:
       yield
     except Exception as error:  # Orbax and TensorStore raise their own kinds.

@@ -1,4 +1,4 @@
-"""One run a workdir: a file lock that its process cannot outlive."""
+"""Locks a workdir for one run; the lock ends with its process."""
 
 import os
 import socket
@@ -10,18 +10,18 @@ from lipnext_jax import errors
 from lipnext_jax import files
 
 FILE = 'lock'
-HOLDER = 'lock.txt'  # Who holds it, for messages.
+HOLDER = 'lock.txt'  # Names the process that holds it.
 
-# Seconds in which a file that one host has written must be seen by another: NFS
-# clients may believe for 60 (acdirmax of nfs(5)) that it is not there.
+# Seconds until another host sees a new file at the latest. NFS clients may
+# believe for 60 (acdirmax of nfs(5)) that it is not there.
 _VISIBLE = 90
 
 
 class Lock:
-  """Held from `acquire` to `release`, or to the end of the process.
+  """A lock held from `acquire` to `release` or the end of the process.
 
-  The kernel lets go of it when the process ends, however it ends. Within a
-  process it may be taken again.
+  The kernel releases it however the process ends. Within a process it may be
+  taken again.
   """
 
   def __init__(self, workdir: str):
@@ -35,7 +35,7 @@ class Lock:
     """Takes the lock, creating the workdir.
 
     Returns:
-      The number of this process, which `HOLDER` names now.
+      The id of this process, for `check_seen`.
 
     Raises:
       ConfigError: another process holds it.
@@ -64,7 +64,7 @@ class Lock:
     return os.getpid()
 
   def release(self) -> None:
-    """Lets go; harmless when nothing is held."""
+    """Releases the lock, if it is held."""
     self._lock.release(force=True)
 
 
@@ -73,11 +73,11 @@ def check_seen(workdir: str, holder: int, seconds: float = _VISIBLE) -> None:
 
   Args:
     workdir: of the run.
-    holder: what `Lock.acquire` returned there.
+    holder: id that `Lock.acquire` returned in the first process.
     seconds: to wait for the file.
 
   Raises:
-    ConfigError: it does not: the processes have different directories there.
+    ConfigError: the processes have different directories of that name.
   """
   end = time.monotonic() + seconds
   while not _read_holder(workdir).startswith(f'process {holder} on '):

@@ -1,4 +1,4 @@
-"""Manifests: what a checkpoint consists of, with checksums.
+"""Manifests: list what a checkpoint consists of, with checksums.
 
 `manifest.json` is written into a checkpoint's temporary directory after all of
 its arrays and before the directory gets its final name: a checkpoint with a
@@ -33,11 +33,7 @@ _THREADS = 8  # hashlib releases the interpreter lock; disks like a queue.
 
 
 def describe_arrays(tree: Any) -> dict[str, list[Any]]:
-  """Lists every leaf as {'params/blocks/R': [[8, 128, 128], 'float32'], …}.
-
-  >>> describe_arrays({'w': jax.numpy.zeros((2, 3))})
-  {'w': [[2, 3], 'float32']}
-  """
+  """Lists the shape and dtype of every leaf by its path."""
   return {
     trees.path_name(path): [list(leaf.shape), str(leaf.dtype)]
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -45,11 +41,7 @@ def describe_arrays(tree: Any) -> dict[str, list[Any]]:
 
 
 def hash_fields(fields: Mapping[str, Any]) -> str:
-  """Hashes plain config fields, whatever their order.
-
-  >>> hash_fields({'a': (1,), 'b': 2}) == hash_fields({'b': 2, 'a': [1]})
-  True
-  """
+  """Hashes plain config fields, whatever their order."""
   text = json.dumps(fields, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -61,7 +53,7 @@ def write(
 
   Args:
     directory: of one checkpoint, complete but for this file.
-    step: of the checkpoint.
+    step: number of updates.
     arrays: from `describe_arrays`.
     config_hash: from `hash_fields`.
   """
@@ -80,7 +72,7 @@ def read(directory: str) -> dict[str, Any]:
   """Reads the manifest of a checkpoint and verifies its own checksum.
 
   Raises:
-    ValueError: saying what is wrong with it, in a few words.
+    ValueError: what is wrong with it, in a few words.
   """
   try:
     manifest = files.read_json(os.path.join(directory, NAME))
@@ -101,10 +93,10 @@ def find_damage(directory: str, largest: int | None = None) -> str | None:
 
   Args:
     directory: of the checkpoint.
-    largest: read only files up to so many bytes; None: every byte.
+    largest: size in bytes of the largest files to read; None: all are read.
 
   Returns:
-    None if all is as it was written; else what is not, in a few words.
+    What is not as it was written, in a few words; None if all is.
   """
   try:
     expected = read(directory)['files']
@@ -152,7 +144,7 @@ def _measure_all(directory: str, names: list[str]) -> list[tuple[int, str]]:
 
 
 def _measure(directory: str, name: str) -> tuple[int, str]:
-  """Hashes a file; Orbax' metadata without the commit time."""
+  """Returns size and SHA-256 of a file; Orbax' metadata without the time."""
   with open(os.path.join(directory, name), 'rb') as file:
     if name != _METADATA:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
@@ -174,7 +166,7 @@ def check_matches(
 
   Args:
     directory: of the checkpoint.
-    abstract_state: what is to be restored: arrays or shapes.
+    abstract_state: arrays or shapes to be restored.
     config_hash: from `hash_fields`; '' for any config.
 
   Raises:
@@ -182,30 +174,19 @@ def check_matches(
   """
   stored, wanted = read(directory), describe_arrays(abstract_state)
   for name in sorted({*stored['arrays'], *wanted}):
-    there, here = stored['arrays'].get(name), wanted.get(name)
-    if there == here:
-      continue
-    if there and here and _is_whole_r(name, there[0], here[0]):
-      raise errors.CheckpointError(
-        f'{directory} is of the old layout: {_describe(name, there)} is whole, '
-        f'and the rows that the shift moves are kept, {here[0]}; use the '
-        'version of lipnext_jax that wrote it, or another --workdir'
-      )
-    raise errors.CheckpointError(
-      f'{directory} holds {_describe(name, there)}, this config makes '
-      f'{_describe(name, here)}: choose another --workdir'
+    there, here = (
+      _describe(name, arrays.get(name)) for arrays in (stored['arrays'], wanted)
     )
+    if there != here:
+      raise errors.CheckpointError(
+        f'{directory} holds {there}, this config makes {here}: choose another '
+        '--workdir'
+      )
   if config_hash not in ('', stored['config_hash']):
     raise errors.CheckpointError(
       f'{directory} was made with another config, though its arrays have the '
       'same shapes: choose another --workdir'
     )
-
-
-def _is_whole_r(name: str, there: list[int], here: list[int]) -> bool:
-  """Whether R [l, c, c] is stored where its first rows [l, k, c] are used."""
-  whole = [*here[:-2], here[-1], here[-1]]
-  return name.endswith('/R') and there == whole
 
 
 def _describe(name: str, array: list[Any] | None) -> str:

@@ -1,7 +1,7 @@
-"""The checkpoints of a run that may still be going on, read and not changed.
+"""Reads the checkpoints of a run, which may still be going on.
 
-Evaluation, certification, attacks and exports use what a run has saved, whoever
-owns the run: nothing here is renamed, removed or written.
+Nothing is renamed, removed or written: evaluation, certification, attacks and
+exports do not own the run.
 """
 
 import os
@@ -16,21 +16,21 @@ from lipnext_jax.checkpoint import manifest
 from lipnext_jax.parallel import distributed
 
 FOLDER = 'checkpoints'
-METRIC = 'certified'  # What 'best' means: larger is better, in per cent.
-UNMONITORED = -1.0  # Of a checkpoint between evaluations: below any other.
-SMALL = 1 << 16  # Bytes; metrics have less, arrays (those that matter) more.
+METRIC = 'certified'  # Accuracy in per cent, which is largest at the 'best'.
+UNMONITORED = -1.0  # METRIC of checkpoints between evaluations.
+SMALL = 1 << 16  # Bytes: more than metrics have, less than large arrays.
 
 
 class CheckpointReader:
-  """Chooses, verifies and restores; changes nothing."""
+  """Chooses, verifies and restores checkpoints without changing them."""
 
   def __init__(self, workdir: str, *, config_hash: str = ''):
     """Reads nothing yet.
 
     Args:
       workdir: of the run.
-      config_hash: of the config that has to have made the states; see
-        `checkpoint.hash_config`. '': any.
+      config_hash: `checkpoint.hash_config` of the config that must have made
+        the states; '' for any.
     """
     self._workdir = workdir
     self._directory = os.path.abspath(os.path.join(workdir, FOLDER))
@@ -45,8 +45,7 @@ class CheckpointReader:
   def choose(self, which: str) -> int:
     """Returns the newest (or best) step with every byte as it was written.
 
-    Damaged checkpoints that are met on the way are left where they are, and
-    named.
+    Prints the damaged checkpoints that it meets and leaves them alone.
 
     Args:
       which: 'last', or 'best' by monitored certified accuracy.
@@ -81,7 +80,7 @@ class CheckpointReader:
   def _sort_by_metric(
     self, steps: list[int], damages: dict[int, str]
   ) -> list[int]:
-    """Sorts the monitored ones: the best at the end, of equals the newest."""
+    """Sorts monitored steps: the best one, or the newest of those, last."""
     found = []
     for step in steps:
       if self._is_whole(step, damages, SMALL):
@@ -96,7 +95,7 @@ class CheckpointReader:
   ) -> bool:
     """Verifies a checkpoint; prints its damage and notes it in `damages`."""
     damage = manifest.find_damage(self._path(step), largest)
-    # What is not there any more was removed by its run and is not damaged.
+    # One that is gone was removed by its run, and is not damaged.
     if damage is not None and os.path.isdir(self._path(step)):
       damages[step] = damage
       print(
@@ -114,13 +113,13 @@ class CheckpointReader:
       abstract_state: `jax.ShapeDtypeStruct`s with shardings.
 
     Raises:
-      CheckpointError: another architecture's or config's checkpoint, by its
-        first difference; or one that its run has removed meanwhile.
+      CheckpointError: another architecture or config made it, or its run has
+        removed it meanwhile.
     """
     path = self._path(step)
     try:
       manifest.check_matches(path, abstract_state, self._config_hash)
-      # A CheckpointManager that only reads would print three warnings of that.
+      # A read-only CheckpointManager would print three warnings.
       with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(
           os.path.join(path, 'default'), abstract_state

@@ -1,7 +1,7 @@
-"""A trained model, read back from the workdir of a finished or stopped run.
+"""Reads a trained model back from the workdir of a finished or stopped run.
 
-config.json says which model and which data, the chosen checkpoint holds its
-weights. One device gets all of it, whatever mesh trained.
+config.json names the model and the data, and the chosen checkpoint holds the
+weights. They all go to one device, whatever mesh trained.
 """
 
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ from lipnext_jax.models import registry
 
 
 class Restored(NamedTuple):
-  """A trained model, and the shape of what it takes."""
+  """A trained model with its config and the shape of its images."""
 
   config: ml_collections.ConfigDict  # As stored, with the overrides.
-  image_shape: tuple[int, int, int]  # (H, W, ch) of what it takes.
+  image_shape: tuple[int, int, int]  # (H, W, ch).
   num_classes: int
   model: interface.CertifiedModel  # Explicit: float32, highest precision.
-  params: Any  # Float32 arrays on one device: the weights that are certified.
-  step: int  # Updates that made them.
+  params: Any  # The certified weights: float32 arrays on one device.
+  step: int  # Number of updates.
 
 
 def abstract_state(
@@ -61,9 +61,7 @@ def abstract_state(
 def restore(
   workdir: str, overrides: Mapping[str, Any] | None = None
 ) -> Restored:
-  """Loads the config and the weights that evaluation certifies, without data.
-
-  The checkpoint is the one of `config.eval.checkpoint` ('last' or 'best').
+  """Loads the config and the certified weights of `config.eval.checkpoint`.
 
   Args:
     workdir: of a run of `lipnext_jax.main`.
@@ -81,7 +79,7 @@ def restore(
   step = reader.choose(config.eval.checkpoint)
   validation.check_image(config.model, image_shape)
   model = registry.build_model(config.model, num_classes)
-  # The types that were stored, also in a program that computes in float64.
+  # Keeps the stored dtypes in a program that computes in float64.
   with jax.enable_x64(False):
     abstract = abstract_state(config, model, facts)
     state = reader.restore(step, abstract)

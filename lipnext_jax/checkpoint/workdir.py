@@ -1,4 +1,4 @@
-"""The config of a workdir: written, read back, compared, hashed."""
+"""Writes, reads, compares and hashes the config of a workdir."""
 
 from collections.abc import Mapping
 import os
@@ -17,7 +17,7 @@ _REMEDY = 'name the directory of a training run'
 
 
 def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
-  """Refuses a workdir that holds the run of another config. Writes nothing.
+  """Refuses a workdir that holds the run of another config; writes nothing.
 
   Raises:
     ConfigError: naming the first field that differs, with both values.
@@ -51,8 +51,8 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
 def hash_config(config: ml_collections.ConfigDict) -> str:
   """Hashes the fields that decide the sequence of states.
 
-  Fields at their defaults are left out, so that adding a field to the config
-  leaves the hashes of older runs as they are.
+  Fields at their defaults are left out, so that a new field keeps the hashes of
+  older runs.
   """
   defaults = config_lib.identity(config_lib.default_config())
   own = config_lib.identity(config)
@@ -78,12 +78,12 @@ def read_config(
 
   Args:
     workdir: holds a config.json.
-    overrides: {'eval.split': …}: fields that do not decide what was trained
-      (`config.Field.free`), e.g. a `dataset.data_dir` of this machine.
+    overrides: values of fields that do not decide what was trained
+      (`config.Field.free`), {'eval.split': …}, say.
 
   Raises:
-    ConfigError: no config.json, one that is not understood, an override of a
-      field that decided what was trained, or a config that is refused.
+    ConfigError: there is no valid config.json, or an override of a field that
+      decided what was trained.
   """
   fields = _read_fields(workdir)
   config = config_lib.default_config()
@@ -134,7 +134,7 @@ def _read_fields(workdir: str) -> dict[str, Any]:
 
 
 def _tuples(value: Any) -> Any:
-  """Turns the lists that JSON has back into the tuples of a config."""
+  """Turns the lists of JSON back into the tuples of a config."""
   if isinstance(value, list):
     return tuple(map(_tuples, value))
   return value

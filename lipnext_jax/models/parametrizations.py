@@ -41,18 +41,11 @@ def _skew(v: jax.Array) -> jax.Array:
 
 
 def for_each(f: Callable[..., jax.Array], *stacks: jax.Array) -> jax.Array:
-  """f of matrices, over their leading axes: at once, on CPUs one by one.
+  """Applies f to stacks [..., m, n] of matrices, on CPUs one by one.
 
   jaxlib (0.10.2) has a batch of LAPACK calls done by the threads of the pool in
   which it waits for them. Several virtual devices that do two such things at
   once wait for ever. Devices of other kinds have kernels for batches.
-
-  Args:
-    f: matrices [..., m, n] each → [..., p, q], batches included.
-    stacks: [..., m, n] each, with the same leading axes.
-
-  >>> for_each(jnp.linalg.inv, jnp.full((3, 1, 1), 2.0)).ravel().tolist()
-  [0.5, 0.5, 0.5]
   """
   batch = stacks[0].shape[:-2]
   if not batch:
@@ -67,10 +60,9 @@ def for_each(f: Callable[..., jax.Array], *stacks: jax.Array) -> jax.Array:
 
 
 def cayley(v: jax.Array) -> jax.Array:
-  """(I − A)⁻¹(I + A) for A = V − Vᵀ; never −1 among its eigenvalues.
+  """Computes (I − A)⁻¹(I + A), A = V − Vᵀ, for V [..., n, n].
 
-  Args:
-    v: [..., n, n], float32 or wider.
+  No eigenvalue of it is −1.
 
   >>> cayley(jnp.array([[0.0, 1.0], [0.0, 0.0]])).tolist()  # A quarter turn.
   [[0.0, 1.0], [-1.0, 0.0]]
@@ -81,10 +73,7 @@ def cayley(v: jax.Array) -> jax.Array:
 
 
 def exponential(v: jax.Array) -> jax.Array:
-  """exp(V − Vᵀ): every rotation is one.
-
-  Args:
-    v: [..., n, n], float32 or wider.
+  """Computes exp(V − Vᵀ) for V [..., n, n]; every rotation is one.
 
   >>> v = jnp.array([[0.0, jnp.pi / 2], [0.0, 0.0]])
   >>> exponential(v).round(5).tolist()
@@ -95,16 +84,11 @@ def exponential(v: jax.Array) -> jax.Array:
 
 
 def cholesky(v: jax.Array) -> jax.Array:
-  """L⁻¹V with L the Cholesky factor of VVᵀ: Gram–Schmidt on the rows.
+  """Computes L⁻¹V, L the Cholesky factor of VVᵀ: Gram–Schmidt on the rows.
 
-  An orthogonal V is its own image. For a tall V the columns are taken. VVᵀ is
-  shifted by 1e-6 of its mean eigenvalue, which shrinks W by as much.
-
-  Args:
-    v: [..., m, n], float32 or wider, of full rank.
-
-  Returns:
-    [..., m, n], orthonormal along the smaller side.
+  V [..., m, n] is of full rank; an orthogonal one is its own image. Of a tall V
+  the columns are made orthonormal. VVᵀ is shifted by 1e-6 of its mean
+  eigenvalue, which shrinks W by as much.
 
   >>> w = cholesky(jnp.array([[2.0, 0.0, 0.0], [2.0, 0.0, 3.0]]))
   >>> abs(w.round(4)).tolist()
@@ -120,13 +104,13 @@ def cholesky(v: jax.Array) -> jax.Array:
 
 
 def _whiten(gram: jax.Array, v: jax.Array) -> jax.Array:
-  """L⁻¹V for L Lᵀ = gram."""
+  """Computes L⁻¹V for L Lᵀ = gram."""
   factor = jnp.linalg.cholesky(gram)
   return jax.scipy.linalg.solve_triangular(factor, v, lower=True)
 
 
 def projector_factor(v: jax.Array) -> jax.Array:
-  """V (VᴴV)⁻¹ for real or complex V [..., n, r]: times Vᴴ, a projector.
+  """Computes V (VᴴV)⁻¹, which times Vᴴ is a projector, for V [..., n, r].
 
   >>> projector_factor(jnp.array([[2.0], [0.0]])).tolist()
   [[0.5], [0.0]]
@@ -138,14 +122,11 @@ def projector_factor(v: jax.Array) -> jax.Array:
 
 
 def block_reflector(v: jax.Array, rows: int | None = None) -> jax.Array:
-  """I − 2V(VᵀV)⁻¹Vᵀ: turns the span of V's columns into its negative.
+  """Computes I − 2V(VᵀV)⁻¹Vᵀ, which negates the span of V's columns.
 
   Args:
     v: [..., n, r], float32 or wider, of full rank r <= n.
     rows: m <= n, to keep the first m rows only (semi-orthogonal).
-
-  Returns:
-    [..., n, n], or [..., m, n].
 
   >>> block_reflector(jnp.array([[3.0], [0.0]])).tolist()
   [[-1.0, 0.0], [0.0, 1.0]]
@@ -174,11 +155,7 @@ def haar(key, shape, dtype=jnp.float32) -> jax.Array:
 
 
 def identity(key, shape, dtype=jnp.float32) -> jax.Array:
-  """Returns the first m rows of the identity [n, n].
-
-  >>> identity(None, (2, 2)).tolist()
-  [[1.0, 0.0], [0.0, 1.0]]
-  """
+  """Returns the first m rows of the identity [n, n]."""
   del key  # Unused: nothing is random.
   return jnp.eye(shape[0], shape[1], dtype=dtype)
 
@@ -190,7 +167,7 @@ ORTHOGONAL: dict[str, Callable[..., jax.Array]] = {
 
 
 class Parametrization(NamedTuple):
-  """A map into O(n), and where training starts."""
+  """A map into O(n) and its initializers."""
 
   to_orthogonal: Callable[[jax.Array], jax.Array]  # [..., n, r] → [..., n, n].
   columns: Callable[[int], int]  # n → r.
@@ -198,7 +175,7 @@ class Parametrization(NamedTuple):
 
 
 def _gaussian(key, shape, dtype=jnp.float32):
-  """Entries of deviation n^(−1/2): V − Vᵀ has eigenvalues up to ±2√2·i."""
+  """Draws a Gaussian V; V − Vᵀ has eigenvalues up to about ±2√2·i."""
   return jax.random.normal(key, shape, dtype) * shape[-2] ** -0.5
 
 
@@ -227,15 +204,14 @@ def orthogonal_param(
 
   Args:
     module: inside its `nn.compact` method.
-    name: of the matrix; what is trained is called so, or `name` + '_raw'.
+    name: of the matrix; its leaf has that name, or `name` + '_raw'.
     shape: (m, n) with m <= n. Maps make [n, n] and are cut to m rows.
     init: 'haar' (random; Haar-distributed for 'none' and 'cholesky') or
       'identity'.
     parametrization: one of `CHOICES`.
 
   Raises:
-    ValueError: an unknown name, or an initialisation that the
-      parametrisation does not reach.
+    ValueError: an unknown name, or a start that the map does not reach.
   """
   if parametrization not in CHOICES:
     raise ValueError(f'{parametrization=} must be one of {CHOICES}.')
@@ -255,14 +231,9 @@ def orthogonal_param(
 
 
 def map_raw(params: Any, maps: Mapping[str, Callable[..., Any]]) -> Any:
-  """A tree of parameters with every raw leaf replaced by what it makes.
+  """Replaces every raw leaf of a tree of parameters by its matrix.
 
-  Args:
-    params: nested dictionaries of arrays.
-    maps: name of a matrix → the map of its raw leaf.
-
-  Raises:
-    KeyError: a raw leaf that has no map.
+  `maps` has a map for the name of each matrix, or a KeyError is raised.
 
   >>> map_raw({'blocks': {'R_raw': 2.0, 'bias': 1.0}}, {'R': lambda v: -v})
   {'blocks': {'R': -2.0, 'bias': 1.0}}

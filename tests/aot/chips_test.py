@@ -8,8 +8,10 @@ from lipnext_jax.aot import chips
 
 
 def test_kinds_of_devices_are_told_apart():
-  assert chips.by_device_kind('TPU v5p') == chips.CHIPS['v5p']
-  assert chips.by_device_kind('NVIDIA H200') == chips.CHIPS['h200']
+  for kind, name in (
+    ('TPU v5p', 'v5p'), ('TPU v5 lite', 'v5e'), ('NVIDIA H200', 'h200')
+  ):  # fmt: skip
+    assert chips.by_device_kind(kind) == chips.CHIPS[name]
   with pytest.raises(errors.ConfigError, match='nothing is known'):
     chips.by_device_kind('NVIDIA A100')
 

@@ -86,7 +86,7 @@ def test_what_a_cpu_needs_includes_its_temporaries(found):
 
 
 def gather(size, crosses):
-  return collectives.Collective('all-gather', 'f32', size, 2, crosses, 3, '')
+  return collectives.Collective('all-gather', 'f32', size, 2, crosses, 3)
 
 
 def test_the_estimate_is_split_over_devices_and_networks():

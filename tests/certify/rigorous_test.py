@@ -8,7 +8,6 @@ from fractions import Fraction
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -33,7 +32,9 @@ def make(seed=0, *, width=16, depth=2, patch_size=4, beta=0.5, scale=1.0):
   )  # fmt: skip
   rng = np.random.default_rng(seed)
   images = rng.random((5, 8, 8, 1))
-  params = model.init(jax.random.key(seed), np.float32(images))['params']
+  params = jax.jit(model.init)(jax.random.key(seed), np.float32(images))[
+    'params'
+  ]
 
   def fill(path, leaf):
     if path[-1].key in ('bias', 'pos'):
@@ -81,12 +82,13 @@ def wide_logits(model, params, images):
   return np.einsum('bc,kc->bk', z, rows) + p['head']['bias']
 
 
+FORWARD = jax.jit(rigorous.forward, static_argnums=0)
+
+
 def float64_logits(model, params, images):
   with jax.enable_x64(True):
-    logits, norms = jax.jit(rigorous.forward, static_argnums=0)(
-      model, rigorous.float64_params(params), jnp.asarray(images)
-    )
-    return np.asarray(logits), np.asarray(norms)
+    found = FORWARD(model, rigorous.float64_params(params), images)
+    return tuple(map(np.asarray, found))
 
 
 @needs_wide
@@ -339,6 +341,7 @@ def test_heads_and_devices_that_bound_nothing_are_refused():
 ONE_TOKEN = models.LipNeXt(
   num_classes=3, depth=8, width=4, patch_size=2, beta=0.5, shift_ratio=1 / 4
 )
+START = jax.jit(lambda key: ONE_TOKEN.init(key, np.zeros((1, 2, 2, 1))))
 # Rows whose norms are rational, 5 and 13: the exact logits are.
 KERNEL = np.float32([[3, 4, 0, 0], [0, 5, 12, 0], [-4, 0, 3, 0]])
 
@@ -376,7 +379,7 @@ def hostile_network(seed):
   """Constants of any size, and a margin down to 1e-16 of the logits."""
   rng = np.random.default_rng(seed)
   image = np.full((2, 2, 1), 0.5) if seed % 2 else rng.random((2, 2, 1))
-  params = ONE_TOKEN.init(jax.random.key(seed), image[None])['params']
+  params = dict(START(jax.random.key(seed))['params'])
 
   def fill(path, leaf):
     size = 10.0 ** rng.uniform(-20, 14)
@@ -440,8 +443,7 @@ def half_image(scale):
   Eight blocks add a quarter of a unit of the bias each, which float64 loses;
   the head adds a whole one to the other class.
   """
-  params = ONE_TOKEN.init(jax.random.key(0), np.zeros((1, 2, 2, 1)))['params']
-  params = jax.tree.map(np.array, params)
+  params = jax.tree.map(np.array, START(jax.random.key(0))['params'])
   params['stem']['Q'] = np.eye(4, dtype=np.float32)
   params['stem']['bias'][:2] = scale
   params['blocks']['bias'][:, 0] = 0.99 * scale * 2.0**-54

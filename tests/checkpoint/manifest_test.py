@@ -5,10 +5,8 @@
 
 import json
 
-import numpy as np
 import pytest
 
-from lipnext_jax import errors
 from lipnext_jax.checkpoint import manifest
 
 
@@ -88,26 +86,3 @@ def test_the_hash_of_fields_knows_every_value():
   assert own == manifest.hash_fields(json.loads(json.dumps(fields)))
   for name, value in (('a', 2), ('b', (1, 2.4)), ('c', 'y'), ('d', None)):
     assert own != manifest.hash_fields({**fields, name: value})
-
-
-@pytest.mark.parametrize(
-  ('name', 'shape', 'old'),
-  [
-    ('params/blocks/R', (2, 8, 8), True),
-    ('opt_state/slow/blocks/R', (2, 8, 8), True),
-    ('params/blocks/R', (2, 6, 8), False),  # Other rows, of another α.
-    ('params/blocks/M', (2, 8, 8), False),
-    ('params/blocks/R', (3, 8, 8), False),
-  ],
-)
-def test_whole_matrices_r_are_called_the_old_layout(tmp_path, name, shape, old):
-  arrays = {name: [list(shape), 'float32']}
-  manifest.write(str(tmp_path), step=1, arrays=arrays, config_hash='')
-  *parents, leaf = name.split('/')
-  state = {leaf: np.zeros((2, 4, 8), np.float32)}
-  for parent in reversed(parents):
-    state = {parent: state}
-  with pytest.raises(errors.CheckpointError) as error:
-    manifest.check_matches(str(tmp_path), state, '')
-  assert name in str(error.value)
-  assert ('of the old layout' in str(error.value)) == old

@@ -1,7 +1,4 @@
-"""The rivals of LipNeXt's paper, behind the same interface.
-
-Written from their papers, small enough to read; see `models.interface`.
-"""
+"""The models that LipNeXt's paper compares with, written from their papers."""
 
 from lipnext_jax.models.baselines.bronet import BRONet
 from lipnext_jax.models.baselines.liresnet import LiResNet

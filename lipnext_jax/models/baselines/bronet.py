@@ -4,12 +4,11 @@
 
     stem    patches → zero-padded to n = max(c, values) channels → BRO → c
     block   x ↦ σ( BRO(x) + b )
-    tail    neck and dense layers, block reflectors too (`dense`)
-    head    unit rows, as everywhere
+    tail    neck and dense layers, block reflectors too, and head (`dense`)
 
-Every layer is orthogonal, or semi-orthogonal by cutting outputs off: the
-backbone is 1-Lipschitz, as LipNeXt's. Padding is circular, which makes the
-convolution exactly norm-preserving.
+Every layer is orthogonal, or semi-orthogonal by cutting outputs off, so the
+backbone is 1-Lipschitz. Padding is circular, which makes the convolution
+exactly norm-preserving.
 
 Reference: B.-H. Lai, P.-H. Huang, B.-H. Kung, S.-T. Chen, "Enhancing Certified
 Robustness via Block Reflector Orthogonal Layers and Logit Annealing Loss",
@@ -33,7 +32,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lipnext_jax.models import head
 from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
 from lipnext_jax.models.baselines import convolutions
@@ -43,30 +41,30 @@ _zeros = nn.initializers.zeros
 _normal = nn.initializers.normal(stddev=1.0)  # The map ignores the scale.
 
 
-class BRONet(dense.Rival):
-  """The classifier: images in [0, 1] → logits, 1-Lipschitz up to the head.
+class BRONet(dense.Baseline):
+  """A classifier that is 1-Lipschitz up to the head: images in [0, 1] → logits.
 
-  Attributes, besides those of `dense.Rival` (K is the side of V's kernels):
+  Attributes, besides those of `dense.Baseline` (K is the side of V's kernels):
     reflector_ratio: rank of V over the channels; 1/4 in the paper.
 
   >>> model = BRONet(num_classes=3, depth=1, width=4, patch_size=1)
   >>> images = jnp.full((2, 4, 4, 1), 0.25)
-  >>> variables = model.init(jax.random.key(0), images)
-  >>> model.apply(variables, images).shape
+  >>> variables = jax.jit(model.init)(jax.random.key(0), images)
+  >>> jax.jit(model.apply)(variables, images).shape
   (2, 3)
   """
 
   reflector_ratio: float = 1 / 4
 
   def rank(self, channels: int) -> int:
-    """Columns of V: ⌊ratio·channels⌋, at least one."""
+    """Returns the number of columns of V: ⌊ratio·channels⌋, at least one."""
     return max(1, layers.channel_count(self.reflector_ratio, channels))
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    """[b, H, W, ch] in [0, 1] → logits [b, k], float32 or wider."""
+    """Computes logits [b, k], float32 or wider, of images [b, H, W, ch]."""
     raw = '' if self.stored else parametrizations.RAW
-    k, c, d = self.kernel_size, self.width, self.dense_width
+    k, c = self.kernel_size, self.width
 
     def weights_shape(n):
       if self.stored:
@@ -82,9 +80,7 @@ class BRONet(dense.Rival):
       return convolutions.reflect(wide, weights).astype(x.dtype)
 
     # ------------------------------------------------------------------ stem
-    x = layers.patchify(layers.centre(images), self.patch_size).astype(
-      self.dtype
-    )
+    x = self.patches(images)
     b, h, w, values = x.shape
     n = max(c, values)
     weights, pos, bias = dense.Group(
@@ -117,26 +113,17 @@ class BRONet(dense.Rival):
     # ------------------------------------------------------------------ tail
     # A neck that widens starts from zero-padded features.
     x = x.reshape(b, -1)
-    n = max(d, x.shape[1])
-    x = jnp.pad(x, ((0, 0), (0, n - x.shape[1])))
-    # The rank follows the outputs: a neck has far more inputs.
-    shapes: dict[str, Any] = {
-      'neck': ((d, n) if self.stored else (n, self.rank(d)), (d,))
-    }
-    if self.dense_depth:
-      m, r = self.dense_depth, d if self.stored else self.rank(d)
-      shapes['dense'] = ((m, d, r), (m, d))
-    for name, (shape, bias_shape) in shapes.items():
-      q, bias = dense.Group(
-        ((f'Q{raw}', _normal, shape), ('bias', _zeros, bias_shape)), name=name
-      )()
-      q = q if self.stored else parametrizations.block_reflector(q, d)
-      x = dense.layers(x, q, bias, self.activate, self.precision)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return head.NormalizedHead(self.num_classes, name='head')(x)
+    x = jnp.pad(x, ((0, 0), (0, max(0, self.dense_width - x.shape[1]))))
+    return self.classify(
+      x,
+      _normal,
+      # The rank follows the outputs: a neck has far more inputs.
+      lambda d, n: (n, self.rank(d)),
+      parametrizations.block_reflector,
+    )
 
   def explicit_params(self, params: Any) -> Any:
-    """See `models.interface`: the reflectors of every frequency, and Q."""
+    """Returns the reflectors of every frequency, and Q for its raw matrix."""
     if self.stored:
       return params
     grid = params['stem']['pos'].shape[:2]

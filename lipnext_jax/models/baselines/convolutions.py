@@ -17,7 +17,7 @@ def convolve(
   padding: str,
   precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
-  """Cross-correlation at unit stride that keeps the grid.
+  """Computes a cross-correlation at unit stride that keeps the grid.
 
   Args:
     x: [b, h, w, ch].
@@ -55,7 +55,7 @@ def convolve(
 
 
 def with_identity(kernel: jax.Array) -> jax.Array:
-  """The kernel [..., k, k, c, c] of x ↦ x + convolve(x, kernel)."""
+  """Returns the kernel [..., k, k, c, c] of x ↦ x + convolve(x, kernel)."""
   centre = (kernel.shape[-4] - 1) // 2
   eye = jnp.eye(kernel.shape[-1], dtype=kernel.dtype)
   return kernel.at[..., centre, centre, :, :].add(eye)
@@ -64,15 +64,14 @@ def with_identity(kernel: jax.Array) -> jax.Array:
 def power_iteration(
   kernel: jax.Array, grid: tuple[int, int], padding: str, iterations: int
 ) -> jax.Array:
-  """‖W v‖ of a convolution for a unit v that power iteration found.
+  """Estimates ‖W‖₂ of a convolution as ‖W v‖ for the v of a power iteration.
 
-  An estimate of ‖W‖₂ that approaches it from below: good to train with, no
-  proof. The random start is drawn from the bits of the kernel. So the estimate
-  is a pure function of the kernel, with nothing to store and resume, and yet
-  the start is another one after every update: training soon hides large norms
-  from a start that is always the same (after 220 steps on digits it saw 1.1
-  where the truth was 5.6). The gradient is that of ‖W v‖ for the v found, u vᵀ
-  at the limit.
+  The estimate approaches ‖W‖₂ from below: good to train with, no proof. Its
+  gradient is that of ‖W v‖ for the v found, u vᵀ at the limit. The random start
+  is drawn from the bits of the kernel: a pure function of the kernel, with
+  nothing to store, and yet another start after every update. Training soon
+  hides large norms from a start that is always the same (after 220 steps on
+  digits it saw 1.1 where the truth was 5.6).
 
   Args:
     kernel: [k, k, ch, c], float32 or wider.
@@ -111,7 +110,7 @@ def power_iteration(
 
 
 def frequencies(v: jax.Array, grid: tuple[int, int]) -> jax.Array:
-  """The half spectrum of a kernel [..., k, k, c, r]: [..., h, w//2 + 1, c, r].
+  """Transforms a kernel [..., k, k, c, r] to [..., h, w//2 + 1, c, r].
 
   Raises:
     ValueError: the kernel is larger than the grid.
@@ -123,11 +122,11 @@ def frequencies(v: jax.Array, grid: tuple[int, int]) -> jax.Array:
 
 
 def reflect(x: jax.Array, v: jax.Array) -> jax.Array:
-  """The block reflector of v's spectrum at every frequency of x (BRO).
+  """Applies the block reflector of v's spectrum at every frequency (BRO).
 
       ŷ(ω) = x̂(ω) − 2 V̂ (V̂ᴴ V̂)⁻¹ V̂ᴴ x̂(ω)
 
-  Orthogonal as a map of [h, w, c] arrays, and its own inverse.
+  It is orthogonal as a map of [h, w, c] arrays, and its own inverse.
 
   Args:
     x: [b, h, w, c], float32 or wider.
@@ -149,7 +148,7 @@ def reflect(x: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def reflector_spectrum(v: jax.Array, grid: tuple[int, int]) -> jax.Array:
-  """The matrices that `reflect` applies: [..., h, w//2 + 1, 2, c, c].
+  """Computes the matrices that `reflect` applies: [..., h, w//2 + 1, 2, c, c].
 
   The axis of 2 holds real and imaginary parts, so that no leaf is complex.
   """
@@ -163,7 +162,7 @@ def reflector_spectrum(v: jax.Array, grid: tuple[int, int]) -> jax.Array:
 
 
 def apply_spectrum(x: jax.Array, spectrum: jax.Array) -> jax.Array:
-  """The convolution whose half spectrum [h, w//2 + 1, 2, c, c] is stored.
+  """Convolves with a stored half spectrum [h, w//2 + 1, 2, c, c].
 
   Its constant is at most max_ω ‖Ŵ(ω)‖₂ for any stored numbers: transforms of
   real arrays preserve norms when inner frequencies count twice, and the inverse

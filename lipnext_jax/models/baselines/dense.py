@@ -1,7 +1,8 @@
-"""What both rivals share: sizes, groups of parameters, and the orthogonal tail.
+"""The common parts of both baselines: sizes, parameters, the orthogonal tail.
 
 neck    flatten → Q [d, h·w·c] → + bias → σ
 dense   d → Q [d, d] → + bias → σ, several times
+head    unit rows, as everywhere
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from flax.typing import Dtype
 import jax
 import jax.numpy as jnp
 
+from lipnext_jax.models import head
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers as layers_lib
 from lipnext_jax.models import parametrizations
@@ -21,8 +23,8 @@ from lipnext_jax.models import parametrizations
 ToOrthogonal = Callable[[jax.Array, int], jax.Array]
 
 
-class Rival(interface.CertifiedModel):
-  """Convolutions, then an orthogonal dense tail: what both are told.
+class Baseline(interface.CertifiedModel):
+  """A classifier of convolutions and an orthogonal dense tail.
 
   Attributes:
     num_classes: k.
@@ -34,10 +36,10 @@ class Rival(interface.CertifiedModel):
     kernel_size: K, side of the kernels.
     activation: 'minmax' (as published) or 'beta_abs'.
     beta: of 'beta_abs'.
-    position: False: p is never trained away from zero.
-    dtype: compute dtype; what makes matrices orthogonal stays in float32.
-    precision: of the products that do not.
-    stored: the parameters are those of `explicit_params`.
+    position: whether p is trained away from zero.
+    dtype: compute dtype; maps to orthogonal matrices stay in float32.
+    precision: of all other products.
+    stored: whether the parameters are those of `explicit_params`.
   """
 
   num_classes: int
@@ -56,28 +58,56 @@ class Rival(interface.CertifiedModel):
 
   @nn.nowrap  # It has no parameters, and is called inside of loops.
   def activate(self, x: jax.Array) -> jax.Array:
-    """σ."""
+    """Applies σ."""
     return layers_lib.activate(x, self.activation, self.beta)
+
+  @nn.nowrap
+  def patches(self, images: jax.Array) -> jax.Array:
+    """Cuts images [b, H, W, ch] in [0, 1] to [b, h, w, values] around zero."""
+    x = layers_lib.patchify(layers_lib.centre(images), self.patch_size)
+    return x.astype(self.dtype)
 
   @nn.nowrap
   def end_stem(
     self, x: jax.Array, pos: jax.Array, bias: jax.Array
   ) -> jax.Array:
-    """σ(x + p + b) for x [b, h, w, c], p [h, w, 1], b [c]."""
+    """Computes σ(x + p + b) for x [b, h, w, c], p [h, w, 1], b [c]."""
     if not self.position:  # Stays at its start, zero.
       pos = jax.lax.stop_gradient(pos)
     x = x + jnp.expand_dims(pos, 0).astype(x.dtype)
     return self.activate(x + layers_lib.per_channel(bias, x))
 
+  @nn.nowrap  # A part of the compact method that calls it.
+  def classify(self, x, init, raw_shape, to_orthogonal: ToOrthogonal):
+    """Applies neck, dense layers and head to features [b, n].
+
+    Raw leaves start at `init`, in the shape raw_shape(d, n) for Q [d, n].
+    """
+    d, m, raw = self.dense_width, self.dense_depth, parametrizations.RAW
+    if self.stored:
+      raw, raw_shape = '', lambda d, n: (d, n)
+    shapes: dict[str, Any] = {'neck': (raw_shape(d, x.shape[1]), (d,))}
+    if m:
+      shapes['dense'] = ((m, *raw_shape(d, d)), (m, d))
+    for name, (shape, bias_shape) in shapes.items():
+      q, bias = Group(
+        ((f'Q{raw}', init, shape), ('bias', nn.initializers.zeros, bias_shape)),
+        name=name,
+      )()
+      q = q if self.stored else to_orthogonal(q, d)
+      x = layers(x, q, bias, self.activate, self.precision)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return head.NormalizedHead(self.num_classes, name='head')(x)
+
   def explicit(self, dtype: Dtype = jnp.float32) -> Self:
-    """See `models.interface`."""
+    """Returns the model of `explicit_params`; see `models.interface`."""
     return self.clone(
       dtype=dtype, precision=jax.lax.Precision.HIGHEST, stored=True
     )
 
 
 class Group(nn.Module):
-  """A named group of float32 parameters, and nothing else.
+  """A named group of float32 parameters.
 
   Attributes:
     leaves: (name, initializer, shape) each.
@@ -91,7 +121,7 @@ class Group(nn.Module):
 
   @nn.compact
   def __call__(self) -> tuple[jax.Array, ...]:
-    """The arrays, in the order of the leaves."""
+    """Returns the arrays in the order of the leaves."""
     return tuple(
       self.param(name, init, shape, jnp.float32)
       for name, init, shape in self.leaves
@@ -105,18 +135,9 @@ def layers(
   activate: Callable[[jax.Array], jax.Array],
   precision: jax.lax.PrecisionLike,
 ) -> jax.Array:
-  """x ↦ σ(Q x + b) on rows, once for each matrix of a stack.
+  """Computes σ(Q x + b) of rows, once for each matrix of a stack.
 
-  Args:
-    x: [b, n].
-    q: [m, n], or a stack [l, n, n]; cast to the dtype of x.
-    bias: [m], or [l, n].
-    activate: σ.
-    precision: of the products.
-
-  >>> x = jnp.array([[1.0, 2.0]])
-  >>> layers(x, 2 * jnp.eye(2), jnp.ones(2), jnp.negative, None).tolist()
-  [[-3.0, -5.0]]
+  Rows x are [b, n], Q [m, n] or a stack [l, n, n], biases [m] or [l, n].
   """
 
   def layer(x, weights):
@@ -130,13 +151,7 @@ def layers(
 
 
 def explicit_tail(params: Any, to_orthogonal: ToOrthogonal) -> Any:
-  """The groups 'neck' and 'dense' of a tree, with their matrices mapped.
-
-  >>> raw = {'neck': {'Q_raw': 2 * jnp.eye(2, 3), 'bias': jnp.zeros(2)}}
-  >>> tail = explicit_tail(raw, lambda v, m: v / m)
-  >>> tail['neck']['Q'].tolist()
-  [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
-  """
+  """Returns the groups 'neck' and 'dense' of a tree, their matrices mapped."""
   return {
     name: parametrizations.map_raw(
       group,

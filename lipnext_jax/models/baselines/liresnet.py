@@ -2,12 +2,11 @@
 
     stem    patches → convolution → + p, + bias → σ
     block   x ↦ σ( x + conv(x) + b )
-    tail    neck and dense layers, orthogonal by Cholesky (`dense`)
-    head    unit rows, as everywhere
+    tail    neck and dense layers, orthogonal by Cholesky, and head (`dense`)
 
-The convolutions are not constrained: the loss is given the constant
-K = Π ‖W_k‖ of the backbone (ε·K in the place of ε), by power iteration in
-training; `certify.lipschitz_bound` proves it afterwards from the kernels.
+The convolutions are not constrained. Training estimates the constant
+K = Π ‖W_k‖ of the backbone by power iteration and gives the loss ε·K in the
+place of ε; `certify.lipschitz_bound` proves K afterwards from the kernels.
 
 References: K. Hu, A. Zou, Z. Wang, K. Leino, M. Fredrikson, "Unlocking
 Deterministic Robustness Certification on ImageNet", NeurIPS 2023 (linear
@@ -33,7 +32,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lipnext_jax.models import head
 from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
 from lipnext_jax.models.baselines import convolutions
@@ -49,7 +47,7 @@ _zeros = nn.initializers.zeros
 
 
 def _orthogonal(key, shape, dtype=jnp.float32):
-  """Orthogonal matrices [..., m, n]: well-conditioned, their own images."""
+  """Draws orthogonal matrices [..., m, n], which the map leaves as they are."""
   one = nn.initializers.orthogonal()
   if len(shape) == 2:
     return one(key, shape, dtype)
@@ -57,17 +55,17 @@ def _orthogonal(key, shape, dtype=jnp.float32):
   return jax.lax.map(lambda key: one(key, shape[1:], dtype), keys)
 
 
-class LiResNet(dense.Rival):
-  """The classifier: images in [0, 1] → logits.
+class LiResNet(dense.Baseline):
+  """A classifier with residual convolutions: images in [0, 1] → logits.
 
-  Attributes, besides those of `dense.Rival`:
+  Attributes, besides those of `dense.Baseline`:
     power_iterations: of the constant in training.
     padding: 'zero' (as published) or 'circular'.
 
   >>> model = LiResNet(num_classes=3, depth=1, width=4, patch_size=2)
   >>> images = jnp.full((2, 4, 4, 1), 0.25)
-  >>> variables = model.init(jax.random.key(0), images)
-  >>> model.apply(variables, images).shape
+  >>> variables = jax.jit(model.init)(jax.random.key(0), images)
+  >>> jax.jit(model.apply)(variables, images).shape
   (2, 3)
   """
 
@@ -76,18 +74,16 @@ class LiResNet(dense.Rival):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    """[b, H, W, ch] in [0, 1] → logits [b, k], float32 or wider."""
+    """Computes logits [b, k], float32 or wider, of images [b, H, W, ch]."""
     raw = '' if self.stored else parametrizations.RAW
-    k, c, d = self.kernel_size, self.width, self.dense_width
+    k, c = self.kernel_size, self.width
 
     def convolve(x, kernel):
       kernel = kernel.astype(x.dtype)
       return convolutions.convolve(x, kernel, self.padding, self.precision)
 
     # ------------------------------------------------------------------ stem
-    x = layers.patchify(layers.centre(images), self.patch_size).astype(
-      self.dtype
-    )
+    x = self.patches(images)
     b, h, w, values = x.shape
     # About an isometry on average: c outputs of variance 1/c each.
     init = nn.initializers.normal(stddev=(k * k * c) ** -0.5)
@@ -124,22 +120,10 @@ class LiResNet(dense.Rival):
 
     # ------------------------------------------------------------------ tail
     x = x.reshape(b, -1)
-    shapes: dict[str, Any] = {'neck': ((d, x.shape[1]), (d,))}
-    if self.dense_depth:
-      m = self.dense_depth
-      shapes['dense'] = ((m, d, d), (m, d))
-    for name, (shape, bias_shape) in shapes.items():
-      q, bias = dense.Group(
-        ((f'Q{raw}', _orthogonal, shape), ('bias', _zeros, bias_shape)),
-        name=name,
-      )()
-      q = q if self.stored else _to_orthogonal(q, d)
-      x = dense.layers(x, q, bias, self.activate, self.precision)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return head.NormalizedHead(self.num_classes, name='head')(x)
+    return self.classify(x, _orthogonal, lambda d, n: (d, n), _to_orthogonal)
 
   def lipschitz(self, params: Any) -> jax.Array:
-    """K = ‖stem‖ Π ‖I + conv‖ by power iteration: from below, differentiable.
+    """Estimates K = ‖stem‖ Π ‖I + conv‖ from below, differentiably.
 
     The tail's matrices count as 1, which they are up to rounding.
     """
@@ -156,7 +140,7 @@ class LiResNet(dense.Rival):
     return norm(explicit['stem'][name]) * jnp.prod(blocks)
 
   def explicit_params(self, params: Any) -> Any:
-    """See `models.interface`: I + conv as one kernel, Q for its raw matrix."""
+    """Returns I + conv as one kernel, and Q for its raw matrix."""
     if self.stored:
       return params
     kernels = {f'conv_{self.padding}': convolutions.with_identity}
