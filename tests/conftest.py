@@ -19,6 +19,9 @@ os.environ['XLA_FLAGS'] = (
 _cache = tempfile.TemporaryDirectory(prefix='lipnext-compiled-')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+# Compiling takes longest, and what most tests see no optimization changes. The
+# others ask for the fixture `optimized`.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 from absl.testing import flagsaver
 import jax
@@ -31,17 +34,13 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 @pytest.fixture(scope='session')
 def run_command():
-  """Runs a command of the project, compiling in a hurry; returns what it said.
+  """Runs a command of the project; returns what it said."""
 
-  Programs that were compiled so are shared by all tests that run them so.
-  """
-
-  def run(command):
+  def run(command, **environment):
     return subprocess.run(
       command,
       cwd=os.path.dirname(os.path.dirname(__file__)),
-      env=os.environ
-      | {'PYTHON': sys.executable, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+      env=os.environ | {'PYTHON': sys.executable} | environment,
       capture_output=True,
       text=True,
       timeout=300,
@@ -79,6 +78,21 @@ def run_main():
     return code, out.getvalue(), err.getvalue()
 
   return run
+
+
+@pytest.fixture(scope='module')
+def optimized():
+  """Compiles as users do: for what rounds, and what the compiler makes of it.
+
+  Programs of tests before it are forgotten, and its own after it.
+  """
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '0')
+    jax.config.update('jax_disable_most_optimizations', False)
+    jax.clear_caches()
+    yield
+    jax.config.update('jax_disable_most_optimizations', True)
+    jax.clear_caches()
 
 
 @pytest.fixture

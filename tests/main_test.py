@@ -240,7 +240,6 @@ def test_a_disk_that_is_full_is_one_line_and_costs_nothing(
       prefix=limited,
       # A program that cannot be cached warns of it.
       JAX_ENABLE_COMPILATION_CACHE='false',
-      JAX_DISABLE_MOST_OPTIMIZATIONS='1',
     )
     found, _, err = finish(full)
     assert found == code, err

@@ -21,13 +21,13 @@ PLAIN = (
 )
 
 
-def run(*flags, hurry='0'):
+def run(*flags):
   command = [sys.executable, '-m', 'lipnext_jax.main', '--mode=compile']
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   return subprocess.run(
     [*command, '--config=configs/digits.py:smoke', *flags],
     cwd=ROOT,
-    env=environment | {'JAX_DISABLE_MOST_OPTIMIZATIONS': hurry},
+    env=environment,
     capture_output=True,
     text=True,
     timeout=600,
@@ -44,7 +44,6 @@ def test_sixteen_cpu_devices_and_a_copy_in_the_workdir(tmp_path):
     '--config.mesh.fsdp=4',
     '--config.mesh.tensor=2',
     *PLAIN,
-    hurry='1',
   )
   assert done.returncode == 0, done.stderr
   assert 'rror' not in done.stderr

@@ -13,6 +13,9 @@ from lipnext_jax.certify import chain
 from lipnext_jax.certify import norms
 from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
+from tests import networks
+
+pytestmark = pytest.mark.usefixtures('optimized')
 
 
 def make(seed=0, *, width=24, depth=3, size=8, channels=1, **options):
@@ -28,14 +31,7 @@ def make(seed=0, *, width=24, depth=3, size=8, channels=1, **options):
   )
   rng = np.random.default_rng(seed)
   images = rng.random((6, size, size, channels)).astype(np.float32)
-  params = model.init(jax.random.key(seed), images)['params']
-
-  def fill(path, leaf):
-    if path[-1].key in ('bias', 'pos'):
-      return jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
-    return leaf
-
-  return model, jax.tree_util.tree_map_with_path(fill, params), images
+  return model, networks.draw(model, (size, size, channels), seed), images
 
 
 CASES = [
@@ -50,9 +46,9 @@ def float32_gap(model, params, images):
 
   The exact pass is float64's.
   """
-  narrow = np.float64(model.apply({'params': params}, images))
+  narrow = np.float64(jax.jit(model.apply)({'params': params}, images))
   with jax.enable_x64(True):
-    exact, norms = rigorous.forward(
+    exact, norms = jax.jit(rigorous.forward, static_argnums=0)(
       model, rigorous.float64_params(params), jnp.float64(images)
     )
     exact, norms = np.asarray(exact), np.asarray(norms)

@@ -10,6 +10,9 @@ from lipnext_jax.certify import bound
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rounding
+from tests import networks
+
+pytestmark = pytest.mark.usefixtures('optimized')
 
 MODEL = models.LipNeXt(
   num_classes=4, depth=2, width=16, patch_size=4, m_init='haar'
@@ -30,8 +33,7 @@ def certify_fast(params, images):
 
 def make(stem=0.0, head=0.0, pos=0.0):
   """Weights with constants that one layer adds and the next takes away."""
-  params = MODEL.init(jax.random.key(0), IMAGES)['params']
-  params = jax.tree.map(np.array, params)
+  params = networks.draw(MODEL, IMAGES.shape[1:], seed=1, scale=0.0)
   params['stem']['bias'] += np.float32(stem)
   params['blocks']['pos'][1] += np.float32(pos)
   params['head']['bias'] += np.float32(head)
@@ -161,10 +163,11 @@ def test_rows_that_float32_cannot_normalise_are_refused(scale):
 
 def test_bytes_are_images_and_other_whole_numbers_are_not():
   pixels = np.round(255 * IMAGES).astype(np.uint8)
+  params = make()
   certifiers = [
-    fast.fast_certifier(MODEL, make()),
-    lambda x: certify.rigorous_radius(MODEL, make(), x)[:2],
-    lambda x: (MODEL.apply({'params': make()}, x),) * 2,
+    fast.fast_certifier(MODEL, params),
+    lambda x: certify.rigorous_radius(MODEL, params, x)[:2],
+    lambda x: (LOGITS(params, x),) * 2,
   ]
   for certifier in certifiers:
     for found, wanted in zip(

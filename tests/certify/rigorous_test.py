@@ -18,6 +18,9 @@ from lipnext_jax import models
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
+from tests import networks
+
+pytestmark = pytest.mark.usefixtures('optimized')
 
 WIDE = np.longdouble
 needs_wide = pytest.mark.skipif(
@@ -33,14 +36,7 @@ def make(seed=0, *, width=16, depth=2, patch_size=4, beta=0.5, scale=1.0):
   )  # fmt: skip
   rng = np.random.default_rng(seed)
   images = rng.random((5, 8, 8, 1))
-  params = model.init(jax.random.key(seed), np.float32(images))['params']
-
-  def fill(path, leaf):
-    if path[-1].key in ('bias', 'pos'):
-      return np.float32(scale * rng.normal(size=leaf.shape))
-    return np.asarray(leaf)
-
-  return model, jax.tree_util.tree_map_with_path(fill, params), images
+  return model, networks.draw(model, (8, 8, 1), seed, scale), images
 
 
 def make_parts(**options):
@@ -105,7 +101,7 @@ def test_float64_logits_err_by_less_than_reported(options):
   assert np.all(actual > 0)  # The oracle sees float64 round.
   assert np.all(found.logit_errors < 1e5 * np.max(actual))  # Not vacuous.
   # Planted: a pass in float32.
-  narrow = model.clone(precision='highest').apply(
+  narrow = jax.jit(model.clone(precision='highest').apply)(
     {'params': params}, np.float32(images)
   )
   gap = np.abs(np.asarray(narrow).astype(WIDE) - exact)
@@ -339,6 +335,7 @@ def test_heads_and_devices_that_bound_nothing_are_refused():
 ONE_TOKEN = models.LipNeXt(
   num_classes=3, depth=8, width=4, patch_size=2, beta=0.5, shift_ratio=1 / 4
 )
+start_one_token = jax.jit(ONE_TOKEN.init)
 # Rows whose norms are rational, 5 and 13: the exact logits are.
 KERNEL = np.float32([[3, 4, 0, 0], [0, 5, 12, 0], [-4, 0, 3, 0]])
 
@@ -376,7 +373,7 @@ def hostile_network(seed):
   """Constants of any size, and a margin down to 1e-16 of the logits."""
   rng = np.random.default_rng(seed)
   image = np.full((2, 2, 1), 0.5) if seed % 2 else rng.random((2, 2, 1))
-  params = ONE_TOKEN.init(jax.random.key(seed), image[None])['params']
+  params = start_one_token(jax.random.key(seed), image[None])['params']
 
   def fill(path, leaf):
     size = 10.0 ** rng.uniform(-20, 14)
@@ -440,7 +437,8 @@ def half_image(scale):
   Eight blocks add a quarter of a unit of the bias each, which float64 loses;
   the head adds a whole one to the other class.
   """
-  params = ONE_TOKEN.init(jax.random.key(0), np.zeros((1, 2, 2, 1)))['params']
+  image = np.full((1, 2, 2, 1), 0.5)
+  params = start_one_token(jax.random.key(0), image)['params']
   params = jax.tree.map(np.array, params)
   params['stem']['Q'] = np.eye(4, dtype=np.float32)
   params['stem']['bias'][:2] = scale
@@ -448,7 +446,7 @@ def half_image(scale):
   rows = np.eye(2, 4, dtype=np.float32)
   rows = np.stack([*rows, -rows[0]])
   params['head'] = {'kernel': rows, 'bias': np.array([0, scale * 2.0**-52, 0])}
-  return params, np.full((1, 2, 2, 1), 0.5)
+  return params, image
 
 
 def test_the_constant_part_of_the_error_does_not_shrink_with_the_ball():

@@ -48,11 +48,6 @@ SHAPES = {  # The stem: pads to c; is square; cuts 48 values to c; is grey.
   'grey': Shape((9, 6, 1), 10, 3, beta=0.0),
 }
 ALPHAS = (1 / 16, 1 / 8, 1 / 4)
-# Forty steps of a tiny model: compiling takes longest.
-QUICK = {
-  'xla_backend_optimization_level': 0,
-  'xla_llvm_disable_expensive_passes': True,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -259,7 +254,7 @@ def train(logits_fn, params, steps=40):
 
   carry = jax.tree.map(jnp.asarray, params), tx.init(params)
   run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps))
-  (params, state), values = run.lower(carry).compile(QUICK)(carry)
+  (params, state), values = run(carry)
   return values, params, optim.slow_params(state, params)
 
 

@@ -19,6 +19,8 @@ from lipnext_jax.models import block
 from lipnext_jax.models import LipNeXt
 from lipnext_jax.models import products
 
+pytestmark = pytest.mark.usefixtures('optimized')
+
 BLOCKS = 3  # Counted as the difference to one block less.
 # Large enough on the GPU for its matrix units to be used.
 SIZES = {

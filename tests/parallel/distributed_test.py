@@ -22,10 +22,6 @@ from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-ENVIRONMENT = os.environ | {
-  'PYTHON': sys.executable,
-  'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # Compiling takes longest.
-}
 
 
 def test_a_single_process_starts_nothing():
@@ -97,7 +93,7 @@ def launch(workdir):
   return subprocess.Popen(
     ['bash', 'launch/local.sh', '2', f'--workdir={workdir}', *FLAGS],
     cwd=ROOT,
-    env=ENVIRONMENT,
+    env=os.environ | {'PYTHON': sys.executable},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
