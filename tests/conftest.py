@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 from absl.testing import flagsaver
+import filelock
 import jax
 import pytest
 
@@ -136,13 +138,21 @@ def tiny_config(make_tiny_config):
 def trained_run(tmp_path_factory):
   """(workdir, its eval.json, its config) of a run on 8 devices. Never write.
 
-  Trained in bfloat16, checkpoints at the steps 2 ('best') and 4 ('last').
+  Trained in bfloat16, checkpoints at the steps 2 ('best') and 4 ('last'); once
+  for all workers of a session.
   """
   from lipnext_jax import train  # Slow to import, and needed here only.
 
-  workdir = str(tmp_path_factory.mktemp('trained') / 'run')
+  shared = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    shared = shared.parent
+  workdir = shared / 'trained'
   config = _tiny_config()
   config.mesh.data, config.mesh.fsdp = -1, 2
   config.model.dtype = 'bfloat16'
   config.eval.every = '2 steps'
-  return workdir, train.train_and_evaluate(config, workdir), config
+  with filelock.FileLock(shared / 'trained.lock'):
+    if not (workdir / 'report.html').exists():  # Written last.
+      train.train_and_evaluate(config, str(workdir))
+  summary = json.loads((workdir / 'eval.json').read_text())
+  return str(workdir), summary, config

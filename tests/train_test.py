@@ -306,15 +306,6 @@ RIVALS = {
 }
 
 
-@pytest.fixture
-def _quick():
-  """Compiling takes longest, and a few steps of it are run."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
-@pytest.mark.usefixtures('_quick')
 @pytest.mark.parametrize('name', RIVALS)
 def test_rivals_train_certify_and_resume_bitwise(
   name, make_tiny_config, tmp_path

@@ -135,7 +135,9 @@ def check_function(apply, alpha, padding, shape=PLAIN):
   square, images = draw_square(shape), draw_images(5, shape)
   np.testing.assert_allclose(
     apply(stored(square, alpha), images, alpha, padding, shape),
-    literal(square, images, alpha, padding, shape),
+    jax.jit(literal, static_argnums=(2, 3, 4))(
+      square, images, alpha, padding, shape
+    ),
     # Some ten float64 products of size 48 at most on values below 10.
     rtol=0,
     atol=1e-12,
@@ -144,13 +146,13 @@ def check_function(apply, alpha, padding, shape=PLAIN):
 
 def ours(params, images, alpha, padding, shape=PLAIN, **options):
   model = build(shape, shift_ratio=alpha, padding=padding, **options)
-  return model.apply({'params': params}, images)
+  return jax.jit(model.apply)({'params': params}, images)
 
 
 @pytest.mark.parametrize('padding', layers.PADDINGS)
 @pytest.mark.parametrize('shape', SHAPES)
 def test_logits_are_those_of_the_paper(shape, padding):
-  for alpha in ALPHAS:
+  for alpha in ALPHAS if shape == 'pads' else ALPHAS[1:2]:
     check_function(ours, alpha, padding, SHAPES[shape])
 
 

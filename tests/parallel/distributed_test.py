@@ -158,6 +158,7 @@ def calm(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow  # A launch of two processes, and one more.
 def test_two_processes_make_the_run_of_one(calm, tmp_path, run_command):
   """The same 8 devices in one process.
 
@@ -179,7 +180,7 @@ def test_two_processes_make_the_run_of_one(calm, tmp_path, run_command):
   assert start['devices']['processes'] == 2
 
 
-@pytest.mark.slow  # Four launches of two processes: a minute.
+@pytest.mark.slow  # Four launches of two processes.
 def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
   calm, tmp_path
 ):
