@@ -115,19 +115,9 @@ def test_bounds_include_what_they_say(rules, right, wrong, remedy):
     assert str(info.value).endswith(remedy)
 
 
-# (a field that nothing reads comes last, why).
+# (a field that nothing reads comes last, why). Those of models: registry_test.
 UNREAD = [
   ({'model.name': 'liresnet', 'model.shift_ratio': 1 / 8}, 'model.name'),
-  ({'model.name': 'bronet', 'model.remat': 'products'}, 'model.name'),
-  ({'model.name': 'bronet', 'model.padding': 'zero'}, 'model.name'),
-  (
-    {'model.name': 'liresnet', 'model.baseline.reflector_ratio': 0.5},
-    'model.name',
-  ),
-  (
-    {'model.name': 'bronet', 'model.baseline.power_iterations': 5},
-    'model.name',
-  ),
   ({'model.activation': 'minmax', 'model.beta': 0.25}, 'model.activation'),
   (
     {'model.parametrization': 'cayley', 'optimizer.retraction': 'svd'},

@@ -89,6 +89,10 @@ MISTAKES = {
     ['--workdir', 'holds no checkpoint', '--mode=train'],
   ),
   'an unknown mode': (['--mode=test'], ['mode=test', 'train|eval']),
+  'a machine that is none': (
+    ['--mode=compile', '--topology=v5p'],
+    ['--topology', 'v5p', 'is no machine'],
+  ),
   'a machine to train on': (['--topology=cpu:2'], ['add --mode=compile']),
   'an unknown flag': (['--wordir=x'], ['wordir']),
   'a stray argument': (['extra'], ["argument='extra' is no flag"]),

@@ -279,6 +279,7 @@ def check_trajectory(logits_fn, alpha, padding):
   assert expected[0][-1] < expected[0][0] - 0.1
 
 
+@pytest.mark.slow  # Two optimizers are compiled.
 @pytest.mark.parametrize(
   ('alpha', 'padding'), [(1 / 16, 'zero'), (1 / 8, 'circular')]
 )
@@ -289,6 +290,7 @@ def test_forty_steps_of_the_recipe_are_those_of_the_paper(alpha, padding):
   )
 
 
+@pytest.mark.slow
 def test_trajectory_check_rejects_a_lost_gradient():
   """R's gradient from one of the two products with it alone."""
   half = with_mix(
