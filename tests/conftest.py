@@ -34,6 +34,12 @@ from lipnext_jax import config as config_lib
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+def pytest_collection_modifyitems(items):
+  """Puts files with slow tests first, so that all workers end together."""
+  slow = {item.path for item in items if item.get_closest_marker('slow')}
+  items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope='session')
 def run_command():
   """Runs a command of the project; returns what it said."""
