@@ -78,7 +78,7 @@ def read_radii(workdir):
 
 FLAGS = (
   '--config=configs/digits.py:smoke',
-  '--config.duration=80 steps',
+  '--config.duration=60 steps',
   '--config.checkpoint.every=10 steps',
   '--config.eval.every=0 steps',
   '--config.log.every=5 steps',
@@ -190,7 +190,7 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
   process; it says so in the second case only. The launcher has the last word.
   """
   ended = tmp_path / 'ended'
-  for which, reached in ((1, 10), (0, 30)):
+  for which, reached in ((1, 10), (0, 20)):
     code, stderr, seconds = end(ended, reached, signal.SIGKILL, which)
     assert code == 137, stderr
     assert seconds < 60
@@ -200,10 +200,10 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
     assert said or 'another task died' in stderr
     assert 'Traceback' not in stderr
     assert 'most recent call first' not in stderr
-  code, stderr, _ = end(ended, 50, signal.SIGTERM, None)
+  code, stderr, _ = end(ended, 30, signal.SIGTERM, None)
   assert code == 143, stderr
   assert stderr.count('error: stopped by SIGTERM; step ') == 2
-  assert 50 <= last_checkpoint(ended) < 80
+  assert 30 <= last_checkpoint(ended) < 60
   finish(ended)  # Gloo writes into the table that is printed.
   for name in ('eval.json', 'radii.csv'):
     assert (ended / name).read_text() == (calm / name).read_text()
@@ -211,7 +211,7 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
   (step, arrays), (other_step, other) = (
     corruption.resume(str(workdir), abstract) for workdir in (calm, ended)
   )
-  assert step == other_step == 80
+  assert step == other_step == 60
   assert corruption.same(arrays, other)
 
 
