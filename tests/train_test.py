@@ -19,6 +19,8 @@ from lipnext_jax import losses
 from lipnext_jax import train
 from lipnext_jax.runtime import interrupts
 
+pytestmark = pytest.mark.slow  # Nearly every test trains.
+
 
 def read(workdir, name):
   with open(os.path.join(workdir, name), encoding='utf-8') as file:
