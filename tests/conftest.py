@@ -51,7 +51,7 @@ def run_command():
       env=os.environ | {'PYTHON': sys.executable} | environment,
       capture_output=True,
       text=True,
-      timeout=300,
+      timeout=600,  # Some machines are busy.
       check=False,
     )
 
