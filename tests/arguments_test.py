@@ -20,3 +20,17 @@ def test_a_word_may_be_empty_in_a_group_and_never_in_an_argument():
   for bad in (',', 'smoke,', ',W16'):
     with pytest.raises(errors.ConfigError, match="argument='' is unknown"):
       config_lib.parse_argument(bad, *groups)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'problem'),
+  [
+    ('W64', 'is unknown; append nothing, .* any of W16, W32, smoke'),
+    (' smoke', 'is unknown'),
+    ('W32,W16', "comes beside 'W32'.*keep one"),
+    ('smoke,smoke', 'keep one'),
+  ],
+)
+def test_words_that_make_no_sense_are_refused(argument, problem):
+  with pytest.raises(errors.ConfigError, match=problem):
+    config_lib.parse_argument(argument, ('W16', 'W32'), ('', 'smoke'))

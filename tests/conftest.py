@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -19,8 +20,12 @@ os.environ['XLA_FLAGS'] = (
 _cache = tempfile.TemporaryDirectory(prefix='lipnext-compiled-')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+# Compiling takes longest, and what most tests see no optimization changes. The
+# others ask for the fixture `optimized`.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 from absl.testing import flagsaver
+import filelock
 import jax
 import pytest
 
@@ -29,22 +34,24 @@ from lipnext_jax import config as config_lib
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+def pytest_collection_modifyitems(items):
+  """Puts files with slow tests first, so that all workers end together."""
+  slow = {item.path for item in items if item.get_closest_marker('slow')}
+  items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope='session')
 def run_command():
-  """Runs a command of the project, compiling in a hurry; returns what it said.
+  """Runs a command of the project; returns what it said."""
 
-  Programs that were compiled so are shared by all tests that run them so.
-  """
-
-  def run(command):
+  def run(command, **environment):
     return subprocess.run(
       command,
       cwd=os.path.dirname(os.path.dirname(__file__)),
-      env=os.environ
-      | {'PYTHON': sys.executable, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+      env=os.environ | {'PYTHON': sys.executable} | environment,
       capture_output=True,
       text=True,
-      timeout=300,
+      timeout=600,  # Some machines are busy.
       check=False,
     )
 
@@ -79,6 +86,21 @@ def run_main():
     return code, out.getvalue(), err.getvalue()
 
   return run
+
+
+@pytest.fixture(scope='module')
+def optimized():
+  """Compiles as users do: for what rounds, and what the compiler makes of it.
+
+  Programs of tests before it are forgotten, and its own after it.
+  """
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '0')
+    jax.config.update('jax_disable_most_optimizations', False)
+    jax.clear_caches()
+    yield
+    jax.config.update('jax_disable_most_optimizations', True)
+    jax.clear_caches()
 
 
 @pytest.fixture
@@ -122,13 +144,21 @@ def tiny_config(make_tiny_config):
 def trained_run(tmp_path_factory):
   """(workdir, its eval.json, its config) of a run on 8 devices. Never write.
 
-  Trained in bfloat16, checkpoints at the steps 2 ('best') and 4 ('last').
+  Trained in bfloat16, checkpoints at the steps 2 ('best') and 4 ('last'); once
+  for all workers of a session.
   """
   from lipnext_jax import train  # Slow to import, and needed here only.
 
-  workdir = str(tmp_path_factory.mktemp('trained') / 'run')
+  shared = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    shared = shared.parent
+  workdir = shared / 'trained'
   config = _tiny_config()
   config.mesh.data, config.mesh.fsdp = -1, 2
   config.model.dtype = 'bfloat16'
   config.eval.every = '2 steps'
-  return workdir, train.train_and_evaluate(config, workdir), config
+  with filelock.FileLock(shared / 'trained.lock'):
+    if not (workdir / 'report.html').exists():  # Written last.
+      train.train_and_evaluate(config, str(workdir))
+  summary = json.loads((workdir / 'eval.json').read_text())
+  return str(workdir), summary, config

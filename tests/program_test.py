@@ -20,6 +20,8 @@ from lipnext_jax.aot import flops
 from lipnext_jax.data import sources
 from lipnext_jax.parallel import mesh as mesh_lib
 
+pytestmark = pytest.mark.slow  # A train step is compiled for every mesh.
+
 DEPTH, WIDTH, BATCH, STEPS = 8, 16, 16, 20
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]
 ONE = (1, 1, 1)

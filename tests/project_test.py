@@ -1,7 +1,6 @@
 """The project as a whole: style, types, imports, README."""
 
 import importlib
-import json
 import pathlib
 import pkgutil
 import re
@@ -122,18 +121,19 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert command.strip() in '\n'.join(first_screen)
 
 
-def test_python_blocks_of_the_documentation_run():
+@pytest.mark.slow  # They train, compiled as users compile them.
+def test_python_blocks_of_the_documentation_run(run_command):
   """One after the other in one process, each with names of its own."""
   code = [b for path in MARKDOWN for b in blocks(path.read_text(), 'python')]
   assert len(code) > 5
-  done = run(
-    sys.executable,
-    '-c',
-    'import json, sys\n'
-    'for i, block in enumerate(json.load(sys.stdin)):\n'
+  program = (
+    'import sys\n'
+    'for i, block in enumerate(sys.argv[1:]):\n'
     '  print(block, flush=True)\n'
-    '  exec(compile(block, f"block {i}", "exec"), {"__name__": "__main__"})\n',
-    input=json.dumps(code),
+    '  exec(compile(block, f"block {i}", "exec"), {"__name__": "__main__"})\n'
+  )
+  done = run_command(
+    [sys.executable, '-c', program, *code], JAX_DISABLE_MOST_OPTIMIZATIONS='0'
   )
   assert done.returncode == 0, done.stdout + done.stderr
 

@@ -19,6 +19,8 @@ from lipnext_jax import losses
 from lipnext_jax import train
 from lipnext_jax.runtime import interrupts
 
+pytestmark = pytest.mark.slow  # Nearly every test trains.
+
 
 def read(workdir, name):
   with open(os.path.join(workdir, name), encoding='utf-8') as file:
@@ -306,15 +308,6 @@ RIVALS = {
 }
 
 
-@pytest.fixture
-def _quick():
-  """Compiling takes longest, and a few steps of it are run."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
-@pytest.mark.usefixtures('_quick')
 @pytest.mark.parametrize('name', RIVALS)
 def test_rivals_train_certify_and_resume_bitwise(
   name, make_tiny_config, tmp_path

@@ -21,13 +21,13 @@ PLAIN = (
 )
 
 
-def run(*flags, hurry='0'):
+def run(*flags):
   command = [sys.executable, '-m', 'lipnext_jax.main', '--mode=compile']
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   return subprocess.run(
     [*command, '--config=configs/digits.py:smoke', *flags],
     cwd=ROOT,
-    env=environment | {'JAX_DISABLE_MOST_OPTIMIZATIONS': hurry},
+    env=environment,
     capture_output=True,
     text=True,
     timeout=600,
@@ -35,6 +35,7 @@ def run(*flags, hurry='0'):
   )
 
 
+@pytest.mark.slow  # A program.
 def test_sixteen_cpu_devices_and_a_copy_in_the_workdir(tmp_path):
   done = run(
     '--topology=cpu:16',
@@ -44,7 +45,6 @@ def test_sixteen_cpu_devices_and_a_copy_in_the_workdir(tmp_path):
     '--config.mesh.fsdp=4',
     '--config.mesh.tensor=2',
     *PLAIN,
-    hurry='1',
   )
   assert done.returncode == 0, done.stderr
   assert 'rror' not in done.stderr
@@ -105,13 +105,6 @@ def test_other_errors_of_a_compiler_are_not_hidden(plain_config, fail_with):
   fail_with('INTERNAL: a bug')
   with pytest.raises(jax.errors.JaxRuntimeError, match='a bug'):
     compile_lib.run(plain_config, 'cpu:1', None)
-
-
-def test_mistakes_are_one_line():
-  done = run('--topology=v5p')
-  assert done.returncode == 2
-  assert 'v5p' in done.stderr
-  assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_mesh_that_does_not_match_is_refused(make_tiny_config):

@@ -9,6 +9,8 @@ import pytest
 from lipnext_jax.aot import flops
 from lipnext_jax.optim import products
 
+pytestmark = pytest.mark.usefixtures('optimized')
+
 X, W = jnp.ones((4, 8)), jnp.ones((8, 16))
 ONE = 2 * 4 * 8 * 16
 

@@ -15,6 +15,7 @@ from lipnext_jax.attacks import target as target_lib
 from lipnext_jax.checkpoint import restore
 from lipnext_jax.data import sources
 
+pytestmark = pytest.mark.slow  # It attacks a run with all there is.
 QUICK = ('--examples=16', '--restarts=1', '--steps=5')
 RIGOROUS = ('--certificate=rigorous', *QUICK)
 

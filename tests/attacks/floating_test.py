@@ -13,6 +13,8 @@ from lipnext_jax.attacks import floating
 from lipnext_jax.attacks import ledger as ledger_lib
 from lipnext_jax.attacks import target as target_lib
 
+pytestmark = pytest.mark.usefixtures('optimized')
+
 FORMATS = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
 

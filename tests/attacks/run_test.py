@@ -12,6 +12,8 @@ from lipnext_jax import models
 from lipnext_jax.attacks import run
 from lipnext_jax.attacks import target as target_lib
 
+pytestmark = pytest.mark.usefixtures('optimized')
+
 SETTINGS = run.Settings(
   restarts=2,
   steps=20,

@@ -15,6 +15,8 @@ from lipnext_jax.certify import norms
 from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
 
+pytestmark = pytest.mark.usefixtures('optimized')
+
 
 @functools.cache
 def make(*, width=24, depth=3, channels=1, **options):

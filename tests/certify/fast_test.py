@@ -11,6 +11,8 @@ from lipnext_jax.certify import chain
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rounding
 
+pytestmark = pytest.mark.usefixtures('optimized')
+
 MODEL = models.LipNeXt(
   num_classes=4, depth=2, width=16, patch_size=4, m_init='haar'
 )

@@ -18,6 +18,8 @@ from lipnext_jax.certify import chain
 from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
 
+pytestmark = pytest.mark.usefixtures('optimized')
+
 WIDE = np.longdouble
 needs_wide = pytest.mark.skipif(
   np.finfo(WIDE).eps > 2.0**-60,

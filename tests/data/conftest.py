@@ -14,6 +14,7 @@ import pytest
 import scipy.io
 
 from lipnext_jax.data import official
+from lipnext_jax.data.formats import layouts
 
 
 def pixels(seed, height, width, channels=3):
@@ -247,11 +248,24 @@ def tiny(directory, files=None):
   return write_zip(directory / 'tiny-imagenet-200.zip', files)
 
 
+def items(count, first=0):
+  """Examples of CIFAR-10 as its reader lists them; the labels count."""
+  return [
+    layouts.Item(
+      f'train_{i:05d}',
+      {'label': i % 10},
+      pixels(i, 32, 32).transpose(2, 0, 1).tobytes(),
+    )
+    for i in range(first, first + count)
+  ]
+
+
 @pytest.fixture(scope='session')
 def formats():
   """Makers of archives in the official formats: what stands above."""
   return types.SimpleNamespace(
     pixels=pixels,
+    items=items,
     encode=encode,
     jpeg=jpeg,
     pickle=python2_pickle,

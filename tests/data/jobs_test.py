@@ -8,22 +8,10 @@ from lipnext_jax.data import jobs
 from lipnext_jax.data import official
 from lipnext_jax.data import records
 from lipnext_jax.data.formats import archives
-from lipnext_jax.data.formats import layouts
 
 FORM = records.Form(
   official.CIFAR10, {'label': official.class_names('cifar10')}
 )
-
-
-def items(formats, count=7, first=0):
-  return [
-    layouts.Item(
-      f'train_{i:05d}',
-      {'label': i % 10},
-      formats.pixels(i, 32, 32).transpose(2, 0, 1).tobytes(),
-    )
-    for i in range(first, first + count)
-  ]
 
 
 def write(work, train, form=FORM, workers=0, redo_bad=True):
@@ -34,26 +22,26 @@ def write(work, train, form=FORM, workers=0, redo_bad=True):
 
 
 def test_finished_shards_are_skipped_and_others_written(tmp_path, formats):
-  first = write(tmp_path, items(formats))
+  first = write(tmp_path, formats.items(7))
   shard = 'cifar10-train.array_record-00000-of-00001'
   # Mark it: what is written anew would lose the mark.
   with open(tmp_path / shard, 'ab') as file:
     file.write(b'mark')
-  assert write(tmp_path, items(formats)) == first
+  assert write(tmp_path, formats.items(7)) == first
   assert (tmp_path / shard).read_bytes().endswith(b'mark')
   # Without its result, it counts as unfinished, and is.
   os.remove(tmp_path / 'progress' / f'{shard}.json')
-  assert write(tmp_path, items(formats)) == first
+  assert write(tmp_path, formats.items(7)) == first
   assert not (tmp_path / shard).read_bytes().endswith(b'mark')
 
 
 def test_other_items_or_another_size_start_over(tmp_path, formats, capsys):
   work = tmp_path / 'work'
-  write(work, items(formats))
+  write(work, formats.items(7))
   for train, form in (
-    (items(formats, first=1), FORM),
-    (items(formats, count=6), FORM),
-    (items(formats, count=6), FORM._replace(resize=256)),
+    (formats.items(7, first=1), FORM),
+    (formats.items(6), FORM),
+    (formats.items(6), FORM._replace(resize=256)),
   ):
     (work / 'marker').touch()
     write(work, train, form)
@@ -65,7 +53,7 @@ def test_shards_of_equal_size_hold_everything_in_order(
   tmp_path, formats, monkeypatch
 ):
   monkeypatch.setattr(jobs, 'EXAMPLES_PER_SHARD', 3)
-  results = write(tmp_path, items(formats, 8))['train']
+  results = write(tmp_path, formats.items(8))['train']
   assert [result.labels for result in results] == [
     [0, 1], [2, 3, 4], [5, 6, 7]
   ]  # fmt: skip
@@ -77,13 +65,13 @@ def test_a_shard_that_cannot_be_written_is_named(
   missing = [f'{tmp_path}/no/cifar10-train']
   monkeypatch.setattr(records, 'shard_paths', lambda *args: missing)
   with pytest.raises(errors.DataError, match=r'cifar10-train.*cannot be writ'):
-    write(tmp_path / 'work', items(formats))
+    write(tmp_path / 'work', formats.items(7))
 
 
 def test_workers_write_what_one_process_writes_and_report_bad_items(
   tmp_path, formats
 ):
-  train = items(formats)
+  train = formats.items(7)
   (tmp_path / 'text.jpg').write_bytes(b'no image')
   entry = archives.stat_file(str(tmp_path / 'text.jpg'))
   train.insert(3, train[0]._replace(key='bad', content=entry))

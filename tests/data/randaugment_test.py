@@ -6,6 +6,7 @@ within `NEAR` of a rounding boundary may come out either way: Pillow computes in
 float32 and in 16 bit fixed point.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -56,43 +57,32 @@ def sample(image, x, y):
   return np.stack(values)
 
 
-def centres(image):
-  """Coordinates of the pixels' centres: half-integers."""
-  y, x = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
-  return x, y
+# Where what is seen at the pixel centre (x, y) came from, of an image w × h at
+# the signed strength a, in [−1, 1].
+GEOMETRY = {
+  'ShearX': lambda x, y, a, w, h: (x + 0.3 * a * y, y),
+  'ShearY': lambda x, y, a, w, h: (x, y + 0.3 * a * x),
+  'TranslateX': lambda x, y, a, w, h: (x - shift(a, w), y),
+  'TranslateY': lambda x, y, a, w, h: (x, y - shift(a, h)),
+  'Rotate': lambda x, y, a, w, h: turn_back(x, y, a, w / 2, h / 2),
+}
 
 
-def shear_x(image, share, sign):
-  x, y = centres(image)
-  return sample(image, x + sign * 0.3 * share * y, y)
+def shift(a, side):
+  return math.copysign(math.floor(150 / 331 * side * abs(a)), a)
 
 
-def shear_y(image, share, sign):
-  x, y = centres(image)
-  return sample(image, x, y + sign * 0.3 * share * x)
+def turn_back(x, y, a, middle, centre):
+  """Rotate is counter-clockwise on a screen whose y axis points down."""
+  cos, sin = math.cos(math.radians(30 * a)), math.sin(math.radians(30 * a))
+  x, y = x - middle, y - centre
+  return cos * x - sin * y + middle, sin * x + cos * y + centre
 
 
-def translate_x(image, share, sign):
-  x, y = centres(image)
-  pixels = math.floor(150 / 331 * image.shape[1] * share)
-  return sample(image, x - sign * pixels, y)
-
-
-def translate_y(image, share, sign):
-  x, y = centres(image)
-  pixels = math.floor(150 / 331 * image.shape[0] * share)
-  return sample(image, x, y - sign * pixels)
-
-
-def rotate(image, share, sign):
-  """Counter-clockwise on a screen whose y axis points down."""
-  angle = math.radians(sign * 30 * share)
-  x, y = centres(image)
-  dx, dy = x - image.shape[1] / 2, y - image.shape[0] / 2
-  # Where did what is seen at (dx, dy) come from? Turn back, clockwise.
-  back_x = math.cos(angle) * dx - math.sin(angle) * dy
-  back_y = math.sin(angle) * dx + math.cos(angle) * dy
-  return sample(image, back_x + image.shape[1] / 2, back_y + image.shape[0] / 2)
+def move(name, image, a):
+  height, width = image.shape[:2]
+  y, x = np.mgrid[:height, :width] + 0.5
+  return sample(image, *GEOMETRY[name](x, y, a, width, height))
 
 
 def truncated(real):
@@ -110,62 +100,57 @@ def grey(image, offset=0.0):
   return np.floor(luma + 0.5 + offset)[..., None]
 
 
-def blend(degenerate, image, share, sign):
-  factor = 1 + sign * 0.9 * share
-  return truncated(degenerate + factor * (image.astype(float) - degenerate))
-
-
-def brightness(image, share, sign):
-  return blend(np.zeros(image.shape), image, share, sign)
-
-
-def color(image, share, sign):
-  # Three 16 bit coefficients, each off by at most 2⁻¹⁷, times at most 255.
-  greys = [grey(image, offset) for offset in (-0.006, 0.006)]
-  return np.concatenate([blend(g, image, share, sign) for g in greys])
-
-
-def contrast(image, share, sign):
-  return blend(math.floor(grey(image).mean() + 0.5), image, share, sign)
-
-
-def sharpness(image, share, sign):
-  """Against the image smoothed by (1 1 1; 1 5 1; 1 1 1)/13, edges kept."""
+def smooth(image):
+  """Smoothed by (1 1 1; 1 5 1; 1 1 1)/13, edges kept."""
   height, width = image.shape[:2]
-  smooth = image.astype(float)
+  out = image.astype(float)
   total = sum(
     image[1 + i : height - 1 + i, 1 + j : width - 1 + j].astype(float)
     for i in (-1, 0, 1)
     for j in (-1, 0, 1)
   )
-  inner = total + 4.0 * image[1:-1, 1:-1]
-  smooth[1:-1, 1:-1] = np.floor(inner / 13 + 0.5)
-  return blend(smooth, image, share, sign)
+  out[1:-1, 1:-1] = np.floor((total + 4.0 * image[1:-1, 1:-1]) / 13 + 0.5)
+  return out
 
 
-def posterize(image, share, sign):
-  del sign
+# What an image is blended with, at a weight of 0: any of several.
+BLENDS = {
+  'Brightness': lambda image: [np.zeros(image.shape)],
+  # Three 16 bit coefficients, each off by at most 2⁻¹⁷, times at most 255.
+  'Color': lambda image: [grey(image, offset) for offset in (-0.006, 0.006)],
+  'Contrast': lambda image: [math.floor(grey(image).mean() + 0.5)],
+  'Sharpness': lambda image: [smooth(image)],
+}
+
+
+def blend(name, image, a):
+  return np.concatenate(
+    [
+      truncated(other + (1 + 0.9 * a) * (image.astype(float) - other))
+      for other in BLENDS[name](image)
+    ]
+  )
+
+
+def posterize(image, share):
   dropped = round(4 * share)
   return (image // 2**dropped * 2**dropped)[None]
 
 
-def solarize(image, share, sign):
-  del sign
+def solarize(image, share):
   inverted = 255 - image.astype(int)
   return np.where(image >= 255 * (1 - share), inverted, image)[None]
 
 
-def auto_contrast(image, share, sign):
-  del share, sign
+def auto_contrast(image, _):
   low = image.min(axis=(0, 1)).astype(float)
   high = image.max(axis=(0, 1)).astype(float)
   stretched = (image - low) * 255 / np.where(high > low, high - low, 1)
   return truncated(np.where(high > low, stretched, image))
 
 
-def equalize(image, share, sign):
+def equalize(image, _):
   """Through the cumulated histogram, in steps of its 255th part."""
-  del share, sign
   out = image.astype(int)
   for channel in range(image.shape[2]):
     plane = image[..., channel].astype(int)
@@ -177,33 +162,23 @@ def equalize(image, share, sign):
   return out[None]
 
 
-def identity(image, share, sign):
-  del share, sign
-  return image[None]
-
-
-ORACLES = {
-  'Identity': identity,
-  'ShearX': shear_x,
-  'ShearY': shear_y,
-  'TranslateX': translate_x,
-  'TranslateY': translate_y,
-  'Rotate': rotate,
-  'Brightness': brightness,
-  'Color': color,
-  'Contrast': contrast,
-  'Sharpness': sharpness,
+UNSIGNED = {
+  'Identity': lambda image, _: image[None],
   'Posterize': posterize,
   'Solarize': solarize,
   'AutoContrast': auto_contrast,
   'Equalize': equalize,
 }
-UNSIGNED = {'Identity', 'Posterize', 'Solarize', 'AutoContrast', 'Equalize'}
+ORACLES = {
+  name: functools.partial(oracle, name)
+  for oracle, names in ((move, GEOMETRY), (blend, BLENDS))
+  for name in names
+} | UNSIGNED
 
 
 def candidates(image, name, magnitude, negate):
   sign = -1 if negate and name not in UNSIGNED else 1
-  return ORACLES[name](image, magnitude / 30, sign)
+  return ORACLES[name](image, sign * magnitude / 30)
 
 
 def mismatches(image, name, magnitude, negate, out):
@@ -216,10 +191,11 @@ def mismatches(image, name, magnitude, negate, out):
 
 
 def test_the_operations_are_those_of_torchvision_in_its_order():
-  assert list(randaugment.OPS) == list(ORACLES)
+  first, *rest = UNSIGNED
+  assert list(randaugment.OPS) == [first, *GEOMETRY, *BLENDS, *rest]
   assert len(ORACLES) == 14
   signed = {name for name, op in randaugment.OPS.items() if op.signed}
-  assert signed == set(ORACLES) - UNSIGNED
+  assert signed == set(ORACLES) - set(UNSIGNED)
 
 
 @pytest.mark.parametrize('name', ORACLES)

@@ -15,22 +15,10 @@ from lipnext_jax.data import images
 from lipnext_jax.data import official
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import records
-from lipnext_jax.data.formats import layouts
 
 FORM = records.Form(
   official.CIFAR10, {'label': official.class_names('cifar10')}
 )
-
-
-def items(formats, count, first=0):
-  return [
-    layouts.Item(
-      f'train_{i:05d}',
-      {'label': i % 10},
-      formats.pixels(i, 32, 32).transpose(2, 0, 1).tobytes(),
-    )
-    for i in range(first, first + count)
-  ]
 
 
 def write(directory, shards):
@@ -49,9 +37,7 @@ def write(directory, shards):
 def prepared(tmp_path, formats):
   """Three shards, the middle one empty."""
   directory = tmp_path / 'cifar10' / '3.0.2'
-  paths, _ = write(
-    directory, [items(formats, 3), [], items(formats, 2, first=3)]
-  )
+  paths, _ = write(directory, [formats.items(3), [], formats.items(2, first=3)])
   return str(directory), paths
 
 
@@ -123,7 +109,7 @@ def test_a_set_that_tfds_prepared_is_read(by_tfds):
 
 
 def test_bad_items_are_left_out_and_named(tmp_path, formats):
-  good = items(formats, 2)
+  good = formats.items(2)
   high = good[0]._replace(key='high', labels={'label': 10})
   low = good[0]._replace(key='low', labels={'label': -1})
   _, (result,) = write(tmp_path / 'set', [[good[0], high, good[1], low]])

@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 import numpy as np
+import pytest
 
 from lipnext_jax.optim import orthogonality_error
 
@@ -23,6 +24,7 @@ def test_batches_ask_for_the_first_symbols_at_the_end():
   assert np.sum(np.asarray(inputs) == copying_memory.GO) == 4
 
 
+@pytest.mark.slow  # It trains.
 def test_it_beats_blind_guessing():
   params, losses = copying_memory.train(
     delay=5, steps=80, width=64, batch=32, learning_rate=5e-4

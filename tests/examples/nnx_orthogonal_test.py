@@ -5,6 +5,7 @@ import pathlib
 
 import jax
 import numpy as np
+import pytest
 
 from lipnext_jax.optim import orthogonality_error
 
@@ -14,6 +15,7 @@ nnx_orthogonal = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(nnx_orthogonal)
 
 
+@pytest.mark.slow  # It trains.
 def test_it_separates_the_rings():
   model, accuracy = nnx_orthogonal.train(120, width=8, depth=2)
   assert accuracy > 0.9

@@ -103,6 +103,7 @@ def check(command, result):
   assert seconds < 30, command
 
 
+@pytest.mark.slow  # Eighty processes.
 def test_malformed_command_lines_and_configs_are_one_line_each(tmp_path):
   """An empty workdir to evaluate: whatever passes is refused there."""
   for name, text in CONFIG_FILES.items():

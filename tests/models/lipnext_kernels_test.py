@@ -19,6 +19,11 @@ from lipnext_jax.models import block
 from lipnext_jax.models import LipNeXt
 from lipnext_jax.models import products
 
+pytestmark = [
+  pytest.mark.slow,  # Each test compiles two deep models.
+  pytest.mark.usefixtures('optimized'),
+]
+
 BLOCKS = 3  # Counted as the difference to one block less.
 # Large enough on the GPU for its matrix units to be used.
 SIZES = {

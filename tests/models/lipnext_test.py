@@ -12,7 +12,7 @@ import pytest
 from lipnext_jax.aot import flops
 from lipnext_jax.models import LipNeXt
 from lipnext_jax.models import lipnext
-from lipnext_jax.optim import orthogonal_labels
+from tests import networks
 
 IMAGE, DEPTH, WIDTH = (8, 12, 3), 3, 16
 
@@ -23,20 +23,7 @@ def build(**options):
 
 
 def random_params(model):
-  """Float32 parameters: orthogonal where they should be, no bias at zero."""
-  rng = np.random.default_rng(0)
-  shapes = jax.eval_shape(
-    model.init, jax.random.key(0), jnp.zeros((1, *IMAGE))
-  )['params']
-
-  def draw(label, leaf):
-    a = rng.normal(size=leaf.shape)
-    if label == 'orthogonal':  # The rows.
-      q = np.linalg.qr(np.swapaxes(a, -1, -2))[0]
-      return np.swapaxes(q, -1, -2).astype(np.float32)
-    return (0.3 * a).astype(np.float32)
-
-  return jax.tree.map(draw, orthogonal_labels(shapes), shapes)
+  return networks.draw(model, IMAGE, scale=0.3)
 
 
 def images(n=3):

@@ -47,6 +47,7 @@ def check_gradients(sizes, **options):
 UNEVEN = {'beta': 0.3, 'shift_ratio': 3 / 16}
 
 
+@pytest.mark.slow  # Two models are compiled, one of them for a mesh.
 @pytest.mark.parametrize(
   ('sizes', 'options'),
   [
@@ -69,6 +70,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FAULTS)
 def test_gradient_check_rejects(name, monkeypatch):
   method, fault = FAULTS[name]

@@ -22,10 +22,6 @@ from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-ENVIRONMENT = os.environ | {
-  'PYTHON': sys.executable,
-  'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # Compiling takes longest.
-}
 
 
 def test_a_single_process_starts_nothing():
@@ -82,7 +78,7 @@ def read_radii(workdir):
 
 FLAGS = (
   '--config=configs/digits.py:smoke',
-  '--config.duration=80 steps',
+  '--config.duration=60 steps',
   '--config.checkpoint.every=10 steps',
   '--config.eval.every=0 steps',
   '--config.log.every=5 steps',
@@ -97,7 +93,7 @@ def launch(workdir):
   return subprocess.Popen(
     ['bash', 'launch/local.sh', '2', f'--workdir={workdir}', *FLAGS],
     cwd=ROOT,
-    env=ENVIRONMENT,
+    env=os.environ | {'PYTHON': sys.executable},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -136,12 +132,12 @@ def end(workdir, reached, signum, which):
     (target,) = (p for p in workers if flag in p.cmdline())
   target.send_signal(signum)
   begin = time.monotonic()
-  _, stderr = process.communicate(timeout=90)
+  _, stderr = process.communicate(timeout=300)
   seconds = time.monotonic() - begin
   # Their ends of the pipes close a moment before they are gone, and nobody may
   # be there to collect what is left of them.
   while any(map(still_runs, workers)):
-    assert time.monotonic() - begin < 90
+    assert time.monotonic() - begin < 300
     time.sleep(0.02)
   return process.returncode, stderr, seconds
 
@@ -162,6 +158,7 @@ def calm(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow  # A launch of two processes, and one more.
 def test_two_processes_make_the_run_of_one(calm, tmp_path, run_command):
   """The same 8 devices in one process.
 
@@ -183,7 +180,7 @@ def test_two_processes_make_the_run_of_one(calm, tmp_path, run_command):
   assert start['devices']['processes'] == 2
 
 
-@pytest.mark.slow  # Four launches of two processes: a minute.
+@pytest.mark.slow  # Four launches of two processes.
 def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
   calm, tmp_path
 ):
@@ -193,7 +190,7 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
   process; it says so in the second case only. The launcher has the last word.
   """
   ended = tmp_path / 'ended'
-  for which, reached in ((1, 10), (0, 30)):
+  for which, reached in ((1, 10), (0, 20)):
     code, stderr, seconds = end(ended, reached, signal.SIGKILL, which)
     assert code == 137, stderr
     assert seconds < 60
@@ -203,10 +200,10 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
     assert said or 'another task died' in stderr
     assert 'Traceback' not in stderr
     assert 'most recent call first' not in stderr
-  code, stderr, _ = end(ended, 50, signal.SIGTERM, None)
+  code, stderr, _ = end(ended, 30, signal.SIGTERM, None)
   assert code == 143, stderr
   assert stderr.count('error: stopped by SIGTERM; step ') == 2
-  assert 50 <= last_checkpoint(ended) < 80
+  assert 30 <= last_checkpoint(ended) < 60
   finish(ended)  # Gloo writes into the table that is printed.
   for name in ('eval.json', 'radii.csv'):
     assert (ended / name).read_text() == (calm / name).read_text()
@@ -214,7 +211,7 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
   (step, arrays), (other_step, other) = (
     corruption.resume(str(workdir), abstract) for workdir in (calm, ended)
   )
-  assert step == other_step == 80
+  assert step == other_step == 60
   assert corruption.same(arrays, other)
 
 

@@ -14,14 +14,6 @@ HUGE = 3e38  # Twice this is above float32.
 LABELS = jnp.arange(2)
 
 
-@pytest.fixture(autouse=True)
-def _quick():
-  """Compiling takes longest, and each program is run once."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @functools.cache
 def make(remat='none'):
   model = models.LipNeXt(
