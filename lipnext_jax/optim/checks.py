@@ -4,13 +4,18 @@ Options that are arrays pass: optax injects hyperparameters, and may trace them.
 """
 
 from collections.abc import Collection
+import math
 from typing import Any
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import optax
 
 from lipnext_jax.optim import retraction
+
+# ‖XᵀX − I‖₂ from which a matrix that was changed between updates is refused.
+MAX_CHANGE = 1e-3
 
 
 def period(name: str, value: Any) -> None:
@@ -31,19 +36,44 @@ def choice(name: str, value: str, choices: Collection[str]) -> None:
     raise ValueError(f'{name}={value!r} must be one of {sorted(choices)}.')
 
 
+def rule(
+  inner: Any, learning_rate: optax.ScalarOrSchedule | None
+) -> optax.GradientTransformationExtraArgs:
+  """Returns `inner` with its learning rate, or refuses what is no such rule."""
+  if isinstance(inner, optax.GradientTransformation):
+    if learning_rate is not None:
+      raise TypeError(
+        'orthogonal() got a rule that is built already, and a learning_rate: '
+        'give orthogonal(optax.adam, learning_rate) or '
+        'orthogonal(optax.adam(learning_rate)).'
+      )
+    return optax.with_extra_args_support(inner)
+  if not callable(inner) or learning_rate is None:
+    raise TypeError(
+      'orthogonal() lifts an optax rule, as in orthogonal(optax.adam, '
+      f'learning_rate=1e-3); got {inner!r} and {learning_rate=}.'
+    )
+  return optax.with_extra_args_support(inner(learning_rate))
+
+
 def matrices(params: optax.Params) -> None:
   """Refuses leaves other than float32 or float64 matrices [..., m, n]."""
   for path, x in jax.tree_util.tree_leaves_with_path(params):
-    name = jax.tree_util.keystr(path)
+    name = _name(path)
     if jnp.ndim(x) < 2:
       raise ValueError(
-        f'orthogonal(): leaf {name} has shape {jnp.shape(x)}; it needs '
+        f'orthogonal(): {name} has shape {jnp.shape(x)}; it needs '
         'matrices [..., m, n]. Send other leaves to another transformation '
         'with optax.partition (see orthogonal_labels).'
       )
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+      raise ValueError(
+        f'orthogonal(): {name} is {x.dtype}; it moves real matrices only. '
+        'Represent a unitary A + iB as the orthogonal [[A, -B], [B, A]].'
+      )
     if x.dtype not in (jnp.float32, jnp.float64):
       raise ValueError(
-        f'orthogonal(): leaf {name} has dtype {x.dtype}; keep orthogonal '
+        f'orthogonal(): {name} has dtype {x.dtype}; keep orthogonal '
         'parameters in float32 (or float64) and cast them for compute: a '
         'bfloat16 master copy is 1e-2 off the manifold.'
       )
@@ -57,30 +87,91 @@ def gradients(grads: optax.Updates, params: optax.Params | None) -> None:
   def check(path, x, g):
     given, needed = jnp.shape(g), jnp.shape(x)
     if given != needed:
-      name = jax.tree_util.keystr(path)
+      name = _name(path)
       raise ValueError(
-        f'The gradient of leaf {name} has shape {given}; it needs {needed}.'
+        f'The gradient of {name} has shape {given}; it needs {needed}.'
       )
 
   jax.tree_util.tree_map_with_path(check, params, grads)
 
 
-def on_manifold(params: optax.Params, tolerance: float | None) -> None:
-  """Refuses matrices whose ‖XᵀX − I‖₂ exceeds `tolerance`; None: no check."""
-  if tolerance is None:
-    return
+def on_manifold(params: optax.Params, tolerance: Any) -> None:
+  """Refuses matrices whose ‖XᵀX − I‖₂ exceeds `tolerance`; None: no check.
+
+  Values that are traced, or partly on other hosts, are not looked at.
+  """
   for path, x in jax.tree_util.tree_leaves_with_path(params):
-    name = jax.tree_util.keystr(path)
+    x = jnp.asarray(x)
+    if tolerance is None or not (_is_known(x) and _is_known(tolerance)):
+      continue
     errors = retraction.orthogonality_error(x, iterations=20)
-    try:
-      error = float(jnp.max(errors))
-    except jax.errors.ConcretizationTypeError as e:
-      raise ValueError(
-        'orthogonal(start_tolerance=…) looks at the values of the parameters: '
-        'call init outside jit and eval_shape, or leave the check out.'
-      ) from e
+    error = float(jnp.max(errors, initial=0))
     if not error <= tolerance:  # Also where it is nan.
       raise ValueError(
-        f'orthogonal(): leaf {name} is {error:.1e} from orthonormal '
-        f'(‖XᵀX − I‖₂; {tolerance=}). Start from polar_retract(x).'
+        f'orthogonal(): {_name(path)} is {error:.1e} from '
+        f'orthonormal (‖XᵀX − I‖₂; start_tolerance={tolerance:g}). Start from '
+        'polar_retract(x).'
       )
+
+
+def fingerprint(x: jax.Array) -> jax.Array:
+  """Returns ⟨V, X⟩ of matrices x [..., m, n] with a fixed V, as [..., 1, 1].
+
+  >>> x = jnp.eye(3)
+  >>> bool(jnp.all(fingerprint(x + x) == fingerprint(x) + fingerprint(x)))
+  True
+  """
+
+  def weights(size):  # In [-½, ½), and cheap enough to be computed in passing.
+    turns = jnp.arange(1, size + 1, dtype=x.dtype) * ((math.sqrt(5) - 1) / 2)
+    return turns - jnp.floor(turns) - 0.5
+
+  m, n = x.shape[-2:]
+  v = jnp.broadcast_to(weights(m)[:, None] * weights(n)[None], x.shape)
+  return jnp.sum(x * v, axis=(-2, -1), keepdims=True)
+
+
+def left_alone(
+  omega: optax.Updates, params: optax.Params, expected: optax.Params
+) -> optax.Updates:
+  """Returns Ω, with nan for matrices that something took off the manifold.
+
+  Those are not what the last update left (to rounding, by its fingerprint) and
+  more than 1e-3 from orthonormal. Where the values are known, it raises.
+  """
+
+  def check(path, omega, x, expected):
+    if not x.size:
+      return omega
+    m, n = x.shape[-2:]
+    rounding = float(jnp.finfo(x.dtype).eps) * math.sqrt(m * n * (m + n))
+    changed = jnp.abs(fingerprint(x) - expected) > rounding
+    error = lax.cond(
+      jnp.any(changed),
+      lambda x: retraction.orthogonality_error(x, iterations=4),
+      lambda x: jnp.zeros_like(x, shape=x.shape[:-2]),
+      x,
+    )
+    spoilt = changed & (error > MAX_CHANGE)[..., None, None]
+    if _is_known(spoilt) and jnp.any(spoilt):
+      raise ValueError(
+        f'orthogonal(): {_name(path)} is not what the last '
+        f'update left, and is {float(jnp.max(error)):.1e} from orthonormal. '
+        'Let nothing scale or shift the updates after orthogonal(): its '
+        'learning rate goes inside, as in orthogonal(optax.adam, 1e-3).'
+      )
+    return jnp.where(spoilt, jnp.nan, omega)
+
+  return jax.tree_util.tree_map_with_path(check, omega, params, expected)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+  """Returns what messages call the leaf at `path`."""
+  return f'leaf {jax.tree_util.keystr(path)}' if path else 'the only leaf'
+
+
+def _is_known(x: Any) -> bool:
+  """Returns whether the values of `x` can be looked at here and now."""
+  if isinstance(x, jax.Array):
+    return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
+  return True

@@ -38,16 +38,19 @@ def scale_by_scheduled_nadam(
   elementwise and odd, so `orthogonal` can lift it. Reference: T. Dozat,
   "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop.
 
+  Of complex gradients, g² is |g|².
+
   Args:
     b1: decay of the first moment.
     b2: decay of the second moment.
     eps: added to the root of the second moment.
     momentum_decay: rate at which μ approaches b1.
-    mu_dtype: dtype of the first moment (bfloat16 halves it); None: that of the
-      second, the parameters' own but float32 at least.
+    mu_dtype: dtype of the first moment of real leaves (bfloat16 halves it);
+      None: the parameters' own, float32 at least, as for the second moment.
 
   Returns:
-    A transformation whose updates have the dtype of the second moment.
+    A transformation whose updates have the dtype of the parameters, or of the
+    gradients where `update` is given no parameters.
 
   >>> tx = scale_by_scheduled_nadam()
   >>> u, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
@@ -59,36 +62,37 @@ def scale_by_scheduled_nadam(
     return b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
 
   def init_fn(params):
-    def wide_zeros(p):
-      return jnp.zeros_like(p, dtype=jnp.promote_types(p.dtype, jnp.float32))
+    def zeros(p):
+      wide = jnp.promote_types(p.dtype, jnp.float32)
+      real = jnp.finfo(wide).dtype
+      first = mu_dtype if mu_dtype and wide == real else wide
+      return tuple(jnp.zeros_like(p, dtype=dtype) for dtype in (first, real))
 
-    nu = jax.tree.map(wide_zeros, params)
-    mu = optax.tree.zeros_like(nu, dtype=mu_dtype)
+    mu, nu = _unzip(jax.tree.map(zeros, params), params, 2)
     step, mu_product = jnp.zeros([], jnp.int32), jnp.ones([], jnp.float32)
     return ScheduledNadamState(step, mu_product, mu, nu)
 
   def update_fn(updates, state, params=None):
-    del params  # Unused.
     count = optax.safe_increment(state.step)
     t = count.astype(jnp.float32)
     mu_t, mu_next = momentum(t), momentum(t + 1)
-    product = state.mu_product * mu_t
+    product = (state.mu_product * mu_t).astype(jnp.float32)
     g_weight = (1 - mu_t) / (1 - product)
     m_weight = mu_next / (1 - product * mu_next)
     # 1 − b2^t, without the cancellation that costs 1e-5 at t = 1.
     unbias = -jnp.expm1(t * _log(b2))
 
-    # In the wide dtype of nu; mu may be stored in a narrower one.
-    g = optax.tree.cast_like(updates, state.nu)
-    nu = optax.tree.update_moment(g, state.nu, b2, 2)
-    mu = optax.tree.cast_like(state.mu, nu)
-    mu = optax.tree.update_moment(g, mu, b1, 1)
+    def rescale(g, mu, nu, like):
+      # In the wide dtype of nu; mu may be stored in a narrower one.
+      g = g.astype(jnp.promote_types(g.dtype, nu.dtype))
+      v = b2 * nu + (1 - b2) * jnp.real(g * jnp.conj(g))
+      m = b1 * mu.astype(g.dtype) + (1 - b1) * g
+      u = (g_weight * g + m_weight * m) / (jnp.sqrt(v / unbias) + eps)
+      return u.astype(like.dtype), m.astype(mu.dtype), v.astype(nu.dtype)
 
-    def rescale(g, m, v):
-      return (g_weight * g + m_weight * m) / (jnp.sqrt(v / unbias) + eps)
-
-    updates = jax.tree.map(rescale, g, mu, nu)
-    mu = optax.tree.cast_like(mu, state.mu)
+    like = updates if params is None else params
+    moved = jax.tree.map(rescale, updates, state.mu, state.nu, like)
+    updates, mu, nu = _unzip(moved, updates, 3)
     return updates, ScheduledNadamState(count, product, mu, nu)
 
   return optax.GradientTransformation(init_fn, update_fn)
@@ -113,7 +117,7 @@ def scheduled_nadam(
     mu_dtype: dtype of the first moment; None: that of the second.
 
   Returns:
-    A transformation whose updates have the dtype of the second moment.
+    A transformation whose updates have the dtype of the parameters.
 
   >>> tx = scheduled_nadam(1e-3)
   >>> u, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
@@ -123,6 +127,15 @@ def scheduled_nadam(
   return optax.chain(
     scale_by_scheduled_nadam(b1, b2, eps, momentum_decay, mu_dtype),
     optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def _unzip(tuples: Any, like: Any, n: int) -> tuple[Any, ...]:
+  """Turns a tree like `like` of n-tuples into n trees."""
+  treedef = jax.tree.structure(like)
+  leaves = treedef.flatten_up_to(tuples)
+  return tuple(
+    treedef.unflatten([leaf[i] for leaf in leaves]) for i in range(n)
   )
 
 
@@ -192,10 +205,10 @@ def lookahead(
     def new_slow(p, u, slow):
       fast = (p + u).astype(p.dtype)
       slow = jnp.where(syncs, slow + alpha * (fast - slow), slow)
-      return jnp.where(count <= period, fast, slow)
+      return jnp.where(count <= period, fast, slow).astype(p.dtype)
 
     def new_update(p, u, slow):
-      return jnp.where(syncs, slow - p, u).astype(u.dtype)
+      return jnp.where(syncs, slow - p, u).astype(p.dtype)
 
     slow = jax.tree.map(new_slow, params, updates, state.slow)
     updates = jax.tree.map(new_update, params, updates, slow)

@@ -38,7 +38,7 @@ _Y2 = (857 - 58 * _S) / 630
 
 # Rounding in A alone moves exp(A) by eps·‖A‖₂. Above this bound nothing of the
 # result could be trusted, not even its orthogonality, and nan is returned.
-_MAX_ROUNDING = 2.0**-7
+MAX_ROUNDING = 2.0**-7
 
 
 def fast_expm1(
@@ -149,7 +149,7 @@ def _exact_expm1(precision: lax.PrecisionLike, a: jax.Array) -> jax.Array:
   # Truncation error θ⁹/9! relative to θ, held below half an ulp.
   eps = float(jnp.finfo(a.dtype).eps)
   theta = (math.factorial(9) * eps / 2) ** (1 / 8)
-  lost = ~(spectral * eps < _MAX_ROUNDING)  # Also where it is nan.
+  lost = ~(spectral * eps < MAX_ROUNDING)  # Also where it is nan.
   squarings = jnp.ceil(jnp.log2(jnp.maximum(spectral / theta, 1)))
   squarings = jnp.where(lost, 0, squarings)
   scale = jnp.where(lost, jnp.nan, jnp.exp2(-squarings))
@@ -169,7 +169,7 @@ def _projected_expm1(precision: lax.PrecisionLike, a: jax.Array) -> jax.Array:
   eye = jnp.eye(a.shape[-1], dtype=a.dtype)
   # The condition of I + a, ‖I + a‖₂, must leave some digits here, too.
   spectral = jnp.linalg.norm(a) / math.sqrt(2)
-  kept = spectral * float(jnp.finfo(a.dtype).eps) < _MAX_ROUNDING
+  kept = spectral * float(jnp.finfo(a.dtype).eps) < MAX_ROUNDING
   start = jnp.where(kept, eye + a, eye)
   q = retraction.polar_retract(start, precision=precision)
   return jnp.where(kept, q - eye, jnp.nan)

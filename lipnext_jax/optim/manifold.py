@@ -11,7 +11,8 @@ and, with manifold lookahead of weight w, every k steps (paper §3.2(b))
     X_slow ← X_slow·FastExp(w ΣΔ),   X ← X_slow,   ΣΔ ← 0.
 
 The emitted update is the difference to X, so that `optax.apply_updates` lands
-on the manifold. Skew matrices are kept packed, see `algebra`.
+on the manifold. Skew matrices are kept packed, see `algebra`; the same steps of
+matrices far from square are in `ambient`.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import optax
 
 from lipnext_jax.optim import algebra
+from lipnext_jax.optim import ambient
 from lipnext_jax.optim import checks
 from lipnext_jax.optim import exponential
 from lipnext_jax.optim import products
@@ -35,18 +37,39 @@ from lipnext_jax.optim import stack
 # Named scope of lookahead's sync and the retraction, which most steps skip.
 PERIODIC = 'periodic_step'
 
+# Sides from this ratio on: moments in the ambient space (`moments='auto'`).
+AMBIENT_RATIO = 8
+MOMENTS = ('auto', 'algebra', 'ambient')
+
 
 class OrthogonalState(NamedTuple):
   """State of `orthogonal`; `slow` and `total` are None without lookahead."""
 
   step: jax.Array  # Shape (): int32, updates so far.
-  inner: optax.OptState  # Of the inner rule; its leaves are packed.
+  inner: optax.OptState  # Of the inner rule; its leaves are steps.
   slow: optax.Params  # X_slow, like the parameters.
-  total: optax.Updates  # ΣΔ since the last sync, packed: [..., ⌈N/2⌉, N].
+  total: optax.Updates  # ΣΔ since the last sync, a step.
+  expected: optax.Params  # Fingerprints of X + update, [..., 1, 1].
+
+
+class _Options(NamedTuple):
+  """What `orthogonal` was given, checked, and its functions of one matrix."""
+
+  inner: optax.GradientTransformationExtraArgs
+  lookahead_period: int | None
+  lookahead_alpha: float
+  retraction_period: int | None
+  stack_sharding: jax.sharding.NamedSharding | None
+  start_tolerance: float | None
+  origin: Callable[[jax.Array], jax.Array]
+  tangent: Callable[[jax.Array, jax.Array], jax.Array]
+  rotate: Callable[[jax.Array, jax.Array], jax.Array]
+  retract: Callable[[jax.Array], jax.Array]
 
 
 def orthogonal(
-  inner: optax.GradientTransformation,
+  inner: optax.GradientTransformation | Callable[..., Any],
+  learning_rate: optax.ScalarOrSchedule | None = None,
   *,
   lookahead_period: int | None = None,
   lookahead_alpha: float = 0.5,
@@ -54,21 +77,28 @@ def orthogonal(
   retraction: str = 'newton_schulz',
   thresholds: Sequence[float] = exponential.THRESHOLDS,
   large_steps: str = 'exponential',
+  moments: str = 'auto',
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   stack_sharding: jax.sharding.NamedSharding | None = None,
-  start_tolerance: float | None = None,
+  start_tolerance: float | None = 1e-3,
 ) -> optax.GradientTransformationExtraArgs:
-  """Lifts `inner` to matrices with orthonormal rows or columns.
+  """Lifts an optax rule to matrices with orthonormal rows or columns.
 
-  It must be the last transformation that touches these parameters: what follows
-  it would leave the manifold. Leaves are [..., m, n]; the rotation acts on the
-  larger side, N = max(m, n), with packed skew steps [..., ⌈N/2⌉, N]. A step
-  takes at most 4 products of size N³ per matrix while ‖Δ‖_F < 1.
+  The learning rate belongs inside: `orthogonal(optax.adam, 1e-3)`. Whatever
+  scales or shifts the updates afterwards leaves the manifold, and the next
+  update raises, or is nan where it is traced.
+
+  Leaves are [..., m, n]. Where the longer side, N, is less than 8 times the
+  shorter, steps are packed skew matrices [..., ⌈N/2⌉, N], and a step takes at
+  most 4 products of size N³ per matrix while ‖Δ‖_F < 1. Other leaves have steps
+  of their own shape and take no memory or time of size N², see `ambient`. No
+  step changes the sign of a square matrix's determinant.
 
   Args:
-    inner: transformation whose rule is elementwise and odd (sgd, adam, nadam,
-      lion, …). It is given Ω, and as parameters the origin of the algebra, so
-      weight decay has no effect.
+    inner: learning rate → optax rule, or a rule that has its learning rate. It
+      must be elementwise and odd (sgd, adam, nadam, lion, …). It is given Ω,
+      and as parameters zeros, so weight decay has no effect.
+    learning_rate: a number or a schedule, for `inner`; None: it has one.
     lookahead_period: updates between syncs (the paper: 6); None: no lookahead.
     lookahead_alpha: the lookahead's weight, in (0, 1].
     retraction_period: updates between polar retractions of the fast and the
@@ -77,23 +107,26 @@ def orthogonal(
     thresholds: norms of Δ at which FastExp's order rises, see `fast_expm1`.
     large_steps: 'exponential' (the paper's) or 'projection', which forgives
       learning rates that are far too large, see `fast_expm1`.
+    moments: 'algebra' (skew matrices) or 'ambient' (the leaf's shape) for every
+      leaf; 'auto': by its shape.
     precision: precision of the step's products; they act on the small step, so
       less than float32 costs little.
     stack_sharding: layout of stacks [L, …, m, n] and of their state; only L
       may be sharded. Each device updates its own matrices, without
       communication. Stacks that do not divide are padded for the update.
-    start_tolerance: largest ‖XᵀX − I‖₂ of a matrix that init accepts (1e-4
-      lets float32 rounding pass); None: any.
+    start_tolerance: largest ‖XᵀX − I‖₂ of a matrix that init accepts, where it
+      is not traced; None: any.
 
   Returns:
     A transformation with an `OrthogonalState`, whose `update` needs `params`.
 
   Raises:
     ValueError: options out of range; at init or update: leaves that cannot be
-      orthogonal, or gradients that do not fit them.
-    TypeError: `stack_sharding` is not a `NamedSharding`.
+      orthogonal or are not, or gradients that do not fit them.
+    TypeError: `inner` is no rule, or its learning rate is missing or given
+      twice; `stack_sharding` is not a `NamedSharding`.
 
-  >>> tx = orthogonal(optax.sgd(1e-2))
+  >>> tx = orthogonal(optax.sgd, 1e-2)
   >>> x, grad = jnp.eye(4), jnp.arange(16.0).reshape(4, 4)
   >>> updates, state = tx.update(grad, tx.init(x), x)
   >>> x = optax.apply_updates(x, updates)
@@ -105,72 +138,115 @@ def orthogonal(
   checks.period('retraction_period', retraction_period)
   checks.choice('retraction', retraction, retraction_lib.METHODS)
   checks.choice('large_steps', large_steps, exponential.LARGE_STEPS)
+  checks.choice('moments', moments, MOMENTS)
   stack.check(stack_sharding)
-  inner = optax.with_extra_args_support(inner)
-  lay_out = functools.partial(stack.lay_out, sharding=stack_sharding)
-  map_stacks = functools.partial(stack.map_stacks, sharding=stack_sharding)
-  omega_of = functools.partial(tangent, precision=precision)
-  move = functools.partial(
-    rotate, thresholds=thresholds, large_steps=large_steps, precision=precision
+  path = {'moments': moments, 'precision': precision}
+  curve = {'thresholds': thresholds, 'large_steps': large_steps}
+  options = _Options(
+    checks.rule(inner, learning_rate),
+    lookahead_period,
+    lookahead_alpha,
+    retraction_period,
+    stack_sharding,
+    start_tolerance,
+    origin=functools.partial(_origin, moments=moments),
+    tangent=functools.partial(tangent, **path),
+    rotate=functools.partial(rotate, **path, **curve),
+    retract=functools.partial(retraction_lib.polar_retract, method=retraction),
   )
-  polar = functools.partial(retraction_lib.polar_retract, method=retraction)
+  return optax.GradientTransformationExtraArgs(
+    functools.partial(_init, options), functools.partial(_update, options)
+  )
 
-  def init_fn(params):
-    checks.matrices(params)
-    checks.on_manifold(params, start_tolerance)
-    slow = lay_out(jax.tree.map(jnp.copy, params))
-    total = lay_out(jax.tree.map(_origin, params))
-    inner_state = lay_out(inner.init(total))
-    if lookahead_period is None:
-      slow = total = None
-    return OrthogonalState(jnp.zeros([], jnp.int32), inner_state, slow, total)
 
-  def update_fn(grads, state, params=None, **extra_args):
-    checks.gradients(grads, params)
-    checks.matrices(params)
-    step = optax.safe_increment(state.step)
-    grads = lay_out(optax.tree.cast_like(grads, params))
+def _init(options: _Options, params: optax.Params) -> OrthogonalState:
+  """Returns the state before the first step."""
+  checks.matrices(params)
+  checks.on_manifold(params, options.start_tolerance)
+  lay_out = functools.partial(stack.lay_out, sharding=options.stack_sharding)
+  slow = lay_out(jax.tree.map(jnp.copy, params))
+  total = lay_out(jax.tree.map(options.origin, params))
+  inner_state = lay_out(options.inner.init(total))
+  if options.lookahead_period is None:
+    slow = total = None
+  expected = jax.tree.map(checks.fingerprint, params)
+  step = jnp.zeros([], jnp.int32)
+  return OrthogonalState(step, inner_state, slow, total, expected)
 
-    # Ω = skew(XᵀG), then Δ by the inner rule.
-    omega = map_stacks(omega_of, params, grads)
-    origin = jax.tree.map(jnp.zeros_like, omega)
-    delta, inner_state = inner.update(omega, state.inner, origin, **extra_args)
-    delta = optax.tree.cast_like(delta, params)
 
-    # X·(FastExp(Δ) − I), written over the gradient, which nobody reads again.
-    # A step that syncs has no use for it.
-    syncs = None if lookahead_period is None else step % lookahead_period == 0
-    rotates = None if syncs is None else ~syncs
-    update = map_stacks(
-      lambda _, x, d: move(x, d), grads, params, delta, replace=1, when=rotates
+def _update(
+  options: _Options,
+  grads: optax.Updates,
+  state: OrthogonalState,
+  params: optax.Params | None = None,
+  **extra_args: Any,
+) -> tuple[optax.Updates, OrthogonalState]:
+  """Returns X·(FastExp(Δ) − I), or what a sync or a retraction makes of it."""
+  checks.gradients(grads, params)
+  checks.matrices(params)
+  sharding = options.stack_sharding
+  map_stacks = functools.partial(stack.map_stacks, sharding=sharding)
+  step = optax.safe_increment(state.step)
+  grads = optax.tree.cast_like(grads, params)
+  grads = stack.lay_out(grads, sharding)
+
+  # Ω = skew(XᵀG), then Δ by the inner rule.
+  omega = map_stacks(options.tangent, params, grads)
+  omega = checks.left_alone(omega, params, state.expected)
+  origin = jax.tree.map(jnp.zeros_like, omega)
+  delta, inner_state = options.inner.update(
+    omega, state.inner, origin, **extra_args
+  )
+  delta = optax.tree.cast_like(delta, params)
+
+  # X·(FastExp(Δ) − I), written over the gradient, which nobody reads again. A
+  # step that syncs has no use for it.
+  period = options.lookahead_period
+  syncs = None if period is None else step % period == 0
+  rotates = None if syncs is None else ~syncs
+  update = map_stacks(
+    lambda _, x, d: options.rotate(x, d),
+    *(grads, params, delta),
+    replace=1,
+    when=rotates,
+  )
+  slow, total = state.slow, state.total
+  if syncs is not None:
+    total = optax.tree.add(total, delta)
+    update, slow, total = sync_lookahead(
+      *(update, slow, total, params, options.lookahead_alpha, syncs),
+      options.rotate,
+      map_stacks,
     )
-    slow, total = state.slow, state.total
-    if syncs is not None:
-      total = optax.tree.add(total, delta)
-      update, slow, total = sync_lookahead(
-        update, slow, total, params, lookahead_alpha, syncs, move, map_stacks
-      )
-    if retraction_period is not None:
-      due = step % retraction_period == 0
-      update, slow = retract_stacks(
-        update, slow, params, due, polar, map_stacks
-      )
-    update = stack.restore(update, params, stack_sharding)
-    return update, OrthogonalState(step, inner_state, slow, total)
-
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  if options.retraction_period is not None:
+    due = step % options.retraction_period == 0
+    update, slow = retract_stacks(
+      update, slow, params, due, options.retract, map_stacks
+    )
+  update = stack.restore(update, params, sharding)
+  expected = jax.tree.map(
+    lambda x, u: checks.fingerprint(x) + checks.fingerprint(u), params, update
+  )
+  return update, OrthogonalState(step, inner_state, slow, total, expected)
 
 
 def tangent(
-  x: jax.Array, g: jax.Array, *, precision: lax.PrecisionLike
+  x: jax.Array,
+  g: jax.Array,
+  *,
+  precision: lax.PrecisionLike,
+  moments: str = 'algebra',
 ) -> jax.Array:
   """Returns Ω = skew(XᵀG), packed: the gradient G [m, n] in the Lie algebra.
 
-  If m > n, Ω is that of the transposed matrices.
+  If m > n, Ω is that of the transposed matrices. Far from square it is Ω's
+  action on X instead, [m, n], see `ambient.tangent`.
 
   >>> tangent(jnp.eye(2), jnp.array([[0.0, 2.0], [0.0, 0.0]]), precision=None)
   Array([[0., 1.]], dtype=float32)
   """
+  if _is_ambient(x, moments):
+    return ambient.tangent(x, g, precision=precision)
   if x.shape[0] > x.shape[1]:
     return tangent(x.T, g.T, precision=precision)
   return algebra.pack(products.product(products.transposed(x), g, precision))
@@ -181,17 +257,20 @@ def rotate(
   delta: jax.Array,
   *,
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
+  moments: str = 'algebra',
   **options: Any,
 ) -> jax.Array:
   """Returns a plain step's update of X [m, n], X·(FastExp(Δ) − I).
 
   If m > n, it is that of Xᵀ, transposed. Δ is packed; see `fast_expm1` for the
-  options.
+  options. Far from square Δ is [m, n], see `ambient.rotate`.
 
   >>> rotate(jnp.eye(2), jnp.array([[0.0, 0.1]])).round(4)  # By 0.1 in radians.
   Array([[-0.005 ,  0.0998],
          [-0.0998, -0.005 ]], dtype=float32)
   """
+  if _is_ambient(x, moments):
+    return ambient.rotate(x, delta, precision=precision, **options)
   if x.shape[0] > x.shape[1]:
     return rotate(x.T, delta, precision=precision, **options).T
   # Unpacked here, not in the inner rule's pass over the stacks, which could not
@@ -248,8 +327,18 @@ def retract_stacks(
   return update, map_stacks(polar, slow, replace=1, when=due)
 
 
-def _origin(x: jax.Array) -> jax.Array:
-  """Returns Δ = 0 for x [..., m, n], packed, laid out like x's stack axes."""
+def _is_ambient(x: jax.Array, moments: str) -> bool:
+  """Returns whether the steps of x [..., m, n] have its own shape."""
+  if moments == 'auto':
+    short, long = sorted(x.shape[-2:])
+    return long >= AMBIENT_RATIO * short
+  return moments == 'ambient'
+
+
+def _origin(x: jax.Array, moments: str) -> jax.Array:
+  """Returns Δ = 0 for x [..., m, n], laid out like x's stack axes."""
+  if _is_ambient(x, moments):
+    return jnp.zeros_like(x)
   corner = jnp.sum(jnp.zeros_like(x), axis=(-2, -1), keepdims=True)
   n = max(x.shape[-2:])
   shape = (*x.shape[:-2], algebra.packed_rows(n), n)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from jax import lax
+import jax.numpy as jnp
 import optax
 
 from lipnext_jax.optim import checks
@@ -72,7 +73,7 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> Any:
     A tree like `params`; leaves without a slow copy are those of `params`.
 
   >>> tx = euclidean.lookahead(optax.sgd(0.1))
-  >>> p = {'bias': jax.numpy.ones(2)}
+  >>> p = {'bias': jnp.ones(2)}
   >>> slow_params(tx.init(p), p)['bias'].tolist()
   [1.0, 1.0]
   """
@@ -91,9 +92,8 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> Any:
 def lipnext_optimizer(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  inner: Callable[
-    [optax.ScalarOrSchedule], optax.GradientTransformation
-  ] = euclidean.scheduled_nadam,
+  inner: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
+  | None = None,
   clip_norm: float | None = 3.0,
   lookahead_period: int | None = 6,
   lookahead_alpha: float = 0.5,
@@ -102,7 +102,7 @@ def lipnext_optimizer(
   exponential: str = 'fast',
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   stack_sharding: jax.sharding.NamedSharding | None = None,
-  label_fn: Callable[[optax.Params], Any] = orthogonal_labels,
+  label_fn: Callable[[optax.Params], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """The paper's optimizer: clip, then NAdam with lookahead on both geometries.
 
@@ -112,7 +112,9 @@ def lipnext_optimizer(
   Args:
     learning_rate: a number or a schedule; the paper's is 1e-3 at its peak,
       after a warm-up, see `optax.warmup_cosine_decay_schedule`.
-    inner: learning rate → elementwise, odd optax rule, used for both groups.
+    inner: learning rate → elementwise, odd optax rule, used for both groups;
+      None: `scheduled_nadam`. (`optax.inject_hyperparams` takes functions for
+      schedules: name `inner` and `label_fn` in its `static_args`.)
     clip_norm: bound on the global gradient norm; None: no clipping.
     lookahead_period: steps between syncs of both lookaheads; None: without.
     lookahead_alpha: weight of both lookaheads, in (0, 1].
@@ -121,7 +123,8 @@ def lipnext_optimizer(
     exponential: 'fast' (its order rises with the step's size) or 'exact'.
     precision: see `orthogonal`.
     stack_sharding: see `orthogonal`.
-    label_fn: parameters → tree of 'orthogonal' / 'euclidean'.
+    label_fn: parameters → tree of 'orthogonal' / 'euclidean'; None:
+      `orthogonal_labels`.
 
   Returns:
     A transformation whose `update` needs `params`.
@@ -129,7 +132,6 @@ def lipnext_optimizer(
   Raises:
     ValueError: an unknown `exponential`, or what `orthogonal` refuses.
 
-  >>> import jax.numpy as jnp
   >>> params = {'R': jnp.eye(3), 'bias': jnp.zeros(3)}
   >>> tx = lipnext_optimizer(1e-3)
   >>> updates, state = tx.update(params, tx.init(params), params)
@@ -137,8 +139,11 @@ def lipnext_optimizer(
   {'R': (3, 3), 'bias': (3,)}
   """
   checks.choice('exponential', exponential, EXPONENTIALS)
+  inner = euclidean.scheduled_nadam if inner is None else inner
+  label_fn = orthogonal_labels if label_fn is None else label_fn
   on_manifold = manifold.orthogonal(
-    inner(learning_rate),
+    inner,
+    learning_rate,
     lookahead_period=lookahead_period,
     lookahead_alpha=lookahead_alpha,
     retraction_period=retraction_period,
@@ -155,4 +160,22 @@ def lipnext_optimizer(
   )
   if clip_norm is None:
     return optax.with_extra_args_support(grouped)
-  return optax.chain(optax.clip_by_global_norm(clip_norm), grouped)
+  return optax.chain(_clip_by_global_norm(clip_norm), grouped)
+
+
+def _clip_by_global_norm(bound: Any) -> optax.GradientTransformation:
+  """Returns optax's transformation, for injected bounds and mixed dtypes, too.
+
+  That one (optax 0.2.8) raises for bfloat16 leaves and a bound in float32.
+  """
+
+  def clip(updates, _):
+    norm = optax.tree.norm(updates)
+
+    def one(g):
+      clipped = g / norm.astype(g.dtype) * bound
+      return jnp.where(norm < bound, g, clipped).astype(g.dtype)
+
+    return jax.tree.map(one, updates)
+
+  return optax.stateless(clip)

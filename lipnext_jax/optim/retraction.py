@@ -71,6 +71,8 @@ def orthogonality_error(
   >>> orthogonality_error(jnp.ones((5, 1, 3)) / jnp.sqrt(3)).shape
   (5,)
   """
+  if not x.size:
+    return jnp.zeros(x.shape[:-2], x.dtype)
   error = functools.partial(_error_of_one, iterations=iterations)
   return jnp.vectorize(error, signature='(m,n)->()')(x)
 
@@ -155,7 +157,7 @@ def _unit_scale(x: jax.Array) -> jax.Array:
 
   A matrix near the manifold is left alone to the bit.
   """
-  largest = jnp.max(jnp.abs(x))
+  largest = jnp.max(jnp.abs(x), initial=0)
   largest = jnp.where(largest == 0, 1, largest)
   unit = jnp.linalg.norm(x / largest)  # Cannot overflow.
   factor = math.sqrt(x.shape[1]) / jnp.where(unit == 0, 1, unit) / largest

@@ -67,6 +67,8 @@ def map_stacks(
 
 def _map_leaf(fn, stacks, replace, when, sharding, shared) -> list[jax.Array]:
   """Maps `fn` over one leaf of each tree, on all devices."""
+  if not stacks[0].size:
+    return _nothing(fn, stacks, replace, shared)
   loop = functools.partial(_loop, fn, replace)
   if not _is_spread(stacks[0], sharding):
     return loop(stacks, when, shared)
@@ -87,6 +89,16 @@ def _map_leaf(fn, stacks, replace, when, sharding, shared) -> list[jax.Array]:
     return results
   whole = NamedSharding(sharding.mesh, PartitionSpec())
   return [_put(r, whole)[:length] for r in results]
+
+
+def _nothing(fn, stacks, replace, shared) -> list[jax.Array]:
+  """Returns what `fn` maps stacks without entries to."""
+  if replace:
+    return list(stacks[:replace])
+  lead = stacks[0].shape[:-2]
+  matrices = [jax.ShapeDtypeStruct(s.shape[-2:], s.dtype) for s in stacks]
+  one = jax.eval_shape(functools.partial(fn, **shared), *matrices)
+  return [jnp.zeros((*lead, *one.shape), one.dtype)]
 
 
 def _loop(fn, replace, stacks, when, shared) -> list[jax.Array]:

@@ -38,7 +38,9 @@ def gradient(shape, seed=1):
 def run(tx, x, steps, grad_fn=None, state=None, update=None):
   """`steps` updates with fresh gradients; returns parameters and state."""
   state = tx.init(x) if state is None else state
-  grad_fn = grad_fn or (lambda x, t: gradient(np.shape(x), 100 + t))
+  grad_fn = grad_fn or (
+    lambda x, t: jax.tree.map(lambda p: gradient(p.shape, 100 + t), x)
+  )
   update = update or jax.jit(tx.update)
   for t in range(steps):
     updates, state = update(grad_fn(x, t), state, x)
@@ -128,7 +130,7 @@ def faulty(step, skew_out=True):
   def make(inner, **_):
     def init(x):
       return OrthogonalState(
-        jnp.zeros([], jnp.int32), inner.init(x), None, None
+        jnp.zeros([], jnp.int32), inner.init(x), None, None, None
       )
 
     def update(g, state, x):
@@ -301,6 +303,7 @@ def test_retraction_comes_on_its_period_to_both_copies(method):
     lookahead_period=10,
     retraction_period=3,
     retraction=method,
+    start_tolerance=None,
   )
   x = start((6, 6)) * 1.01  # 2e-2 off.
   state = tx.init(x)
@@ -322,29 +325,6 @@ RULES = {
 }
 
 
-def check_battery(tx, params, grads):
-  """Types stable, one trace, on the manifold, as jitted so not jitted."""
-  state = tx.init(params)
-  types = jax.tree.map(jax.typeof, (params, state))
-  abstract = jax.eval_shape(tx.init, params)
-  assert jax.tree.map(jax.typeof, abstract) == types[1]
-  traces = []
-
-  @jax.jit
-  def step(grads, state, params):
-    traces.append(1)
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
-
-  for _ in range(4):
-    params, state = step(grads, state, params)
-    assert jax.tree.map(jax.typeof, (params, state)) == types
-  assert len(traces) == 1
-  for leaf in jax.tree.leaves(params):
-    assert jnp.max(orthogonality_error(leaf)) < 1e-5
-  return params, state
-
-
 @pytest.mark.parametrize(
   ('rule', 'grad_dtype', 'large_steps'),
   [
@@ -352,7 +332,9 @@ def check_battery(tx, params, grads):
     ('adam, bfloat16 moment', 'bfloat16', 'projection'),
   ],
 )
-def test_any_rule_keeps_types_and_compiles_once(rule, grad_dtype, large_steps):
+def test_any_rule_keeps_types_and_compiles_once(
+  rule, grad_dtype, large_steps, run_counted
+):
   params = [start((2, 5, 3))]
   grads = [gradient((2, 5, 3)).astype(grad_dtype)]
   tx = orthogonal(
@@ -361,8 +343,9 @@ def test_any_rule_keeps_types_and_compiles_once(rule, grad_dtype, large_steps):
     retraction_period=None,
     large_steps=large_steps,
   )
-  end, _ = check_battery(tx, params, grads)
+  end, _ = run_counted(tx, params, lambda *_: grads)
   assert np.any(end[0] != params[0])
+  assert jnp.max(orthogonality_error(end[0])) < 1e-5
 
 
 def test_injected_hyperparameters_are_the_same_rule():
@@ -419,7 +402,7 @@ def products(jaxpr, branch, retract=False):
 
 def trace_update(tx, shape):
   x = jnp.zeros(shape)
-  return jax.make_jaxpr(tx.update)(x, tx.init(x), x).jaxpr
+  return jax.make_jaxpr(tx.update)(x, jax.eval_shape(tx.init, x), x).jaxpr
 
 
 def loops_of(jaxpr):
@@ -504,7 +487,7 @@ def test_bad_options_raise(options, match):
 
 def test_parameters_and_gradients_that_do_not_fit_raise():
   tx = orthogonal(optax.sgd(1.0))
-  params = {'w': jnp.ones((2, 4, 4))}
+  params = {'w': start((2, 4, 4))}
   state = tx.init(params)
   with pytest.raises(ValueError, match='needs the parameters'):
     tx.update(params, state)
@@ -517,10 +500,136 @@ def test_parameters_and_gradients_that_do_not_fit_raise():
     tx.update(vector, state, vector)
 
 
-def test_start_point_is_checked_on_request():
-  tx = orthogonal(optax.sgd(1.0), start_tolerance=1e-4)
-  for shape in ((4, 4), (2, 5, 3), (3, 5)):
+def test_a_start_off_the_manifold_is_refused_where_it_is_known():
+  tx = orthogonal(optax.sgd, 1.0)
+  for shape in ((4, 4), (2, 5, 3), (3, 5), (1, 16, 2)):
     tx.init({'w': start(shape)})
+    off = {'w': start(shape) * 1.001}
     with pytest.raises(ValueError, match=r"\['w'\] is 2\.0e-03 from"):
-      tx.init({'w': start(shape) * 1.001})
-  orthogonal(optax.sgd(1.0)).init(2 * jnp.eye(3))  # Nobody asked.
+      tx.init(off)
+    jax.jit(tx.init)(off)  # Nobody can look.
+    orthogonal(optax.sgd, 1.0, start_tolerance=3e-3).init(off)
+    orthogonal(optax.sgd, 1.0, start_tolerance=None).init(off)
+
+
+def test_the_learning_rate_is_given_once_to_a_rule():
+  x, g = start((4, 4)), gradient((4, 4))
+  want, _ = run_once(orthogonal(optax.adam(1e-2)), g, x)
+  for tx in (
+    orthogonal(optax.adam, 1e-2),
+    orthogonal(optax.adam, learning_rate=optax.constant_schedule(1e-2)),
+    orthogonal(scheduled_nadam, 1e-2),
+  ):
+    got, _ = run_once(tx, g, x)
+    assert np.sum(got * want) > 0.9 * np.sum(want * want)
+  for wrong in ((1e-3,), (optax.adam,), (None, 1e-3), ('adam', 1e-3)):
+    with pytest.raises(TypeError, match=r'orthogonal\(optax\.adam, learning_r'):
+      orthogonal(*wrong)
+  with pytest.raises(TypeError, match='built already'):
+    orthogonal(optax.adam(1e-3), 1e-3)
+
+
+SPOILERS = {
+  'a scale': lambda tx: optax.chain(tx, optax.scale(0.5)),
+  'a learning rate': lambda tx: optax.chain(
+    tx, optax.scale_by_learning_rate(0.1)
+  ),
+  'weight decay': lambda tx: optax.chain(tx, optax.add_decayed_weights(-0.01)),
+  'clipping': lambda tx: optax.chain(tx, optax.clip(0.02)),
+  'a trust ratio': lambda tx: optax.chain(tx, optax.scale_by_trust_ratio()),
+}
+
+
+@pytest.mark.parametrize('spoiler', SPOILERS)
+def test_updates_that_are_changed_afterwards_are_noticed(spoiler):
+  tx = SPOILERS[spoiler](orthogonal(optax.adam, 0.1))
+  end, _ = run(tx, {'w': start((2, 6, 6)), 'tall': start((17, 2))}, 3)
+  assert np.any(np.isnan(end['w']))
+  assert np.any(np.isnan(end['tall']))
+
+
+def test_where_values_are_known_changed_updates_raise():
+  tx = SPOILERS['a scale'](orthogonal(optax.adam, 0.1))
+  params, grads = {'w': start((6, 6))}, {'w': gradient((6, 6))}
+  updates, state = tx.update(grads, tx.init(params), params)
+  params = optax.apply_updates(params, updates)
+  with pytest.raises(ValueError, match=r"leaf \['w'\] is not what the last"):
+    tx.update(grads, state, params)
+
+
+def scaled_rejection(tx):
+  """Every second step is thrown away, as by a caller who checks the loss."""
+
+  def update(updates, state, params=None):
+    count, inner = state
+    updates, new = tx.update(updates, inner, params)
+    kept = count % 2 == 0
+    updates = jax.tree.map(lambda u: jnp.where(kept, u, 0), updates)
+    new = jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, inner)
+    return updates, (count + 1, new)
+
+  return optax.GradientTransformation(
+    lambda p: (jnp.int32(0), tx.init(p)), update
+  )
+
+
+@pytest.mark.parametrize(
+  'wrap',
+  [
+    lambda tx: optax.apply_if_finite(tx, 2),
+    lambda tx: optax.MultiSteps(tx, 2),
+    lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
+    scaled_rejection,
+  ],
+)
+def test_what_leaves_updates_whole_passes(wrap):
+  tx = wrap(orthogonal(optax.adam, 0.1))
+  x, _ = run(tx, start((2, 6, 6)), 6)
+  assert jnp.max(orthogonality_error(x)) < 1e-2  # As truncated steps leave it.
+
+
+def test_parameters_may_be_replaced_on_the_manifold():
+  tx = orthogonal(optax.adam, 0.1)
+  x, state = run(tx, start((6, 6)), 2)
+  for other in (start((6, 6), seed=5), polar_retract(x), x * (1 + 1e-5)):
+    updates, _ = tx.update(gradient((6, 6)), state, other)
+    assert np.all(np.isfinite(updates))
+  with pytest.raises(ValueError, match='the only leaf is not what'):
+    tx.update(gradient((6, 6)), state, 1.01 * x)
+
+
+DEGENERATE = (
+  *((0, 4, 4), (0, 4), (4, 0), (2, 0, 3), (0, 0)),
+  *((1, 1), (3, 1, 1), (1, 9), (9, 1)),
+)
+
+
+def test_degenerate_shapes_pass():
+  params = {str(shape): start(shape) for shape in DEGENERATE}
+  for shape in DEGENERATE:
+    assert orthogonality_error(params[str(shape)]).shape == shape[:-2]
+  tx = orthogonal(optax.adam, 0.1, lookahead_period=2, retraction_period=2)
+  end, state = run(
+    tx, params, 3, lambda x, t: jax.tree.map(lambda p: gradient(p.shape, t), x)
+  )
+  for shape in DEGENERATE:
+    x = end[str(shape)]
+    assert x.shape == shape
+    # A sign, which nothing moves; or a unit vector.
+    moves = bool(x.size) and shape[-2:] != (1, 1)
+    assert np.any(x != params[str(shape)]) == moves
+    assert jnp.max(orthogonality_error(x), initial=0) < 1e-3
+    assert slow_params(state, end)[str(shape)].shape == shape
+
+
+def test_no_step_leaves_a_component_of_the_group():
+  """Both components are reached from a start in them, and from no other."""
+  target = start((4, 4), seed=3)
+  tx = orthogonal(optax.adam, optax.cosine_decay_schedule(0.3, 200))
+  gaps = []
+  for sign in (1.0, -1.0):
+    x = target * jnp.where(jnp.arange(4) == 0, sign, 1.0)[:, None]
+    x = x @ jax.scipy.linalg.expm(0.2 * (jnp.tri(4) - jnp.tri(4).T))
+    end, _ = run(tx, x, 200, lambda x, _: x - target)
+    gaps.append(float(jnp.linalg.norm(end - target)))
+  assert gaps[0] < 1e-2 < 1.9 < gaps[1]

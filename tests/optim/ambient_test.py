@@ -1,0 +1,241 @@
+"""Steps through n×n coefficients against dense N×N rotations in float64."""
+
+import functools
+
+import jax
+from jax.extend import core
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.linalg
+
+from lipnext_jax.optim import ambient
+from lipnext_jax.optim import orthogonal
+from lipnext_jax.optim import orthogonality_error
+from lipnext_jax.optim import polar_retract
+
+SHAPES = [(9, 2), (2, 30), (5, 4), (6, 6), (7, 1)]
+ORDERS = {2: (9, 9, 9), 3: (0, 9, 9), 4: (0, 0, 9), None: (0, 0, 0)}
+
+
+def problem(shape, size=1.0, seed=0):
+  """X [m, n], m >= n, with orthonormal columns, and Y of norm `size`."""
+  rng = np.random.default_rng(seed)
+  m, n = max(shape), min(shape)
+  x = np.linalg.qr(rng.normal(size=(m, n)))[0]
+  y = rng.normal(size=(m, n))
+  return x, y * size / np.linalg.norm(y)
+
+
+def oriented(shape, *arrays):
+  """The tall arrays, or their transposes, in the JAX of the moment."""
+  return [jnp.asarray(a if shape[0] >= shape[1] else a.T) for a in arrays]
+
+
+def generator(x, y):
+  """Ω [m, m], dense."""
+  d = y - x @ (x.T @ y + y.T @ x) / 2
+  p = d - x @ (x.T @ d) / 2
+  return p @ x.T - x @ p.T
+
+
+def check_rotation(rotate, shape, size, order, tolerance=1e-13):
+  """Raises unless the update is p(Ω)X − X, p of this order (None: exp)."""
+  x, y = problem(shape, size)
+  omega = generator(x, y)
+  if order is None:
+    want = scipy.linalg.expm(omega) @ x - x
+  else:
+    want, term = 0.0, x
+    for k in range(1, order + 1):
+      term = omega @ term / k
+      want = want + term
+  with jax.enable_x64(True):
+    got = rotate(*oriented(shape, x, y), thresholds=ORDERS[order])
+  got = np.asarray(got) if shape[0] >= shape[1] else np.asarray(got).T
+  assert np.linalg.norm(got - want) <= tolerance * max(1, size**2)
+
+
+@pytest.mark.parametrize('order', ORDERS)
+@pytest.mark.parametrize('shape', SHAPES)
+def test_every_branch_is_the_dense_rotation(shape, order):
+  for size in (1e-3, 0.3) if order else (1e-3, 0.3, 3.0, 100.0):
+    check_rotation(ambient.rotate, shape, size, order)
+
+
+def off(x, y, **options):
+  return ambient.rotate(x, 1.001 * y, **options)
+
+
+def half_projected(x, y, **options):
+  return ambient.rotate(x, y, **options) + x @ (x.T @ y + y.T @ x) / 1e6
+
+
+def narrow(x, y, **options):
+  low = [a.astype(jnp.bfloat16).astype(a.dtype) for a in (x, y)]
+  return ambient.rotate(*low, **options)
+
+
+def first_order(x, y, **_):
+  return y - x @ (x.T @ y + y.T @ x) / 2
+
+
+@pytest.mark.parametrize('fault', [off, half_projected, narrow, first_order])
+def test_the_dense_rotation_rejects(fault):
+  with pytest.raises(AssertionError):
+    check_rotation(fault, (9, 2), 0.3, None)
+
+
+def test_the_tangent_is_the_rotation_of_the_gradient():
+  for shape in SHAPES:
+    x, g = problem(shape)
+    want = (g @ x.T - x @ g.T) @ x / 2
+    with jax.enable_x64(True):
+      got = ambient.tangent(*oriented(shape, x, g), precision='highest')
+      (want,) = oriented(shape, want)
+      np.testing.assert_allclose(got, want, atol=1e-14)
+
+
+def test_a_rotation_keeps_what_is_off_the_manifold():
+  """XᵀX is what it was, whatever it was: Ω is skew for any X."""
+  x, y = problem((9, 2), 0.5)
+  x = x @ np.array([[1.1, 0.2], [0.0, 0.9]])
+  with jax.enable_x64(True):
+    new = x + ambient.rotate(
+      jnp.asarray(x), jnp.asarray(y), thresholds=(0,) * 3
+    )
+    np.testing.assert_allclose(new.T @ new, x.T @ x, atol=1e-14)
+
+
+def test_steps_too_large_for_any_digit_are_nan():
+  x, y = (jnp.asarray(a, jnp.float32) for a in problem((9, 2)))
+  assert np.all(np.isfinite(ambient.rotate(x, 1e2 * y)))
+  for bad in (1e6 * y, y * jnp.nan):
+    assert np.all(np.isnan(ambient.rotate(x, bad)))
+
+
+def test_the_projection_is_the_nearest_matrix():
+  x, y = problem((9, 2), 30.0)
+  d = y - x @ (x.T @ y + y.T @ x) / 2
+  want = scipy.linalg.polar(x + d)[0] - x
+  with jax.enable_x64(True):
+    got = ambient.rotate(*map(jnp.asarray, (x, y)), large_steps='projection')
+    np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+# -- As the optimizer takes these steps ---------------------------------------
+
+
+def descend(tx, x, loss, steps):
+  @jax.jit
+  def step(carry, _):
+    x, state = carry
+    updates, state = tx.update(jax.grad(loss)(x), state, x)
+    return (optax.apply_updates(x, updates), state), None
+
+  return jax.lax.scan(step, (x, tx.init(x)), None, length=steps)[0][0]
+
+
+def eigenspace(shape, seed=0):
+  """(loss, its minimum): −tr(D XᵀSX), whose optimum is an eigenbasis of S."""
+  m, n = max(shape), min(shape)
+  rng = np.random.default_rng(seed)
+  q = np.linalg.qr(rng.normal(size=(m, m)))[0]
+  values, weights = np.linspace(1, 0, m), np.linspace(1, 0.5, n)
+  s = jnp.asarray((q * values) @ q.T)
+
+  def loss(x):
+    x = x if shape[0] >= shape[1] else x.T
+    return -jnp.sum(x * (s @ x) * jnp.asarray(weights)[None])
+
+  return loss, -np.sum(values[:n] * weights)
+
+
+@pytest.mark.parametrize('shape', [(20, 3), (3, 20), (8, 8)])
+@pytest.mark.parametrize('exact', [False, True])
+def test_with_sgd_both_paths_are_the_same_mathematics(shape, exact):
+  """On the manifold, that is: what Taylor polynomials leave is retracted."""
+  with jax.enable_x64(True):
+    loss, _ = eigenspace(shape, seed=1)
+    (x,) = oriented(shape, problem(shape)[0])
+    options = {'thresholds': (0, 0, 0)} if exact else {'retraction_period': 1}
+    algebra, moved = (
+      descend(
+        orthogonal(optax.sgd, 0.05, moments=path, **options),
+        x,
+        loss,
+        40,
+      )
+      for path in ('algebra', 'ambient')
+    )
+    assert np.linalg.norm(moved - algebra) <= 1e-8
+    assert np.linalg.norm(moved - x) > 0.1
+
+
+def test_adam_ends_at_the_same_optimum_on_both_paths():
+  shape = (20, 3)
+  loss, best = eigenspace(shape, seed=1)
+  (x,) = oriented(shape, problem(shape)[0].astype(np.float32))
+  rate = optax.cosine_decay_schedule(0.1, 400)
+  for path in ('algebra', 'ambient'):
+    tx = orthogonal(optax.adam, rate, moments=path)
+    end = descend(tx, x, loss, 400)
+    assert float(loss(end)) == pytest.approx(best, rel=1e-4)
+    assert orthogonality_error(end) < 1e-5
+
+
+def largest(jaxpr):
+  """Entries of the largest array in a program."""
+  sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
+  for eqn in jaxpr.eqns:
+    sizes += [largest(sub) for sub in core.jaxprs_in_params(eqn.params)]
+  return max(sizes, default=0)
+
+
+def test_no_array_is_larger_than_the_matrix():
+  def entries(moments, shape):
+    tx = orthogonal(optax.adam, 1e-3, lookahead_period=6, moments=moments)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    state = jax.eval_shape(tx.init, x)
+    assert max(leaf.size for leaf in jax.tree.leaves(state)) <= (
+      400 * 4 if moments != 'algebra' else 400**2
+    )
+    return largest(jax.make_jaxpr(tx.update)(x, state, x).jaxpr)
+
+  for shape in ((400, 4), (4, 400)):
+    assert entries('auto', shape) == 400 * 4
+    assert entries('algebra', shape) >= 400**2  # The check can fail.
+
+
+def test_the_shape_chooses_the_path():
+  def moment(shape, moments='auto'):
+    tx = orthogonal(optax.adam, 1e-3, moments=moments)
+    state = jax.eval_shape(tx.init, jax.ShapeDtypeStruct(shape, jnp.float32))
+    return state.inner[0].mu.shape
+
+  assert moment((16, 2)) == moment((16, 2), 'ambient') == (16, 2)
+  assert moment((15, 2)) == moment((15, 2), 'algebra') == (8, 15)
+  assert moment((16, 2), 'algebra') == (8, 16)
+  assert moment((4, 4), 'ambient') == (4, 4)
+  with pytest.raises(ValueError, match=r"moments='dense' must be one of"):
+    orthogonal(optax.adam, 1e-3, moments='dense')
+
+
+def test_ten_thousand_steps_end_on_the_manifold():
+  x = polar_retract(jnp.asarray(problem((60, 4))[0], jnp.float32))
+  tx = orthogonal(optax.adam, 1e-2, lookahead_period=6)
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def many(x, key, steps):
+    def body(t, carry):
+      x, state = carry
+      g = jax.random.normal(jax.random.fold_in(key, t), x.shape)
+      updates, state = tx.update(g, state, x)
+      return optax.apply_updates(x, updates), state
+
+    return jax.lax.fori_loop(0, steps, body, (x, tx.init(x)))
+
+  end, state = many(x, jax.random.key(0), 10_000)
+  for y in (end, state.slow):
+    assert orthogonality_error(y) < 1e-5

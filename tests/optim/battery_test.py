@@ -1,0 +1,166 @@
+"""What optax asks of every optimizer, asked of each of ours."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lipnext_jax.optim import lipnext_optimizer
+from lipnext_jax.optim import lookahead
+from lipnext_jax.optim import orthogonal
+from lipnext_jax.optim import orthogonality_error
+from lipnext_jax.optim import polar_retract
+from lipnext_jax.optim import scheduled_nadam
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def matrices(*shapes):
+  """Orthonormal float32 matrices of these shapes, by name."""
+  rng = np.random.default_rng(0)
+  return {
+    f'w{i}': polar_retract(jnp.asarray(rng.normal(size=shape), jnp.float32))
+    for i, shape in enumerate(shapes)
+  }
+
+
+def vectors(dtype):
+  return {
+    'bias': jnp.array([1.0, -2.0, 0.5], dtype),
+    'pos': jnp.ones((), dtype),
+  }
+
+
+def lifted(learning_rate):
+  return orthogonal(optax.adam, learning_rate, retraction_period=3)
+
+
+recipe = functools.partial(
+  lipnext_optimizer, lookahead_period=2, retraction_period=3
+)
+
+
+def nadam_in_lookahead(learning_rate):
+  return lookahead(scheduled_nadam(learning_rate), period=2)
+
+
+CASES = {
+  'scheduled_nadam': (scheduled_nadam, vectors('float32')),
+  'scheduled_nadam, bfloat16': (scheduled_nadam, vectors('bfloat16')),
+  'lookahead': (nadam_in_lookahead, vectors('float32')),
+  'lookahead, bfloat16': (nadam_in_lookahead, vectors('bfloat16')),
+  'orthogonal': (lifted, matrices((2, 3, 5), (17, 2))),
+  'lipnext_optimizer': (
+    recipe,
+    {'R': matrices((2, 4, 4))['w0']} | vectors('bfloat16'),
+  ),
+}
+every_case = pytest.mark.parametrize('case', CASES)
+
+
+@every_case
+def test_types_are_kept_and_one_program_serves(case, run_counted, noise):
+  make, params = CASES[case]
+  with jax.enable_x64(True):  # float32 leaves beside 64-bit defaults.
+    end, _ = run_counted(make(0.03), params, noise)
+  for name, leaf in end.items():
+    assert np.any(leaf != params[name])
+    if leaf.ndim > 1:
+      assert jnp.max(orthogonality_error(leaf)) < 1e-5
+
+
+@every_case
+def test_injected_in_scan_behind_cond_it_is_the_same_step(case, noise):
+  """Four steps in a scan, of which a cond skips two: two plain steps."""
+  make, params = CASES[case]
+  grads = noise(params, 0)
+  # In the parameters' bfloat16, the default, a b2 of 0.999 would be 1.
+  inject = optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
+  tx = inject(learning_rate=1e-2)
+
+  def step(carry, due):
+    def update(params, state):
+      updates, state = tx.update(grads, state, params)
+      return optax.apply_updates(params, updates), state
+
+    return jax.lax.cond(due, update, lambda *skipped: skipped, *carry), None
+
+  due = jnp.array([True, False, True, False])
+  carry = params, tx.init(params)
+  (got, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, due))(carry)
+  plain = make(1e-2)
+  want, state = params, plain.init(params)
+  for _ in range(2):
+    updates, state = jax.jit(plain.update)(grads, state, want)
+    want = optax.apply_updates(want, updates)
+  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=8 * EPS)
+  # One ulp of a bfloat16 in [1, 4) is 2⁻⁶.
+  wide = {k: v for k, v in want.items() if v.dtype == jnp.float32}
+  jax.tree.map(close, {k: got[k] for k in wide}, wide)
+  for name in set(want) - set(wide):
+    np.testing.assert_allclose(
+      *(np.asarray(x[name], np.float32) for x in (got, want)), atol=2**-6
+    )
+
+
+@every_case
+def test_accumulated_gradients_are_their_mean(case, noise):
+  make, params = CASES[case]
+  first, second = noise(params, 1), noise(params, 2)
+  mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+  want, _ = jax.jit(make(1e-2).update)(mean, make(1e-2).init(params), params)
+  tx = optax.MultiSteps(make(1e-2), 2)
+  state = tx.init(params)
+  for grads in (first, second):
+    got, state = jax.jit(tx.update)(grads, state, params)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    eps = float(jnp.finfo(a.dtype).eps)
+    np.testing.assert_allclose(
+      *(np.asarray(x, np.float32) for x in (a, b)), atol=32 * eps * 1e-2
+    )
+
+
+@every_case
+def test_under_vmap_each_seed_moves_as_it_would_alone(case, noise):
+  make, params = CASES[case]
+  tx = make(1e-2)
+  stacked = jax.tree.map(lambda p: jnp.stack([p, p, p]), params)
+  grads = noise(stacked, 3)
+
+  def run(params, grads):
+    state = tx.init(params)
+    for _ in range(3):
+      updates, state = tx.update(grads, state, params)
+      params = optax.apply_updates(params, updates)
+    return params
+
+  together = jax.jit(jax.vmap(run))(stacked, grads)
+  run = jax.jit(run)
+  for seed in range(3):
+    alone = run(params, jax.tree.map(lambda g, s=seed: g[s], grads))
+    jax.tree.map(
+      lambda a, b, s=seed: np.testing.assert_allclose(
+        np.asarray(a[s], np.float32), np.asarray(b, np.float32), atol=1e-6
+      ),
+      together,
+      alone,
+    )
+
+
+def test_the_battery_rejects_what_changes_types(run_counted, noise):
+  """Planted: float32 updates of bfloat16 parameters; a state that widens."""
+  params = vectors('bfloat16')
+  widened = optax.stateless(
+    lambda u, _: jax.tree.map(lambda x: x.astype(jnp.float32), u)
+  )
+  with pytest.raises(AssertionError):
+    run_counted(optax.chain(scheduled_nadam(1e-2), widened), params, noise)
+  growing = optax.GradientTransformation(
+    lambda p: jnp.zeros([], jnp.bfloat16),
+    lambda u, s, p=None: (u, s + jnp.float32(1)),
+  )
+  with pytest.raises(AssertionError):
+    run_counted(growing, params, noise)
