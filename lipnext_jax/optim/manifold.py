@@ -184,6 +184,7 @@ def _update(
   """Returns X·(FastExp(Δ) − I), or what a sync or a retraction makes of it."""
   checks.gradients(grads, params)
   checks.matrices(params)
+  checks.left_alone(params, state.expected)
   sharding = options.stack_sharding
   map_stacks = functools.partial(stack.map_stacks, sharding=sharding)
   step = optax.safe_increment(state.step)
@@ -191,8 +192,12 @@ def _update(
   grads = stack.lay_out(grads, sharding)
 
   # Ω = skew(XᵀG), then Δ by the inner rule.
-  omega = map_stacks(options.tangent, params, grads)
-  omega = checks.left_alone(omega, params, state.expected)
+  omega = map_stacks(
+    lambda x, g, expected: jnp.where(
+      checks.is_spoilt(x, expected), jnp.nan, options.tangent(x, g)
+    ),
+    *(params, grads, state.expected),
+  )
   origin = jax.tree.map(jnp.zeros_like, omega)
   delta, inner_state = options.inner.update(
     omega, state.inner, origin, **extra_args
