@@ -2,6 +2,7 @@
 
     python -m benchmarks.optimizer --what time --sizes 256 512 1024
     python -m benchmarks.optimizer --what drift
+    python -m benchmarks.optimizer --what tall --shape 30000 50
     python -m benchmarks.optimizer --what precision --n 1024
     python -m benchmarks.optimizer --what presets --n 4096
     python -m benchmarks.optimizer --what converge
@@ -141,6 +142,33 @@ def measure_drift(n, learning_rate):
   table(('', 'gradients', '1,000 steps', '9,999 steps', '10,000 steps'), rows)
 
 
+def measure_tall(shape, learning_rate, steps):
+  """Orthogonality error of one tall matrix, to `steps` steps of Adam."""
+  keys = jax.random.split(jax.random.key(1))
+  x, noise = (jax.random.normal(key, shape) for key in keys)
+  x = polar_retract(x)
+  tx = orthogonal(optax.adam, learning_rate)
+
+  def body(t, carry):
+    x, state = carry
+    # The rows of one gradient, in another order every time.
+    updates, state = tx.update(jnp.roll(noise, 7 * t, axis=0), state, x)
+    return optax.apply_updates(x, updates), state
+
+  go = jax.jit(
+    lambda x, state, first, last: lax.fori_loop(first, last, body, (x, state))
+  )
+  rows, done, carry = [], 0, (x, tx.init(x))
+  for until in (steps // 10, steps - 1, steps):
+    carry = go(*carry, done, until)
+    done = until
+    wide = np.asarray(carry[0], np.float64)
+    error = np.linalg.norm(wide.T @ wide - np.eye(shape[1]), 2)
+    rows.append((f'{until:,}', f'{error:.1e}'))
+  print(f'{shape}, Adam, learning rate {learning_rate:g}, retracted every 100.')
+  table(('steps', 'defect in float64'), rows)
+
+
 def measure_precision(n, learning_rate, steps=100):
   """The defect by the operands' precision in the step's products.
 
@@ -236,13 +264,15 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument(
     '--what',
-    choices=('time', 'drift', 'precision', 'presets', 'converge'),
+    choices=('time', 'drift', 'tall', 'precision', 'presets', 'converge'),
     required=True,
   )
   parser.add_argument('--sizes', type=int, nargs='+', default=(256, 512, 1024))
   parser.add_argument('--stack', type=int, default=8)
   parser.add_argument('--repeats', type=int, default=7)
   parser.add_argument('--n', type=int, default=256)
+  parser.add_argument('--shape', type=int, nargs=2, default=(30000, 50))
+  parser.add_argument('--steps', type=int, default=10_000)
   parser.add_argument('--learning_rate', type=float, default=1e-3)
   parser.add_argument(
     '--horizons', type=int, nargs='+', default=tuple(range(20, 121, 4))
@@ -264,6 +294,8 @@ def main():
   )
   if args.what == 'precision':
     measure_precision(args.n, args.learning_rate)
+  elif args.what == 'tall':
+    measure_tall(tuple(args.shape), args.learning_rate, args.steps)
   elif args.what == 'presets':
     measure_presets(args.n, args.learning_rate)
   elif args.what == 'time':

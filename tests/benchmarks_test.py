@@ -170,6 +170,7 @@ def test_digits_seeds_prints_each_seed_mean_and_spread(
   ('options', 'shows'),
   [
     ('--what time --sizes 16 --stack 2 --repeats 1 --only 2|Cayley|svd', '16'),
+    ('--what tall --shape 40 2 --steps 20', '(40, 2), Adam'),
     ('--what precision --n 16', 'tf32'),
     ('--what presets --n 16', 'not on this device'),
     (
