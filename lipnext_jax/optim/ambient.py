@@ -63,8 +63,13 @@ def rotate(
          [ 0.0998]], dtype=float32)
   """
   if x.shape[0] < x.shape[1]:
-    options = {'large_steps': large_steps, 'precision': precision}
-    return rotate(x.T, y.T, thresholds=thresholds, **options).T
+    return rotate(
+      x.T,
+      y.T,
+      thresholds=thresholds,
+      large_steps=large_steps,
+      precision=precision,
+    ).T
   mm = functools.partial(products.product, precision=precision)
   n = x.shape[1]
   xx, xy, yy = mm(x.T, x), mm(x.T, y), mm(y.T, y)

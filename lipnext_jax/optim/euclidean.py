@@ -132,7 +132,7 @@ def scheduled_nadam(
 
 def _unzip(tuples: Any, like: Any, n: int) -> tuple[Any, ...]:
   """Turns a tree like `like` of n-tuples into n trees."""
-  treedef = jax.tree.structure(like)
+  treedef: Any = jax.tree.structure(like)
   leaves = treedef.flatten_up_to(tuples)
   return tuple(
     treedef.unflatten([leaf[i] for leaf in leaves]) for i in range(n)

@@ -140,8 +140,6 @@ def orthogonal(
   checks.choice('large_steps', large_steps, exponential.LARGE_STEPS)
   checks.choice('moments', moments, MOMENTS)
   stack.check(stack_sharding)
-  path = {'moments': moments, 'precision': precision}
-  curve = {'thresholds': thresholds, 'large_steps': large_steps}
   options = _Options(
     checks.rule(inner, learning_rate),
     lookahead_period,
@@ -150,8 +148,14 @@ def orthogonal(
     stack_sharding,
     start_tolerance,
     origin=functools.partial(_origin, moments=moments),
-    tangent=functools.partial(tangent, **path),
-    rotate=functools.partial(rotate, **path, **curve),
+    tangent=functools.partial(tangent, moments=moments, precision=precision),
+    rotate=functools.partial(
+      rotate,
+      moments=moments,
+      precision=precision,
+      thresholds=thresholds,
+      large_steps=large_steps,
+    ),
     retract=functools.partial(retraction_lib.polar_retract, method=retraction),
   )
   return optax.GradientTransformationExtraArgs(
