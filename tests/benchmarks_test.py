@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks import digits_models
 from benchmarks import optimizer_convergence
+from benchmarks import optimizer_peers
 from benchmarks import optimizer_rivals
 from benchmarks import soak
 from benchmarks import train_step_candidates
@@ -184,6 +185,46 @@ def test_the_optimizer_benchmark_prints_its_tables(run, options, shows):
   out = run('optimizer', *options.split())
   assert shows in out
   assert 'nan' not in out
+
+
+def test_the_comparison_with_other_libraries_prints_its_tables(
+  run, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, 'geoopt', None)  # As if not installed.
+  options = (
+    '--shapes 6x6 24x3 --repeats 1 --largest 20 --n 6 --eigenspace 24x3 '
+    '--length 100 --seeds 1 --gap 0.05 --rates 0.001 0.1 --steps 2 '
+    '--drift_shapes 24x3'
+  )
+  only = ('--only', 'ours, Adam$|algebra|geoopt Adam, e')
+  lines = run('optimizer_peers', *options.split(), *only).splitlines()
+  rows = [
+    [cell.strip() for cell in line.split('|')[1:-1]]
+    for line in lines
+    if line.startswith(('| ours', '| geoopt'))
+  ]
+  missing = [row for row in rows if row[1] == 'not installed']
+  assert [row[0] for row in missing] == ['geoopt Adam, euclidean'] * 5
+  too_large = [row for row in rows if row[1].startswith('not run')]
+  assert [row[0] for row in too_large] == ['ours, Adam in the algebra']
+  rows = [row for row in rows if row not in missing + too_large]
+  assert len(rows) == 2 * 2 + 2 + 1
+  assert all(float(cell) > 0 for row in rows[:4] for cell in row[1:])
+  # Within the gap at one of the rates, and not at the start.
+  for _, steps, _, rate, defect in rows[4:6]:
+    assert 0 < int(steps) <= 100
+    assert rate == '0.1'
+    assert float(defect) < 1e-3
+  assert all(float(defect) < 1e-6 for defect in rows[6][1:])
+
+
+def test_eigenvectors_are_the_optimum_of_the_tall_problem():
+  loss, (s, weights), start, best = optimizer_peers.eigenspace((12, 3), seed=0)
+  vectors = np.linalg.eigh(np.asarray(s, np.float64))[1][:, ::-1][:, :3]
+  value = loss(jnp.float32(vectors), (s, weights))
+  np.testing.assert_allclose(value, best, rtol=1e-6)
+  assert loss(start, (s, weights)) > 0.9 * best
+  assert best < 0
 
 
 def test_the_data_benchmark_adds_its_stages_up(run):
