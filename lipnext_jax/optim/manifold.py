@@ -34,7 +34,8 @@ from lipnext_jax.optim import products
 from lipnext_jax.optim import retraction as retraction_lib
 from lipnext_jax.optim import stack
 
-# Named scope of lookahead's sync and the retraction, which most steps skip.
+# Named scope of what most steps skip: lookahead's sync, the retraction, and a
+# closer look at a matrix that was changed.
 PERIODIC = 'periodic_step'
 
 # Sides from this ratio on: moments in the ambient space (`moments='auto'`).
@@ -196,9 +197,10 @@ def _update(
   grads = stack.lay_out(grads, sharding)
 
   # Ω = skew(XᵀG), then Δ by the inner rule.
+  is_spoilt = jax.named_scope(PERIODIC)(checks.is_spoilt)
   omega = map_stacks(
     lambda x, g, expected: jnp.where(
-      checks.is_spoilt(x, expected), jnp.nan, options.tangent(x, g)
+      is_spoilt(x, expected), jnp.nan, options.tangent(x, g)
     ),
     *(params, grads, state.expected),
   )
