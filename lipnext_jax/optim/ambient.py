@@ -83,28 +83,32 @@ def rotate(
   squares = 2 * (jnp.sum(pp * xx) - jnp.sum(xp * xp.T))
   norm = jnp.sqrt(jnp.maximum(squares, 0))  # ‖Ω‖_F; nan stays nan.
 
-  def update(coefficients):
-    first, second = coefficients[:n], coefficients[n:]
-    return mm(y, first) + mm(x, second - mm(b, first))
-
   def taylor(order):
     z, vx = _blocks(xx, xp, pp)
     c = vx
     for k in range(order, 1, -1):
       c = vx + mm(z, c) / k
-    return update(c)
+    return c
 
   def exact():
-    return update(_exact(norm, _blocks(xx, xp, pp)[0], xx, xp, pp, mm))
+    return _exact(norm, _blocks(xx, xp, pp)[0], xx, xp, pp, mm)
+
+  def exponential_step(last):
+    orders = [functools.partial(taylor, order) for order in (2, 3, 4)]
+    branch = sum(
+      (norm >= t).astype(jnp.int32) for t in thresholds[: len(last) + 2]
+    )
+    c = lax.switch(branch, [*orders, *last])
+    return mm(y, c[:n]) + mm(x, c[n:] - mm(b, c[:n]))
 
   def projection():
     d = y - mm(x, (xy + xy.T) / 2)
     return retraction.polar_retract(x + d, precision=precision) - x
 
-  orders = [functools.partial(taylor, order) for order in (2, 3, 4)]
-  last = {'exponential': exact, 'projection': projection}[large_steps]
-  branch = sum((norm >= t).astype(jnp.int32) for t in thresholds)
-  return lax.switch(branch, [*orders, last])
+  if large_steps == 'exponential':
+    return exponential_step([exact])
+  small = functools.partial(exponential_step, [])
+  return lax.cond(norm >= thresholds[-1], projection, small)
 
 
 def _blocks(xx, xp, pp, scale=1.0) -> tuple[jax.Array, jax.Array]:
