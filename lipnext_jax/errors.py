@@ -1,6 +1,17 @@
 """Errors that a user can mend: one line each, with an exit code."""
 
 
+def printable(text: str) -> str:
+  r"""Returns a text in one line that a terminal shows as it is.
+
+  >>> printable('a\x1b[2J\n.png')
+  'a\\x1b[2J\\n.png'
+  """
+  return ''.join(
+    c if c.isprintable() else c.encode('unicode_escape').decode() for c in text
+  )
+
+
 class UserError(Exception):
   r"""An error outside of the code; `main` prints it without a traceback.
 
@@ -13,10 +24,7 @@ class UserError(Exception):
   exit_code = 1
 
   def __str__(self) -> str:
-    return ''.join(
-      c if c.isprintable() else c.encode('unicode_escape').decode()
-      for c in super().__str__()
-    )
+    return printable(super().__str__())
 
 
 class ConfigError(UserError):

@@ -2,6 +2,8 @@
 
     python -m lipnext_jax.main --config=configs/digits.py --workdir=DIR
 
+`--version` prints the version. `python -m lipnext_jax` is the same program.
+
 modes:
 
   --mode=train    trains or resumes what is in --workdir, then certifies it
@@ -12,6 +14,7 @@ modes:
 
 configs, with the words that may follow a colon (configs/digits.py:smoke):
 
+  configs/folder.py              size=32 … size=224, gpu, smoke
   configs/digits.py              model=liresnet, model=bronet, smoke
   configs/cifar10.py             L32W1024, smoke
   configs/cifar100.py            L32W1024, smoke
@@ -22,8 +25,15 @@ configs, with the words that may follow a colon (configs/digits.py:smoke):
   configs/imagenet400_scaling.py L32W1024 and seven more sizes, smoke
   configs/synthetic.py           smoke
 
-Every field of a config can be set: --config.model.depth=16. The fields are
-declared in lipnext_jax/config.py.
+Every field of a config can be set: --config.model.depth=16. --mode=config
+prints them all; they are declared in lipnext_jax/config.py.
+
+further programs (each has --help):
+
+  python -m lipnext_jax.certify       image files → classes and radii
+  python -m lipnext_jax.attacks       tries to break every certificate of a run
+  python -m lipnext_jax.report        writes report.html again
+  python -m lipnext_jax.data.prepare  official archives → records
 """
 
 from collections.abc import Sequence
@@ -36,8 +46,10 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+import lipnext_jax
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax import terminal
 from lipnext_jax import train
 from lipnext_jax.aot import compile as compile_lib
 from lipnext_jax.parallel import distributed
@@ -78,8 +90,12 @@ _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process.')
 
 def _parse(argv: Sequence[str]) -> list[str]:
   """Parses the command line; a mistake ends the program with one line."""
+  terminal.open_streams()
+  if '--version' in argv:
+    print(f'lipnext_jax {lipnext_jax.__version__}')
+    sys.exit()
   try:
-    rest = flags.FLAGS(argv)
+    rest = flags.FLAGS(terminal.expand_home(argv))
     if _TOPOLOGY.value is not None and _MODE.value != 'compile':
       raise errors.ConfigError(
         '--topology', _TOPOLOGY.value, 'does nothing here', 'add --mode=compile'
@@ -161,11 +177,19 @@ def main(argv: Sequence[str]) -> None:
     train.train_and_evaluate(
       _CONFIG.value, str(_WORKDIR.value), train=_MODE.value == 'train'
     )
+  except BrokenPipeError:
+    terminal.drop_output()
+    sys.exit(terminal.CLOSED)
   except (Exception, KeyboardInterrupt) as error:
     if (known := explain.explain(error)) is None:
       raise
     _exit(known, at_once=isinstance(error, KeyboardInterrupt))
 
 
-if __name__ == '__main__':
+def run() -> None:
+  """Runs the program on the command line of this process."""
   app.run(main, flags_parser=_parse)
+
+
+if __name__ == '__main__':
+  run()

@@ -96,6 +96,14 @@ MISTAKES = {
   'a machine to train on': (['--topology=cpu:2'], ['add --mode=compile']),
   'an unknown flag': (['--wordir=x'], ['wordir']),
   'a stray argument': (['extra'], ["argument='extra' is no flag"]),
+  'a crop of a sixteenth': (
+    [
+      '--config.dataset.name=folder',
+      '--config.dataset.image_size=64',
+      '--config.dataset.resize=256',
+    ],
+    ['dataset.resize=256 leaves 6 % of an image'],
+  ),
   'no config': (['--config='], ['--config']),
   'a config that is not there': (
     ['--config=configs/none.py'],
@@ -133,6 +141,10 @@ def test_missing_flags_are_named(run_main):
 
 def test_the_real_program_says_the_same():
   check_mistake(finish(start(DIGITS)), ['--workdir', 'is missing'])
+  check_mistake(
+    finish(start(DIGITS, '--workdir=x', '--coordinator=auto')),
+    ["--coordinator='auto' finds no cluster here", 'leave it out'],
+  )
 
 
 def test_mode_config_prints_every_field_or_what_is_wrong(run_main):

@@ -27,6 +27,7 @@ import numpy as np
 
 from lipnext_jax import errors
 from lipnext_jax import files
+from lipnext_jax import terminal
 
 try:
   from lipnext_jax.data import jobs
@@ -287,8 +288,9 @@ def main(argv: Sequence[str]) -> int:
     The exit code.
   """
   known: errors.UserError
+  terminal.open_streams()
   try:
-    names = flags.FLAGS(argv)[1:]
+    names = flags.FLAGS(terminal.expand_home(argv))[1:]
     if len(names) != 1:
       raise errors.ConfigError(
         'NAME',

@@ -41,7 +41,16 @@ def start(
       )
     if coordinator == 'auto':
       faulthandler.disable()  # See below.
-      jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE)
+      try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE)
+      except ValueError as error:  # No cluster that JAX knows.
+        raise errors.ConfigError(
+          '--coordinator',
+          coordinator,
+          f'finds no cluster here ({error})',
+          'leave it out for one process, or give host:port, --num_processes '
+          'and --process_id',
+        ) from None
     if coordinator != 'env':
       return
     coordinator, num_processes, process_id = _read_environment()

@@ -6,6 +6,7 @@ import sys
 from typing import NoReturn
 
 from lipnext_jax import errors
+from lipnext_jax import terminal
 from lipnext_jax.runtime import explain
 
 
@@ -16,6 +17,11 @@ class Parser(argparse.ArgumentParser):
     """Takes what --help shows; flags must be written out."""
     super().__init__(prog=prog, description=description, allow_abbrev=False)
 
+  def parse_args(self, args=None, namespace=None):
+    """Parses arguments, in which ~ is the home folder."""
+    given = sys.argv[1:] if args is None else args
+    return super().parse_args(terminal.expand_home(given), namespace)
+
   def error(self, message: str) -> NoReturn:
     """Raises a ConfigError; see `argparse`."""
     raise errors.ConfigError(
@@ -23,14 +29,22 @@ class Parser(argparse.ArgumentParser):
     )
 
 
-def run(main: Callable[[], int]) -> int:
+def run(main: Callable[[], int], closed: int = terminal.CLOSED) -> int:
   """Calls `main`; prints a known error in one line, returns the exit code.
+
+  Args:
+    main: () → exit code.
+    closed: exit code where whoever read the output has gone.
 
   >>> run(lambda: 0)
   0
   """
+  terminal.open_streams()
   try:
     return main()
+  except BrokenPipeError:  # `| head` has enough.
+    terminal.drop_output()
+    return closed
   except (Exception, KeyboardInterrupt) as error:
     if (known := explain.explain(error)) is None:
       raise

@@ -1,0 +1,91 @@
+"""Terminals of any encoding, closed pipes, and ~ where no shell expands it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lipnext_jax import terminal
+
+PROGRAM = """
+import sys
+from lipnext_jax import terminal
+terminal.open_streams()
+print(sys.argv[1])
+print(sys.argv[1], file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+  ('encoding', 'shown'),
+  [
+    ('utf-8', 'CRA at ℓ2 ε = 36/255, 8×8, 語'),
+    ('latin-1', 'CRA at l2 eps = 36/255, 8×8, \\u8a9e'),
+    ('ascii', 'CRA at l2 eps = 36/255, 8x8, \\u8a9e'),
+    ('cp437', 'CRA at l2 ε = 36/255, 8x8, \\u8a9e'),
+  ],
+)
+def test_what_an_encoding_lacks_is_spelled_out(encoding, shown):
+  done = subprocess.run(
+    [sys.executable, '-c', PROGRAM, 'CRA at ℓ2 ε = 36/255, 8×8, 語'],
+    env=os.environ | {'PYTHONIOENCODING': encoding, 'PYTHONUTF8': '1'},
+    capture_output=True,
+    check=True,
+  )
+  for stream in (done.stdout, done.stderr):
+    assert stream.decode(encoding).strip() == shown
+
+
+def test_names_that_are_no_text_can_be_printed():
+  done = subprocess.run(
+    [sys.executable, '-c', PROGRAM, b'a\xff.png'],
+    env=os.environ | {'PYTHONIOENCODING': 'utf-8'},
+    capture_output=True,
+    check=True,
+  )
+  assert done.stdout == b'a\\udcff.png\n'
+
+
+@pytest.mark.parametrize('lines', [1, 100_000])  # Buffered, or in the middle.
+@pytest.mark.parametrize('code', [0, terminal.CLOSED])
+def test_a_closed_pipe_ends_a_program_quietly(lines, code):
+  program = f"""
+import sys
+from lipnext_jax.runtime import command
+def main():
+  for line in range({lines}):
+    print('line', line)
+  sys.stdout.flush()
+  return 1
+sys.exit(command.run(main, closed={code}))
+"""
+  read, write = os.pipe()
+  os.close(read)
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    stdout=write,
+    stderr=subprocess.PIPE,
+    check=False,
+  )
+  os.close(write)
+  assert done.returncode == code
+  assert not done.stderr
+
+
+@pytest.mark.parametrize(
+  ('argument', 'expanded'),
+  [
+    ('--workdir=~/runs', '--workdir=/home/me/runs'),
+    ('-config.dataset.data_dir=~', '-config.dataset.data_dir=/home/me'),
+    ('~/a.png', '/home/me/a.png'),
+    ('--name=a~b', '--name=a~b'),
+    ('a=~/b.png', 'a=~/b.png'),  # A file of that name.
+    ('-', '-'),
+  ],
+)
+def test_the_home_folder_is_found_in_flags_and_arguments(
+  argument, expanded, monkeypatch
+):
+  monkeypatch.setenv('HOME', '/home/me')
+  assert terminal.expand_home([argument]) == [expanded]
