@@ -8,6 +8,7 @@ weights and writes the report.
 from collections.abc import Callable
 import contextlib
 import functools
+import os
 from typing import Any
 from typing import NamedTuple
 
@@ -190,12 +191,16 @@ def train_and_evaluate(
   """
   # ---------------------------------------------------------------- config
   config_lib.validate(config)
+  workdir = os.path.expanduser(workdir)
   checkpoint.check_workdir(workdir, config)
 
   # ------------------------------------------------------------ mesh, data
   mesh = parallel.make_mesh(config.mesh)
   parallel.check_batch_size('eval.batch_size', config.eval.batch_size, mesh)
-  dataset = sources.load_dataset(config.dataset)
+  with report.stopwatch('reading the data', patience=1):
+    dataset = sources.load_dataset(config.dataset)
+  for note in dataset.notes:
+    report.log(note)
   streams = pipeline.build_streams(config, dataset) if train else []
 
   # ------------------------------- model, loss, optimizer, layout and step
@@ -243,11 +248,14 @@ def train_and_evaluate(
 
   # ------------------------------------------------------------ evaluation
   source = sources.final_split(dataset, config.eval.split)
-  params = program.certified_params(state)
-  result = evaluator.certify(params, eval_batches(source))
+  with report.stopwatch(f'certifying {len(source)} images'):
+    params = program.certified_params(state)
+    result = evaluator.certify(params, eval_batches(source))
 
   # ---------------------------------------------------------------- report
-  summary = report.write(workdir, config, int(state.step), result, source)
+  summary = report.write(
+    workdir, config, int(state.step), result, source, dataset.class_names
+  )
   lock.release()
   return summary
 
@@ -278,8 +286,14 @@ def _train(
     process_count=jax.process_count(),
   )
   on_batch = parallel.batch_sharding(program.mesh)
-  batch = parallel.put_batch(next(batches), on_batch)
-  with report.stopwatch('compiled the train step'):
+  first = next(batches)
+  split = sources.final_split(run.dataset, config.eval.split)
+  report.write_inputs(run.workdir, first['image'], split)
+  batch = parallel.put_batch(first, on_batch)
+  watch = runtime.Watch(
+    config, plan, run.dataset.num_classes, program.parts.loss_fn
+  )
+  with report.stopwatch('compiling the train step'):
     # Ahead of time: another shape would raise, never compile again.
     train_step = program.train_step.lower(program.abstract, batch).compile()
   parallel.barrier()
@@ -301,8 +315,9 @@ def _train(
         last, used, skipped = step == plan.total_steps, batch, 0
         if not last:  # While the devices compute.
           batch = parallel.put_batch(next(batches), on_batch)
+        progress.tick(step, state.health.loss)
         if last or plan.is_due(plan.log_every, step):
-          state, skipped = _log(run, state, step, writer, progress)
+          state, skipped = _log(run, state, step, writer, progress, watch)
       if 0 < config.health.max_skipped <= skipped:
         problem = (
           f'loss or gradient were not finite in the last {skipped} steps'
@@ -325,6 +340,7 @@ def _log(
   step: int,
   writer: report.MetricWriter,
   progress: report.Progress,
+  watch: runtime.Watch,
 ) -> tuple[step_lib.TrainState, int]:
   """Fetches, shows and writes the metrics of a log line.
 
@@ -334,10 +350,13 @@ def _log(
   health = run.config.health
   sums, metrics = jax.device_get((state.sums, run.program.monitor(state)))
   scalars = sums.means() | {name: float(x) for name, x in metrics.items()}
+  failures = watch.observe(step, scalars)
+  progress.failing = watch.failing
+  scalars['train/failing'] = float(bool(watch.failing))
   scalars['train/images_per_second'] = progress.update(step, scalars)
   scalars['train/drifts'] = float(runtime.drifted(health, scalars))
   writer.write(step, scalars)
-  for line in runtime.warnings(health, scalars):
+  for line in failures + runtime.warnings(health, scalars):
     progress.log(f'step {step}: {line}')
   state = state._replace(sums=run.program.zero_sums())
   return state, int(scalars['train/skipped_in_a_row'])

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from typing import Any
 from typing import Self
@@ -19,6 +20,7 @@ import tqdm
 
 from lipnext_jax import files
 
+_TICK_SECONDS = 1  # Between two movements of the progress bar.
 _FLUSH_SECONDS = 30  # Between writes of TensorBoard's file to the disk.
 
 
@@ -29,11 +31,26 @@ def log(message: str) -> None:
 
 
 @contextlib.contextmanager
-def stopwatch(what: str) -> Iterator[None]:
-  """Says how long the block took."""
+def stopwatch(what: str, patience: float = 0.0) -> Iterator[None]:
+  """Says what the block does before it starts, and how long it took.
+
+  Args:
+    what: e.g. 'compiling the train step'.
+    patience: seconds that the block may take before anything is said.
+  """
   start = time.perf_counter()
-  yield
-  log(f'{what} in {time.perf_counter() - start:.1f} s')
+  timer = threading.Timer(patience, log, [f'{what} …'])
+  timer.daemon = True
+  if patience:
+    timer.start()
+  else:
+    log(f'{what} …')
+  try:
+    yield
+  finally:
+    timer.cancel()
+  if (seconds := time.perf_counter() - start) >= patience:
+    log(f'{what} took {seconds:.1f} s')
 
 
 def read_metrics(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -113,40 +130,73 @@ class Progress:
   def __init__(self, total_steps: int, start_step: int, batch_size: int):
     """Starts the clock."""
     self._batch_size = batch_size
-    self._last = (start_step, time.perf_counter())
-    self._paused = 0.0  # Seconds since the last update that do not count.
+    self._paused = 0.0  # Seconds that do not count in images/s.
+    self._updated = self._ticked = (start_step, time.perf_counter())
+    self._stride = 1  # Steps between two movements of the bar.
+    self._details = ''  # Of the last log line.
+    self.failing = ''  # What is wrong with the run, to be shown in the bar.
     self._bar = tqdm.tqdm(
       total=total_steps,
       initial=start_step,
       unit='step',
       disable=jax.process_index() != 0,
       dynamic_ncols=True,
-      mininterval=0.5,
+      mininterval=0.1,
+      miniters=1,
       bar_format=(
         '{n_fmt}/{total_fmt} steps |{bar:12}| {elapsed} eta {remaining}'
         '{postfix}'
       ),
     )
 
+  def tick(self, step: int, loss: jax.Array) -> None:
+    """Moves the bar to `step` about once a second, or at every longer step.
+
+    Args:
+      step: updates sent to the devices.
+      loss: of them, on the devices; fetched, and so waited for, only when it is
+        shown. (The devices lag behind by many steps, and a clock would not
+        tell.)
+    """
+    if step - self._ticked[0] < self._stride:
+      return
+    value = float(jax.device_get(loss))
+    rate, self._ticked = self._measure(step, self._ticked)
+    self._show(step, rate, value)
+    wanted = int(_TICK_SECONDS * rate / self._batch_size)
+    self._stride = max(1, min(wanted, 2 * self._stride))
+
   def update(self, step: int, scalars: Mapping[str, float]) -> float:
     """Moves the bar to `step`; returns images/s since the last call."""
-    now = time.perf_counter()
-    steps = step - self._last[0]
-    seconds = now - self._last[1] - self._paused
-    rate = steps * self._batch_size / max(seconds, 1e-9)
-    self._last, self._paused = (step, now), 0.0
-    self._bar.set_postfix_str(
-      f'{rate:.0f} img/s '
-      f'loss {scalars.get("train/loss", math.nan):.3f} '
-      f'clean {scalars.get("train/clean", math.nan):.1f}% '
+    rate, self._updated = self._measure(step, self._updated)
+    self._ticked = self._updated
+    self._details = (
+      f' clean {scalars.get("train/clean", math.nan):.1f}% '
       f'cert {scalars.get("train/certified", math.nan):.1f}% '
       f'ε {scalars["train/epsilon"]:.3f} '
       f'lr {scalars["train/learning_rate"]:.1e} '
-      f'orth {scalars["train/orthogonality_error"]:.0e}',
-      refresh=False,
+      f'orth {scalars["train/orthogonality_error"]:.0e}'
     )
-    self._bar.update(steps)
+    self._show(step, rate, scalars.get('train/loss', math.nan))
     return rate
+
+  def _now(self) -> float:
+    return time.perf_counter() - self._paused
+
+  def _measure(
+    self, step: int, since: tuple[int, float]
+  ) -> tuple[float, tuple[int, float]]:
+    """Returns images/s since a (step, time), and the (step, time) of now."""
+    now = self._now()
+    seconds = max(now - since[1], 1e-9)
+    return (step - since[0]) * self._batch_size / seconds, (step, now)
+
+  def _show(self, step: int, rate: float, loss: float) -> None:
+    failing = f'FAILING: {self.failing}, ' if self.failing else ''
+    self._bar.set_postfix_str(
+      f'{failing}{rate:.0f} img/s loss {loss:.3f}{self._details}', refresh=False
+    )
+    self._bar.update(step - self._bar.n)
 
   def log(self, message: str) -> None:
     """Prints a line on stderr above the bar, from the first process only."""

@@ -5,6 +5,7 @@ from lipnext_jax.runtime.diagnosis import all_finite
 from lipnext_jax.runtime.diagnosis import find_not_finite
 from lipnext_jax.runtime.health import drifted
 from lipnext_jax.runtime.health import warnings
+from lipnext_jax.runtime.health import Watch
 from lipnext_jax.runtime.interrupts import Interrupts
 from lipnext_jax.runtime.interrupts import StoppedError
 
@@ -12,6 +13,7 @@ __all__ = [
   'Interrupts',
   'NonFiniteError',
   'StoppedError',
+  'Watch',
   'all_finite',
   'drifted',
   'find_not_finite',

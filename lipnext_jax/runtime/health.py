@@ -4,12 +4,16 @@ Every step counts on the device, as a part of the train state; the host reads
 the counts at log lines only.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+
+from lipnext_jax import schedules
 
 # Steps that the running mean of the loss looks back on, roughly.
 _MEMORY = 100
@@ -89,6 +93,125 @@ def warnings(
       'optimizer.precision, or lower optimizer.learning_rate'
     )
   return lines
+
+
+class Watch:
+  """Notices a run that fails although all of its numbers are finite.
+
+  Three signs are looked for at log lines after the warm-up: accuracy of
+  guessing, a loss above that of a constant answer, and gradients that are
+  clipped, twice as large as after the warm-up, while the loss has not fallen
+  since. A sign counts once it has lasted for a share of the run,
+  `health.patience`, and two log lines.
+
+  Attributes:
+    failing: the sign that counts at the last log line, in a few words, or ''.
+  """
+
+  def __init__(
+    self,
+    c: ml_collections.ConfigDict,
+    plan: schedules.Plan,
+    num_classes: int,
+    loss_fn: Callable[..., jax.Array],
+  ):
+    """Computes what there is to compare with.
+
+    Args:
+      c: the config.
+      plan: its durations.
+      num_classes: of the dataset.
+      loss_fn: (logits, labels, head rows, ε) → mean loss.
+    """
+    self._c = c
+    self._warmup = plan.warmup_steps
+    self._patience = c.health.patience * plan.total_steps
+    self._chance = 1 / num_classes
+    self._constant_loss = constant_loss(
+      loss_fn, num_classes, c.loss.epsilon * c.loss.epsilon_end
+    )
+    self._step = 0  # Of the last log line.
+    self._reference: tuple[float, float] | None = None
+    self._since: dict[str, int] = {}  # Sign → step of its first log line.
+    self._said: set[str] = set()
+    self.failing = ''
+
+  def observe(self, step: int, scalars: Mapping[str, float]) -> list[str]:
+    """Looks at a log line; returns what has to be said now, usually nothing.
+
+    Args:
+      step: updates done.
+      scalars: the metrics of the log line.
+    """
+    examples = (step - self._step) * self._c.batch_size
+    self._step, self.failing, lines = step, '', []
+    if not self._patience or step <= self._warmup:
+      return []
+    signs = self._find_signs(scalars, examples)
+    self._since = {sign: self._since.get(sign, step) for sign in signs}
+    for sign, text in signs.items():
+      since = self._since[sign]
+      if step == since or step - since < self._patience:
+        continue
+      self.failing = self.failing or sign
+      if sign not in self._said:
+        self._said.add(sign)
+        lines.append(
+          f'THE RUN IS FAILING: {text} since step {since}. Lower '
+          f'optimizer.learning_rate={self._c.optimizer.learning_rate:g}, e.g. '
+          'to a third, or lengthen optimizer.warmup; if that changes nothing, '
+          'look at images and labels (docs/your_data.md)'
+        )
+    return lines
+
+  def _find_signs(
+    self, scalars: Mapping[str, float], examples: int
+  ) -> dict[str, str]:
+    """Returns {sign: what it says} of one log line."""
+    clean, loss = scalars.get('train/clean'), scalars.get('train/loss')
+    norm, clip = scalars.get('train/grad_norm'), self._c.optimizer.clip_norm
+    if clean is None or loss is None or norm is None:
+      return {}  # All steps were skipped, which is said elsewhere.
+    signs, p = {}, self._chance
+    if self._reference is None:
+      self._reference = loss, norm
+    first_loss, first_norm = self._reference
+    # Three standard deviations of what guessing gives on so many examples.
+    if clean / 100 <= p + 3 * math.sqrt(p * (1 - p) / max(examples, 1)):
+      signs['accuracy of guessing'] = (
+        f'a train accuracy of {clean:.1f} % is that of guessing'
+      )
+    if loss > self._constant_loss:
+      signs['loss above a constant answer'] = (
+        f'a loss of {loss:.3g} is above {self._constant_loss:.3g}, that of a '
+        'constant answer,'
+      )
+    if clip and norm >= max(clip, 2 * first_norm) and loss >= first_loss:
+      signs['gradients clipped'] = (
+        f'gradients of norm {norm:.3g} are clipped to optimizer.clip_norm='
+        f'{clip:g}, and the loss has not fallen,'
+      )
+    return signs
+
+
+def constant_loss(
+  loss_fn: Callable[..., jax.Array], num_classes: int, epsilon: float
+) -> float:
+  """Returns the loss of a model that answers all classes alike.
+
+  Args:
+    loss_fn: (logits, labels, head rows, ε) → mean loss.
+    num_classes: k; the rows of the head are taken as orthogonal.
+    epsilon: the largest training radius.
+
+  >>> from lipnext_jax import losses
+  >>> round(constant_loss(losses.cross_entropy_loss, 10, 0.5), 3)
+  2.303
+  """
+  labels = jnp.arange(num_classes)
+  zeros = jnp.zeros((num_classes, num_classes))
+  loss = jax.jit(loss_fn)(zeros, labels, jnp.eye(num_classes), epsilon)
+  return float(loss)
 
 
 def drifted(c: ml_collections.ConfigDict, scalars: Mapping[str, float]) -> bool:

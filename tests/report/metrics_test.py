@@ -1,3 +1,6 @@
+import time
+
+import jax.numpy as jnp
 from tensorboardX.proto import event_pb2
 
 from lipnext_jax.report import metrics
@@ -54,6 +57,59 @@ def test_progress_shows_everything_the_readme_promises(capsys):
   for part in ('6/10', 'eta', 'img/s', 'loss', 'clean', 'cert', 'ε', 'lr'):
     assert part in shown
   assert 'orth 1e-06' in shown
+
+
+class Bar:
+  """Records what a progress bar is told."""
+
+  def __init__(self, **options):
+    self.n, self.shown = 0, []
+
+  def set_postfix_str(self, text, refresh):
+    self.shown.append((self.n, text))
+
+  def update(self, steps):
+    self.n += steps
+
+  def close(self):
+    pass
+
+
+def test_the_bar_moves_every_second_whatever_is_logged(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(metrics.time, 'perf_counter', lambda: now[0])
+  monkeypatch.setattr(metrics.tqdm, 'tqdm', Bar)
+  progress = metrics.Progress(10_000, start_step=0, batch_size=8)
+  for step in range(1, 10_001):
+    now[0] += 0.001 if step <= 9_990 else 5.0
+    progress.tick(step, jnp.float32(1.25))
+  shown = progress._bar.shown
+  # Ten seconds of short steps, after the first few; long ones to come.
+  assert 10 <= len(shown) <= 10 + 14
+  assert shown[-1][0] > 8_000
+  assert shown[-1][1] == '8000 img/s loss 1.250'
+  for step in range(10_001, 10_500):
+    now[0] += 5.0
+    progress.tick(step, jnp.float32(1.25))
+  assert [n for n, _ in progress._bar.shown[-10:]] == [*range(10_489, 10_499)]
+  progress.failing = 'gradients clipped'
+  progress.update(10_500, SCALARS)
+  _, text = progress._bar.shown[-1]
+  assert text.startswith('FAILING: gradients clipped, ')
+  assert ' img/s loss 1.500 clean 50.0%' in text
+
+
+def test_what_takes_long_is_said_before_it_starts(capsys):
+  with metrics.stopwatch('compiling'):
+    assert capsys.readouterr().err == 'compiling …\n'
+  assert capsys.readouterr().err.startswith('compiling took 0.')
+  with metrics.stopwatch('reading', patience=0.05):
+    time.sleep(0.2)
+    assert capsys.readouterr().err == 'reading …\n'
+  capsys.readouterr()
+  with metrics.stopwatch('reading', patience=60):
+    pass
+  assert not capsys.readouterr().err
 
 
 def test_pauses_do_not_count_in_images_per_second(monkeypatch):

@@ -6,6 +6,9 @@ import ml_collections
 import numpy as np
 import pytest
 
+from lipnext_jax import config as config_lib
+from lipnext_jax import losses
+from lipnext_jax import schedules
 from lipnext_jax.runtime import health as health_lib
 
 _after = jax.jit(lambda h, x, factor: h.after(x, jnp.isfinite(x), factor))
@@ -76,3 +79,73 @@ def test_each_warning_is_a_line_and_can_be_switched_off(changes, fields, parts):
     assert part in lines[0]
   drifts = 'orthogonality_error' in changes and parts is not None
   assert health_lib.drifted(config, scalars) == drifts
+
+
+# ── Runs that fail with finite numbers ───────────────────────────────────────
+
+
+def observe(lines, learning_rate=1e-3, **health):
+  """What is said at each log line (loss, clean, norm), 10 steps apart.
+
+  Ten classes, a warm-up of 20 of 400 steps, gradients clipped at 3.
+  """
+  config = config_lib.default_config()
+  config.optimizer.learning_rate = learning_rate
+  config.batch_size = 100
+  config.health.update(health)
+  config.duration, config.optimizer.warmup = '400 steps', '20 steps'
+  plan = schedules.make_plan(config, 1000)
+  watch = health_lib.Watch(config, plan, 10, losses.cross_entropy_loss)
+  said = []
+  for number, (loss, clean, norm) in enumerate(lines, start=1):
+    scalars = {'loss': loss, 'clean': clean, 'grad_norm': norm}
+    scalars = {f'train/{name}': value for name, value in scalars.items()}
+    lines = watch.observe(10 * number, scalars)
+    said += [(10 * number, line, watch.failing) for line in lines]
+  return said, watch
+
+
+@pytest.mark.parametrize(
+  ('line', 'parts'),
+  [
+    ((2.2, 11.0, 1.0), ('11.0 % is that of guessing', 'learning_rate=0.001')),
+    ((2.6, 50.0, 1.0), ('a loss of 2.6 is above 2.3', 'optimizer.warmup')),
+  ],
+)
+def test_a_failing_run_is_called_so_once(line, parts):
+  said, watch = observe([line] * 20)
+  ((step, text, failing),) = said
+  assert step == 70  # A tenth of the run after the first line that counts.
+  assert failing == watch.failing != ''
+  for part in ('THE RUN IS FAILING', 'since step 30', *parts):
+    assert part in text
+  # Not while it warms up, not for a moment, not if it was switched off.
+  good = (1.0, 90.0, 1.0)
+  assert observe([line, line, *[good] * 20])[0] == []
+  assert observe([line, line, line, line, good] * 8)[0] == []
+  assert observe([line] * 20, patience=0.0)[0] == []
+  # It may recover.
+  assert observe([*[line] * 10, good])[1].failing == ''
+
+
+def test_large_gradients_are_a_failure_where_the_loss_does_not_fall():
+  start, large = (2.0, 30.0, 5.0), (2.1, 40.0, 15.0)
+  said, watch = observe([start] * 3 + [large] * 10)
+  assert 'norm 15 are clipped to optimizer.clip_norm=3' in said[0][1]
+  assert watch.failing == 'gradients clipped'
+  # Learning; or large from the start, and falling, as on digits.
+  assert observe([start] * 3 + [(1.9, 40.0, 15.0)] * 10)[0] == []
+  assert observe([(2.0, 30.0, 30.0), (2.1, 40.0, 20.0)] * 10)[0] == []
+
+
+def test_skipped_steps_are_no_sign():
+  config = config_lib.default_config()
+  plan = schedules.make_plan(config, 1000)
+  watch = health_lib.Watch(config, plan, 10, losses.cross_entropy_loss)
+  assert watch.observe(plan.total_steps, {'train/skipped_steps': 9.0}) == []
+
+
+@pytest.mark.parametrize('name', losses.LOSSES)
+def test_a_constant_answer_costs_at_least_its_entropy(name):
+  found = health_lib.constant_loss(losses.LOSSES[name], 10, 0.5)
+  assert math.log(10) - 1e-5 <= found < 6
