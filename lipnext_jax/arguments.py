@@ -99,6 +99,7 @@ def smoke(
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
     config.microbatches = 1
     config.dataset.name = 'synthetic'
+    config.dataset.image_size = config.dataset.resize = 0
     config.dataset.synthetic.image_size = image_size
     config.dataset.synthetic.num_classes = num_classes
     config.dataset.synthetic.train_examples = 64

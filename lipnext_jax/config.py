@@ -33,6 +33,7 @@ from lipnext_jax import validation
 from lipnext_jax.arguments import parse_argument as parse_argument
 from lipnext_jax.arguments import SMOKE as SMOKE
 from lipnext_jax.arguments import smoke as smoke
+from lipnext_jax.certify import decimals
 from lipnext_jax.data import randaugment
 from lipnext_jax.data import sources
 from lipnext_jax.models import layers
@@ -178,9 +179,31 @@ _DATASET = section(
   name=Field('digits', 'Dataset to train on.', choices=sources.SOURCES),
   data_dir=Field(
     '',
-    "Directory of prepared sets; for 'folder' and 'npz', the data itself.",
+    "Directory of prepared sets; for 'folder', 'hf' and 'npz', the set itself.",
     only_with={'dataset.name': _ON_DISK},
     free=True,
+  ),
+  set_name=Field(
+    '',
+    "Name that TFDS gives the set, e.g. 'mnist' or 'imagenette/160px-v2'.",
+    only_with={'dataset.name': ('tfds',)},
+  ),
+  skip_bad=Field(
+    False,
+    'Whether to leave out files that are no whole images.',
+    only_with={'dataset.name': ('folder',)},
+  ),
+  test_share=Field(
+    0.2,
+    'Share of each class held out as the test split of a set without one.',
+    above=0,
+    maximum=0.5,
+    only_with={'dataset.name': sources.ANY},
+  ),
+  split_seed=Field(
+    0,
+    'Seed of that draw.',
+    only_with={'dataset.name': sources.ANY},
   ),
   holdout=Field(0, "Training examples set aside as the split 'validation'."),
   workers=Field(0, 'Processes that read the data; 0: threads.', free=True),
@@ -205,9 +228,15 @@ _DATASET = section(
   ),
 ) | section(  # Sets whose images vary in size.
   only_with={'dataset.name': sources.VARYING},
-  image_size=Field(0, 'Side in pixels of what the network sees; 0: 224.'),
+  image_size=Field(
+    0,
+    'Side in pixels of what the network sees; 0: that of the images if all '
+    'have one, else 224.',
+  ),
   resize=Field(
-    256, "Shorter side in pixels before evaluation's centre crop.", minimum=1
+    0,
+    'Shorter side in pixels before the crop of image_size, of which evaluation '
+    'takes the centre; 0: image_size.',
   ),
 )
 
@@ -463,6 +492,12 @@ _HEALTH = section(
     10, 'Steps in a row that are not finite and end the run; 0: never.'
   ),
   loss_spike=Field(4.0, 'Loss to warn of, over its running mean; 0: never.'),
+  patience=Field(
+    0.1,
+    'Share of the run after which signs of failure, such as the accuracy of '
+    'guessing, are told; 0: never.',
+    maximum=1,
+  ),
   drift=Field(1e-3, '‖XᵀX − I‖₂ to warn of, for orthogonal X; 0: never.'),
 )
 
@@ -615,9 +650,9 @@ def describe(config: ml_collections.ConfigDict) -> str:
   lines = []
   fields = build_field_list(config)
   for name, field in FIELDS.items():
-    value = pprint.pformat(fields[name])
+    value = _format(fields[name])
     if fields[name] != field.default:
-      value += f'  (default: {field.default!r})'
+      value += f'  (default: {_format(field.default)})'
     text = [field.meaning]
     if field.allowed():
       text.append(f'{field.allowed().capitalize()}.')
@@ -630,3 +665,17 @@ def describe(config: ml_collections.ConfigDict) -> str:
     meaning = textwrap.fill(' '.join(text), 76)
     lines += [f'{name} = {value}', textwrap.indent(meaning, ' ' * 4)]
   return '\n'.join(lines)
+
+
+def _format(value: Any) -> str:
+  """Formats a value as a config file would have it, 36/255 included.
+
+  >>> _format((36 / 255, 0.25, 1.0)), _format('haar')
+  ('(36/255, 0.25, 1.0)', "'haar'")
+  """
+  if isinstance(value, float):
+    name = decimals.epsilon_name(value)
+    return name if '/' in name else repr(value)
+  if value and type(value) is tuple and type(value[0]) is float:
+    return f'({", ".join(map(_format, value))})'
+  return pprint.pformat(value)

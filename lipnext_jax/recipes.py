@@ -64,6 +64,7 @@ def imagenet(epsilon: str) -> ml_collections.ConfigDict:
     )
   c = config_lib.default_config()
   c.dataset.name = 'imagenet'
+  c.dataset.resize = 256
   c.augment.resize.min = 224
   c.augment.resize.max = 288
   c.augment.randaugment.probability = 1.0

@@ -8,6 +8,7 @@ import math
 import ml_collections
 
 from lipnext_jax import errors
+from lipnext_jax.data import sources
 from lipnext_jax.models import parametrizations
 from lipnext_jax.parallel import sharding
 
@@ -49,6 +50,7 @@ def check_combinations(c: ml_collections.ConfigDict) -> None:
       f'covers model.name=lipnext alone, not {c.model.name}',
       'choose fast',
     )
+  _check_geometry(c)
   resize = c.augment.resize
   if resize.min > resize.max or (resize.max and not resize.min):
     raise errors.ConfigError(
@@ -60,6 +62,43 @@ def check_combinations(c: ml_collections.ConfigDict) -> None:
   _check_starts(c.model)
   _check_epsilons(c.eval.epsilons)
   sharding.check_rules(c.sharding)
+
+
+def _check_geometry(c: ml_collections.ConfigDict) -> None:
+  """Refuses sizes by which training and evaluation see other images."""
+  d, trained = c.dataset, c.augment.resize
+  if d.name not in sources.VARYING:
+    return
+  if d.name in ('tfds', 'hf') and not d.image_size:  # As their images are.
+    if d.resize:
+      raise errors.ConfigError(
+        'dataset.resize',
+        d.resize,
+        'has no effect with dataset.image_size=0',
+        'set both or neither',
+      )
+    return
+  size = d.image_size or sources.IMAGE_SIZE
+  resize = d.resize or size
+  problem = ''
+  if resize < size:
+    problem = f'is below the {size} pixels that are cut out of it'
+  elif resize > 2 * size:
+    problem = (
+      f'leaves {100 * size**2 // resize**2} % of an image, {size}×{size} pixels'
+    )
+  elif trained.max and not trained.min <= resize <= trained.max:
+    problem = (
+      f'is a scale that augment.resize={trained.min} … {trained.max} never '
+      'trains at'
+    )
+  if problem:
+    raise errors.ConfigError(
+      'dataset.resize',
+      resize,
+      problem,
+      f'choose {size} … {2 * size}, or 0 for dataset.image_size={size}',
+    )
 
 
 def _check_starts(c: ml_collections.ConfigDict) -> None:

@@ -26,6 +26,28 @@ CONTRADICTIONS = [
   ({'eval.split': 'validation'}, "eval.split='validation' is empty with"),
   ({'health.loss_spike': 1.0}, 'health.loss_spike=1.0 would call every other'),
   ({'eval.epsilons': (0.1, 'x')}, "eval.epsilons=(0.1, 'x') is no list of rad"),
+  (
+    {
+      'dataset.name': 'folder',
+      'dataset.image_size': 300,
+      'dataset.resize': 256,
+    },
+    'dataset.resize=256 is below the 300 pixels that are cut out of it',
+  ),
+  # What made 15 % of 77 %: the central sixteenth of enlarged images.
+  (
+    {'dataset.name': 'folder', 'dataset.image_size': 64, 'dataset.resize': 256},
+    'dataset.resize=256 leaves 6 % of an image, 64×64 pixels; choose 64 … 128',
+  ),
+  (
+    {
+      'dataset.name': 'hf',
+      'dataset.image_size': 64,
+      'augment.resize.min': 80,
+      'augment.resize.max': 96,
+    },
+    'dataset.resize=64 is a scale that augment.resize=80 … 96 never trains at',
+  ),
   ({'sharding': (('(', ()),)}, "sharding=('(', ()) is no rule"),
 ]
 
@@ -45,6 +67,20 @@ def test_one_size_of_images_is_a_range_of_sizes():
   config = config_lib.default_config()
   config.augment.resize.min = config.augment.resize.max = 224
   validation.check_combinations(config)
+
+
+def test_sizes_that_go_together_are_taken():
+  for name, size, resize, trained in (
+    ('imagenet', 0, 256, (224, 288)),
+    ('folder', 64, 0, (0, 0)),
+    ('folder', 64, 0, (64, 80)),
+    ('tfds', 0, 0, (32, 40)),  # As large as its images are.
+    ('cifar10', 0, 0, (32, 40)),
+  ):
+    config = config_lib.default_config()
+    config.dataset.update(name=name, image_size=size, resize=resize)
+    config.augment.resize.min, config.augment.resize.max = trained
+    validation.check_combinations(config)
 
 
 def make_model(**fields):

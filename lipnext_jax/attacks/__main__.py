@@ -24,6 +24,7 @@ from lipnext_jax import report
 from lipnext_jax.attacks import lower_bound
 from lipnext_jax.attacks import run as run_lib
 from lipnext_jax.attacks import target as target_lib
+from lipnext_jax.certify import decimals
 from lipnext_jax.checkpoint import restore
 from lipnext_jax.data import sources
 from lipnext_jax.runtime import command
@@ -106,6 +107,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   examples = [source[i] for i in range(count)]
   images = np.stack([example['image'] for example in examples])
   labels = np.array([int(example['label']) for example in examples])
+  names = [errors.printable(n) for n in sources.names_of(source)[:count]]
 
   certificate = found.config.eval.certificate
   target = target_lib.TARGETS[certificate](
@@ -128,6 +130,8 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
     'certificate': certificate,
     'seed': flags.seed,
     **run_lib.summarise(ledger, labels, epsilons),
+    'class_names': found.class_names,
+    'broken_names': [names[i] for i in np.flatnonzero(ledger.broken) if names],
     'lipschitz_bound': target.lipschitz,
     'lipschitz_lower_bound': lower.backbone,
     'logit_lipschitz_lower_bound': lower.logits,
@@ -135,10 +139,11 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   }
   files.write_arrays(
     os.path.join(flags.workdir, 'attack.npz'),
-    run_lib.arrays(ledger, labels),
+    run_lib.arrays(ledger, labels)
+    | ({'file': np.array(names)} if names else {}),
   )
   files.write_json(os.path.join(flags.workdir, 'attack.json'), summary)
-  print_table(summary, found.config.dataset.name)
+  print_table(summary, found.config.dataset.name, epsilons)
   if os.path.exists(os.path.join(flags.workdir, 'eval.json')):
     report.log(f'shown in {report.write_page(flags.workdir)}')
   check(summary)
@@ -152,7 +157,8 @@ def check(summary: Mapping[str, Any]) -> None:
     BrokenCertificateError: a broken certificate, or a lower bound above Λ.
   """
   if summary['broken']:
-    some = ', '.join(map(str, summary['broken_ids'][:5]))
+    broken = summary.get('broken_names') or summary['broken_ids']
+    some = ', '.join(map(str, broken[:5]))
     raise BrokenCertificateError(
       f'{summary["broken"]} of {summary["examples"]} {summary["certificate"]} '
       f'certificates are BROKEN (examples {some}, …): see attack.json'
@@ -167,8 +173,17 @@ def check(summary: Mapping[str, Any]) -> None:
     )
 
 
-def print_table(summary: Mapping[str, Any], name: str) -> None:
-  """Prints the attacks' numbers for people."""
+def print_table(
+  summary: Mapping[str, Any], name: str, epsilons: Sequence[float] = ()
+) -> None:
+  """Prints the attacks' numbers for people.
+
+  Args:
+    summary: what `attack.json` holds.
+    name: of the set.
+    epsilons: the radii with all their digits.
+  """
+  exact = {f'{e:.6g}': decimals.epsilon_name(e) for e in epsilons}
   print(
     f'{name}, {summary["split"]} split, {summary["certificate"]} certificates '
     'under attack:'
@@ -176,7 +191,8 @@ def print_table(summary: Mapping[str, Any], name: str) -> None:
   print(f'  examples                    {summary["examples"]:>10d}')
   print(f'  clean accuracy              {summary["clean"]:>10.2f} %')
   print('  ℓ2 ε       certified   robust (found)   gap   robust in [0, 1]')
-  for epsilon, row in summary['epsilons'].items():
+  for key, row in summary['epsilons'].items():
+    epsilon = exact.get(key, key)
     print(
       f'  {epsilon:<9s} {row["cra"]:>8.2f} % {row["robust"]:>13.2f} %'
       f' {row["gap"]:>6.2f} {row["robust_in_box"]:>16.2f} %'

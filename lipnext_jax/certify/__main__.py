@@ -18,13 +18,11 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import itertools
 import json
-import os
 import sys
 from typing import Any
 from typing import NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 
 from lipnext_jax import certify
@@ -37,8 +35,6 @@ from lipnext_jax.certify import predictor as predictor_lib
 from lipnext_jax.certify import rigorous
 from lipnext_jax.checkpoint import restore
 from lipnext_jax.data import inputs
-from lipnext_jax.data import official
-from lipnext_jax.data import sources
 from lipnext_jax.runtime import command
 
 _NOTE = (
@@ -71,14 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     if args.export or args.export_program:
       return _export(args)
-    service = _prepare(args)
-    try:
-      return _certify_all(service, args)
-    except BrokenPipeError:  # `| head` has enough; Python flushes once more.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-      return 0
+    return _certify_all(_prepare(args), args)
 
-  return command.run(run)
+  return command.run(run, closed=0)  # `| head` has seen all it wants.
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -147,8 +138,8 @@ def _export_predictor(run: restore.Restored, args: argparse.Namespace) -> None:
     run.params,
     run.image_shape,
     certificate=args.certificate or 'fast',
-    class_names=_class_names(run.config.dataset),
-    resize=_evaluation_resize(run.config.dataset),
+    class_names=run.class_names,
+    resize=run.resize,
     config={**config_lib.build_field_list(run.config), 'step': run.step},
   )
   excess = decimals.excess_up(manifest['lipschitz_bound'])
@@ -167,8 +158,8 @@ def _prepare(args: argparse.Namespace) -> Service:
       run.model,
       run.params,
       run.image_shape,
-      class_names=_class_names(run.config.dataset),
-      resize=_evaluation_resize(run.config.dataset),
+      class_names=run.class_names,
+      resize=run.resize,
     )
   certificate, note = _choose(args.certificate, contents.model)
   try:
@@ -208,16 +199,6 @@ def _choose(wanted: str | None, model: Any) -> tuple[str, str]:
   return 'rigorous', ''
 
 
-def _class_names(c: ml_collections.ConfigDict) -> tuple[str, ...]:
-  known = c.name in ('cifar10', 'cifar100')
-  return tuple(official.class_names(c.name)) if known else ()
-
-
-def _evaluation_resize(c: ml_collections.ConfigDict) -> int:
-  """Photographs of all sizes are scaled at evaluation; so are these files."""
-  return c.resize if c.name in sources.VARYING else 0
-
-
 def _certify_all(service: Service, args: argparse.Namespace) -> int:
   found, failed = [], []
 
@@ -227,16 +208,17 @@ def _certify_all(service: Service, args: argparse.Namespace) -> int:
         yield path, *inputs.read_noting(path, service.preprocessing)
       except inputs.BadInputError as error:
         failed.append({'path': path, 'error': str(error)})
-        print(f'error: {_shown(path)} {error}.', file=sys.stderr)
+        print(f'error: {errors.printable(path)} {error}.', file=sys.stderr)
 
+  width = 0
   if not args.json:
-    _print_head(service)
+    width = _print_head(service)
   pairs = readable()
   while batch := list(itertools.islice(pairs, _BATCH)):
     for entry in _certify_batch(service, batch, args.top_k):
       found.append(entry)
       if not args.json:
-        _print_entry(entry)
+        _print_entry(entry, width)
   if args.json:
     output = {
       **service.facts,
@@ -272,20 +254,26 @@ def _certify_batch(
       'grey_levels': decimals.below_product(255, radius),
       'done': done,
     }
-    if names := service.predictor.class_names:
+    names = service.predictor.class_names
+    if names:
       entry['class_name'] = names[int(classes[i])]
     if rounding is not None:
       entry['logit_error'] = decimals.above(float(rounding[i]))
     if top_k:
       order = np.argsort(rivals[i], kind='stable')
       entry['rivals'] = [
-        {'class': int(j), 'radius': decimals.below(float(rivals[i][j]))}
+        {
+          'class': int(j),
+          **({'class_name': names[j]} if names else {}),
+          'radius': decimals.below(float(rivals[i][j])),
+        }
         for j in order[order != classes[i]][:top_k]
       ]
     yield entry
 
 
-def _print_head(service: Service) -> None:
+def _print_head(service: Service) -> int:
+  """Prints what holds for all images; returns the width of class names."""
   facts = service.facts
   excess = decimals.excess_up(facts['lipschitz_bound'])
   print(f'model         {facts["model"]}')
@@ -295,28 +283,28 @@ def _print_head(service: Service) -> None:
   print(f'images        {service.preprocessing.describe()}')
   print(f'              {inputs.CONVERSIONS}')
   print(f'units         {_UNITS}')
-  print('class  ℓ2 radius in [0, 1]  in grey levels  image')
+  names = service.predictor.class_names
+  width = max(map(len, ('name', *names))) + 2 if names else 0
+  head = 'name'.ljust(width) if names else ''
+  print(f'class  {head}ℓ2 radius in [0, 1]  in grey levels  image')
+  return width
 
 
-def _print_entry(entry: dict[str, Any]) -> None:
+def _print_entry(entry: dict[str, Any], width: int) -> None:
   radius = decimals.down(entry['radius'], 6)
   levels = decimals.down(entry['grey_levels'], 2)
-  path = _shown(entry['path'])
-  print(f'{entry["class"]:>5d}  {radius:>19}  {levels:>14}  {path}', flush=True)
+  path = errors.printable(entry['path'])
+  name = entry.get('class_name', '').ljust(width)
+  print(
+    f'{entry["class"]:>5d}  {name}{radius:>19}  {levels:>14}  {path}',
+    flush=True,
+  )
   if entry['done'] and not path.endswith('.npy'):  # Of which the head tells.
     print(f'{"":7}{"; ".join(entry["done"])}')
   for rival in entry.get('rivals', ()):
     shown = decimals.down(rival['radius'], 6)
-    print(f'{"":7}{shown:>19}  against class {rival["class"]}')
-
-
-def _shown(path: str) -> str:
-  r"""A file name in one line that a terminal does not obey, as in errors.
-
-  >>> _shown('a\x1b[2J\n.png')
-  'a\\x1b[2J\\n.png'
-  """
-  return str(errors.UserError(path))
+    known = f' ({rival["class_name"]})' if 'class_name' in rival else ''
+    print(f'{"":{7 + width}}{shown:>19}  against class {rival["class"]}{known}')
 
 
 if __name__ == '__main__':

@@ -30,6 +30,18 @@ def up(value: float | decimal.Decimal, digits: int) -> str:
   return f'{float(context.plus(decimal.Decimal(value))):.{digits}g}'
 
 
+def epsilon_name(epsilon: float) -> str:
+  """Writes a radius in [0, 1] pixel units, one of grey levels as k/255.
+
+  >>> [epsilon_name(e) for e in (36 / 255, 0.25, 1.0, 0.141176)]
+  ['36/255', '0.25', '1', '0.141176']
+  """
+  levels = round(255 * epsilon)
+  if levels / 255 == epsilon and len(repr(epsilon)) > 6:  # 51/255 is 0.2.
+    return f'{levels}/255'
+  return f'{epsilon:.6g}'
+
+
 def excess_up(bound: float) -> str:
   """Writes bound − 1 with two digits, rounded up.
 

@@ -17,6 +17,7 @@ from lipnext_jax import report
 from lipnext_jax import schedules
 from lipnext_jax import train_step
 from lipnext_jax import validation
+from lipnext_jax.data import sources
 from lipnext_jax.models import interface
 from lipnext_jax.models import registry
 
@@ -30,6 +31,9 @@ class Restored(NamedTuple):
   model: interface.CertifiedModel  # Explicit: float32, highest precision.
   params: Any  # The certified weights: float32 arrays on one device.
   step: int  # Number of updates.
+  class_names: tuple[str, ...]  # By label; empty: they are not known.
+  # What shorter sides are scaled to before the centre is cut out; 0: never.
+  resize: int
 
 
 def abstract_state(
@@ -84,6 +88,9 @@ def restore(
     abstract = abstract_state(config, model, facts)
     state = reader.restore(step, abstract)
     params = jax.jit(lambda state: state.certified_params(model))(state)
+  resize, data = facts['resize'], config.dataset
+  if resize is None:  # An old run: its config.json has the number.
+    resize = data.resize if data.name in sources.VARYING else 0
   return Restored(
     config=config,
     image_shape=image_shape,
@@ -91,4 +98,6 @@ def restore(
     model=registry.for_evaluation(model),
     params=params,
     step=step,
+    class_names=facts['class_names'],
+    resize=resize,
   )

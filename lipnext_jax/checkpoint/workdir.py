@@ -11,8 +11,11 @@ from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax.checkpoint import manifest
+from lipnext_jax.data import sources
 
 CONFIG_FILE = 'config.json'
+# Defaults that runs were made with, before they changed.
+_FORMER_DEFAULTS = {'dataset.resize': 256}
 _REMEDY = 'name the directory of a training run'
 
 
@@ -56,6 +59,9 @@ def hash_config(config: ml_collections.ConfigDict) -> str:
   """
   defaults = config_lib.identity(config_lib.default_config())
   own = config_lib.identity(config)
+  for name, value in _FORMER_DEFAULTS.items():
+    if own[name] == value:
+      del own[name]
   return manifest.hash_fields(
     {name: value for name, value in own.items() if value != defaults[name]}
   )
@@ -86,6 +92,8 @@ def read_config(
       decided what was trained.
   """
   fields = _read_fields(workdir)
+  if fields.get('dataset.name') not in sources.VARYING:
+    fields.pop('dataset.resize', None)  # Its former default, which is unread.
   config = config_lib.default_config()
   defaults = config_lib.build_field_list(config)
   fixed = config_lib.identity(config)

@@ -1,68 +1,102 @@
-"""Opens image sets on disk by name: prepared official ones, and folders."""
+"""Opens image sets on disk by name: official ones, folders, other records."""
 
 from collections.abc import Sequence
 import os
 from typing import Any
 from typing import NamedTuple
 
+import ml_collections
+
 from lipnext_jax import errors
 from lipnext_jax.data import folder
+from lipnext_jax.data import official
+
+# Splits that results are reported on, the first that a set has.
+TEST_SPLITS = ('test', 'validation', 'val')
 
 
 class Splits(NamedTuple):
-  """The two splits of a set; sources of uint8 [h, w, 3] and labels."""
+  """The splits of a set: sources of uint8 images and labels."""
 
   train: Any
-  test: Any  # The labelled split that results are reported on.
-  num_classes: int
+  test: Any  # The labelled split that results are reported on; None: none.
+  class_names: Sequence[str]  # By label.
   image_shape: tuple[int, int, int] | None  # None: it varies.
+  channels: int = 3
+  notes: tuple[str, ...] = ()  # See `sources.Dataset`.
 
 
-def open_set(name: str, data_dir: str) -> Splits:
-  """Opens a set by its name in config.dataset.
-
-  Args:
-    name: a key of `official.SETS`, 'imagenet400' or 'folder'.
-    data_dir: where sets lie; of 'folder', the folder with train/ and test/.
+def open_set(c: ml_collections.ConfigDict) -> Splits:
+  """Opens the set of `config.dataset`.
 
   Raises:
-    ConfigError: it is not there.
-    DataError: it is, but not as it should be.
+    ConfigError: it is not there, or a package that reads it is not.
+    DataError: it is there, but not as it should be.
 
-  >>> open_set('cifar10', '/no/where')
+  >>> from lipnext_jax import config
+  >>> c = config.default_config().dataset
+  >>> c.name, c.data_dir = 'cifar10', '/no/where'
+  >>> open_set(c)
   Traceback (most recent call last):
   lipnext_jax.errors.ConfigError: dataset.data_dir='/no/where' is no \
 directory; give the one that prepared sets lie in.
   """
+  data_dir = os.path.expanduser(c.data_dir)
   if not os.path.isdir(data_dir):
+    what = {
+      'folder': 'that holds train/CLASS/IMAGE and test/CLASS/IMAGE, or '
+      'CLASS/IMAGE',
+      'hf': 'that `save_to_disk` of Hugging Face datasets wrote',
+    }.get(c.name, 'that prepared sets lie in')
     raise errors.ConfigError(
-      'dataset.data_dir',
-      data_dir,
-      'is no directory',
-      'give the one that prepared sets lie in',
+      'dataset.data_dir', c.data_dir, 'is no directory', f'give the one {what}'
     )
-  if name == 'folder':
-    return _open_folder(data_dir)
+  if c.name == 'folder':
+    train, test, classes, notes = folder.open_folder(data_dir, c.skip_bad)
+    return Splits(train, test, classes, None, notes=notes)
   try:
-    return _open_prepared(name, data_dir)
+    if c.name == 'hf':
+      return _open_hf(data_dir)
+    if c.name == 'tfds':
+      return _open_tfds(data_dir, c.set_name)
+    return _open_official(data_dir, c.name)
   except ImportError as error:
+    extra = 'hf' if c.name == 'hf' else 'data'
     raise errors.ConfigError(
       'dataset.name',
-      name,
+      c.name,
       f'needs a package that is not installed ({error.name})',
-      "install it: pip install -c constraints.txt -e '.[data]'",
+      f"install it: pip install -c constraints.txt -e '.[{extra}]'",
     ) from None
 
 
-def _open_prepared(name: str, data_dir: str) -> Splits:
-  # TensorFlow Datasets is an extra, slow to import, and of no use to folders.
+def find_test(data_dir: str, splits: Sequence[str]) -> str | None:
+  """Returns the split to report on, or None if only 'train' is there.
+
+  Raises:
+    DataError: there is no split called 'train'.
+  """
+  if 'train' not in splits:
+    raise errors.DataError(
+      f'{data_dir}: has no split called train, only {", ".join(splits)}'
+    )
+  return next((name for name in TEST_SPLITS if name in splits), None)
+
+
+def _open_official(data_dir: str, name: str) -> Splits:
+  """Opens what `data.prepare` wrote, or TFDS prepared."""
+  # TensorFlow Datasets is an extra, and slow to import.
   from lipnext_jax.data import imagenet400
-  from lipnext_jax.data import official
   from lipnext_jax.data import records
 
   base = 'imagenet' if name == 'imagenet400' else name
   official_set = official.SETS[base]
-  directory = _version_directory(base, official_set, data_dir)
+  directory = _newest_version(
+    data_dir,
+    official_set.name,
+    f'prepare it: python -m lipnext_jax.data.prepare {base} --source=… '
+    f'--data_dir={data_dir}',
+  )
   train = records.RecordSource(directory, 'train')
   test = records.RecordSource(directory, official_set.test_split)
   for source in (train, test):
@@ -72,45 +106,68 @@ def _open_prepared(name: str, data_dir: str) -> Splits:
         f'{official_set.num_classes}'
       )
   if name == 'imagenet400':
+    names = [train.class_names[i] for i in imagenet400.class_ids()]
     return Splits(
-      imagenet400.Subset(train),
-      imagenet400.Subset(test),
-      len(imagenet400.class_ids()),
-      None,
+      imagenet400.Subset(train), imagenet400.Subset(test), names, None
     )
-  return Splits(train, test, official_set.num_classes, official_set.image_shape)
+  return Splits(train, test, train.class_names, official_set.image_shape)
 
 
-def _version_directory(name: str, official_set: Any, data_dir: str) -> str:
+def _open_tfds(data_dir: str, name: str) -> Splits:
+  """Opens any set that TFDS prepared as ArrayRecord files."""
+  from lipnext_jax.data import records
+
+  if not name:
+    raise errors.ConfigError(
+      'dataset.set_name',
+      name,
+      'is missing',
+      "name the set, e.g. 'mnist' or 'imagenette/160px-v2'",
+    )
+  directory = _newest_version(
+    data_dir,
+    name,
+    "prepare it with TFDS and file_format='array_record', or name another "
+    'dataset.set_name',
+  )
+  train = records.RecordSource(directory, 'train')
+  split = find_test(directory, train.splits)
+  test = records.RecordSource(directory, split) if split else None
+  shape = None if None in train.shape else train.shape
+  return Splits(train, test, train.class_names, shape, train.shape[2])
+
+
+def _open_hf(data_dir: str) -> Splits:
+  """Opens what `datasets.Dataset.save_to_disk` or a DatasetDict's wrote."""
+  from lipnext_jax.data import hf
+
+  splits = hf.list_splits(data_dir)
+  test = find_test(data_dir, splits) if splits else None
+  train = hf.HfSource(data_dir, 'train' if splits else '')
+  return Splits(
+    train,
+    hf.HfSource(data_dir, test) if test else None,
+    train.class_names,
+    train.find_shape(),
+  )
+
+
+def _newest_version(data_dir: str, name: str, remedy: str) -> str:
   """Returns the folder of the newest version of a prepared set."""
-  parent = os.path.join(data_dir, official_set.name)
-  versions = []
-  if os.path.isdir(parent):
-    for entry in os.listdir(parent):
-      parts = entry.split('.')
-      if len(parts) == 3 and all(part.isdecimal() for part in parts):
-        versions.append((tuple(map(int, parts)), entry))
+  parent = os.path.join(data_dir, name)
+  entries = os.listdir(parent) if os.path.isdir(parent) else []
+  versions = [
+    (tuple(map(int, parts)), entry)
+    for entry in entries
+    if len(parts := entry.split('.')) == 3
+    and all(part.isdecimal() for part in parts)
+  ]
   if not versions:
-    unfinished = os.path.isdir(
-      os.path.join(parent, f'incomplete.{official_set.version}')
-    )
+    unfinished = any(entry.startswith('incomplete.') for entry in entries)
     raise errors.ConfigError(
       'dataset.data_dir',
       data_dir,
-      f'holds no {"finished " if unfinished else ""}{official_set.name}',
-      f'prepare it: python -m lipnext_jax.data.prepare {name} --source=… '
-      f'--data_dir={data_dir}',
+      f'holds no {"finished " if unfinished else ""}{name}',
+      remedy,
     )
   return os.path.join(parent, max(versions)[1])
-
-
-def _open_folder(data_dir: str) -> Splits:
-  train = folder.find_split(data_dir, ('train',))
-  test = folder.find_split(data_dir, ('test', 'val'))
-  classes: Sequence[str] = folder.list_classes(train)
-  return Splits(
-    folder.FolderSource(train, list(classes)),
-    folder.FolderSource(test, list(classes)),
-    len(classes),
-    None,
-  )

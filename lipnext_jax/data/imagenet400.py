@@ -39,3 +39,8 @@ class Subset:
     """Returns the example, its label from 0 to 399."""
     example = self._source[int(self._indices[index])]
     return {**example, 'label': self._new_labels[int(example['label'])]}
+
+  def names(self) -> list[str]:
+    """Returns the names of the chosen records."""
+    names = self._source.names()
+    return [names[i] for i in self._indices] if names else []

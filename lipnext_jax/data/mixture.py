@@ -30,7 +30,8 @@ def load_extra(
     ConfigError: a file that is missing or malformed, or has other classes or
       images that do not end up in the shape of the real ones.
   """
-  path, augment = config.dataset.extra_npz, config.augment
+  path = os.path.expanduser(config.dataset.extra_npz)
+  augment = config.augment
   if not config.dataset.extra_ratio:
     return None
 
@@ -50,7 +51,7 @@ def load_extra(
   except ValueError as problem:
     raise error(problem) from None
   # Only a resize, which ends in a crop, takes images of another size.
-  resized = augment.extra.as_real and augment.resize.max
+  resized = augment.extra.as_real and (augment.resize.max or dataset.resize)
   kept = slice(2 if resized else 0, 3)
   shape = source.images.shape[1:]
   if shape[kept] != dataset.image_shape[kept]:

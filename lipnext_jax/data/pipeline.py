@@ -43,14 +43,14 @@ def build_streams(
     ConfigError: transforms or mixed-in images that do not fit the dataset.
     UserError: a first example that cannot be read.
   """
-  shape, augment = dataset.image_shape, config.augment
+  shape, resize, augment = dataset.image_shape, dataset.resize, config.augment
   first = _Readable(dataset.train, 'training example')[0]['image']
-  transforms_lib.check_image(augment, np.asarray(first), shape)
-  real = transforms_lib.build_transforms(augment, shape)
+  transforms_lib.check_image(augment, np.asarray(first), shape, resize)
+  real = transforms_lib.build_transforms(augment, shape, resize)
   streams = [Stream(dataset.train, real, config.batch_size)]
   extra = mixture.load_extra(config, dataset)
   if extra is not None:
-    mixed_in = transforms_lib.build_extra_transforms(augment, shape)
+    mixed_in = transforms_lib.build_extra_transforms(augment, shape, resize)
     size = extra.ratio * config.batch_size
     streams.append(Stream(extra.source, mixed_in, size))
   return streams
@@ -188,7 +188,8 @@ class _Augment(grain.transforms.RandomMap):
       raise errors.UserError(
         f'training example {element["index"]} has shape '
         f'{element["image"].shape}, which becomes {image.shape}, not '
-        f'{self._shape}; set augment.resize, or prepare images of one size'
+        f'{self._shape}; set dataset.image_size or augment.resize, or prepare '
+        'images of one size'
       )
     return {'image': image, 'label': element['label']}
 

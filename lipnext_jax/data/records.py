@@ -22,6 +22,9 @@ from lipnext_jax.data import official
 from lipnext_jax.data.formats import archives
 from lipnext_jax.data.formats import layouts
 
+# Features that name a record, in sets of TFDS.
+_KEYS = ('id', 'file_name', 'filename', 'image/filename')
+
 
 class Form(NamedTuple):
   """How the examples of a set are stored."""
@@ -129,6 +132,11 @@ class RecordSource:
 
   Safe to share between threads, and small to send to worker processes: they
   open the files anew.
+
+  Attributes:
+    class_names: by label, as the set has them.
+    shape: [h, w, ch] of the images; None where a size varies.
+    splits: the names of all splits of the set.
   """
 
   def __init__(self, directory: str, split: str):
@@ -159,16 +167,22 @@ class RecordSource:
           f'{where}: is in the format {written_as and written_as.value}; '
           "prepare it again, with TFDS's file_format='array_record'"
         )
+      features = builder.info.features
+      self._image_key = _find_feature(builder.info, 0, tfds.features.Image)
+      self._label_key = _find_feature(builder.info, 1, tfds.features.ClassLabel)
       self._records = builder.as_data_source(
-        self._split, decoders={'image': tfds.decode.SkipDecoding()}
+        self._split, decoders={self._image_key: tfds.decode.SkipDecoding()}
       )
     except errors.DataError:
       raise
     except Exception as error:  # Of TFDS, JSON, protobuf and ArrayRecord.
       raise errors.DataError(f'{where}: {_line(error)}') from None
-    features = builder.info.features
-    self.num_classes = int(features['label'].num_classes)
-    self._shape = features['image'].shape  # None where it varies.
+    self.splits = list(builder.info.splits)
+    self.class_names = list(features[self._label_key].names)
+    self.num_classes = len(self.class_names)
+    self.shape = features[self._image_key].shape
+    if self.shape[2] not in (1, 3):
+      raise errors.DataError(f'{where}: has images of {self.shape[2]} channels')
     for path in builder.info.splits[self._split].filepaths:
       if not os.path.exists(path):
         raise errors.DataError(f'{where}: the shard {path} is missing')
@@ -177,22 +191,22 @@ class RecordSource:
     return len(self._records)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray | np.generic]:
-    """Returns {'image': uint8 [h, w, 3], 'label': int32}.
+    """Returns {'image': uint8 [h, w, 1 or 3], 'label': int32}.
 
     Raises:
       DataError: naming the set, the split and the record that is damaged.
     """
     example = self._read(index)
     try:
-      image = images.decode(example['image'])
+      image = images.decode(example[self._image_key])[..., : self.shape[2]]
     except images.BadImageError as error:
       raise self._error(index, example, error) from None
     fits = (
       wanted in (None, got)
-      for wanted, got in zip(self._shape, image.shape, strict=True)
+      for wanted, got in zip(self.shape, image.shape, strict=True)
     )
     if not all(fits):
-      problem = f'is {list(image.shape)} instead of {list(self._shape)}'
+      problem = f'is {list(image.shape)} instead of {list(self.shape)}'
       raise self._error(index, example, problem)
     return {'image': image, 'label': self._label(index, example)}
 
@@ -214,6 +228,11 @@ class RecordSource:
     indices = tqdm.tqdm(range(len(self)), desc='labels', unit=' records')
     return np.array([self._label(i, self._read(i)) for i in indices], np.int32)
 
+  def names(self) -> list[str]:
+    """Returns the key of every record, for which each is read once; or []."""
+    keys = [self._key(self._read(i)) for i in range(len(self))]
+    return keys if all(keys) else []
+
   def _read(self, index: int):
     if not 0 <= index < len(self):
       raise IndexError(index)  # Which ends a loop over the source.
@@ -223,22 +242,47 @@ class RecordSource:
       raise self._error(index, {}, _line(error)) from None
 
   def _label(self, index, example) -> np.int32:
-    label = int(example['label'])
+    label = int(example[self._label_key])
     if not 0 <= label < self.num_classes:
       problem = f'has label {label} of {self.num_classes} classes'
       raise self._error(index, example, problem)
     return np.int32(label)
 
   def _error(self, index, example, problem) -> errors.DataError:
-    names = (example.get(key) for key in ('id', 'file_name'))
-    name = next((n.decode('utf-8', 'replace') for n in names if n), None)
-    record = f'record {index}' + (f' ({name})' if name else '')
+    key = self._key(example)
+    record = f'record {index}' + (f' ({key})' if key else '')
     return errors.DataError(
       f'{self._directory}, split {self._split}, {record}: {problem}'
     )
 
+  def _key(self, example) -> str:
+    """Returns what names a record in its set, or ''."""
+    keys = (example.get(name) for name in _KEYS)
+    found = next((key for key in keys if isinstance(key, bytes)), b'')
+    return found.decode('utf-8', 'replace')
+
   def __reduce__(self):
     return RecordSource, (self._directory, self._split)
+
+
+def _find_feature(info: tfds.core.DatasetInfo, place: int, kind: type) -> str:
+  """Returns the name of the image or class feature of a set.
+
+  Args:
+    info: of the set.
+    place: of the feature in the pair of supervised keys.
+    kind: of the feature; without such a pair, there must be one of it.
+  """
+  found = [n for n, f in info.features.items() if isinstance(f, kind)]
+  keys = info.supervised_keys
+  if keys and keys[place] in found:
+    return keys[place]
+  if len(found) == 1:
+    return found[0]
+  raise errors.DataError(
+    f'{info.name}: has {len(found)} features of type {kind.__name__}, not one '
+    f'({", ".join(info.features)})'
+  )
 
 
 def _template(directory, name, split) -> tfds.core.ShardedFileTemplate:

@@ -6,8 +6,8 @@ Each set is `config.dataset` → `Dataset`; `SOURCES` lists them by name.
 
 from collections.abc import Callable
 from collections.abc import Sequence
-import functools
 import os
+from typing import Any
 from typing import NamedTuple
 from typing import Protocol
 
@@ -48,6 +48,10 @@ class Dataset(NamedTuple):
   # The training examples as evaluation would see them, if that differs: at
   # `image_shape`, not augmented.
   plain_train: Source | None = None
+  # What shorter sides are scaled to before a crop; 0: images have one size.
+  resize: int = 0
+  class_names: tuple[str, ...] = ()  # By label; empty: they have none.
+  notes: tuple[str, ...] = ()  # What a user should know of how it was read.
 
   @property
   def train_to_evaluate(self) -> Source:
@@ -102,6 +106,11 @@ class Subset:
   def __getitem__(self, index: int) -> Example:
     return self._source[int(self._indices[index])]
 
+  def names(self) -> list[str]:
+    """Returns the names of the chosen examples; see `names_of`."""
+    names = names_of(self._source)
+    return [names[i] for i in self._indices] if names else []
+
 
 class Resized:
   """A source whose images are resized, then cropped in the middle.
@@ -124,6 +133,10 @@ class Resized:
       np.asarray(example['image']), self._resize, self._size
     )
     return {**example, 'image': image}
+
+  def names(self) -> list[str]:
+    """Returns the names of the examples; see `names_of`."""
+    return names_of(self._source)
 
 
 class SyntheticSource:
@@ -160,6 +173,40 @@ class SyntheticSource:
       'image': (image * 127.5).astype(np.uint8),
       'label': np.int32(label),
     }
+
+
+def names_of(source: Source) -> list[str]:
+  """Returns the file or record name of every example; [] if there are none.
+
+  >>> names_of(ArraySource(np.zeros((1, 8, 8, 1)), np.zeros(1)))
+  []
+  """
+  find = getattr(source, 'names', None)
+  return find() if find else []
+
+
+def split_classes(
+  labels: np.ndarray, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Splits examples at random, every class in the same proportion.
+
+  Args:
+    labels: [n] int.
+    share: of the second part; a class of two or more is in both parts.
+    seed: of the draw.
+
+  Returns:
+    The positions of the two parts, ascending.
+
+  >>> [part.tolist() for part in split_classes(np.array([0, 0, 1, 1]), 0.2, 0)]
+  [[1, 3], [0, 2]]
+  """
+  rng, is_held = np.random.default_rng(seed), np.zeros(len(labels), bool)
+  for c in np.unique(labels):
+    members = rng.permutation(np.flatnonzero(labels == c))
+    count = min(max(1, round(share * len(members))), len(members) - 1)
+    is_held[members[:count]] = True
+  return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
 def load_dataset(c: ml_collections.ConfigDict) -> Dataset:
@@ -216,7 +263,7 @@ def describe(c: ml_collections.ConfigDict) -> DatasetInfo:
   if c.name not in official.SETS:
     return info_of(load_dataset(c))
   found = official.SETS[c.name]
-  size = c.image_size or _IMAGENET_SIZE
+  size = c.image_size or IMAGE_SIZE
   return DatasetInfo(
     image_shape=found.image_shape or (size, size, 3),
     image_dtype=np.dtype(np.uint8),
@@ -298,11 +345,12 @@ def _npz(config: ml_collections.ConfigDict) -> Dataset:
       'and `label` [n] int',
     )
 
-  if not os.path.isdir(config.data_dir):
+  data_dir = os.path.expanduser(config.data_dir)
+  if not os.path.isdir(data_dir):
     raise error('is no directory')
   splits = []
   for name in ('train', 'test'):
-    path = npz.find(config.data_dir, name)
+    path = npz.find(data_dir, name)
     if not os.path.exists(path):
       raise error(f'holds no {name}.npz')
     try:
@@ -325,37 +373,51 @@ def _npz(config: ml_collections.ConfigDict) -> Dataset:
   )
 
 
-# Sets whose images vary in size; dataset.image_size and .resize are theirs.
-VARYING = ('imagenet', 'imagenet400', 'folder')
-_IMAGENET_SIZE = 224  # Side of the crops, in pixels, where none is chosen.
+# Sets whose images may vary in size; dataset.image_size and .resize are theirs.
+VARYING = ('imagenet', 'imagenet400', 'folder', 'tfds', 'hf')
+# Sets whose files, not this package, say what their classes and splits are.
+ANY = ('folder', 'tfds', 'hf')
+IMAGE_SIZE = 224  # Side of the crops, in pixels, where none is chosen.
 
 
-def _image_set(name: str, config: ml_collections.ConfigDict) -> Dataset:
-  """Opens a set that `data.prepare` wrote, or images in folders by class."""
-  splits = image_sets.open_set(name, config.data_dir)
-  if splits.image_shape is not None:
+def _image_set(config: ml_collections.ConfigDict) -> Dataset:
+  """Opens a set on disk; what it does not say follows from the config.
+
+  A set without a test split is split here. Images of many sizes are scaled to
+  `dataset.resize` (0: `dataset.image_size`), and `dataset.image_size` pixels
+  are cut out: at random to train, in the middle to evaluate.
+  """
+  splits = image_sets.open_set(config)
+  train, test, notes = splits.train, splits.test, splits.notes
+  if test is None:
+    kept, held = split_classes(
+      train.read_labels(), config.test_share, config.split_seed
+    )
+    train, test = Subset(train, kept), Subset(train, held)
+    notes += (
+      f'no test split: {len(test)} of {len(kept) + len(held)} images are held '
+      f'out as one, drawn from every class (dataset.test_share='
+      f'{config.test_share:g}, dataset.split_seed={config.split_seed})',
+    )
+  facts: dict[str, Any] = {
+    'num_classes': len(splits.class_names),
+    'class_names': tuple(map(errors.printable, splits.class_names)),
+    'notes': notes,
+  }
+  if splits.image_shape is not None and not config.image_size:
     return Dataset(
-      image_shape=splits.image_shape,
-      num_classes=splits.num_classes,
-      train=splits.train,
-      validation=None,
-      test=splits.test,
+      splits.image_shape, train=train, validation=None, test=test, **facts
     )
-  size = config.image_size or _IMAGENET_SIZE
-  if config.resize < size:
-    raise errors.ConfigError(
-      'dataset.resize',
-      config.resize,
-      f'is below the {size} pixels that are cut out of it',
-      'choose at least that many (ImageNet: 256)',
-    )
+  size = config.image_size or IMAGE_SIZE
+  resize = config.resize or size
   return Dataset(
-    image_shape=(size, size, 3),
-    num_classes=splits.num_classes,
-    train=splits.train,
+    image_shape=(size, size, splits.channels),
+    train=train,
     validation=None,
-    test=Resized(splits.test, config.resize, size),
-    plain_train=Resized(splits.train, config.resize, size),
+    test=Resized(test, resize, size),
+    plain_train=Resized(train, resize, size),
+    resize=resize,
+    **facts,
   )
 
 
@@ -363,8 +425,7 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Dataset]] = {
   'digits': _digits,
   'synthetic': _synthetic,
   'npz': _npz,
-  **{
-    name: functools.partial(_image_set, name)
-    for name in ('cifar10', 'cifar100', 'tiny_imagenet', *VARYING)
-  },
+  **dict.fromkeys(
+    ('cifar10', 'cifar100', 'tiny_imagenet', *VARYING), _image_set
+  ),
 }

@@ -155,16 +155,20 @@ def resize_center_crop(image: np.ndarray, resize: int, size: int) -> np.ndarray:
 
 
 def build_transforms(
-  augment: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
+  augment: ml_collections.ConfigDict,
+  image_shape: tuple[int, int, int],
+  resize: int = 0,
 ) -> list[Transform]:
   """Builds the transforms of `config.augment`, in the order they apply.
 
-  With a random resize, as on ImageNet: resize, RandAugment, crop, flip. Without
-  it, as on CIFAR: crop, flip, RandAugment. The affine transform comes first.
+  With a resize, as on ImageNet: resize, RandAugment, crop, flip. Without it, as
+  on CIFAR: crop, flip, RandAugment. The affine transform comes first.
 
   Args:
     augment: `config.augment`.
     image_shape: what the transforms have to end in.
+    resize: what evaluation scales shorter sides to, and training, too, where
+      `augment.resize` names no range; 0: nothing is scaled.
 
   Raises:
     ConfigError: images resized to less than `image_shape`.
@@ -174,34 +178,39 @@ def build_transforms(
   if any(geometry):
     transforms.append(affine(*geometry))
   on_images = []
-  if augment.resize.max:
-    if augment.resize.min < max(image_shape[:2]):
-      raise errors.ConfigError(
-        'augment.resize.min',
-        augment.resize.min,
-        f'is less than the {max(image_shape[:2])} pixels to crop',
-        f'choose at least {max(image_shape[:2])}',
-      )
-    on_images.append(random_resize(augment.resize.min, augment.resize.max))
+  smallest, largest = augment.resize.min, augment.resize.max
+  if not largest:
+    smallest = largest = resize
+  elif smallest < max(image_shape[:2]):
+    raise errors.ConfigError(
+      'augment.resize.min',
+      smallest,
+      f'is less than the {max(image_shape[:2])} pixels to crop',
+      f'choose at least {max(image_shape[:2])}',
+    )
+  if largest:
+    on_images.append(random_resize(smallest, largest))
   if augment.randaugment.probability:
     on_images.append(randaugment.randaugment(**augment.randaugment))
-  if augment.resize.max:
+  if largest:
     transforms += [on_pillow(on_images), crop_to(*image_shape[:2])]
   if augment.crop_padding:
     transforms.append(crop(augment.crop_padding))
   if augment.flip:
     transforms.append(flip())
-  if on_images and not augment.resize.max:
+  if on_images and not largest:
     transforms.append(on_pillow(on_images))
   return transforms
 
 
 def build_extra_transforms(
-  augment: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
+  augment: ml_collections.ConfigDict,
+  image_shape: tuple[int, int, int],
+  resize: int = 0,
 ) -> list[Transform]:
   """Builds the transforms of mixed-in images: as real, or their own."""
   if augment.extra.as_real:
-    return build_transforms(augment, image_shape)
+    return build_transforms(augment, image_shape, resize)
   transforms = []
   if augment.extra.crop_padding:
     transforms.append(crop(augment.extra.crop_padding))
@@ -214,6 +223,7 @@ def check_image(
   augment: ml_collections.ConfigDict,
   image: np.ndarray,
   image_shape: tuple[int, int, int],
+  resize: int = 0,
 ) -> None:
   """Checks that the transforms fit the images of a dataset.
 
@@ -221,6 +231,7 @@ def check_image(
     augment: `config.augment`.
     image: one training image, before the transforms.
     image_shape: what the model is to see.
+    resize: see `build_transforms`.
 
   Raises:
     ConfigError: transforms of bytes on another dtype or number of channels;
@@ -238,7 +249,7 @@ def check_image(
         f'{image.dtype}{list(image.shape)}',
         'set it to 0',
       )
-  if not augment.resize.max and image.shape != image_shape:
+  if not (augment.resize.max or resize) and image.shape != image_shape:
     raise errors.ConfigError(
       'augment.resize.max',
       0,

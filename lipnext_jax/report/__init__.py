@@ -7,6 +7,7 @@ from lipnext_jax.report.metrics import Progress
 from lipnext_jax.report.metrics import stopwatch
 from lipnext_jax.report.page import write_page
 from lipnext_jax.report.records import read_data_facts
+from lipnext_jax.report.records import write_inputs
 from lipnext_jax.report.records import write_records
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
   'read_data_facts',
   'stopwatch',
   'write',
+  'write_inputs',
   'write_page',
   'write_records',
 ]

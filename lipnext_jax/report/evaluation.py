@@ -1,6 +1,7 @@
 """Writes what an evaluation leaves in the workdir, and prints its table."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import csv
 import io
 import os
@@ -10,6 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import files
 from lipnext_jax.certify import decimals
@@ -17,7 +19,6 @@ from lipnext_jax.data import sources
 from lipnext_jax.report import metrics
 from lipnext_jax.report import page
 
-_COLUMNS = ('id', 'label', 'prediction', 'radius')
 _PER_GROUP = 8  # Images of a kind that the page shows.
 
 
@@ -27,6 +28,7 @@ def write(
   step: int,
   result: evaluate.Evaluation,
   source: sources.Source,
+  class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Writes `eval.json`, `radii.csv` and the page, and prints the final table.
 
@@ -38,7 +40,9 @@ def write(
     config: of the run.
     step: of the weights that were evaluated.
     result: what was found.
-    source: the split that was evaluated, for the images of the page.
+    source: the split that was evaluated, for the images of the page and the
+      names of their files.
+    class_names: by label, where they are known.
 
   Returns:
     What `eval.json` holds.
@@ -48,15 +52,17 @@ def write(
     'step': step,
     'split': split,
     **result.summary(config.eval.epsilons),
+    'epsilons': list(config.eval.epsilons),
   }
   if jax.process_index() != 0:
     return summary
-  columns = result.ids, result.labels, result.predictions, result.radii
+  with metrics.stopwatch('reading the names of the examples', patience=2):
+    names = sources.names_of(source)
+  columns = _columns(result, class_names, names)
   table = io.StringIO(newline='')
   writer = csv.writer(table)
-  writer.writerow(_COLUMNS)
-  # Radii with all their float32 digits.
-  writer.writerows(zip(*(c.tolist() for c in columns), strict=True))
+  writer.writerow(columns)
+  writer.writerows(zip(*columns.values(), strict=True))
   files.write_text(os.path.join(workdir, 'radii.csv'), table.getvalue())
   files.write_json(os.path.join(workdir, 'eval.json'), summary)
   print_table(summary, f'{config.dataset.name}, {split} split:')
@@ -68,6 +74,24 @@ def write(
   return summary
 
 
+def _columns(
+  result: evaluate.Evaluation, class_names: Sequence[str], names: Sequence[str]
+) -> dict[str, list[Any]]:
+  """Returns the columns of `radii.csv`; those of names where there are any."""
+  columns = {
+    'id': result.ids.tolist(),
+    'label': result.labels.tolist(),
+    'prediction': result.predictions.tolist(),
+    'radius': result.radii.tolist(),  # With all their float32 digits.
+  }
+  if class_names:
+    for column in ('label', 'prediction'):
+      columns[f'{column}_name'] = [class_names[c] for c in columns[column]]
+  if names:
+    columns['file'] = [errors.printable(names[i]) for i in columns['id']]
+  return columns
+
+
 def print_table(summary: Mapping[str, Any], title: str) -> None:
   """Prints the final numbers; none claims more than was proved."""
   n = summary['examples']
@@ -76,8 +100,10 @@ def print_table(summary: Mapping[str, Any], title: str) -> None:
     f'  examples                {n:>8d}',
     f'  clean accuracy          {summary["clean"]:>8.2f} %',
   ]
-  for epsilon, value in summary['cra'].items():
+  exact = {f'{e:.6g}': e for e in summary.get('epsilons', ())}
+  for key, value in summary['cra'].items():
     certified = page.percent(round(value * n / 100), n).replace('\u00a0', ' ')
+    epsilon = decimals.epsilon_name(exact.get(key, float(key)))
     lines.append(f'  CRA at ℓ2 ε = {epsilon:<9s} {certified:>10s}')
   constant = page.constant(summary['lipschitz_bound'])
   lines.append(f'  Lipschitz bound Λ       {constant} (proved)')

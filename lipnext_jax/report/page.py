@@ -67,7 +67,8 @@ def _template() -> jinja2.Template:
   )
   functions = (
     charts.accuracy_curve, charts.make_axis, charts.path, constant, count,
-    data_uri, decimals.up, flat, grey, percent, powers, radius,
+    data_uri, decimals.epsilon_name, decimals.up, flat, grey, percent, powers,
+    radius,
   )  # fmt: skip
   environment.globals.update({f.__name__: f for f in functions}, np=np)
   return environment.get_template('report.html.jinja')

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
 from lipnext_jax import errors
 from lipnext_jax import files
@@ -22,6 +23,7 @@ _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
   'ml-collections',
 )  # fmt: skip
+_INPUTS = 4  # Images of a kind in `inputs.npz`.
 
 
 def write_records(
@@ -53,10 +55,33 @@ def write_records(
     starts = starts if isinstance(starts, list) else []
   data = {
     'image_shape': dataset.image_shape,
+    'resize': dataset.resize,
     'num_classes': dataset.num_classes,
+    'class_names': dataset.class_names,
     'train_examples': len(dataset.train),
+    'notes': dataset.notes,
   }
   files.write_json(path, [*starts, {**describe_run(mesh), 'data': data}])
+
+
+def write_inputs(
+  workdir: str, trained: np.ndarray, evaluated: sources.Source
+) -> None:
+  """Writes `inputs.npz`: images as the network gets them, for the report.
+
+  Args:
+    workdir: where to.
+    trained: [b, H, W, ch], a batch to train on.
+    evaluated: the split of the final numbers.
+  """
+  if jax.process_index() != 0:
+    return
+  step = -(-len(evaluated) // _INPUTS)  # Over the split, so over the classes.
+  images = [evaluated[i]['image'] for i in range(0, len(evaluated), step)]
+  files.write_arrays(
+    os.path.join(workdir, 'inputs.npz'),
+    {'training': trained[:_INPUTS], 'evaluation': np.stack(images)},
+  )
 
 
 def read_data_facts(workdir: str) -> dict[str, Any]:
@@ -64,7 +89,8 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
 
   Returns:
     'image_shape' [H, W, ch], 'num_classes' and 'train_examples': enough to
-    build the model of the run.
+    build the model of the run. 'class_names', () where they are not known, and
+    'resize', None where the run is older than that record of it.
 
   Raises:
     ConfigError: no run.json, or one without these.
@@ -75,6 +101,9 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
     numbers = h, w, ch, facts['num_classes'], facts['train_examples']
     if any(type(n) is not int or not 0 < n < 2**31 for n in numbers):
       raise ValueError('a number that counts nothing')
+    names, resize = facts.get('class_names') or (), facts.get('resize')
+    if names and len(names) != facts['num_classes']:
+      raise ValueError('a class without a name')
   except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
     raise errors.ConfigError(
       '--workdir',
@@ -86,6 +115,8 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
     'image_shape': (h, w, ch),
     'num_classes': facts['num_classes'],
     'train_examples': facts['train_examples'],
+    'class_names': tuple(errors.printable(str(name)) for name in names),
+    'resize': resize if type(resize) is int else None,
   }
 
 

@@ -36,10 +36,12 @@ class Run:
   workdir: str
   name: str  # The last part of the workdir.
   evaluation: dict[str, Any]  # eval.json.
-  table: Arrays  # radii.csv: id, label, prediction, radius, each [n].
+  # radii.csv: id, label, prediction, radius, and file if it is known, each [n].
+  table: Arrays
   config: dict[str, Any]  # config.json: dotted field → value.
   starts: list[dict[str, Any]]  # run.json.
   metrics: dict[str, tuple[np.ndarray, np.ndarray]]  # Name → steps, values.
+  inputs: Arrays  # inputs.npz: what training and evaluation looked at.
   gallery: Arrays  # gallery.npz, if it is of this evaluation.
   attack: dict[str, Any]  # attack.json, if it is of this evaluation.
   attacked: Arrays  # attack.npz, with it.
@@ -82,6 +84,15 @@ class Run:
     """Names a class, 'class 3' where it has no name."""
     names = self.class_names
     return names[c] if 0 <= c < len(names) else f'class {c}'
+
+  @functools.cached_property
+  def _files(self) -> dict[int, str]:
+    rows = self.table
+    return dict(zip(rows['id'].tolist(), rows.get('file', ()), strict=False))
+
+  def file_of(self, example: int) -> str:
+    """Names the file or record of an example; '' where it is not known."""
+    return self._files.get(int(example), '')
 
 
 def read_run(workdir: str) -> Run:
@@ -127,6 +138,7 @@ def read_run(workdir: str) -> Run:
     config=read('config.json', lambda path: _read_json(path, dict), {}),
     starts=[start for start in starts if isinstance(start, dict)],
     metrics=read('metrics.jsonl', _read_metrics, {}),
+    inputs=read('inputs.npz', _read_inputs, {}),
     gallery=read('gallery.npz', lambda path: _read_gallery(path, table), {}),
     attack=attack,
     attacked=attacked,
@@ -156,9 +168,10 @@ def _read_radii(path: str) -> Arrays:
     rows = list(csv.DictReader(file))
   if not rows:
     raise ValueError('it has no examples')
+  columns = _COLUMNS | ({'file': str} if 'file' in rows[0] else {})
   return {
     name: np.array([convert(row[name]) for row in rows], dtype=convert)
-    for name, convert in _COLUMNS.items()
+    for name, convert in columns.items()
   }
 
 
@@ -198,6 +211,14 @@ def _check_same(arrays: Arrays, table: Arrays, columns: Sequence[str]) -> None:
     for name in columns
   ):
     raise ValueError('it is of another evaluation')
+
+
+def _read_inputs(path: str) -> Arrays:
+  inputs = _read_arrays(path, ('training', 'evaluation'))
+  for name, images in inputs.items():
+    if images.ndim != 4:
+      raise ValueError(f'{name} has shape {images.shape}')
+  return inputs
 
 
 def _read_gallery(path: str, table: Arrays) -> Arrays:

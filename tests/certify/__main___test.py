@@ -253,6 +253,12 @@ def test_classes_have_their_names_where_they_are_known(run, capsys, tmp_path):
   _, found, _ = certify_json(capsys, f'--predictor={path}', folder)
   for entry in found['images']:
     assert entry['class_name'] == f'digit {entry["class"]}'
+  _, out, _ = call(capsys, f'--predictor={path}', '--top_k=1', folder)
+  head, *rows = out[out.index('class  name') :].splitlines()
+  for row, entry in zip(rows[::2], found['images'], strict=True):
+    assert row[7 : head.index('ℓ2')].strip() == entry['class_name']
+    assert row.endswith(entry['path'])
+  assert all(' (digit ' in row for row in rows[1::2])
 
 
 @pytest.mark.parametrize(

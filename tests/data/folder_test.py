@@ -7,20 +7,31 @@ import pytest
 
 from lipnext_jax import errors
 from lipnext_jax.data import folder
+from lipnext_jax.data import sources
 
 CLASSES = ['cat', 'dog']
 
 
 @pytest.fixture
 def tree(tmp_path, formats):
+  """Two classes, images one and three folders deep, and what is hidden."""
   files = {}
   for number, name in enumerate(CLASSES):
-    for i, suffix in enumerate(('png', 'PNG', 'jpeg')):
+    for i, path in enumerate(('0.png', '1.PNG', 'deep/er/2.jpeg')):
       image = Image.fromarray(formats.pixels(10 * number + i, 8 + i, 9))
-      kind = 'JPEG' if suffix == 'jpeg' else 'PNG'
-      files[f'train/{name}/{i}.{suffix}'] = formats.encode(image, kind)
+      kind = 'JPEG' if path.endswith('jpeg') else 'PNG'
+      files[f'train/{name}/{path}'] = formats.encode(image, kind)
   files['test/dog/x.png'] = files['train/dog/0.png']
-  files['train/cat/.DS_Store'] = b'hidden'
+  for hidden in (
+    'train/cat/.DS_Store',
+    'train/cat/Thumbs.db',
+    'train/.ipynb_checkpoints/0.png',
+    'train/dog/.cache/0.png',
+    'test/__MACOSX/0.png',
+    'train/README.md',
+    'labels.csv',
+  ):
+    files[hidden] = b'no image'
   return formats.tree(tmp_path, files)
 
 
@@ -29,47 +40,92 @@ def labels(source):
 
 
 def test_classes_are_sorted_folders_and_shared_by_the_splits(tree, formats):
-  assert folder.list_classes(f'{tree}/train') == CLASSES
-  train = folder.FolderSource(f'{tree}/train', CLASSES)
-  assert labels(train) == [0] * 3 + [1] * 3
+  train, test, classes, notes = folder.open_folder(tree)
+  assert (classes, notes) == (CLASSES, ())
+  assert labels(train) == train.read_labels().tolist() == [0] * 3 + [1] * 3
   np.testing.assert_array_equal(train[4]['image'], formats.pixels(11, 9, 9))
+  assert sources.names_of(train)[2:4] == [
+    'train/cat/deep/er/2.jpeg',
+    'train/dog/0.png',
+  ]
   # 'dog' is the only class there, and still label 1.
-  assert folder.find_split(tree, ('test', 'val')) == f'{tree}/test'
-  assert labels(folder.FolderSource(f'{tree}/test', CLASSES)) == [1]
+  assert labels(test) == [1]
   again = pickle.loads(pickle.dumps(train))
   np.testing.assert_array_equal(again[5]['image'], train[5]['image'])
   os.rename(f'{tree}/test', f'{tree}/val')
-  assert folder.find_split(tree, ('test', 'val')) == f'{tree}/val'
+  assert sources.names_of(folder.open_folder(tree)[1]) == ['val/dog/x.png']
+  # No test split, and no splits at all.
+  os.rename(f'{tree}/val', f'{tree}/.val')
+  assert folder.open_folder(tree)[1] is None
+  flat = folder.open_folder(f'{tree}/train')
+  assert flat[1] is None
+  assert sources.names_of(flat[0])[0] == 'cat/0.png'
 
 
-def test_what_is_no_set_of_images_is_refused(tree):
-  def refused(match, split='train', call=folder.FolderSource):
-    arguments = (CLASSES,) if call is folder.FolderSource else ()
-    with pytest.raises(errors.DataError, match=match):
-      call(f'{tree}/{split}', *arguments)
+def test_links_are_followed_once(tree):
+  os.symlink(f'{tree}/train/dog', f'{tree}/train/eel')
+  os.symlink(f'{tree}/train/dog', f'{tree}/train/dog/deep/loop')
+  train, _, classes, _ = folder.open_folder(tree)
+  assert classes == [*CLASSES, 'eel']
+  assert labels(train) == [0] * 3 + [1] * 3 + [2] * 3
 
-  with pytest.raises(errors.DataError, match='no folder x or y'):
-    folder.find_split(tree, ('x', 'y'))
-  refused('holds 1 folders', 'test', folder.list_classes)
-  refused('holds no folders of images', 'train/cat')
-  with open(f'{tree}/train/dog/notes.txt', 'w'):
-    refused(r'dog/notes\.txt: is no \.bmp')
-  os.mkdir(f'{tree}/train/eel')
-  os.rename(f'{tree}/train/dog', f'{tree}/dogs')
-  refused('eel: is no class')
-  os.rename(f'{tree}/train/eel', f'{tree}/train/dog')
-  refused('dog: holds no images')
+
+def test_all_problems_are_listed_at_once(tree, capsys):
+  for path in ('train/dog/notes.txt', 'train/loose.png', 'train/cat/empty.png'):
+    open(f'{tree}/{path}', 'w').close()
+  os.truncate(f'{tree}/train/dog/deep/er/2.jpeg', 300)
   os.mkfifo(f'{tree}/train/dog/a.png')
-  refused(r'a\.png: is no regular file')
+  os.makedirs(f'{tree}/test/cow')
+  os.mkdir(f'{tree}/train/eel')
+  with pytest.raises(errors.DataError) as caught:
+    folder.open_folder(tree)
+  lines = capsys.readouterr().err.splitlines()
+  for path, problem in (
+    ('train/dog/notes.txt', 'is no .bmp'),
+    ('train/loose.png', 'lies in no folder of a class'),
+    ('train/cat/empty.png', 'is empty'),
+    ('train/dog/deep/er/2.jpeg', 'cannot be decoded'),
+    ('train/dog/a.png', 'is no regular file'),
+    ('test/cow', 'is no class of the training images'),
+    ('train/eel', 'holds no images'),
+  ):
+    assert any(f'{tree}/{path}: {problem}' in line for line in lines), path
+  assert len(lines) == 7
+  said = str(caught.value)
+  for part in ('7 problems', 'train/CLASS/IMAGE', 'CLASS/IMAGE', 'skip_bad'):
+    assert part in said
+  # Files can be left out; folders have to be mended.
+  with pytest.raises(errors.DataError, match='3 problems') as caught:
+    folder.open_folder(tree, skip_bad=True)
+  assert 'skip_bad' not in str(caught.value)
+  os.remove(f'{tree}/train/loose.png')
+  os.rmdir(f'{tree}/test/cow')
+  os.rmdir(f'{tree}/train/eel')
+  train, *_, notes = folder.open_folder(tree, skip_bad=True)
+  assert labels(train) == [0] * 3 + [1] * 2
+  assert '4 files left out' in notes[0]
 
 
-def test_a_damaged_image_is_named_when_it_is_read(tree):
-  source = folder.FolderSource(f'{tree}/train', CLASSES)
-  os.truncate(f'{tree}/train/dog/2.jpeg', 300)
-  with pytest.raises(errors.DataError, match=r'train/dog/2\.jpeg: ends after'):
-    source[5]
-  with open(f'{tree}/train/dog/2.jpeg', 'wb') as file:
-    file.write(b'<html>' * 500)
-  source = folder.FolderSource(f'{tree}/train', CLASSES)
-  with pytest.raises(errors.DataError, match=r'2\.jpeg: is no JPEG'):
-    source[5]
+@pytest.mark.parametrize(
+  ('change', 'problem'),
+  [
+    (lambda t: os.rename(f'{t}/train/dog', f'{t}/dogs'), 'holds 1 folders'),
+    (lambda t: os.rename(f'{t}/train', f'{t}/x'), 'lies there without'),
+    (
+      lambda t: os.rename(f'{t}/test/dog', f'{t}/test/.dog'),
+      'test: holds no folders of images',
+    ),
+  ],
+)
+def test_other_layouts_come_with_the_one_expected(tree, change, problem):
+  change(tree)
+  with pytest.raises(errors.DataError, match=problem) as caught:
+    folder.open_folder(tree)
+  assert 'Expected: train/CLASS/IMAGE' in str(caught.value)
+
+
+def test_an_image_damaged_later_is_named_when_it_is_read(tree):
+  train, *_ = folder.open_folder(tree)
+  os.truncate(f'{tree}/train/dog/deep/er/2.jpeg', 300)
+  with pytest.raises(errors.DataError, match=r'dog/deep/er/2\.jpeg: ends'):
+    _ = train[5]

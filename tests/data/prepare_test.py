@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax.data import image_sets
 from lipnext_jax.data import images
@@ -28,6 +29,12 @@ def do(name, source, tmp_path, **changes):
   fields = {'allow_partial': True} | changes
   data_dir = str(tmp_path / 'data')
   return prepare.prepare(prepare.Options(name, str(source), data_dir, **fields))
+
+
+def open_set(name, data_dir):
+  c = config_lib.default_config().dataset
+  c.update(name=name, data_dir=data_dir)
+  return image_sets.open_set(c)
 
 
 def archive(name, formats, directory):
@@ -49,7 +56,7 @@ def run(run_command):
 
 
 def assert_tfds_reads_the_same(name, tmp_path):
-  ours = image_sets.open_set(name, f'{tmp_path}/data')
+  ours = open_set(name, f'{tmp_path}/data')
   facts = official.SETS[name]
   for split, mine in (('train', ours.train), (facts.test_split, ours.test)):
     theirs = tfds.data_source(
@@ -143,7 +150,7 @@ def test_an_official_archive_needs_no_leave(tmp_path, formats, monkeypatch):
   few = official.CIFAR10._replace(splits={'train': 20, 'test': 4}, balanced=())
   monkeypatch.setitem(official.SETS, 'cifar10', few)
   final = do('cifar10', source, tmp_path, allow_partial=False)
-  assert len(image_sets.open_set('cifar10', f'{tmp_path}/data').train) == 20
+  assert len(open_set('cifar10', f'{tmp_path}/data').train) == 20
   with open(f'{final}/prepared.json') as file:
     assert json.load(file)['allow_partial'] is False
   # Equally many of every class, where the official set has them.
@@ -184,7 +191,7 @@ def test_resize_stores_smaller_images(tmp_path, formats):
   large = {'ILSVRC2012_val_00000001.JPEG': formats.jpeg(1, 300, 450)}
   source = formats.imagenet(tmp_path / 'tars', train, large, labels)
   do('imagenet', source, tmp_path, resize=240)
-  test = image_sets.open_set('imagenet', f'{tmp_path}/data').test
+  test = open_set('imagenet', f'{tmp_path}/data').test
   assert test[0]['image'].shape == (240, 360, 3)
   with pytest.raises(errors.ConfigError, match=r'--resize=0 differs from'):
     do('imagenet', source, tmp_path)
@@ -230,7 +237,7 @@ def test_bad_records_are_collected_and_left_out_when_told(
 
   final = do('imagenet', source, tmp_path, skip_bad=True)
   assert '7 train, 4 validation; 2 skipped' in capsys.readouterr().err
-  assert len(image_sets.open_set('imagenet', f'{tmp_path}/data').train) == 7
+  assert len(open_set('imagenet', f'{tmp_path}/data').train) == 7
   with open(f'{final}/prepared.json') as file:
     skipped = json.load(file)['skipped']
   assert len(skipped) == 2
@@ -248,7 +255,7 @@ def test_a_mended_source_is_looked_at_again(tmp_path, formats):
   with open(f'{tree}/{name}', 'wb') as file:
     file.write(good)
   do('tiny_imagenet', tree, tmp_path)
-  train = image_sets.open_set('tiny_imagenet', f'{tmp_path}/data').train
+  train = open_set('tiny_imagenet', f'{tmp_path}/data').train
   np.testing.assert_array_equal(train[5]['image'], images.decode(good))
 
 
@@ -390,4 +397,4 @@ def test_a_killed_run_is_continued(tmp_path, formats, monkeypatch):
   after = times(final)
   assert {n: after[n] for n in names} == {n: before[n] for n in names}
   assert not [name for name in after if name.endswith('.part')]
-  assert len(image_sets.open_set('cifar10', f'{tmp_path}/data').train) == 20
+  assert len(open_set('cifar10', f'{tmp_path}/data').train) == 20

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax.data import images
 from lipnext_jax.data import official
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import records
+from lipnext_jax.data import sources
 
 FORM = records.Form(
   official.CIFAR10, {'label': official.class_names('cifar10')}
@@ -106,6 +108,50 @@ def test_a_set_that_tfds_prepared_is_read(by_tfds):
     assert (example['image'] == example['label']).all()
   labels = source.read_labels()
   assert labels.tolist() == [int(source[i]['label']) for i in range(4)]
+
+
+class Animals(Cifar10, skip_registration=True):
+  """A set that this package has never heard of: grey, with names of its own."""
+
+  name = 'animals'
+  VERSION = tfds.core.Version('1.2.0')
+  labels: typing.ClassVar = ['cat', 'dog']
+
+  def _info(self):
+    picture = tfds.features.Image(shape=(None, None, 1))
+    animal = tfds.features.ClassLabel(names=self.labels)
+    features = {'picture': picture, 'animal': animal}
+    return tfds.core.DatasetInfo(
+      builder=self, features=tfds.features.FeaturesDict(features)
+    )
+
+  def _generate_examples(self):
+    for i in range(8):
+      pixels = np.full((6 + i, 8, 3), i, np.uint8)
+      image = images.encode_png(pixels)
+      yield i, {'picture': image, 'animal': self.labels[i % 2]}
+
+
+def test_any_set_that_tfds_prepared_is_read_by_its_name(tmp_path):
+  builder = Animals(data_dir=str(tmp_path))
+  builder.download_and_prepare(file_format='array_record')
+  c = config_lib.default_config().dataset
+  c.update(name='tfds', data_dir=str(tmp_path), set_name='animals')
+  c.image_size = 5
+  dataset = sources.load_dataset(c)
+  assert dataset.class_names == ('cat', 'dog')
+  assert dataset.image_shape == dataset.test[0]['image'].shape == (5, 5, 1)
+  # Without a test split, a share of each class is one.
+  assert (len(dataset.train), len(dataset.test)) == (6, 2)
+  assert {int(dataset.test[i]['label']) for i in range(2)} == {0, 1}
+  assert all(
+    dataset.train[i]['image'][0, 0, 0] % 2 == dataset.train[i]['label']
+    for i in range(6)
+  )
+  for name, message in (('', 'set_name=.* is missing'), ('mice', 'no mice')):
+    c.set_name = name
+    with pytest.raises(errors.ConfigError, match=message):
+      sources.load_dataset(c)
 
 
 def test_bad_items_are_left_out_and_named(tmp_path, formats):

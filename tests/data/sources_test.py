@@ -155,13 +155,32 @@ def test_sets_of_varying_size_are_evaluated_at_one(folder, formats):
   assert len({image.tobytes() for image in images}) == 8
 
 
-def test_a_crop_larger_than_what_it_is_cut_from_is_refused(folder):
-  config = dataset_config(name='folder', data_dir=folder, image_size=300)
-  with pytest.raises(errors.ConfigError, match=r'resize=256 .*300 pixels'):
-    sources.load_dataset(config)
+def test_the_size_of_what_is_seen_follows_from_one_field(folder):
   # 0: what ImageNet's networks see.
   config = dataset_config(name='folder', data_dir=folder)
   assert sources.load_dataset(config).image_shape == (224, 224, 3)
+  config.image_size = 24
+  dataset = sources.load_dataset(config)
+  assert (dataset.image_shape, dataset.resize) == ((24, 24, 3), 24)
+
+
+def test_a_set_without_a_test_split_is_split_class_by_class(folder, tmp_path):
+  fields = {'name': 'folder', 'data_dir': f'{folder}/train', 'image_size': 8}
+  drawn = []
+  for seed in (0, 0, 1):
+    config = dataset_config(**fields, test_share=0.25, split_seed=seed)
+    dataset = sources.load_dataset(config)
+    names = [sources.names_of(s) for s in (dataset.train, dataset.test)]
+    assert not {*names[0]} & {*names[1]}
+    assert [len(n) for n in names] == [6, 2]
+    assert [name[:3] for name in names[1]] == ['cat', 'dog']
+    drawn.append(names[1])
+  assert drawn[0] == drawn[1] != drawn[2]
+  assert 'dataset.test_share=0.25, dataset.split_seed=1' in dataset.notes[0]
+  assert dataset.class_names == ('cat', 'dog')
+  held = sources.load_dataset(dataset_config(**fields, holdout=3))
+  names = [sources.names_of(s) for s in (held.train, held.validation)]
+  assert [len(n) for n in names] == [3, 3]
 
 
 def test_a_missing_package_comes_with_the_command_that_installs_it(tmp_path):

@@ -149,6 +149,22 @@ def test_steps_follow_in_the_order_of_the_recipes():
     np.testing.assert_array_equal(run(cifar, image, seed), expected)
 
 
+def test_without_a_range_training_scales_as_evaluation_does():
+  """The same scale; only the place of the crop is drawn."""
+  image = images(np.uint8, size=40, channels=3)[0][:30]
+  steps = transforms.build_transforms(make_augment(), (9, 9, 3), resize=12)
+  scaled = pillow.resize_shorter_side(pillow.from_array(image), 12)
+  assert scaled.size == (16, 12)
+  windows = {
+    pillow.to_array(scaled)[top : top + 9, left : left + 9].tobytes()
+    for top in range(4)
+    for left in range(8)
+  }
+  seen = {run(steps, image, seed).tobytes() for seed in range(200)}
+  assert transforms.resize_center_crop(image, 12, 9).tobytes() in seen
+  assert 20 < len(seen) <= len(seen | windows) == len(windows) == 32
+
+
 def test_extra_images_have_transforms_of_their_own():
   own = make_augment(
     **{

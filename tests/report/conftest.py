@@ -9,6 +9,7 @@ import pytest
 from lipnext_jax import evaluate
 from lipnext_jax import report
 from lipnext_jax.data import sources
+from lipnext_jax.report import records
 
 CONFIG = types.SimpleNamespace(
   dataset=types.SimpleNamespace(name='rings'),
@@ -52,6 +53,7 @@ def _make(workdir, *, classes=10, per_class=12, depth=8, attack=True):
   if attack:
     _attack(workdir, rng, result, images)
   source = sources.ArraySource(images, labels)
+  records.write_inputs(str(workdir), images[:8], source)
   report.write(str(workdir), CONFIG, 40, result, source)
   return workdir
 

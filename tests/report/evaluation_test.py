@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from lipnext_jax import evaluate
 from lipnext_jax.report import evaluation
+from lipnext_jax.report import records
 
 RESULT = evaluate.Evaluation(
   ids=np.arange(3),
@@ -37,6 +39,53 @@ def test_the_table_shows_every_number_and_none_too_high(capsys):
   text = capsys.readouterr().out
   assert ' 4.25 (proved)' in text
   assert ' 3.2e-11 (bounded, subtracted)' in text
+
+
+class Named:
+  """A split of files."""
+
+  def __len__(self):
+    return 3
+
+  def __getitem__(self, index):
+    return {'image': np.full((4, 4, 3), index, np.uint8)}
+
+  def names(self):
+    return ['cat/a,b.png', 'cat/\udcff\n.png', 'dog/"c".png']
+
+
+def test_files_and_classes_keep_their_names(tmp_path, tiny_config, capsys):
+  names = [f'class of {i}' for i in range(7)]
+  folder = str(tmp_path)
+  data = {'data': {'class_names': names}}
+  (tmp_path / 'run.json').write_text(json.dumps([data]))
+  batch = np.zeros((9, 4, 4, 3), np.uint8)
+  records.write_inputs(folder, batch, Named())
+  evaluation.write(folder, tiny_config, 7, RESULT, Named(), names)
+  with open(tmp_path / 'radii.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['file'] for row in rows] == [
+    'cat/a,b.png',
+    'cat/\\udcff\\n.png',
+    'dog/"c".png',
+  ]
+  assert rows[2]['label_name'] == 'class of 6'
+  assert rows[2]['prediction_name'] == 'class of 0'
+  page = (tmp_path / 'report.html').read_text()
+  for part in ('cat/a,b.png', 'class of 6 taken for class of 0', '0.25'):
+    assert part in page
+  # Four images to train on, and the three of the split.
+  assert page.count('As training sees them, ') == 4
+  assert page.count('As evaluation sees them, ') == 3
+
+
+def test_radii_are_named_as_they_were_given(capsys):
+  summary = RESULT.summary([36 / 255, 0.25])
+  evaluation.print_table(summary | {'epsilons': [36 / 255, 0.25]}, 'Title')
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[5] for line in lines[3:5]] == ['36/255', '0.25']
+  evaluation.print_table(summary, 'Title')  # Six digits of it are less.
+  assert '0.141176' in capsys.readouterr().out
 
 
 class Unreadable:

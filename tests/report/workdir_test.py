@@ -12,6 +12,7 @@ OPTIONAL = {
   'config.json': 'config',
   'run.json': 'starts',
   'metrics.jsonl': 'metrics',
+  'inputs.npz': 'inputs',
   'gallery.npz': 'gallery',
   'attack.json': 'attack',
   'attack.npz': 'attacked',

@@ -1,0 +1,73 @@
+"""LipNeXt on a folder of your own images (docs/your_data.md).
+
+    python -m lipnext_jax.main --config=configs/folder.py --workdir=runs/mine \
+      --config.dataset.data_dir=/my/images
+
+The folder holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), or
+CLASS/IMAGE, of which a fifth of each class is held out as the test split. Words
+after a colon, in any order:
+
+* `size=64`, the default, or `size=32`, `size=96`, `size=128`, `size=224`: side
+  in pixels that images are scaled and cropped to;
+* `cpu`, the default: L4W256 on 8×8 tokens, 1200 steps of 64 images, for two CPU
+  cores in under ten minutes;
+* `gpu`: L16W1024 on 16×16 tokens, 40,000 steps of 256 images, meant for one GPU
+  in about an hour;
+* `smoke`: two steps of a tiny model on random images.
+
+`--config.dataset.image_size=…` takes any other size that
+`--config.model.patch_size=…` divides. Both models train for ε = 36/255 (ℓ2, in
+[0, 1] pixel units), with the paper's schedule.
+
+Measured on scikit-learn's 1797 digits, enlarged to 64×64 and written as PNG and
+JPEG files (360 to test, seed 0, `cpu`): clean 98.33, CRA@36/255 98.05,
+CRA@108/255 97.22, CRA@1 94.72 per cent; 264 CPU seconds in all. `gpu` has not
+been measured.
+"""
+
+import ml_collections
+
+from lipnext_jax import config as config_lib
+
+SIZES = ('size=64', 'size=32', 'size=96', 'size=128', 'size=224')
+ARGUMENTS = (SIZES, ('cpu', 'gpu'), config_lib.SMOKE)
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  size, machine, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
+  if smoke:  # One size will do.
+    size = SIZES[0]
+  c = config_lib.default_config()
+  c.dataset.name = 'folder'
+  c.dataset.image_size = int(size.removeprefix('size='))
+
+  c.loss.epsilon = 36 / 255
+  c.loss.epsilon_start = 0.1
+  c.loss.epsilon_end = 3.0
+
+  # In steps: as long for a small folder as for a large one.
+  tokens = 8
+  c.model.depth, c.model.width = 4, 256
+  c.batch_size, c.duration = 64, '1200 steps'
+  c.optimizer.warmup = '60 steps'
+  c.optimizer.retraction_period = '25 steps'
+  c.log.every = '25 steps'
+  c.eval.every = '400 steps'
+  c.eval.monitor_examples = 256
+  c.checkpoint.every = '100 steps'
+  c.eval.batch_size = 128
+  if machine == 'gpu':
+    tokens = 16
+    c.model.depth, c.model.width = 16, 1024
+    c.model.dtype, c.model.remat = 'bfloat16', 'products'
+    c.optimizer.precision = 'bfloat16'
+    c.batch_size, c.duration = 256, '40000 steps'
+    c.optimizer.warmup = '1000 steps'
+    c.optimizer.retraction_period = '100 steps'
+    c.augment.crop_padding = c.dataset.image_size // 8
+    c.log.every, c.checkpoint.every = '100 steps', '1000 steps'
+    c.eval.every, c.eval.batch_size = '5000 steps', 512
+  c.model.patch_size = c.dataset.image_size // tokens
+  return config_lib.smoke(
+    c, smoke, image_size=c.dataset.image_size, num_classes=10
+  )

@@ -1,0 +1,109 @@
+"""A folder of one's own images, from files to a predictor, as a user goes."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from lipnext_jax import certify
+
+ROOT = os.path.dirname(os.path.dirname(__file__))
+
+
+def program(code, home):
+  """Runs command lines in one real process, in an empty folder that is ~."""
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=home,
+    env=os.environ
+    | {
+      'HOME': home,
+      'PYTHONPATH': ROOT,
+      'PYTHONIOENCODING': 'ascii',
+      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+      'XLA_FLAGS': '',
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout, done.stderr
+
+
+JOURNEY = f"""
+import sys
+from lipnext_jax import main
+from lipnext_jax.certify import __main__ as certify
+sys.argv = ['main', '--config={ROOT}/configs/folder.py:size=32',
+  '--config.dataset.data_dir=~/images', '--workdir=~/run',
+  '--config.model.depth=2', '--config.model.width=16',
+  '--config.batch_size=16', '--config.duration=3 steps',
+  '--config.optimizer.warmup=1 steps', '--config.eval.every=0 steps']
+main.main(main._parse(sys.argv))
+assert not certify.main(['--workdir=~/run', '--export=~/x.lipnext'])
+for flag in ('--workdir=~/run', '--predictor=~/x.lipnext'):
+  assert not certify.main([flag, '--certificate=fast', '--json', '~/images'])
+"""
+
+
+@pytest.fixture
+def home(tmp_path):
+  """Two classes of dark and bright images of several sizes."""
+  rng = np.random.default_rng(0)
+  for number, name in enumerate(('night <b>', 'noon')):
+    os.makedirs(tmp_path / 'images' / name / 'deep')
+    for i in range(12):
+      size = (34 + 2 * i, 40)
+      pixels = rng.integers(128, size=(*size, 3)) + 127 * number
+      path = tmp_path / 'images' / name / ('deep' if i % 3 else '.')
+      suffix = 'png' if i % 2 else 'jpg'
+      Image.fromarray(np.uint8(pixels)).save(path / f'{number}-{i}.{suffix}')
+  return str(tmp_path)
+
+
+def test_a_folder_becomes_a_predictor_that_agrees_on_every_file(home):
+  out, err = program(JOURNEY, home)
+  assert 'no test split: 4 of 24 images are held out' in err
+  assert 'compiling the train step ...' in err
+  assert 'CRA at l2 eps = 36/255' in out
+  table = out[: out.index('{')]
+  assert 'Lambda' in table
+  decoder, found = json.JSONDecoder(), []
+  rest = out[len(table) :]
+  while rest:
+    value, end = decoder.raw_decode(rest)
+    found.append({entry['path']: entry for entry in value['images']})
+    rest = rest[end:].lstrip()
+  by_run, by_predictor = found
+  assert len(by_run) == 24
+  with open(f'{home}/run/radii.csv', newline='', encoding='utf-8') as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == 4
+  for row in rows:
+    assert row['label_name'] == row['file'].split('/')[0]
+    for entries in found:
+      entry = entries[f'{home}/images/{row["file"]}']
+      assert entry['class'] == int(row['prediction'])
+      assert entry['class_name'] == row['prediction_name']
+      assert entry['radius'] == pytest.approx(float(row['radius']), abs=1e-4)
+  assert all(
+    by_predictor[path]['class'] == entry['class']
+    for path, entry in by_run.items()
+  )
+  # The colleague's side, and what there is to read.
+  predictor = certify.load_predictor(f'{home}/x.lipnext')
+  assert predictor.class_names == ('night <b>', 'noon')
+  assert predictor.manifest['resize'] == 32
+  with open(f'{home}/run/report.html', encoding='utf-8') as file:
+    page = file.read()
+  for part in ('night &lt;b&gt;', rows[0]['file'].split('/')[-1], '36/255'):
+    assert part in page
+  with open(f'{home}/run/run.json', encoding='utf-8') as file:
+    data = json.load(file)[-1]['data']
+  assert data['class_names'] == ['night <b>', 'noon']
