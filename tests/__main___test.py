@@ -11,10 +11,19 @@ import pytest
 import lipnext_jax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+HELP = ('--mode=compile', 'configs/folder.py', 'python -m lipnext_jax.certify')
 
 
-def call(*flags):
-  return subprocess.run(
+@pytest.mark.parametrize(
+  ('flags', 'code', 'parts'),
+  [
+    ((), 1, (*HELP, '--workdir: Where checkpoints')),
+    (('--version',), 0, (f'lipnext_jax {lipnext_jax.__version__}\n',)),
+    (('--workdir=x',), 2, ('error: --config=None is missing',)),
+  ],
+)
+def test_it_is_the_main_program_or_its_help(flags, code, parts):
+  done = subprocess.run(
     [sys.executable, '-m', 'lipnext_jax', *flags],
     cwd=ROOT,
     env=os.environ | {'PYTHONIOENCODING': 'ascii'},
@@ -22,32 +31,12 @@ def call(*flags):
     text=True,
     check=False,
   )
+  assert done.returncode == code
+  for part in parts:
+    assert part in done.stdout + done.stderr
 
 
 def test_the_version_is_that_of_the_package():
   setup = configparser.ConfigParser()
   setup.read(ROOT / 'setup.cfg')
   assert lipnext_jax.__version__ == setup['metadata']['version']
-  done = call('--version')
-  assert done.stdout == f'lipnext_jax {lipnext_jax.__version__}\n'
-  assert not done.returncode
-
-
-@pytest.mark.parametrize('flags', [(), ('--help',)])
-def test_the_help_names_programs_modes_and_configs(flags):
-  shown = call(*flags).stdout
-  for part in (
-    '--mode=compile',
-    'configs/folder.py',
-    'lipnext_jax/config.py',
-    'python -m lipnext_jax.certify',
-    '--workdir: Where checkpoints',
-    'python -m lipnext_jax.data.prepare',
-  ):
-    assert part in shown
-
-
-def test_flags_are_those_of_the_main_program():
-  done = call('--workdir=x')
-  assert done.returncode == 2
-  assert done.stderr.startswith('error: --config=None is missing')
