@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 HELP = ('--mode=compile', 'configs/folder.py', 'python -m lipnext_jax.certify')
 
 
+@pytest.mark.slow  # Each starts the program.
 @pytest.mark.parametrize(
   ('flags', 'code', 'parts'),
   [

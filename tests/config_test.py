@@ -78,6 +78,7 @@ FREE = {
   'model.unroll',
   'augment.extra.as_real',
   'augment.extra.flip',
+  'dataset.skip_bad',
   'dataset.data_dir',  # Checked against the disk by `data.sources`.
   'sharding',  # Checked rule by rule: validation_test.
 }

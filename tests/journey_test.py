@@ -67,6 +67,7 @@ def home(tmp_path):
   return str(tmp_path)
 
 
+@pytest.mark.slow  # It trains.
 def test_a_folder_becomes_a_predictor_that_agrees_on_every_file(home):
   out, err = program(JOURNEY, home)
   assert 'no test split: 4 of 24 images are held out' in err
