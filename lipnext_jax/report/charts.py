@@ -63,7 +63,7 @@ def make_axis(
       ticks = ticks[:: math.ceil(len(ticks) / (_TICKS + 2))]
     return Axis(label, low, high, ticks, log)
   if not high - low > 1e-12 * max(abs(low), abs(high), 1e-280):
-    high = low + (abs(low) or 1.0)
+    high = low + (abs(low) if abs(low) > 1e-280 else 1.0)  # Not a subnormal.
   step = _round_step((high - low) / _TICKS)
   step = max(step, 1.0) if whole else step
   first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

@@ -1,5 +1,6 @@
 import re
 
+from hypothesis import example
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
@@ -33,6 +34,7 @@ ANY = st.floats(0) | st.just(float('nan'))
 
 
 @given(st.lists(ANY, max_size=9), st.booleans())
+@example([5e-324], False)
 def test_an_axis_holds_all_it_can_show(values, log):
   axis = charts.make_axis('x', np.array(values), log=log)
   assert axis.low < axis.high
