@@ -21,8 +21,8 @@ after a colon, in any order:
 
 Measured on scikit-learn's 1797 digits, enlarged to 64×64 and written as PNG and
 JPEG files (360 to test, seed 0, `cpu`): clean 98.33, CRA@36/255 98.05,
-CRA@108/255 97.22, CRA@1 94.72 per cent; 264 CPU seconds in all. `gpu` has not
-been measured.
+CRA@108/255 97.22, CRA@1 94.72 per cent; 2.8 minutes on two CPU cores. `gpu` has
+not been measured.
 """
 
 import ml_collections
