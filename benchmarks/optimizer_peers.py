@@ -7,8 +7,8 @@ Needs jax, optax and numpy. The others are no dependencies of this project: one
 that is not installed is reported. They are best kept in their own environment:
 
     python3.11 -m venv peers
-    peers/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu
-    peers/bin/pip install jax optax geoopt==0.5.1 riemannax==0.0.3 geojax==0.1.1
+    peers/bin/pip install jax optax torch
+    peers/bin/pip install geoopt==0.5.1 riemannax==0.0.3 geojax==0.1.1
     JAX_PLATFORMS=cpu peers/bin/python -m benchmarks.optimizer_peers
 
 All is float32, with each library's defaults and the same gradients, from JAX.

@@ -85,15 +85,14 @@ def orthogonal(
 ) -> optax.GradientTransformationExtraArgs:
   """Lifts an optax rule to matrices with orthonormal rows or columns.
 
-  The learning rate belongs inside: `orthogonal(optax.adam, 1e-3)`. Whatever
-  scales or shifts the updates afterwards leaves the manifold, and the next
-  update raises, or is nan where it is traced.
+  The learning rate belongs inside: `orthogonal(optax.adam, 1e-3)`. Scaled or
+  shifted updates leave the manifold; the next one raises, or is nan if traced.
 
   Leaves are [..., m, n]. Where the longer side, N, is less than 8 times the
-  shorter, steps are packed skew matrices [..., ⌈N/2⌉, N], and a step takes at
-  most 4 products of size N³ per matrix while ‖Δ‖_F < 1. Other leaves have steps
-  of their own shape and take no memory or time of size N², see `ambient`. No
-  step changes the sign of a square matrix's determinant.
+  shorter, steps are packed skew matrices [..., ⌈N/2⌉, N], at most 4 products of
+  size N³ each while ‖Δ‖_F < 1. Other leaves have steps of their own shape, and
+  nothing takes memory or time of size N², see `ambient`. No step changes the
+  sign of a square matrix's determinant.
 
   Args:
     inner: learning rate → optax rule, or a rule that has its learning rate. It
@@ -105,9 +104,9 @@ def orthogonal(
     retraction_period: updates between polar retractions of the fast and the
       slow copy, always in full precision; None: never.
     retraction: 'newton_schulz' or 'svd', see `polar_retract`.
-    thresholds: norms of Δ at which FastExp's order rises, see `fast_expm1`.
+    thresholds: norms of Δ at which FastExp's order rises.
     large_steps: 'exponential' (the paper's) or 'projection', which forgives
-      learning rates that are far too large, see `fast_expm1`.
+      learning rates that are far too large; for both see `fast_expm1`.
     moments: 'algebra' (skew matrices) or 'ambient' (the leaf's shape) for every
       leaf; 'auto': by its shape.
     precision: precision of the step's products; they act on the small step, so
@@ -122,10 +121,10 @@ def orthogonal(
     A transformation with an `OrthogonalState`, whose `update` needs `params`.
 
   Raises:
-    ValueError: options out of range; at init or update: leaves that cannot be
-      orthogonal or are not, or gradients that do not fit them.
-    TypeError: `inner` is no rule, or its learning rate is missing or given
-      twice; `stack_sharding` is not a `NamedSharding`.
+    ValueError: options out of range; leaves that cannot be orthogonal or are
+      not; gradients that do not fit them.
+    TypeError: `inner` is no rule, or has no learning rate or two;
+      `stack_sharding` is not a `NamedSharding`.
 
   >>> tx = orthogonal(optax.sgd, 1e-2)
   >>> x, grad = jnp.eye(4), jnp.arange(16.0).reshape(4, 4)
@@ -141,6 +140,9 @@ def orthogonal(
   checks.choice('large_steps', large_steps, exponential.LARGE_STEPS)
   checks.choice('moments', moments, MOMENTS)
   stack.check(stack_sharding)
+  curve = functools.partial(
+    rotate, thresholds=thresholds, large_steps=large_steps
+  )
   options = _Options(
     checks.rule(inner, learning_rate),
     lookahead_period,
@@ -150,13 +152,7 @@ def orthogonal(
     start_tolerance,
     origin=functools.partial(_origin, moments=moments),
     tangent=functools.partial(tangent, moments=moments, precision=precision),
-    rotate=functools.partial(
-      rotate,
-      moments=moments,
-      precision=precision,
-      thresholds=thresholds,
-      large_steps=large_steps,
-    ),
+    rotate=functools.partial(curve, moments=moments, precision=precision),
     retract=functools.partial(retraction_lib.polar_retract, method=retraction),
   )
   return optax.GradientTransformationExtraArgs(
