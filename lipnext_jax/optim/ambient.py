@@ -83,15 +83,16 @@ def rotate(
   squares = 2 * (jnp.sum(pp * xx) - jnp.sum(xp * xp.T))
   norm = jnp.sqrt(jnp.maximum(squares, 0))  # ‖Ω‖_F; nan stays nan.
 
+  z, vx = _blocks(xx, xp, pp)
+
   def taylor(order):
-    z, vx = _blocks(xx, xp, pp)
     c = vx
     for k in range(order, 1, -1):
       c = vx + mm(z, c) / k
     return c
 
   def exact():
-    return _exact(norm, _blocks(xx, xp, pp)[0], xx, xp, pp, mm)
+    return _exact(norm, z, xx, xp, pp, mm)
 
   def exponential_step(last):
     orders = [functools.partial(taylor, order) for order in (2, 3, 4)]

@@ -62,13 +62,17 @@ def scale_by_scheduled_nadam(
     return b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
 
   def init_fn(params):
-    def zeros(p):
-      wide = jnp.promote_types(p.dtype, jnp.float32)
-      real = jnp.finfo(wide).dtype
-      first = mu_dtype if mu_dtype and wide == real else wide
-      return tuple(jnp.zeros_like(p, dtype=dtype) for dtype in (first, real))
+    def wide(p):
+      return jnp.promote_types(p.dtype, jnp.float32)
 
-    mu, nu = _unzip(jax.tree.map(zeros, params), params, 2)
+    def first(p):
+      real = not jnp.issubdtype(p.dtype, jnp.complexfloating)
+      return mu_dtype if mu_dtype and real else wide(p)
+
+    mu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=first(p)), params)
+    nu = jax.tree.map(
+      lambda p: jnp.zeros_like(p, dtype=jnp.finfo(wide(p)).dtype), params
+    )
     step, mu_product = jnp.zeros([], jnp.int32), jnp.ones([], jnp.float32)
     return ScheduledNadamState(step, mu_product, mu, nu)
 
@@ -82,17 +86,22 @@ def scale_by_scheduled_nadam(
     # 1 − b2^t, without the cancellation that costs 1e-5 at t = 1.
     unbias = -jnp.expm1(t * _log(b2))
 
-    def rescale(g, mu, nu, like):
-      # In the wide dtype of nu; mu may be stored in a narrower one.
-      g = g.astype(jnp.promote_types(g.dtype, nu.dtype))
-      v = b2 * nu + (1 - b2) * jnp.real(g * jnp.conj(g))
-      m = b1 * mu.astype(g.dtype) + (1 - b1) * g
-      u = (g_weight * g + m_weight * m) / (jnp.sqrt(v / unbias) + eps)
-      return u.astype(like.dtype), m.astype(mu.dtype), v.astype(nu.dtype)
-
+    # In the wide dtype of nu; mu may be stored in a narrower one.
     like = updates if params is None else params
-    moved = jax.tree.map(rescale, updates, state.mu, state.nu, like)
-    updates, mu, nu = _unzip(moved, updates, 3)
+    g = jax.tree.map(
+      lambda g, v: g.astype(jnp.promote_types(g.dtype, v.dtype)),
+      *(updates, state.nu),
+    )
+    nu = optax.tree.update_moment_per_elem_norm(g, state.nu, b2, 2)
+    mu = optax.tree.update_moment(g, optax.tree.cast_like(state.mu, g), b1, 1)
+
+    def rescale(g, m, v):
+      return (g_weight * g + m_weight * m) / (jnp.sqrt(v / unbias) + eps)
+
+    updates = optax.tree.cast_like(jax.tree.map(rescale, g, mu, nu), like)
+    mu, nu = (
+      optax.tree.cast_like(*pair) for pair in ((mu, state.mu), (nu, state.nu))
+    )
     return updates, ScheduledNadamState(count, product, mu, nu)
 
   return optax.GradientTransformation(init_fn, update_fn)
@@ -127,15 +136,6 @@ def scheduled_nadam(
   return optax.chain(
     scale_by_scheduled_nadam(b1, b2, eps, momentum_decay, mu_dtype),
     optax.scale_by_learning_rate(learning_rate),
-  )
-
-
-def _unzip(tuples: Any, like: Any, n: int) -> tuple[Any, ...]:
-  """Turns a tree like `like` of n-tuples into n trees."""
-  treedef: Any = jax.tree.structure(like)
-  leaves = treedef.flatten_up_to(tuples)
-  return tuple(
-    treedef.unflatten([leaf[i] for leaf in leaves]) for i in range(n)
   )
 
 

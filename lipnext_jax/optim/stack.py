@@ -68,7 +68,7 @@ def map_stacks(
 def _map_leaf(fn, stacks, replace, when, sharding, shared) -> list[jax.Array]:
   """Maps `fn` over one leaf of each tree, on all devices."""
   if not stacks[0].size:
-    return _nothing(fn, stacks, replace, shared)
+    return list(stacks[:replace]) or [_zeros(fn, stacks, shared)]
   loop = functools.partial(_loop, fn, replace)
   if not _is_spread(stacks[0], sharding):
     return loop(stacks, when, shared)
@@ -91,14 +91,11 @@ def _map_leaf(fn, stacks, replace, when, sharding, shared) -> list[jax.Array]:
   return [_put(r, whole)[:length] for r in results]
 
 
-def _nothing(fn, stacks, replace, shared) -> list[jax.Array]:
-  """Returns what `fn` maps stacks without entries to."""
-  if replace:
-    return list(stacks[:replace])
-  lead = stacks[0].shape[:-2]
+def _zeros(fn, stacks, shared) -> jax.Array:
+  """Returns zeros like what `fn` maps stacks [..., m, n] to."""
   matrices = [jax.ShapeDtypeStruct(s.shape[-2:], s.dtype) for s in stacks]
   one = jax.eval_shape(functools.partial(fn, **shared), *matrices)
-  return [jnp.zeros((*lead, *one.shape), one.dtype)]
+  return jnp.zeros((*stacks[0].shape[:-2], *one.shape), one.dtype)
 
 
 def _loop(fn, replace, stacks, when, shared) -> list[jax.Array]:
@@ -110,8 +107,7 @@ def _loop(fn, replace, stacks, when, shared) -> list[jax.Array]:
   count = len(flat[0])
   results, others = flat[:replace], flat[replace:]
   if not replace:
-    one = jax.eval_shape(lambda *s: fn(*(x[0] for x in s), **shared), *flat)
-    results = [jnp.zeros((count, *one.shape), one.dtype)]
+    results = [_zeros(fn, flat, shared)]
 
   def body(i, results):
     # A stack that is written over is read from where it is written.

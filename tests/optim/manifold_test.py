@@ -258,8 +258,15 @@ def test_what_the_inner_rule_makes_becomes_skew():
 # -- Drift over many steps ----------------------------------------------------
 
 
-def test_ten_thousand_steps_and_a_restore_end_on_the_manifold():
-  tx = orthogonal(optax.adam(1e-3), lookahead_period=6, retraction_period=100)
+@pytest.mark.parametrize(
+  ('shape', 'rate', 'bound'),
+  # The promise of docs/optimizer.md; larger steps of a tall matrix.
+  [((32, 32), 1e-3, 5e-6), ((60, 4), 1e-2, 1e-5)],
+)
+def test_ten_thousand_steps_and_a_restore_end_on_the_manifold(
+  shape, rate, bound
+):
+  tx = orthogonal(optax.adam(rate), lookahead_period=6, retraction_period=100)
 
   @jax.jit
   def many(x, state, key):
@@ -271,13 +278,13 @@ def test_ten_thousand_steps_and_a_restore_end_on_the_manifold():
 
     return jax.lax.fori_loop(0, 5_000, body, (x, state))
 
-  x = start((32, 32))
+  x = start(shape)
   x, state = many(x, tx.init(x), jax.random.key(0))
   x, state = jax.tree.map(lambda a: jnp.asarray(np.array(a)), (x, state))
   x, state = many(x, state, jax.random.key(1))
   assert state.step == 10_000
   for y in (x, slow_params(state, x)):
-    assert orthogonality_error(y) < 5e-6  # The promise of docs/optimizer.md.
+    assert orthogonality_error(y) < bound
 
 
 def test_drift_is_the_closed_form_until_a_retraction_removes_it():
