@@ -2,9 +2,14 @@
 
 import sys
 
-from absl import flags
+from lipnext_jax import errors
 
-from lipnext_jax import main
+try:
+  from absl import flags
+
+  from lipnext_jax import main
+except ImportError as missing:
+  errors.exit_for_extra('train', missing)
 
 if __name__ == '__main__':
   __doc__ = main.__doc__  # What --help shows.

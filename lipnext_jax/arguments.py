@@ -1,7 +1,9 @@
-"""The words that a config file takes: `--config=configs/X.py:smoke`.
+"""Config files of the package, and the words that they take after a colon.
 
-Config files find these in `lipnext_jax.config`.
+Config files find these functions in `lipnext_jax.config`.
 """
+
+import pathlib
 
 import ml_collections
 
@@ -50,6 +52,44 @@ def parse_argument(arg: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
       )
     chosen[group] = word
   return tuple(chosen.get(group, group[0]) for group in choices)
+
+
+def find_config(value: str) -> str:
+  """Finds a config that comes with the package, wherever that is installed.
+
+  Args:
+    value: of `--config`: 'lipnext_jax:NAME' or 'lipnext_jax:NAME:WORDS' for a
+      config of the package; anything else is taken for a path.
+
+  Returns:
+    A path, and what followed NAME.
+
+  Raises:
+    ConfigError: the package has no config of this name.
+
+  >>> find_config('lipnext_jax:digits:smoke').endswith('digits.py:smoke')
+  True
+  >>> find_config('my/config.py:smoke')
+  'my/config.py:smoke'
+  """
+  package, colon, rest = value.partition(':')
+  if package != 'lipnext_jax' or not colon:
+    return value
+  name, colon, words = rest.partition(':')
+  inside = pathlib.Path(__file__).parent
+  # An installed package holds them; a checkout has them beside it.
+  folders = [inside / 'configs', inside.parent / 'configs']
+  shipped = {
+    path.stem: path for folder in folders for path in folder.glob('*.py')
+  }
+  if name not in shipped:
+    raise errors.ConfigError(
+      '--config',
+      value,
+      'is no config of the package',
+      f'choose lipnext_jax: and one of {", ".join(sorted(shipped))}',
+    )
+  return f'{shipped[name]}{colon}{words}'
 
 
 def smoke(

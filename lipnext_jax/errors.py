@@ -1,5 +1,8 @@
 """Errors that a user can mend: one line each, with an exit code."""
 
+import sys
+from typing import NoReturn
+
 
 def printable(text: str) -> str:
   r"""Returns a text in one line that a terminal shows as it is.
@@ -111,3 +114,19 @@ class OutOfMemoryError(UserError):
   """A device or the machine has too little memory for the config."""
 
   exit_code = 8
+
+
+def exit_for_extra(extra: str, missing: ImportError) -> NoReturn:
+  """Ends a program that was installed without an extra, in one line.
+
+  Args:
+    extra: of setup.cfg, e.g. 'train'.
+    missing: what the import of one of its packages raised.
+  """
+  print(
+    f'error: this program needs a package that is not installed '
+    f'({missing.name}); in a clone of the repository: '
+    f"pip install -c constraints.txt -e '.[{extra}]'.",
+    file=sys.stderr,
+  )
+  sys.exit(ConfigError.exit_code)

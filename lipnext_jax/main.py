@@ -12,7 +12,8 @@ modes:
                   of --topology (exit code 3 if not); no data are read
   --mode=config   prints every field of --config with its value and meaning
 
-configs, with the words that may follow a colon (configs/digits.py:smoke):
+configs, with the words that may follow a colon (configs/digits.py:smoke); from
+any folder, lipnext_jax:digits is configs/digits.py (lipnext_jax:digits:smoke):
 
   configs/folder.py              size=32 … size=224, gpu, smoke
   configs/digits.py              model=liresnet, model=bronet, smoke
@@ -41,24 +42,32 @@ import os
 import sys
 from typing import NoReturn
 
-from absl import app
-from absl import flags
-from absl import logging
-from ml_collections import config_flags
-
 import lipnext_jax
-from lipnext_jax import config as config_lib
 from lipnext_jax import errors
-from lipnext_jax import terminal
-from lipnext_jax import train
-from lipnext_jax.aot import compile as compile_lib
-from lipnext_jax.parallel import distributed
-from lipnext_jax.runtime import explain
+
+try:
+  from absl import app
+  from absl import flags
+  from absl import logging
+  from ml_collections import config_flags
+
+  from lipnext_jax import arguments
+  from lipnext_jax import config as config_lib
+  from lipnext_jax import terminal
+  from lipnext_jax import train
+  from lipnext_jax.aot import compile as compile_lib
+  from lipnext_jax.parallel import distributed
+  from lipnext_jax.runtime import explain
+except ImportError as missing:
+  if __name__ != '__main__':
+    raise
+  errors.exit_for_extra('train', missing)
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
-  'Config file, e.g. configs/digits.py.',
+  'Config file, e.g. configs/digits.py, or one of the package from any folder: '
+  'lipnext_jax:digits.',
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
@@ -95,7 +104,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     print(f'lipnext_jax {lipnext_jax.__version__}')
     sys.exit()
   try:
-    rest = flags.FLAGS(terminal.expand_home(argv))
+    rest = flags.FLAGS(_find_configs(terminal.expand_home(argv)))
     if _TOPOLOGY.value is not None and _MODE.value != 'compile':
       raise errors.ConfigError(
         '--topology', _TOPOLOGY.value, 'does nothing here', 'add --mode=compile'
@@ -116,6 +125,19 @@ def _parse(argv: Sequence[str]) -> list[str]:
     _exit(error)
   except Exception as error:  # Whatever a config file or an override raised.
     _exit(_explain_override(argv, error))
+
+
+def _find_configs(argv: Sequence[str]) -> list[str]:
+  """Replaces `lipnext_jax:NAME`, as a value of --config, by a path."""
+  found = []
+  for previous, argument in zip(['', *argv], argv, strict=False):
+    flag, equals, value = argument.partition('=')
+    if equals and flag.lstrip('-') == 'config':
+      argument = f'{flag}={arguments.find_config(value)}'
+    elif previous.lstrip('-') == 'config':
+      argument = arguments.find_config(argument)
+    found.append(argument)
+  return found
 
 
 def _explain_override(

@@ -1,5 +1,10 @@
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
+from lipnext_jax import arguments
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 
@@ -34,3 +39,43 @@ def test_a_word_may_be_empty_in_a_group_and_never_in_an_argument():
 def test_words_that_make_no_sense_are_refused(argument, problem):
   with pytest.raises(errors.ConfigError, match=problem):
     config_lib.parse_argument(argument, ('W16', 'W32'), ('', 'smoke'))
+
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def test_a_config_of_the_package_is_found_by_name():
+  digits = str(ROOT / 'configs' / 'digits.py')
+  assert arguments.find_config('lipnext_jax:digits') == digits
+  found = arguments.find_config('lipnext_jax:digits:model=bronet,smoke')
+  assert found == f'{digits}:model=bronet,smoke'
+  for path in ('configs/digits.py:smoke', 'lipnext_jax', '/a/lipnext_jax:x'):
+    assert arguments.find_config(path) == path
+  for bad in ('lipnext_jax:', 'lipnext_jax:digit', 'lipnext_jax:digits.py'):
+    with pytest.raises(errors.ConfigError, match=r'one of .*digits, folder'):
+      arguments.find_config(bad)
+
+
+def test_an_installed_package_holds_its_configs(tmp_path):
+  """The build copies them, and the copy finds its own."""
+  subprocess.run(
+    [sys.executable, 'setup.py', '-q', 'build', '--build-base', tmp_path],
+    cwd=ROOT,
+    check=True,
+  )
+  built = tmp_path / 'lib'
+  own = {path.name for path in (ROOT / 'configs').glob('*.py')}
+  copied = built / 'lipnext_jax' / 'configs'
+  assert {path.name for path in copied.glob('*.py')} == own
+  program = (
+    'from lipnext_jax import arguments\n'
+    'print(arguments.find_config("lipnext_jax:digits:smoke"))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=built,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout == f'{copied / "digits.py"}:smoke\n'

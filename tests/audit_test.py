@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 
+from packaging import requirements
 from packaging import utils
 import pytest
 
@@ -63,25 +64,46 @@ def test_a_network_that_is_away_does_not():
   assert load_audit().judge('', complaint)[1] == 0
 
 
-def read_pins(name):
-  text = (ROOT / name).read_text()
-  pins = re.findall(r'^([\w.-]+)==([\w.]+)', text, flags=re.MULTILINE)
-  return {utils.canonicalize_name(n): version for n, version in pins}
+PIN = r'^([\w.-]+==[\w.]+(?: ; [^\\\n]+)?)'
 
 
-def test_the_lock_file_is_the_constraints_with_hashes():
-  lock, pins = read_pins('requirements.lock'), read_pins('constraints.txt')
-  tools = {'pip', 'setuptools', 'wheel'}  # Of pip-tools; never constrained.
-  # Compilers for machines that are not here are gigabytes, and not locked.
-  pins = {
-    name: version
-    for name, version in pins.items()
-    if not re.match('libtpu|jax-cuda|nvidia-', name)
+def read_pins(name, python):
+  """Versions by name, for a Python such as '3.12' on Linux."""
+  linux = {
+    'python_version': python,
+    'python_full_version': f'{python}.1',
+    'platform_machine': 'x86_64',
+    'platform_python_implementation': 'CPython',
+    'sys_platform': 'linux',
   }
-  assert lock.keys() - tools == pins.keys()
-  assert {name: lock[name] for name in pins} == pins
-  entries = re.split(
-    r'^(?=[\w.-]+==)', (ROOT / 'requirements.lock').read_text(), flags=re.M
-  )[1:]
-  assert len(entries) == len(lock)
+  pins = {}
+  for line in re.findall(PIN, (ROOT / name).read_text(), flags=re.MULTILINE):
+    pin = requirements.Requirement(line)
+    if pin.marker is None or pin.marker.evaluate(linux):
+      assert pin.name not in pins
+      pins[utils.canonicalize_name(pin.name)] = str(pin.specifier)
+  return pins
+
+
+PYTHONS = ('3.11', '3.12', '3.13')
+
+
+@pytest.mark.parametrize('python', PYTHONS)
+def test_the_lock_file_is_the_constraints_with_hashes(python):
+  lock = read_pins('requirements.lock', python)
+  pins = read_pins('constraints.txt', python)
+  assert len(lock) > 80
+  assert {name: pins[name] for name in lock} == lock
+  text = (ROOT / 'requirements.lock').read_text()
+  entries = re.split(PIN, text, flags=re.MULTILINE)[2::2]
   assert all(re.search(r'--hash=sha256:[0-9a-f]{64}', e) for e in entries)
+
+
+def test_every_python_of_the_project_has_its_jax():
+  """3.11 ends at jax 0.10; the others take the newest."""
+  declared = re.findall(r'Python :: (3\.\d+)', (ROOT / 'setup.cfg').read_text())
+  assert tuple(declared) == PYTHONS
+  versions = [read_pins('constraints.txt', python) for python in PYTHONS]
+  assert len({pins['jax'] for pins in versions}) == 2
+  for pins in versions:
+    assert pins['jaxlib'] == pins['jax'] == pins['jax-cuda13-pjrt']

@@ -105,6 +105,10 @@ MISTAKES = {
     ['dataset.resize=256 leaves 6 % of an image'],
   ),
   'no config': (['--config='], ['--config']),
+  'a config that the package lacks': (
+    ['--config=lipnext_jax:digit'],
+    ["--config='lipnext_jax:digit' is no config of the package", 'digits,'],
+  ),
   'a config that is not there': (
     ['--config=configs/none.py'],
     ['configs/none.py'],
@@ -117,7 +121,9 @@ def check_mistake(result, parts):
   code, out, err = result
   assert code == 2
   assert not out
-  (line,) = err.splitlines()
+  # On a busy machine, what takes long says so first.
+  reading = 'reading the data'
+  (line,) = (x for x in err.splitlines() if not x.startswith(reading))
   assert line.startswith('error: ')
   for part in parts:
     assert part in line
@@ -148,7 +154,8 @@ def test_the_real_program_says_the_same():
 
 
 def test_mode_config_prints_every_field_or_what_is_wrong(run_main):
-  code, out, err = run_main('--mode=config', DIGITS, '--config.model.depth=3')
+  by_name = ['--config', 'lipnext_jax:digits', '--config.model.depth=3']
+  code, out, err = run_main('--mode=config', *by_name)
   assert not code
   assert not err
   assert '\nmodel.depth = 3  (default: 32)\n' in out

@@ -1,5 +1,7 @@
 """The project as a whole: style, types, imports, README."""
 
+import collections
+import configparser
 import importlib
 import pathlib
 import pkgutil
@@ -68,26 +70,48 @@ def test_every_module_has_a_mirrored_test():
 LIGHT = ('optim', 'models', 'losses', 'certify')
 
 
-# absl and orbax are not blocked: optax and flax import them themselves.
+# What the extra `train` brings, except absl and orbax: optax and flax import
+# those themselves.
+TRAIN_PACKAGES = (
+  'PIL cloudpickle filelock flatbuffers grain jinja2 ml_collections '
+  'safetensors scipy sklearn tensorboardX tqdm'
+)
+PROGRAMS = ('', '.main', '.certify', '.data.prepare')
 IMPORT_ALONE = f"""
-import importlib, sys
-BLOCKED = 'grain ml_collections sklearn tensorboardX tqdm tensorflow PIL scipy'
+import importlib, runpy, sys
 class Blocker:
   def find_spec(self, name, path=None, target=None):
-    if name.split('.')[0] in BLOCKED.split():
-      raise ModuleNotFoundError(name)
+    if name.split('.')[0] in {TRAIN_PACKAGES.split()!r}:
+      raise ModuleNotFoundError(f'no {{name}}', name=name)
 sys.meta_path.insert(0, Blocker())
 for module in {LIGHT!r}:
   importlib.import_module('lipnext_jax.' + module)
 print('light')
-import lipnext_jax.train
+for program in {PROGRAMS!r}:
+  try:
+    runpy.run_module('lipnext_jax' + program, run_name='__main__')
+  except SystemExit as stop:
+    print(stop.code)
 """
 
 
 def test_the_libraries_need_jax_flax_optax_and_numpy_alone():
   done = run(sys.executable, '-c', IMPORT_ALONE)
-  assert done.stdout == 'light\n', done.stderr
-  assert 'ModuleNotFoundError' in done.stderr  # The rest needs more.
+  assert done.stdout.split() == ['light', *'2222'], done.stderr
+  lines = done.stderr.splitlines()
+  assert len(lines) == 4
+  extras = ('train', 'train', 'train', 'data')
+  for line, extra in zip(lines, extras, strict=True):
+    assert 'needs a package that is not installed' in line
+    assert f"pip install -c constraints.txt -e '.[{extra}]'" in line
+
+
+def test_the_core_is_declared_to_need_no_more():
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  needs = setup['options']['install_requires'].split('\n')
+  names = {requirements.Requirement(line).name for line in needs if line}
+  assert names == {'jax', 'flax', 'optax', 'numpy'}
 
 
 def test_every_benchmark_is_run_by_a_test_or_needs_what_ci_lacks():
@@ -145,18 +169,21 @@ def test_links_and_paths_of_the_documentation_exist(path):
 
 
 def test_constraints_pin_every_dependency_within_its_floor():
-  pins = {}
+  pins = collections.defaultdict(list)
   for line in (ROOT / 'constraints.txt').read_text().splitlines():
     if line and not line.startswith('#'):
-      name, version = line.split('==')
-      pins[utils.canonicalize_name(name)] = version
+      pin = requirements.Requirement(line)
+      (version,) = pin.specifier
+      pins[utils.canonicalize_name(pin.name)].append(version.version)
   text = (ROOT / 'setup.cfg').read_text()
-  # `cuda` and `tpu` need wheels that do not exist for every machine.
-  floors = re.findall(r'^    ([\w-]+ >= [\w.]+)$', text, flags=re.MULTILINE)
-  assert len(floors) > 15
+  floors = re.findall(
+    r'^    ([\w-]+(?:\[\w+\])? >= .+)$', text, flags=re.MULTILINE
+  )
+  assert len(floors) > 25
   for floor in map(requirements.Requirement, floors):
-    pin = pins[utils.canonicalize_name(floor.name)]
-    assert floor.specifier.contains(pin), (floor, pin)
+    found = pins[utils.canonicalize_name(floor.name)]
+    assert found, floor
+    assert all(floor.specifier.contains(pin) for pin in found), (floor, found)
 
 
 def test_every_dependency_is_justified():

@@ -26,16 +26,22 @@ import jax
 import numpy as np
 
 from lipnext_jax import certify
-from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import models
 from lipnext_jax.certify import decimals
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import predictor as predictor_lib
 from lipnext_jax.certify import rigorous
-from lipnext_jax.checkpoint import restore
-from lipnext_jax.data import inputs
-from lipnext_jax.runtime import command
+
+try:
+  from lipnext_jax import config as config_lib
+  from lipnext_jax.checkpoint import restore
+  from lipnext_jax.data import inputs
+  from lipnext_jax.runtime import command
+except ImportError as missing:
+  if __name__ != '__main__':
+    raise
+  errors.exit_for_extra('train', missing)
 
 _NOTE = (
   'fast because: {}; for weights that you did not train, rigorous certificates '

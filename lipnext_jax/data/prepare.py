@@ -20,9 +20,6 @@ import sys
 from typing import Any
 from typing import NamedTuple
 
-from absl import app
-from absl import flags
-import filelock
 import numpy as np
 
 from lipnext_jax import errors
@@ -30,6 +27,10 @@ from lipnext_jax import files
 from lipnext_jax import terminal
 
 try:
+  from absl import app
+  from absl import flags
+  import filelock
+
   from lipnext_jax.data import jobs
   from lipnext_jax.data import official
   from lipnext_jax.data import records
@@ -37,16 +38,10 @@ try:
   from lipnext_jax.data.formats import imagenet
   from lipnext_jax.data.formats import layouts
   from lipnext_jax.data.formats import tiny_imagenet
-except ImportError as missing:  # The `data` extra's packages.
+except ImportError as missing:
   if __name__ != '__main__':
     raise
-  print(
-    f'error: data.prepare needs a package that is not installed '
-    f'({missing.name}); install it: '
-    "pip install -c constraints.txt -e '.[data]'.",
-    file=sys.stderr,
-  )
-  sys.exit(errors.ConfigError.exit_code)
+  errors.exit_for_extra('data', missing)
 
 _SHOWN = 10  # Bad records on the screen; the file has all.
 
