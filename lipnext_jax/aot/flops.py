@@ -162,7 +162,10 @@ def saved_activations(jaxpr: Any, batch: int, tokens: int) -> int:
   total = 0
   for eqn in open_jaxpr(jaxpr).eqns:
     if eqn.primitive.name == 'scan':
-      for out in eqn.outvars[eqn.params['num_carry'] :]:
+      body = open_jaxpr(eqn.params['jaxpr'])
+      for out, of_a_layer in zip(eqn.outvars, body.outvars, strict=True):
+        if out.aval.ndim == of_a_layer.aval.ndim:
+          continue  # Carried on, not stacked up.
         _, *rest = out.aval.shape
         flat = len(rest) == 2 and rest[0] == tokens
         if flat or (len(rest) > 2 and rest[0] % batch == 0):
