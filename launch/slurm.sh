@@ -16,8 +16,8 @@
 #   GRACE         seconds between SIGTERM and the end (180)
 #   PARTITION     of the cluster (its default)
 #   CPUS          cores per GPU, for data workers (8)
-#   PYTHON        with the package and its `cuda` extra (.venv/bin/python; in a
-#                 CONTAINER: python)
+#   PYTHON        with the package and its extras `train` and `cuda`
+#                 (.venv/bin/python; in a CONTAINER: python)
 #   CONTAINER     .sif file of Apptainer to run in (none); docs/pods.md makes one.
 #                 It sees your home, the current folder and what APPTAINER_BIND
 #                 names, e.g. APPTAINER_BIND=/shared
