@@ -40,7 +40,9 @@ SCHEMAS = [
 ]
 
 
-@pytest.mark.parametrize(('path', 'schema'), SCHEMAS, ids=str)
+@pytest.mark.parametrize(
+  ('path', 'schema'), SCHEMAS, ids=lambda x: getattr(x, 'name', x)
+)
 def test_a_file_is_what_its_schema_wants(path, schema, tmp_path):
   done = check(path, schema)
   assert done.returncode == 0, done.stdout + done.stderr
