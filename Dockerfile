@@ -7,7 +7,7 @@
 #     --config=configs/digits.py --workdir=/data/runs/digits
 #
 # The CUDA libraries come from pip; the host needs its driver and the NVIDIA
-# container toolkit alone. constraints.txt is resolved for this Python.
+# container toolkit alone.
 FROM python:3.11.15-slim-bookworm
 
 # NCCL looks for InfiniBand through these.
@@ -31,7 +31,7 @@ RUN case "$ACCELERATOR" in \
   esac \
   && pip install --no-cache-dir -c constraints.txt ".[$extras]"
 
-COPY README.md LICENSE ./
+COPY README.md LICENSE setup.py ./
 COPY benchmarks/ benchmarks/
 COPY configs/ configs/
 COPY lipnext_jax/ lipnext_jax/

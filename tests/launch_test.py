@@ -307,7 +307,7 @@ def test_the_dockerfile_is_clean():
   done = lint(ROOT / 'Dockerfile', 'hadolint')
   assert done.returncode == 0, done.stdout
   (base,) = of('FROM')
-  assert re.fullmatch(r'python:3\.11\.\d+-slim-\w+', base)  # constraints.txt's.
+  assert re.fullmatch(r'python:3\.11\.\d+-slim-\w+', base)
 
 
 def test_what_the_image_copies_exists_and_reaches_it():
