@@ -10,7 +10,8 @@
 # again, and they go on from there.
 #
 #   NAME         of the JobSet (lipnext)
-#   IMAGE        with the repository in /lipnext_jax, installed (required)
+#   IMAGE        made with the Dockerfile, or another that has the repository in
+#                /lipnext_jax, installed (required)
 #   NODES        pods (1)
 #   RESOURCE     what a pod asks for: nvidia.com/gpu or google.com/tpu (the first)
 #   CHIPS        how many of it (8)
@@ -18,6 +19,8 @@
 #                'cloud.google.com/gke-tpu-accelerator=tpu-v5p-slice
 #                cloud.google.com/gke-tpu-topology=2x2x4'
 #   CLAIM        PersistentVolumeClaim mounted at /data (data)
+#   RUN_AS       user and group of the pods, and group of the volume, e.g. 1000
+#                (root, which may write to any volume)
 #   GRACE        seconds between SIGTERM and the end (180)
 #   RESTARTS     at most (100)
 #   DRY_RUN      1: print the manifest, apply nothing
@@ -55,7 +58,16 @@ spec:
           spec:
             restartPolicy: Never
             terminationGracePeriodSeconds: ${GRACE:-180}
+            securityContext:
+              runAsUser: ${RUN_AS:-0}
 EOF
+  if [[ -n ${RUN_AS:-} ]]; then
+    cat <<EOF
+              runAsGroup: $RUN_AS
+              fsGroup: $RUN_AS
+              fsGroupChangePolicy: OnRootMismatch
+EOF
+  fi
   if [[ -n ${SELECTOR:-} ]]; then
     echo '            nodeSelector:'
     for label in $SELECTOR; do

@@ -16,7 +16,13 @@
 #   GRACE         seconds between SIGTERM and the end (180)
 #   PARTITION     of the cluster (its default)
 #   CPUS          cores per GPU, for data workers (8)
-#   PYTHON        with the package and its `cuda` extra (.venv/bin/python)
+#   PYTHON        with the package and its extras `train` and `cuda`
+#                 (.venv/bin/python; in a CONTAINER: python)
+#   CONTAINER     .sif file of Apptainer to run in (none); docs/pods.md makes one.
+#                 It sees your home, the current folder and what APPTAINER_BIND
+#                 names, e.g. APPTAINER_BIND=/shared
+#   SETUP         shell commands that the job starts with, e.g. 'module load
+#                 apptainer' (none)
 #   SBATCH_FLAGS  anything else for sbatch, e.g. '--account=me'
 #   DRY_RUN       1: print the commands, run nothing
 set -euo pipefail
@@ -46,13 +52,27 @@ if [[ -z ${LIPNEXT_IN_JOB:-} ]]; then
   [[ ${DRY_RUN:-0} == 1 ]] || exit 0
 fi
 
+if [[ -n ${SETUP:-} ]]; then
+  if [[ ${DRY_RUN:-0} == 1 ]]; then
+    echo "$SETUP"
+  else
+    set +u  # The scripts of `module` read variables that need not be set.
+    eval "$SETUP"
+    set -u
+  fi
+fi
+python=("${PYTHON:-.venv/bin/python}")
+if [[ -n ${CONTAINER:-} ]]; then
+  python=(apptainer exec --nv "$CONTAINER" "${PYTHON:-python}")
+fi
+
 code=0
 # Every process sees all GPUs of its node, so that NCCL can use NVLink; JAX
 # takes the one of its rank.
 # srun does not take over --cpus-per-task from sbatch (since SLURM 22.05).
 run srun --kill-on-bad-exit=1 --gpu-bind=none \
   --cpus-per-task="${CPUS:-8}" \
-  "${PYTHON:-.venv/bin/python}" -m lipnext_jax.main --coordinator=auto "$@" ||
+  "${python[@]}" -m lipnext_jax.main --coordinator=auto "$@" ||
   code=$?
 if ((code == 143)); then
   run scontrol requeue "$SLURM_JOB_ID"

@@ -1,12 +1,16 @@
-"""The launchers, as far as they go without a cluster; local.sh for real is in
-parallel/distributed_test.py."""
+"""The launchers and the image, as far as they go without a cluster; local.sh
+for real is in parallel/distributed_test.py."""
 
+import configparser
+import json
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
 
 import kubernetes_validate
+from packaging import requirements
 import pytest
 import yaml
 
@@ -26,17 +30,22 @@ def run(script, *flags, **environment):
   )
 
 
-def lint(path):
-  shellcheck = pathlib.Path(sys.executable).parent / 'shellcheck'
+def lint(path, linter='shellcheck'):
+  linter = pathlib.Path(sys.executable).parent / linter
   return subprocess.run(
-    [shellcheck, str(path)], capture_output=True, text=True, check=False
+    [linter, str(path)], capture_output=True, text=True, check=False
   )
 
 
-def test_the_linter_can_fail(tmp_path):
+def test_the_linters_can_fail(tmp_path):
   bad = tmp_path / 'bad.sh'
   bad.write_text('#!/usr/bin/env bash\nrm $1\n')
   assert 'SC2086' in lint(bad).stdout
+  bad = tmp_path / 'Dockerfile'
+  bad.write_text('FROM python\nRUN pip install jax && rm $1\n')
+  found = lint(bad, 'hadolint').stdout
+  for rule in ('DL3006', 'DL3013', 'SC2086'):  # No tag, no version, no quotes.
+    assert rule in found
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
@@ -99,6 +108,47 @@ def test_slurm_queues_again_what_saved_a_checkpoint(tmp_path):
   assert (done.returncode, done.stdout) == (2, '')
 
 
+def test_slurm_runs_in_a_container_after_the_setup():
+  options = {
+    'DRY_RUN': '1',
+    'SETUP': 'module load apptainer',
+    'CONTAINER': 'my lipnext.sif',
+  }
+  done = run('slurm.sh', *FLAGS, **options)
+  assert done.returncode == 0, done.stderr
+  _, setup, srun = map(shlex.split, done.stdout.splitlines())
+  assert setup == ['module', 'load', 'apptainer']
+  command = srun[srun.index('apptainer') :]
+  assert command[:5] == [
+    'apptainer',
+    'exec',
+    '--nv',
+    'my lipnext.sif',
+    'python',
+  ]
+  assert command[5:] == [
+    '-m',
+    'lipnext_jax.main',
+    '--coordinator=auto',
+    *FLAGS,
+  ]
+
+
+def test_slurm_finds_what_the_setup_loads(tmp_path):
+  """And does not start without it."""
+  tool = tmp_path / 'srun'
+  tool.write_text('#!/bin/sh\necho "$@"\n')
+  tool.chmod(0o755)
+  job = {'LIPNEXT_IN_JOB': '1', 'SLURM_JOB_ID': '7'}
+  # As modules do: a variable that may be unset, and a longer PATH.
+  setup = f'export OLD=$UNSET PATH={tmp_path}:$PATH'
+  done = run('slurm.sh', *FLAGS, SETUP=setup, **job)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.rstrip().endswith(' '.join(FLAGS))
+  done = run('slurm.sh', *FLAGS, SETUP=f'{setup}; false', **job)
+  assert (done.returncode, done.stdout) == (1, '')
+
+
 def test_tpu_hosts_all_get_the_same_command():
   done = run('tpu_pod.sh', *FLAGS, DRY_RUN='1', TPU='pod', ZONE='z', SETUP='1')
   assert done.returncode == 0, done.stderr
@@ -107,7 +157,7 @@ def test_tpu_hosts_all_get_the_same_command():
   assert copy[:5] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'scp']
   assert pack[-2].removeprefix('--output=') == copy[5]
   assert copy[6] == 'pod:'
-  assert '[tpu,data]' in install[-1]
+  assert '[train,data,tpu]' in install[-1]
   assert start[4:8] == ['ssh', 'pod', '--zone=z', '--worker=all']
   # What the remote shell makes of it is what was written here.
   remote = shlex.split(start[-1].removeprefix('--command='))
@@ -220,9 +270,97 @@ def test_the_manifest_is_valid_and_carries_the_flags():
   ]
 
 
+def test_pods_run_as_root_or_as_whom_they_are_told():
+  assert check_jobset(manifest())['template']['spec']['securityContext'] == {
+    'runAsUser': 0
+  }
+  spec = check_jobset(manifest(RUN_AS='1000'))['template']['spec']
+  assert spec['securityContext'] == {
+    'runAsUser': 1000,
+    'runAsGroup': 1000,
+    'fsGroup': 1000,
+    'fsGroupChangePolicy': 'OnRootMismatch',
+  }
+
+
 def test_a_field_that_kubernetes_does_not_know_is_found():
   wrong = manifest()
   job = wrong['spec']['replicatedJobs'][0]['template']['spec']
   job['completionsMode'] = job.pop('completionMode')
   with pytest.raises(kubernetes_validate.ValidationError):
     check_jobset(wrong)
+
+
+def image():
+  """The instructions of the Dockerfile: [(word, rest)], lines joined."""
+  lines = (ROOT / 'Dockerfile').read_text().splitlines()
+  text = '\n'.join(line for line in lines if not line.startswith('#'))
+  text = text.replace('\\\n', '')
+  return [line.split(maxsplit=1) for line in text.splitlines() if line]
+
+
+def of(word):
+  return [rest for found, rest in image() if found == word]
+
+
+def test_the_dockerfile_is_clean():
+  done = lint(ROOT / 'Dockerfile', 'hadolint')
+  assert done.returncode == 0, done.stdout
+  (base,) = of('FROM')
+  assert re.fullmatch(r'python:3\.11\.\d+-slim-\w+', base)
+
+
+def test_what_the_image_copies_exists_and_reaches_it():
+  copied = [path for rest in of('COPY') for path in rest.split()[:-1]]
+  assert {'setup.cfg', 'constraints.txt', 'lipnext_jax/'} <= {*copied}
+  ignored, *seen = (ROOT / '.dockerignore').read_text().splitlines()[1:]
+  assert ignored == '*'
+  for path in copied:
+    assert (ROOT / path).exists(), path
+    assert f'!{path.rstrip("/")}' in seen
+
+
+@pytest.mark.parametrize('accelerator', ['cuda', 'tpu', 'cpu'])
+def test_the_image_installs_extras_that_exist(accelerator, tmp_path):
+  """Its commands as they are, with pip played by a script."""
+  pip = tmp_path / 'pip'
+  pip.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+  pip.chmod(0o755)
+  install, last = [rest for rest in of('RUN') if 'pip install' in rest]
+
+  def play(accelerator):
+    return subprocess.run(
+      ['sh', '-c', install],
+      env={'PATH': f'{tmp_path}:/usr/bin:/bin', 'ACCELERATOR': accelerator},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  done = play(accelerator)
+  assert done.returncode == 0, done.stderr
+  *command, project = done.stdout.splitlines()
+  assert command == ['install', '--no-cache-dir', '-c', 'constraints.txt']
+  extras = requirements.Requirement(f'x{project.removeprefix(".")}').extras
+  assert extras == {'train', 'data', accelerator} - {'cpu'}
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  assert extras <= {*setup['options.extras_require']}
+  assert last.endswith('--no-deps -e .')
+  done = play('gpu')
+  assert done.returncode == 2
+  assert done.stderr == 'error: ACCELERATOR=gpu; give cuda, tpu or cpu\n'
+  assert of('ARG') == ['ACCELERATOR=cuda']
+
+
+def test_the_image_has_what_the_manifest_expects():
+  pod = check_jobset(manifest())['template']['spec']
+  (container,) = pod['containers']
+  assert of('WORKDIR') == [container['workingDir']]
+  (entrypoint,) = map(json.loads, of('ENTRYPOINT'))
+  assert container['command'][: len(entrypoint)] == entrypoint
+  mounts = {m['name']: m['mountPath'] for m in container['volumeMounts']}
+  commands = ' '.join(of('RUN'))
+  assert f'--owner=lipnext --group=lipnext {mounts["data"]}' in commands
+  assert '--uid=1000' in commands
+  assert of('USER') == ['1000']

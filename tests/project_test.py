@@ -6,14 +6,19 @@ import importlib
 import pathlib
 import pkgutil
 import re
+import signal
 import subprocess
 import sys
 
 from packaging import requirements
 from packaging import utils
 import pytest
+import yaml
 
 import lipnext_jax
+from lipnext_jax import errors
+from lipnext_jax import terminal
+from lipnext_jax.attacks import __main__ as attacks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULES = sorted(
@@ -28,18 +33,22 @@ def run(*command, **options):
   )
 
 
-@pytest.mark.parametrize(
-  'command',
-  [
-    ('ruff', 'check', '.'),
-    ('ruff', 'format', '--check', '.'),
-    ('mypy',),
-  ],
-  ids=' '.join,
-)
+LINTERS = ['ruff check .', 'ruff format --check .', 'mypy']
+
+
+@pytest.mark.parametrize('command', LINTERS)
 def test_style_and_types(command):
-  done = run(sys.executable, '-m', *command)
+  done = run(sys.executable, '-m', *command.split())
   assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_commits_are_checked_by_the_same_linters():
+  config = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())
+  (local,) = config['repos']
+  assert local['repo'] == 'local'  # No versions but those of constraints.txt.
+  entries = [hook['entry'] for hook in local['hooks']]
+  assert entries == [f'.venv/bin/python -m {command}' for command in LINTERS]
+  assert not any(hook['pass_filenames'] for hook in local['hooks'])
 
 
 def test_style_and_types_can_fail(tmp_path):
@@ -126,7 +135,8 @@ def test_every_benchmark_is_run_by_a_test_or_needs_what_ci_lacks():
     assert needs_matplotlib or named, path.name
 
 
-MARKDOWN = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = sorted((ROOT / 'docs').glob('*.md'))
+MARKDOWN = [*sorted(ROOT.glob('*.md')), *PAGES]
 README = (ROOT / 'README.md').read_text()
 
 
@@ -166,6 +176,23 @@ def test_python_blocks_of_the_documentation_run(run_command):
 def test_links_and_paths_of_the_documentation_exist(path):
   for target in re.findall(r'\]\(([^)#:]+)\)', path.read_text()):
     assert (path.parent / target).exists(), target
+
+
+def test_the_readme_links_every_page():
+  linked = set(re.findall(r'\]\(([^)#:]+)\)', README))
+  pages = {str(path.relative_to(ROOT)) for path in MARKDOWN} - {'README.md'}
+  assert pages <= linked
+
+
+def test_the_readme_lists_every_exit_code():
+  first = re.findall(r'^\| ([\d, ]+) \|', README, re.MULTILINE)
+  listed = {int(code) for codes in first for code in codes.split(', ')}
+  kinds = [k for k in vars(errors).values() if isinstance(k, type)]
+  raised = {kind.exit_code for kind in kinds}
+  assert len(raised) > 5
+  ended = {0, attacks.BrokenCertificateError.exit_code, terminal.CLOSED}
+  ended |= {128 + number for number in (signal.SIGTERM, signal.SIGINT)}
+  assert listed == raised | ended
 
 
 def test_constraints_pin_every_dependency_within_its_floor():
