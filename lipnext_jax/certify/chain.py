@@ -9,24 +9,23 @@ import numpy as np
 
 from lipnext_jax.certify import bound
 from lipnext_jax.certify import rounding
+from lipnext_jax.certify.norms import frobenius_norm_bound
 from lipnext_jax.optim import trees
 
 
-def _norm(a: np.ndarray) -> float:
-  """An upper bound on the ℓ2 norm of all entries."""
-  a = np.asarray(a, np.float64)
-  return float(np.linalg.norm(a)) * (1 + 2 * rounding.FLOAT64.gamma(a.size + 2))
-
-
 def _product(w: np.ndarray, factor: float, tokens: int) -> rounding.Product:
-  return rounding.Product(factor, _norm(w), _terms(w), tokens * len(w))
+  return rounding.Product(
+    factor, frobenius_norm_bound(w), _terms(w), tokens * len(w)
+  )
 
 
 def _shift(r: np.ndarray, factor: float, tokens: int) -> rounding.Shift:
   """Recovers a bound on ‖R‖ from the block's factor 2·max(1, ‖R‖²) − 1."""
   moved, channels = r.shape
   spectral = ((factor + 1) / 2) ** 0.5 * (1 + 4 * rounding.FLOAT64.unit)
-  return rounding.Shift(factor, spectral, _norm(r), moved, channels, tokens)
+  return rounding.Shift(
+    factor, spectral, frobenius_norm_bound(r), moved, channels, tokens
+  )
 
 
 def _terms(w: np.ndarray) -> int:
@@ -68,12 +67,16 @@ def lipnext_chain(
     # What goes in is x − 1/2, exact: the subtraction only rounds.
     rounding.AddConstant(0.0, tokens * len(q)),
     _product(q, factors['stem/Q'][0], tokens),
-    rounding.AddConstant(_norm(stem['bias']) * tokens**0.5, size, _terms(q)),
+    rounding.AddConstant(
+      frobenius_norm_bound(stem['bias']) * tokens**0.5, size, _terms(q)
+    ),
   ]
   for layer in range(depth):
     m = np.asarray(blocks['M'][layer])
     steps.append(
-      rounding.AddConstant(_norm(blocks['pos'][layer]) * width**0.5, size)
+      rounding.AddConstant(
+        frobenius_norm_bound(blocks['pos'][layer]) * width**0.5, size
+      )
     )
     if 'R' in blocks:
       r = np.asarray(blocks['R'][layer])
@@ -81,7 +84,9 @@ def lipnext_chain(
     steps += [
       _product(m, factors['blocks/M'][layer], tokens),
       rounding.AddConstant(
-        _norm(blocks['bias'][layer]) * tokens**0.5, size, _terms(m)
+        frobenius_norm_bound(blocks['bias'][layer]) * tokens**0.5,
+        size,
+        _terms(m),
       ),
     ]
   return [*steps, rounding.Pool(tokens, width)]

@@ -52,8 +52,13 @@ def to_float64(array: Any) -> np.ndarray:
   raise ValueError(f'{array.dtype} numbers that float64 does not hold.')
 
 
-def _frobenius_upper(a: np.ndarray) -> float:
-  """Bounds ‖a‖_F from above: its sum of squares rounds by γ_{size + 2}."""
+def frobenius_norm_bound(a: np.ndarray) -> float:
+  """Bounds ‖a‖_F from above: its sum of squares rounds by γ_{size + 2}.
+
+  >>> frobenius_norm_bound(np.array([[3.0], [4.0]])) >= 5
+  True
+  """
+  a = np.asarray(a, np.float64)
   return float(np.linalg.norm(a)) * (1 + 2 * _gamma(a.size + 2))
 
 
@@ -68,7 +73,7 @@ def _symmetric_norm_upper(s: np.ndarray, squarings: int) -> float:
   ‖S‖₂² = ‖S²‖₂ <= ‖fl(S²)‖₂ + γ_n ‖S‖_F², then the same for fl(S²).
   """
   if not squarings:
-    return _frobenius_upper(s)
+    return frobenius_norm_bound(s)
   largest = float(np.max(np.abs(s), initial=0.0))
   if not 0 < largest < math.inf:
     return largest
@@ -77,7 +82,7 @@ def _symmetric_norm_upper(s: np.ndarray, squarings: int) -> float:
   exponent = math.frexp(largest)[1]
   s = np.ldexp(s, -exponent)
   inner = _symmetric_norm_upper(_symmetric(s @ s), squarings - 1)
-  frobenius = _frobenius_upper(s)  # Below n: no overflow.
+  frobenius = frobenius_norm_bound(s)  # Below n: no overflow.
   rounding = 2 * _gamma(s.shape[0]) * frobenius * frobenius
   # 1 + 8u covers the few scalar operations, the root included.
   scaled = math.sqrt(inner + rounding) * (1 + 8 * UNIT_ROUNDOFF)
@@ -112,7 +117,7 @@ def spectral_norm_bound(w: np.ndarray) -> float:
     w = w.T
   m, n = w.shape
   with np.errstate(over='ignore', invalid='ignore'):
-    frobenius = _frobenius_upper(w)
+    frobenius = frobenius_norm_bound(w)
     d = _symmetric(w.T @ w) - np.eye(n)
     if not np.all(np.isfinite(d)):  # Entries from 1e150 on: WᵀW overflows.
       return max(1.0, frobenius)
@@ -152,7 +157,7 @@ def norm_bound(w: np.ndarray, squarings: int = _NORM_SQUARINGS) -> float:
   # underflows vanishes in the factor 2 of `rounding`.
   exponent = math.frexp(largest)[1]
   w = np.ldexp(w, -exponent)
-  frobenius = _frobenius_upper(w)
+  frobenius = frobenius_norm_bound(w)
   gram = _symmetric_norm_upper(_symmetric(w.T @ w), squarings)
   rounding = 2 * _gamma(w.shape[0]) * frobenius * frobenius
   scaled = math.sqrt(gram + rounding) * (1 + 8 * UNIT_ROUNDOFF)
