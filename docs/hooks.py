@@ -123,7 +123,7 @@ def fields_markdown():
 
   # Each is "name = value" and, in lines that are indented, its meaning.
   entries = re.split(r'\n(?=\w)', config.describe(config.default_config()))
-  sections = {'the run': []}
+  sections: dict[str, list[str]] = {'the run': []}
   for entry in entries:
     head, meaning = entry.split('\n    ', 1)
     name, value = head.split(' = ', 1)

@@ -56,7 +56,7 @@ def read_as_github(text):
 
 
 def read_as_site(text):
-  extensions = ['attr_list', 'def_list', 'fenced_code', 'tables', 'toc']
+  extensions = ['def_list', 'fenced_code', 'tables', 'toc']
   return Page(markdown.markdown(text, extensions=extensions)).content
 
 

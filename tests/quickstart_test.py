@@ -20,6 +20,7 @@ def shares(outputs):
 
 @pytest.mark.slow  # It trains.
 def test_the_notebook_runs_and_its_outputs_are_fresh(tmp_path, monkeypatch):
+  monkeypatch.delenv('MPLBACKEND', raising=False)  # Figures go to the notebook.
   # Nothing is kept in the home folder.
   for name in ('IPYTHONDIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTER_DATA_DIR'):
     monkeypatch.setenv(name, str(tmp_path))
