@@ -215,3 +215,4 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
   'logit_annealing': logit_annealing_loss,
   'cross_entropy': cross_entropy_loss,
 }
+"""The losses by the names that a config gives them."""

@@ -39,10 +39,15 @@ CLAIM = (
 
 
 class Constants(NamedTuple):
-  """The two numbers that a fast certificate needs of a model's parameters."""
+  """The two numbers that a fast certificate needs of a model's parameters.
 
-  lipschitz: Any  # Λ.
-  offset: Any  # Λ₊ Σ ‖c‖ + max|b|: B + max|b| where x = 1/2.
+  Attributes:
+    lipschitz: Λ.
+    offset: Λ₊ Σ ‖c‖ + max|b|, which is B + max|b| where x = 1/2.
+  """
+
+  lipschitz: Any
+  offset: Any
 
   def on_device(self) -> 'Constants':
     """Returns them in float32, rounded up, for programs that take them."""

@@ -40,6 +40,7 @@ from lipnext_jax.optim import trees
 FORMAT = 2  # Raised whenever an older loader would misread a newer file.
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 CERTIFICATES = ('fast', 'rigorous')
+"""The names of the certificates: float32, and float64 with proved rounding."""
 UNITS = (
   'ℓ2 distance between images as the network gets them (scaled and cropped to '
   'image_shape), pixels in [0, 1]'
@@ -62,18 +63,28 @@ _REMEDY = 'write it again with `python -m lipnext_jax.certify --export`'
 
 
 class Contents(NamedTuple):
-  """A model that is ready to be certified, and what its users need to know."""
+  """A model that is ready to be certified, and what its users need to know.
 
-  model: interface.CertifiedModel  # Explicit: float32, highest precision.
-  params: Any  # Explicit, float32.
-  image_shape: tuple[int, ...]  # (H, W, ch).
-  certificate: str = 'fast'  # One of `CERTIFICATES`.
-  class_names: tuple[str, ...] = ()  # By label; empty: not known.
-  # What the shorter side of an image file is scaled to before its centre is cut
-  # out, as evaluation did; 0: files must have the size.
+  Attributes:
+    model: the explicit model: float32, products at the highest precision.
+    params: its weights, float32.
+    image_shape: (H, W, ch) of the images.
+    certificate: one of `CERTIFICATES`.
+    class_names: the name of each label; empty if they are not known.
+    resize: what the shorter side of an image file is scaled to before its
+      centre is cut out, as evaluation did; 0: files must have the size.
+    config: plain data, for provenance.
+    versions: packages that wrote the file.
+  """
+
+  model: interface.CertifiedModel
+  params: Any
+  image_shape: tuple[int, ...]
+  certificate: str = 'fast'
+  class_names: tuple[str, ...] = ()
   resize: int = 0
-  config: Mapping[str, Any] = {}  # Plain data, for provenance.
-  versions: Mapping[str, str] = {}  # Of the packages that wrote the file.
+  config: Mapping[str, Any] = {}
+  versions: Mapping[str, str] = {}
 
 
 class Predictor:

@@ -11,12 +11,12 @@ from lipnext_jax.models.layers import min_max
 from lipnext_jax.models.layers import spatial_shift
 from lipnext_jax.models.lipnext import LipNeXt
 
-# The models by the names that a config gives them.
 MODELS: dict[str, type[CertifiedModel]] = {
   'lipnext': LipNeXt,
   'liresnet': LiResNet,
   'bronet': BRONet,
 }
+"""The models by the names that a config gives them."""
 
 __all__ = [
   'MODELS',

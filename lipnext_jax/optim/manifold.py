@@ -44,13 +44,21 @@ MOMENTS = ('auto', 'algebra', 'ambient')
 
 
 class OrthogonalState(NamedTuple):
-  """State of `orthogonal`; `slow` and `total` are None without lookahead."""
+  """State of `orthogonal`.
 
-  step: jax.Array  # Shape (): int32, updates so far.
-  inner: optax.OptState  # Of the inner rule; its leaves are steps.
-  slow: optax.Params  # X_slow, like the parameters.
-  total: optax.Updates  # ΣΔ since the last sync, a step.
-  expected: optax.Params  # Fingerprints of X + update, [..., 1, 1].
+  Attributes:
+    step: updates so far, int32 of shape ().
+    inner: state of the inner rule; its leaves are steps.
+    slow: X_slow, like the parameters; None without lookahead.
+    total: ΣΔ since the last sync, a step; None without lookahead.
+    expected: fingerprints of X + update, [..., 1, 1].
+  """
+
+  step: jax.Array
+  inner: optax.OptState
+  slow: optax.Params
+  total: optax.Updates
+  expected: optax.Params
 
 
 class _Options(NamedTuple):

@@ -1,0 +1,152 @@
+"""The site builds without a warning, holds together and stands alone."""
+
+import doctest
+import html.parser
+import importlib.util
+import pathlib
+import re
+import sys
+import urllib.parse
+
+import markdown
+import markdown_it
+import pytest
+
+from lipnext_jax import certify
+from lipnext_jax import config
+from lipnext_jax import losses
+from lipnext_jax import models
+from lipnext_jax import optim
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MARKDOWN = sorted(
+  [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('benchmarks/*.md')]
+)
+# What a browser fetches by itself, from another host.
+REMOTE = re.compile(
+  r'<(?:script|img|link|iframe|source)\b[^>]*\b(?:src|href)="(?:https?:)?//'
+  r'|(?:url\(|@import)\s*["\']?(?:https?:)?//'
+)
+
+
+class Page(html.parser.HTMLParser):
+  """The links and the names of a page; its words, and how they are laid out."""
+
+  SHAPES = re.compile('em|strong|code|pre|[uo]l|li|t[rhd]|table|a|img|h[1-6]')
+
+  def __init__(self, text):
+    super().__init__()
+    self.links, self.names, self.content = [], {''}, []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    self.links += [attrs[a] for a in ('href', 'src') if a in attrs]
+    self.names.add(attrs.get('id'))
+    if self.SHAPES.fullmatch(tag):
+      self.content.append(f'<{tag}>')
+
+  def handle_data(self, data):
+    self.content += data.split()
+
+
+def read_as_github(text):
+  parser = markdown_it.MarkdownIt('commonmark').enable(['table'])
+  return Page(parser.render(text)).content
+
+
+def read_as_site(text):
+  extensions = ['def_list', 'fenced_code', 'tables', 'toc']
+  return Page(markdown.markdown(text, extensions=extensions)).content
+
+
+@pytest.mark.parametrize('path', MARKDOWN, ids=lambda path: path.name)
+def test_pages_read_the_same_on_github_and_on_the_site(path):
+  text = path.read_text()
+  assert read_as_site(text) == read_as_github(text)
+
+
+def test_a_page_that_reads_otherwise_is_noticed():
+  text = '* a:\n    - b\n\n  c\n* d'  # Four spaces before c would do.
+  assert read_as_site(text) != read_as_github(text)
+
+
+def test_examples_of_the_hooks():
+  path = ROOT / 'docs' / 'hooks.py'
+  spec = importlib.util.spec_from_file_location('hooks', path)
+  hooks = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(hooks)
+  results = doctest.testmod(hooks)
+  assert results.attempted > 2
+  assert not results.failed
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory, run_command):
+  """The site, built as users build it: {file of it: text}, and its folder."""
+  folder = tmp_path_factory.mktemp('site')
+  command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir']
+  done = run_command([*command, str(folder)])
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert 'WARNING' not in done.stderr
+  return {
+    path.relative_to(folder): path.read_text()
+    for path in folder.rglob('*')
+    if path.suffix in ('.html', '.css')
+  }, folder
+
+
+@pytest.mark.slow  # It starts mkdocs.
+def test_the_site_fetches_nothing_from_other_hosts(site):
+  texts, _ = site
+  assert len(texts) > 40
+  assert not [name for name, text in texts.items() if REMOTE.search(text)]
+  for fault in (
+    '<script async src="https://host/x.js">',
+    '<link rel="stylesheet" href="//host/x.css">',
+    '@font-face { src: url(https://host/x.woff2); }',
+  ):
+    assert REMOTE.search(fault)
+
+
+@pytest.mark.slow
+def test_links_of_the_site_resolve(site):
+  texts, folder = site
+  pages = {
+    folder / name: Page(text)
+    for name, text in texts.items()
+    if name.suffix == '.html'
+  }
+  checked = 0
+  for path, page in pages.items():
+    for link in page.links:
+      parts = urllib.parse.urlsplit(link)
+      if parts.scheme or path.name == '404.html':
+        continue
+      target = (path.parent / urllib.parse.unquote(parts.path)).resolve()
+      target = path if not parts.path else target
+      target = target / 'index.html' if target.is_dir() else target
+      assert target.exists(), (path, link)
+      if target in pages and parts.fragment:
+        fragment = urllib.parse.unquote(parts.fragment)
+        assert fragment in pages[target].names, (path, link)
+      checked += 1
+  assert checked > 1000
+
+
+@pytest.mark.slow
+def test_the_reference_has_every_public_name_and_every_field(site):
+  texts, _ = site
+  loss_names = ['LOSSES', *(f.__name__ for f in losses.LOSSES.values())]
+  for library, public in (
+    (optim, optim.__all__),
+    (models, models.__all__),
+    (certify, certify.__all__),
+    (losses, loss_names),
+  ):
+    folder = library.__name__.split('.')[1]
+    page = Page(texts[pathlib.Path('reference', folder, 'index.html')])
+    assert {f'{library.__name__}.{name}' for name in public} <= page.names
+  fields = texts[pathlib.Path('reference', 'config', 'index.html')]
+  for field in config.FIELDS:
+    assert f'<dt><code>{field}</code>' in fields
