@@ -1,8 +1,6 @@
 """`python -m lipnext_jax` answers, in any encoding."""
 
-import configparser
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,7 +8,6 @@ import pytest
 
 import lipnext_jax
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 HELP = ('--mode=compile', 'configs/folder.py', 'python -m lipnext_jax.certify')
 
 
@@ -35,9 +32,3 @@ def test_it_is_the_main_program_or_its_help(flags, code, parts):
   assert done.returncode == code
   for part in parts:
     assert part in done.stdout + done.stderr
-
-
-def test_the_version_is_that_of_the_package():
-  setup = configparser.ConfigParser()
-  setup.read(ROOT / 'setup.cfg')
-  assert lipnext_jax.__version__ == setup['metadata']['version']

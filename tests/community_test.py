@@ -9,6 +9,8 @@ import sys
 import pytest
 import yaml
 
+import lipnext_jax
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
 SETUP = configparser.ConfigParser()
@@ -54,8 +56,8 @@ def test_a_file_is_what_its_schema_wants(path, schema, tmp_path):
 def test_the_citation_is_the_readmes():
   found, paper = load('CITATION.cff'), load('CITATION.cff')['references'][0]
   setup = SETUP['metadata']
-  for key in ('version', 'license'):
-    assert found[key] == setup[key]
+  assert found['version'] == lipnext_jax.__version__
+  assert found['license'] == setup['license']
   assert found['title'] == setup['name']
   assert found['authors'] == [{'name': 'The lipnext_jax authors'}]
   article, software = re.findall(r'^@(?s:.*?)^}', README, re.MULTILINE)
@@ -76,7 +78,7 @@ def test_the_changelog_keeps_its_form():
   kinds = {'Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security'}
   assert {*re.findall(r'^### (.*)$', text, re.MULTILINE)} <= kinds
   # The version at hand is either released or announced.
-  assert SETUP['metadata']['version'] in text
+  assert lipnext_jax.__version__ in text
 
 
 def test_the_workflow_runs_the_readmes_command_on_every_python():
