@@ -1,6 +1,7 @@
 """`python -m lipnext_jax` answers, in any encoding."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 import lipnext_jax
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 HELP = ('--mode=compile', 'configs/folder.py', 'python -m lipnext_jax.certify')
 
 
