@@ -1,10 +1,18 @@
-"""Writes files at once or not at all."""
+"""Writes files at once or not at all, on a disk or in a bucket.
+
+A path may be an address, `gs://bucket/runs/x`. Everything that touches a
+workdir does so through this module, which alone knows the difference: writing
+one object is atomic, there are no folders to make, and none can be renamed.
+"""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import io
+import itertools
 import json
 import os
+import re
 import stat
 from typing import Any
 from typing import BinaryIO
@@ -12,8 +20,123 @@ from typing import TextIO
 
 import numpy as np
 
+from lipnext_jax import errors
+
 # Bytes. A manifest of a million files has less.
 MAX_JSON = 1 << 28
+
+
+def is_remote(path: str) -> bool:
+  """Returns whether a path is an address in an object store.
+
+  >>> is_remote('gs://bucket/runs/x'), is_remote('/runs/x')
+  (True, False)
+  """
+  return '://' in path
+
+
+def _store(path: str) -> Any:
+  """Returns the object store of an address, with the interface of fsspec.
+
+  Raises:
+    ConfigError: its scheme is not supported, or a package is missing.
+  """
+  if not re.match('gs://[^/]', path):
+    raise errors.ConfigError(
+      '--workdir',
+      path,
+      'is an address, no path',
+      'name a directory or gs://BUCKET/FOLDER; other storage can be mounted '
+      'where all processes see it',
+    )
+  try:
+    import fsspec
+    import gcsfs  # noqa: F401
+  except ImportError as error:
+    raise errors.ConfigError(
+      '--workdir',
+      path,
+      f'needs a package that is not installed ({error.name})',
+      "pip install 'lipnext_jax[gcs]'",
+    ) from None
+  # Also for epath, through which Orbax writes: neither would see in a listing
+  # that it kept what TensorStore has written since.
+  for name in ('gs', 'gcs'):
+    fsspec.config.conf.setdefault(name, {})['use_listings_cache'] = False
+  return fsspec.filesystem('gcs', finalize_on_close=True)
+
+
+def exists(path: str) -> bool:
+  """Returns whether there is a file or a folder of that name."""
+  return _store(path).exists(path) if is_remote(path) else os.path.exists(path)
+
+
+def is_folder(path: str) -> bool:
+  """Returns whether there is a folder; in a bucket, anything below the name."""
+  if not is_remote(path):
+    return os.path.isdir(path)
+  with contextlib.suppress(FileNotFoundError):
+    return _store(path).info(path)['type'] == 'directory'
+  return False
+
+
+def make_folder(path: str) -> None:
+  """Makes a folder and those above it; a bucket needs none."""
+  if not is_remote(path):
+    os.makedirs(path, exist_ok=True)
+
+
+def list_folder(path: str) -> list[str]:
+  """Lists the names in a folder.
+
+  Raises:
+    OSError: there is no such folder.
+  """
+  if is_remote(path):
+    return [os.path.basename(p) for p in _store(path).ls(path, detail=False)]
+  return os.listdir(path)
+
+
+def walk(folder: str) -> Iterator[str]:
+  """Yields the names of all files below a folder, relative to it."""
+  if is_remote(folder):
+    for name in _store(folder).find(folder):
+      yield os.path.relpath(f'gs://{name}', folder)
+    return
+  for parent, _, names in os.walk(folder):
+    for path in (os.path.join(parent, name) for name in names):
+      if os.path.isfile(path):  # A pipe or a device would be read for ever.
+        yield os.path.relpath(path, folder)
+
+
+def absolute(path: str, *, follow_links: bool = False) -> str:
+  """Returns a path from the root, an address as it is."""
+  if is_remote(path):
+    return path
+  return os.path.realpath(path) if follow_links else os.path.abspath(path)
+
+
+def move_aside(folder: str, parent: str) -> str:
+  """Moves a folder into `parent` as NAME-0, NAME-1, …, the first that is free.
+
+  In a bucket it is copied and then removed: after a kill in between, there are
+  two of it, the first one whole or damaged.
+
+  Returns:
+    Its new path.
+  """
+  name = os.path.basename(folder)
+  targets = (f'{parent}/{name}-{i}' for i in itertools.count())
+  if is_remote(folder):
+    store = _store(folder)
+    target = next(path for path in targets if not store.exists(path))
+    store.copy(f'{folder}/', f'{target}/', recursive=True)
+    store.rm(folder, recursive=True)
+    return target
+  os.makedirs(parent, exist_ok=True)
+  target = next(path for path in targets if not os.path.lexists(path))
+  os.rename(folder, target)
+  return target
 
 
 @contextlib.contextmanager
@@ -28,7 +151,7 @@ def naming(path: str) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    if error.filename is None:
+    if error.filename is None and error.errno is not None:
       error.filename = path
     raise
 
@@ -39,6 +162,11 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
 
   No kill and no power cut leaves half of it; no link is followed.
   """
+  if is_remote(path):
+    data = io.BytesIO()
+    yield data
+    _store(path).pipe_file(path, data.getvalue())
+    return
   temporary = f'{path}.tmp'
   with contextlib.suppress(FileNotFoundError):
     os.unlink(temporary)
@@ -71,17 +199,52 @@ def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
     np.savez_compressed(file, **arrays)
 
 
+class _Object(io.StringIO):
+  """A text in a bucket, replaced by all that was written at every flush."""
+
+  def __init__(self, path: str):
+    super().__init__()
+    self.name = path
+    if exists(path):
+      with open_text(path) as file:
+        self.write(file.read())
+
+  def flush(self) -> None:
+    write_text(self.name, self.getvalue())
+
+  def close(self) -> None:
+    try:
+      if not self.closed:
+        self.flush()
+    finally:
+      super().close()
+
+
 def append(path: str) -> TextIO:
-  """Opens a file for reading and appending.
+  """Opens a file for reading and appending, line by line.
+
+  In a bucket, lines are there when they are flushed, which writes all of them.
 
   Raises:
     OSError: it cannot be opened, or is a link.
   """
+  if is_remote(path):
+    return _Object(path)
 
   def opener(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NOFOLLOW, 0o666)
 
-  return open(path, 'a+', encoding='utf-8', opener=opener)
+  return open(path, 'a+', buffering=1, encoding='utf-8', opener=opener)
+
+
+def open_binary(path: str) -> io.BufferedReader:
+  """Opens a file for reading."""
+  return _store(path).open(path, 'rb') if is_remote(path) else open(path, 'rb')
+
+
+def open_text(path: str, **options: Any) -> TextIO:
+  """Opens a UTF-8 text for reading; `options` are those of `TextIOWrapper`."""
+  return io.TextIOWrapper(open_binary(path), encoding='utf-8', **options)
 
 
 def read_json(path: str) -> Any:
@@ -92,10 +255,15 @@ def read_json(path: str) -> Any:
     ValueError: it is no JSON, nests too deeply, or is no file of up to
       `MAX_JSON` bytes.
   """
-  found = os.stat(path)  # A pipe would be waited for, a device read for ever.
-  if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_JSON:
+  if is_remote(path):
+    info = _store(path).info(path)
+    regular, size = info['type'] == 'file', info['size']
+  else:  # A pipe would be waited for, a device read for ever.
+    found = os.stat(path)
+    regular, size = stat.S_ISREG(found.st_mode), found.st_size
+  if not regular or size > MAX_JSON:
     raise ValueError('it is no regular file, or too large')
-  with open(path, encoding='utf-8') as file:
+  with open_text(path) as file:
     try:
       return json.load(file)
     except RecursionError:

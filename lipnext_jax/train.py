@@ -397,6 +397,7 @@ def _monitor_and_save(
       {'monitor/clean': summary['clean'], 'monitor/certified': certified},
     )
   if saves:
+    writer.flush()  # A run that resumes there finds its lines.
     run.checkpointer.save(step, state, certified)
 
 

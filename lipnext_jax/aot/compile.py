@@ -93,6 +93,6 @@ def run(
   summary = summary_lib.summarize(config, compiled, name, chip)
   print(report.format_text(summary), flush=True)
   if workdir and jax.process_index() == 0:
-    os.makedirs(workdir, exist_ok=True)
+    files.make_folder(workdir)
     files.write_json(os.path.join(workdir, 'compile.json'), summary)
   return 0 if summary['fits'] else EXIT_DOES_NOT_FIT

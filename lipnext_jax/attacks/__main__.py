@@ -144,7 +144,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   )
   files.write_json(os.path.join(flags.workdir, 'attack.json'), summary)
   print_table(summary, found.config.dataset.name, epsilons)
-  if os.path.exists(os.path.join(flags.workdir, 'eval.json')):
+  if files.exists(os.path.join(flags.workdir, 'eval.json')):
     report.log(f'shown in {report.write_page(flags.workdir)}')
   check(summary)
   return summary

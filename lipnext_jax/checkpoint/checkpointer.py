@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 import contextlib
 import glob
-import itertools
 import os
 import sys
 from typing import Any
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from lipnext_jax import errors
+from lipnext_jax import files
 from lipnext_jax.checkpoint import manifest
 from lipnext_jax.checkpoint import reader
 from lipnext_jax.parallel import distributed
@@ -37,8 +37,8 @@ class Checkpointer(reader.CheckpointReader):
     """
     super().__init__(workdir, config_hash=config_hash)
     # On the file system of the checkpoints, wherever a link leads.
-    parent = os.path.dirname(os.path.realpath(self._directory))
-    self._damaged = os.path.join(parent, DAMAGED)
+    real = files.absolute(self._directory, follow_links=True)
+    self._damaged = os.path.join(os.path.dirname(real), DAMAGED)
     self._saving: tuple[int, dict[str, Any]] | None = None
     distributed.on_first(self._set_damaged_aside)
     keep = ocp.checkpoint_managers.AnyPreservationPolicy(
@@ -69,10 +69,7 @@ class Checkpointer(reader.CheckpointReader):
       if damage is None:
         whole = True
         continue
-      os.makedirs(self._damaged, exist_ok=True)
-      names = (f'{self._damaged}/{step}-{i}' for i in itertools.count())
-      target = next(name for name in names if not os.path.lexists(name))
-      os.rename(self._path(step), target)
+      target = files.move_aside(self._path(step), self._damaged)
       print(
         f'checkpoint {step} is damaged ({damage}): set aside as {target}',
         file=sys.stderr,
@@ -86,7 +83,7 @@ class Checkpointer(reader.CheckpointReader):
       CheckpointError: there were checkpoints, and all of them are damaged.
     """
     step = self._manager.latest_step()
-    if step is None and os.path.isdir(self._damaged):
+    if step is None and files.is_folder(self._damaged):
       raise errors.CheckpointError(
         f'{self._workdir} holds only damaged checkpoints, now in '
         f'{self._damaged}; put a good copy back, or remove that folder to '
@@ -124,7 +121,9 @@ class Checkpointer(reader.CheckpointReader):
     if jax.process_index() != 0 or self._saving is None:
       return
     step, arrays = self._saving
-    (directory,) = glob.glob(f'{glob.escape(self._path(step))}.orbax-*')
+    path = self._path(step)
+    # In a bucket it has its name from the start.
+    (directory,) = glob.glob(f'{glob.escape(path)}.orbax-*') or (path,)
     manifest.write(
       directory, step=step, arrays=arrays, config_hash=self._config_hash
     )

@@ -1,7 +1,11 @@
-"""Locks a workdir for one run; the lock ends with its process."""
+"""Locks a workdir for one run; the lock ends with its process.
+
+Buckets know no such lock: there, a line says so, and who came last.
+"""
 
 import os
 import socket
+import sys
 import time
 
 import filelock
@@ -42,8 +46,11 @@ class Lock:
       WorkdirError: the workdir cannot be written.
     """
     try:
-      os.makedirs(self._workdir, exist_ok=True)
-      self._lock.acquire(blocking=False)
+      files.make_folder(self._workdir)
+      if files.is_remote(self._workdir):
+        _warn(self._workdir)
+      else:
+        self._lock.acquire(blocking=False)
       since = time.strftime('%Y-%m-%d %H:%M:%S')
       files.write_text(
         os.path.join(self._workdir, HOLDER),
@@ -58,7 +65,8 @@ class Lock:
       ) from None
     except OSError as error:
       raise errors.WorkdirError(
-        f'--workdir={self._workdir!r} cannot be written ({error.strerror}); '
+        f'--workdir={self._workdir!r} cannot be written '
+        f'({error.strerror or error}); '
         'choose another directory or permit writing'
       ) from None
     return os.getpid()
@@ -92,9 +100,19 @@ def check_seen(workdir: str, holder: int, seconds: float = _VISIBLE) -> None:
     time.sleep(0.1)
 
 
+def _warn(workdir: str) -> None:
+  """Says that nothing prevents a second run, and which one was the last."""
+  print(
+    f'{workdir} cannot be locked: make sure that no other run uses it (the '
+    f'last to start was {_read_holder(workdir) or "none"})',
+    file=sys.stderr,
+    flush=True,
+  )
+
+
 def _read_holder(workdir: str) -> str:
   try:
-    with open(os.path.join(workdir, HOLDER), encoding='utf-8') as file:
+    with files.open_text(os.path.join(workdir, HOLDER)) as file:
       return file.read()
   except OSError:
     return ''

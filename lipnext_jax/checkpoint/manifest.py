@@ -7,7 +7,6 @@ size and SHA-256, every array with its shape and dtype, the hash of the config
 that made them, and a checksum of its own.
 """
 
-from collections.abc import Iterator
 from collections.abc import Mapping
 from concurrent import futures
 import functools
@@ -57,7 +56,7 @@ def write(
     arrays: from `describe_arrays`.
     config_hash: from `hash_fields`.
   """
-  names = sorted(_walk(directory))
+  names = sorted(files.walk(directory))
   manifest = {
     'step': step,
     'config_hash': config_hash,
@@ -88,6 +87,15 @@ def read(directory: str) -> dict[str, Any]:
   return manifest
 
 
+def is_committed(directory: str) -> bool:
+  """Returns whether a save came to its end.
+
+  On a disk, the name of the directory says so; in a bucket, Orbax' last file.
+  """
+  last = os.path.join(directory, _COMMITTED)
+  return not files.is_remote(directory) or files.exists(last)
+
+
 def find_damage(directory: str, largest: int | None = None) -> str | None:
   """Reads a checkpoint again and compares it with its manifest.
 
@@ -102,7 +110,7 @@ def find_damage(directory: str, largest: int | None = None) -> str | None:
     expected = read(directory)['files']
   except ValueError as error:
     return str(error)
-  found = set(_walk(directory)) - {NAME, _COMMITTED}
+  found = set(files.walk(directory)) - {NAME, _COMMITTED}
   if missing := expected.keys() - found:
     return f'{min(missing)} is missing'
   if extra := found - expected.keys():
@@ -112,7 +120,7 @@ def find_damage(directory: str, largest: int | None = None) -> str | None:
   ]
   try:
     measured = _measure_all(directory, names)
-    with open(os.path.join(directory, _COMMITTED), encoding='utf-8') as file:
+    with files.open_text(os.path.join(directory, _COMMITTED)) as file:
       committed = file.read()
   except (OSError, ValueError) as error:
     return f'a file cannot be read ({error})'
@@ -129,14 +137,6 @@ def find_damage(directory: str, largest: int | None = None) -> str | None:
   return None
 
 
-def _walk(directory: str) -> Iterator[str]:
-  """Yields the names of all files below a directory, relative to it."""
-  for folder, _, names in os.walk(directory):
-    for path in (os.path.join(folder, name) for name in names):
-      if os.path.isfile(path):  # A pipe or a device would be read for ever.
-        yield os.path.relpath(path, directory)
-
-
 def _measure_all(directory: str, names: list[str]) -> list[tuple[int, str]]:
   """Returns (size, SHA-256) of each file."""
   with futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -145,7 +145,7 @@ def _measure_all(directory: str, names: list[str]) -> list[tuple[int, str]]:
 
 def _measure(directory: str, name: str) -> tuple[int, str]:
   """Returns size and SHA-256 of a file; Orbax' metadata without the time."""
-  with open(os.path.join(directory, name), 'rb') as file:
+  with files.open_binary(os.path.join(directory, name)) as file:
     if name != _METADATA:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
       return file.tell(), digest

@@ -33,14 +33,16 @@ class CheckpointReader:
         the states; '' for any.
     """
     self._workdir = workdir
-    self._directory = os.path.abspath(os.path.join(workdir, FOLDER))
+    self._directory = files.absolute(os.path.join(workdir, FOLDER))
     self._config_hash = config_hash
 
   def list_steps(self) -> list[int]:
     """Lists the steps of the checkpoints with a final name, ascending."""
-    if not os.path.isdir(self._directory):
+    if not files.is_folder(self._directory):
       return []
-    return sorted(int(s) for s in os.listdir(self._directory) if s.isdecimal())
+    names = files.list_folder(self._directory)
+    steps = sorted(int(name) for name in names if name.isdecimal())
+    return [s for s in steps if manifest.is_committed(self._path(s))]
 
   def choose(self, which: str) -> int:
     """Returns the newest (or best) step with every byte as it was written.
@@ -96,7 +98,7 @@ class CheckpointReader:
     """Verifies a checkpoint; prints its damage and notes it in `damages`."""
     damage = manifest.find_damage(self._path(step), largest)
     # One that is gone was removed by its run, and is not damaged.
-    if damage is not None and os.path.isdir(self._path(step)):
+    if damage is not None and files.is_folder(self._path(step)):
       damages[step] = damage
       print(
         f'checkpoint {step} is damaged ({damage}): it is not used',
@@ -125,7 +127,7 @@ class CheckpointReader:
           os.path.join(path, 'default'), abstract_state
         )
     except (OSError, ValueError) as error:
-      if os.path.isdir(path):
+      if files.is_folder(path):
         raise
       raise errors.CheckpointError(
         f'{path} was removed while it was read, by the run that goes on there: '

@@ -23,20 +23,14 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
   """Refuses a workdir that holds the run of another config; writes nothing.
 
   Raises:
-    ConfigError: naming the first field that differs, with both values.
+    ConfigError: naming the first field that differs, with both values, or an
+      address where no workdir can be.
   """
-  if '://' in workdir:
-    raise errors.ConfigError(
-      '--workdir',
-      workdir,
-      'is an address, no path',
-      'mount that storage where all processes see it, and name a directory',
-    )
-  if os.path.exists(workdir) and not os.path.isdir(workdir):
+  if files.exists(workdir) and not files.is_folder(workdir):
     raise errors.ConfigError(
       '--workdir', workdir, 'is a file', 'name a directory'
     )
-  if not os.path.exists(os.path.join(workdir, CONFIG_FILE)):
+  if not files.exists(os.path.join(workdir, CONFIG_FILE)):
     return
   # A field that is newer than the run had its default.
   stored = config_lib.identity(read_config(workdir))
@@ -71,7 +65,7 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
   """Writes config.json from the first process; creates the workdir."""
   if jax.process_index() != 0:
     return
-  os.makedirs(workdir, exist_ok=True)
+  files.make_folder(workdir)
   files.write_json(
     os.path.join(workdir, CONFIG_FILE), config_lib.build_field_list(config)
   )

@@ -58,7 +58,7 @@ def read_metrics(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
   It stops at the first line that a kill cut short or that is damaged.
   """
-  with open(path, encoding='utf-8', errors='replace') as file:
+  with files.open_text(path, errors='replace') as file:
     for line in file:
       try:
         scalars = json.loads(line)
@@ -75,7 +75,7 @@ class MetricWriter:
 
   Lines beyond `start_step` (written after the checkpoint that is resumed
   from) are dropped, so that a resumed run's file reads like an undisturbed
-  one. Only the first process writes.
+  one. Only the first process writes. In a bucket, there are no event files.
   """
 
   def __init__(self, workdir: str, start_step: int = 0):
@@ -84,7 +84,7 @@ class MetricWriter:
     if not self._enabled:
       return
     path = os.path.join(workdir, 'metrics.jsonl')
-    if os.path.exists(path):
+    if files.exists(path):
       kept = []
       for line, scalars in read_metrics(path):
         if scalars['step'] > start_step:
@@ -92,6 +92,9 @@ class MetricWriter:
         kept.append(line)
       files.write_text(path, ''.join(kept))
     self._jsonl = files.append(path)
+    self._board = None
+    if files.is_remote(workdir):
+      return
     # Not `SummaryWriter`: on a full disk its thread dies, and the run hangs.
     folder = os.path.join(workdir, 'tensorboard')
     os.makedirs(folder, exist_ok=True)
@@ -106,12 +109,18 @@ class MetricWriter:
       return
     with files.naming(self._jsonl.name):
       self._jsonl.write(json.dumps({'step': step, **scalars}) + '\n')
-      self._jsonl.flush()
+    if self._board is None:
+      return
     for name, value in scalars.items():
       self._write_event(step, summary=board_summary.scalar(name, value))
     if time.monotonic() - self._flushed > _FLUSH_SECONDS:
       self._board.flush()
       self._flushed = time.monotonic()
+
+  def flush(self) -> None:
+    """Sends what was written to a bucket; on a disk it is there already."""
+    if self._enabled:
+      self._jsonl.flush()
 
   def _write_event(self, step: int, **content: Any) -> None:
     event = event_pb2.Event(step=step, wall_time=time.time(), **content)
@@ -121,7 +130,8 @@ class MetricWriter:
     """Writes what is buffered and closes the files."""
     if self._enabled:
       self._jsonl.close()
-      self._board.close()
+      if self._board is not None:
+        self._board.close()
 
 
 class Progress:

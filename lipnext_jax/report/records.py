@@ -49,7 +49,7 @@ def write_records(
   )
   path = os.path.join(workdir, 'run.json')
   starts = []
-  if os.path.exists(path):
+  if files.exists(path):
     with contextlib.suppress(ValueError):  # Damaged: it only tells of the past.
       starts = files.read_json(path)
     starts = starts if isinstance(starts, list) else []

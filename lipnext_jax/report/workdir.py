@@ -164,7 +164,7 @@ def _read_evaluation(path: str) -> dict[str, Any]:
 
 
 def _read_radii(path: str) -> Arrays:
-  with open(path, newline='', encoding='utf-8') as file:
+  with files.open_text(path, newline='') as file:
     rows = list(csv.DictReader(file))
   if not rows:
     raise ValueError('it has no examples')
@@ -197,7 +197,10 @@ def _read_metrics(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _read_arrays(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
   # Pickles are refused: they run code.
-  with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
+  with (
+    files.open_binary(path) as file,
+    np.load(file, allow_pickle=False) as arrays,
+  ):
     return {name: arrays[name] for name in names}
 
 

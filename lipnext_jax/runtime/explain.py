@@ -31,6 +31,8 @@ _GONE = (
   'unavailable',
   'deadline_exceeded',
 )
+# Packages through which a bucket is reached, and which raise their own kinds.
+_CLOUD = ('aiohttp', 'gcsfs', 'google')
 _LONGEST = 200  # Characters of someone else's message that are quoted.
 
 
@@ -52,6 +54,12 @@ room or permit writing, then start again',)
     return errors.WorkdirError(
       f'{where}{error.strerror or error}; what was saved before is intact: '
       'make room or permit writing, then start again'
+    )
+  if type(error).__module__.partition('.')[0] in _CLOUD:
+    return errors.WorkdirError(
+      f'cloud storage refused or did not answer ({quote(error)}); what was '
+      'saved before is intact: see to credentials, permissions and the '
+      'network, then start again'
     )
   if isinstance(error, MemoryError):
     return errors.OutOfMemoryError(

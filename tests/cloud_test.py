@@ -1,0 +1,171 @@
+"""Workdirs in a bucket: a fake of Google Cloud Storage on the loopback address.
+
+Everything between the program and HTTP is the real thing: Orbax, TensorStore,
+epath, gcsfs, google-cloud-storage and tensorboardX.
+"""
+
+import importlib.util
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from lipnext_jax import checkpoint
+from lipnext_jax import errors
+from lipnext_jax import files
+from lipnext_jax import train
+from lipnext_jax.checkpoint import restore
+from lipnext_jax.report import __main__ as report_program
+from lipnext_jax.report import workdir as workdir_lib
+from lipnext_jax.runtime import explain
+from lipnext_jax.runtime import interrupts
+from tests import bucket as fake
+
+pytestmark = [
+  pytest.mark.slow,  # It trains.
+  pytest.mark.skipif(
+    importlib.util.find_spec('gcsfs') is None,
+    reason="gcsfs is not installed: pip install 'lipnext_jax[gcs]'",
+  ),
+]
+RUN = 'gs://bucket/runs/x'
+# What depends on the clock, and what a process remembers.
+CLOCK = ('train/images_per_second', 'train/failing')
+
+
+@pytest.fixture(scope='module')
+def bucket():
+  """Serves an empty bucket."""
+  with pytest.MonkeyPatch.context() as patch, fake.Bucket() as served:
+    for name in ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL'):
+      patch.setenv(name, f'http://{served.address}')
+    # Whoever looks for credentials of a machine in the cloud finds none.
+    for name in ('ROOT', 'IP', 'HOST'):
+      patch.setenv(f'GCE_METADATA_{name}', served.address)
+    patch.setenv('NO_GCE_CHECK', 'true')
+    patch.setenv('GOOGLE_CLOUD_PROJECT', 'none')
+    # Asks for the kind of a bucket over gRPC, which is not faked.
+    patch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+    yield served
+
+
+@pytest.fixture(scope='module')
+def resumed(bucket, trained_run):
+  """Two steps in the bucket, a save cut short, and the rest: its eval.json."""
+  *_, config = trained_run
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      interrupts.Interrupts,
+      'received',
+      lambda self, step: signal.SIGTERM if step == 2 else None,
+    )
+    with pytest.raises(interrupts.StoppedError, match='step 2 is saved'):
+      train.train_and_evaluate(config, RUN)
+  # A kill during the next save: all of it is there but for Orbax' last word.
+  for name, (_, content) in list(bucket.objects.items()):
+    torn = name.replace('checkpoints/2/', 'checkpoints/3/')
+    if torn != name and not name.endswith('checkpoints/2/commit_success.txt'):
+      bucket.write(torn, content)
+  assert checkpoint.CheckpointReader(RUN).list_steps() == [2]
+  return train.train_and_evaluate(config, RUN)
+
+
+def stored_arrays(workdir, step):
+  from orbax import checkpoint as ocp
+
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.restore(f'{workdir}/checkpoints/{step}/default')
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def read(workdir, name):
+  with files.open_text(f'{workdir}/{name}') as file:
+    return file.read()
+
+
+def read_metrics(workdir):
+  lines = map(json.loads, read(workdir, 'metrics.jsonl').splitlines())
+  return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
+
+
+def test_resuming_in_a_bucket_ends_in_the_bits_of_a_run_on_disk(
+  trained_run, resumed
+):
+  disk, summary, _ = trained_run
+  assert resumed == summary == files.read_json(f'{RUN}/eval.json')
+  pairs = zip(stored_arrays(RUN, 4), stored_arrays(disk, 4), strict=True)
+  assert all(np.array_equal(a, b) for a, b in pairs)
+  assert len(stored_arrays(disk, 4)) > 10
+  assert read(RUN, 'radii.csv') == read(disk, 'radii.csv')
+  assert read_metrics(RUN) == read_metrics(disk)
+  assert len(read_metrics(disk)) == 5
+  assert checkpoint.CheckpointReader(RUN).list_steps() == [2, 4]
+  assert len(files.read_json(f'{RUN}/run.json')) == 2
+
+
+@pytest.mark.usefixtures('resumed')
+def test_other_programs_read_a_run_in_a_bucket(capsys):
+  assert restore.restore(RUN).step == 4  # Attacks, certification, exports.
+  assert report_program.main([f'--workdir={RUN}']) == 0
+  assert capsys.readouterr().out == f'{RUN}/report.html\n'
+  assert list(workdir_lib.read_run(RUN).notes) == ['attack.json']
+
+
+def test_a_damaged_checkpoint_is_not_used_and_set_aside(
+  bucket, trained_run, resumed, capsys
+):
+  name = max(
+    (name for name in bucket.objects if 'checkpoints/4/' in name),
+    key=lambda name: len(bucket.objects[name][1]),
+  )
+  content = bytearray(bucket.objects[name][1])
+  content[len(content) // 2] ^= 1
+  bucket.write(name, bytes(content))
+  whole = {name for name in bucket.objects if 'checkpoints/4/' in name}
+  summary = train.train_and_evaluate(trained_run[2], RUN, train=False)
+  assert (summary['step'], resumed['step']) == (2, 4)
+  assert 'checkpoint 4 is damaged' in capsys.readouterr().err
+  assert whole < bucket.objects.keys()  # Who only reads moves nothing.
+  checkpointer = checkpoint.Checkpointer(RUN)
+  assert checkpointer.find_newest() == checkpointer.close() == 2
+  assert f'set aside as {RUN}/damaged/4-0' in capsys.readouterr().err
+  assert not whole & bucket.objects.keys()
+  moved = {n.replace('checkpoints/4', 'damaged/4-0') for n in whole}
+  assert moved < bucket.objects.keys()
+
+
+@pytest.mark.usefixtures('resumed')
+def test_another_config_is_refused_in_a_bucket_too(trained_run):
+  other = trained_run[2].copy_and_resolve_references()
+  other.seed = 1
+  with pytest.raises(errors.ConfigError, match='seed=1 differs from 0'):
+    checkpoint.check_workdir(RUN, other)
+
+
+@pytest.mark.usefixtures('bucket')
+def test_a_bucket_that_is_not_there_is_one_line():
+  with pytest.raises(errors.WorkdirError, match=r'cannot be written .*other'):
+    checkpoint.Lock('gs://other/x').acquire()
+
+
+@pytest.mark.parametrize('status', [401, 403])
+def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch, status):
+  monkeypatch.setattr(bucket, 'refusal', status)
+  with pytest.raises(Exception, match='no permission') as refused:
+    checkpoint.check_workdir(RUN, None)
+  known = explain.explain(refused.value)
+  assert isinstance(known, errors.WorkdirError)
+  assert 'no permission' in str(known)
+
+
+@pytest.mark.usefixtures('bucket')
+def test_a_torn_write_leaves_the_object_as_it_was():
+  path = 'gs://bucket/a.json'
+  files.write_json(path, [1])
+  with pytest.raises(TypeError):
+    files.write_json(path, object())
+  assert files.read_json(path) == [1]
+  with pytest.raises(ValueError, match='no regular file'):
+    files.read_json(RUN)
