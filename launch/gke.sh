@@ -7,7 +7,9 @@
 #
 # One pod per node, one process per pod. A pod that is evicted gets SIGTERM and
 # GRACE seconds, in which the run saves a checkpoint; the JobSet starts all pods
-# again, and they go on from there.
+# again, and they go on from there. The workdir may be in a bucket, e.g.
+# --workdir=gs://my-bucket/imagenet_2b, if the image has the extra gcs
+# (docs/recovery.md).
 #
 #   NAME         of the JobSet (lipnext)
 #   IMAGE        made with the Dockerfile, or another that has the repository in

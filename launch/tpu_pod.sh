@@ -8,8 +8,9 @@
 # Starts the same command on every host over ssh; JAX finds the others. Ctrl-C
 # here ends the ssh sessions; SIGTERM, which a preempted host sends, saves a
 # checkpoint. The same command again goes on from there. The workdir has to be
-# on storage that all hosts have mounted (Filestore or another NFS): a run whose
-# hosts do not see one directory is refused.
+# on storage that all hosts have mounted (Filestore or another NFS), or in a
+# bucket: --workdir=gs://my-bucket/imagenet_2b, with the extra gcs on all hosts
+# (docs/recovery.md). A run whose hosts do not see one directory is refused.
 #
 #   TPU      name of the slice (required)
 #   ZONE     its zone (required)

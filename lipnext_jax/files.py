@@ -32,7 +32,7 @@ def is_remote(path: str) -> bool:
   >>> is_remote('gs://bucket/runs/x'), is_remote('/runs/x')
   (True, False)
   """
-  return '://' in path
+  return '://' in os.fspath(path)
 
 
 def _store(path: str) -> Any:

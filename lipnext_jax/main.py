@@ -71,7 +71,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Where checkpoints, metrics and results go.'
+  'workdir',
+  None,
+  'Where checkpoints, metrics and results go: a directory or gs://BUCKET/FOLDER.',
 )
 _MODE = flags.DEFINE_enum(
   'mode',

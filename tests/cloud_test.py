@@ -91,7 +91,7 @@ def read_metrics(workdir):
 
 
 def test_resuming_in_a_bucket_ends_in_the_bits_of_a_run_on_disk(
-  trained_run, resumed
+  bucket, trained_run, resumed
 ):
   disk, summary, _ = trained_run
   assert resumed == summary == files.read_json(f'{RUN}/eval.json')
@@ -102,6 +102,7 @@ def test_resuming_in_a_bucket_ends_in_the_bits_of_a_run_on_disk(
   assert read_metrics(RUN) == read_metrics(disk)
   assert len(read_metrics(disk)) == 5
   assert checkpoint.CheckpointReader(RUN).list_steps() == [2, 4]
+  assert not [name for name in bucket.objects if 'checkpoints/3/' in name]
   assert len(files.read_json(f'{RUN}/run.json')) == 2
 
 

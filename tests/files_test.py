@@ -1,10 +1,12 @@
 import errno
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
 
+from lipnext_jax import errors
 from lipnext_jax import files
 
 
@@ -62,3 +64,18 @@ def test_only_json_in_regular_files_of_some_size_is_read(tmp_path, monkeypatch):
   monkeypatch.setattr(files, 'MAX_JSON', 8)
   with pytest.raises(ValueError, match='too large'):
     files.read_json(str(path))
+
+
+@pytest.mark.parametrize('path', ['s3://b/x', 'http://b/x', 'gs://', 'gs:///x'])
+def test_an_address_that_names_no_bucket_is_refused(path):
+  with pytest.raises(errors.ConfigError, match='is an address, no path'):
+    files.exists(path)
+
+
+@pytest.mark.parametrize('package', ['fsspec', 'gcsfs'])
+def test_a_bucket_without_its_packages_names_the_extra(monkeypatch, package):
+  monkeypatch.setitem(sys.modules, package, None)
+  message = rf'needs a package .* \({package}\); pip install .*\[gcs\]'
+  with pytest.raises(errors.ConfigError, match=message) as refused:
+    files.exists('gs://bucket/x')
+  assert '\n' not in str(refused.value)
