@@ -57,7 +57,8 @@ def _store(path: str) -> Any:
       '--workdir',
       path,
       f'needs a package that is not installed ({error.name})',
-      "pip install 'lipnext_jax[gcs]'",
+      'in a clone of the repository: '
+      "pip install -c constraints.txt -e '.[gcs]'",
     ) from None
   # Also for epath, through which Orbax writes: neither would see in a listing
   # that it kept what TensorStore has written since.
@@ -119,8 +120,7 @@ def absolute(path: str, *, follow_links: bool = False) -> str:
 def move_aside(folder: str, parent: str) -> str:
   """Moves a folder into `parent` as NAME-0, NAME-1, …, the first that is free.
 
-  In a bucket it is copied and then removed: after a kill in between, there are
-  two of it, the first one whole or damaged.
+  In a bucket it is copied and then removed: a kill in between leaves two of it.
 
   Returns:
     Its new path.
@@ -137,6 +137,15 @@ def move_aside(folder: str, parent: str) -> str:
   target = next(path for path in targets if not os.path.lexists(path))
   os.rename(folder, target)
   return target
+
+
+def may_pass(path: str, error: Exception) -> bool:
+  """Returns whether an error is of the way to a bucket, not of what is there.
+
+  A network or a permission may be back in a while.
+  """
+  found = not isinstance(error, FileNotFoundError)
+  return is_remote(path) and isinstance(error, OSError) and found
 
 
 @contextlib.contextmanager

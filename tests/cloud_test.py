@@ -16,6 +16,7 @@ from lipnext_jax import checkpoint
 from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax import train
+from lipnext_jax.checkpoint import manifest
 from lipnext_jax.checkpoint import restore
 from lipnext_jax.report import __main__ as report_program
 from lipnext_jax.report import workdir as workdir_lib
@@ -153,12 +154,18 @@ def test_a_bucket_that_is_not_there_is_one_line():
 
 @pytest.mark.parametrize('status', [401, 403])
 def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch, status):
+  """No run starts from scratch for that, and no checkpoint is damaged."""
   monkeypatch.setattr(bucket, 'refusal', status)
-  with pytest.raises(Exception, match='no permission') as refused:
-    checkpoint.check_workdir(RUN, None)
-  known = explain.explain(refused.value)
-  assert isinstance(known, errors.WorkdirError)
-  assert 'no permission' in str(known)
+  for read in (
+    lambda: checkpoint.check_workdir(RUN, None),
+    checkpoint.CheckpointReader(RUN).list_steps,
+    lambda: manifest.find_damage(f'{RUN}/checkpoints/2'),
+  ):
+    with pytest.raises(Exception, match='no permission') as refused:
+      read()
+    known = explain.explain(refused.value)
+    assert isinstance(known, errors.WorkdirError)
+    assert 'no permission' in str(known)
 
 
 @pytest.mark.usefixtures('bucket')

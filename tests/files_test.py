@@ -75,7 +75,7 @@ def test_an_address_that_names_no_bucket_is_refused(path):
 @pytest.mark.parametrize('package', ['fsspec', 'gcsfs'])
 def test_a_bucket_without_its_packages_names_the_extra(monkeypatch, package):
   monkeypatch.setitem(sys.modules, package, None)
-  message = rf'needs a package .* \({package}\); pip install .*\[gcs\]'
+  message = rf"needs a package .* \({package}\); .*pip install .*'.\[gcs\]'\."
   with pytest.raises(errors.ConfigError, match=message) as refused:
     files.exists('gs://bucket/x')
   assert '\n' not in str(refused.value)

@@ -65,9 +65,9 @@ class Lock:
       ) from None
     except OSError as error:
       raise errors.WorkdirError(
-        f'--workdir={self._workdir!r} cannot be written '
-        f'({error.strerror or error}); '
-        'choose another directory or permit writing'
+        f'--workdir={self._workdir!r} cannot be written ('
+        f'{error.strerror or error}); choose another directory or permit '
+        'writing'
       ) from None
     return os.getpid()
 

@@ -72,6 +72,7 @@ def read(directory: str) -> dict[str, Any]:
 
   Raises:
     ValueError: what is wrong with it, in a few words.
+    OSError: the bucket that it is in cannot be reached.
   """
   try:
     manifest = files.read_json(os.path.join(directory, NAME))
@@ -79,6 +80,8 @@ def read(directory: str) -> dict[str, Any]:
   except FileNotFoundError:
     raise ValueError(f'it has no {NAME}') from None
   except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    if files.may_pass(directory, error):
+      raise
     raise ValueError(
       f'its {NAME} cannot be read ({type(error).__name__})'
     ) from None
@@ -105,6 +108,9 @@ def find_damage(directory: str, largest: int | None = None) -> str | None:
 
   Returns:
     What is not as it was written, in a few words; None if all is.
+
+  Raises:
+    OSError: the bucket that it is in cannot be reached.
   """
   try:
     expected = read(directory)['files']
@@ -123,6 +129,8 @@ def find_damage(directory: str, largest: int | None = None) -> str | None:
     with files.open_text(os.path.join(directory, _COMMITTED)) as file:
       committed = file.read()
   except (OSError, ValueError) as error:
+    if files.may_pass(directory, error):
+      raise
     return f'a file cannot be read ({error})'
   for name, (size, digest) in zip(names, measured, strict=True):
     wanted, checksum = expected[name]

@@ -92,7 +92,7 @@ class MetricWriter:
         kept.append(line)
       files.write_text(path, ''.join(kept))
     self._jsonl = files.append(path)
-    self._board = None
+    self._board: Any = None
     if files.is_remote(workdir):
       return
     # Not `SummaryWriter`: on a full disk its thread dies, and the run hangs.
