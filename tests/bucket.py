@@ -21,6 +21,7 @@ class Bucket(server.ThreadingHTTPServer):
   Attributes:
     objects: by name: (generation, content).
     address: host:port.
+    written: the names of all that was written, in order.
     refusal: HTTP status of every reply; 0: it does what it is asked to do.
     lock: to be held while objects change.
   """
@@ -31,6 +32,7 @@ class Bucket(server.ThreadingHTTPServer):
     super().__init__(('127.0.0.1', 0), _Handler)
     self.objects: dict[str, tuple[int, bytes]] = {}
     self.uploads: dict[str, bytes] = {}  # Of several parts, by id.
+    self.written: list[str] = []
     self.generation = 0
     self.refusal = 0
     self.lock = threading.Lock()
@@ -39,6 +41,7 @@ class Bucket(server.ThreadingHTTPServer):
   def write(self, name: str, content: bytes) -> None:
     """Replaces an object at once."""
     self.generation += 1
+    self.written.append(name)
     self.objects[name] = self.generation, content
 
   def handle_error(self, request, client_address):

@@ -102,6 +102,12 @@ def test_resuming_in_a_bucket_ends_in_the_bits_of_a_run_on_disk(
   assert read(RUN, 'radii.csv') == read(disk, 'radii.csv')
   assert read_metrics(RUN) == read_metrics(disk)
   assert len(read_metrics(disk)) == 5
+  # A kill after a checkpoint loses no line of the steps before it.
+  metrics, committed = (
+    bucket.written.index(f'runs/x/{name}')
+    for name in ('metrics.jsonl', 'checkpoints/2/commit_success.txt')
+  )
+  assert metrics < committed
   assert checkpoint.CheckpointReader(RUN).list_steps() == [2, 4]
   assert not [name for name in bucket.objects if 'checkpoints/3/' in name]
   assert len(files.read_json(f'{RUN}/run.json')) == 2
