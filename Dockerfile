@@ -25,8 +25,8 @@ WORKDIR /lipnext_jax
 COPY setup.cfg pyproject.toml constraints.txt ./
 ARG ACCELERATOR=cuda
 RUN case "$ACCELERATOR" in \
-    cuda|tpu) extras="train,data,$ACCELERATOR" ;; \
-    cpu) extras="train,data" ;; \
+    cuda|tpu) extras="train,data,gcs,$ACCELERATOR" ;; \
+    cpu) extras="train,data,gcs" ;; \
     *) echo "error: ACCELERATOR=$ACCELERATOR; give cuda, tpu or cpu" >&2; exit 2 ;; \
   esac \
   && pip install --no-cache-dir -c constraints.txt ".[$extras]"

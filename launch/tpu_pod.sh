@@ -52,7 +52,7 @@ if [[ ${SETUP:-0} == 1 ]]; then
   # Runs and the environment stay; code that is gone from the commit goes.
   on_all "mkdir -p $repo && cd $repo && rm -rf lipnext_jax configs &&\
  tar -xzf ~/lipnext_jax.tar.gz && ${PYTHON:-python3} -m venv .venv &&\
- .venv/bin/pip install -q -c constraints.txt -e '.[train,data,tpu]'"
+ .venv/bin/pip install -q -c constraints.txt -e '.[train,data,gcs,tpu]'"
 fi
 printf -v flags ' %q' "$@"
 on_all "cd $repo && exec .venv/bin/python -m lipnext_jax.main\

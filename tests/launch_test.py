@@ -157,7 +157,7 @@ def test_tpu_hosts_all_get_the_same_command():
   assert copy[:5] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'scp']
   assert pack[-2].removeprefix('--output=') == copy[5]
   assert copy[6] == 'pod:'
-  assert '[train,data,tpu]' in install[-1]
+  assert '[train,data,gcs,tpu]' in install[-1]
   assert start[4:8] == ['ssh', 'pod', '--zone=z', '--worker=all']
   # What the remote shell makes of it is what was written here.
   remote = shlex.split(start[-1].removeprefix('--command='))
@@ -342,7 +342,7 @@ def test_the_image_installs_extras_that_exist(accelerator, tmp_path):
   *command, project = done.stdout.splitlines()
   assert command == ['install', '--no-cache-dir', '-c', 'constraints.txt']
   extras = requirements.Requirement(f'x{project.removeprefix(".")}').extras
-  assert extras == {'train', 'data', accelerator} - {'cpu'}
+  assert extras == {'train', 'data', 'gcs', accelerator} - {'cpu'}
   setup = configparser.ConfigParser()
   setup.read(ROOT / 'setup.cfg')
   assert extras <= {*setup['options.extras_require']}
