@@ -1,6 +1,7 @@
 """Strict by default: 8 CPU devices, and nothing is promoted in silence."""
 
 import contextlib
+from importlib import metadata
 import io
 import json
 import os
@@ -12,16 +13,14 @@ import warnings
 # Before JAX is imported anywhere: the platform and the number of devices are
 # read once.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Compiling takes longest. XLA's older code generator takes half of the time, and
-# a third less if it does not split a program into parts.
-os.environ['XLA_FLAGS'] = ' '.join(
-  [
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=8',
-    '--xla_cpu_use_fusion_emitters=false',
-    '--xla_cpu_parallel_codegen_split_count=1',
-  ]
-)
+# Compiling takes longest: a third less if no program is split into parts, and
+# half as long by XLA's older code generator, where there still is one.
+_flags = ['--xla_cpu_parallel_codegen_split_count=1']
+HAS_OLD_GENERATOR = metadata.version('jaxlib').startswith('0.10.')
+if HAS_OLD_GENERATOR:
+  _flags.append('--xla_cpu_use_fusion_emitters=false')
+_flags.append('--xla_force_host_platform_device_count=8')
+os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_flags])
 # Programs compiled once serve the whole session, its subprocesses included.
 # What is tested about compilation is counted in traces, which no cache saves.
 _cache = tempfile.TemporaryDirectory(prefix='lipnext-compiled-')
@@ -110,7 +109,8 @@ def optimized():
     return get_options(*args, env_options_overrides=overrides, **kwargs)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(compiler, 'get_compile_options', get_users_options)
+    if HAS_OLD_GENERATOR:
+      patch.setattr(compiler, 'get_compile_options', get_users_options)
     patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '0')
     jax.config.update('jax_disable_most_optimizations', False)
     jax.clear_caches()

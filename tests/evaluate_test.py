@@ -10,6 +10,7 @@ from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
 from lipnext_jax.models import registry
 from lipnext_jax.parallel import mesh as mesh_lib
+from tests import networks
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def setup(tiny_config):
   model = registry.build_model(tiny_config.model, 10)
   dataset = sources.load_dataset(tiny_config.dataset)
   first = np.stack([dataset.test[i]['image'] for i in range(37)])
-  params = model.init(jax.random.key(0), first[:1])['params']
+  params = networks.draw(model, first.shape[1:], scale=0.0)
   source = sources.Subset(dataset.test, range(37))
   return mesh, model, params, source, first
 

@@ -155,7 +155,7 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert command.strip() in '\n'.join(first_screen)
 
 
-@pytest.mark.slow  # They train, compiled as users compile them.
+@pytest.mark.slow  # They train.
 def test_python_blocks_of_the_documentation_run(run_command):
   """One after the other in one process, each with names of its own."""
   code = [b for path in MARKDOWN for b in blocks(path.read_text(), 'python')]
@@ -166,9 +166,7 @@ def test_python_blocks_of_the_documentation_run(run_command):
     '  print(block, flush=True)\n'
     '  exec(compile(block, f"block {i}", "exec"), {"__name__": "__main__"})\n'
   )
-  done = run_command(
-    [sys.executable, '-c', program, *code], JAX_DISABLE_MOST_OPTIMIZATIONS='0'
-  )
+  done = run_command([sys.executable, '-c', program, *code])
   assert done.returncode == 0, done.stdout + done.stderr
 
 

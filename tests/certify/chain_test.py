@@ -14,6 +14,7 @@ from lipnext_jax.certify import chain
 from lipnext_jax.certify import norms
 from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
+from tests import networks
 
 pytestmark = pytest.mark.usefixtures('optimized')
 
@@ -26,20 +27,12 @@ def make(*, width=24, depth=3, channels=1, **options):
     depth=depth,
     width=width,
     patch_size=4,
-    m_init='haar',
     precision='highest',
     **options,
   )
   rng = np.random.default_rng(0)
   images = rng.random((6, 8, 8, channels)).astype(np.float32)
-  params = jax.jit(model.init)(jax.random.key(0), images)['params']
-
-  def fill(path, leaf):
-    if path[-1].key in ('bias', 'pos'):
-      return jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
-    return leaf
-
-  return model, jax.tree_util.tree_map_with_path(fill, params), images
+  return model, networks.draw(model, images.shape[1:]), images
 
 
 FORWARD = jax.jit(rigorous.forward, static_argnums=0)

@@ -15,6 +15,7 @@ from lipnext_jax import certify
 from lipnext_jax import errors
 from lipnext_jax import models
 from lipnext_jax.certify import predictor as predictor_lib
+from tests import networks
 
 SHAPE = (8, 8, 1)
 NAMES = ('a', 'b', 'c', 'd', 'é')
@@ -25,7 +26,7 @@ def made(tmp_path_factory):
   """(path, model, params, images, manifest)."""
   model = models.LipNeXt(num_classes=5, depth=2, width=16, patch_size=4)
   images = np.random.default_rng(0).random((7, *SHAPE)).astype(np.float32)
-  params = model.init(jax.random.key(0), images)['params']
+  params = networks.draw(model, SHAPE, scale=0.0)
   params = jax.tree.map(lambda p: p * np.float32(1.001), params)  # Λ is not 1.
   path = str(tmp_path_factory.mktemp('predictor') / 'model.lipnext')
   manifest = certify.export_predictor(

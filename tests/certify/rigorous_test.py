@@ -17,6 +17,7 @@ from lipnext_jax import models
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
+from tests import networks
 
 pytestmark = pytest.mark.usefixtures('optimized')
 
@@ -29,21 +30,10 @@ needs_wide = pytest.mark.skipif(
 
 def make(seed=0, *, width=16, depth=2, patch_size=4, beta=0.5, scale=1.0):
   model = models.LipNeXt(
-    num_classes=4, depth=depth, width=width, patch_size=patch_size, beta=beta,
-    m_init='haar',
-  )  # fmt: skip
-  rng = np.random.default_rng(seed)
-  images = rng.random((5, 8, 8, 1))
-  params = jax.jit(model.init)(jax.random.key(seed), np.float32(images))[
-    'params'
-  ]
-
-  def fill(path, leaf):
-    if path[-1].key in ('bias', 'pos'):
-      return np.float32(scale * rng.normal(size=leaf.shape))
-    return np.asarray(leaf)
-
-  return model, jax.tree_util.tree_map_with_path(fill, params), images
+    num_classes=4, depth=depth, width=width, patch_size=patch_size, beta=beta
+  )
+  images = np.random.default_rng(seed).random((5, 8, 8, 1))
+  return model, networks.draw(model, (8, 8, 1), seed, scale), images
 
 
 def make_parts(**options):
@@ -343,7 +333,6 @@ def test_heads_and_devices_that_bound_nothing_are_refused():
 ONE_TOKEN = models.LipNeXt(
   num_classes=3, depth=8, width=4, patch_size=2, beta=0.5, shift_ratio=1 / 4
 )
-START = jax.jit(lambda key: ONE_TOKEN.init(key, np.zeros((1, 2, 2, 1))))
 # Rows whose norms are rational, 5 and 13: the exact logits are.
 KERNEL = np.float32([[3, 4, 0, 0], [0, 5, 12, 0], [-4, 0, 3, 0]])
 
@@ -381,7 +370,7 @@ def hostile_network(seed):
   """Constants of any size, and a margin down to 1e-16 of the logits."""
   rng = np.random.default_rng(seed)
   image = np.full((2, 2, 1), 0.5) if seed % 2 else rng.random((2, 2, 1))
-  params = dict(START(jax.random.key(seed))['params'])
+  params = networks.draw(ONE_TOKEN, (2, 2, 1), seed)
 
   def fill(path, leaf):
     size = 10.0 ** rng.uniform(-20, 14)
@@ -403,10 +392,10 @@ def hostile_network(seed):
   return params, image[None]
 
 
-def count_broken(certifier, networks):
+def count_broken(certifier, cases):
   """(certified, of these with an exact counterexample in the ball)."""
   certified = broken = 0
-  for seed, (params, images) in enumerate(networks):
+  for seed, (params, images) in enumerate(cases):
     p, radius = certifier(params, images)
     certified += radius > 0
     directions = np.random.default_rng(seed).normal(size=(4, *images[0].shape))
@@ -432,11 +421,11 @@ def without_error(params, images):
 
 
 def test_no_hostile_network_breaks_a_rigorous_certificate():
-  networks = [hostile_network(seed) for seed in range(60)]
-  certified, broken = count_broken(ours, networks)
+  cases = [hostile_network(seed) for seed in range(60)]
+  certified, broken = count_broken(ours, cases)
   assert certified > 15
   assert broken == 0
-  assert count_broken(without_error, networks)[1] > 0
+  assert count_broken(without_error, cases)[1] > 0
 
 
 def half_image(scale):
@@ -445,7 +434,7 @@ def half_image(scale):
   Eight blocks add a quarter of a unit of the bias each, which float64 loses;
   the head adds a whole one to the other class.
   """
-  params = jax.tree.map(np.array, START(jax.random.key(0))['params'])
+  params = networks.draw(ONE_TOKEN, (2, 2, 1))
   params['stem']['Q'] = np.eye(4, dtype=np.float32)
   params['stem']['bias'][:2] = scale
   params['blocks']['bias'][:, 0] = 0.99 * scale * 2.0**-54

@@ -11,6 +11,7 @@ import pytest
 from lipnext_jax import models
 from lipnext_jax.models import layers
 from lipnext_jax.models import sharded
+from tests import networks
 
 AUTO = (jax.sharding.AxisType.Auto,) * 3
 WIDTH = 16
@@ -30,13 +31,16 @@ def gradients(model, variables, images):
 
 def check_gradients(sizes, **options):
   """Float32 sums of 16 and of 128 terms in another order: about 1e-6."""
-  model = models.LipNeXt(3, 2, WIDTH, 4, m_init='haar', **options)
+  model = models.LipNeXt(3, 2, WIDTH, 4, **options)
   images = jax.random.uniform(jax.random.key(1), (8, 8, 8, 1))
-  variables = model.init(jax.random.key(0), images)
+  params = networks.draw(model, images.shape[1:], scale=0.1)
   # Not orthogonal: a transposed matrix would be another one.
-  variables = jax.tree.map(
-    lambda x: x + 0.1 * jax.random.normal(jax.random.key(3), x.shape), variables
-  )
+  rng = np.random.default_rng(3)
+  variables = {
+    'params': jax.tree.map(
+      lambda x: np.float32(x + 0.1 * rng.normal(size=x.shape)), params
+    )
+  }
   plain = gradients(model, variables, images)
   spread = gradients(model.clone(layout=layout_of(*sizes)), variables, images)
   for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(spread), strict=True):

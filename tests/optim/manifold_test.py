@@ -25,8 +25,9 @@ EPS = float(np.finfo(np.float32).eps)
 
 def start(shape, seed=0):
   """Orthonormal rows or columns, [..., m, n] float32."""
-  x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-  return polar_retract(jnp.asarray(x), 'svd')
+  x = np.random.default_rng(seed).normal(size=shape)
+  u, _, vt = np.linalg.svd(x, full_matrices=False)
+  return jnp.asarray(u @ vt, jnp.float32)
 
 
 def gradient(shape, seed=1):
@@ -35,21 +36,31 @@ def gradient(shape, seed=1):
   )
 
 
-def run(tx, x, steps, grad_fn=None, state=None, update=None):
+def compile_step(tx):
+  """(gradient, state, parameters) → (parameters, state), in one program."""
+
+  @jax.jit
+  def step(g, state, x):
+    updates, state = tx.update(g, state, x)
+    return optax.apply_updates(x, updates), state
+
+  return step
+
+
+def run(tx, x, steps, grad_fn=None, state=None, step=None):
   """`steps` updates with fresh gradients; returns parameters and state."""
   state = tx.init(x) if state is None else state
   grad_fn = grad_fn or (
     lambda x, t: jax.tree.map(lambda p: gradient(p.shape, 100 + t), x)
   )
-  update = update or jax.jit(tx.update)
+  step = step or compile_step(tx)
   for t in range(steps):
-    updates, state = update(grad_fn(x, t), state, x)
-    x = optax.apply_updates(x, updates)
+    x, state = step(grad_fn(x, t), state, x)
   return x, state
 
 
 def run_once(tx, g, x, **kwargs):
-  return tx.update(g, tx.init(x), x, **kwargs)
+  return jax.jit(tx.update)(g, tx.init(x), x, **kwargs)
 
 
 # -- Against brute force ------------------------------------------------------
@@ -183,9 +194,9 @@ def test_a_stack_is_its_matrices_one_by_one():
   grads = [gradient(x.shape, 100 + t) for t in range(4)]
   tx = orthogonal(optax.adam(0.05), lookahead_period=2, retraction_period=3)
   got, _ = run(tx, x, 4)
-  update = jax.jit(tx.update)
+  step = compile_step(tx)
   for i in np.ndindex(2, 2):
-    want, _ = run(tx, x[i], 4, lambda _, t, i=i: grads[t][i], update=update)
+    want, _ = run(tx, x[i], 4, lambda _, t, i=i: grads[t][i], step=step)
     np.testing.assert_allclose(got[i], want, atol=4 * EPS, rtol=0)
 
 
@@ -233,20 +244,19 @@ def test_the_derivative_rejects(fault):
 
 def test_what_the_inner_rule_makes_becomes_skew():
   """The rule sees packed skew(XᵀG) and the origin, and is not odd itself."""
-  seen = []
 
   def update(updates, state, params=None):
-    seen.append((updates, params))
-    return updates + 1.0, state
+    del state
+    return updates + 1.0, (updates, params)
 
   tx = orthogonal(
     optax.GradientTransformation(lambda _: (), update), thresholds=(0, 0, 0)
   )
   x, g = start((5, 5)), gradient((5, 5))
-  updates, _ = run_once(tx, g, x)
+  updates, state = run_once(tx, g, x)
   # ‖Δ‖_F is about 4: see exponential_test.
   assert orthogonality_error(x + updates) < 4 * np.sqrt(5) * EPS * 5
-  ((omega, origin),) = seen
+  omega, origin = state.inner
   assert not np.any(origin)
   want = algebra.pack(x.T @ g)
   assert omega.shape == want.shape == (3, 5)
@@ -313,10 +323,9 @@ def test_retraction_comes_on_its_period_to_both_copies(method):
     start_tolerance=None,
   )
   x = start((6, 6)) * 1.01  # 2e-2 off.
-  state = tx.init(x)
+  state, step = tx.init(x), compile_step(tx)
   for t in range(1, 4):
-    updates, state = tx.update(jnp.zeros_like(x), state, x)
-    x = optax.apply_updates(x, updates)
+    x, state = step(jnp.zeros_like(x), state, x)
     for y in (x, state.slow):
       assert (orthogonality_error(y) < 1e-5) == (t == 3)
 
@@ -378,16 +387,15 @@ def test_injected_hyperparameters_are_the_same_rule():
 
 
 def test_extra_arguments_reach_the_inner_rule():
-  seen = []
 
   def update(updates, state, params=None, *, value, **_):
-    seen.append(value)
-    return updates, state
+    del state
+    return updates, value
 
   inner = optax.GradientTransformationExtraArgs(lambda _: (), update)
   x = start((3, 3))
-  run_once(orthogonal(inner), jnp.zeros((3, 3)), x, value=7)
-  assert seen == [7]
+  _, state = run_once(orthogonal(inner), jnp.zeros((3, 3)), x, value=7)
+  assert state.inner == 7
 
 
 # -- Products and precision ---------------------------------------------------
@@ -509,7 +517,7 @@ def test_parameters_and_gradients_that_do_not_fit_raise():
 
 def test_a_start_off_the_manifold_is_refused_where_it_is_known():
   tx = orthogonal(optax.sgd, 1.0)
-  for shape in ((4, 4), (2, 5, 3), (3, 5), (1, 16, 2)):
+  for shape in ((4, 4), (2, 3, 5), (1, 16, 2)):
     tx.init({'w': start(shape)})
     off = {'w': start(shape) * 1.001}
     with pytest.raises(ValueError, match=r"\['w'\] is 2\.0e-03 from"):
@@ -613,19 +621,19 @@ DEGENERATE = (
 
 def test_degenerate_shapes_pass():
   params = {str(shape): start(shape) for shape in DEGENERATE}
-  for shape in DEGENERATE:
-    assert orthogonality_error(params[str(shape)]).shape == shape[:-2]
   tx = orthogonal(optax.adam, 0.1, lookahead_period=2, retraction_period=2)
   end, state = run(
     tx, params, 3, lambda x, t: jax.tree.map(lambda p: gradient(p.shape, t), x)
   )
+  errors = jax.jit(lambda x: jax.tree.map(orthogonality_error, x))(end)
   for shape in DEGENERATE:
     x = end[str(shape)]
     assert x.shape == shape
     # A sign, which nothing moves; or a unit vector.
     moves = bool(x.size) and shape[-2:] != (1, 1)
     assert np.any(x != params[str(shape)]) == moves
-    assert jnp.max(orthogonality_error(x), initial=0) < 1e-3
+    assert errors[str(shape)].shape == shape[:-2]
+    assert np.max(errors[str(shape)], initial=0) < 1e-3
     assert slow_params(state, end)[str(shape)].shape == shape
 
 

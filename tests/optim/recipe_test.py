@@ -84,9 +84,9 @@ def test_the_gradient_is_clipped_over_both_groups(params, noise):
   options = {'inner': sgd, 'lookahead_period': None, 'retraction_period': None}
   clipped = lipnext_optimizer(1e-3, clip_norm=0.5, **options)
   free = lipnext_optimizer(1e-3, clip_norm=None, **options)
-  got, _ = clipped.update(grads, clipped.init(params), params)
+  got, _ = jax.jit(clipped.update)(grads, clipped.init(params), params)
   scaled = jax.tree.map(lambda g: g * (0.5 / norm), grads)
-  want, _ = free.update(scaled, free.init(params), params)
+  want, _ = jax.jit(free.update)(scaled, free.init(params), params)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3 * 4 * EPS, rtol=0),
     got,
@@ -169,7 +169,7 @@ def turn(exponential, angle):
     exponential=exponential,
   )
   grad = {'R': jnp.array([[0.0, angle], [-angle, 0.0]])}
-  updates, _ = tx.update(grad, tx.init({'R': x}), {'R': x})
+  updates, _ = jax.jit(tx.update)(grad, tx.init({'R': x}), {'R': x})
   return float(updates['R'][1, 0]), float(1 + updates['R'][0, 0])
 
 
