@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import sklearn.datasets  # noqa: F401 (A run says so if it waits for it.)
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
@@ -145,8 +146,8 @@ def test_missing_flags_are_named(run_main):
     check_mistake(run_main('--mode=config', DIGITS), [])
 
 
+@pytest.mark.slow  # It starts a program.
 def test_the_real_program_says_the_same():
-  check_mistake(finish(start(DIGITS)), ['--workdir', 'is missing'])
   check_mistake(
     finish(start(DIGITS, '--workdir=x', '--coordinator=auto')),
     ["--coordinator='auto' finds no cluster here", 'leave it out'],
@@ -168,6 +169,7 @@ def test_mode_config_prints_every_field_or_what_is_wrong(run_main):
   )
 
 
+@pytest.mark.slow  # It starts a program.
 def test_help_names_modes_configs_and_where_the_fields_are():
   _, out, _ = finish(start('--help'))
   for mode in ('train', 'eval', 'compile', 'config'):
