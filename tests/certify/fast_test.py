@@ -10,13 +10,14 @@ from lipnext_jax.certify import bound
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rounding
-from tests import networks
 
 pytestmark = pytest.mark.usefixtures('optimized')
 
-MODEL = models.LipNeXt(num_classes=4, depth=2, width=16, patch_size=4)
+MODEL = models.LipNeXt(
+  num_classes=4, depth=2, width=16, patch_size=4, m_init='haar'
+)
 IMAGES = np.random.default_rng(0).random((32, 8, 8, 1)).astype(np.float32)
-START = networks.draw(MODEL, IMAGES.shape[1:], scale=0.0)
+START = jax.jit(MODEL.init)(jax.random.key(0), IMAGES)['params']
 PROGRAM = jax.jit(fast.rival_radii, static_argnums=0)
 LOGITS = jax.jit(
   lambda params, x: MODEL.explicit().apply({'params': params}, x)
