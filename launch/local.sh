@@ -23,7 +23,8 @@ with socket.socket() as s:
   print(s.getsockname()[1])')}
 
 export JAX_PLATFORMS=cpu
-export XLA_FLAGS="--xla_force_host_platform_device_count=$((devices / processes))"
+count=--xla_force_host_platform_device_count=$((devices / processes))
+export XLA_FLAGS="${XLA_FLAGS-} $count"
 trap 'kill -KILL $(jobs -pr) 2>/dev/null || true' EXIT
 stopped=
 trap 'stopped=1; kill -TERM $(jobs -pr) 2>/dev/null || true' TERM INT

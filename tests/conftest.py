@@ -41,8 +41,15 @@ from lipnext_jax import config as config_lib
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
+@pytest.hookimpl(tryfirst=True)  # Before `-m` reads the markers.
 def pytest_collection_modifyitems(items):
-  """Puts files with slow tests first, so that all workers end together."""
+  """Puts files with slow tests first, so that all workers end together.
+
+  Tests that ask for a trained run or start a program are slow.
+  """
+  for item in items:
+    if {'trained_run', 'run_command'} & {*getattr(item, 'fixturenames', ())}:
+      item.add_marker('slow')
   slow = {item.path for item in items if item.get_closest_marker('slow')}
   items.sort(key=lambda item: item.path not in slow)
 

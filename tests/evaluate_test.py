@@ -19,7 +19,7 @@ def setup(tiny_config):
   model = registry.build_model(tiny_config.model, 10)
   dataset = sources.load_dataset(tiny_config.dataset)
   first = np.stack([dataset.test[i]['image'] for i in range(37)])
-  params = networks.draw(model, first.shape[1:], scale=0.0)
+  params = jax.device_put(networks.draw(model, first.shape[1:], scale=0.0))
   source = sources.Subset(dataset.test, range(37))
   return mesh, model, params, source, first
 

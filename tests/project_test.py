@@ -36,6 +36,7 @@ def run(*command, **options):
 LINTERS = ['ruff check .', 'ruff format --check .', 'mypy']
 
 
+@pytest.mark.slow  # It starts programs.
 @pytest.mark.parametrize('command', LINTERS)
 def test_style_and_types(command):
   done = run(sys.executable, '-m', *command.split())
@@ -51,6 +52,7 @@ def test_commits_are_checked_by_the_same_linters():
   assert not any(hook['pass_filenames'] for hook in local['hooks'])
 
 
+@pytest.mark.slow  # It starts programs.
 def test_style_and_types_can_fail(tmp_path):
   bad = tmp_path / 'bad.py'
   bad.write_text('import os\nx: int = "a"\n')
@@ -104,6 +106,7 @@ for program in {PROGRAMS!r}:
 """
 
 
+@pytest.mark.slow  # It starts programs.
 def test_the_libraries_need_jax_flax_optax_and_numpy_alone():
   done = run(sys.executable, '-c', IMPORT_ALONE)
   assert done.stdout.split() == ['light', *'2222'], done.stderr

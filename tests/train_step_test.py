@@ -11,6 +11,8 @@ from lipnext_jax import train_step as step_lib
 from lipnext_jax.data import sources
 from lipnext_jax.parallel import mesh as mesh_lib
 
+pytestmark = pytest.mark.slow  # Train steps are compiled for a mesh.
+
 IMAGE_SHAPE = (8, 8, 1)
 
 

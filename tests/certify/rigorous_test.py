@@ -434,8 +434,9 @@ def half_image(scale):
   Eight blocks add a quarter of a unit of the bias each, which float64 loses;
   the head adds a whole one to the other class.
   """
-  params = networks.draw(ONE_TOKEN, (2, 2, 1))
+  params = networks.draw(ONE_TOKEN, (2, 2, 1), scale=0.0)
   params['stem']['Q'] = np.eye(4, dtype=np.float32)
+  params['blocks']['M'][:] = np.eye(4)
   params['stem']['bias'][:2] = scale
   params['blocks']['bias'][:, 0] = 0.99 * scale * 2.0**-54
   rows = np.eye(2, 4, dtype=np.float32)

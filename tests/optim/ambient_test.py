@@ -149,6 +149,7 @@ def eigenspace(shape, seed=0):
   return loss, -np.sum(values[:n] * weights)
 
 
+@pytest.mark.slow  # Two optimizers are compiled, twice.
 @pytest.mark.parametrize(
   ('shape', 'exact'),
   [((20, 3), True), ((3, 20), True), ((8, 8), True), ((3, 20), False)],
@@ -172,6 +173,7 @@ def test_with_sgd_both_paths_are_the_same_mathematics(shape, exact):
     assert np.linalg.norm(moved - x) > 0.1
 
 
+@pytest.mark.slow  # 800 steps.
 def test_adam_ends_at_the_same_optimum_on_both_paths():
   shape = (20, 3)
   loss, best = eigenspace(shape, seed=1)

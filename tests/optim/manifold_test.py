@@ -268,6 +268,7 @@ def test_what_the_inner_rule_makes_becomes_skew():
 # -- Drift over many steps ----------------------------------------------------
 
 
+@pytest.mark.slow  # 10,000 steps.
 @pytest.mark.parametrize(
   ('shape', 'rate', 'bound'),
   # The promise of docs/optimizer.md; larger steps of a tall matrix.

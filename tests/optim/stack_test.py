@@ -17,6 +17,8 @@ from lipnext_jax.optim import orthogonal
 from lipnext_jax.optim import products
 from lipnext_jax.optim import slow_params
 
+pytestmark = pytest.mark.slow  # Optimizers are compiled for a mesh.
+
 EPS = float(np.finfo(np.float32).eps)
 N = 6
 COLLECTIVES = (

@@ -82,7 +82,7 @@ FLAGS = (
   '--config.checkpoint.every=10 steps',
   '--config.eval.every=0 steps',
   '--config.log.every=5 steps',
-  '--config.mesh.data=4',
+  '--config.mesh.data=2',
   '--config.mesh.fsdp=2',
   # Linear in the gradient, so that what rounding changes stays small.
   '--config.optimizer.name=momentum',
@@ -93,7 +93,7 @@ def launch(workdir):
   return subprocess.Popen(
     ['bash', 'launch/local.sh', '2', f'--workdir={workdir}', *FLAGS],
     cwd=ROOT,
-    env=os.environ | {'PYTHON': sys.executable},
+    env=os.environ | {'PYTHON': sys.executable, 'DEVICES': '4'},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -160,14 +160,16 @@ def calm(tmp_path_factory):
 
 @pytest.mark.slow  # A launch of two processes, and one more.
 def test_two_processes_make_the_run_of_one(calm, tmp_path, run_command):
-  """The same 8 devices in one process.
+  """The same 4 devices in one process.
 
   The examples of a batch lie on other devices (processes interleave them), so
   sums round differently: some 1e-7 per step on radii of order 0.1.
   """
   one = tmp_path / 'one'
+  devices = '--xla_force_host_platform_device_count=4'
   done = run_command(
-    [sys.executable, '-m', 'lipnext_jax.main', f'--workdir={one}', *FLAGS]
+    [sys.executable, '-m', 'lipnext_jax.main', f'--workdir={one}', *FLAGS],
+    XLA_FLAGS=f'{os.environ["XLA_FLAGS"]} {devices}',
   )
   assert done.returncode == 0, done.stderr
   single, found = (
