@@ -1,6 +1,7 @@
 """Strict by default: 8 CPU devices, and nothing is promoted in silence."""
 
 import contextlib
+import gc
 from importlib import metadata
 import io
 import json
@@ -52,6 +53,12 @@ def pytest_collection_modifyitems(items):
       item.add_marker('slow')
   slow = {item.path for item in items if item.get_closest_marker('slow')}
   items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+  """Spares the garbage collector all that was imported, a tenth of the time."""
+  gc.collect()
+  gc.freeze()
 
 
 @pytest.fixture(scope='session')
