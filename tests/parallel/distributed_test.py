@@ -78,7 +78,7 @@ def read_radii(workdir):
 
 FLAGS = (
   '--config=configs/digits.py:smoke',
-  '--config.duration=60 steps',
+  '--config.duration=80 steps',
   '--config.checkpoint.every=10 steps',
   '--config.eval.every=0 steps',
   '--config.log.every=5 steps',
@@ -205,7 +205,7 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
   code, stderr, _ = end(ended, 30, signal.SIGTERM, None)
   assert code == 143, stderr
   assert stderr.count('error: stopped by SIGTERM; step ') == 2
-  assert 30 <= last_checkpoint(ended) < 60
+  assert 30 <= last_checkpoint(ended) < 80
   finish(ended)  # Gloo writes into the table that is printed.
   for name in ('eval.json', 'radii.csv'):
     assert (ended / name).read_text() == (calm / name).read_text()
@@ -213,7 +213,7 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
   (step, arrays), (other_step, other) = (
     corruption.resume(str(workdir), abstract) for workdir in (calm, ended)
   )
-  assert step == other_step == 60
+  assert step == other_step == 80
   assert corruption.same(arrays, other)
 
 
