@@ -15,6 +15,8 @@ from lipnext_jax.optim import orthogonality_error
 from lipnext_jax.optim import polar_retract
 from lipnext_jax.optim import scheduled_nadam
 
+pytestmark = pytest.mark.slow  # Every optimizer is compiled in four ways.
+
 EPS = float(np.finfo(np.float32).eps)
 
 
