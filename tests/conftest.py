@@ -15,10 +15,10 @@ import warnings
 # read once.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Compiling takes longest: a third less if no program is split into parts, and
-# half as long by XLA's older code generator, where there still is one.
+# half as long by XLA's older code generator, where there still is one. With the
+# newest JAX, the tests run through the one that users have.
 _flags = ['--xla_cpu_parallel_codegen_split_count=1']
-HAS_OLD_GENERATOR = metadata.version('jaxlib').startswith('0.10.')
-if HAS_OLD_GENERATOR:
+if metadata.version('jaxlib').startswith('0.10.'):
   _flags.append('--xla_cpu_use_fusion_emitters=false')
 _flags.append('--xla_force_host_platform_device_count=8')
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_flags])
@@ -34,7 +34,6 @@ os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 from absl.testing import flagsaver
 import filelock
 import jax
-from jax._src import compiler  # Nothing public sets options for all programs.
 import pytest
 
 from lipnext_jax import config as config_lib
@@ -111,20 +110,11 @@ def run_main():
 
 @pytest.fixture(scope='module')
 def optimized():
-  """Compiles as users do: for what rounds, and what the compiler makes of it.
+  """Compiles with all optimizations: for rounding, and for kernels.
 
   Programs of tests before it are forgotten, and its own after it.
   """
-  get_options = compiler.get_compile_options
-
-  def get_users_options(*args, env_options_overrides=None, **kwargs):
-    overrides = {'xla_cpu_use_fusion_emitters': True}
-    overrides |= env_options_overrides or {}
-    return get_options(*args, env_options_overrides=overrides, **kwargs)
-
   with pytest.MonkeyPatch.context() as patch:
-    if HAS_OLD_GENERATOR:
-      patch.setattr(compiler, 'get_compile_options', get_users_options)
     patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '0')
     jax.config.update('jax_disable_most_optimizations', False)
     jax.clear_caches()
