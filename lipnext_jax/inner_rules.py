@@ -17,7 +17,7 @@ def _momentum(
 def _lion(
   learning_rate: optax.ScalarOrSchedule, mu_dtype: Any = None
 ) -> optax.GradientTransformation:
-  """Lion without the weight decay that `optax.lion` brings along."""
+  """Returns Lion without the weight decay that `optax.lion` adds."""
   return optax.chain(
     optax.scale_by_lion(mu_dtype=mu_dtype),
     optax.scale_by_learning_rate(learning_rate),

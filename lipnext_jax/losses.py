@@ -126,7 +126,7 @@ def trades_loss(
   trades_weight: float = 1.0,
   logit_scale: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
-  """Adds to cross-entropy a GloRo term: could ε break the prediction?
+  """Adds to cross-entropy a penalty on predictions that ε may change (GloRo).
 
       f_⊥ = max_{j≠p} (f_j + ε ‖w_p − w_j‖),   p = argmax f
       loss = CE(τ f, y) + λ · mean log(1 + e^{τ f_⊥} / Σ_j e^{τ f_j})

@@ -342,7 +342,7 @@ def _log(
   progress: report.Progress,
   watch: runtime.Watch,
 ) -> tuple[step_lib.TrainState, int]:
-  """Fetches, shows and writes the metrics of a log line.
+  """Logs a line of metrics: fetches, shows and writes them.
 
   Returns:
     The state with sums that start again, and the steps skipped in a row.

@@ -1,8 +1,10 @@
 """The project as a whole: style, types, imports, README."""
 
+import ast
 import collections
 import configparser
 import importlib
+import importlib.util
 import pathlib
 import pkgutil
 import re
@@ -76,6 +78,60 @@ def test_every_module_has_a_mirrored_test():
       if not test.exists():
         missing.append(str(name))
   assert not missing
+
+
+# Words that make a fragment of what they open.
+OPENINGS = (
+  'Of',
+  'What',
+  'So',
+  'By',
+  'How',
+  'Where',
+  'As',
+  'See',
+  'From',
+  'For',
+)
+
+
+def odd_docstrings(source):
+  """Yields docstrings that open oddly: functions start with a verb."""
+  for node in ast.walk(ast.parse(source)):
+    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+      continue
+    text = ast.get_docstring(node)
+    if text is None:
+      continue
+    summary = text.split('\n\n')[0]
+    word = summary.split()[0]
+    decorators = getattr(node, 'decorator_list', [])
+    is_property = any('property' in ast.dump(d) for d in decorators)
+    is_function = isinstance(node, ast.FunctionDef) and not is_property
+    if (
+      word in OPENINGS
+      or not summary.endswith(('.', ':'))
+      or (is_function and not re.fullmatch('[A-Z][a-z]+s', word))
+    ):
+      yield summary
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_docstrings_open_with_a_verb_or_a_name(module):
+  path = importlib.util.find_spec(module).origin
+  assert not list(odd_docstrings(pathlib.Path(path).read_text()))
+
+
+def test_odd_docstrings_are_found():
+  sources = (
+    '"""Of what it makes."""',
+    'def f():\n  """The sum."""',
+    'def f():\n  """Adds"""',
+    'class A:\n  """What it holds."""',
+  )
+  assert all(list(odd_docstrings(source)) for source in sources)
+  plain = '"""Sums."""\ndef f():\n  """Adds [t, c] up."""'
+  assert not list(odd_docstrings(plain))
 
 
 LIGHT = ('optim', 'models', 'losses', 'certify')

@@ -1,1 +1,1 @@
-"""Compiles programs for other machines: do they fit, and how fast are they?"""
+"""Compiles programs for other machines: says whether they fit, and how fast."""

@@ -66,7 +66,7 @@ def _read_refusal(message: str) -> str:
 def run(
   config: ml_collections.ConfigDict, topology_name: str, workdir: str | None
 ) -> int:
-  """Compiles, prints the report and returns the exit code of the mode.
+  """Compiles a config, prints the report and returns an exit code.
 
   Args:
     config: as given; validated here.

@@ -88,7 +88,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
-  """Restores, attacks, writes both files; returns what `attack.json` holds.
+  """Attacks the run in a workdir; writes and returns `attack.json`.
 
   Raises:
     BrokenCertificateError: after writing, if a certificate or Λ is wrong.

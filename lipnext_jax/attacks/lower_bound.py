@@ -1,4 +1,4 @@
-"""Bounds Lipschitz constants from below: how tight is Λ?
+"""Bounds Lipschitz constants from below, which shows how tight Λ is.
 
 A proved bound from above says nothing about how much of it is real. Gradient
 ascent on pairs (x, x') gives bounds from below: for the backbone g and for the

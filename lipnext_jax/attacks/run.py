@@ -19,7 +19,7 @@ _BEYOND = 1.5  # Certified radii within which the nearest one is looked for.
 
 
 class Settings(NamedTuple):
-  """How hard to try; the defaults take about two minutes for digits."""
+  """The effort of the attacks; the defaults take two minutes on digits."""
 
   restarts: int = 5  # Of each gradient attack, in the ball and in its box.
   steps: int = 40  # Of each attack.

@@ -19,7 +19,7 @@ _LUMA = np.array([299, 587, 114]) / 1000
 
 
 class Preprocessing(NamedTuple):
-  """How a file becomes an image [H, W, ch] in [0, 1]."""
+  """The steps from a file to an image [H, W, ch] in [0, 1]."""
 
   image_shape: tuple[int, int, int]
   resize: int  # The shorter side is scaled to this, then cropped; 0: never.

@@ -11,7 +11,7 @@ from lipnext_jax.data import sources
 
 
 class Extra(NamedTuple):
-  """What is mixed into the real examples."""
+  """Examples that are mixed into the real ones."""
 
   source: sources.Source
   ratio: int  # Mixed-in examples per real one.

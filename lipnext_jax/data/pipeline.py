@@ -175,7 +175,7 @@ class _Augment(grain.transforms.RandomMap):
     self._shape = image_shape
 
   def random_map(self, element, rng: np.random.Generator):
-    """Grain seeds `rng` from the position in the shuffled stream."""
+    """Applies the transforms, with an `rng` that the position seeds."""
     image = element['image']
     try:
       for transform in self._transforms:

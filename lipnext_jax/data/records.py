@@ -27,7 +27,7 @@ _KEYS = ('id', 'file_name', 'filename', 'image/filename')
 
 
 class Form(NamedTuple):
-  """How the examples of a set are stored."""
+  """The form in which the examples of a set are stored."""
 
   official_set: official.OfficialSet
   class_names: dict[str, list[str]]  # Per label feature.
@@ -35,7 +35,7 @@ class Form(NamedTuple):
 
 
 class ShardResult(NamedTuple):
-  """What a written shard holds."""
+  """The contents of a written shard."""
 
   labels: list[int]  # Of the stored examples, in order.
   num_bytes: int  # Of the stored images.

@@ -29,11 +29,11 @@ class Source(Protocol):
   """Random access to examples, as Grain wants it."""
 
   def __len__(self) -> int:
-    """Number of examples."""
+    """Returns the number of examples."""
     ...
 
   def __getitem__(self, index: int) -> Example:
-    """The example at `index`."""
+    """Returns the example at `index`."""
     ...
 
 
@@ -121,7 +121,7 @@ class Resized:
   """
 
   def __init__(self, source: Source, resize: int, size: int):
-    """See `transforms.resize_center_crop`."""
+    """Takes the arguments of `transforms.resize_center_crop`."""
     self._source, self._resize, self._size = source, resize, size
 
   def __len__(self) -> int:

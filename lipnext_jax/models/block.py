@@ -1,4 +1,4 @@
-"""What LipNeXt is made of (paper §3.1): the stem, and the block it repeats.
+"""The stem of LipNeXt and the block that it repeats (paper §3.1).
 
 The paper's block is Z = σ( M Rᵀ S( R (X + p) ) + b ). The spatial shift S moves
 k = 4⌊αc⌋ of the channels, so only the k rows of R that answer to them matter:
@@ -53,7 +53,7 @@ class Weights(NamedTuple):
 
 
 class Devices:
-  """What happens between devices during a block; on a single one, nothing.
+  """The communication of a block; a single device needs none.
 
   `sharded.Layout` is the same for a mesh. Devices that share the channels have
   c/n of them each, and the columns of R and M that answer to these.
@@ -69,7 +69,7 @@ class Devices:
     return block(weights, u)
 
   def gather(self, spec: BlockSpec, weights: Weights) -> Weights:
-    """Fetches what a device needs of R and M."""
+    """Fetches the rows and columns of R and M that a device needs."""
     return weights
 
   def activate(self, spec: BlockSpec, u: jax.Array) -> jax.Array:
@@ -77,11 +77,11 @@ class Devices:
     return layers.activate(u, spec.activation, spec.beta)
 
   def sum(self, x: jax.Array) -> jax.Array:
-    """Adds [t, k] up over the devices that share the channels."""
+    """Sums [t, k] over the devices that share the channels."""
     return x
 
   def scatter(self, x: jax.Array) -> jax.Array:
-    """Adds [t, c] up likewise, and keeps a device's own channels."""
+    """Sums [t, c] likewise, and keeps a device's own channels."""
     return x
 
 
@@ -98,9 +98,9 @@ def apply_block(
 
   Args:
     spec: the options of all blocks.
-    weights: of this block.
+    weights: R, M, bias and p of this block.
     u: [t, c], tokens of whole grids, image by image.
-    devices: what happens between the devices of a mesh.
+    devices: the communication between the devices of a mesh.
 
   Returns:
     v, [t, c].
@@ -134,7 +134,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, u: jax.Array, _: None) -> tuple[jax.Array, None]:
-    """[t, c] → [t, c]."""
+    """Maps tokens [t, c] to [t, c]."""
     spec, c = self.spec, u.shape[-1]
     k = layers.moved_count(spec.shift_ratio, c)
 
@@ -172,7 +172,7 @@ class Stem(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    """[b, H, W, ch] → [b, h, w, c]."""
+    """Maps images [b, H, W, ch] to tokens [b, h, w, c]."""
     x = layers.patchify(images, self.patch_size).astype(self.numerics.dtype)
     values = x.shape[-1]
     n = max(self.width, values)

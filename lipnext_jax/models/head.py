@@ -19,7 +19,7 @@ class NormalizedHead(nn.Module):
 
   @nn.compact
   def __call__(self, z: jax.Array) -> jax.Array:
-    """[b, c] → [b, k], float32 or wider."""
+    """Maps features [b, c] to logits [b, k], float32 or wider."""
     shape = (self.num_classes, z.shape[-1])
     init = nn.initializers.normal(stddev=1.0)  # Rows are normalised: no scale.
     kernel = self.param('kernel', init, shape, jnp.float32)

@@ -1,4 +1,4 @@
-"""What every certified model offers, whatever it is made of.
+"""The methods that every certified model offers.
 
 Certificates are about *explicit* parameters: the matrices and kernels that are
 applied, not what they are computed from, so that no map has to be trusted.

@@ -98,7 +98,7 @@ class LipNeXt(interface.CertifiedModel):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    """[b, H, W, ch] in [0, 1], or uint8 → logits [b, classes], float32."""
+    """Maps images [b, H, W, ch], in [0, 1] or uint8, to logits [b, classes]."""
     if self.remat not in REMAT_POLICIES:
       names = sorted(REMAT_POLICIES)
       raise ValueError(f'remat={self.remat!r} must be one of {names}.')
@@ -149,7 +149,7 @@ class LipNeXt(interface.CertifiedModel):
     return head.NormalizedHead(self.num_classes, name='head')(pooled)
 
   def explicit(self, dtype: Dtype = jnp.float32) -> 'LipNeXt':
-    """See `interface`: R, M and Q are stored themselves."""
+    """Returns the model whose parameters are R, M and Q themselves."""
     return self.clone(
       dtype=dtype,
       precision=jax.lax.Precision.HIGHEST,
@@ -158,7 +158,7 @@ class LipNeXt(interface.CertifiedModel):
     )
 
   def explicit_params(self, params: Any) -> Any:
-    """See `interface`: matrices for their raw leaves."""
+    """Replaces raw leaves by the matrices that they stand for."""
     if self.parametrization == 'none':
       return params
     p = parametrizations.PARAMETRIZATIONS[self.parametrization]

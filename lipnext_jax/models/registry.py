@@ -1,4 +1,4 @@
-"""From a config to a model, in the precision of training and of evaluation."""
+"""Builds the model of a config, for training and for evaluation."""
 
 import dataclasses
 from typing import Any

@@ -24,7 +24,7 @@ from lipnext_jax.models import layers
 
 @dataclasses.dataclass(frozen=True)
 class Layout(block_lib.Devices):
-  """How blocks lie on a mesh.
+  """The layout and the communication of blocks on a mesh.
 
   The columns of R lie over `width` and `rows` together: its k rows need not
   divide by the devices.
@@ -51,7 +51,7 @@ class Layout(block_lib.Devices):
     weights: block_lib.Weights,
     u: jax.Array,
   ) -> jax.Array:
-    """See `block.Devices`: every device applies `block` to what it holds."""
+    """Applies `block` on every device, to what that holds."""
     columns = PartitionSpec(None, (self.width, self.rows))
     specs = block_lib.Weights(
       r=columns if weights.r is not None else None,
@@ -69,7 +69,7 @@ class Layout(block_lib.Devices):
   def gather(
     self, spec: block_lib.BlockSpec, weights: block_lib.Weights
   ) -> block_lib.Weights:
-    """See `block.Devices`."""
+    """Gathers R and M of a layer."""
     r, m, bias, pos = weights
     dtype = spec.numerics.dtype
     # Bias and p in float32: their gradients are summed over devices in it.
@@ -82,7 +82,7 @@ class Layout(block_lib.Devices):
     )
 
   def activate(self, spec: block_lib.BlockSpec, u: jax.Array) -> jax.Array:
-    """See `block.Devices`."""
+    """Applies σ to a device's own channels; MinMax needs all of them."""
     if self.width_shards == 1:
       return layers.activate(u, spec.activation, spec.beta)
     if spec.activation != 'beta_abs':
@@ -92,13 +92,13 @@ class Layout(block_lib.Devices):
     return layers.rectify(u, rectified - first)
 
   def sum(self, x: jax.Array) -> jax.Array:
-    """See `block.Devices`."""
+    """Sums [t, k] over the devices that share the channels."""
     if self.width_shards == 1:
       return x
     return lax.pcast(lax.psum(x, self.width), self.width, to='varying')
 
   def scatter(self, x: jax.Array) -> jax.Array:
-    """See `block.Devices`."""
+    """Sums [t, c] likewise, and keeps a device's own channels."""
     if self.width_shards == 1:
       return x
     return lax.psum_scatter(x, self.width, scatter_dimension=1, tiled=True)
@@ -111,7 +111,7 @@ def constrain(layout: Layout, u: jax.Array) -> jax.Array:
 
 
 def keep_all_but_gathers(primitive: Any, *_: Any, **params: Any) -> bool:
-  """The `jax.checkpoint` policy of `remat='none'` on a mesh.
+  """Keeps everything but gathered matrices: the policy of `remat='none'`.
 
   Gathered matrices, if kept, would add up to the whole model on every device.
   """

@@ -115,7 +115,7 @@ def scheduled_nadam(
   momentum_decay: float = 0.004,
   mu_dtype: Any = None,
 ) -> optax.GradientTransformation:
-  """NAdam as in torch: `scale_by_scheduled_nadam`, then the learning rate.
+  """Returns NAdam as in torch, its learning rate included.
 
   Args:
     learning_rate: a number or a schedule of the step.

@@ -62,7 +62,7 @@ class OrthogonalState(NamedTuple):
 
 
 class _Options(NamedTuple):
-  """What `orthogonal` was given, checked, and its functions of one matrix."""
+  """The checked options of `orthogonal`, and its functions of one matrix."""
 
   inner: optax.GradientTransformationExtraArgs
   lookahead_period: int | None

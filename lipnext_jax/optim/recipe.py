@@ -104,7 +104,7 @@ def lipnext_optimizer(
   stack_sharding: jax.sharding.NamedSharding | None = None,
   label_fn: Callable[[optax.Params], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """The paper's optimizer: clip, then NAdam with lookahead on both geometries.
+  """Returns the paper's optimizer: clipped NAdam with lookahead.
 
   Orthogonal matrices go to `orthogonal(inner)`, everything else to
   `lookahead(inner)`, behind one global-norm clip (paper §4, after LiResNet++).

@@ -17,7 +17,7 @@ _PIXELS = 3 * 32 * 32  # In a row: all red ones, then green, then blue.
 
 
 class _Label(NamedTuple):
-  """Where a label and the names of its classes are found."""
+  """The places of a label and of the names of its classes."""
 
   key: str  # In a pickled batch.
   names_key: str  # In the pickle of the names.
@@ -26,7 +26,7 @@ class _Label(NamedTuple):
 
 
 class _Layout(NamedTuple):
-  """How the two archives of a set are laid out."""
+  """The layout of the two archives of a set."""
 
   python: tuple[str, str]  # The archive with pickles, what it extracts to.
   binary: tuple[str, str]  # The archive with plain bytes, what it extracts to.

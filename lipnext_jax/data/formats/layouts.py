@@ -1,4 +1,4 @@
-"""What every reader of an official set returns, and what they share.
+"""The form in which every reader of an official set returns it.
 
 A reader takes the path of an archive or of a folder that holds it (or what
 was extracted from it) and lists every split in the official order, with
