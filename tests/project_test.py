@@ -35,7 +35,7 @@ def run(*command, **options):
   )
 
 
-LINTERS = ['ruff check .', 'ruff format --check .', 'mypy']
+LINTERS = ['ruff check .', 'ruff format --check .', 'mypy', 'codespell_lib']
 
 
 @pytest.mark.slow  # It starts programs.
@@ -62,6 +62,8 @@ def test_style_and_types_can_fail(tmp_path):
   done = run(sys.executable, '-m', 'ruff', 'check', config, str(bad))
   assert 'F401' in done.stdout
   assert run(sys.executable, '-m', 'mypy', str(bad)).returncode == 1
+  bad.write_text('# Rec' + 'ieves.\n')  # Not misspelt in this file.
+  assert run(sys.executable, '-m', 'codespell_lib', str(bad)).returncode
 
 
 @pytest.mark.parametrize('module', MODULES)
