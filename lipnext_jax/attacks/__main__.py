@@ -194,7 +194,8 @@ def print_table(
   for key, row in summary['epsilons'].items():
     epsilon = exact.get(key, key)
     print(
-      f'  {epsilon:<9s} {row["cra"]:>8.2f} % {row["robust"]:>13.2f} %'
+      f'  {epsilon:<9s} {decimals.down(row["cra"], 2):>8s} % '
+      f'{row["robust"]:>13.2f} %'
       f' {row["gap"]:>6.2f} {row["robust_in_box"]:>16.2f} %'
     )
   ratio = summary['least_ratio']
