@@ -23,6 +23,7 @@ RUN useradd --uid=1000 --create-home lipnext \
 # What the project depends on, in a layer that a change of its code leaves alone.
 WORKDIR /lipnext_jax
 COPY setup.cfg pyproject.toml constraints.txt ./
+COPY lipnext_jax/__init__.py lipnext_jax/
 ARG ACCELERATOR=cuda
 RUN case "$ACCELERATOR" in \
     cuda|tpu) extras="train,data,gcs,$ACCELERATOR" ;; \

@@ -7,8 +7,8 @@
     python -m benchmarks.optimizer --what presets --n 4096
     python -m benchmarks.optimizer --what converge
 
-Needs jax, optax and numpy. Prints Markdown tables; docs/optimizer.md has the
-recorded ones. `optimizer_rivals` has what ours is compared with,
+Needs jax, optax and numpy. Prints Markdown tables; benchmarks/RESULTS.md has
+the recorded ones. `optimizer_rivals` has what ours is compared with,
 `optimizer_convergence` the problems.
 """
 

@@ -4,7 +4,7 @@
 
 A 1-Lipschitz regression of a rotated distance: orthogonal layers with absolute
 values in between. Equinox models are trees of arrays, so `lipnext_jax.optim`
-takes their parameters as they are.
+takes their parameters as they are. Needs the package equinox.
 """
 
 import equinox as eqx

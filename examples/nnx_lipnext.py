@@ -4,7 +4,7 @@
 
 flax's bridge wraps the Linen model; `lipnext_jax.optim` goes into
 `nnx.Optimizer` like any optax rule. The data, handwritten digits of 8×8
-pixels, ship with scikit-learn.
+pixels, ship with scikit-learn, which this needs.
 """
 
 from flax import nnx

@@ -105,6 +105,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
   if '--version' in argv:
     print(f'lipnext_jax {lipnext_jax.__version__}')
     sys.exit()
+  terminal.show_help(argv)
   try:
     rest = flags.FLAGS(_find_configs(terminal.expand_home(argv)))
     if _TOPOLOGY.value is not None and _MODE.value != 'compile':

@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 
+from absl import app
+
 CLOSED = 128 + signal.SIGPIPE  # Exit code of a closed pipe, as shells have it.
 # Of what is printed, what other encodings lack most often.
 _PLAIN = str.maketrans(
@@ -44,6 +46,16 @@ def drop_output() -> None:
         stream.flush()
       except BrokenPipeError:  # Python would flush once more at its end.
         os.dup2(nowhere, stream.fileno())
+
+
+def show_help(argv: Sequence[str]) -> None:
+  """Prints the help of an absl program and exits with 0, if it is asked for.
+
+  absl by itself exits with 1, as if it had failed.
+  """
+  if {'--help', '-help', '-h', '--helpshort', '--helpfull'} & {*argv[1:]}:
+    shorthelp = '--helpfull' not in argv
+    app.usage(shorthelp=shorthelp, writeto_stdout=True, exitcode=0)
 
 
 def expand_home(argv: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ HELP = ('--mode=compile', 'configs/folder.py', 'python -m lipnext_jax.certify')
 @pytest.mark.parametrize(
   ('flags', 'code', 'parts'),
   [
-    ((), 1, (*HELP, '--workdir: Where checkpoints')),
+    ((), 0, (*HELP, '--workdir: Where checkpoints')),
     (('--version',), 0, (f'lipnext_jax {lipnext_jax.__version__}\n',)),
     (('--workdir=x',), 2, ('error: --config=None is missing',)),
   ],

@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,8 @@ import kubernetes_validate
 from packaging import requirements
 import pytest
 import yaml
+
+import lipnext_jax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in (ROOT / 'launch').glob('*.sh'))
@@ -317,7 +320,35 @@ def test_what_the_image_copies_exists_and_reaches_it():
   assert ignored == '*'
   for path in copied:
     assert (ROOT / path).exists(), path
-    assert f'!{path.rstrip("/")}' in seen
+    assert f'!{path.split("/")[0]}' in seen
+
+
+def test_the_layer_of_the_dependencies_can_be_installed(tmp_path):
+  """Its files alone make the package's metadata."""
+  words = [word for word, _ in image()]
+  last = max(i for i, (_, rest) in enumerate(image()) if '[$extras]' in rest)
+  for word, rest in image()[:last]:
+    if word == 'COPY':
+      *paths, target = rest.split()
+      (tmp_path / target).mkdir(exist_ok=True)
+      for path in paths:
+        shutil.copy(ROOT / path, tmp_path / target)
+  assert words.index('COPY') < last
+  setup = [sys.executable, '-c', 'import setuptools; setuptools.setup()']
+
+  def version():
+    done = subprocess.run(
+      [*setup, '--version'],
+      cwd=tmp_path,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    return done.stdout.split()[-1:]
+
+  assert version() == [lipnext_jax.__version__]
+  (tmp_path / 'lipnext_jax' / '__init__.py').unlink()
+  assert version() != [lipnext_jax.__version__]
 
 
 @pytest.mark.parametrize('accelerator', ['cuda', 'tpu', 'cpu'])

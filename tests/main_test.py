@@ -171,7 +171,8 @@ def test_mode_config_prints_every_field_or_what_is_wrong(run_main):
 
 @pytest.mark.slow  # It starts a program.
 def test_help_names_modes_configs_and_where_the_fields_are():
-  _, out, _ = finish(start('--help'))
+  code, out, _ = finish(start('--help'))
+  assert not code
   for mode in ('train', 'eval', 'compile', 'config'):
     assert f'--mode={mode}' in out
   for path in (ROOT / 'configs').glob('*.py'):

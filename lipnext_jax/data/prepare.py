@@ -27,7 +27,6 @@ from lipnext_jax import files
 from lipnext_jax import terminal
 
 try:
-  from absl import app
   from absl import flags
   import filelock
 
@@ -284,6 +283,7 @@ def main(argv: Sequence[str]) -> int:
   """
   known: errors.UserError
   terminal.open_streams()
+  terminal.show_help(argv)
   try:
     names = flags.FLAGS(terminal.expand_home(argv))[1:]
     if len(names) != 1:
@@ -316,5 +316,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == '__main__':
-  app.define_help_flags()
   sys.exit(main(sys.argv))

@@ -6,9 +6,9 @@ For X ∈ O(n) with Euclidean gradient G, in the (left-trivialised) Lie algebra:
     Δ = inner.update(Ω)              any optax rule; sign and rate included
     X ← X·FastExp(Δ)
 
-and, with manifold lookahead of weight w, every k steps (paper §3.2(b))
+and, with manifold lookahead of weight η, every k steps (paper §3.2(b))
 
-    X_slow ← X_slow·FastExp(w ΣΔ),   X ← X_slow,   ΣΔ ← 0.
+    X_slow ← X_slow·FastExp(η ΣΔ),   X ← X_slow,   ΣΔ ← 0.
 
 The emitted update is the difference to X, so that `optax.apply_updates` lands
 on the manifold. Skew matrices are kept packed, see `algebra`; the same steps of
@@ -308,7 +308,7 @@ def sync_lookahead(
 ) -> tuple[optax.Updates, optax.Params, optax.Updates]:
   """Syncs the slow and the fast copy if that is due; else changes nothing.
 
-      X_slow ← X_slow·FastExp(w ΣΔ),   X ← X_slow,   ΣΔ ← 0
+      X_slow ← X_slow·FastExp(η ΣΔ),   X ← X_slow,   ΣΔ ← 0
 
   X + update is the fast copy, `total` is ΣΔ with this step's Δ, and `move` maps
   a matrix X and a packed Δ to X·(FastExp(Δ) − I).
