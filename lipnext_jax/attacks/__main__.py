@@ -20,14 +20,20 @@ import numpy as np
 from lipnext_jax import certify
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax import report
 from lipnext_jax.attacks import lower_bound
 from lipnext_jax.attacks import run as run_lib
 from lipnext_jax.attacks import target as target_lib
 from lipnext_jax.certify import decimals
-from lipnext_jax.checkpoint import restore
-from lipnext_jax.data import sources
-from lipnext_jax.runtime import command
+
+try:
+  from lipnext_jax import report
+  from lipnext_jax.checkpoint import restore
+  from lipnext_jax.data import sources
+  from lipnext_jax.runtime import command
+except ImportError as missing:
+  if __name__ != '__main__':
+    raise
+  errors.exit_for_extra('train', missing)
 
 
 class BrokenCertificateError(errors.UserError):
