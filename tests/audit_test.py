@@ -92,8 +92,9 @@ PYTHONS = ('3.11', '3.12', '3.13')
 def test_the_lock_file_is_the_constraints_with_hashes(python):
   lock = read_pins('requirements.lock', python)
   pins = read_pins('constraints.txt', python)
-  assert len(lock) > 80
-  assert {name: pins[name] for name in lock} == lock
+  # Compilers for machines that are not here are gigabytes, and not locked.
+  hardware = re.compile('libtpu|jax-cuda|nvidia-')
+  assert lock == {n: v for n, v in pins.items() if not hardware.match(n)}
   text = (ROOT / 'requirements.lock').read_text()
   entries = re.split(PIN, text, flags=re.MULTILINE)[2::2]
   assert all(re.search(r'--hash=sha256:[0-9a-f]{64}', e) for e in entries)
