@@ -1,19 +1,13 @@
 """The example learns, and its matrix stays orthogonal."""
 
-import importlib.util
 import math
-import pathlib
 
 import jax
 import numpy as np
 import pytest
 
+from examples import copying_memory
 from lipnext_jax.optim import orthogonality_error
-
-PATH = pathlib.Path(__file__).parents[2] / 'examples' / 'copying_memory.py'
-spec = importlib.util.spec_from_file_location('copying_memory', PATH)
-copying_memory = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(copying_memory)
 
 
 def test_batches_ask_for_the_first_symbols_at_the_end():

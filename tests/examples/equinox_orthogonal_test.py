@@ -1,16 +1,9 @@
 """The example learns, and every layer stays orthogonal."""
 
-import importlib.util
-import pathlib
-
 import jax
 
+from examples import equinox_orthogonal
 from lipnext_jax.optim import orthogonality_error
-
-PATH = pathlib.Path(__file__).parents[2] / 'examples' / 'equinox_orthogonal.py'
-spec = importlib.util.spec_from_file_location('equinox_orthogonal', PATH)
-equinox_orthogonal = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(equinox_orthogonal)
 
 
 def test_it_learns_a_function_that_is_1_lipschitz():

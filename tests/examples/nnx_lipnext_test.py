@@ -1,19 +1,12 @@
 """The bridged model learns, is the Linen one, and its certificates hold."""
 
-import importlib.util
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from examples import nnx_lipnext
 from lipnext_jax.optim import orthogonality_error
-
-PATH = pathlib.Path(__file__).parents[2] / 'examples' / 'nnx_lipnext.py'
-spec = importlib.util.spec_from_file_location('nnx_lipnext', PATH)
-nnx_lipnext = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(nnx_lipnext)
 
 
 @pytest.mark.slow  # It trains.

@@ -1,18 +1,11 @@
 """The example learns; every layer stays orthogonal, the model 1-Lipschitz."""
 
-import importlib.util
-import pathlib
-
 import jax
 import numpy as np
 import pytest
 
+from examples import nnx_orthogonal
 from lipnext_jax.optim import orthogonality_error
-
-PATH = pathlib.Path(__file__).parents[2] / 'examples' / 'nnx_orthogonal.py'
-spec = importlib.util.spec_from_file_location('nnx_orthogonal', PATH)
-nnx_orthogonal = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(nnx_orthogonal)
 
 
 @pytest.mark.slow  # It trains.
