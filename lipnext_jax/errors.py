@@ -116,6 +116,15 @@ class OutOfMemoryError(UserError):
   exit_code = 8
 
 
+def install_command(extra: str) -> str:
+  """Returns the command that installs an extra of setup.cfg in a clone.
+
+  >>> install_command('data')
+  "pip install -c constraints.txt -e '.[data]'"
+  """
+  return f"pip install -c constraints.txt -e '.[{extra}]'"
+
+
 def exit_for_extra(extra: str, missing: ImportError) -> NoReturn:
   """Ends a program that was installed without an extra, in one line.
 
@@ -126,7 +135,7 @@ def exit_for_extra(extra: str, missing: ImportError) -> NoReturn:
   print(
     f'error: this program needs a package that is not installed '
     f'({missing.name}); in a clone of the repository: '
-    f"pip install -c constraints.txt -e '.[{extra}]'.",
+    f'{install_command(extra)}.',
     file=sys.stderr,
   )
   sys.exit(ConfigError.exit_code)

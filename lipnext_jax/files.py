@@ -57,8 +57,7 @@ def _store(path: str) -> Any:
       '--workdir',
       path,
       f'needs a package that is not installed ({error.name})',
-      'in a clone of the repository: '
-      "pip install -c constraints.txt -e '.[gcs]'",
+      f'in a clone of the repository: {errors.install_command("gcs")}',
     ) from None
   # Also for epath, through which Orbax writes: neither would see in a listing
   # that it kept what TensorStore has written since.

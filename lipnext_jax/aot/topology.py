@@ -101,7 +101,7 @@ def find_devices(topology: Topology) -> Sequence[Any]:
       '--topology',
       topology.name,
       'needs a compiler that is not installed',
-      f"add the extra: pip install -c constraints.txt -e '.[{extra}]'",
+      f'add the extra: {errors.install_command(extra)}',
     )
   try:
     if platform == 'tpu':

@@ -66,7 +66,7 @@ directory; give the one that prepared sets lie in.
       'dataset.name',
       c.name,
       f'needs a package that is not installed ({error.name})',
-      f"install it: pip install -c constraints.txt -e '.[{extra}]'",
+      f'install it: {errors.install_command(extra)}',
     ) from None
 
 

@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 
+import sklearn.datasets  # noqa: F401 (A run says so if it waits for it.)
+
 from lipnext_jax import train  # noqa: F401
 from lipnext_jax.checkpoint import restore  # noqa: F401 (what the modules import)
 
