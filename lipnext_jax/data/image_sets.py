@@ -95,7 +95,8 @@ def _open_official(data_dir: str, name: str) -> Splits:
     data_dir,
     official_set.name,
     f'prepare it: python -m lipnext_jax.data.prepare {base} --source=… '
-    f'--data_dir={data_dir}',
+    f'--data_dir={data_dir}, with the files of '
+    f'{official_set.origin or official_set.homepage}',
   )
   train = records.RecordSource(directory, 'train')
   test = records.RecordSource(directory, official_set.test_split)

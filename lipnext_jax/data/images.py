@@ -76,7 +76,7 @@ def list_conversions(data: bytes) -> list[str]:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-  """Encodes uint8 [h, w, 3] as a PNG file, without loss."""
+  """Encodes uint8 [h, w, 1 or 3] as a PNG file, without loss."""
   return _save(pillow.from_array(pixels), 'PNG')
 
 

@@ -25,7 +25,8 @@ class OfficialSet(NamedTuple):
   splits: dict[str, int]  # Split → number of examples.
   balanced: tuple[str, ...]  # Splits with equally many of every class.
   test_split: str  # The labelled one that results are reported on.
-  key: str  # Feature that names an example.
+  key: str  # Feature that names an example; '': it has none.
+  origin: str = ''  # Where its files come from, if not from the homepage.
   encoding: str | None = None  # TFDS's declared format of the images.
   other_labels: dict[str, int] = {}  # noqa: RUF012 (never changed)
 
@@ -69,7 +70,37 @@ IMAGENET = OfficialSet(
   key='file_name',
   encoding='jpeg',
 )
+# In four files of the IDX format each; the labels' order is that of TFDS.
+MNIST = OfficialSet(
+  name='mnist',
+  version='3.0.1',
+  homepage='http://yann.lecun.com/exdb/mnist/',
+  image_shape=(28, 28, 1),
+  num_classes=10,
+  splits={'train': 60_000, 'test': 10_000},
+  balanced=(),
+  test_split='test',
+  key='',
+  origin='https://storage.googleapis.com/cvdf-datasets/mnist/ (a mirror of '
+  'http://yann.lecun.com/exdb/mnist/)',
+)
+FASHION_MNIST = MNIST._replace(
+  name='fashion_mnist',
+  homepage='https://github.com/zalandoresearch/fashion-mnist',
+  balanced=('train', 'test'),
+  origin='https://github.com/zalandoresearch/fashion-mnist or the Debian '
+  'package dataset-fashion-mnist (--source=/usr/share/datasets/fashion-mnist)',
+)
+KMNIST = MNIST._replace(
+  name='kmnist',
+  homepage='http://codh.rois.ac.jp/kmnist/',
+  balanced=('train', 'test'),
+  origin='http://codh.rois.ac.jp/kmnist/',
+)
 SETS = {
+  'mnist': MNIST,
+  'fashion_mnist': FASHION_MNIST,
+  'kmnist': KMNIST,
   'cifar10': CIFAR10,
   'cifar100': CIFAR100,
   'tiny_imagenet': TINY_IMAGENET,
@@ -122,18 +153,85 @@ ARCHIVES = {
 }
 
 
+class IdxFile(NamedTuple):
+  """SHA-256 checksums of an official IDX file, in hexadecimal digits."""
+
+  compressed: str  # Of the published .gz file.
+  content: str = ''  # Of the file in it; '': not known.
+
+
+# The compressed ones: TFDS's checksums. Debian's Fashion-MNIST has other gzip
+# headers; with the published ones, its bytes have the checksums of TFDS, so
+# that the checksums of its contents are the official ones. Those of MNIST's
+# contents are as several projects publish them.
+IDX_FILES = {
+  'mnist': {
+    'train-images-idx3-ubyte': IdxFile(
+      '440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609',
+      'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
+    ),
+    'train-labels-idx1-ubyte': IdxFile(
+      '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c',
+      '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
+    ),
+    't10k-images-idx3-ubyte': IdxFile(
+      '8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6',
+      '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
+    ),
+    't10k-labels-idx1-ubyte': IdxFile(
+      'f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6',
+      'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2',
+    ),
+  },
+  'fashion_mnist': {
+    'train-images-idx3-ubyte': IdxFile(
+      '3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84',
+      'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
+    ),
+    'train-labels-idx1-ubyte': IdxFile(
+      'a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845',
+      'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9',
+    ),
+    't10k-images-idx3-ubyte': IdxFile(
+      '346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073',
+      '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b',
+    ),
+    't10k-labels-idx1-ubyte': IdxFile(
+      '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5',
+      '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34',
+    ),
+  },
+  'kmnist': {
+    'train-images-idx3-ubyte': IdxFile(
+      '51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4',
+    ),
+    'train-labels-idx1-ubyte': IdxFile(
+      'e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17',
+    ),
+    't10k-images-idx3-ubyte': IdxFile(
+      'edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5',
+    ),
+    't10k-labels-idx1-ubyte': IdxFile(
+      '20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c',
+    ),
+  },
+}
+
+
 def class_names(name: str) -> list[str]:
   """Returns the official names of a set's classes, in the order of labels.
 
   Args:
-    name: 'cifar10', 'cifar100' or 'cifar100_coarse'; from the archives'
-      batches.meta and meta.
+    name: a file in class_lists. The names of CIFAR are those of the archives'
+      batches.meta and meta, the others those of TFDS.
 
   >>> class_names('cifar10')[0], len(class_names('cifar100'))
   ('airplane', 100)
+  >>> class_names('fashion_mnist')[-1]
+  'Ankle boot'
   """
   lists = resources.files('lipnext_jax.data') / 'class_lists'
-  return (lists / f'{name}.txt').read_text(encoding='utf-8').split()
+  return (lists / f'{name}.txt').read_text(encoding='utf-8').splitlines()
 
 
 def imagenet_wnids() -> list[str]:
@@ -179,9 +277,10 @@ def build_features(
   import tensorflow_datasets as tfds
 
   labels = {'label', *official_set.other_labels}
+  key = official_set.key
   return tfds.features.FeaturesDict(
     {
-      official_set.key: tfds.features.Text(),
+      **({key: tfds.features.Text()} if key else {}),
       'image': tfds.features.Image(
         shape=official_set.image_shape,
         dtype=np.uint8,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ try:
   from lipnext_jax.data import official
   from lipnext_jax.data import records
   from lipnext_jax.data.formats import cifar
+  from lipnext_jax.data.formats import idx
   from lipnext_jax.data.formats import imagenet
   from lipnext_jax.data.formats import layouts
   from lipnext_jax.data.formats import tiny_imagenet
@@ -45,6 +47,10 @@ except ImportError as missing:
 _SHOWN = 10  # Bad records on the screen; the file has all.
 
 READERS: dict[str, Callable[..., layouts.Contents]] = {
+  **{
+    name: functools.partial(idx.read_idx, official.SETS[name])
+    for name in official.IDX_FILES
+  },
   'cifar10': cifar.read_cifar10,
   'cifar100': cifar.read_cifar100,
   'tiny_imagenet': tiny_imagenet.read_tiny_imagenet,

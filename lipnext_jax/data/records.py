@@ -79,7 +79,9 @@ def write_shard(
     except (images.BadImageError, errors.DataError) as error:
       result.bad[item.key] = str(error)
       continue
-    example = {official_set.key: item.key, 'image': image, **item.labels}
+    example = {'image': image, **item.labels}
+    if official_set.key:
+      example[official_set.key] = item.key
     writer.write(features.serialize_example(features.encode_example(example)))
     result.labels.append(item.labels['label'])
     result = result._replace(num_bytes=result.num_bytes + len(image))
@@ -301,7 +303,9 @@ def _encode(item: layouts.Item, form: Form) -> bytes:
     if not 0 <= label < count:
       raise images.BadImageError(f'has {feature} {label} of {count} classes')
   if isinstance(item.content, bytes):
-    planes = np.frombuffer(item.content, np.uint8).reshape(3, 32, 32)
+    assert form.official_set.image_shape is not None  # Such bytes have one.
+    h, w, ch = form.official_set.image_shape
+    planes = np.frombuffer(item.content, np.uint8).reshape(ch, h, w)
     return images.encode_png(np.ascontiguousarray(planes.transpose(1, 2, 0)))
   where = archives.describe(item.content)
   try:

@@ -425,7 +425,5 @@ SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Dataset]] = {
   'digits': _digits,
   'synthetic': _synthetic,
   'npz': _npz,
-  **dict.fromkeys(
-    ('cifar10', 'cifar100', 'tiny_imagenet', *VARYING), _image_set
-  ),
+  **dict.fromkeys((*official.SETS, *VARYING), _image_set),
 }

@@ -8,6 +8,7 @@ archive holds is taken only if the user says so.
 from collections.abc import Iterator
 import contextlib
 import functools
+import gzip
 import hashlib
 import os
 import stat
@@ -73,6 +74,20 @@ def verify(path: str, *, allow_partial: bool) -> None:
       if digest == archive.checksum:
         return
       problem = f'has the {archive.algorithm} checksum {digest}'
+  refuse(path, problem, allow_partial=allow_partial)
+
+
+def refuse(path: str, problem: str, *, allow_partial: bool) -> None:
+  """Refuses a file that is not the official one.
+
+  Args:
+    path: of the file.
+    problem: what differs.
+    allow_partial: report the file on stderr instead.
+
+  Raises:
+    DataError: unless `allow_partial`.
+  """
   if not allow_partial:
     raise errors.DataError(
       f'{path}: {problem}, so it is not the official file; fetch it again, or '
@@ -197,6 +212,24 @@ def read(entry: Entry) -> bytes:
     raise errors.DataError(
       f'{where}: ends after {len(data)} of {entry.size} bytes'
     )
+  return data
+
+
+def read_gz(path: str, limit: int) -> bytes:
+  """Decompresses a gzip file.
+
+  Args:
+    path: of the file.
+    limit: bytes that it may hold; no more are decompressed.
+
+  Raises:
+    DataError: it holds more, is damaged or cut off.
+  """
+  with _naming(path), gzip.open(path) as file:
+    # gzip checks its sum at the end of the file, which is one byte further.
+    data = file.read(limit + 1)
+  if len(data) > limit:
+    raise errors.DataError(f'{path}: holds more than {limit} bytes')
   return data
 
 

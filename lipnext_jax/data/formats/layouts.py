@@ -17,7 +17,7 @@ class Item(NamedTuple):
 
   key: str  # Unique in its set; names the example in records and messages.
   labels: dict[str, int]
-  content: archives.Entry | bytes  # An image file, or [3, 32, 32] uint8.
+  content: archives.Entry | bytes  # An image file, or [ch, h, w] uint8.
 
 
 class Contents(NamedTuple):
