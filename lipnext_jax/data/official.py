@@ -98,13 +98,13 @@ KMNIST = MNIST._replace(
   origin='http://codh.rois.ac.jp/kmnist/',
 )
 SETS = {
-  'mnist': MNIST,
-  'fashion_mnist': FASHION_MNIST,
-  'kmnist': KMNIST,
   'cifar10': CIFAR10,
   'cifar100': CIFAR100,
   'tiny_imagenet': TINY_IMAGENET,
   'imagenet': IMAGENET,
+  'mnist': MNIST,
+  'fashion_mnist': FASHION_MNIST,
+  'kmnist': KMNIST,
 }
 
 

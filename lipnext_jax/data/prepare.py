@@ -47,14 +47,14 @@ except ImportError as missing:
 _SHOWN = 10  # Bad records on the screen; the file has all.
 
 READERS: dict[str, Callable[..., layouts.Contents]] = {
-  **{
-    name: functools.partial(idx.read_idx, official.SETS[name])
-    for name in official.IDX_FILES
-  },
   'cifar10': cifar.read_cifar10,
   'cifar100': cifar.read_cifar100,
   'tiny_imagenet': tiny_imagenet.read_tiny_imagenet,
   'imagenet': imagenet.read_imagenet,
+  **{
+    name: functools.partial(idx.read_idx, official.SETS[name])
+    for name in official.IDX_FILES
+  },
 }
 
 

@@ -1,5 +1,6 @@
 """Small archives in exactly the official formats."""
 
+import gzip
 import io
 import os
 import struct
@@ -260,6 +261,31 @@ def items(count, first=0):
   ]
 
 
+IDX_COUNTS = {'train': 12, 't10k': 5}
+
+
+def idx_files():
+  """File → contents, as in the four official ones; prefix → images, labels."""
+  files, truth = {}, {}
+  for prefix, count in IDX_COUNTS.items():
+    images = np.stack([pixels(count + i, 28, 28, 1) for i in range(count)])
+    labels = (7 * np.arange(count) % 10).astype(np.uint8)
+    header = struct.pack('>4i', 2051, count, 28, 28)
+    files[f'{prefix}-images-idx3-ubyte'] = header + images.tobytes()
+    header = struct.pack('>2i', 2049, count)
+    files[f'{prefix}-labels-idx1-ubyte'] = header + labels.tobytes()
+    truth[prefix] = images, labels
+  return files, truth
+
+
+def write_idx(directory, files=None):
+  """The folder of the four files, compressed as they are downloaded."""
+  files = idx_files()[0] if files is None else files
+  return write_tree(
+    directory, {f'{n}.gz': gzip.compress(data) for n, data in files.items()}
+  )
+
+
 @pytest.fixture(scope='session')
 def formats():
   """Makers of archives in the official formats: what stands above."""
@@ -275,6 +301,8 @@ def formats():
     tree=write_tree,
     cifar=cifar,
     cifar_files=cifar_files,
+    idx=write_idx,
+    idx_files=idx_files,
     tiny=tiny,
     tiny_files=tiny_files,
     tiny_wnids=TINY_WNIDS,

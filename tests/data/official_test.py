@@ -1,3 +1,4 @@
+import pytest
 import tensorflow_datasets as tfds
 
 from lipnext_jax.data import official
@@ -9,6 +10,9 @@ def test_names_versions_features_and_checksums_are_those_of_tfds():
     ('cifar10', (50_000, 10_000)),
     ('cifar100', (50_000, 10_000)),
     ('imagenet2012', (1_281_167, 50_000)),
+    ('mnist', (60_000, 10_000)),
+    ('fashion_mnist', (60_000, 10_000)),
+    ('kmnist', (60_000, 10_000)),
   ):
     (facts,) = [s for s in official.SETS.values() if s.name == name]
     builder = tfds.builder_cls(name)
@@ -16,10 +20,15 @@ def test_names_versions_features_and_checksums_are_those_of_tfds():
     assert tuple(facts.splits.values()) == counts
     for url, info in builder.url_infos.items():
       file = url.rpartition('/')[2]
+      checked.add(url)
+      if name in official.IDX_FILES:
+        checksums = official.IDX_FILES[name][file.removesuffix('.gz')]
+        assert checksums.compressed == info.checksum
+        continue
       archive = official.ARCHIVES[file]
       assert (archive.size, archive.checksum) == (info.size, info.checksum)
-      checked.add(file)
-  assert len(checked) == 4  # The binary CIFARs and ImageNet's tars.
+  # The binary CIFARs, ImageNet's tars, and four files of each MNIST.
+  assert len(checked) == 4 + 3 * 4
   for facts in official.SETS.values():
     assert facts.test_split in facts.splits
     for split in facts.balanced:
@@ -32,6 +41,15 @@ def test_names_versions_features_and_checksums_are_those_of_tfds():
   assert set(features) == {'id', 'image', 'label', 'coarse_label'}
   assert features['image'].shape == (32, 32, 3)
   assert features['coarse_label'].num_classes == 20
+
+
+@pytest.mark.parametrize('name', official.IDX_FILES)
+def test_features_and_classes_of_the_mnists_are_those_of_tfds(name, tmp_path):
+  theirs = tfds.builder_cls(name)(data_dir=tmp_path).info.features
+  names = official.class_names(name)
+  ours = official.build_features(official.SETS[name], {'label': names})
+  assert ours.to_json() == theirs.to_json()
+  assert theirs['label'].names == names
 
 
 def test_class_names_are_the_official_ones_in_their_order():

@@ -43,7 +43,24 @@ def archive(name, formats, directory):
     return formats.imagenet(directory / 'tars', *formats.imagenet_files())
   if name == 'tiny_imagenet':
     return formats.tiny(directory)
+  if name in official.IDX_FILES:
+    return formats.idx(directory / 'idx')
   return formats.cifar(directory, name)
+
+
+def train_split(name, formats):
+  """The images and labels to train on in `archive`."""
+  if name == 'tiny_imagenet':
+    files = formats.tiny_files()
+    return [
+      (images.decode(files[f'train/{wnid}/images/{wnid}_{i}.JPEG']), label)
+      for label, wnid in enumerate(formats.tiny_wnids[:3])
+      for i in range(3)
+    ]
+  if name in official.IDX_FILES:
+    return zip(*formats.idx_files()[1]['train'], strict=True)
+  truth = formats.cifar_files(name)[2]['train']
+  return [(image, labels['label']) for image, labels in truth]
 
 
 def times(directory):
@@ -69,16 +86,17 @@ def assert_tfds_reads_the_same(name, tmp_path):
   return ours
 
 
-@pytest.mark.parametrize('name', ['cifar10', 'cifar100', 'tiny_imagenet'])
+@pytest.mark.parametrize(
+  'name', [name for name in official.SETS if name != 'imagenet']
+)
 def test_archives_become_sets_that_tfds_reads(name, tmp_path, formats, capsys):
   source = archive(name, formats, tmp_path)
   final = do(name, source, tmp_path)
   ours = assert_tfds_reads_the_same(name, tmp_path)
-  if name != 'tiny_imagenet':
-    truth = formats.cifar_files(name)[2]['train']
-    for example, (image, labels) in zip(ours.train, truth, strict=True):
-      np.testing.assert_array_equal(example['image'], image)
-      assert example['label'] == labels['label']
+  truth = train_split(name, formats)
+  for example, (image, label) in zip(ours.train, truth, strict=True):
+    np.testing.assert_array_equal(example['image'], image)
+    assert example['label'] == label
   # The same command does nothing, and nothing lies elsewhere.
   before = times(final)
   assert do(name, source, tmp_path) == final
@@ -298,7 +316,7 @@ MISTAKES = {
   'an unknown flag': (['cifar10', '--sorce=x'], ['sorce', '--help']),
   'no name': ([], ['NAME', 'choose one of cifar10']),
   'two names': (['cifar10', 'cifar100'], ['NAME', 'is no one set']),
-  'an unknown name': (['mnist'], ["NAME='mnist'", 'is unknown']),
+  'an unknown name': (['emnist'], ["NAME='emnist'", 'is unknown']),
   'no source': (['cifar10', '--data_dir=/x'], ['--source', 'is missing']),
   'a negative number': (
     ['imagenet', '--source=/x', '--data_dir=/x', '--resize=-3'],

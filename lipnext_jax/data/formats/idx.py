@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 
 import numpy as np
 
@@ -27,9 +26,10 @@ def read_idx(
   Raises:
     DataError: naming the file that is missing, malformed or not official.
 
-  >>> read_idx(official.MNIST, '/no/where', allow_partial=False)
+  >>> read_idx(official.KMNIST, '/no/where', allow_partial=False)
   Traceback (most recent call last):
-  lipnext_jax.errors.DataError: --source=/no/where: does not exist
+  lipnext_jax.errors.DataError: --source=/no/where: does not exist; give the \
+folder with the four files of http://codh.rois.ac.jp/kmnist/
   """
   splits = {}
   for split, (images_name, labels_name) in FILES.items():
@@ -81,11 +81,9 @@ def _read(
   path = layouts.find(source, (f'{name}.gz', name))
   if path is None:
     missing = layouts.not_found(source, f'{name}.gz', name)
-    if os.path.exists(source):
-      missing = errors.DataError(
-        f'{missing}; the four files come from {official_set.origin}'
-      )
-    raise missing
+    raise errors.DataError(
+      f'{missing}; give the folder with the four files of {official_set.origin}'
+    )
   limit = 4 + 4 * len(shape) + math.prod(shape)  # Bytes of the official file.
   entry = archives.stat_file(path)
   if entry is None:
