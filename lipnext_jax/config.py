@@ -362,6 +362,21 @@ _MODEL = section(
     False,
     'Whether to unroll the blocks: compiles longer, 5 to 10 % faster on a GPU.',
   ),
+  pool=Field(
+    'l2',
+    "End of the network: 'l2' pools over the tokens (paper); 'neck' maps all "
+    'tokens, signed and in their places, by one orthogonal matrix.',
+    choices=lipnext.POOLS,
+  ),
+  neck_width=Field(
+    256,
+    'Features of the neck and its dense layers.',
+    minimum=1,
+    only_with={'model.pool': ('neck',)},
+  ),
+  neck_depth=Field(
+    0, 'Dense layers after the neck.', only_with={'model.pool': ('neck',)}
+  ),
   parametrization=Field(
     'none',
     "Map from free matrices to R, M, Q; 'none' optimises on the manifold.",
@@ -434,7 +449,7 @@ _OPTIMIZER = section(
 # M [l, c, c] in rows over 'fsdp' and columns over 'tensor', R [l, k, c] in
 # columns over both, since its k rows need not divide. docs/pods.md.
 _SHARDING = (
-  (r'blocks/(R|M)_raw$', (None, 'fsdp', None)),  # Mapped into R and M.
+  (r'blocks/(R|M)_raw$', (None, ('fsdp?',), None)),  # Mapped into R and M.
   (r'^compute/blocks/R$', (None, None, ('tensor', 'fsdp'))),
   (r'^compute/blocks/M$', (None, 'fsdp', 'tensor')),
   (r'^params/blocks/(R|M)$', (('data?', 'fsdp', 'tensor'), None, None)),

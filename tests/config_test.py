@@ -219,7 +219,7 @@ def test_the_default_identity_is_that_of_the_runs_that_exist():
   default was 256, see tests/checkpoint/workdir_test.py.
   """
   assert digest(config_lib.identity(config_lib.default_config())) == (
-    '32653da612e7ceb8e77f859209504355a4117aae5c400af96d53140a570fb3a1'
+    '4bb70416c2aade847d9cae50cbcb88996226b058ae9cfa4412ab8daa5330cd7e'
   )
 
 

@@ -114,32 +114,34 @@ def _grid(leaves: Any, name: str) -> tuple[int, int]:
 def sum_constants(params: Any) -> tuple[float, int]:
   """Sums the norms of all constants that a backbone adds.
 
-  A bias [..., c] is added to every token, a positional term [..., h, w, 1] to
-  every channel. Returns Σ ‖c‖ over the leaves `bias` and `pos` outside of the
-  head, and the number of tokens.
+  A bias [..., c] of the stem or of a block is added to every token, one of a
+  neck or a dense layer once, a positional term [..., h, w, 1] to every channel.
+  Returns Σ ‖c‖ over the leaves `bias` and `pos` outside of the head, and the
+  number of tokens.
 
   >>> sum_constants({'stem': {'bias': np.array([3.0, 4.0])}})
   (5.0, 1)
   """
-  biases, positions = [], []
+  biases, of_images, positions = [], [], []
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    name = trees.path_name(path)
-    if name.removeprefix('params/').startswith('head/'):
-      continue
-    kind = name.rsplit('/', maxsplit=1)[-1]
-    if kind == 'bias':
-      biases.append(norms.to_float64(leaf))
-    elif kind == 'pos':
+    name = trees.path_name(path).removeprefix('params/')
+    group, kind = name.split('/')[0], name.split('/')[-1]
+    if kind == 'pos':
       positions.append(norms.to_float64(leaf))
+    elif kind == 'bias' and group != 'head':
+      kept = of_images if group in ('neck', 'dense') else biases
+      kept.append(norms.to_float64(leaf))
   tokens = max((math.prod(p.shape[-3:]) for p in positions), default=1)
   width = max((b.shape[-1] for b in biases if b.ndim), default=1)
 
-  def total(constants, size):
-    return np.sum(np.linalg.norm(constants.reshape(-1, size), axis=-1))
+  def total(constants, axes):
+    size = math.prod(constants.shape[-axes:])
+    rows = constants.reshape(-1, size)
+    return np.sum(np.linalg.norm(rows, axis=-1))
 
-  norm = sum(total(b, b.shape[-1] if b.ndim else 1) for b in biases)
-  norm *= tokens**0.5
-  norm += width**0.5 * sum(total(p, math.prod(p.shape[-3:])) for p in positions)
+  norm = tokens**0.5 * sum(total(b, 1) for b in biases)
+  norm += sum(total(b, 1) for b in of_images)
+  norm += width**0.5 * sum(total(p, 3) for p in positions)
   return float(norm), tokens
 
 

@@ -36,9 +36,10 @@ def _terms(w: np.ndarray) -> int:
 def lipnext_chain(
   params: Any, factors: Mapping[str, Sequence[float]] | None = None
 ) -> list[rounding.Step]:
-  """Lists the steps of a forward pass: stem, blocks and pooling.
+  """Lists the steps of a forward pass: stem, blocks, and pooling or a neck.
 
-      x − 1/2 → Q → + bias → [ + p → I + Rᵀ(S − I)R → M → + b ]×l → L2 pooling
+      x − 1/2 → Q → + bias → [ + p → I + Rᵀ(S − I)R → M → + b ]×l → end
+      end: L2 pooling, or Q → + bias (neck) → [ Q → + bias ]×m (dense)
 
   β-Abs flips signs, without a rounding: it leaves no step. Nor does cutting
   and padding Q, which only makes its norms and its sums smaller than those of
@@ -89,4 +90,21 @@ def lipnext_chain(
         _terms(m),
       ),
     ]
-  return [*steps, rounding.Pool(tokens, width)]
+  if 'neck' not in params:
+    return [*steps, rounding.Pool(tokens, width)]
+  for name in ('neck', 'dense'):  # The tokens of an image are one vector now.
+    if name not in params:
+      continue
+    q, bias = (np.asarray(params[name][leaf]) for leaf in ('Q', 'bias'))
+    layers = zip(
+      q.reshape(-1, *q.shape[-2:]),
+      bias.reshape(-1, bias.shape[-1]),
+      factors[f'{name}/Q'],
+      strict=True,
+    )
+    for w, b, factor in layers:
+      steps += [
+        _product(w, factor, 1),
+        rounding.AddConstant(frobenius_norm_bound(b), len(w), _terms(w)),
+      ]
+  return steps

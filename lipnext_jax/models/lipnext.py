@@ -1,4 +1,4 @@
-"""LipNeXt (paper §3): stem, scanned blocks, L2 pooling, normalised head.
+"""LipNeXt (paper §3): stem, scanned blocks, pooling or a neck, normalised head.
 
 Token features are rows: a matrix W acts as `y = x @ W.T`. Shapes: `b` batch,
 `h w` token grid, `c` channels (width), `l` blocks (depth), `k` channels that
@@ -13,6 +13,11 @@ Parameters (all float32; leaf names decide who updates them, see
     blocks/M [l, c, c]                                    orthogonal
     blocks/bias [l, c], blocks/pos [l, h, w, 1]
     head/kernel [classes, c], head/bias [classes]
+
+With `pool='neck'` also, and a head of d features (see `neck`):
+
+    neck/Q [d, h·w·c], neck/bias [d]                      orthonormal rows
+    dense/Q [m, d, d], dense/bias [m, d]  (absent if m = 0)  orthogonal
 """
 
 from typing import Any
@@ -26,6 +31,7 @@ from lipnext_jax.models import block as block_lib
 from lipnext_jax.models import head
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
+from lipnext_jax.models import neck as neck_lib
 from lipnext_jax.models import parametrizations
 from lipnext_jax.models import products
 from lipnext_jax.models import sharded
@@ -40,6 +46,9 @@ REMAT_POLICIES = {
     'difference', 'mapped'
   ),
 }
+
+
+POOLS = ('l2', 'neck')
 
 
 class LipNeXt(interface.CertifiedModel):
@@ -67,6 +76,9 @@ class LipNeXt(interface.CertifiedModel):
       on a GPU.
     activation: 'beta_abs' or 'minmax' (which `beta` does not concern).
     position: whether p is trained; it starts at 0.
+    pool: 'l2' (the paper's, over the tokens) or 'neck', see `models.neck`.
+    neck_width: d, features of the neck and its dense layers.
+    neck_depth: m, dense layers after the neck.
     parametrization: 'none' (R, M, Q are optimised on the manifold) or one of
       `parametrizations.PARAMETRIZATIONS`, which map `R_raw`, … in every pass.
     layout: how the blocks lie on a mesh; None: as the compiler sees fit.
@@ -93,6 +105,9 @@ class LipNeXt(interface.CertifiedModel):
   unroll: bool = False
   activation: str = 'beta_abs'
   position: bool = True
+  pool: str = 'l2'
+  neck_width: int = 256
+  neck_depth: int = 0
   parametrization: str = 'none'
   layout: sharded.Layout | None = None
 
@@ -102,6 +117,8 @@ class LipNeXt(interface.CertifiedModel):
     if self.remat not in REMAT_POLICIES:
       names = sorted(REMAT_POLICIES)
       raise ValueError(f'remat={self.remat!r} must be one of {names}.')
+    if self.pool not in POOLS:
+      raise ValueError(f'pool={self.pool!r} must be one of {POOLS}.')
     numerics = products.Numerics(self.dtype, self.precision)
     x = block_lib.Stem(
       width=self.width,
@@ -142,11 +159,34 @@ class LipNeXt(interface.CertifiedModel):
     )(spec, self.layout or block_lib.ONE_DEVICE, name='blocks')
     v, _ = blocks(u, None)
 
-    # bf16 sums of squares would cost two digits of every logit.
-    wide = jnp.promote_types(v.dtype, jnp.float32)
-    z = layers.activate(v, self.activation, self.beta).astype(wide)
-    pooled = layers.l2_pool(z.reshape(x.shape))
-    return head.NormalizedHead(self.num_classes, name='head')(pooled)
+    z = layers.activate(v, self.activation, self.beta).reshape(x.shape)
+    wide = jnp.promote_types(z.dtype, jnp.float32)
+    if self.pool == 'neck':
+      z = self._apply_neck(z.reshape(len(z), -1), numerics).astype(wide)
+    else:  # Sums of squares in bf16 would cost two digits of every logit.
+      z = layers.l2_pool(z.astype(wide))
+    return head.NormalizedHead(self.num_classes, name='head')(z)
+
+  @nn.nowrap  # A part of the compact method that calls it.
+  def _apply_neck(self, x: jax.Array, numerics: products.Numerics) -> jax.Array:
+    """Maps features [b, h·w·c] to [b, d]."""
+    options = (self.neck_width, self.activation, self.beta)
+    z, _ = neck_lib.DenseLayer(
+      *options,
+      'haar',
+      neck_lib.neck_parametrization(self.parametrization),
+      numerics,
+      name='neck',
+    )(x, None)
+    if not self.neck_depth:
+      return z
+    dense = nn.scan(
+      neck_lib.DenseLayer,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      length=self.neck_depth,
+    )(*options, self.m_init, self.parametrization, numerics, name='dense')
+    return dense(z, None)[0]
 
   def explicit(self, dtype: Dtype = jnp.float32) -> 'LipNeXt':
     """Returns the model whose parameters are R, M and Q themselves."""
@@ -165,7 +205,16 @@ class LipNeXt(interface.CertifiedModel):
     k = layers.moved_count(self.shift_ratio, self.width)
     maps = dict.fromkeys(('Q', 'M'), p.to_orthogonal)
     maps['R'] = lambda raw: p.to_orthogonal(raw)[..., :k, :]
-    return parametrizations.map_raw(params, maps)
+    explicit = parametrizations.map_raw(
+      {name: group for name, group in params.items() if name != 'neck'}, maps
+    )
+    if 'neck' in params:
+      name = neck_lib.neck_parametrization(self.parametrization)
+      to_orthogonal = parametrizations.PARAMETRIZATIONS[name].to_orthogonal
+      explicit['neck'] = parametrizations.map_raw(
+        params['neck'], {'Q': to_orthogonal}
+      )
+    return explicit
 
 
 def paper_parameter_count(params: Any) -> int:

@@ -169,8 +169,8 @@ ORTHOGONAL: dict[str, Callable[..., jax.Array]] = {
 class Parametrization(NamedTuple):
   """A map into O(n) and its initializers."""
 
-  to_orthogonal: Callable[[jax.Array], jax.Array]  # [..., n, r] → [..., n, n].
-  columns: Callable[[int], int]  # n → r.
+  to_orthogonal: Callable[[jax.Array], jax.Array]  # Its first m rows count.
+  raw_shape: Callable[[int, int], tuple[int, int]]  # (m, n) → that of V.
   initializers: Mapping[str, Any]  # As `ORTHOGONAL`, of V.
 
 
@@ -182,12 +182,13 @@ def _gaussian(key, shape, dtype=jnp.float32):
 _SKEW = {'haar': _gaussian, 'identity': nn.initializers.zeros}
 
 PARAMETRIZATIONS: dict[str, Parametrization] = {
-  'cayley': Parametrization(cayley, lambda n: n, _SKEW),
-  'exponential': Parametrization(exponential, lambda n: n, _SKEW),
-  'cholesky': Parametrization(cholesky, lambda n: n, ORTHOGONAL),
+  'cayley': Parametrization(cayley, lambda m, n: (n, n), _SKEW),
+  'exponential': Parametrization(exponential, lambda m, n: (n, n), _SKEW),
+  # Gram–Schmidt: rows of W depend on the rows of V up to them alone.
+  'cholesky': Parametrization(cholesky, lambda m, n: (m, n), ORTHOGONAL),
   # Half of the columns: the largest family. The identity is not among them.
   'block_reflector': Parametrization(
-    block_reflector, lambda n: max(1, n // 2), {'haar': _gaussian}
+    block_reflector, lambda m, n: (n, max(1, n // 2)), {'haar': _gaussian}
   ),
 }
 CHOICES = ('none', *PARAMETRIZATIONS)  # 'none': the matrix is the parameter.
@@ -205,7 +206,7 @@ def orthogonal_param(
   Args:
     module: inside its `nn.compact` method.
     name: of the matrix; its leaf has that name, or `name` + '_raw'.
-    shape: (m, n) with m <= n. Maps make [n, n] and are cut to m rows.
+    shape: (m, n) with m <= n. Maps but Cholesky's make [n, n], cut to m rows.
     init: 'haar' (random; Haar-distributed for 'none' and 'cholesky') or
       'identity'.
     parametrization: one of `CHOICES`.
@@ -224,10 +225,10 @@ def orthogonal_param(
     )
   if p is None:
     return module.param(name, starts[init], shape, jnp.float32)
-  rows, n = shape
-  raw_shape = (n, p.columns(n))
-  raw = module.param(name + RAW, p.initializers[init], raw_shape, jnp.float32)
-  return p.to_orthogonal(raw)[:rows]
+  raw = module.param(
+    name + RAW, p.initializers[init], p.raw_shape(*shape), jnp.float32
+  )
+  return p.to_orthogonal(raw)[: shape[0]]
 
 
 def map_raw(params: Any, maps: Mapping[str, Callable[..., Any]]) -> Any:

@@ -39,6 +39,7 @@ FORWARD = jax.jit(rigorous.forward, static_argnums=0)
 CASES = [
   {'padding': 'zero', 'shift_ratio': 1 / 4},
   {'beta': 0.0},
+  {'pool': 'neck', 'neck_width': 24, 'neck_depth': 2},
   {'width': 8, 'channels': 3},  # The stem cuts: 48 values to 8 channels.
 ]
 
@@ -81,10 +82,11 @@ def test_the_norm_bound_holds_anywhere_in_the_ball(options):
   """Found by gradient ascent on the pooled norm, from inside the ball."""
   model, params, images = make(**options)
   radius = 2.0
-  kernel = jnp.eye(model.width, dtype=jnp.float32)
+  width = params['head']['kernel'].shape[1]
+  kernel = jnp.eye(width, dtype=jnp.float32)
   whole = dict(params)
-  whole['head'] = {'kernel': kernel, 'bias': jnp.zeros(model.width)}
-  features = model.clone(num_classes=model.width)
+  whole['head'] = {'kernel': kernel, 'bias': jnp.zeros(width)}
+  features = model.clone(num_classes=width)
 
   @jax.jit
   @jax.vmap

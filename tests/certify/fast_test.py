@@ -10,6 +10,7 @@ from lipnext_jax.certify import bound
 from lipnext_jax.certify import chain
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rounding
+from tests import networks
 
 pytestmark = pytest.mark.usefixtures('optimized')
 
@@ -119,8 +120,9 @@ def test_bare_radii_above_what_is_said_hold_at_the_largest_constants():
 
 def test_the_floor_is_that_of_the_recursion_and_not_far_above():
   """B of every step, as `rounding` has it; the factors stretch by 1 + 1e-5."""
-  for case in ({}, {'stem': 3.0, 'pos': 0.5}, {'head': 7.0}):
-    params = make(**case)
+  trees = [make(), make(stem=3.0, pos=0.5), make(head=7.0)]
+  neck = MODEL.clone(pool='neck', neck_width=40, neck_depth=2)  # Wider.
+  for params in [*trees, networks.draw(neck, IMAGES.shape[1:])]:
     constants = fast.prove_constants(params)
     norms = np.linalg.norm(np.float64(IMAGES - 0.5), axis=(1, 2))[:, 0]
     reach = rounding.propagate(chain.lipnext_chain(params), norms).norm
@@ -143,7 +145,7 @@ def test_constants_are_amplified_by_what_stretches_and_by_no_less():
     'head': {'kernel': np.eye(2, 4), 'bias': np.array([-7.0, 0])},
   }
   found = fast.prove_constants(params)
-  total = 0.5 * 2 * 2 + 2 * (2 + 1 + 4) + 2 * 2  # p on 4 channels, √4 tokens.
+  total = 0.5 * 2 + 2 * (2 + 1 + 4) + 2  # Four tokens, one in the neck.
   assert found.offset == pytest.approx(3 * total + 7, rel=1e-3)
   assert found.lipschitz == pytest.approx(1.5, rel=1e-3)
   assert fast.prove_constants({'params': params}) == found

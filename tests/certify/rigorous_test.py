@@ -28,9 +28,16 @@ needs_wide = pytest.mark.skipif(
 )
 
 
-def make(seed=0, *, width=16, depth=2, patch_size=4, beta=0.5, scale=1.0):
+def make(
+  seed=0, *, width=16, depth=2, patch_size=4, beta=0.5, scale=1.0, **options
+):
   model = models.LipNeXt(
-    num_classes=4, depth=depth, width=width, patch_size=patch_size, beta=beta
+    num_classes=4,
+    depth=depth,
+    width=width,
+    patch_size=patch_size,
+    beta=beta,
+    **options,
   )
   images = np.random.default_rng(seed).random((5, 8, 8, 1))
   return model, networks.draw(model, (8, 8, 1), seed, scale), images
@@ -50,9 +57,9 @@ def wide_logits(model, params, images):
   x = x.reshape(b, grid, k, grid, k, -1).transpose(0, 1, 3, 2, 4, 5)
   x = x.reshape(b, grid, grid, -1)
   q = p['stem']['Q'][: model.width, : x.shape[-1]]
-  cut = int(model.beta * model.width)
 
   def activate(x):
+    cut = int(model.beta * x.shape[-1])
     return np.concatenate([np.abs(x[..., :cut]), x[..., cut:]], axis=-1)
 
   x = activate(np.einsum('bhwc,dc->bhwd', x, q) + p['stem']['bias'])
@@ -68,7 +75,13 @@ def wide_logits(model, params, images):
     x = y + np.einsum('bhwc,cd->bhwd', np.concatenate(shifted, -1) - x, r)
     x = np.einsum('bhwc,dc->bhwd', x, m) + p['blocks']['bias'][layer]
     x = activate(x)
-  z = np.sqrt(np.sum(x * x, axis=(1, 2)))
+  if model.pool == 'l2':
+    z = np.sqrt(np.sum(x * x, axis=(1, 2)))
+  else:
+    dense = zip(p['dense']['Q'], p['dense']['bias'], strict=True)
+    z = x.reshape(b, -1)
+    for q, bias in [(p['neck']['Q'], p['neck']['bias']), *dense]:
+      z = activate(np.einsum('bn,dn->bd', z, q) + bias)
   kernel = p['head']['kernel']
   rows = kernel / np.sqrt(np.sum(kernel * kernel, axis=-1, keepdims=True))
   return np.einsum('bc,kc->bk', z, rows) + p['head']['bias']
@@ -85,7 +98,12 @@ def float64_logits(model, params, images):
 
 @needs_wide
 @pytest.mark.parametrize(
-  'options', [{'scale': 1e4}, {'patch_size': 8, 'width': 8, 'depth': 3}]
+  'options',
+  [
+    {'scale': 1e4},
+    {'patch_size': 8, 'width': 8, 'depth': 3},
+    {'pool': 'neck', 'neck_width': 12, 'neck_depth': 2},
+  ],
 )
 def test_float64_logits_err_by_less_than_reported(options):
   model, params, images = make(**options)

@@ -94,7 +94,7 @@ def test_a_config_comes_back_with_what_did_not_decide_the_training(
   checkpoint.write_config(str(tmp_path), tiny_config)
   read = checkpoint.read_config(str(tmp_path))
   assert read.to_json() == tiny_config.to_json()
-  assert read.sharding[0][1] == (None, 'fsdp', None)  # A tuple again.
+  assert read.sharding[0][1] == (None, ('fsdp?',), None)  # Tuples again.
   read = checkpoint.read_config(str(tmp_path), {'log.every': '7 steps'})
   assert read.log.every == '7 steps'
   for field, value, problem in (

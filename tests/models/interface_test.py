@@ -24,9 +24,12 @@ from lipnext_jax.models import parametrizations
 IMAGE = (6, 8, 1)
 SIZES = {'num_classes': 4, 'depth': 2, 'width': 8, 'patch_size': 2}
 RIVAL = {**SIZES, 'dense_depth': 2, 'dense_width': 12}
+NECK = {'pool': 'neck', 'neck_width': 12, 'neck_depth': 2}
 MODELS = {
   'lipnext': models.LipNeXt(**SIZES, m_init='haar'),
   'minmax': models.LipNeXt(**SIZES, m_init='haar', activation='minmax'),
+  'neck': models.LipNeXt(**SIZES, m_init='haar', **NECK),
+  'neck cayley': models.LipNeXt(**SIZES, **NECK, parametrization='cayley'),
   'no position': models.LipNeXt(**SIZES, position=False, padding='zero'),
   **{
     name: models.LipNeXt(**SIZES, m_init='haar', parametrization=name)
@@ -132,16 +135,21 @@ def test_no_pair_of_images_exceeds_the_bound(name):
 
 @pytest.mark.parametrize(
   ('name', 'leaf', 'factor'),
-  [('liresnet', 'conv_zero', 6), ('bronet', 'spectrum', 2), ('cayley', 'M', 2)],
+  [
+    ('liresnet', 'blocks/conv_zero', 6),
+    ('bronet', 'blocks/spectrum', 2),
+    ('cayley', 'blocks/M', 2),
+    ('neck', 'neck/Q', 2),
+    ('neck', 'dense/Q', 2),
+  ],
 )
 def test_the_check_rejects_scaled_layers(name, leaf, factor):
   """Planted: weights that the bound was not computed from."""
   _, bound = measured(name)
   params = explicit(name)[2]
-  blocks = params['blocks'] | {
-    leaf: np.float32(factor * params['blocks'][leaf])
-  }
-  found = search(name, params | {'blocks': blocks})
+  group, leaf = leaf.split('/')
+  scaled = params[group] | {leaf: np.float32(factor * params[group][leaf])}
+  found = search(name, params | {group: scaled})
   with pytest.raises(AssertionError, match='not Lipschitz'):
     check_constant(found, bound)
 
@@ -171,7 +179,7 @@ def test_what_has_no_certificate_is_refused():
     interface.CertifiedModel().explicit()
 
 
-@pytest.mark.parametrize('name', ['minmax', 'exponential'])
+@pytest.mark.parametrize('name', ['minmax', 'exponential', 'neck'])
 def test_ablations_of_lipnext_are_certified_rigorously(name):
   """Float64 logits plus E still bound what pairs of images do."""
   model = MODELS[name]

@@ -17,8 +17,8 @@ JITTED = {name: jax.jit(p.to_orthogonal) for name, p in MAPS.items()}
 
 
 def raw_of(name, n=6, seed=0):
-  r = MAPS[name].columns(n)
-  return np.random.default_rng(seed).normal(size=(n, r))
+  shape = MAPS[name].raw_shape(n, n)
+  return np.random.default_rng(seed).normal(size=shape)
 
 
 def mapped(name, v):
@@ -179,6 +179,15 @@ def test_parameters_start_as_named(name, init, rng):
   else:
     assert np.max(np.abs(w - np.eye(6, 8))) > 0.3
     assert defect(np.asarray(w, np.float64).T) < 1e-5
+
+
+def test_choleskys_first_rows_are_those_of_its_first_rows():
+  """So a wide W needs no square V; the ridge is the only difference."""
+  v = raw_of('cholesky', 8)
+  rows = mapped('cholesky', v[:3])
+  assert defect(rows.T) < allowed('cholesky', v[:3])
+  np.testing.assert_allclose(mapped('cholesky', v)[:3], rows, atol=1e-5)
+  assert MAPS['cholesky'].raw_shape(3, 8) == (3, 8)
 
 
 def test_names_without_a_map_are_refused(rng):

@@ -25,6 +25,9 @@ LIPNEXT = {
   'remat': ('block', 'block'),
   'unroll': (True, True),
   'parametrization': ('cayley', 'cayley'),
+  'pool': ('neck', 'neck'),
+  'neck_width': (7, 7),
+  'neck_depth': (1, 1),
 }
 BASELINES = {
   'dense_depth': (1, 1),

@@ -58,6 +58,7 @@ UNEVEN = {'beta': 0.3, 'shift_ratio': 3 / 16}
     ((2, 2, 2), {'padding': 'zero', 'remat': 'block', **UNEVEN}),
     ((1, 1, 8), UNEVEN),
     ((2, 2, 2), {'shift_ratio': 0.0}),
+    ((2, 2, 2), {'pool': 'neck', 'neck_width': 6, 'neck_depth': 1}),
   ],
   ids=str,
 )
