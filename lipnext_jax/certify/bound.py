@@ -122,7 +122,9 @@ def sum_constants(params: Any) -> tuple[float, int]:
   >>> sum_constants({'stem': {'bias': np.array([3.0, 4.0])}})
   (5.0, 1)
   """
-  biases, of_images, positions = [], [], []
+  biases: list[np.ndarray] = []
+  of_images: list[np.ndarray] = []
+  positions: list[np.ndarray] = []
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     name = trees.path_name(path).removeprefix('params/')
     group, kind = name.split('/')[0], name.split('/')[-1]
