@@ -128,6 +128,8 @@ def smoke(
   if config.model.name != 'lipnext':
     config.model.baseline.dense_depth = 1
     config.model.baseline.dense_width = 16
+  if config.model.pool == 'neck':
+    config.model.neck_width, config.model.neck_depth = 16, 1
   config.batch_size, config.duration = 16, '2 steps'
   config.eval.batch_size = 64
   config.optimizer.warmup = '1 steps'

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks import compare
 from benchmarks import digits_models
 from benchmarks import optimizer_convergence
 from benchmarks import optimizer_peers
@@ -22,11 +23,13 @@ from benchmarks import optimizer_rivals
 from benchmarks import soak
 from benchmarks import train_step_candidates
 from benchmarks import weak_scaling
+from lipnext_jax import config as config_lib
 from lipnext_jax.aot import collectives
 from lipnext_jax.aot import compile as compile_lib
 from lipnext_jax.aot import flops
 from lipnext_jax.data import sources
 from lipnext_jax.models import parameter_count
+from lipnext_jax.models import registry
 from lipnext_jax.optim import orthogonality_error
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -148,23 +151,63 @@ def test_the_formulae_of_weak_scaling_are_those_of_programs(make_tiny_config):
   assert step.passes < (whole - update) / (data * fsdp) < 1.1 * step.passes
 
 
-def test_digits_seeds_prints_each_seed_mean_and_spread(
+def test_compare_trains_rows_for_equal_time_and_prints_their_spread(
   run, trained_run, tmp_path, monkeypatch
 ):
-  """Of runs that a stand-in for the command line makes."""
+  """On runs that a stand-in for the command line makes."""
+  commands = []
 
   def finish(command, **_):
-    place = next(flag for flag in command if flag.startswith('--workdir='))
-    shutil.copytree(trained_run[0], place.removeprefix('--workdir='))
+    commands.append(dict(f.split('=', 1) for f in command if '=' in f))
+    shutil.copytree(trained_run[0], commands[-1]['--workdir'])
+    path = pathlib.Path(commands[-1]['--workdir'], 'metrics.jsonl')
+    lines = [{'train/images_per_second': rate} for rate in (9, 64, 64)]
+    path.write_text('\n'.join(map(json.dumps, lines)))
 
   monkeypatch.setattr(subprocess, 'run', finish)
-  out = run('digits_seeds', f'--workdir={tmp_path}', '--seeds', '0', '7')
-  lines = [line.split() for line in out.splitlines()]
-  names = [line[0] for line in lines]
-  assert names == ['seed', '0', '7', 'mean', 'std', 'min', 'max']
-  seed, mean = lines[1], lines[3]
-  assert mean[1:] == seed[1 : len(mean)]
-  assert len(mean) == 1 + len(lines[0][1:])  # Clean and one per radius.
+  options = ['models', f'--workdir={tmp_path}', '--seeds', '0', '7']
+  only = ['--only', 'bronet', 'lipnext, L2 pool', '--seconds', '50']
+  run('compare', *options, *only, '--', '--config.log.every=1 steps')
+  batch = json.loads(pathlib.Path(trained_run[0], 'config.json').read_text())[
+    'batch_size'
+  ]
+  steps = f'{50 * 64 // batch} steps'
+  durations = [c['--config.duration'] for c in commands]
+  assert durations == ['100 steps', steps, steps] * 2
+  assert [c.get('--config.seed') for c in commands] == [None, '0', '7'] * 2
+  assert commands[0]['--config'] == 'configs/fashion_mnist.py:model=bronet'
+  assert commands[-1]['--config.model.pool'] == 'l2'
+  assert commands[-1]['--config.log.every'] == '1 steps'
+  run('compare', *options, *only)
+  assert len(commands) == 6  # All were finished.
+  head, _, *rows = run('compare', *options, '--table').splitlines()
+  assert [row.split(' | ')[0] for row in rows] == [
+    '| lipnext, L2 pool',
+    '| bronet',
+  ]
+  assert all(len(row.split(' | ')) == len(head.split(' | ')) for row in rows)
+  clean = json.loads(pathlib.Path(trained_run[0], 'eval.json').read_text())[
+    'clean'
+  ]
+  assert rows[0].split(' | ')[4] == f'{clean:.2f} ± 0.00 (0.00)'
+
+
+@pytest.mark.parametrize('group', compare.ROWS)
+def test_the_rows_of_a_comparison_are_valid_and_of_one_size(group):
+  counts = {}
+  for name, (path, fields) in compare.ROWS[group].items():
+    module, _, words = path.partition('.py:')
+    module = module.removesuffix('.py').replace('/', '.')
+    config = importlib.import_module(module).get_config(words)
+    config.update_from_flattened_dict(dict(fields))
+    config_lib.validate(config)
+    model = registry.build_model(config.model, 10)
+    image = jnp.zeros((1, 28, 28, 1) if 'fashion' in module else (1, 8, 8, 1))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    counts[name] = parameter_count(shapes['params'])
+  assert max(counts.values()) < 1.05 * min(counts.values()) or (
+    group == 'ablations'
+  )
 
 
 @pytest.mark.parametrize(

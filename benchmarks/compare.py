@@ -1,0 +1,187 @@
+"""Trains the rows of a comparison through the command line, several seeds each.
+
+    taskset -c 0 python -m benchmarks.compare models --workdir=runs/compare \
+      --seconds=300 -- --config.dataset.data_dir=/data
+    python -m benchmarks.compare models --workdir=runs/compare --table
+
+Groups of rows on Fashion-MNIST: `shipped`, its config; `models`, LipNeXt with
+both ends, its baselines and a map, of equal size; `ablations`, of LipNeXt. The
+group `digits` is the config of that name. Rows train for as long as their
+config says, or for `--seconds` each, compilation and certification apart: a
+short run measures how many steps that is. Every run has a workdir, so the same
+command goes on where it stopped. Flags after `--` go to every run, e.g. to
+choose rates: `--config.dataset.holdout=5000 --config.eval.split=validation`.
+"""
+
+import argparse
+from collections.abc import Mapping
+from collections.abc import Sequence
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+from scipy import stats
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FASHION = 'configs/fashion_mnist.py'
+_POOLED = {'model.pool': 'l2', 'model.neck_depth': 0}
+_PACE = 100  # Steps of the run that measures the speed of a row.
+
+# Group → row → the config, and what is changed in it.
+ROWS: dict[str, dict[str, tuple[str, Mapping[str, object]]]] = {
+  'shipped': {'lipnext': (FASHION, {})},
+  'digits': {'lipnext': ('configs/digits.py', {})},
+  'models': {
+    'lipnext, neck': (FASHION, {}),
+    'lipnext, L2 pool': (FASHION, {**_POOLED, 'model.width': 320}),
+    'liresnet': (f'{FASHION}:model=liresnet', {}),
+    'bronet': (f'{FASHION}:model=bronet', {}),
+    'lipnext, Cholesky': (FASHION, {'model.parametrization': 'cholesky'}),
+  },
+  'ablations': {
+    'as shipped': (FASHION, {}),
+    'zero padding': (FASHION, {'model.padding': 'zero'}),
+    'no position': (FASHION, {'model.position': False}),
+    'α = 0': (FASHION, {'model.shift_ratio': 0.0}),
+    'α = 1/8': (FASHION, {'model.shift_ratio': 1 / 8}),
+    'α = 1/4': (FASHION, {'model.shift_ratio': 1 / 4}),
+    'L2 pool': (FASHION, _POOLED),
+    'no dense layers': (FASHION, {'model.neck_depth': 0}),
+    'M Haar': (FASHION, {'model.m_init': 'haar'}),
+    'R identity': (FASHION, {'model.r_init': 'identity'}),
+    'no lookahead': (FASHION, {'optimizer.lookahead_period': 0}),
+    'exact exponential': (FASHION, {'optimizer.exponential': 'exact'}),
+  },
+}
+
+
+def train(
+  config: str,
+  fields: Mapping[str, object],
+  workdir: pathlib.Path,
+  flags: Sequence[str],
+) -> None:
+  """Trains and certifies a run, or finishes it."""
+  given = [f'--config.{name}={value}' for name, value in fields.items()]
+  subprocess.run(
+    [
+      sys.executable, '-m', 'lipnext_jax.main', f'--config={config}',
+      f'--workdir={workdir}', *given, *flags,
+    ],
+    cwd=ROOT,
+    check=True,
+    stdout=subprocess.DEVNULL,
+  )  # fmt: skip
+
+
+def count_steps(
+  config: str,
+  fields: Mapping[str, object],
+  workdir: pathlib.Path,
+  flags: Sequence[str],
+  seconds: float,
+) -> int:
+  """Returns the number of steps that a row trains in so many seconds."""
+  short = {
+    'duration': f'{_PACE} steps',
+    'optimizer.warmup': '1 steps',
+    'log.every': '10 steps',
+    'eval.every': '0 steps',
+  }
+  train(config, {**fields, **short}, workdir, flags)
+  text = (workdir / 'metrics.jsonl').read_text()
+  lines = [json.loads(line) for line in text.splitlines()]
+  rates = [line['train/images_per_second'] for line in lines[1:]]
+  batch = json.loads((workdir / 'config.json').read_text())['batch_size']
+  return max(2, round(seconds * statistics.median(rates) / batch))
+
+
+def run_row(args: argparse.Namespace, name: str) -> None:
+  """Trains a row with every seed that is not finished."""
+  config, fields = ROWS[args.group][name]
+  folder = args.workdir / args.group / re.sub(r'\W+', '_', name)
+  steps = folder / 'steps.txt'
+  if args.seconds and not steps.exists():
+    measured = count_steps(
+      config, fields, folder / 'pace', args.flags, args.seconds
+    )
+    steps.write_text(str(measured))
+  for seed in args.seeds:
+    workdir = folder / f'seed_{seed}'
+    if (workdir / 'eval.json').exists():
+      continue
+    changed = {**fields, 'seed': seed}
+    if args.seconds:
+      total = int(steps.read_text())
+      changed['duration'] = f'{total} steps'
+      changed['optimizer.warmup'] = f'{max(1, total // 10)} steps'
+    train(config, changed, workdir, args.flags)
+    print(f'{name}, seed {seed}: {(workdir / "eval.json")}', flush=True)
+
+
+def print_table(args: argparse.Namespace) -> None:
+  """Prints mean ± standard deviation over the seeds, and the interval.
+
+  In brackets: half of the 95 % interval of the mean (Student's t).
+  """
+  head: list[str] = []
+  for name in ROWS[args.group]:
+    folder = args.workdir / args.group / re.sub(r'\W+', '_', name)
+    found = sorted(folder.glob('seed_*/eval.json'))
+    if not found:
+      continue
+    runs = [json.loads(path.read_text()) for path in found]
+    if not head:
+      head = ['row', 'parameters', 'seeds', 'steps', 'clean']
+      head += [f'CRA@{radius}' for radius in runs[0]['cra']] + ['Λ − 1']
+      print('| ' + ' | '.join(head) + ' |')
+      print('|' + '---|' * len(head))
+    text = found[0].with_name('parameters.txt').read_text()
+    stored = re.search(r'parameters stored: ([\d,]+)', text)
+    cells = [name, stored[1] if stored else '', str(len(runs))]
+    cells.append(str(runs[0]['step']))
+    columns = [[run['clean'], *run['cra'].values()] for run in runs]
+    for values in np.transpose(columns):
+      cell = f'{np.mean(values):.2f}'
+      if len(values) > 1:
+        spread = np.std(values, ddof=1)
+        quantile = stats.t.ppf(0.975, len(values) - 1)
+        half = quantile * spread / len(values) ** 0.5
+        cell += f' ± {spread:.2f} ({half:.2f})'
+      cells.append(cell)
+    cells.append(f'{max(run["lipschitz_bound"] for run in runs) - 1:.1e}')
+    print('| ' + ' | '.join(cells) + ' |')
+
+
+def main() -> None:
+  """Runs what is not finished yet, or prints what is."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('group', choices=ROWS)
+  parser.add_argument('--workdir', type=pathlib.Path, required=True)
+  parser.add_argument('--only', nargs='+', help='rows; all by default')
+  parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+  parser.add_argument(
+    '--seconds', type=float, default=0.0, help="in the place of a config's own"
+  )
+  parser.add_argument('--table', action='store_true', help='print, run nothing')
+  # `argparse` takes no flags after `--` beside a positional argument.
+  own, flags = sys.argv[1:], []
+  if '--' in own:
+    own, flags = own[: own.index('--')], own[own.index('--') + 1 :]
+  args = parser.parse_args(own, argparse.Namespace(flags=flags))
+  args.workdir = args.workdir.resolve()
+  if args.table:
+    print_table(args)
+    return
+  for name in args.only or ROWS[args.group]:
+    run_row(args, name)
+
+
+if __name__ == '__main__':
+  main()

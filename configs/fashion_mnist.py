@@ -1,0 +1,61 @@
+"""LipNeXt on Fashion-MNIST (28×28 grey, 10 classes): 7×7 tokens and a neck.
+
+    python -m lipnext_jax.data.prepare fashion_mnist --data_dir=/data \
+      --source=/usr/share/datasets/fashion-mnist
+    python -m lipnext_jax.main --config=configs/fashion_mnist.py \
+      --workdir=runs/fashion --config.dataset.data_dir=/data
+
+Debian's package `dataset-fashion-mnist` installs the four official files there.
+"""
+
+import ml_collections
+
+from lipnext_jax import config as config_lib
+
+MODELS = ('model=lipnext', 'model=liresnet', 'model=bronet')
+ARGUMENTS = (MODELS, ('', 'quick'), config_lib.SMOKE)
+
+
+def get_config(arg: str = '') -> ml_collections.ConfigDict:
+  model, quick, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
+  model = model.removeprefix('model=')
+  c = config_lib.default_config()
+  c.dataset.name = 'fashion_mnist'
+  c.augment.flip = True
+
+  c.model.depth = 8
+  c.model.width = 64
+  c.model.patch_size = 4  # 7×7 tokens.
+  c.model.pool = 'neck'
+  c.model.neck_width = 256
+  c.model.neck_depth = 4
+
+  c.loss.epsilon = 0.25
+  c.loss.epsilon_end = 2.0
+  c.loss.logit_scale = 6.0
+
+  if model != 'lipnext':
+    c.model.name = model
+    c.model.activation = 'minmax'
+    c.model.pool, c.model.neck_width, c.model.neck_depth = 'l2', 256, 0
+  if model == 'liresnet':
+    c.model.padding = 'zero'
+    c.model.depth, c.model.width = 6, 64
+    c.model.baseline.dense_depth = 4
+    c.model.baseline.dense_width = 224
+    c.loss.logit_scale = 4.0  # Its own constant K scales the logits as well.
+  if model == 'bronet':
+    c.model.depth, c.model.width = 6, 96
+    c.model.baseline.dense_depth = 6
+    c.model.baseline.dense_width = 512
+
+  c.batch_size = 256
+  c.duration = '5 epochs' if quick else '20 epochs'
+  c.optimizer.learning_rate = 3e-3
+  c.optimizer.warmup = '0.5 epochs' if quick else '2 epochs'
+
+  c.eval.batch_size = 500
+  c.eval.epsilons = (36 / 255, 0.25, 0.3, 0.5, 1.0, 1.58)
+  c.eval.every = '5 epochs'
+  c.checkpoint.every = '1 epochs'
+  return config_lib.smoke(c, smoke, image_size=28, num_classes=10)
