@@ -1,4 +1,4 @@
-"""Certified models: the LipNeXt of the paper, its pieces, and its rivals."""
+"""Certified models: LipNeXt, its pieces, and the baselines."""
 
 from lipnext_jax.models.baselines import BRONet
 from lipnext_jax.models.baselines import LiResNet

@@ -1,12 +1,13 @@
 """The stem of LipNeXt and the block that it repeats (paper §3.1).
 
 The paper's block is Z = σ( M Rᵀ S( R (X + p) ) + b ). The spatial shift S moves
-k = 4⌊αc⌋ of the channels, so only the k rows of R that answer to them matter:
+k = 4⌊αc⌋ of the channels, so only the k rows of R that make these channels
+matter, and only they are stored:
 
-    RᵀSR = I + Rᵀ(S − I)R,    R [k, c] with orthonormal rows,
+    RᵀSR = I + Rᵀ(S − I)R,    R [k, c] with orthonormal rows.
 
-and these are what is stored. Blocks hand on v, to which σ is still to be
-applied, because the backward pass needs the signs that σ removes.
+A block returns v, before σ is applied, because the backward pass needs the
+signs that σ removes.
 
 Shapes: `t` tokens, t = b·h·w; `b` batch, `h w` token grid, `c` channels.
 """
@@ -29,7 +30,7 @@ from lipnext_jax.models import products
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-  """The options that the blocks of a network share, explained at `LipNeXt`."""
+  """Options that all blocks of a network share; `LipNeXt` explains them."""
 
   grid: tuple[int, int]  # (h, w).
   shift_ratio: float
@@ -40,11 +41,11 @@ class BlockSpec:
   r_init: str
   m_init: str
   parametrization: str
-  numerics: products.Numerics  # Of all products.
+  numerics: products.Numerics  # Arithmetic of all products.
 
 
 class Weights(NamedTuple):
-  """One block's parameters (float32), or one value for each, like a layout."""
+  """Parameters of one block (float32), or a value for each, e.g. a layout."""
 
   r: Any  # Shape [k, c], orthonormal rows; None if k = 0.
   m: Any  # Shape [c, c], orthogonal.
@@ -53,10 +54,10 @@ class Weights(NamedTuple):
 
 
 class Devices:
-  """The communication of a block; a single device needs none.
+  """Communication of a block between devices; here for one device: none.
 
-  `sharded.Layout` is the same for a mesh. Devices that share the channels have
-  c/n of them each, and the columns of R and M that answer to these.
+  `sharded.Layout` implements it for a mesh, where n devices that share the
+  channels hold c/n of them each, and the same columns of R and M.
   """
 
   def run(
@@ -65,15 +66,15 @@ class Devices:
     weights: Weights,
     u: jax.Array,
   ) -> jax.Array:
-    """Applies `block` to whole arrays."""
+    """Runs `block` on the devices; here, on whole arrays."""
     return block(weights, u)
 
   def gather(self, spec: BlockSpec, weights: Weights) -> Weights:
-    """Fetches the rows and columns of R and M that a device needs."""
+    """Gathers the rows and columns of R and M that a device needs."""
     return weights
 
   def activate(self, spec: BlockSpec, u: jax.Array) -> jax.Array:
-    """Applies σ to a device's own channels."""
+    """Applies σ to the channels of a device."""
     return layers.activate(u, spec.activation, spec.beta)
 
   def sum(self, x: jax.Array) -> jax.Array:
@@ -81,7 +82,7 @@ class Devices:
     return x
 
   def scatter(self, x: jax.Array) -> jax.Array:
-    """Sums [t, c] likewise, and keeps a device's own channels."""
+    """Sums [t, c] over these devices; each keeps its own channels."""
     return x
 
 
@@ -100,7 +101,7 @@ def apply_block(
     spec: the options of all blocks.
     weights: R, M, bias and p of this block.
     u: [t, c], tokens of whole grids, image by image.
-    devices: the communication between the devices of a mesh.
+    devices: communication between the devices of a mesh.
 
   Returns:
     v, [t, c].
@@ -110,11 +111,11 @@ def apply_block(
   pos = jnp.expand_dims(weights.pos, 0).astype(u.dtype)
   y = (devices.activate(spec, u).reshape(shape) + pos).reshape(u.shape)
 
-  if weights.r is None:  # Nothing moves.
+  if weights.r is None:  # k = 0: no channel moves.
     v = products.product(spec.numerics, y, weights.m)
   else:
     moved = devices.sum(products.product(spec.numerics, y, weights.r))  # R y
-    # All of these channels move, a quarter of them in each direction.
+    # All k channels move, a quarter of them in each direction.
     on_grid = moved.reshape(-1, *spec.grid, moved.shape[-1])
     shifted = layers.spatial_shift(on_grid, 1 / 4, spec.padding)
     d = checkpoint_name(shifted.reshape(moved.shape) - moved, 'difference')
@@ -123,10 +124,10 @@ def apply_block(
 
 
 class Block(nn.Module):
-  """`apply_block` and its parameters, as a scan body: (u, None) → (v, None).
+  """Block with its parameters, as a scan body: (u, None) → (v, None).
 
-  Between blocks tokens lie as [t, c]: with more axes the compiler is free to
-  lay them out otherwise for the weight gradients, and copies them all.
+  Tokens are [t, c] between blocks. With more axes, the compiler chooses another
+  layout for the weight gradients and copies all tokens.
   """
 
   spec: BlockSpec
@@ -158,10 +159,10 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-  """Patches → zero-padded to n → one orthogonal [n, n] matrix → c channels.
+  """Maps patches to c channels: pads to n, applies Q [n, n], cuts, adds a bias.
 
-  Isometric when patch²·channels <= c; otherwise the cut to c outputs makes it
-  1-Lipschitz. Then the bias; the first block applies σ.
+  An isometry if patch²·channels <= c; otherwise the cut makes it 1-Lipschitz.
+  The first block applies σ.
   """
 
   width: int

@@ -2,8 +2,8 @@
 
     f_j(z) = w_j·z / ‖w_j‖ + b_j
 
-Unit rows do not make z ↦ f 1-Lipschitz: its norm can reach √k. The certificate
-uses that f_i − f_j has the Lipschitz constant ‖w_i − w_j‖ <= 2.
+The map z ↦ f is not 1-Lipschitz: its norm can reach √k. Certificates use that
+f_i − f_j has the Lipschitz constant ‖w_i − w_j‖ <= 2, for unit rows w.
 """
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 
 class NormalizedHead(nn.Module):
-  """[b, c] features → [b, k] logits with unit-norm rows, plus a bias."""
+  """Linear layer with unit-norm rows and a bias."""
 
   num_classes: int
 
@@ -26,7 +26,7 @@ class NormalizedHead(nn.Module):
     bias = self.param(
       'bias', nn.initializers.zeros, (self.num_classes,), jnp.float32
     )
-    # k·c products per image: never worth less than full precision.
+    # Only k·c products an image: full precision costs nothing.
     logits = jnp.einsum(
       'bc,kc->bk', z, unit_rows(kernel), precision=jax.lax.Precision.HIGHEST
     )
@@ -43,7 +43,7 @@ def unit_rows(kernel: jax.Array) -> jax.Array:
 
 
 def head_kernel(variables: VariableDict) -> jax.Array:
-  """Returns a model's unit-norm head rows [k, c], for loss and certificate.
+  """Returns the unit-norm head rows [k, c] that losses and certificates use.
 
   Args:
     variables: `{'params': …}` as returned by `model.init`.

@@ -1,7 +1,7 @@
 """The methods that every certified model offers.
 
 Certificates are about *explicit* parameters: the matrices and kernels that are
-applied, not what they are computed from, so that no map has to be trusted.
+applied. A map that computes them from raw ones need not be trusted.
 """
 
 from typing import Any
@@ -25,21 +25,21 @@ class CertifiedModel(nn.Module):
   """
 
   def lipschitz(self, params: Any) -> jax.typing.ArrayLike:
-    """Returns the backbone's constant as training takes it; no proof.
+    """Returns the Lipschitz constant K of the backbone that training assumes.
 
-    Differentiable in the parameters. 1 for a backbone of orthogonal layers.
+    It is no proof. Differentiable in the parameters; 1 for orthogonal layers.
     """
     del params  # Orthogonal by construction; `certify` bounds what is stored.
     return 1.0
 
   def explicit_params(self, params: Any) -> Any:
-    """Returns the parameters of `explicit`: pure JAX, idempotent there."""
+    """Computes the parameters of `explicit`; returns those unchanged."""
     raise NotImplementedError
 
   def explicit(self, dtype: Dtype = jnp.float32) -> Self:
     """Returns the same function of `explicit_params`, for evaluation.
 
-    In `dtype`, with products at the highest precision; idempotent.
+    It computes in `dtype`, with products at the highest precision.
     """
     raise NotImplementedError
 
@@ -49,13 +49,13 @@ def certified_params(
   params: Any,
   stack_sharding: jax.sharding.NamedSharding | None = None,
 ) -> Any:
-  """Makes the certified weights: explicit ones, their matrices retracted.
+  """Makes the certified weights: explicit ones with retracted matrices.
 
-  Λ would otherwise pay for what training drifted off the manifold.
+  Retraction removes the drift off the manifold, which would increase Λ.
 
   Args:
-    model: in any form.
-    params: weights of that form, usually the slow ones (`optim.slow_params`).
+    model: a model, in training form or explicit.
+    params: its weights, usually the slow ones (`optim.slow_params`).
     stack_sharding: layout of stacks of matrices; each device retracts its own.
   """
 

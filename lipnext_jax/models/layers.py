@@ -1,7 +1,7 @@
 """The 1-Lipschitz pieces of LipNeXt that carry no parameters (paper §3).
 
-They take float arrays of any dtype, which the result has, too. Shapes: `b`
-batch, `h w` token grid, `c` channels.
+They keep the dtype of float arrays. Shapes: `b` batch, `h w` token grid, `c`
+channels.
 """
 
 import math
@@ -14,7 +14,7 @@ ACTIVATIONS = ('beta_abs', 'minmax')
 
 
 def channel_count(ratio: float, channels: int) -> int:
-  """Returns ⌊ratio·channels⌋, not fooled by binary fractions.
+  """Returns ⌊ratio·channels⌋ of the decimal ratio, not of its binary rounding.
 
   >>> channel_count(0.29, 100), channel_count(1 / 8, 100)
   (29, 12)
@@ -95,10 +95,10 @@ def activate(x: jax.Array, activation: str, beta: float) -> jax.Array:
 
 
 def to_unit(images: jax.typing.ArrayLike) -> jax.Array:
-  """Pixels in [0, 1], float32 or wider: uint8 is divided by 255, floats pass.
+  """Converts pixels to [0, 1], float32 or wider: uint8 / 255; floats are kept.
 
   Raises:
-    ValueError: other whole numbers or complex ones, in no known unit.
+    ValueError: other integers, or complex numbers: their unit is unknown.
 
   >>> to_unit(jnp.array([0, 255], jnp.uint8)).tolist()
   [0.0, 1.0]
@@ -113,7 +113,7 @@ def to_unit(images: jax.typing.ArrayLike) -> jax.Array:
 
 
 def centre(images: jax.typing.ArrayLike) -> jax.Array:
-  """Returns `to_unit` less 1/2; no deviation divides it: that would rescale ε.
+  """Returns `to_unit` minus 1/2. No division by a deviation: ε keeps its unit.
 
   >>> centre(jnp.array([0, 255], jnp.uint8)).tolist()
   [-0.5, 0.5]
@@ -122,7 +122,7 @@ def centre(images: jax.typing.ArrayLike) -> jax.Array:
 
 
 def per_channel(bias: jax.Array, x: jax.Array) -> jax.Array:
-  """Gives bias [c] the rank and dtype of x [..., c], to be added to it.
+  """Reshapes bias [c] to the rank of x [..., c], in the dtype of x.
 
   >>> per_channel(jnp.ones(3), jnp.zeros((2, 4, 3))).shape
   (1, 1, 3)
@@ -136,9 +136,9 @@ def spatial_shift(
   """Applies S: four channel groups move by one token (paper §3.2).
 
   The first ⌊αC⌋ channels move up, the next ⌊αC⌋ down, then left, then right;
-  the rest stay. By the paper's Theorem 1 no other depthwise convolution with
-  circular padding preserves norms. With zero padding what leaves the grid is
-  lost: still 1-Lipschitz, no longer norm-preserving.
+  the rest stay. By the paper's Theorem 1, shifts are the only depthwise
+  convolutions with circular padding that preserve norms. Zero padding drops
+  what leaves the grid: 1-Lipschitz, but not norm-preserving.
 
   Args:
     x: [..., h, w, c].
@@ -160,8 +160,8 @@ def spatial_shift(
     raise ValueError(f'{padding=} must be one of {PADDINGS}.')
   k = channel_count(shift_ratio, x.shape[-1])
   h_axis, w_axis = x.ndim - 3, x.ndim - 2
-  # Split and concatenate are each other's transposes: backward is one pass as
-  # well, where that of slices would be a sum of ten padded arrays.
+  # The transpose of a split is a concatenation, so backward is one pass. That
+  # of slices would be a sum of ten padded arrays.
   sizes = [k] * 4 + [x.shape[-1] - 4 * k]
   up, down, left, right, rest = jax.lax.split(x, sizes, axis=x.ndim - 1)
   groups = [
@@ -175,11 +175,11 @@ def spatial_shift(
 
 
 def _roll(x: jax.Array, axis: int, step: int, padding: str) -> jax.Array:
-  """Moves the content of `x` by `step` (+1 or −1) along `axis`."""
+  """Moves `x` by `step` (+1 or −1) along `axis`."""
   size = x.shape[axis]
   cut = 1 if step < 0 else size - 1
   head, tail = jax.lax.split(x, [cut, size - cut], axis=axis)
-  if padding == 'zero':  # What would re-enter on the other side is dropped.
+  if padding == 'zero':  # Nothing re-enters on the other side.
     if step < 0:
       head = jnp.zeros_like(head)
     else:
@@ -197,7 +197,7 @@ def l2_pool(x: jax.Array) -> jax.Array:
   [5.0, 0.0]
   """
   squares = jnp.sum(jnp.square(x), axis=(-3, -2))
-  zero = squares == 0  # Not `<= 0`: what is not a number must reach the logits.
+  zero = squares == 0  # Not `<= 0`: NaN must reach the logits.
   return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
 
 

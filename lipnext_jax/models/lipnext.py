@@ -4,7 +4,7 @@ Token features are rows: a matrix W acts as `y = x @ W.T`. Shapes: `b` batch,
 `h w` token grid, `c` channels (width), `l` blocks (depth), `k` channels that
 the shift moves, k = 4⌊αc⌋.
 
-Parameters (all float32; leaf names decide who updates them, see
+Parameters, all float32 (the optimizer chooses a rule by leaf name, see
 `lipnext_jax.optim.orthogonal_labels`):
 
     stem/Q [n, n]       n = max(c, patch²·channels)       orthogonal
@@ -36,9 +36,8 @@ from lipnext_jax.models import parametrizations
 from lipnext_jax.models import products
 from lipnext_jax.models import sharded
 
-# What is kept of a block for the backward pass besides its input. 'products'
-# keeps (S − I) R y, and R and M where they are mapped: no product is computed
-# again.
+# What a block keeps for the backward pass besides its input. 'products' keeps
+# (S − I) R y, and mapped R and M, so that no product is computed again.
 REMAT_POLICIES = {
   'none': None,
   'block': jax.checkpoint_policies.nothing_saveable,
@@ -52,36 +51,36 @@ POOLS = ('l2', 'neck')
 
 
 class LipNeXt(interface.CertifiedModel):
-  """The classifier: images in [0, 1] → logits, 1-Lipschitz up to the head.
+  """Classifier from images in [0, 1] to logits, 1-Lipschitz up to the head.
 
   For logits f, unit head rows w and exactly orthogonal matrices,
   |(f_i − f_j)(x) − (f_i − f_j)(y)| <= ‖w_i − w_j‖·‖x − y‖₂, images in [0, 1].
-  `lipnext_jax.certify` makes radii of that, and bounds what "exactly" misses.
+  `lipnext_jax.certify` turns this into radii, for the matrices as stored.
 
   Attributes:
     num_classes: number of classes.
     depth: l, number of blocks (scanned: compile time does not grow with it).
     width: c, channels.
     patch_size: side of the stem's patches; divides the image side.
-    shift_ratio: α of the spatial shift, per direction.
-    beta: share of rectified channels.
+    shift_ratio: α, share of the channels that move in each direction.
+    beta: β, share of rectified channels.
     padding: 'circular' (norm-preserving) or 'zero'.
     r_init: initialisation of R and of the stem: 'haar' or 'identity'.
     m_init: initialisation of M: 'haar' or 'identity'.
     dtype: compute dtype; parameters, pooling and logits are float32 or wider.
-    precision: of every product (None: the backend's default).
-    remat: 'none', 'block' (recompute blocks in backward) or 'products'
-      (recompute what costs no product: less memory, and faster).
-    unroll: without a loop over the blocks: longer to compile, 5 to 10 % faster
-      on a GPU.
-    activation: 'beta_abs' or 'minmax' (which `beta` does not concern).
+    precision: precision of products; None: the backend's default.
+    remat: what the backward pass recomputes: 'none', 'block' (everything) or
+      'products' (everything but products: less memory, and faster).
+    unroll: whether to unroll the blocks: longer to compile, 5 to 10 % faster on
+      a GPU.
+    activation: 'beta_abs' or 'minmax' (which does not read `beta`).
     position: whether p is trained; it starts at 0.
     pool: 'l2' (the paper's, over the tokens) or 'neck', see `models.neck`.
     neck_width: d, features of the neck and its dense layers.
     neck_depth: m, dense layers after the neck.
     parametrization: 'none' (R, M, Q are optimised on the manifold) or one of
-      `parametrizations.PARAMETRIZATIONS`, which map `R_raw`, … in every pass.
-    layout: how the blocks lie on a mesh; None: as the compiler sees fit.
+      `parametrizations.PARAMETRIZATIONS`, which maps `R_raw`, … in every pass.
+    layout: layout of the blocks on a mesh; None: the compiler chooses.
 
   >>> model = LipNeXt(num_classes=10, depth=2, width=16, patch_size=4)
   >>> images = jnp.full((3, 8, 8, 1), 0.25)
@@ -151,7 +150,7 @@ class LipNeXt(interface.CertifiedModel):
       block = nn.remat(block, policy=policy, prevent_cse=self.unroll)
     blocks = nn.scan(
       block,
-      # The latter only exists where someone asks for it: `diagnosis`.
+      # 'intermediates' exists only when `runtime.diagnosis` captures it.
       variable_axes={'params': 0, 'intermediates': 0},
       split_rngs={'params': True},
       length=self.depth,

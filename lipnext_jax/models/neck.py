@@ -1,12 +1,12 @@
-"""The end of a network that keeps signs and places: a neck and dense layers.
+"""Position-aware end of a network: a neck, then dense layers.
 
     neck     z = σ(Q x + b)    x [h·w·c]: all tokens of an image; Q [d, h·w·c]
     dense    z ← σ(Q z + b)    Q [d, d], several times
 
-L2 pooling gives the head one energy a channel, whatever its signs and wherever
-its tokens lie. A neck gives it signed features of whole images. Every Q has
-orthonormal rows, so the layers are 1-Lipschitz. The neck holds d·h·w·c numbers:
-it suits small grids of tokens, and pooling large ones.
+L2 pooling gives the head one energy per channel and drops signs and places. A
+neck gives it signed features of the whole image. Every Q has orthonormal rows,
+so the layers are 1-Lipschitz. The neck has d·h·w·c numbers: it suits small
+grids of tokens; pooling suits large ones.
 """
 
 import flax.linen as nn

@@ -1,7 +1,7 @@
-"""Orthogonal matrices as functions of free ones, for comparison (paper §2).
+"""Maps from free to orthogonal matrices, for comparison (paper §2).
 
-The alternatives to optimising on the manifold: a raw matrix is trained as any
-Euclidean parameter and mapped into O(n) in every forward pass.
+These are alternatives to optimising on the manifold: a raw matrix is trained as
+a Euclidean parameter and mapped into O(n) in every forward pass.
 
     cayley            A = V − Vᵀ,   W = (I − A)⁻¹ (I + A)
     exponential       A = V − Vᵀ,   W = exp(A)
@@ -9,8 +9,8 @@ Euclidean parameter and mapped into O(n) in every forward pass.
     block_reflector   W = I − 2 V (VᵀV)⁻¹ Vᵀ
 
 The first two reach rotations only (det W = 1), the last one symmetric W only.
-Raw leaves are named after their matrix: `R_raw` makes R. All maps compute in
-float32 or wider at the highest precision, whatever the model computes in.
+The raw leaf of R is named `R_raw`. Whatever the model's dtype, maps compute in
+float32 or wider, at the highest precision.
 
 References: K. Helfrich, D. Willmott, Q. Ye, ICML 2018, and A. Trockman,
 J. Z. Kolter, ICLR 2021 (Cayley); M. Lezcano-Casado, D. Martínez-Rubio, ICML
@@ -30,9 +30,9 @@ import jax.numpy as jnp
 
 from lipnext_jax.optim import retraction
 
-RAW = '_raw'  # Ends the names of leaves that are mapped.
-# Added to VVᵀ, relative to its mean eigenvalue: about float32's rounding of it.
-# Cholesky then never fails, and W only shrinks.
+RAW = '_raw'  # Suffix of the names of mapped leaves.
+# Multiple of the mean eigenvalue that is added to VVᵀ, about the rounding of
+# float32. It keeps Cholesky from failing, and makes W shrink slightly.
 _RIDGE = 1e-6
 
 
@@ -41,11 +41,10 @@ def _skew(v: jax.Array) -> jax.Array:
 
 
 def for_each(f: Callable[..., jax.Array], *stacks: jax.Array) -> jax.Array:
-  """Applies f to stacks [..., m, n] of matrices, on CPUs one by one.
+  """Applies f to stacks [..., m, n] of matrices; on CPUs one by one.
 
-  jaxlib (0.10.2) has a batch of LAPACK calls done by the threads of the pool in
-  which it waits for them. Several virtual devices that do two such things at
-  once wait for ever. Devices of other kinds have kernels for batches.
+  jaxlib (0.10.2) runs a batch of LAPACK calls on the thread pool in which it
+  waits for them: two batches at once, on virtual CPU devices, deadlock.
   """
   batch = stacks[0].shape[:-2]
   if not batch:
@@ -62,7 +61,7 @@ def for_each(f: Callable[..., jax.Array], *stacks: jax.Array) -> jax.Array:
 def cayley(v: jax.Array) -> jax.Array:
   """Computes (I − A)⁻¹(I + A), A = V − Vᵀ, for V [..., n, n].
 
-  No eigenvalue of it is −1.
+  The result has no eigenvalue −1.
 
   >>> cayley(jnp.array([[0.0, 1.0], [0.0, 0.0]])).tolist()  # A quarter turn.
   [[0.0, 1.0], [-1.0, 0.0]]
@@ -86,9 +85,9 @@ def exponential(v: jax.Array) -> jax.Array:
 def cholesky(v: jax.Array) -> jax.Array:
   """Computes L⁻¹V, L the Cholesky factor of VVᵀ: Gram–Schmidt on the rows.
 
-  V [..., m, n] is of full rank; an orthogonal one is its own image. Of a tall V
-  the columns are made orthonormal. VVᵀ is shifted by 1e-6 of its mean
-  eigenvalue, which shrinks W by as much.
+  V [..., m, n] has full rank; an orthogonal V is mapped to itself, and a tall V
+  to orthonormal columns. VVᵀ is shifted by 1e-6 of its mean eigenvalue, which
+  shrinks W as much.
 
   >>> w = cholesky(jnp.array([[2.0, 0.0, 0.0], [2.0, 0.0, 3.0]]))
   >>> abs(w.round(4)).tolist()
@@ -110,7 +109,7 @@ def _whiten(gram: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def projector_factor(v: jax.Array) -> jax.Array:
-  """Computes V (VᴴV)⁻¹, which times Vᴴ is a projector, for V [..., n, r].
+  """Computes V (VᴴV)⁻¹ for V [..., n, r]; times Vᴴ, it is a projector.
 
   >>> projector_factor(jnp.array([[2.0], [0.0]])).tolist()
   [[0.5], [0.0]]
@@ -143,8 +142,8 @@ def block_reflector(v: jax.Array, rows: int | None = None) -> jax.Array:
 def haar(key, shape, dtype=jnp.float32) -> jax.Array:
   """Draws the first m rows of a Haar-random orthogonal [n, n].
 
-  QR of a Gaussian, signs fixed; then one Newton–Schulz step, for float32's QR
-  is a few 1e-6 off at n=1024.
+  It is the QR factor of a Gaussian with fixed signs, after one Newton–Schulz
+  step, because QR in float32 is a few 1e-6 off at n = 1024.
 
   >>> from lipnext_jax.optim import orthogonality_error
   >>> bool(orthogonality_error(haar(jax.random.key(0), (64, 64))) < 2e-6)
@@ -167,11 +166,11 @@ ORTHOGONAL: dict[str, Callable[..., jax.Array]] = {
 
 
 class Parametrization(NamedTuple):
-  """A map into O(n) and its initializers."""
+  """Map into O(n), with its initializers."""
 
   to_orthogonal: Callable[[jax.Array], jax.Array]  # Its first m rows count.
   raw_shape: Callable[[int, int], tuple[int, int]]  # (m, n) → that of V.
-  initializers: Mapping[str, Any]  # As `ORTHOGONAL`, of V.
+  initializers: Mapping[str, Any]  # By name, like `ORTHOGONAL`, for V.
 
 
 def _gaussian(key, shape, dtype=jnp.float32):
@@ -204,15 +203,15 @@ def orthogonal_param(
   """Makes a parameter with orthonormal rows, stored or mapped.
 
   Args:
-    module: inside its `nn.compact` method.
-    name: of the matrix; its leaf has that name, or `name` + '_raw'.
+    module: module that calls this in its `nn.compact` method.
+    name: name of the matrix; its leaf is `name`, or `name` + '_raw' if mapped.
     shape: (m, n) with m <= n. Maps but Cholesky's make [n, n], cut to m rows.
     init: 'haar' (random; Haar-distributed for 'none' and 'cholesky') or
       'identity'.
     parametrization: one of `CHOICES`.
 
   Raises:
-    ValueError: an unknown name, or a start that the map does not reach.
+    ValueError: an unknown map, or an `init` that it does not reach.
   """
   if parametrization not in CHOICES:
     raise ValueError(f'{parametrization=} must be one of {CHOICES}.')
@@ -234,7 +233,7 @@ def orthogonal_param(
 def map_raw(params: Any, maps: Mapping[str, Callable[..., Any]]) -> Any:
   """Replaces every raw leaf of a tree of parameters by its matrix.
 
-  `maps` has a map for the name of each matrix, or a KeyError is raised.
+  `maps` has a map for the name of every mapped matrix.
 
   >>> map_raw({'blocks': {'R_raw': 2.0, 'bias': 1.0}}, {'R': lambda v: -v})
   {'blocks': {'R': -2.0, 'bias': 1.0}}

@@ -1,7 +1,7 @@
-"""Products of token rows x with matrices W, x Wᵀ, and their gradients.
+"""Products x Wᵀ of token rows x with matrices W, and their gradients.
 
-The gradient of a matrix leaves its product in the matrix's own, wider dtype, so
-that it can be summed over devices without rounding first.
+The gradient of a matrix has the matrix's own, wider dtype, so that it can be
+summed over devices before it is rounded.
 """
 
 import functools
@@ -39,7 +39,7 @@ def _product_fwd(numerics, x, w):
 def _product_bwd(numerics, saved, g):
   x, w = saved
   dw = _dot(numerics, g, x.astype(g.dtype), (0, 0), w.dtype)
-  # dw before dx: x is not needed any more then, and dx can have its memory.
+  # dw before dx: then x is free, and dx can take its memory.
   dw, w = lax.optimization_barrier((dw, w.astype(g.dtype)))
   return _dot(numerics, g, w, (1, 0), x.dtype), dw
 
@@ -53,15 +53,15 @@ def mix(
 ) -> jax.Array:
   """Computes (y + d R) Mᵀ, which is M (y + Rᵀ d) for every token.
 
-  Its gradients need neither y + d R nor a product of all tokens to form it
-  again: with B = gᵀ d, [c, k], that of M is gᵀ y + B R and that of R is Bᵀ M.
+  The backward pass neither keeps nor recomputes y + d R: with B = gᵀ d [c, k],
+  the gradient of M is gᵀ y + B R, and that of R is Bᵀ M.
 
   Args:
-    numerics: of all products.
-    y: [t, a].
-    d: [t, k].
-    r: [k, a].
-    m: [c, a].
+    numerics: arithmetic of all products.
+    y: tokens, [t, a].
+    d: differences (S − I) R y, [t, k].
+    r: matrix R, [k, a].
+    m: matrix M, [c, a].
 
   >>> y, d, eye = jnp.ones((1, 2)), jnp.full((1, 1), 3.0), jnp.eye(2)
   >>> mix(Numerics(), y, d, eye[:1], 2 * eye).tolist()
@@ -102,15 +102,15 @@ def _dot(numerics, x, y, axes, out_dtype):
     )
 
   def on_cpu(x, y):
-    # XLA has no product of narrow operands with a wide result for every shape
-    # there, and is slow at contracting rows: xᵀ is laid out by rows before.
+    # On CPUs, XLA lacks products of narrow operands with a wide result for some
+    # shapes, and is slow at contracting rows: so xᵀ is laid out by rows first.
     wide = jnp.promote_types(x.dtype, out_dtype)
     x, y = x.astype(wide), y.astype(wide)
     if axes != (0, 0):
       return contract(x, y)
     dims = (((1,), (0,)), ((), ()))
-    # A barrier, or the transpose is merged again. (`optim.products.transposed`
-    # pins the layout, which would gather tokens that are spread over devices.)
+    # Without the barrier XLA merges the transpose again. Pinning the layout, as
+    # `optim.products.transposed` does, would gather tokens of all devices.
     xt = lax.optimization_barrier(x.T)
     out = lax.dot_general(xt, y, dims, precision=numerics.precision)
     return out.astype(out_dtype)

@@ -22,8 +22,8 @@ def build_model(
   Args:
     c: `config.model`, validated. A model is given the fields that it has.
     num_classes: number of classes.
-    layout: how the blocks of a LipNeXt lie on a mesh; the compiler lays other
-      models out.
+    layout: layout of a LipNeXt's blocks on a mesh; the compiler chooses that of
+      other models.
   """
   kind = models.MODELS[c.name]
   fields = {**c, **c.baseline}

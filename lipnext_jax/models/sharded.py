@@ -1,12 +1,12 @@
-"""A LipNeXt block on a mesh: what travels between devices, and when.
+"""Communication of a LipNeXt block on a mesh.
 
     forward    R and M are gathered over `rows` in the compute dtype; devices
                that share the channels add up R y and scatter M z
     backward   the transposes of these, then a sum over `replicas`
 
-No device ever holds a layer's float32 matrices, and gathered matrices are not
-kept for the backward pass. The mathematics is `block.apply_block`'s. Which mesh
-axes do this arrives as data, in a `Layout`.
+No device ever holds all of a layer in float32, and gathered matrices are not
+kept for the backward pass. `block.apply_block` does the mathematics, and a
+`Layout` names the mesh axes.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ from lipnext_jax.models import layers
 
 @dataclasses.dataclass(frozen=True)
 class Layout(block_lib.Devices):
-  """The layout and the communication of blocks on a mesh.
+  """Layout and communication of blocks on a mesh.
 
-  The columns of R lie over `width` and `rows` together: its k rows need not
-  divide by the devices.
+  `width` and `rows` together split the columns of R, because its k rows need
+  not divide by the devices.
   """
 
   mesh: jax.sharding.Mesh
@@ -51,7 +51,7 @@ class Layout(block_lib.Devices):
     weights: block_lib.Weights,
     u: jax.Array,
   ) -> jax.Array:
-    """Applies `block` on every device, to what that holds."""
+    """Applies `block` on every device to its part of the arrays."""
     columns = PartitionSpec(None, (self.width, self.rows))
     specs = block_lib.Weights(
       r=columns if weights.r is not None else None,
@@ -69,10 +69,10 @@ class Layout(block_lib.Devices):
   def gather(
     self, spec: block_lib.BlockSpec, weights: block_lib.Weights
   ) -> block_lib.Weights:
-    """Gathers R and M of a layer."""
+    """Gathers R and M of a layer over `rows`."""
     r, m, bias, pos = weights
     dtype = spec.numerics.dtype
-    # Bias and p in float32: their gradients are summed over devices in it.
+    # Bias and p stay float32: their gradients are summed over devices.
     over = (*self.replicas, self.rows)
     return block_lib.Weights(
       r=None if r is None else gather(dtype, self.replicas, self.rows, 1, r),
@@ -82,7 +82,7 @@ class Layout(block_lib.Devices):
     )
 
   def activate(self, spec: block_lib.BlockSpec, u: jax.Array) -> jax.Array:
-    """Applies σ to a device's own channels; MinMax needs all of them."""
+    """Applies σ to the channels of a device; MinMax would need all of them."""
     if self.width_shards == 1:
       return layers.activate(u, spec.activation, spec.beta)
     if spec.activation != 'beta_abs':
@@ -98,22 +98,22 @@ class Layout(block_lib.Devices):
     return lax.pcast(lax.psum(x, self.width), self.width, to='varying')
 
   def scatter(self, x: jax.Array) -> jax.Array:
-    """Sums [t, c] likewise, and keeps a device's own channels."""
+    """Sums [t, c] over these devices; each keeps its own channels."""
     if self.width_shards == 1:
       return x
     return lax.psum_scatter(x, self.width, scatter_dimension=1, tiled=True)
 
 
 def constrain(layout: Layout, u: jax.Array) -> jax.Array:
-  """Lays tokens [t, c] out as blocks want them."""
+  """Constrains tokens [t, c] to the layout of the blocks."""
   sharding = jax.sharding.NamedSharding(layout.mesh, layout.tokens)
   return lax.with_sharding_constraint(u, sharding)
 
 
 def keep_all_but_gathers(primitive: Any, *_: Any, **params: Any) -> bool:
-  """Keeps everything but gathered matrices: the policy of `remat='none'`.
+  """Returns whether to keep an array: the policy of `remat='none'`.
 
-  Gathered matrices, if kept, would add up to the whole model on every device.
+  All are kept but gathered matrices, which together are the whole model.
   """
   inner = params.get('call_jaxpr')  # Policies see `gather` as one call.
   eqns = inner.jaxpr.eqns if inner else []
@@ -126,18 +126,18 @@ def gather(
 ) -> jax.Array:
   """Gathers a matrix along `axis`, sent in `dtype`.
 
-  Backward, the gradient is summed in the dtype of `w`: scattered over the mesh
-  axis first, so that only a device's own part goes on to the replicas.
+  The gradient is summed in the dtype of `w`: over the mesh axis first, which
+  leaves each device its own part, then over the replicas.
 
   Args:
-    dtype: of what is sent.
-    replicas: mesh axes over which `w` does not vary, but its gradient does.
-    name: the mesh axis that splits `w`.
-    axis: of `w`.
-    w: a device's part.
+    dtype: dtype in which `w` is sent.
+    replicas: mesh axes over which the gradient of `w` varies, and `w` does not.
+    name: mesh axis that splits `w`.
+    axis: array axis that it splits.
+    w: part of a device.
 
   Returns:
-    The whole along `axis`, in the dtype of `w`.
+    The whole array along `axis`, in the dtype of `w`.
 
   >>> mesh = jax.make_mesh((1,), ('f',), (jax.sharding.AxisType.Auto,))
   >>> split = PartitionSpec('f')
