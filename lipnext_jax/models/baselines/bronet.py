@@ -1,29 +1,29 @@
 """BRONet: orthogonal convolutions and dense layers by block reflectors.
 
-    W = I − 2 V (VᴴV)⁻¹ Vᴴ      per frequency, for V the kernel's transform
+    W = I − 2 V (VᴴV)⁻¹ Vᴴ      per frequency; V is the transformed kernel
 
     stem    patches → zero-padded to n = max(c, values) channels → BRO → c
     block   x ↦ σ( BRO(x) + b )
     tail    neck and dense layers, block reflectors too, and head (`dense`)
 
-Every layer is orthogonal, or semi-orthogonal by cutting outputs off, so the
-backbone is 1-Lipschitz. Padding is circular, which makes the convolution
-exactly norm-preserving.
+Every layer is orthogonal, or semi-orthogonal where outputs are cut off, so the
+backbone is 1-Lipschitz. Circular padding makes the convolutions exactly
+norm-preserving.
 
 Reference: B.-H. Lai, P.-H. Huang, B.-H. Kung, S.-T. Chen, "Enhancing Certified
 Robustness via Block Reflector Orthogonal Layers and Logit Annealing Loss",
 ICML 2025. Differences: the stem is a reflector as well (theirs is an
 unconstrained convolution); strides are patches; p [h, w, 1] is LipNeXt's
-positional term, which circular padding asks for.
+positional term, needed because circular padding has no edges.
 
-Parameters (K × K kernels, C channels, rank r = ⌊ratio·C⌋):
+Parameters (s × s kernels, c channels, rank r = ⌊ratio·c⌋):
 
-    stem/spectrum_raw [K, K, n, r], stem/pos [h, w, 1], stem/bias [C]
-    blocks/spectrum_raw [l, K, K, C, r], blocks/bias [l, C]
-    neck/Q_raw [max(d, h·w·C), …], neck/bias; dense/Q_raw [m, d, …], dense/bias
+    stem/spectrum_raw [s, s, n, r], stem/pos [h, w, 1], stem/bias [c]
+    blocks/spectrum_raw [l, s, s, c, r], blocks/bias [l, c]
+    neck/Q_raw [max(d, h·w·c), …], neck/bias; dense/Q_raw [m, d, …], dense/bias
     head/kernel, head/bias
 
-Explicit: spectrum [(l,) h, w//2 + 1, 2, C, C], neck/Q [d, h·w·C], dense/Q.
+Explicit: spectrum [(l,) h, w//2 + 1, 2, c, c], neck/Q [d, h·w·c], dense/Q.
 """
 
 from typing import Any
@@ -42,9 +42,9 @@ _normal = nn.initializers.normal(stddev=1.0)  # The map ignores the scale.
 
 
 class BRONet(dense.Baseline):
-  """A classifier that is 1-Lipschitz up to the head: images in [0, 1] → logits.
+  """Classifier from images in [0, 1] to logits, 1-Lipschitz up to the head.
 
-  Attributes, besides those of `dense.Baseline` (K is the side of V's kernels):
+  Attributes, besides those of `dense.Baseline`:
     reflector_ratio: rank of V over the channels; 1/4 in the paper.
 
   >>> model = BRONet(num_classes=3, depth=1, width=4, patch_size=1)

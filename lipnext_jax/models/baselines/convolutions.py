@@ -1,7 +1,7 @@
 """Convolutions with a known Lipschitz constant, in space and in frequency.
 
-A convolution with circular padding acts on every frequency ω of the h×w grid
-by a matrix of its own: ŷ(ω) = Ŵ(ω) x̂(ω). Its constant is max_ω ‖Ŵ(ω)‖₂.
+A convolution with circular padding multiplies each frequency ω of the h×w grid
+by a matrix: ŷ(ω) = Ŵ(ω) x̂(ω). Its Lipschitz constant is max_ω ‖Ŵ(ω)‖₂.
 """
 
 import jax
@@ -20,13 +20,13 @@ def convolve(
   """Computes a cross-correlation at unit stride that keeps the grid.
 
   Args:
-    x: [b, h, w, ch].
-    kernel: [k, k, ch, c].
+    x: input [b, h, w, ch].
+    kernel: kernel [s, s, ch, c].
     padding: 'circular' or 'zero'.
-    precision: of the products.
+    precision: precision of the products.
 
   Returns:
-    [b, h, w, c].
+    Output [b, h, w, c].
 
   Raises:
     ValueError: an unknown padding.
@@ -66,16 +66,15 @@ def power_iteration(
 ) -> jax.Array:
   """Estimates ‖W‖₂ of a convolution as ‖W v‖ for the v of a power iteration.
 
-  The estimate approaches ‖W‖₂ from below: good to train with, no proof. Its
-  gradient is that of ‖W v‖ for the v found, u vᵀ at the limit. The random start
-  is drawn from the bits of the kernel: a pure function of the kernel, with
-  nothing to store, and yet another start after every update. Training soon
-  hides large norms from a start that is always the same (after 220 steps on
-  digits it saw 1.1 where the truth was 5.6).
+  The estimate approaches ‖W‖₂ from below: it serves training and proves
+  nothing. Its gradient is that of ‖W v‖ for the v found. The bits of the kernel
+  seed the random start, so that it needs no state and changes with every
+  update. From a fixed start, training hides large norms: after 220 steps on
+  digits the estimate was 1.1 where ‖W‖₂ was 5.6.
 
   Args:
-    kernel: [k, k, ch, c], float32 or wider.
-    grid: (h, w).
+    kernel: kernel [s, s, ch, c], float32 or wider.
+    grid: height and width of the input.
     padding: 'circular' or 'zero'.
     iterations: applications of WᵀW.
 
@@ -164,9 +163,9 @@ def reflector_spectrum(v: jax.Array, grid: tuple[int, int]) -> jax.Array:
 def apply_spectrum(x: jax.Array, spectrum: jax.Array) -> jax.Array:
   """Convolves with a stored half spectrum [h, w//2 + 1, 2, c, c].
 
-  Its constant is at most max_ω ‖Ŵ(ω)‖₂ for any stored numbers: transforms of
-  real arrays preserve norms when inner frequencies count twice, and the inverse
-  only drops imaginary parts of the outer ones.
+  Its Lipschitz constant is at most max_ω ‖Ŵ(ω)‖₂ for any stored numbers: the
+  transform of a real array preserves norms if inner frequencies count twice,
+  and the inverse only drops the imaginary parts of the outer ones.
 
   Args:
     x: [b, h, w, c], float32 or wider.

@@ -1,8 +1,8 @@
-"""The common parts of both baselines: sizes, parameters, the orthogonal tail.
+"""Common parts of both baselines: sizes, parameters and the orthogonal tail.
 
 neck    flatten → Q [d, h·w·c] → + bias → σ
 dense   d → Q [d, d] → + bias → σ, several times
-head    unit rows, as everywhere
+head    unit rows, as in LipNeXt
 """
 
 from collections.abc import Callable
@@ -19,27 +19,27 @@ from lipnext_jax.models import interface
 from lipnext_jax.models import layers as layers_lib
 from lipnext_jax.models import parametrizations
 
-# (raw leaf, m) → its orthogonal [m, n].
+# Maps a raw leaf and m to an orthogonal matrix [m, n].
 ToOrthogonal = Callable[[jax.Array, int], jax.Array]
 
 
 class Baseline(interface.CertifiedModel):
-  """A classifier of convolutions and an orthogonal dense tail.
+  """Classifier of convolutions with an orthogonal dense tail.
 
   Attributes:
-    num_classes: k.
-    depth: l, convolutions after the stem.
-    width: C, channels.
-    patch_size: side of the stem's patches, its stride.
-    dense_depth: m, dense layers after the neck.
-    dense_width: d, features of neck and dense layers.
-    kernel_size: K, side of the kernels.
+    num_classes: number of classes.
+    depth: l, number of convolutions after the stem.
+    width: c, channels.
+    patch_size: side of the stem's patches, which is its stride.
+    dense_depth: m, number of dense layers after the neck.
+    dense_width: d, features of the neck and the dense layers.
+    kernel_size: s, side of the kernels.
     activation: 'minmax' (as published) or 'beta_abs'.
-    beta: of 'beta_abs'.
-    position: whether p is trained away from zero.
+    beta: β of 'beta_abs', the share of rectified channels.
+    position: whether p is trained; it starts at 0.
     dtype: compute dtype; maps to orthogonal matrices stay in float32.
-    precision: of all other products.
-    stored: whether the parameters are those of `explicit_params`.
+    precision: precision of all other products.
+    stored: whether the parameters are explicit ones.
   """
 
   num_classes: int
@@ -56,14 +56,14 @@ class Baseline(interface.CertifiedModel):
   precision: jax.lax.PrecisionLike = None
   stored: bool = False
 
-  @nn.nowrap  # It has no parameters, and is called inside of loops.
+  @nn.nowrap  # It has no parameters, and is called inside loops.
   def activate(self, x: jax.Array) -> jax.Array:
     """Applies σ."""
     return layers_lib.activate(x, self.activation, self.beta)
 
   @nn.nowrap
   def patches(self, images: jax.Array) -> jax.Array:
-    """Cuts images [b, H, W, ch] in [0, 1] to [b, h, w, values] around zero."""
+    """Cuts centred images [b, H, W, ch] into patches [b, h, w, values]."""
     x = layers_lib.patchify(layers_lib.centre(images), self.patch_size)
     return x.astype(self.dtype)
 
@@ -72,7 +72,7 @@ class Baseline(interface.CertifiedModel):
     self, x: jax.Array, pos: jax.Array, bias: jax.Array
   ) -> jax.Array:
     """Computes σ(x + p + b) for x [b, h, w, c], p [h, w, 1], b [c]."""
-    if not self.position:  # Stays at its start, zero.
+    if not self.position:  # p stays 0.
       pos = jax.lax.stop_gradient(pos)
     x = x + jnp.expand_dims(pos, 0).astype(x.dtype)
     return self.activate(x + layers_lib.per_channel(bias, x))
@@ -107,10 +107,10 @@ class Baseline(interface.CertifiedModel):
 
 
 class Group(nn.Module):
-  """A named group of float32 parameters.
+  """Named group of float32 parameters.
 
   Attributes:
-    leaves: (name, initializer, shape) each.
+    leaves: a (name, initializer, shape) for each parameter.
 
   >>> group = Group((('bias', nn.initializers.zeros, (2,)),))
   >>> group.init(jax.random.key(0))['params']['bias'].tolist()
@@ -135,7 +135,7 @@ def layers(
   activate: Callable[[jax.Array], jax.Array],
   precision: jax.lax.PrecisionLike,
 ) -> jax.Array:
-  """Computes σ(Q x + b) of rows, once for each matrix of a stack.
+  """Applies x ↦ σ(Q x + b) to rows, once for each matrix of a stack.
 
   Rows x are [b, n], Q [m, n] or a stack [l, n, n], biases [m] or [l, n].
   """
@@ -151,7 +151,7 @@ def layers(
 
 
 def explicit_tail(params: Any, to_orthogonal: ToOrthogonal) -> Any:
-  """Returns the groups 'neck' and 'dense' of a tree, their matrices mapped."""
+  """Returns the groups 'neck' and 'dense' of a tree with mapped matrices."""
   return {
     name: parametrizations.map_raw(
       group,

@@ -4,9 +4,9 @@
     block   x ↦ σ( x + conv(x) + b )
     tail    neck and dense layers, orthogonal by Cholesky, and head (`dense`)
 
-The convolutions are not constrained. Training estimates the constant
-K = Π ‖W_k‖ of the backbone by power iteration and gives the loss ε·K in the
-place of ε; `certify.lipschitz_bound` proves K afterwards from the kernels.
+The convolutions are not constrained. Training estimates the Lipschitz constant
+K = Π ‖W‖ of the backbone by power iteration, and the loss gets ε·K instead of
+ε. `certify.lipschitz_bound` proves a bound from the kernels afterwards.
 
 References: K. Hu, A. Zou, Z. Wang, K. Leino, M. Fredrikson, "Unlocking
 Deterministic Robustness Certification on ImageNet", NeurIPS 2023 (linear
@@ -15,12 +15,12 @@ Improved Certifiable Robustness", ICLR 2024 (Cholesky, dense tail, EMMA).
 Differences: strides are patches; p [h, w, 1] is LipNeXt's positional term (zero
 at the start; circular padding has no other).
 
-Parameters (`zero` or `circular` is the padding; K × K kernels, C channels,
+Parameters (`zero` or `circular` is the padding; s × s kernels, c channels,
 d features of m dense layers):
 
-    stem/conv_zero [K, K, patch²·channels, C], stem/pos [h, w, 1], stem/bias [C]
-    blocks/conv_zero_raw [l, K, K, C, C], blocks/bias [l, C]
-    neck/Q_raw [d, h·w·C], neck/bias; dense/Q_raw [m, d, d], dense/bias
+    stem/conv_zero [s, s, patch²·channels, c], stem/pos [h, w, 1], stem/bias [c]
+    blocks/conv_zero_raw [l, s, s, c, c], blocks/bias [l, c]
+    neck/Q_raw [d, h·w·c], neck/bias; dense/Q_raw [m, d, d], dense/bias
     head/kernel, head/bias
 
 Explicit: blocks/conv_zero (with the identity in it), neck/Q, dense/Q.
@@ -56,10 +56,10 @@ def _orthogonal(key, shape, dtype=jnp.float32):
 
 
 class LiResNet(dense.Baseline):
-  """A classifier with residual convolutions: images in [0, 1] → logits.
+  """Classifier with residual convolutions, from images in [0, 1] to logits.
 
   Attributes, besides those of `dense.Baseline`:
-    power_iterations: of the constant in training.
+    power_iterations: power iterations for each ‖W‖ in training.
     padding: 'zero' (as published) or 'circular'.
 
   >>> model = LiResNet(num_classes=3, depth=1, width=4, patch_size=2)
