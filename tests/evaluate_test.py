@@ -8,6 +8,7 @@ from lipnext_jax import models
 from lipnext_jax.certify import norms
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
+from lipnext_jax.data import views
 from lipnext_jax.models import registry
 from lipnext_jax.parallel import mesh as mesh_lib
 from tests import networks
@@ -20,7 +21,7 @@ def setup(tiny_config):
   dataset = sources.load_dataset(tiny_config.dataset)
   first = np.stack([dataset.test[i]['image'] for i in range(37)])
   params = jax.device_put(networks.draw(model, first.shape[1:], scale=0.0))
-  source = sources.Subset(dataset.test, range(37))
+  source = views.View(dataset.test, range(37))
   return mesh, model, params, source, first
 
 
@@ -182,7 +183,7 @@ def test_widening_keeps_numbers_that_float32_calls_subnormal(setup):
 def test_rigorous_evaluation_divides_bytes_in_float64(setup):
   _, model, params, _, _ = setup
   images = np.arange(5 * 64).reshape(5, 8, 8, 1).astype(np.uint8)
-  source = sources.ArraySource(images, np.zeros(5, int))
+  source = views.ArraySource(images, np.zeros(5, int))
   result = run_rigorous(setup, 8, source=source)
   direct = certify.rigorous_radius(model, params, images / 255)
   np.testing.assert_allclose(

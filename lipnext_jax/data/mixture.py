@@ -8,12 +8,13 @@ import ml_collections
 from lipnext_jax import errors
 from lipnext_jax.data import npz
 from lipnext_jax.data import sources
+from lipnext_jax.data import views
 
 
 class Extra(NamedTuple):
   """Examples that are mixed into the real ones."""
 
-  source: sources.Source
+  source: views.Source
   ratio: int  # Mixed-in examples per real one.
 
 

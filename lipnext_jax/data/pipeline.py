@@ -18,6 +18,7 @@ from lipnext_jax.data import mixture
 from lipnext_jax.data import pillow
 from lipnext_jax.data import sources
 from lipnext_jax.data import transforms as transforms_lib
+from lipnext_jax.data import views
 from lipnext_jax.data import workers as workers_lib
 
 Batch = dict[str, np.ndarray]
@@ -26,7 +27,7 @@ Batch = dict[str, np.ndarray]
 class Stream(NamedTuple):
   """Examples that are shuffled, augmented and batched together."""
 
-  source: sources.Source
+  source: views.Source
   transforms: Sequence[transforms_lib.Transform] = ()
   batch_size: int = 1  # Over all processes.
 
@@ -110,7 +111,7 @@ def train_batches(
 
 
 def eval_batches(
-  source: sources.Source,
+  source: views.Source,
   *,
   batch_size: int,
   process_index: int = 0,
@@ -146,14 +147,14 @@ _UNREADABLE = (EOFError, OSError, SyntaxError, ValueError, struct.error)
 class _Readable:
   """A source whose unreadable examples are named to the user."""
 
-  def __init__(self, source: sources.Source, kind: str):
+  def __init__(self, source: views.Source, kind: str):
     self._source = source
     self._kind = kind
 
   def __len__(self) -> int:
     return len(self._source)
 
-  def __getitem__(self, index: int) -> sources.Example:
+  def __getitem__(self, index: int) -> views.Example:
     try:
       return {**self._source[index], 'index': np.int64(index)}
     except _UNREADABLE as error:
@@ -197,14 +198,14 @@ class _Augment(grain.transforms.RandomMap):
 class _Padded:
   """A source with ids and a mask, padded to a multiple of the batch."""
 
-  def __init__(self, source: sources.Source, batch_size: int):
+  def __init__(self, source: views.Source, batch_size: int):
     self._source = source
     self._length = -(-len(source) // batch_size) * batch_size
 
   def __len__(self) -> int:
     return self._length
 
-  def __getitem__(self, index: int) -> sources.Example:
+  def __getitem__(self, index: int) -> views.Example:
     real = index < len(self._source)
     example = self._source[index if real else 0]
     return {

@@ -15,7 +15,7 @@ from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import files
 from lipnext_jax.certify import decimals
-from lipnext_jax.data import sources
+from lipnext_jax.data import views
 from lipnext_jax.report import metrics
 from lipnext_jax.report import page
 
@@ -27,7 +27,7 @@ def write(
   config: ml_collections.ConfigDict,
   step: int,
   result: evaluate.Evaluation,
-  source: sources.Source,
+  source: views.Source,
   class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Writes `eval.json`, `radii.csv` and the page, and prints the final table.
@@ -57,7 +57,7 @@ def write(
   if jax.process_index() != 0:
     return summary
   with metrics.stopwatch('reading the names of the examples', patience=2):
-    names = sources.names_of(source)
+    names = views.names_of(source)
   columns = _columns(result, class_names, names)
   table = io.StringIO(newline='')
   writer = csv.writer(table)
@@ -147,7 +147,7 @@ def choose(
 
 
 def _write_gallery(
-  workdir: str, result: evaluate.Evaluation, source: sources.Source
+  workdir: str, result: evaluate.Evaluation, source: views.Source
 ) -> None:
   """Writes `gallery.npz`: the page is made from files, and shows images."""
   groups = choose(result.labels, result.predictions, result.radii)

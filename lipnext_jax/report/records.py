@@ -15,6 +15,7 @@ import numpy as np
 from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax.data import sources
+from lipnext_jax.data import views
 from lipnext_jax.models import interface
 from lipnext_jax.models import lipnext
 from lipnext_jax.parallel import sharding as sharding_lib
@@ -65,7 +66,7 @@ def write_records(
 
 
 def write_inputs(
-  workdir: str, trained: np.ndarray, evaluated: sources.Source
+  workdir: str, trained: np.ndarray, evaluated: views.Source
 ) -> None:
   """Writes `inputs.npz`: images as the network gets them, for the report.
 

@@ -5,6 +5,7 @@ from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax.data import mixture
 from lipnext_jax.data import sources
+from lipnext_jax.data import views
 
 IMAGES = np.random.default_rng(0).integers(256, size=(6, 8, 8, 3))
 IMAGES = IMAGES.astype(np.uint8)
@@ -19,8 +20,8 @@ def load(path, images=None, labels=LABELS, **fields):
   config.dataset.extra_npz = str(path)
   config.dataset.extra_ratio = 3
   config.update_from_flattened_dict(fields)
-  source = sources.ArraySource(IMAGES, LABELS)
-  dataset = sources.Dataset((8, 8, 3), 3, source, None, source)
+  source = views.ArraySource(IMAGES, LABELS)
+  dataset = sources.Dataset((8, 8, 3), 3, source, source)
   return mixture.load_extra(config, dataset)
 
 

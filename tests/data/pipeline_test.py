@@ -9,6 +9,7 @@ from lipnext_jax import errors
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
 from lipnext_jax.data import transforms
+from lipnext_jax.data import views
 
 
 def source(length):
@@ -16,7 +17,7 @@ def source(length):
   images = np.zeros((length, 4, 4, 1), np.uint8)
   images[:, 0, 0, 0] = np.arange(length)
   images[:, 1, 1, 0] = 100
-  return sources.ArraySource(images, np.arange(length))
+  return views.ArraySource(images, np.arange(length))
 
 
 def take(count, length=10, augment=(), extra=None, **options):
@@ -183,14 +184,14 @@ def test_examples_of_other_shapes_are_named():
   )
   with pytest.raises(errors.UserError, match=r'training example \d has shape'):
     next(batches)
-  thin = sources.ArraySource(np.zeros((3, 8000, 1, 3), np.uint8), np.arange(3))
+  thin = views.ArraySource(np.zeros((3, 8000, 1, 3), np.uint8), np.arange(3))
   resize = transforms.on_pillow([transforms.random_resize(256, 256)])
   stream = pipeline.Stream(thin, [resize, transforms.crop_to(224, 224)], 1)
   batches = pipeline.train_batches([stream], image_shape=(224, 224, 3), seed=0)
   wanted = r'^training example \d has 1×8000 pixels, .* leave it out'
   with pytest.raises(errors.UserError, match=wanted):
     next(batches)
-  resized = sources.Resized(thin, 256, 224)
+  resized = views.resized(thin, 256, 224)
   wanted = r'^example 0 cannot be read .* 1×8000 '
   with pytest.raises(errors.UserError, match=wanted):
     next(pipeline.eval_batches(resized, batch_size=1))

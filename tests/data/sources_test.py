@@ -13,6 +13,7 @@ from lipnext_jax import errors
 from lipnext_jax.data import images
 from lipnext_jax.data import sources
 from lipnext_jax.data import transforms
+from lipnext_jax.data import views
 
 
 def dataset_config(**fields):
@@ -170,7 +171,7 @@ def test_a_set_without_a_test_split_is_split_class_by_class(folder, tmp_path):
   for seed in (0, 0, 1):
     config = dataset_config(**fields, test_share=0.25, split_seed=seed)
     dataset = sources.load_dataset(config)
-    names = [sources.names_of(s) for s in (dataset.train, dataset.test)]
+    names = [views.names_of(s) for s in (dataset.train, dataset.test)]
     assert not {*names[0]} & {*names[1]}
     assert [len(n) for n in names] == [6, 2]
     assert [name[:3] for name in names[1]] == ['cat', 'dog']
@@ -179,7 +180,7 @@ def test_a_set_without_a_test_split_is_split_class_by_class(folder, tmp_path):
   assert 'dataset.test_share=0.25, dataset.split_seed=1' in dataset.notes[0]
   assert dataset.class_names == ('cat', 'dog')
   held = sources.load_dataset(dataset_config(**fields, holdout=3))
-  names = [sources.names_of(s) for s in (held.train, held.validation)]
+  names = [views.names_of(s) for s in (held.train, held.validation)]
   assert [len(n) for n in names] == [3, 3]
 
 
@@ -197,6 +198,7 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 from lipnext_jax import config, errors
 from lipnext_jax.data import sources
+from lipnext_jax.data import views
 c = config.default_config().dataset
 c.data_dir = {str(tmp_path)!r}
 c.name = 'folder'

@@ -8,7 +8,7 @@ import pytest
 
 from lipnext_jax import evaluate
 from lipnext_jax import report
-from lipnext_jax.data import sources
+from lipnext_jax.data import views
 from lipnext_jax.report import records
 
 CONFIG = types.SimpleNamespace(
@@ -52,7 +52,7 @@ def _make(workdir, *, classes=10, per_class=12, depth=8, attack=True):
   (workdir / 'run.json').write_text(json.dumps([START]))
   if attack:
     _attack(workdir, rng, result, images)
-  source = sources.ArraySource(images, labels)
+  source = views.ArraySource(images, labels)
   records.write_inputs(str(workdir), images[:8], source)
   report.write(str(workdir), CONFIG, 40, result, source)
   return workdir
