@@ -1,15 +1,13 @@
 """RandAugment (arXiv 1909.13719) on Pillow images, as torchvision defines it.
 
 `OPS` holds the 14 operations of `torchvision.transforms.RandAugment` with its
-31 magnitudes, nearest-neighbour sampling and black outside the image, which is
-what the published recipes were tuned on. The operations map bytes to bytes in
-[0, 255], so ε keeps its meaning.
+31 magnitudes, nearest-neighbour sampling and black outside the image: the
+published recipes were tuned on them. Images stay bytes, so ε keeps its unit.
 """
 
 from collections.abc import Callable
 import math
 from typing import Any
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,14 +17,9 @@ from PIL import ImageOps
 BINS = 31  # Magnitudes are 0 … 30, torchvision's default.
 
 PillowTransform = Callable[[Image.Image, np.random.Generator], Image.Image]
-
-
-class Op(NamedTuple):
-  """One operation of RandAugment."""
-
-  apply: Callable[[Image.Image, float], Image.Image]  # (image, strength).
-  strength: Callable[[float, Image.Image], float]  # Of (share of 30, image).
-  signed: bool  # Whether the strength is negated half of the time.
+# (image, share of the largest strength) → image. A negative share takes the
+# other direction, of operations with two.
+Op = Callable[[Image.Image, float], Image.Image]
 
 
 def randaugment(
@@ -35,9 +28,9 @@ def randaugment(
   """Returns a transform that applies random operations.
 
   Args:
-    probability: of changing an image at all.
+    probability: probability that an image is changed at all.
     ops: number of operations, drawn with replacement.
-    magnitude: strength of all of them, from 0 to `BINS` − 1.
+    magnitude: strength of every operation, from 0 to `BINS` − 1.
 
   Returns:
     (Pillow image 'RGB' or 'L', generator) → image of the same size.
@@ -69,7 +62,7 @@ def apply_op(
     image: 'RGB' or 'L'.
     name: a key of `OPS`.
     magnitude: from 0 to `BINS` − 1.
-    negate: take the other direction, where an operation has one.
+    negate: whether to take the other direction, of operations with two.
 
   >>> image = Image.new('L', (1, 1), 200)
   >>> apply_op(image, 'Solarize', 30, negate=False).getpixel((0, 0))
@@ -77,11 +70,8 @@ def apply_op(
   >>> apply_op(image, 'Brightness', 30, negate=True).getpixel((0, 0))
   20
   """
-  op = OPS[name]
-  strength = op.strength(magnitude / (BINS - 1), image)
-  if op.signed and negate:
-    strength = -strength
-  return op.apply(image, strength)
+  share = magnitude / (BINS - 1)
+  return OPS[name](image, -share if negate else share)
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
@@ -91,62 +81,52 @@ def _affine(image: Image.Image, *matrix: float) -> Image.Image:
   )
 
 
-def _linear(largest: float) -> Callable[[float, Image.Image], float]:
-  return lambda share, image: largest * share
+def _shift(side: int, share: float) -> int:
+  """Returns a shift in whole pixels, rounded towards zero.
+
+  The largest is 150 pixels of a side of 331, the image size of AutoAugment.
+  """
+  return int(150 / 331 * side * share)
 
 
 def _blend(enhancer: Callable[[Image.Image], Any]) -> Op:
-  """Blends with a degenerate image: black, grey, the mean, or smoothed."""
-  return Op(lambda image, s: enhancer(image).enhance(1 + s), _linear(0.9), True)
+  """Returns an operation that blends an image with a degenerate one."""
+  return lambda image, share: enhancer(image).enhance(1 + 0.9 * share)
 
 
-def _plain(apply: Callable[[Image.Image], Image.Image]) -> Op:
-  """Wraps an operation that has no strength."""
-  return Op(lambda image, s: apply(image), _linear(0), False)
+def _posterize(image: Image.Image, share: float) -> Image.Image:
+  """Keeps the highest bits of every byte: 8 down to 4 of them."""
+  return ImageOps.posterize(image, 8 - round(4 * abs(share)))
 
 
-def _solarize(image: Image.Image, threshold: float) -> Image.Image:
-  # `ImageOps.solarize` rounds nothing, though it declares a whole threshold:
-  # a whole byte is below 178.5 if and only if it is below 179.
-  return ImageOps.solarize(image, math.ceil(threshold))
+def _solarize(image: Image.Image, share: float) -> Image.Image:
+  """Inverts bytes at or above a threshold, which falls from 255 to 0."""
+  # `ImageOps.solarize` takes a whole threshold: a byte is below 178.5 if and
+  # only if it is below 179.
+  return ImageOps.solarize(image, math.ceil(255 * (1 - abs(share))))
 
 
-# The largest shift is 150 pixels of a 331 pixel image (AutoAugment's size).
 OPS: dict[str, Op] = {
-  'Identity': _plain(lambda image: image),
-  'ShearX': Op(  # About the upper left corner, like ShearY.
-    lambda image, s: _affine(image, 1, s, 0, 0, 1, 0), _linear(0.3), True
+  'Identity': lambda image, _: image,
+  # Shears leave the upper left corner in place.
+  'ShearX': lambda image, share: _affine(image, 1, 0.3 * share, 0, 0, 1, 0),
+  'ShearY': lambda image, share: _affine(image, 1, 0, 0, 0.3 * share, 1, 0),
+  'TranslateX': lambda image, share: _affine(
+    image, 1, 0, -_shift(image.width, share), 0, 1, 0
   ),
-  'ShearY': Op(
-    lambda image, s: _affine(image, 1, 0, 0, s, 1, 0), _linear(0.3), True
+  'TranslateY': lambda image, share: _affine(
+    image, 1, 0, 0, 0, 1, -_shift(image.height, share)
   ),
-  'TranslateX': Op(  # By whole pixels, towards zero.
-    lambda image, s: _affine(image, 1, 0, -int(s), 0, 1, 0),
-    lambda share, image: 150 / 331 * image.width * share,
-    True,
+  # Up to 30 degrees, counter-clockwise, about the centre.
+  'Rotate': lambda image, share: image.rotate(
+    30 * share, Image.Resampling.NEAREST
   ),
-  'TranslateY': Op(
-    lambda image, s: _affine(image, 1, 0, 0, 0, 1, -int(s)),
-    lambda share, image: 150 / 331 * image.height * share,
-    True,
-  ),
-  'Rotate': Op(  # Degrees, counter-clockwise, about the centre.
-    lambda image, s: image.rotate(s, Image.Resampling.NEAREST),
-    _linear(30.0),
-    True,
-  ),
-  'Brightness': _blend(ImageEnhance.Brightness),
-  'Color': _blend(ImageEnhance.Color),
-  'Contrast': _blend(ImageEnhance.Contrast),
-  'Sharpness': _blend(ImageEnhance.Sharpness),
-  'Posterize': Op(  # Bits that are kept: from 8 down to 4.
-    lambda image, s: ImageOps.posterize(image, int(s)),
-    lambda share, image: 8 - round(4 * share),
-    False,
-  ),
-  'Solarize': Op(  # Inverts what is at or above the threshold.
-    _solarize, lambda share, image: 255 * (1 - share), False
-  ),
-  'AutoContrast': _plain(ImageOps.autocontrast),
-  'Equalize': _plain(ImageOps.equalize),
+  'Brightness': _blend(ImageEnhance.Brightness),  # With black.
+  'Color': _blend(ImageEnhance.Color),  # With grey.
+  'Contrast': _blend(ImageEnhance.Contrast),  # With the mean.
+  'Sharpness': _blend(ImageEnhance.Sharpness),  # With the smoothed image.
+  'Posterize': _posterize,
+  'Solarize': _solarize,
+  'AutoContrast': lambda image, _: ImageOps.autocontrast(image),
+  'Equalize': lambda image, _: ImageOps.equalize(image),
 }
