@@ -109,7 +109,7 @@ def _open_official(data_dir: str, name: str) -> Splits:
   if name == 'imagenet400':
     names = [train.class_names[i] for i in imagenet400.class_ids()]
     return Splits(
-      imagenet400.Subset(train), imagenet400.Subset(test), names, None
+      imagenet400.select(train), imagenet400.select(test), names, None
     )
   return Splits(train, test, train.class_names, official_set.image_shape)
 

@@ -1,9 +1,8 @@
-"""Your own arrays: `image` [n, H, W, ch] uint8 and `label` [n] int.
+"""Arrays of the user's: `image` [n, H, W, ch] uint8 and `label` [n] int.
 
-They lie in an .npz file, which is read into the memory of every process that
-uses it, or in a folder as image.npy and label.npy, which are memory-mapped:
-nothing is read before it is needed, and processes share the pages. Unzipping
-an .npz file makes such a folder.
+An .npz file is read into the memory of every process that uses it. The folder
+that it unzips to, with image.npy and label.npy, is memory-mapped instead:
+examples are read when they are needed, and processes share the pages.
 """
 
 import os
@@ -12,7 +11,7 @@ import numpy as np
 
 
 class NpzSource:
-  """The examples of a file or folder; pickling sends its path, not its arrays.
+  """Examples of a file or folder, which is pickled as its path.
 
   Attributes:
     images: [n, H, W, ch] uint8.
@@ -23,10 +22,10 @@ class NpzSource:
     """Opens a file or folder.
 
     Args:
-      path: of an .npz file, or of a folder with image.npy and label.npy.
+      path: an .npz file, or a folder with image.npy and label.npy.
 
     Raises:
-      ValueError: it cannot be read or holds something else, in one line.
+      ValueError: the arrays cannot be read, or are not as described above.
     """
     self._path = path
     try:
@@ -39,7 +38,7 @@ class NpzSource:
         with open(path, 'rb') as file:
           arrays = np.load(file, allow_pickle=False)
           self.images, self.labels = arrays['image'], arrays['label']
-    except Exception as error:  # NumPy's headers are parsed as Python.
+    except Exception as error:  # NumPy evaluates headers: any error.
       text = ' '.join(str(error).split())
       raise ValueError(f'cannot be read ({text})') from None
     images, labels = self.images, self.labels
@@ -59,7 +58,7 @@ class NpzSource:
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray | np.generic]:
     """Returns {'image': uint8 [H, W, ch], 'label': int32}."""
-    image = np.array(self.images[index])  # Off the disk, here and now.
+    image = np.array(self.images[index])  # A copy that is not mapped.
     return {'image': image, 'label': np.int32(self.labels[index])}
 
 

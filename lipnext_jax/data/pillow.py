@@ -3,20 +3,20 @@
 import numpy as np
 from PIL import Image
 
-# Of any image, decoded or scaled: Pillow's own limit, beyond which it warns of
-# a decompression bomb.
+# Pixels of the largest image, decoded or scaled. Pillow warns of decompression
+# bombs from here on.
 MAX_PIXELS = 89_478_485
 
 
 class TooLargeError(ValueError):
-  """An image that would have more than `MAX_PIXELS` once it is scaled."""
+  """A scaled image would have more than `MAX_PIXELS` pixels."""
 
 
 def from_array(image: np.ndarray) -> Image.Image:
   """Converts uint8 [H, W, 3] to 'RGB', [H, W, 1] to 'L'.
 
   Raises:
-    ValueError: another dtype or shape.
+    ValueError: the array has another dtype or shape.
   """
   fits = image.dtype == np.uint8 and image.ndim == 3
   if not fits or image.shape[2] not in (1, 3):
@@ -33,20 +33,19 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
-  """Scales so that the shorter side is `size` pixels.
+  """Scales an image so that its shorter side has `size` pixels.
 
-  As torchvision's `Resize(size)` on PIL images: bilinear with a support that
-  grows with the reduction (antialiasing); the longer side is rounded down; an
-  image that has the size already is returned as it is.
+  Does what torchvision's `Resize(size)` does with PIL images: bilinear and
+  antialiased, the longer side rounded down. An image of that size is returned
+  unchanged.
 
   Args:
-    image: of any size.
-    size: the shorter side becomes this, in pixels.
+    image: image of any size.
+    size: shorter side of the result in pixels.
 
   Raises:
-    TooLargeError: the longer side would become too long. An image of one pixel
-      by 8000 has a hundred bytes as a file; 256 pixels wide, it would have two
-      gigabytes.
+    TooLargeError: the longer side would become too long. A file of 1×8000
+      pixels takes a hundred bytes; scaled to a width of 256, two gigabytes.
 
   >>> resize_shorter_side(Image.new('RGB', (500, 375)), 256).size
   (341, 256)

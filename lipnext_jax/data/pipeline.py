@@ -1,11 +1,12 @@
-"""Turns sources into batches with Grain: shuffled to train, exact to evaluate.
+"""Makes batches with Grain: shuffled for training, in order for evaluation.
 
-The training stream is a pure function of (seed, step): order and augmentation
-do not depend on the number of workers, and any step can be resumed at.
+The training batches are a pure function of (seed, step): order and augmentation
+do not depend on the number of workers, and a run can resume at any step.
 """
 
 from collections.abc import Generator
 from collections.abc import Sequence
+import os
 import struct
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from lipnext_jax import errors
-from lipnext_jax.data import mixture
+from lipnext_jax.data import npz
 from lipnext_jax.data import pillow
 from lipnext_jax.data import sources
 from lipnext_jax.data import transforms as transforms_lib
@@ -25,36 +26,75 @@ Batch = dict[str, np.ndarray]
 
 
 class Stream(NamedTuple):
-  """Examples that are shuffled, augmented and batched together."""
+  """Training examples with their transforms and their share of a batch."""
 
   source: views.Source
   transforms: Sequence[transforms_lib.Transform] = ()
-  batch_size: int = 1  # Over all processes.
+  batch_size: int = 1  # Examples per batch, over all processes.
 
 
 def build_streams(
   config: ml_collections.ConfigDict, dataset: sources.Dataset
 ) -> list[Stream]:
-  """Returns the stream of real examples and, if wanted, the mixed-in ones.
+  """Returns the stream of real examples, and that of mixed-in ones if any.
 
-  `config.batch_size` counts real examples; `dataset.extra_ratio` times as many
-  come in addition.
+  A batch has `config.batch_size` real examples, and `dataset.extra_ratio` times
+  as many mixed-in ones.
 
   Raises:
     ConfigError: transforms or mixed-in images that do not fit the dataset.
-    UserError: a first example that cannot be read.
+    UserError: the first example cannot be read.
   """
   shape, resize, augment = dataset.image_shape, dataset.resize, config.augment
   first = _Readable(dataset.train, 'training example')[0]['image']
   transforms_lib.check_image(augment, np.asarray(first), shape, resize)
-  real = transforms_lib.build_transforms(augment, shape, resize)
-  streams = [Stream(dataset.train, real, config.batch_size)]
-  extra = mixture.load_extra(config, dataset)
-  if extra is not None:
-    mixed_in = transforms_lib.build_extra_transforms(augment, shape, resize)
-    size = extra.ratio * config.batch_size
-    streams.append(Stream(extra.source, mixed_in, size))
+  transforms = transforms_lib.build_transforms(augment, shape, resize)
+  streams = [Stream(dataset.train, transforms, config.batch_size)]
+  if config.dataset.extra_ratio:
+    if not augment.extra.as_real:
+      transforms = transforms_lib.crop_and_flip(augment.extra)
+    size = config.dataset.extra_ratio * config.batch_size
+    streams.append(Stream(_open_extra(config, dataset), transforms, size))
   return streams
+
+
+def _open_extra(
+  config: ml_collections.ConfigDict, dataset: sources.Dataset
+) -> npz.NpzSource:
+  """Opens the images of `dataset.extra_npz`; checks that they fit `dataset`."""
+  path = os.path.expanduser(config.dataset.extra_npz)
+
+  def error(problem: object) -> errors.ConfigError:
+    return errors.ConfigError(
+      'dataset.extra_npz',
+      path,
+      str(problem),
+      'it needs `image` [n, H, W, ch] uint8 and `label` [n] int, with the '
+      'classes and the shape of the real images',
+    )
+
+  if not os.path.exists(path):
+    raise error('does not exist')
+  try:
+    source = npz.NpzSource(path)
+  except ValueError as problem:
+    raise error(problem) from None
+  # Images of another size need a resize, after which they are cropped.
+  augment = config.augment
+  resized = augment.extra.as_real and (augment.resize.max or dataset.resize)
+  kept = slice(2 if resized else 0, 3)
+  shape = source.images.shape[1:]
+  if shape[kept] != dataset.image_shape[kept]:
+    raise error(
+      f'has images of shape {shape}, but the real ones have '
+      f'{dataset.image_shape} after their transforms'
+    )
+  if source.labels.max() >= dataset.num_classes:
+    raise error(
+      f'has labels up to {source.labels.max()}; the {dataset.num_classes} '
+      f'classes are 0 … {dataset.num_classes - 1}'
+    )
+  return source
 
 
 def train_batches(
@@ -69,25 +109,25 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
   """Yields training batches of this process without end, from `start_step` on.
 
-  Every epoch of a stream is a fresh permutation; batches run across epochs, so
-  that no example is dropped. Each process gets the same share of every stream;
-  within its batch, the streams follow each other.
+  Every epoch of a stream is a new permutation, and batches cross the ends of
+  epochs, so that no example is dropped. Each process gets the same share of
+  every stream. In its batch, the streams follow each other.
 
   Args:
-    streams: the real examples, and what is mixed into them.
-    image_shape: [H, W, ch] that the transforms end in.
-    seed: of the order and the augmentation.
-    start_step: batches to skip, without reading them.
-    process_index: which part of each batch to give.
-    process_count: number of parts; divides every stream's batch size.
-    workers: worker processes; 0: threads of this one.
+    streams: the real examples, and those mixed into them.
+    image_shape: [H, W, ch] of a transformed image.
+    seed: seed of the order and the augmentation.
+    start_step: number of batches to skip; they are not read.
+    process_index: index of this process, and so of its part of each batch.
+    process_count: number of processes; divides every stream's batch size.
+    workers: number of worker processes; 0: threads of this process.
 
   Yields:
     {'image': [b, H, W, ch], 'label': [b] int32}, b = sum of the streams' batch
     sizes over `process_count`.
 
   Raises:
-    UserError: an example that cannot be read or has another shape.
+    UserError: an example cannot be read, or ends in another shape.
   """
   parts = []
   for number, stream in enumerate(streams):
@@ -96,15 +136,16 @@ def train_batches(
     ds = grain.MapDataset.source(_Readable(stream.source, 'training example'))
     ds = ds.seed(seed if number == 0 else int(own_seed)).shuffle().repeat()
     ds = ds.random_map(_Augment(stream.transforms, image_shape))
-    # After the random map: every process draws the same randomness per
-    # position.
+    # After the random map, so that its randomness depends on the position in
+    # the batch of all processes.
     ds = ds[process_index::process_count]
-    # Endless: nothing is dropped, but a rounded-up length would overflow.
+    # Nothing is dropped: the stream has no end. Keeping a remainder would
+    # round its length up, and overflow.
     ds = ds.batch(stream.batch_size // process_count, drop_remainder=True)
     parts.append(ds[start_step:])
   batches = parts[0]
   if len(parts) > 1:
-    endless = min(len(part) for part in parts)  # Nearly 2⁶³; zip wants one.
+    endless = min(len(part) for part in parts)  # Zip wants equal lengths.
     zipped = grain.experimental.ZipMapDataset([p[:endless] for p in parts])
     batches = zipped.map(_concatenate)
   return workers_lib.iterate(batches, workers)
@@ -122,17 +163,18 @@ def eval_batches(
 
   Args:
     source: examples to evaluate.
-    batch_size: over all processes; a multiple of their number.
-    process_index: which part of each batch to give.
-    process_count: number of parts.
-    workers: worker processes; 0: threads of this one.
+    batch_size: examples per batch over all processes; a multiple of their
+      number.
+    process_index: see `train_batches`.
+    process_count: see `train_batches`.
+    workers: see `train_batches`.
 
   Yields:
-    {'image', 'label', 'id' [b] int32, 'mask' [b] bool}; padding has mask
-    False. All processes yield equally often.
+    {'image', 'label', 'id' [b] int32, 'mask' [b] bool}; the mask is False for
+    padding. Every process yields the same number of batches.
 
   Raises:
-    UserError: an example that cannot be read.
+    UserError: an example cannot be read.
   """
   padded = _Padded(_Readable(source, 'example'), batch_size)
   ds = grain.MapDataset.source(padded)
@@ -140,12 +182,12 @@ def eval_batches(
   return workers_lib.iterate(ds, workers)
 
 
-# What decoders raise for bytes that are no (whole) image of theirs.
+# Errors that decoders raise for bytes that are not a whole image.
 _UNREADABLE = (EOFError, OSError, SyntaxError, ValueError, struct.error)
 
 
 class _Readable:
-  """A source whose unreadable examples are named to the user."""
+  """A source that adds indices, and names an example that cannot be read."""
 
   def __init__(self, source: views.Source, kind: str):
     self._source = source
@@ -165,7 +207,7 @@ class _Readable:
 
 
 class _Augment(grain.transforms.RandomMap):
-  """Applies the transforms in turn, from one generator per example."""
+  """Applies transforms in order, with one random generator per example."""
 
   def __init__(
     self,
@@ -176,7 +218,7 @@ class _Augment(grain.transforms.RandomMap):
     self._shape = image_shape
 
   def random_map(self, element, rng: np.random.Generator):
-    """Applies the transforms, with an `rng` that the position seeds."""
+    """Applies the transforms; Grain seeds `rng` by the position."""
     image = element['image']
     try:
       for transform in self._transforms:
@@ -196,7 +238,7 @@ class _Augment(grain.transforms.RandomMap):
 
 
 class _Padded:
-  """A source with ids and a mask, padded to a multiple of the batch."""
+  """A source with ids and a mask, padded to a multiple of the batch size."""
 
   def __init__(self, source: views.Source, batch_size: int):
     self._source = source

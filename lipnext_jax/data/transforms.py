@@ -1,8 +1,8 @@
 """Transforms of one image: random for training, deterministic for evaluation.
 
-Images are [H, W, ch], uint8 or float32 in [0, 1]; the dtype is kept. Random
-transforms are functions of (image, NumPy generator). No transform rescales
-pixel values: that would rescale ε.
+Images are [H, W, ch], uint8 or float32 in [0, 1], and keep their dtype. A
+random transform is a function of an image and a NumPy generator. No transform
+rescales pixel values, because that would rescale ε.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def crop(padding: int) -> Transform:
   """Returns a transform that pads with zeros and crops back at random.
 
   Args:
-    padding: pixels added on each side.
+    padding: number of zeros added on each side.
   """
 
   def apply(image, rng):
@@ -36,7 +36,7 @@ def crop(padding: int) -> Transform:
 
 
 def crop_to(height: int, width: int) -> Transform:
-  """Returns a transform that cuts a window of that size at random."""
+  """Returns a transform that crops a window of this size at random."""
 
   def apply(image, rng):
     top = rng.integers(image.shape[0] - height + 1)
@@ -47,7 +47,7 @@ def crop_to(height: int, width: int) -> Transform:
 
 
 def random_resize(smallest: int, largest: int) -> randaugment.PillowTransform:
-  """Returns a transform that scales shorter sides to U{smallest … largest}."""
+  """Returns a transform that scales the shorter side to a random size."""
 
   def apply(image, rng):
     size = rng.integers(smallest, largest + 1)
@@ -57,7 +57,7 @@ def random_resize(smallest: int, largest: int) -> randaugment.PillowTransform:
 
 
 def on_pillow(steps: Sequence[randaugment.PillowTransform]) -> Transform:
-  """Joins transforms of Pillow images to one of arrays."""
+  """Joins transforms of Pillow images into one transform of arrays."""
 
   def apply(image, rng):
     picture = pillow.from_array(image)
@@ -80,14 +80,14 @@ def flip() -> Transform:
 def affine(
   rotate: float, scale: float, translate: float, warp: float
 ) -> Transform:
-  """Returns a random affine transform and warp, bilinear, zero outside.
+  """Returns a random affine transform and warp: bilinear, zero outside.
 
   Args:
-    rotate: largest rotation either way, in degrees.
-    scale: log of the largest zoom of each axis; also the largest shear.
-    translate: largest shift either way per axis, in pixels.
-    warp: standard deviation, in pixels, of the displacements of a 3×3 grid
-      of control points, interpolated bilinearly over the image.
+    rotate: largest rotation in either direction, in degrees.
+    scale: logarithm of the largest zoom of an axis, and the largest shear.
+    translate: largest shift of an axis in either direction, in pixels.
+    warp: standard deviation in pixels of the displacements of a 3×3 grid of
+      control points, which are interpolated bilinearly over the image.
   """
   largest = np.array([np.deg2rad(rotate), scale, scale, scale])
 
@@ -126,22 +126,22 @@ def _sample(image: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def resize_center_crop(image: np.ndarray, resize: int, size: int) -> np.ndarray:
-  """Applies the usual evaluation transform, as torchvision does.
+  """Applies `Resize(resize)` and `CenterCrop(size)` as torchvision does.
 
-  `Resize(resize)` (bilinear, antialiased; the longer side is rounded down),
-  then `CenterCrop(size)` (its offsets round half to even).
+  The resize is bilinear and antialiased, and rounds the longer side down. The
+  offsets of the crop round half to even.
 
   Args:
-    image: uint8 [H, W, ch], ch 1 or 3.
-    resize: the shorter side becomes this, in pixels.
-    size: side of the square cut from the middle, at most `resize`.
+    image: uint8 [H, W, ch] with 1 or 3 channels.
+    resize: shorter side after the resize, in pixels.
+    size: side of the square crop in pixels, at most `resize`.
 
   Returns:
     uint8 [size, size, ch].
 
   Raises:
-    ValueError: `size` above `resize`.
-    TooLargeError: see `pillow.resize_shorter_side`.
+    ValueError: `size` is above `resize`.
+    TooLargeError: the scaled image would have too many pixels.
 
   >>> resize_center_crop(np.zeros((375, 500, 3), np.uint8), 256, 224).shape
   (224, 224, 3)
@@ -159,21 +159,22 @@ def build_transforms(
   image_shape: tuple[int, int, int],
   resize: int = 0,
 ) -> list[Transform]:
-  """Builds the transforms of `config.augment`, in the order they apply.
+  """Builds the transforms of `config.augment`, in the order of application.
 
-  With a resize, as on ImageNet: resize, RandAugment, crop, flip. Without it, as
-  on CIFAR: crop, flip, RandAugment. The affine transform comes first.
+  The affine transform comes first. With a resize, as on ImageNet, the others
+  are: resize, RandAugment, crop, flip. Without a resize, as on CIFAR, they are:
+  crop, flip, RandAugment.
 
   Args:
     augment: `config.augment`.
-    image_shape: what the transforms have to end in.
-    resize: what evaluation scales shorter sides to, and training, too, where
-      `augment.resize` names no range; 0: nothing is scaled.
+    image_shape: [H, W, ch] of a transformed image.
+    resize: shorter side in pixels if `augment.resize` gives no range, as in
+      evaluation; 0: no resize.
 
   Raises:
-    ConfigError: images resized to less than `image_shape`.
+    ConfigError: the resize yields images smaller than `image_shape`.
   """
-  transforms = []
+  transforms: list[Transform] = []
   geometry = (augment.rotate, augment.scale, augment.translate, augment.warp)
   if any(geometry):
     transforms.append(affine(*geometry))
@@ -185,7 +186,7 @@ def build_transforms(
     raise errors.ConfigError(
       'augment.resize.min',
       smallest,
-      f'is less than the {max(image_shape[:2])} pixels to crop',
+      f'is below the {max(image_shape[:2])} pixels of the crop',
       f'choose at least {max(image_shape[:2])}',
     )
   if largest:
@@ -194,27 +195,18 @@ def build_transforms(
     on_images.append(randaugment.randaugment(**augment.randaugment))
   if largest:
     transforms += [on_pillow(on_images), crop_to(*image_shape[:2])]
-  if augment.crop_padding:
-    transforms.append(crop(augment.crop_padding))
-  if augment.flip:
-    transforms.append(flip())
+  transforms += crop_and_flip(augment)
   if on_images and not largest:
     transforms.append(on_pillow(on_images))
   return transforms
 
 
-def build_extra_transforms(
-  augment: ml_collections.ConfigDict,
-  image_shape: tuple[int, int, int],
-  resize: int = 0,
-) -> list[Transform]:
-  """Builds the transforms of mixed-in images: as real, or their own."""
-  if augment.extra.as_real:
-    return build_transforms(augment, image_shape, resize)
+def crop_and_flip(c: ml_collections.ConfigDict) -> list[Transform]:
+  """Builds the transforms of `c.crop_padding` and `c.flip`."""
   transforms = []
-  if augment.extra.crop_padding:
-    transforms.append(crop(augment.extra.crop_padding))
-  if augment.extra.flip:
+  if c.crop_padding:
+    transforms.append(crop(c.crop_padding))
+  if c.flip:
     transforms.append(flip())
   return transforms
 
@@ -229,13 +221,13 @@ def check_image(
 
   Args:
     augment: `config.augment`.
-    image: one training image, before the transforms.
-    image_shape: what the model is to see.
+    image: a training image before the transforms.
+    image_shape: see `build_transforms`.
     resize: see `build_transforms`.
 
   Raises:
-    ConfigError: transforms of bytes on another dtype or number of channels;
-      no resize although the images do not have `image_shape`.
+    ConfigError: a transform needs images of another dtype or number of
+      channels, or the images need a resize to have `image_shape`.
   """
   for field, used in (
     ('augment.resize.max', augment.resize.max),
@@ -245,7 +237,7 @@ def check_image(
       raise errors.ConfigError(
         field,
         used,
-        'needs uint8 images of 1 or 3 channels; these are '
+        'needs uint8 images with 1 or 3 channels, and the dataset has '
         f'{image.dtype}{list(image.shape)}',
         'set it to 0',
       )

@@ -1,9 +1,9 @@
 """Makes batches ahead of time, in threads or in worker processes.
 
-Worker processes are started anew (not forked), so that a program that uses them
-needs an `if __name__ == '__main__'` around what it does. Batches come back
-through pipes: they need no shared memory, which containers often limit and
-which a program that ends at the wrong moment would leak.
+Worker processes are spawned, not forked: a program that uses them runs its code
+under `if __name__ == '__main__'`. Batches come back through pipes instead of
+shared memory, which containers often limit, and which leaks if a program ends
+at the wrong moment.
 """
 
 from collections.abc import Generator
@@ -26,8 +26,8 @@ from lipnext_jax import errors
 # Batches that each process makes ahead. More would only cost memory: a batch
 # of 1024 ImageNet images is 154 MB.
 _AHEAD = 2
-# Threads of this process, or of each worker: there are many of those already.
-# Pillow releases the interpreter lock where the time goes.
+# Threads that read, without workers and in each worker. Pillow releases the
+# interpreter lock while it decodes and resizes.
 _THREADS, _THREADS_OF_WORKERS = 2, 1
 
 Batch = dict[str, np.ndarray]
@@ -38,19 +38,19 @@ def iterate(
 ) -> Generator[Batch, None, None]:
   """Yields the batches in order, made ahead of time.
 
-  They do not depend on `workers`: worker i makes every batch whose position is
-  i modulo their number.
+  The batches do not depend on `workers`: worker i makes those whose position is
+  i modulo the number of workers.
 
   Args:
-    batches: what to compute; sent to the workers pickled.
-    workers: worker processes; 0: threads of this process.
+    batches: the batches to compute, which are pickled for the workers.
+    workers: number of worker processes; 0: threads of this process.
 
   Yields:
     The batches. Closing the generator ends the workers.
 
   Raises:
-    UserError: a worker died, e.g. for want of memory. What a worker raises is
-      raised here, whatever it is.
+    UserError: a worker died, for example because memory ran out.
+    Exception: an error that a worker raised is raised here, too.
 
   >>> batches = grain.MapDataset.range(3).map(lambda i: {'x': np.full(2, i)})
   >>> [int(batch['x'].sum()) for batch in iterate(batches, workers=0)]
@@ -68,7 +68,7 @@ def iterate(
     ]
     for worker in itertools.cycle(team):
       batch = worker.receive()
-      if batch is None:  # Later ones are not there, either.
+      if batch is None:  # The other workers have no later batch.
         return
       yield batch
 
@@ -79,7 +79,7 @@ def _prefetch(batches: grain.MapDataset, threads: int) -> Any:
 
 
 class _Worker:
-  """A process that sends its batches one after the other."""
+  """A worker process that sends its batches in order."""
 
   def __init__(self, batches: grain.MapDataset):
     context = multiprocessing.get_context('spawn')
@@ -88,15 +88,15 @@ class _Worker:
       target=_work, args=(cloudpickle.dumps(batches), end), daemon=True
     )
     self._process.start()
-    # Also at the end of a program that has not closed the generator.
+    # A program may end without closing the generator.
     self._kill = util.Finalize(self, self._process.kill, exitpriority=0)
-    end.close()  # Now only the worker holds it: if it dies, the pipe ends.
+    end.close()  # Only the worker holds this end: if it dies, the pipe closes.
 
   def receive(self) -> Batch | None:
     """Returns the next batch, or None after the last one."""
     try:
       found = pickle.loads(self._pipe.recv_bytes())
-    except (EOFError, OSError):  # The latter in the middle of a batch.
+    except (EOFError, OSError):  # OSError: in the middle of a batch.
       self._process.join()
       raise errors.UserError(
         f'a data worker process died (exit code {self._process.exitcode}); it '
@@ -107,7 +107,7 @@ class _Worker:
     return found
 
   def close(self) -> None:
-    """Ends the process, whatever it is doing: it holds nothing to be saved."""
+    """Kills the process, which holds nothing that must be saved."""
     self._kill()
     self._process.join()
     self._process.close()
@@ -115,9 +115,9 @@ class _Worker:
 
 
 def _work(batches: bytes, pipe: connection.Connection) -> None:
-  """Sends batches, then None, or instead of them what was raised."""
-  # Clusters and terminals send signals to all processes of a job at once, but
-  # the parent needs data up to the step after which it saves.
+  """Sends the batches and then None, or the error that was raised."""
+  # Clusters and terminals signal all processes of a job at once, but the parent
+  # needs batches until it has saved.
   for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, signal.SIG_IGN)
 
@@ -131,7 +131,7 @@ def _work(batches: bytes, pipe: connection.Connection) -> None:
         send(batch)
     send(None)
   except BrokenPipeError:
-    return  # The parent is gone, however it ended.
+    return  # The parent has ended.
   except Exception as error:
     error.add_note(traceback.format_exc())
     send(error)

@@ -6,7 +6,7 @@ from lipnext_jax.data import imagenet400
 
 
 class Labelled:
-  """What `Subset` needs of a source."""
+  """What `select` needs of a source."""
 
   num_classes = 1000
 
@@ -26,14 +26,14 @@ def test_the_classes_are_the_papers_and_keep_their_order():
   assert hashlib.sha256(','.join(map(str, ids)).encode()).hexdigest() == (
     '500b98fe372028ce11162bb1c72f975158df1571d3d23497a6f4ac7bc734992b'
   )
-  subset = imagenet400.Subset(Labelled(range(1000)))
+  subset = imagenet400.select(Labelled(range(1000)))
   assert len(subset) == 400
   assert [subset[i]['image'] for i in range(400)] == ids.tolist()
   assert [int(subset[i]['label']) for i in range(400)] == list(range(400))
 
 
 def test_the_other_classes_are_left_out_and_the_rest_is_relabelled():
-  subset = imagenet400.Subset(Labelled([0, 1, 2, 4, 3, 999, 27, 2]))
+  subset = imagenet400.select(Labelled([0, 1, 2, 4, 3, 999, 27, 2]))
   found = [subset[i] for i in range(len(subset))]
   assert [example['image'] for example in found] == [0, 2, 4, 6, 7]
   assert [int(example['label']) for example in found] == [0, 1, 2, 11, 1]

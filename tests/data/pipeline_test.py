@@ -232,7 +232,9 @@ def test_build_streams_counts_real_examples(tmp_path):
   config.augment.extra.crop_padding = 0
   config.augment.extra.as_real = True
   real, extra = pipeline.build_streams(config, dataset)
-  assert len(extra.transforms) == 3
+  assert extra.transforms is real.transforms
+  config.dataset.extra_ratio = 0
+  assert len(pipeline.build_streams(config, dataset)) == 1
 
 
 def test_build_streams_refuses_transforms_that_do_not_fit_the_images():
@@ -248,3 +250,50 @@ def test_build_streams_refuses_transforms_that_do_not_fit_the_images():
   dataset = sources.load_dataset(config.dataset)
   with pytest.raises(errors.ConfigError, match=r'augment\.resize\.max=0'):
     pipeline.build_streams(config, dataset._replace(image_shape=(7, 7, 3)))
+
+
+IMAGES = np.random.default_rng(0).integers(256, size=(6, 8, 8, 3))
+IMAGES = IMAGES.astype(np.uint8)
+LABELS = np.arange(6) % 3
+
+
+def build_extra(path, images=None, labels=LABELS, **fields):
+  """The stream mixed into images of 8×8 pixels and 3 classes."""
+  if images is not None:
+    np.savez(path, image=images, label=labels)
+  fields = {'dataset.extra_npz': str(path), 'dataset.extra_ratio': 3} | fields
+  real = views.ArraySource(IMAGES, LABELS)
+  dataset = sources.Dataset((8, 8, 3), 3, real, real)
+  return pipeline.build_streams(make_config(**fields), dataset)[1]
+
+
+def test_mixed_in_examples_are_those_of_the_file(tmp_path):
+  extra = build_extra(tmp_path / 'extra.npz', IMAGES)
+  assert (extra.batch_size, len(extra.source)) == (24, 6)
+  np.testing.assert_array_equal(extra.source[5]['image'], IMAGES[5])
+
+
+BAD = {
+  'float images': (IMAGES / 255, LABELS, 'float64'),
+  'other channels': (IMAGES[..., :1], LABELS, '8, 8, 1'),
+  'other sizes': (IMAGES[:, 1:], LABELS, '7, 8, 3'),
+  'other classes': (IMAGES, LABELS + 1, 'up to 3; the 3 classes'),
+  'no file': (None, LABELS, 'does not exist'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_mixed_in_images_that_do_not_fit_are_refused(tmp_path, case):
+  images, labels, reason = BAD[case]
+  with pytest.raises(errors.ConfigError, match=reason) as info:
+    build_extra(tmp_path / 'extra.npz', images, labels)
+  assert info.value.field == 'dataset.extra_npz'
+
+
+def test_mixed_in_images_of_another_size_need_the_resize(tmp_path):
+  large = np.zeros((6, 12, 12, 3), np.uint8)
+  path = tmp_path / 'extra.npz'
+  resize = {'augment.resize.min': 8, 'augment.resize.max': 9}
+  assert len(build_extra(path, large, **resize).source) == 6
+  with pytest.raises(errors.ConfigError, match='12, 12, 3'):
+    build_extra(path, large, **resize, **{'augment.extra.as_real': False})

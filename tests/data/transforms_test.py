@@ -165,27 +165,6 @@ def test_without_a_range_training_scales_as_evaluation_does():
   assert 20 < len(seen) <= len(seen | windows) == len(windows) == 32
 
 
-def test_extra_images_have_transforms_of_their_own():
-  own = make_augment(
-    **{
-      'crop_padding': 4,
-      'randaugment.probability': 1.0,
-      'extra.as_real': False,
-      'extra.crop_padding': 1,
-      'extra.flip': True,
-    }
-  )
-  image = images(np.uint8, channels=3)[0]
-  built = transforms.build_extra_transforms(own, image.shape)
-  rng = np.random.default_rng(5)
-  expected = transforms.flip()(transforms.crop(1)(image, rng), rng)
-  np.testing.assert_array_equal(run(built, image, 5), expected)
-  as_real = make_augment(**{'crop_padding': 4})
-  built = transforms.build_extra_transforms(as_real, image.shape)
-  real = transforms.build_transforms(as_real, image.shape)
-  np.testing.assert_array_equal(run(built, image, 5), run(real, image, 5))
-
-
 @pytest.mark.parametrize(
   ('fields', 'image', 'field'),
   [
