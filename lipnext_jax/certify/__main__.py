@@ -211,7 +211,7 @@ def _certify_all(service: Service, args: argparse.Namespace) -> int:
   def readable() -> Iterator[tuple[str, np.ndarray, list[str]]]:
     for path in inputs.expand(args.images, sys.stdin):
       try:
-        yield path, *inputs.read_noting(path, service.preprocessing)
+        yield path, *inputs.read(path, service.preprocessing)
       except inputs.BadInputError as error:
         failed.append({'path': path, 'error': str(error)})
         print(f'error: {errors.printable(path)} {error}.', file=sys.stderr)

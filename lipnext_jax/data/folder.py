@@ -1,8 +1,11 @@
-"""Images in folders by class: DIR/train/CLASS/IMAGE and DIR/test/, or one."""
+"""Images in a folder per class: DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE.
+
+DIR/CLASS/IMAGE is a set without a test split.
+"""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
-from concurrent import futures
+from multiprocessing import pool
 import os
 import sys
 
@@ -14,15 +17,14 @@ from lipnext_jax.data import images
 from lipnext_jax.data.formats import archives
 
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
-# Left by Windows and macOS where people look at folders; hidden by name or not.
+# Files and folders that Windows and macOS leave behind.
 _LITTER = ('Thumbs.db', 'desktop.ini', '__MACOSX')
 _TEST_SPLITS = ('test', 'val')
 _SHOWN = 100  # Problems that are listed.
-_AT_ONCE = 4096  # Files that are queued to be checked.
 
 
 class FolderSource:
-  """The decoded images of one split, by index."""
+  """Images of one split, decoded when they are read."""
 
   def __init__(
     self,
@@ -30,7 +32,7 @@ class FolderSource:
     entries: Sequence[archives.Entry],
     labels: Sequence[int],
   ):
-    """Takes what `open_folder` found: image files and their labels."""
+    """Takes the files of the split and their labels."""
     self._data_dir = data_dir
     self._entries = entries
     self._labels = np.array(labels, np.int32)
@@ -42,7 +44,7 @@ class FolderSource:
     """Returns {'image': uint8 [h, w, 3], 'label': int32}.
 
     Raises:
-      DataError: naming the file that cannot be read or decoded.
+      DataError: the file cannot be read or decoded.
     """
     entry = self._entries[index]
     try:
@@ -63,24 +65,23 @@ class FolderSource:
 def open_folder(
   data_dir: str, skip_bad: bool = False
 ) -> tuple[FolderSource, FolderSource | None, list[str], tuple[str, ...]]:
-  """Lists the images of a folder by class, and decodes every one once.
+  """Lists the images of a folder by class, and decodes each of them once.
 
-  `data_dir` holds train/ and test/ (or val/), each with a folder per class, or
-  the folders of the classes themselves. Images lie anywhere below the folder
-  of their class; hidden files and folders are left alone.
+  Images may lie at any depth below the folder of their class. Hidden files and
+  folders are ignored.
 
   Args:
-    data_dir: the folder.
-    skip_bad: whether to leave out files that are no whole images, instead of
-      refusing the set.
+    data_dir: a folder with train/ and test/ (or val/), or with the folders of
+      the classes.
+    skip_bad: whether to leave out files that are not whole images, instead of
+      raising an error.
 
   Returns:
-    The training images, the test images (None: there is no such folder), the
-    classes by label (the sorted folder names of the training images), and
-    notes on what was left out.
+    The training images; the test images, or None; the names of the classes by
+    label, which are the sorted folder names; messages about files left out.
 
   Raises:
-    DataError: after all problems were listed on stderr.
+    DataError: the folder has problems, which are listed on stderr.
   """
   train_dir = os.path.join(data_dir, 'train')
   tests = [os.path.join(data_dir, name) for name in _TEST_SPLITS]
@@ -88,13 +89,13 @@ def open_folder(
   problems: list[str] = []
   if not os.path.isdir(train_dir):
     if test_dir:
-      problems.append(f'{test_dir}: lies there without {train_dir}')
+      problems.append(f'{test_dir}: needs {train_dir} beside it')
     train_dir, test_dir = data_dir, None
   classes = _subfolders(train_dir)
   if len(classes) < 2:
     problems.append(
-      f'{train_dir}: holds {len(classes)} folders of images; two classes are '
-      'the least'
+      f'{train_dir}: holds {len(classes)} folders of images; at least two '
+      'classes are needed'
     )
   splits: list[FolderSource] = []
   bad: list[str] = []
@@ -114,42 +115,47 @@ def open_folder(
 def _list_split(
   directory: str, classes: list[str], problems: list[str], bad: list[str]
 ) -> tuple[list[archives.Entry], list[int]]:
-  """Returns the images of a split and their labels; adds what is wrong."""
+  """Returns the images of a split and their labels.
+
+  Adds problems of the folders to `problems`, and of files to `bad`.
+  """
   for name in sorted(os.listdir(directory)):
     path = os.path.join(directory, name)
     if not _is_hidden(name) and _is_image(name) and not os.path.isdir(path):
-      problems.append(f'{path}: lies in no folder of a class')
+      problems.append(f'{path}: is not in the folder of a class')
   folders = _subfolders(directory)
   if not folders:
     problems.append(f'{directory}: holds no folders of images')
   paths: list[str] = []
-  labels: list[int] = []
+  path_labels: list[int] = []
   for name in folders:
     path = os.path.join(directory, name)
     if name in classes:
       found = sorted(_walk(path))
       paths += found
-      labels += [classes.index(name)] * len(found)
+      path_labels += [classes.index(name)] * len(found)
     else:
-      problems.append(f'{path}: is no class of the training images')
-  images_found, known = [], []
-  for checked, label in zip(_check(directory, paths), labels, strict=True):
+      problems.append(f'{path}: is not a class of the training images')
+  entries, labels = [], []
+  for checked, label in zip(_check(directory, paths), path_labels, strict=True):
     if isinstance(checked, str):
       bad.append(checked)
     else:
-      images_found.append(checked)
-      known.append(label)
-  with_images = set(known)
-  for name in folders:
-    if name in classes and classes.index(name) not in with_images:
-      problems.append(f'{os.path.join(directory, name)}: holds no images')
-  return images_found, known
+      entries.append(checked)
+      labels.append(label)
+  present = {classes[label] for label in labels}
+  problems += [
+    f'{os.path.join(directory, name)}: holds no images'
+    for name in folders
+    if name in classes and name not in present
+  ]
+  return entries, labels
 
 
 def _check(
   directory: str, paths: Sequence[str]
 ) -> Iterator[archives.Entry | str]:
-  """Yields for every file where it lies, or why it is no whole image."""
+  """Yields an entry for every file, or why it is not a whole image."""
 
   def check(path: str) -> archives.Entry | str:
     if not _is_image(path):
@@ -164,25 +170,20 @@ def _check(
       return str(error)
     return entry
 
-  # Pillow releases the interpreter's lock while it decodes.
-  with (
-    futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-    tqdm.tqdm(
+  # Pillow releases the interpreter lock while it decodes.
+  with pool.ThreadPool(os.cpu_count()) as threads:
+    yield from tqdm.tqdm(
+      threads.imap(check, paths, chunksize=16),
       total=len(paths),
       desc=f'checking {directory}',
       unit=' images',
       leave=False,
       delay=1,
-    ) as bar,
-  ):
-    for start in range(0, len(paths), _AT_ONCE):
-      for checked in pool.map(check, paths[start : start + _AT_ONCE]):
-        bar.update()
-        yield checked
+    )
 
 
 def _walk(directory: str) -> Iterator[str]:
-  """Yields the files below a folder that are not hidden; follows links once."""
+  """Yields the visible files below a folder; follows every link once."""
   seen: set[str] = set()
   for path, folders, files in os.walk(directory, followlinks=True):
     if (real := os.path.realpath(path)) in seen:
@@ -209,7 +210,7 @@ def _is_image(name: str) -> bool:
 def _refuse(
   data_dir: str, problems: list[str], skippable: bool
 ) -> errors.DataError:
-  """Lists all problems on stderr; returns the error that sums them up."""
+  """Lists the problems on stderr, and returns an error that sums them up."""
   for problem in problems[:_SHOWN]:
     print(errors.printable(problem), file=sys.stderr)
   if len(problems) > _SHOWN:
@@ -217,12 +218,9 @@ def _refuse(
   count = len(problems)
   text = problems[0] if count == 1 else f'{count} problems, first {problems[0]}'
   leave_out = (
-    ', or leave out what is no image with dataset.skip_bad=True'
-    if skippable
-    else ''
+    ', or leave out bad files with dataset.skip_bad=True' if skippable else ''
   )
   return errors.DataError(
     f'{data_dir}: {text}. Expected: train/CLASS/IMAGE and test/CLASS/IMAGE (or '
-    'val/), or CLASS/IMAGE, which is split automatically; mend it'
-    f'{leave_out}'
+    f'val/), or CLASS/IMAGE, which is split automatically; mend it{leave_out}'
   )

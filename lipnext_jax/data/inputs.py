@@ -1,4 +1,4 @@
-"""Reads image files as a certified model takes them, or says why not."""
+"""Reads image files as inputs of a certified model."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from lipnext_jax.data import images
 from lipnext_jax.data import pillow
 from lipnext_jax.data import transforms
 
-# ITU-R 601-2 luma, as Pillow's mode 'L' weighs red, green and blue.
+# ITU-R 601-2 luma: the weights of red, green and blue in Pillow's mode 'L'.
 _LUMA = np.array([299, 587, 114]) / 1000
 
 
@@ -22,7 +22,7 @@ class Preprocessing(NamedTuple):
   """The steps from a file to an image [H, W, ch] in [0, 1]."""
 
   image_shape: tuple[int, int, int]
-  resize: int  # The shorter side is scaled to this, then cropped; 0: never.
+  resize: int  # Shorter side in pixels before the crop; 0: neither of them.
 
   def describe(self) -> str:
     """Describes the steps in one line.
@@ -41,13 +41,13 @@ class Preprocessing(NamedTuple):
 
 
 class BadInputError(errors.UserError):
-  """A file that is no image for this model."""
+  """A file is not an image, or does not fit the model."""
 
 
 def expand(names: Sequence[str], stdin: TextIO) -> Iterator[str]:
-  """Expands names: folders to the files below them, '-' to lines of stdin.
+  """Yields file names: folders as the files below them, '-' as stdin's lines.
 
-  Hidden files are left out; the order is that of the names, sorted in folders.
+  The files of a folder are sorted; hidden ones are left out.
   """
   for name in names:
     if name == '-':
@@ -64,35 +64,30 @@ def expand(names: Sequence[str], stdin: TextIO) -> Iterator[str]:
       yield name
 
 
-# What may be done to files; `read_noting` says which of it was.
+# All that may happen to a file; `read` returns what did happen.
 CONVERSIONS = (
   'alpha, EXIF rotation and colour profiles are ignored, the first frame is '
   'taken; .npy: uint8 / 255, floats as they are, never scaled'
 )
 
 
-def read(path: str, how: Preprocessing) -> np.ndarray:
-  """Reads one image, see `read_noting`."""
-  return read_noting(path, how)[0]
-
-
-def read_noting(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
-  """Reads one image, and says what was done to it on the way.
+def read(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
+  """Reads one image, and lists how it was changed.
 
   Args:
-    path: JPEG, PNG, BMP or WebP; or a .npy file of shape [H, W, ch] (or
-      [H, W]), uint8 or float in [0, 1], which is taken as it is: for images
-      that are no multiples of 1/255.
-    how: see `Preprocessing`.
+    path: a JPEG, PNG, BMP or WebP file, or a .npy file of shape [H, W, ch] or
+      [H, W] with uint8 or floats in [0, 1]. Floats are taken unchanged, so they
+      can hold images that are no multiples of 1/255.
+    how: the preprocessing of the model.
 
   Returns:
     [H, W, ch] float64 in [0, 1], and a phrase for every change.
 
   Raises:
-    BadInputError: saying what is wrong with the file.
+    BadInputError: the file is not an image, or does not fit the model.
   """
   try:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # A pipe may never answer.
+    if not stat.S_ISREG(os.stat(path).st_mode):  # A pipe may block for ever.
       raise BadInputError('is no regular file')
     if path.endswith('.npy'):
       return _check_array(_load(path), how.image_shape)
@@ -103,7 +98,7 @@ def read_noting(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
     raise BadInputError(f'cannot be read ({error.strerror})') from None
   except BadInputError:
     raise
-  except Exception as error:  # NumPy's headers are parsed as Python.
+  except Exception as error:  # NumPy evaluates headers: any error.
     raise BadInputError(' '.join(str(error).split()) or repr(error)) from None
   h, w, ch = how.image_shape
   if how.resize:
@@ -126,7 +121,7 @@ def read_noting(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
 
 
 def _list_scaling(size: tuple[int, int], how: Preprocessing) -> list[str]:
-  """Describes scaling and cropping in phrases.
+  """Lists the scaling and the crop of an image of `size` (height, width).
 
   >>> _list_scaling((4, 5), Preprocessing((8, 8, 3), 8))
   ['scaled up by 2, where its own pixels have a smaller radius', 'cropped']
@@ -145,7 +140,7 @@ def _list_scaling(size: tuple[int, int], how: Preprocessing) -> list[str]:
 
 
 def _load(path: str) -> np.ndarray:
-  # Mapped: a header that claims more than the file holds costs nothing.
+  # Mapped, because a header may claim more bytes than the file has.
   array = np.load(path, mmap_mode='r', allow_pickle=False)
   if isinstance(array, np.ndarray):
     return array

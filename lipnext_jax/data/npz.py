@@ -28,6 +28,8 @@ class NpzSource:
       ValueError: the arrays cannot be read, or are not as described above.
     """
     self._path = path
+    if not os.path.exists(path):
+      raise ValueError('does not exist')
     try:
       if os.path.isdir(path):
         self.images, self.labels = (

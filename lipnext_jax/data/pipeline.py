@@ -47,7 +47,7 @@ def build_streams(
   """
   shape, resize, augment = dataset.image_shape, dataset.resize, config.augment
   first = _Readable(dataset.train, 'training example')[0]['image']
-  transforms_lib.check_image(augment, np.asarray(first), shape, resize)
+  transforms_lib.check_image(augment, np.asarray(first))
   transforms = transforms_lib.build_transforms(augment, shape, resize)
   streams = [Stream(dataset.train, transforms, config.batch_size)]
   if config.dataset.extra_ratio:
@@ -73,8 +73,6 @@ def _open_extra(
       'classes and the shape of the real images',
     )
 
-  if not os.path.exists(path):
-    raise error('does not exist')
   try:
     source = npz.NpzSource(path)
   except ValueError as problem:

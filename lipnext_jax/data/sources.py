@@ -185,13 +185,10 @@ def _npz(config: ml_collections.ConfigDict) -> Dataset:
     raise error('is no directory')
   splits = []
   for name in ('train', 'test'):
-    path = npz.find(data_dir, name)
-    if not os.path.exists(path):
-      raise error(f'holds no {name}.npz')
     try:
-      splits.append(npz.NpzSource(path))
+      splits.append(npz.NpzSource(npz.find(data_dir, name)))
     except ValueError as problem:
-      raise error(f'holds {os.path.basename(path)}, which {problem}') from None
+      raise error(f'has no usable {name}.npz: it {problem}') from None
   train, test = splits
   if train.images.shape[1:] != test.images.shape[1:]:
     raise error(

@@ -211,23 +211,11 @@ def crop_and_flip(c: ml_collections.ConfigDict) -> list[Transform]:
   return transforms
 
 
-def check_image(
-  augment: ml_collections.ConfigDict,
-  image: np.ndarray,
-  image_shape: tuple[int, int, int],
-  resize: int = 0,
-) -> None:
-  """Checks that the transforms fit the images of a dataset.
-
-  Args:
-    augment: `config.augment`.
-    image: a training image before the transforms.
-    image_shape: see `build_transforms`.
-    resize: see `build_transforms`.
+def check_image(augment: ml_collections.ConfigDict, image: np.ndarray) -> None:
+  """Checks that the transforms of `config.augment` fit an image of a dataset.
 
   Raises:
-    ConfigError: a transform needs images of another dtype or number of
-      channels, or the images need a resize to have `image_shape`.
+    ConfigError: a transform needs another dtype or number of channels.
   """
   for field, used in (
     ('augment.resize.max', augment.resize.max),
@@ -241,10 +229,3 @@ def check_image(
         f'{image.dtype}{list(image.shape)}',
         'set it to 0',
       )
-  if not (augment.resize.max or resize) and image.shape != image_shape:
-    raise errors.ConfigError(
-      'augment.resize.max',
-      0,
-      f'leaves images of shape {image.shape} as they are, not {image_shape}',
-      'set augment.resize.min and .max, e.g. 224 and 288',
-    )

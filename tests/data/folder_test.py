@@ -82,11 +82,11 @@ def test_all_problems_are_listed_at_once(tree, capsys):
   lines = capsys.readouterr().err.splitlines()
   for path, problem in (
     ('train/dog/notes.txt', 'is no .bmp'),
-    ('train/loose.png', 'lies in no folder of a class'),
+    ('train/loose.png', 'is not in the folder of a class'),
     ('train/cat/empty.png', 'is empty'),
     ('train/dog/deep/er/2.jpeg', 'cannot be decoded'),
     ('train/dog/a.png', 'is no regular file'),
-    ('test/cow', 'is no class of the training images'),
+    ('test/cow', 'is not a class of the training images'),
     ('train/eel', 'holds no images'),
   ):
     assert any(f'{tree}/{path}: {problem}' in line for line in lines), path
@@ -110,7 +110,7 @@ def test_all_problems_are_listed_at_once(tree, capsys):
   ('change', 'problem'),
   [
     (lambda t: os.rename(f'{t}/train/dog', f'{t}/dogs'), 'holds 1 folders'),
-    (lambda t: os.rename(f'{t}/train', f'{t}/x'), 'lies there without'),
+    (lambda t: os.rename(f'{t}/train', f'{t}/x'), 'needs .*train beside it'),
     (
       lambda t: os.rename(f'{t}/test/dog', f'{t}/test/.dog'),
       'test: holds no folders of images',

@@ -82,5 +82,5 @@ def test_folders_are_a_set_of_their_own(tmp_path, formats):
   assert (len(splits.class_names), splits.image_shape) == (3, None)
   assert labels(splits.train) == labels(splits.test) == [0, 1, 2]
   os.rename(tmp_path / 'val' / 'cat', tmp_path / 'val' / 'cats')
-  with pytest.raises(errors.DataError, match='cats: is no class'):
+  with pytest.raises(errors.DataError, match='cats: is not a class'):
     open_set('folder', str(tmp_path))

@@ -7,6 +7,7 @@ from PIL import Image
 import pytest
 
 from lipnext_jax.data import images
+from lipnext_jax.data import pillow
 
 
 def rgb(formats):
@@ -129,7 +130,7 @@ def bad_files(formats):
   whole = formats.encode(image, 'PNG')
   middle = len(whole) // 2
   deep = Image.fromarray(formats.pixels(1, 8, 9, 1)[..., 0].astype(np.uint16))
-  side = int(images.MAX_PIXELS**0.5) + 1
+  side = int(pillow.MAX_PIXELS**0.5) + 1
   return {
     'nothing': b'',
     'text': b'<html>404 not found</html>',

@@ -24,25 +24,25 @@ def save(path, array):
 
 def test_files_keep_their_values_and_colours_become_grey_by_luma(tmp_path):
   grey, colour = pixels((8, 8)), pixels((4, 6, 3))
-  found = inputs.read(save(tmp_path / 'a.png', grey), GREY)
+  found, _ = inputs.read(save(tmp_path / 'a.png', grey), GREY)
   assert found.dtype == np.float64
   np.testing.assert_array_equal(found, grey[..., None] / 255)
-  found = inputs.read(save(tmp_path / 'b.png', colour), COLOUR)
+  found, _ = inputs.read(save(tmp_path / 'b.png', colour), COLOUR)
   np.testing.assert_array_equal(found, colour / 255)
 
   colour = pixels((8, 8, 3))
   expected = np.asarray(Image.fromarray(colour).convert('L'))
-  found = inputs.read(save(tmp_path / 'c.png', colour), GREY)
+  found, _ = inputs.read(save(tmp_path / 'c.png', colour), GREY)
   # Pillow rounds weights of 16 bits: one level of difference at most.
   assert np.max(np.abs(255 * found[..., 0] - expected)) <= 1
   other = save(tmp_path / 'd.png', colour[..., ::-1].copy())
-  found = inputs.read(other, GREY)
+  found, _ = inputs.read(other, GREY)
   assert np.max(np.abs(255 * found[..., 0] - expected)) > 10
 
 
 def test_photographs_are_scaled_and_cut_where_the_model_says_so(tmp_path):
   path = save(tmp_path / 'a.png', np.full((30, 40, 3), 51, np.uint8))
-  found = inputs.read(path, inputs.Preprocessing((8, 8, 3), 10))
+  found, _ = inputs.read(path, inputs.Preprocessing((8, 8, 3), 10))
   np.testing.assert_array_equal(found, np.full((8, 8, 3), 0.2))
   with pytest.raises(inputs.BadInputError, match=r'30×40 pixels.*--resize'):
     inputs.read(path, inputs.Preprocessing((8, 8, 3), 0))
@@ -60,7 +60,7 @@ def test_arrays_are_taken_as_they_are(tmp_path, dtype, shape):
   array = pixels(shape) if dtype == np.uint8 else (pixels(shape) / 300)
   array = array.astype(dtype)
   np.save(tmp_path / 'a.npy', array)
-  found, (done,) = inputs.read_noting(str(tmp_path / 'a.npy'), GREY)
+  found, (done,) = inputs.read(str(tmp_path / 'a.npy'), GREY)
   scale = 255 if dtype == np.uint8 else 1
   expected = array.reshape(8, 8, 1).astype(np.float64) / scale
   np.testing.assert_array_equal(found, expected)
@@ -129,4 +129,4 @@ def test_scaling_and_colours_are_noted(tmp_path):
     (colour, inputs.Preprocessing((9, 9, 3), 16), [up, 'cropped']),
     (grey, inputs.Preprocessing((8, 8, 3), 0), ['grey repeated as RGB']),
   ):
-    assert inputs.read_noting(path, how)[1] == done
+    assert inputs.read(path, how)[1] == done

@@ -103,11 +103,11 @@ def test_arrays_of_your_own_are_read_and_others_refused(tmp_path):
       sources.load_dataset(config)
     assert info.value.field == 'dataset.data_dir'
 
-  refused('holds no train.npz')
+  refused('no usable train.npz: it does not exist')
   write('train.npz', images, np.arange(6) % 3)
-  refused('holds no test.npz')
+  refused('no usable test.npz: it does not exist')
   write('test.npz', images / 255, np.arange(6))
-  refused(r'holds test\.npz, which has float64\(6, 4, 4, 3\) as `image`')
+  refused(r'test\.npz: it has float64\(6, 4, 4, 3\) as `image`')
   write('test.npz', images[:, 1:], np.arange(6))
   refused(r'train images of shape \(4, 4, 3\) but test images of \(3, 4, 3\)')
   write('test.npz', images[:2], np.array([2, 0]))
