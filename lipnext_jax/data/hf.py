@@ -1,6 +1,6 @@
-"""Image sets that Hugging Face `datasets` saved to disk, read by index.
+"""Image sets that the Hugging Face library `datasets` saved to disk.
 
-That library is an extra, imported when a set is opened.
+The library is an extra, and imported when a set is opened.
 """
 
 import os
@@ -11,7 +11,7 @@ import numpy as np
 from lipnext_jax import errors
 from lipnext_jax.data import images
 
-_SAMPLE = 32  # Images looked at to find out whether all have one size.
+_SAMPLE = 32  # Images read to find out whether all have the same shape.
 
 
 def list_splits(path: str) -> list[str]:
@@ -21,23 +21,24 @@ def list_splits(path: str) -> list[str]:
 
 
 class HfSource:
-  """The decoded images of a saved set or of one of its splits.
+  """Images of a saved split, decoded when they are read.
 
-  Pickling sends the path: worker processes map the files anew.
+  It is pickled as a path, and worker processes map the files again.
 
   Attributes:
-    class_names: by label, as the set has them.
+    class_names: names of the classes by label.
   """
 
   def __init__(self, path: str, split: str = ''):
-    """Opens a folder of `save_to_disk`.
+    """Opens a folder that `save_to_disk` wrote.
 
     Args:
       path: the folder.
-      split: of a `DatasetDict`; '': the folder holds one `Dataset`.
+      split: split of a `DatasetDict`; '' if the folder holds one `Dataset`.
 
     Raises:
-      DataError: it cannot be read, or has not one image and one class feature.
+      DataError: the set cannot be read, or does not have exactly one image and
+        one class feature.
     """
     import datasets
 
@@ -47,7 +48,7 @@ class HfSource:
     self._image = _find(path, rows.features, datasets.Image)
     self._label = _find(path, rows.features, datasets.ClassLabel)
     self.class_names = list(rows.features[self._label].names)
-    # The bytes of the files, to be decoded as all image files are here.
+    # The bytes of the files: `images.decode` refuses damaged ones.
     self._rows = rows.cast_column(self._image, datasets.Image(decode=False))
 
   def __reduce__(self):
@@ -60,7 +61,7 @@ class HfSource:
     """Returns {'image': uint8 [h, w, 3], 'label': int32}.
 
     Raises:
-      DataError: naming the record that is damaged or has no label.
+      DataError: the record is damaged or has no label.
     """
     if not 0 <= index < len(self):
       raise IndexError(index)
@@ -86,15 +87,15 @@ class HfSource:
     return np.array(self._rows[self._label], np.int32)
 
   def names(self) -> list[str]:
-    """Returns the file names that were saved; [] if there are none."""
+    """Returns the saved file names; [] if there are none."""
     from pyarrow import compute
 
-    column = self._rows.data.column(self._image)  # Not its bytes.
+    column = self._rows.data.column(self._image)  # Its bytes stay on disk.
     paths = compute.struct_field(column, 'path').to_pylist()
     return [os.path.basename(p or '') for p in paths] if any(paths) else []
 
   def find_shape(self) -> tuple[int, int, int] | None:
-    """Returns the shape that a sample of the images has; None: it varies."""
+    """Returns the shape of a sample of the images; None if it varies."""
     sample = np.linspace(0, len(self) - 1, min(_SAMPLE, len(self)), dtype=int)
     shapes = {np.shape(self[int(i)]['image']) for i in sample}
     return shapes.pop() if len(shapes) == 1 else None
@@ -105,13 +106,13 @@ def _load(path: str) -> Any:
 
   try:
     return datasets.load_from_disk(path)
-  except Exception as error:  # Of Arrow, JSON, and fsspec.
+  except Exception as error:  # Arrow, JSON and fsspec raise their own kinds.
     reason = ' '.join(str(error).split())[:300]
     raise errors.DataError(f'{path}: cannot be read ({reason})') from None
 
 
 def _find(path: str, features: Any, kind: type) -> str:
-  """Returns the only feature of a kind."""
+  """Returns the name of the only feature of a type."""
   found = [name for name, feature in features.items() if type(feature) is kind]
   if len(found) != 1:
     raise errors.DataError(

@@ -1,8 +1,8 @@
 """Writes the shards of a set in parallel; finished shards are skipped.
 
-In the working folder, progress/plan.json says what the shards are made of, and
-progress/SHARD.json what a finished shard holds. It appears after the shard, so
-that a shard without it counts as unfinished.
+In the working folder, progress/plan.json identifies the examples to be stored,
+and progress/SHARD.json, written after a shard, describes its contents. A shard
+without this file is unfinished.
 """
 
 from collections.abc import Iterator
@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from concurrent import futures
 from concurrent.futures import process
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import threading
-from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +30,7 @@ EXAMPLES_PER_SHARD = 1250  # 140 MB of ImageNet, a thousandth of the set.
 
 
 class _Job(NamedTuple):
-  """One shard, with all that a worker needs."""
+  """A shard to be written."""
 
   path: str
   result_path: str
@@ -48,18 +46,18 @@ def write_splits(
   workers: int,
   redo_bad: bool,
 ) -> dict[str, list[records.ShardResult]]:
-  """Writes the shards that are not there yet, with a progress bar.
+  """Writes the unfinished shards of a set, with a progress bar.
 
   Args:
-    work: the working folder; emptied if it was begun for other items.
-    splits: split → what is to be stored.
-    form: how it is to be stored.
-    workers: processes; 0: this one alone.
-    redo_bad: whether to write shards again that left something out: the source
-      may have been mended since.
+    work: working folder, which is emptied if it was begun for other examples.
+    splits: examples to be stored, by split.
+    form: form in which they are stored.
+    workers: number of worker processes; 0: this process writes.
+    redo_bad: whether to write shards with bad examples again, whose source may
+      have been mended.
 
   Returns:
-    Split → what its shards hold, in order.
+    The contents of the shards in order, by split.
 
   Raises:
     DataError: a shard cannot be written, or a worker died.
@@ -85,7 +83,7 @@ def write_splits(
 def _start_or_continue(
   work: str, splits: dict[str, list[layouts.Item]], form: records.Form
 ) -> None:
-  """Makes the working folder; empties it if its shards are of other items."""
+  """Makes the working folder; empties one begun for other examples."""
   path = os.path.join(work, 'progress', 'plan.json')
   digest = hashlib.sha256()
   for split, items in splits.items():
@@ -95,15 +93,14 @@ def _start_or_continue(
       size = len(content) if isinstance(content, bytes) else content.size
       labels = sorted(item.labels.items())
       digest.update(f'{item.key} {labels} {size}\n'.encode())
-  plan: dict[str, Any] = {
+  plan = {
     'resize': form.resize,
     'examples_per_shard': EXAMPLES_PER_SHARD,
     'items': digest.hexdigest(),
   }
   if os.path.exists(path):
-    with open(path, encoding='utf-8') as file:
-      if json.load(file) == plan:
-        return
+    if files.read_json(path) == plan:
+      return
     print(
       f'{work} was begun with other data or another --resize: starting over',
       file=sys.stderr,
@@ -116,7 +113,7 @@ def _start_or_continue(
 def _divide(
   work: str, split: str, items: list[layouts.Item], form: records.Form
 ) -> list[_Job]:
-  """Divides a split into shards of equal size."""
+  """Divides a split into shards of the same size, up to one example."""
   count = -(-len(items) // EXAMPLES_PER_SHARD)
   bounds = np.linspace(0, len(items), count + 1).astype(int)
   paths = records.shard_paths(work, form.official_set.name, split, count)
@@ -133,13 +130,13 @@ def _divide(
 
 
 def _run(pending: Sequence[_Job], workers: int) -> Iterator[int]:
-  """Does the jobs; yields the number of examples of each when it is done."""
+  """Writes the shards; yields the number of examples of each finished one."""
   if not workers:
     yield from map(_write, pending)
     return
   pool = futures.ProcessPoolExecutor(
     workers,
-    # A fork would copy the locks of threads that it does not have.
+    # A fork would copy locks that other threads hold.
     mp_context=multiprocessing.get_context('spawn'),
     initializer=_start_worker,
   )
@@ -148,15 +145,15 @@ def _run(pending: Sequence[_Job], workers: int) -> Iterator[int]:
       yield done.result()
   except process.BrokenProcessPool:
     raise errors.DataError(
-      'a worker process died, perhaps for want of memory; the same command '
-      'continues, and fewer --workers need less'
+      'a worker process died; it may have run out of memory, of which fewer '
+      '--workers need less. The same command continues'
     ) from None
   finally:
     pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
-  """Leaves Ctrl-C to the parent, and ends with it, even if it is killed."""
+  """Leaves Ctrl-C to the parent, and ends with the parent if that is killed."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_follow_parent, daemon=True).start()
 
@@ -169,7 +166,7 @@ def _follow_parent() -> None:
 
 
 def _write(job: _Job) -> int:
-  """Writes one shard and what it holds; returns its number of examples."""
+  """Writes a shard and its description; returns its number of examples."""
   try:
     result = records.write_shard(job.path, job.items, job.form)
   except (OSError, RuntimeError) as error:  # A full disk, for example.
@@ -185,5 +182,4 @@ def _is_finished(job: _Job, redo_bad: bool) -> bool:
 
 
 def _read_result(job: _Job) -> records.ShardResult:
-  with open(job.result_path, encoding='utf-8') as file:
-    return records.ShardResult(**json.load(file))
+  return records.ShardResult(**files.read_json(job.result_path))
