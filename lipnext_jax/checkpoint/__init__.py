@@ -1,19 +1,20 @@
 """Checkpoints and workdirs: saved, verified and restored.
 
-A workdir holds `config.json` (every field of the config that made it) and
-`checkpoints/<step>/`, each with a manifest of checksums. The last two and the
-best are kept: the last but one goes only when the save after next is complete.
-What happens when a run starts:
+A workdir holds `config.json`, with every field of the config, and a folder
+`checkpoints/<step>/` per checkpoint, each with a manifest of checksums. The
+newest two and the best are kept. What a run does when it starts depends on what
+the workdir holds:
 
-  1. no workdir, or an empty one: it starts from scratch;
-  2. a config.json that differs where it matters: it is refused;
-  3. checkpoints: it verifies the newest, restores it and goes on at its step;
-  4. one that is damaged: it is set aside with a message, and the next older
-     one is used;
-  5. all damaged: it is refused, because starting again would bury what is left;
-  6. a config.json but no finished checkpoint: it starts from scratch.
+  1. nothing: the run starts from scratch;
+  2. a config.json that differs in a field that matters: it is refused;
+  3. checkpoints: it verifies and restores the newest, and resumes at its step;
+  4. a damaged checkpoint: it sets it aside with a message, and uses the next
+     older one;
+  5. only damaged checkpoints: it is refused, because a new start would replace
+     what can perhaps be saved;
+  6. a config.json without a finished checkpoint: it starts from scratch.
 
-`lipnext_jax.checkpoint.restore` turns a workdir back into a trained model.
+`checkpoint.restore` turns a workdir back into a trained model.
 """
 
 from lipnext_jax.checkpoint.checkpointer import Checkpointer

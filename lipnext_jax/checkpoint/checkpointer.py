@@ -18,7 +18,7 @@ from lipnext_jax.checkpoint import reader
 from lipnext_jax.parallel import distributed
 from lipnext_jax.runtime import explain
 
-DAMAGED = 'damaged'  # Folder, beside that of the checkpoints.
+DAMAGED = 'damaged'  # Folder beside that of the checkpoints.
 
 
 def _metric(metrics: Any) -> float:
@@ -26,17 +26,18 @@ def _metric(metrics: Any) -> float:
 
 
 class Checkpointer(reader.CheckpointReader):
-  """Saves, verifies and restores the states of a run, which it owns."""
+  """Saves, verifies and restores the states of the run that holds the lock."""
 
   def __init__(self, workdir: str, *, config_hash: str = ''):
     """Sets damaged checkpoints aside and removes unfinished saves.
 
     Args:
-      workdir: of the run; the caller holds its lock.
-      config_hash: from `checkpoint.hash_config`.
+      workdir: workdir of the run, whose lock the caller holds.
+      config_hash: hash from `checkpoint.hash_config`.
     """
     super().__init__(workdir, config_hash=config_hash)
-    # On the file system of the checkpoints, wherever a link leads.
+    # A rename works only within the file system that holds the checkpoints,
+    # whose folder may be a link.
     real = files.absolute(self._directory, follow_links=True)
     self._damaged = os.path.join(os.path.dirname(real), DAMAGED)
     self._saving: tuple[int, dict[str, Any]] | None = None
@@ -63,7 +64,7 @@ class Checkpointer(reader.CheckpointReader):
     """Moves damaged checkpoints into `damaged/`, each with a message."""
     whole = False
     for step in reversed(self.list_steps()):
-      # Orbax reads only the metrics of those older than the one to be used.
+      # Of checkpoints older than the first whole one, Orbax reads metrics only.
       largest = reader.SMALL if whole else None
       damage = manifest.find_damage(self._path(step), largest)
       if damage is None:
@@ -73,14 +74,13 @@ class Checkpointer(reader.CheckpointReader):
       print(
         f'checkpoint {step} is damaged ({damage}): set aside as {target}',
         file=sys.stderr,
-        flush=True,
       )
 
   def find_newest(self) -> int | None:
     """Returns the newest step, or None if there is no checkpoint.
 
     Raises:
-      CheckpointError: there were checkpoints, and all of them are damaged.
+      CheckpointError: all checkpoints are damaged.
     """
     step = self._manager.latest_step()
     if step is None and files.is_folder(self._damaged):
@@ -92,22 +92,22 @@ class Checkpointer(reader.CheckpointReader):
     return step
 
   def save(self, step: int, state: Any, certified: float | None = None) -> None:
-    """Starts saving; returns as soon as the state may be donated again.
+    """Starts saving, and returns as soon as the state may be donated.
 
     Args:
       step: number of updates.
-      state: arrays, with their shardings.
+      state: tree of arrays with their shardings.
       certified: certified accuracy, if it was monitored at this step.
 
     Raises:
-      CheckpointError: this or the save before it could not be written.
+      CheckpointError: this save or the one before could not be written.
     """
     self.wait()
     with self._explained():
-      # For the manifest, which follows when Orbax has written the arrays.
+      # `_write_manifest` needs this when Orbax has written the arrays.
       self._saving = step, manifest.describe_arrays(state)
-      # A copy: on CPU Orbax reads the buffers in the background, and the next
-      # step donates them.
+      # On CPU, Orbax reads the buffers in the background, where the next step
+      # may write.
       state = jax.tree.map(jnp.copy, state)
       metric = reader.UNMONITORED if certified is None else certified
       self._manager.save(
@@ -117,28 +117,28 @@ class Checkpointer(reader.CheckpointReader):
       )
 
   def _write_manifest(self) -> None:
-    """Lists the files, called by Orbax before it names the directory."""
+    """Writes the manifest; Orbax calls this before it names the directory."""
     if jax.process_index() != 0 or self._saving is None:
       return
     step, arrays = self._saving
     path = self._path(step)
-    # In a bucket it has its name from the start.
+    # In a bucket, the directory has its final name from the start.
     (directory,) = glob.glob(f'{glob.escape(path)}.orbax-*') or (path,)
     manifest.write(
       directory, step=step, arrays=arrays, config_hash=self._config_hash
     )
 
   def wait(self) -> None:
-    """Waits until the save in flight is complete.
+    """Waits until the current save is complete.
 
     Raises:
-      CheckpointError: it could not be written.
+      CheckpointError: the save could not be written.
     """
     with self._explained():
       self._manager.wait_until_finished()
 
   def close(self) -> int | None:
-    """Waits as `wait` does; returns the newest step, if there is any."""
+    """Waits for the current save; returns the newest step, if there is one."""
     self.wait()
     newest = self._manager.latest_step()
     self._manager.close()
@@ -146,7 +146,7 @@ class Checkpointer(reader.CheckpointReader):
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:
-    """Turns the error of a full or read-only disk into one line."""
+    """Turns an error of a full or read-only disk into one line."""
     try:
       yield
     except Exception as error:  # Orbax and TensorStore raise their own kinds.

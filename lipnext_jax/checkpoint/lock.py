@@ -1,6 +1,6 @@
-"""Locks a workdir for one run; the lock ends with its process.
+"""Locks a workdir for one run; the lock ends with the process that holds it.
 
-Buckets know no such lock: there, a line says so, and who came last.
+A bucket cannot be locked. There, a message names the last run that started.
 """
 
 import os
@@ -14,41 +14,46 @@ from lipnext_jax import errors
 from lipnext_jax import files
 
 FILE = 'lock'
-HOLDER = 'lock.txt'  # Names the process that holds it.
+HOLDER = 'lock.txt'  # File that names the process that holds the lock.
 
-# Seconds until another host sees a new file at the latest. NFS clients may
-# believe for 60 (acdirmax of nfs(5)) that it is not there.
+# Seconds after which another host must see a new file. NFS clients cache
+# directories for up to 60 (acdirmax in nfs(5)).
 _VISIBLE = 90
 
 
 class Lock:
   """A lock held from `acquire` to `release` or the end of the process.
 
-  The kernel releases it however the process ends. Within a process it may be
-  taken again.
+  The kernel releases it however the process ends. A process that holds the
+  lock may take it again.
   """
 
   def __init__(self, workdir: str):
-    """Takes nothing yet."""
+    """Does not take the lock yet."""
     self._workdir = workdir
     self._lock = filelock.FileLock(
       os.path.join(workdir, FILE), thread_local=False, is_singleton=True
     )
 
   def acquire(self) -> int:
-    """Takes the lock, creating the workdir.
+    """Takes the lock; creates the workdir if needed.
 
     Returns:
       The id of this process, for `check_seen`.
 
     Raises:
-      ConfigError: another process holds it.
+      ConfigError: another process holds the lock.
       WorkdirError: the workdir cannot be written.
     """
     try:
       files.make_folder(self._workdir)
       if files.is_remote(self._workdir):
-        _warn(self._workdir)
+        last = _read_holder(self._workdir) or 'none'
+        print(
+          f'{self._workdir} cannot be locked: make sure that no other run uses '
+          f'it (the last to start was {last})',
+          file=sys.stderr,
+        )
       else:
         self._lock.acquire(blocking=False)
       since = time.strftime('%Y-%m-%d %H:%M:%S')
@@ -77,15 +82,15 @@ class Lock:
 
 
 def check_seen(workdir: str, holder: int, seconds: float = _VISIBLE) -> None:
-  """Checks that this process sees the lock of the first one of its run.
+  """Checks that this process sees the lock of the first process of its run.
 
   Args:
-    workdir: of the run.
-    holder: id that `Lock.acquire` returned in the first process.
-    seconds: to wait for the file.
+    workdir: workdir of the run.
+    holder: process id that `Lock.acquire` returned in the first process.
+    seconds: longest time to wait for the file.
 
   Raises:
-    ConfigError: the processes have different directories of that name.
+    ConfigError: the workdir of this process is another directory.
   """
   end = time.monotonic() + seconds
   while not _read_holder(workdir).startswith(f'process {holder} on '):
@@ -98,16 +103,6 @@ def check_seen(workdir: str, holder: int, seconds: float = _VISIBLE) -> None:
         'name a directory on storage that all hosts have mounted',
       )
     time.sleep(0.1)
-
-
-def _warn(workdir: str) -> None:
-  """Says that nothing prevents a second run, and which one was the last."""
-  print(
-    f'{workdir} cannot be locked: make sure that no other run uses it (the '
-    f'last to start was {_read_holder(workdir) or "none"})',
-    file=sys.stderr,
-    flush=True,
-  )
 
 
 def _read_holder(workdir: str) -> str:

@@ -1,10 +1,9 @@
-"""Manifests: list what a checkpoint consists of, with checksums.
+"""Manifests: the contents of checkpoints, with checksums.
 
-`manifest.json` is written into a checkpoint's temporary directory after all of
-its arrays and before the directory gets its final name: a checkpoint with a
-name has a manifest, and one without is not whole. It lists every file with its
-size and SHA-256, every array with its shape and dtype, the hash of the config
-that made them, and a checksum of its own.
+`manifest.json` lists every file of a checkpoint with its size and SHA-256,
+every array with its shape and dtype, the hash of the config, and a checksum of
+the manifest itself. It is written after all arrays, and before the directory
+gets its final name. So a checkpoint without a manifest is not whole.
 """
 
 from collections.abc import Mapping
@@ -23,8 +22,8 @@ from lipnext_jax import files
 from lipnext_jax.optim import trees
 
 NAME = 'manifest.json'
-# Orbax adds the time of commit to the first, and the second, when it gives the
-# directory its name, after the manifest.
+# Orbax changes these after the manifest is written, when it gives the directory
+# its name: it adds the time to the first, and creates the second.
 _METADATA, _COMMITTED = '_CHECKPOINT_METADATA', 'commit_success.txt'
 _SUCCESS = 'Checkpoint commit was successful to'
 _COMMIT_TIME = 'commit_timestamp_nsecs'
@@ -40,7 +39,7 @@ def describe_arrays(tree: Any) -> dict[str, list[Any]]:
 
 
 def hash_fields(fields: Mapping[str, Any]) -> str:
-  """Hashes plain config fields, whatever their order."""
+  """Hashes plain fields, independently of their order."""
   text = json.dumps(fields, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -48,13 +47,13 @@ def hash_fields(fields: Mapping[str, Any]) -> str:
 def write(
   directory: str, *, step: int, arrays: Mapping[str, Any], config_hash: str
 ) -> None:
-  """Lists everything below `directory` in its `manifest.json`, durably.
+  """Writes the manifest of a checkpoint.
 
   Args:
-    directory: of one checkpoint, complete but for this file.
+    directory: directory of the checkpoint, complete but for the manifest.
     step: number of updates.
-    arrays: from `describe_arrays`.
-    config_hash: from `hash_fields`.
+    arrays: shapes and dtypes from `describe_arrays`.
+    config_hash: hash from `hash_fields`.
   """
   names = sorted(files.walk(directory))
   manifest = {
@@ -68,11 +67,11 @@ def write(
 
 
 def read(directory: str) -> dict[str, Any]:
-  """Reads the manifest of a checkpoint and verifies its own checksum.
+  """Reads the manifest of a checkpoint, and verifies its checksum.
 
   Raises:
-    ValueError: what is wrong with it, in a few words.
-    OSError: the bucket that it is in cannot be reached.
+    ValueError: the manifest is missing or damaged.
+    OSError: the bucket that holds it cannot be reached.
   """
   try:
     manifest = files.read_json(os.path.join(directory, NAME))
@@ -91,26 +90,27 @@ def read(directory: str) -> dict[str, Any]:
 
 
 def is_committed(directory: str) -> bool:
-  """Returns whether a save came to its end.
+  """Returns whether a checkpoint was saved completely.
 
-  On a disk, the name of the directory says so; in a bucket, Orbax' last file.
+  On a disk, every directory with a final name is complete. In a bucket, the
+  last file that Orbax writes must be there.
   """
   last = os.path.join(directory, _COMMITTED)
   return not files.is_remote(directory) or files.exists(last)
 
 
 def find_damage(directory: str, largest: int | None = None) -> str | None:
-  """Reads a checkpoint again and compares it with its manifest.
+  """Compares the files of a checkpoint with its manifest.
 
   Args:
-    directory: of the checkpoint.
-    largest: size in bytes of the largest files to read; None: all are read.
+    directory: directory of the checkpoint.
+    largest: size in bytes above which files are not read; None: no limit.
 
   Returns:
-    What is not as it was written, in a few words; None if all is.
+    A few words on the first difference, or None if there is none.
 
   Raises:
-    OSError: the bucket that it is in cannot be reached.
+    OSError: the bucket that holds it cannot be reached.
   """
   try:
     expected = read(directory)['files']
@@ -152,7 +152,7 @@ def _measure_all(directory: str, names: list[str]) -> list[tuple[int, str]]:
 
 
 def _measure(directory: str, name: str) -> tuple[int, str]:
-  """Returns size and SHA-256 of a file; Orbax' metadata without the time."""
+  """Returns size and SHA-256 of a file, without the time of Orbax' metadata."""
   with files.open_binary(os.path.join(directory, name)) as file:
     if name != _METADATA:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
@@ -163,22 +163,22 @@ def _measure(directory: str, name: str) -> tuple[int, str]:
     fields.pop(_COMMIT_TIME, None)
     data = json.dumps(fields, sort_keys=True).encode()
   except (ValueError, AttributeError):
-    pass  # Damaged: the bytes as they are will not have the checksum.
+    pass  # Damaged: the checksum of the unchanged bytes will differ.
   return len(data), hashlib.sha256(data).hexdigest()
 
 
 def check_matches(
   directory: str, abstract_state: Any, config_hash: str
 ) -> None:
-  """Refuses a checkpoint of other arrays, or of another config.
+  """Checks that a checkpoint has the arrays and the config that are expected.
 
   Args:
-    directory: of the checkpoint.
-    abstract_state: arrays or shapes to be restored.
-    config_hash: from `hash_fields`; '' for any config.
+    directory: directory of the checkpoint.
+    abstract_state: tree of the arrays or shapes to be restored.
+    config_hash: hash from `hash_fields`; '' accepts any config.
 
   Raises:
-    CheckpointError: naming the first difference.
+    CheckpointError: the arrays or the config differ.
   """
   stored, wanted = read(directory), describe_arrays(abstract_state)
   for name in sorted({*stored['arrays'], *wanted}):

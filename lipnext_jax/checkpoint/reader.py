@@ -1,7 +1,7 @@
-"""Reads the checkpoints of a run, which may still be going on.
+"""Reads the checkpoints of a run, which may still be training.
 
-Nothing is renamed, removed or written: evaluation, certification, attacks and
-exports do not own the run.
+A reader writes, renames and removes nothing: evaluation, certification, attacks
+and exports do not hold the lock of the run.
 """
 
 import os
@@ -16,9 +16,9 @@ from lipnext_jax.checkpoint import manifest
 from lipnext_jax.parallel import distributed
 
 FOLDER = 'checkpoints'
-METRIC = 'certified'  # Accuracy in per cent, which is largest at the 'best'.
-UNMONITORED = -1.0  # METRIC of checkpoints between evaluations.
-SMALL = 1 << 16  # Bytes: more than metrics have, less than large arrays.
+METRIC = 'certified'  # Certified accuracy in per cent, which chooses the best.
+UNMONITORED = -1.0  # METRIC of checkpoints that were not evaluated.
+SMALL = 1 << 16  # Bytes: larger than metrics, smaller than large arrays.
 
 
 class CheckpointReader:
@@ -28,16 +28,16 @@ class CheckpointReader:
     """Reads nothing yet.
 
     Args:
-      workdir: of the run.
-      config_hash: `checkpoint.hash_config` of the config that must have made
-        the states; '' for any.
+      workdir: workdir of the run.
+      config_hash: hash that `restore` expects, from `checkpoint.hash_config`;
+        '' accepts any config.
     """
     self._workdir = workdir
     self._directory = files.absolute(os.path.join(workdir, FOLDER))
     self._config_hash = config_hash
 
   def list_steps(self) -> list[int]:
-    """Lists the steps of the checkpoints with a final name, ascending."""
+    """Lists the steps of the finished checkpoints, ascending."""
     if not files.is_folder(self._directory):
       return []
     names = files.list_folder(self._directory)
@@ -45,16 +45,16 @@ class CheckpointReader:
     return [s for s in steps if manifest.is_committed(self._path(s))]
 
   def choose(self, which: str) -> int:
-    """Returns the newest (or best) step with every byte as it was written.
+    """Returns the step of the last or best checkpoint that is not damaged.
 
-    Prints the damaged checkpoints that it meets and leaves them alone.
+    Prints a message for each damaged checkpoint that it meets.
 
     Args:
       which: 'last', or 'best' by monitored certified accuracy.
 
     Raises:
       ConfigError: there is no such checkpoint.
-      CheckpointError: there are, and all of them are damaged.
+      CheckpointError: all checkpoints are damaged.
     """
     return distributed.on_first(lambda: self._choose(which))
 
@@ -82,7 +82,7 @@ class CheckpointReader:
   def _sort_by_metric(
     self, steps: list[int], damages: dict[int, str]
   ) -> list[int]:
-    """Sorts monitored steps: the best one, or the newest of those, last."""
+    """Sorts the monitored steps by metric, then by age; the best is last."""
     found = []
     for step in steps:
       if self._is_whole(step, damages, SMALL):
@@ -95,28 +95,27 @@ class CheckpointReader:
   def _is_whole(
     self, step: int, damages: dict[int, str], largest: int | None = None
   ) -> bool:
-    """Verifies a checkpoint; prints its damage and notes it in `damages`."""
+    """Verifies a checkpoint; prints damage and adds it to `damages`."""
     damage = manifest.find_damage(self._path(step), largest)
-    # One that is gone was removed by its run, and is not damaged.
+    # A checkpoint that is gone was removed by its run, and is not damaged.
     if damage is not None and files.is_folder(self._path(step)):
       damages[step] = damage
       print(
         f'checkpoint {step} is damaged ({damage}): it is not used',
         file=sys.stderr,
-        flush=True,
       )
     return damage is None
 
   def restore(self, step: int, abstract_state: Any) -> Any:
-    """Returns the state at `step`, laid out as `abstract_state` says.
+    """Returns the state at `step`, in the layout of `abstract_state`.
 
     Args:
-      step: from `choose`.
-      abstract_state: `jax.ShapeDtypeStruct`s with shardings.
+      step: step from `choose`.
+      abstract_state: tree of `jax.ShapeDtypeStruct`s with shardings.
 
     Raises:
-      CheckpointError: another architecture or config made it, or its run has
-        removed it meanwhile.
+      CheckpointError: another architecture or config made the checkpoint, or
+        its run has removed it meanwhile.
     """
     path = self._path(step)
     try:

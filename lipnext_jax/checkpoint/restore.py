@@ -1,7 +1,7 @@
-"""Reads a trained model back from the workdir of a finished or stopped run.
+"""Reads a trained model from the workdir of a finished or stopped run.
 
-config.json names the model and the data, and the chosen checkpoint holds the
-weights. They all go to one device, whatever mesh trained.
+config.json names the model and the data, and a checkpoint holds the weights.
+All weights go to one device, whatever mesh they were trained on.
 """
 
 from collections.abc import Mapping
@@ -25,15 +25,14 @@ from lipnext_jax.models import registry
 class Restored(NamedTuple):
   """A trained model with its config and the shape of its images."""
 
-  config: ml_collections.ConfigDict  # As stored, with the overrides.
+  config: ml_collections.ConfigDict  # The stored one, with the overrides.
   image_shape: tuple[int, int, int]  # (H, W, ch).
   num_classes: int
-  model: interface.CertifiedModel  # Explicit: float32, highest precision.
+  model: interface.CertifiedModel  # Evaluates in float32, highest precision.
   params: Any  # The certified weights: float32 arrays on one device.
   step: int  # Number of updates.
-  class_names: tuple[str, ...]  # By label; empty: they are not known.
-  # What shorter sides are scaled to before the centre is cut out; 0: never.
-  resize: int
+  class_names: tuple[str, ...]  # By label; empty if they are not known.
+  resize: int  # Shorter side in pixels before the crop; 0: neither of them.
 
 
 def abstract_state(
@@ -44,9 +43,9 @@ def abstract_state(
   """Returns the shapes and dtypes of a run's state, on one device.
 
   Args:
-    config: of the run.
-    model: built from it.
-    facts: from `report.read_data_facts`.
+    config: config of the run.
+    model: model built from the config.
+    facts: facts about the data, from `report.read_data_facts`.
   """
   plan = schedules.make_plan(config, facts['train_examples'])
   tx = train_step.build_optimizer(config.optimizer, plan)
@@ -68,11 +67,12 @@ def restore(
   """Loads the config and the certified weights of `config.eval.checkpoint`.
 
   Args:
-    workdir: of a run of `lipnext_jax.main`.
+    workdir: workdir of a run of `lipnext_jax.main`.
     overrides: see `checkpoint.read_config`.
 
   Raises:
-    ConfigError: there is no run in the workdir, or its files do not fit.
+    ConfigError: the workdir holds no run, or its files contradict each other.
+    CheckpointError: the weights cannot be used.
   """
   config = checkpoint.read_config(workdir, overrides)
   facts = report.read_data_facts(workdir)
@@ -83,13 +83,13 @@ def restore(
   step = reader.choose(config.eval.checkpoint)
   validation.check_image(config.model, image_shape)
   model = registry.build_model(config.model, num_classes)
-  # Keeps the stored dtypes in a program that computes in float64.
+  # A program that computes in float64 must not widen the stored arrays.
   with jax.enable_x64(False):
     abstract = abstract_state(config, model, facts)
     state = reader.restore(step, abstract)
     params = jax.jit(lambda state: state.certified_params(model))(state)
   resize, data = facts['resize'], config.dataset
-  if resize is None:  # An old run: its config.json has the number.
+  if resize is None:  # Runs of earlier versions have it in config.json only.
     resize = data.resize if data.name in sources.VARYING else 0
   return Restored(
     config=config,

@@ -14,17 +14,17 @@ from lipnext_jax.checkpoint import manifest
 from lipnext_jax.data import sources
 
 CONFIG_FILE = 'config.json'
-# Defaults that runs were made with, before they changed.
+# Former defaults of fields, with which runs of earlier versions were made.
 _FORMER_DEFAULTS = {'dataset.resize': 256}
 _REMEDY = 'name the directory of a training run'
 
 
 def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
-  """Refuses a workdir that holds the run of another config; writes nothing.
+  """Checks that a workdir is new, or holds a run of this config.
 
   Raises:
-    ConfigError: naming the first field that differs, with both values, or an
-      address where no workdir can be.
+    ConfigError: a field differs from that of the run, or the workdir is not a
+      directory.
   """
   if files.exists(workdir) and not files.is_folder(workdir):
     raise errors.ConfigError(
@@ -32,7 +32,7 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
     )
   if not files.exists(os.path.join(workdir, CONFIG_FILE)):
     return
-  # A field that is newer than the run had its default.
+  # `read_config` gives fields that are newer than the run their defaults.
   stored = config_lib.identity(read_config(workdir))
   for name, value in config_lib.identity(config).items():
     if stored[name] != value:
@@ -46,10 +46,10 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
 
 
 def hash_config(config: ml_collections.ConfigDict) -> str:
-  """Hashes the fields that decide the sequence of states.
+  """Hashes the fields that determine the weights.
 
-  Fields at their defaults are left out, so that a new field keeps the hashes of
-  older runs.
+  Fields at their defaults are left out, so that a new field does not change the
+  hashes of older runs.
   """
   defaults = config_lib.identity(config_lib.default_config())
   own = config_lib.identity(config)
@@ -62,7 +62,7 @@ def hash_config(config: ml_collections.ConfigDict) -> str:
 
 
 def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
-  """Writes config.json from the first process; creates the workdir."""
+  """Writes config.json in the first process; creates the workdir if needed."""
   if jax.process_index() != 0:
     return
   files.make_folder(workdir)
@@ -74,20 +74,20 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
 def read_config(
   workdir: str, overrides: Mapping[str, Any] | None = None
 ) -> ml_collections.ConfigDict:
-  """Reads the config of the run that lives in `workdir`.
+  """Reads the config of the run in `workdir`.
 
   Args:
-    workdir: holds a config.json.
-    overrides: values of fields that do not decide what was trained
-      (`config.Field.free`), {'eval.split': …}, say.
+    workdir: directory with a config.json.
+    overrides: values of free fields (`config.Field.free`), which do not
+      determine the weights, such as {'eval.split': 'validation'}.
 
   Raises:
-    ConfigError: there is no valid config.json, or an override of a field that
-      decided what was trained.
+    ConfigError: config.json is missing or malformed, or an override is of a
+      field that is not free.
   """
   fields = _read_fields(workdir)
   if fields.get('dataset.name') not in sources.VARYING:
-    fields.pop('dataset.resize', None)  # Its former default, which is unread.
+    fields.pop('dataset.resize', None)  # Unread, and perhaps a former default.
   config = config_lib.default_config()
   defaults = config_lib.build_field_list(config)
   fixed = config_lib.identity(config)
