@@ -1,4 +1,4 @@
-"""Handles signals, explains errors, watches health, runs small programs."""
+"""Signals, explained errors, the health of a run, and command-line programs."""
 
 from lipnext_jax.errors import NonFiniteError
 from lipnext_jax.runtime.diagnosis import all_finite

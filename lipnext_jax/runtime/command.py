@@ -1,4 +1,4 @@
-"""Runs the small programs: a mistake is one line and an exit code."""
+"""Command-line programs whose errors are one line and an exit code."""
 
 import argparse
 from collections.abc import Callable
@@ -14,27 +14,27 @@ class Parser(argparse.ArgumentParser):
   """An argument parser that raises instead of printing its usage."""
 
   def __init__(self, prog: str, description: str):
-    """Takes what --help shows; flags must be written out."""
+    """Takes the texts of --help. Flags cannot be abbreviated."""
     super().__init__(prog=prog, description=description, allow_abbrev=False)
 
   def parse_args(self, args=None, namespace=None):
-    """Parses arguments, in which ~ is the home folder."""
+    """Parses arguments, and expands ~ to the home folder."""
     given = sys.argv[1:] if args is None else args
     return super().parse_args(terminal.expand_home(given), namespace)
 
   def error(self, message: str) -> NoReturn:
-    """Raises a ConfigError; see `argparse`."""
+    """Raises a ConfigError instead of exiting."""
     raise errors.ConfigError(
       'command line', ' '.join(sys.argv[1:]), f'is wrong ({message})', 'see -h'
     )
 
 
 def run(main: Callable[[], int], closed: int = terminal.CLOSED) -> int:
-  """Calls `main`; prints a known error in one line, returns the exit code.
+  """Calls `main`, prints a known error in one line, and returns the exit code.
 
   Args:
     main: () → exit code.
-    closed: exit code where whoever read the output has gone.
+    closed: exit code if the reader of the output has closed it.
 
   >>> run(lambda: 0)
   0
@@ -42,7 +42,7 @@ def run(main: Callable[[], int], closed: int = terminal.CLOSED) -> int:
   terminal.open_streams()
   try:
     return main()
-  except BrokenPipeError:  # `| head` has enough.
+  except BrokenPipeError:  # For example, `head` has read enough.
     terminal.drop_output()
     return closed
   except (Exception, KeyboardInterrupt) as error:

@@ -26,30 +26,30 @@ def find_not_finite(
   epsilon: jax.Array,
   on_all: jax.sharding.Sharding | None = None,
 ) -> str | None:
-  """Repeats a step's forward and backward pass and looks at every array.
+  """Repeats the forward and backward pass of a step, and checks every array.
 
-  In the order of computation: images, parameters, the outputs of the modules,
-  the loss, and the gradients from the head down to the stem. All processes of
-  a run call it together.
+  The order is that of computation: images, parameters, outputs of the modules,
+  loss, gradients from the head to the stem. All processes of a run must call
+  this function.
 
   Args:
-    model: images → logits.
-    loss_fn: (logits, labels, head rows, epsilon) → loss.
-    params: of the model.
+    model: model that maps images to logits.
+    loss_fn: (logits, labels, head rows, ε) → loss.
+    params: parameters of the model.
     images: [b, H, W, ch], uint8 or float32 in [0, 1].
     labels: [b] int32.
     epsilon: training radius ε_t of the step.
-    on_all: the replicated layout, for several devices.
+    on_all: replicated layout, for several devices.
 
   Returns:
-    The first that holds an infinity or a NaN, e.g. 'activations of blocks,
-    layer 3'; None: all are finite.
+    The name of the first array with an infinity or a NaN, e.g. 'activations of
+    blocks, layer 3', or None if all are finite.
   """
-  names: list[str] = []  # Of the flags, in order; filled by tracing.
+  names: list[str] = []  # Names of the flags in order, filled by tracing.
 
   def check(params, images, labels, epsilon):
     images = layers.to_unit(images)
-    modules: dict[str, None] = {}  # In the order in which they end.
+    modules: dict[str, None] = {}  # An ordered set: by the end of their calls.
 
     def watch(call, args, kwargs, context):
       out = call(*args, **kwargs)
@@ -74,12 +74,12 @@ def find_not_finite(
     outputs = _named(seen)
     for name in modules:
       what = f'activations of {name}' if name else 'logits'
-      # A module in a scan that does not carry the collection left nothing.
+      # A scan that does not carry the collection drops the flags inside it.
       if (flag := outputs.get(f'{name}/{_FLAG}/0'.lstrip('/'))) is not None:
         flags[what] = flag
     flags['loss'] = jnp.isfinite(loss)
     backward = [f'{name}/' for name in reversed(modules) if name]
-    for module in [*backward, '']:  # '': whatever no module holds.
+    for module in [*backward, '']:  # '' matches every other parameter.
       for name, leaf in _named(grads).items():
         if name.startswith(module):
           flags.setdefault(f'gradient of {name}', _finite_layers(leaf))
@@ -98,7 +98,7 @@ def find_not_finite(
 
 
 def all_finite(tree: Any) -> jax.Array:
-  """Returns whether a tree of arrays holds neither an infinity nor a NaN.
+  """Returns whether a tree of arrays has neither infinities nor NaNs.
 
   >>> bool(all_finite({'a': jnp.ones(2), 'b': jnp.array([1, jnp.nan])}))
   False
@@ -108,7 +108,7 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def _finite_layers(x: jax.Array) -> jax.Array:
-  """Returns one flag per layer of a stack [l, …, m, n], else one in all."""
+  """Returns a flag per layer of a stack [l, …, m, n], else one flag."""
   axes = tuple(range(1, x.ndim)) if x.ndim > 2 else None
   return jnp.isfinite(x).all(axis=axes)
 

@@ -1,4 +1,4 @@
-"""Explains errors of Python and JAX that a lack of resources caused."""
+"""Explains errors of Python and JAX that the machine caused, not the code."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import jax
 from lipnext_jax import errors
 from lipnext_jax.runtime import interrupts
 
-# Errors of a disk; other libraries quote their texts in their messages.
+# Errors of disks. Other libraries quote their texts.
 _DISK = (
   errno.ENOSPC,
   errno.EDQUOT,
@@ -19,8 +19,8 @@ _DISK = (
   errno.EPERM,
   errno.EIO,
 )
-# Words of collectives and of JAX's coordination service, in lower case, when a
-# process does not answer any more.
+# Words in the errors of collectives and of JAX's coordination service when a
+# process does not answer, in lower case.
 _GONE = (
   'gloo',
   'nccl',
@@ -31,13 +31,13 @@ _GONE = (
   'unavailable',
   'deadline_exceeded',
 )
-# Packages through which a bucket is reached, and which raise their own kinds.
+# Packages that reach buckets, and raise their own kinds of errors.
 _CLOUD = ('aiohttp', 'gcsfs', 'google')
-_LONGEST = 200  # Characters of someone else's message that are quoted.
+_LONGEST = 200  # Characters that are quoted of a message.
 
 
 def explain(error: BaseException) -> errors.UserError | None:
-  """Explains an out-of-resource error in one line, or returns None.
+  """Explains an error of the machine in one line, or returns None.
 
   >>> explain(OSError(errno.ENOSPC, 'No space left on device', 'a.json')).args
   ('a.json: No space left on device; what was saved before is intact: make \
@@ -85,7 +85,7 @@ room or permit writing, then start again',)
 
 
 def quote(error: BaseException) -> str:
-  r"""Quotes a message in one line: the text of a disk's error, or its start.
+  r"""Quotes an error in one line: the text of a disk's error, or the start.
 
   >>> quote(ValueError('write failed:\n  No space left on device [1]'))
   'No space left on device'

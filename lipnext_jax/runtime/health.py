@@ -1,7 +1,7 @@
-"""Watches whether training is sound: skipped steps, loss spikes, drift.
+"""Watches the health of a run: skipped steps, loss spikes, drift, failure.
 
-Every step counts on the device, as a part of the train state; the host reads
-the counts at log lines only.
+The counts are part of the train state, on the devices. The host reads them at
+log lines only.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ import ml_collections
 
 from lipnext_jax import schedules
 
-# Steps that the running mean of the loss looks back on, roughly.
+# Steps over which the running mean of the loss averages, roughly.
 _MEMORY = 100
 
 
 class Health(NamedTuple):
-  """The part of the train state that remembers the steps before."""
+  """Counts and running mean of the loss, a part of the train state."""
 
-  skipped: jax.Array  # Shape (): int32, steps skipped so far.
-  in_a_row: jax.Array  # Shape (): int32, of them, up to the last step.
+  skipped: jax.Array  # Shape (): int32, skipped steps.
+  in_a_row: jax.Array  # Shape (): int32, skipped since the last good step.
   counted: jax.Array  # Shape (): int32, losses in the mean, at most _MEMORY.
   loss: jax.Array  # Shape (): float32, running mean of the finite losses.
 
@@ -36,16 +36,15 @@ class Health(NamedTuple):
   def after(
     self, loss: jax.Array, finite: jax.Array, spike_factor: float
   ) -> tuple['Health', jax.Array]:
-    """Returns the health one step later, and whether its loss was a spike.
+    """Returns the health after a step, and whether the loss of it is a spike.
 
-    The mean of the first steps is their plain mean, that of later ones forgets
-    the past by 1/100 a step. No loss is a spike before there are 100.
+    Up to 100 losses are averaged with equal weights, and none is a spike. From
+    then on, every new loss has the weight 1/100.
 
     Args:
-      loss: of the step, float32.
-      finite: whether it was not skipped.
-      spike_factor: factor over the mean from which a loss is a spike; 0: none
-        is.
+      loss: loss of the step, float32.
+      finite: whether the step was not skipped.
+      spike_factor: ratio to the mean above which a loss is a spike; 0: never.
 
     >>> health, spike = Health.start().after(jnp.float32(2), jnp.bool(True), 3)
     >>> float(health.loss), bool(spike)
@@ -70,11 +69,11 @@ class Health(NamedTuple):
 def warnings(
   c: ml_collections.ConfigDict, scalars: Mapping[str, float]
 ) -> list[str]:
-  """Returns the warnings that follow a log line, usually none.
+  """Returns the warnings about the metrics of a log line.
 
   Args:
     c: `config.health`.
-    scalars: the metrics of the log line.
+    scalars: metrics of the log line.
   """
   lines = []
   if skipped := scalars['train/skipped_steps']:
@@ -96,16 +95,16 @@ def warnings(
 
 
 class Watch:
-  """Notices a run that fails although all of its numbers are finite.
+  """Detects a run that fails although all of its numbers are finite.
 
-  Three signs are looked for at log lines after the warm-up: accuracy of
-  guessing, a loss above that of a constant answer, and gradients that are
-  clipped, twice as large as after the warm-up, while the loss has not fallen
-  since. A sign counts once it has lasted for a share of the run,
-  `health.patience`, and two log lines.
+  After the warm-up, every log line is checked for three signs: an accuracy of
+  guessing; a loss above that of a constant answer; clipped gradients that are
+  twice as large as after the warm-up, while the loss has not fallen since. The
+  run fails if a sign lasts for `health.patience`, a share of the run, and for
+  two log lines.
 
   Attributes:
-    failing: the sign that counts at the last log line, in a few words, or ''.
+    failing: the sign by which the run fails at the last log line, or ''.
   """
 
   def __init__(
@@ -115,12 +114,12 @@ class Watch:
     num_classes: int,
     loss_fn: Callable[..., jax.Array],
   ):
-    """Computes what there is to compare with.
+    """Computes the loss of a constant answer.
 
     Args:
-      c: the config.
-      plan: its durations.
-      num_classes: of the dataset.
+      c: the whole config.
+      plan: durations of the config in steps.
+      num_classes: number of classes of the dataset.
       loss_fn: (logits, labels, head rows, ε) → mean loss.
     """
     self._c = c
@@ -130,18 +129,19 @@ class Watch:
     self._constant_loss = constant_loss(
       loss_fn, num_classes, c.loss.epsilon * c.loss.epsilon_end
     )
-    self._step = 0  # Of the last log line.
+    self._step = 0  # Step of the last log line.
+    # Loss and gradient norm at the first log line after the warm-up.
     self._reference: tuple[float, float] | None = None
     self._since: dict[str, int] = {}  # Sign → step of its first log line.
     self._said: set[str] = set()
     self.failing = ''
 
   def observe(self, step: int, scalars: Mapping[str, float]) -> list[str]:
-    """Looks at a log line; returns what has to be said now, usually nothing.
+    """Checks a log line, and returns messages about new failures.
 
     Args:
-      step: updates done.
-      scalars: the metrics of the log line.
+      step: number of updates.
+      scalars: metrics of the log line.
     """
     examples = (step - self._step) * self._c.batch_size
     self._step, self.failing, lines = step, '', []
@@ -167,16 +167,16 @@ class Watch:
   def _find_signs(
     self, scalars: Mapping[str, float], examples: int
   ) -> dict[str, str]:
-    """Returns {sign: what it says} of one log line."""
+    """Returns the signs of failure in a log line, each with its message."""
     clean, loss = scalars.get('train/clean'), scalars.get('train/loss')
     norm, clip = scalars.get('train/grad_norm'), self._c.optimizer.clip_norm
     if clean is None or loss is None or norm is None:
-      return {}  # All steps were skipped, which is said elsewhere.
+      return {}  # All steps were skipped: see `warnings`.
     signs, p = {}, self._chance
     if self._reference is None:
       self._reference = loss, norm
     first_loss, first_norm = self._reference
-    # Three standard deviations of what guessing gives on so many examples.
+    # Guessing rarely exceeds p by three standard deviations.
     if clean / 100 <= p + 3 * math.sqrt(p * (1 - p) / max(examples, 1)):
       signs['accuracy of guessing'] = (
         f'a train accuracy of {clean:.1f} % is that of guessing'
@@ -197,12 +197,12 @@ class Watch:
 def constant_loss(
   loss_fn: Callable[..., jax.Array], num_classes: int, epsilon: float
 ) -> float:
-  """Returns the loss of a model that answers all classes alike.
+  """Returns the loss of a model whose logits are all 0.
 
   Args:
     loss_fn: (logits, labels, head rows, ε) → mean loss.
-    num_classes: k; the rows of the head are taken as orthogonal.
-    epsilon: the largest training radius.
+    num_classes: number of classes; the rows of the head are orthonormal.
+    epsilon: largest training radius.
 
   >>> from lipnext_jax import losses
   >>> round(constant_loss(losses.cross_entropy_loss, 10, 0.5), 3)
@@ -215,7 +215,7 @@ def constant_loss(
 
 
 def drifted(c: ml_collections.ConfigDict, scalars: Mapping[str, float]) -> bool:
-  """Returns whether the orthogonal matrices left the manifold too far.
+  """Returns whether the orthogonality error is above `health.drift`.
 
   >>> c = ml_collections.ConfigDict({'drift': 1e-3})
   >>> drifted(c, {'train/orthogonality_error': 2e-3})

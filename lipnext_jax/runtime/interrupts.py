@@ -1,9 +1,9 @@
-"""Stops a run at the next step, with a checkpoint, when a signal comes.
+"""Stops a run after the current step, with a checkpoint, when a signal comes.
 
-Clusters send SIGTERM before they take a machine away, people press Ctrl-C. The
-first signal is remembered, and the loop ends at the next step; the second ends
-the process at once. In a run of several processes JAX's own preemption service
-watches for SIGTERM and agrees on a step that all of them reach.
+Clusters send SIGTERM before they take a machine away, and Ctrl-C sends SIGINT.
+The first signal ends the loop after the current step; the second ends the
+process at once. If a run has several processes, JAX's preemption service waits
+for SIGTERM, and chooses a step at which all of them stop.
 """
 
 import os
@@ -23,12 +23,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StoppedError(errors.UserError):
   """A signal ended the run; the same command resumes it.
 
-  The exit code is 128 + the signal's number, as shells have it: 143 for
+  The exit code is 128 plus the number of the signal, as in shells: 143 for
   SIGTERM, 130 for SIGINT.
   """
 
   def __init__(self, signum: int, step: int | None):
-    """Takes the signal and the step that was saved, if one was due."""
+    """Takes the signal, and the step that was saved, if any."""
     name = signal.Signals(signum).name
     saved = 'what was saved is intact'
     if step is not None:
@@ -64,14 +64,14 @@ class Interrupts:
   def _handle(self, signum: int, frame: FrameType | None) -> None:
     del frame  # Unused.
     if self._signum is not None:
-      os._exit(128 + signum)  # Asked twice: at once, whatever is under way.
+      os._exit(128 + signum)  # The second signal.
     self._signum = signum
 
   def received(self, step: int) -> int | None:
-    """Returns the signal by which all processes stop after `step`, if any.
+    """Returns the signal for which all processes stop after `step`, if any.
 
     Args:
-      step: updates done; every process asks after every step.
+      step: number of updates. Every process must ask after every step.
     """
     if jax.process_count() > 1:
       stop = multihost_utils.reached_preemption_sync_point(step)
