@@ -1,4 +1,4 @@
-"""Records what a run did and shows it: files, a table, one HTML page."""
+"""The records of a run: metrics, progress, files, a table, one HTML page."""
 
 from lipnext_jax.report.evaluation import write
 from lipnext_jax.report.metrics import log

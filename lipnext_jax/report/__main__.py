@@ -1,4 +1,4 @@
-"""Writes a workdir's page again, e.g. after its certificates were attacked.
+"""Writes the page of a workdir again, e.g. after an attack.
 
 python -m lipnext_jax.report --workdir=DIR
 """

@@ -1,4 +1,4 @@
-"""Computes what the charts of the page are drawn from: axes, paths, dots."""
+"""Axes, lines and curves of the charts on the page."""
 
 import math
 from typing import Any
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-_TICKS = 5  # About so many on an axis.
-_MOST_POINTS = 400  # Of a line: more than a plot has columns of pixels.
-_MOST_STEPS = 1000  # Of an accuracy curve; beyond, it is on an even grid.
+_TICKS = 5  # Approximate number of ticks on an axis.
+_MOST_POINTS = 400  # Of a line: a plot has fewer columns of pixels.
+_MOST_STEPS = 1000  # Of an accuracy curve; a longer one is sampled evenly.
 
 
 class Axis(NamedTuple):
-  """One direction of a chart."""
+  """An axis of a chart."""
 
   label: str
   low: float
@@ -21,7 +21,7 @@ class Axis(NamedTuple):
   log: bool = False
 
   def place(self, values: Any) -> np.ndarray:
-    """Maps values to per cent of the axis, clipped; NaN where not finite."""
+    """Maps values to per cent of the axis, clipped; NaN if not finite."""
     values = np.asarray(values, np.float64)
     known = np.where(np.isfinite(values), values, np.nan)
     ends = np.array([self.low, self.high])
@@ -33,13 +33,13 @@ class Axis(NamedTuple):
 def make_axis(
   label: str, *values: Any, log: bool = False, whole: bool = False
 ) -> Axis:
-  """Fits an axis to finite values, or to the positive ones if `log`.
+  """Fits an axis to the finite values; a logarithmic one, to the positive ones.
 
   Args:
-    label: what it measures, and the unit.
+    label: name of the quantity, with its unit.
     *values: numbers and arrays to be shown.
-    log: whether it is logarithmic; its ends are then ticks.
-    whole: whether ticks are whole numbers.
+    log: whether the axis is logarithmic; its ends are then ticks.
+    whole: whether all ticks are whole numbers.
 
   >>> make_axis('ε', 0, np.array([0.9, 0.5])).ticks
   [0.0, 0.2, 0.4, 0.6000000000000001, 0.8]
@@ -71,7 +71,7 @@ def make_axis(
 
 
 def _round_step(step: float) -> float:
-  """Returns the next of 1, 2, 5 times a power of ten."""
+  """Rounds up to 1, 2 or 5 times a power of ten."""
   base = 10.0 ** math.floor(math.log10(step))
   return base * min(m for m in (1, 2, 5, 10) if m * base >= step * (1 - 1e-9))
 
@@ -79,14 +79,14 @@ def _round_step(step: float) -> float:
 def path(
   x_axis: Axis, y_axis: Axis, x: np.ndarray, y: np.ndarray, steps: bool = False
 ) -> str:
-  """Writes a line as an SVG path over 100 × 100, with gaps where unknown.
+  """Formats a line as an SVG path over 100 × 100, with gaps at NaNs.
 
   Args:
-    x_axis: its 0 is on the left.
-    y_axis: its 0 is at the bottom.
-    x: of the points.
-    y: of the points.
-    steps: whether it is a right-continuous step function.
+    x_axis: horizontal axis, from left to right.
+    y_axis: vertical axis, from bottom to top.
+    x: x of the points.
+    y: y of the points.
+    steps: whether the line is a right-continuous step function.
   """
   x, y = x_axis.place(x), 100 - y_axis.place(y)
   if not steps and len(x) > _MOST_POINTS:
@@ -113,10 +113,10 @@ def accuracy_curve(
 
   Args:
     radii: [n], ℓ2 in [0, 1] pixel units; 0 for a wrong answer.
-    end: the last ε.
+    end: largest ε.
 
   Returns:
-    ε [m] and per cent [m]: a right-continuous step function.
+    ε [m] and per cent [m] of a right-continuous step function.
 
   >>> x, y = accuracy_curve(np.array([0.5, 0.25]), 1.0)
   >>> x.tolist(), y.tolist()

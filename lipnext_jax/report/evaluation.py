@@ -1,4 +1,4 @@
-"""Writes what an evaluation leaves in the workdir, and prints its table."""
+"""Writes the files of an evaluation, and prints its table."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from lipnext_jax.data import views
 from lipnext_jax.report import metrics
 from lipnext_jax.report import page
 
-_PER_GROUP = 8  # Images of a kind that the page shows.
+_PER_GROUP = 8  # Images in each group of the page.
 
 
 def write(
@@ -32,20 +32,19 @@ def write(
 ) -> dict[str, Any]:
   """Writes `eval.json`, `radii.csv` and the page, and prints the final table.
 
-  The numbers are written first; whatever goes wrong with the page or its
-  images costs a line on stderr, not the run. Only the first process writes.
+  The first process writes. The numbers come first: an error of the page or its
+  images becomes a line on stderr.
 
   Args:
-    workdir: where to.
-    config: of the run.
-    step: of the weights that were evaluated.
-    result: what was found.
-    source: the split that was evaluated, for the images of the page and the
-      names of their files.
-    class_names: by label, where they are known.
+    workdir: workdir of the run.
+    config: config of the run.
+    step: number of updates of the evaluated weights.
+    result: result of the evaluation.
+    source: examples of the evaluated split, for their images and file names.
+    class_names: names of the classes by label; empty if not known.
 
   Returns:
-    What `eval.json` holds.
+    The contents of `eval.json`.
   """
   split = config.eval.split
   summary = {
@@ -77,12 +76,12 @@ def write(
 def _columns(
   result: evaluate.Evaluation, class_names: Sequence[str], names: Sequence[str]
 ) -> dict[str, list[Any]]:
-  """Returns the columns of `radii.csv`; those of names where there are any."""
+  """Returns the columns of `radii.csv`, with names if there are any."""
   columns = {
     'id': result.ids.tolist(),
     'label': result.labels.tolist(),
     'prediction': result.predictions.tolist(),
-    'radius': result.radii.tolist(),  # With all their float32 digits.
+    'radius': result.radii.tolist(),  # With all digits of float32.
   }
   if class_names:
     for column in ('label', 'prediction'):
@@ -93,7 +92,7 @@ def _columns(
 
 
 def print_table(summary: Mapping[str, Any], title: str) -> None:
-  """Prints the final numbers; none claims more than was proved."""
+  """Prints the final numbers, rounded so that none exceeds what is proved."""
   n = summary['examples']
   lines = [
     title,
@@ -119,7 +118,7 @@ def print_table(summary: Mapping[str, Any], title: str) -> None:
 def choose(
   labels: np.ndarray, predictions: np.ndarray, radii: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Chooses the examples worth seeing, at most `_PER_GROUP` of a kind.
+  """Chooses the examples of the page, at most `_PER_GROUP` in a group.
 
   Args:
     labels: [n] int.
@@ -127,9 +126,9 @@ def choose(
     radii: [n], ℓ2 in [0, 1] pixel units.
 
   Returns:
-    Positions: 'robust' are correct, largest radii first; 'fragile' correct and
-    certified, smallest first; 'wrong' misclassified, largest radii first. No
-    position is in two of them.
+    The positions in each group. 'robust': correct, largest radii first.
+    'fragile': correct with a radius above 0, smallest radii first. 'wrong':
+    misclassified, largest radii first. The groups are disjoint.
 
   >>> groups = choose(np.zeros(3), np.array([0, 0, 1]), np.array([0.1, 2, 1]))
   >>> {name: chosen.tolist() for name, chosen in groups.items()}
@@ -149,7 +148,7 @@ def choose(
 def _write_gallery(
   workdir: str, result: evaluate.Evaluation, source: views.Source
 ) -> None:
-  """Writes `gallery.npz`: the page is made from files, and shows images."""
+  """Writes the images of the page to `gallery.npz`."""
   groups = choose(result.labels, result.predictions, result.radii)
   chosen = np.concatenate(list(groups.values()))
   images = [source[int(result.ids[i])]['image'] for i in chosen]

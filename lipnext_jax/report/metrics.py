@@ -1,4 +1,4 @@
-"""Writes metrics and shows progress while a run trains."""
+"""Metrics, messages and the progress bar of a run that trains."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -20,23 +20,22 @@ import tqdm
 
 from lipnext_jax import files
 
-_TICK_SECONDS = 1  # Between two movements of the progress bar.
-_FLUSH_SECONDS = 30  # Between writes of TensorBoard's file to the disk.
+_TICK_SECONDS = 1  # Time between two movements of the progress bar.
 
 
 def log(message: str) -> None:
-  """Prints a line on stderr, from the first process only."""
+  """Prints a line on stderr in the first process."""
   if jax.process_index() == 0:
-    print(message, file=sys.stderr, flush=True)
+    print(message, file=sys.stderr)
 
 
 @contextlib.contextmanager
 def stopwatch(what: str, patience: float = 0.0) -> Iterator[None]:
-  """Says what the block does before it starts, and how long it took.
+  """Logs what a block does before it starts, and how long it took.
 
   Args:
-    what: e.g. 'compiling the train step'.
-    patience: seconds that the block may take before anything is said.
+    what: description of the block, e.g. 'compiling the train step'.
+    patience: seconds that the block may take without a message.
   """
   start = time.perf_counter()
   timer = threading.Timer(patience, log, [f'{what} …'])
@@ -54,18 +53,18 @@ def stopwatch(what: str, patience: float = 0.0) -> Iterator[None]:
 
 
 def read_metrics(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields each line of a `metrics.jsonl` with the scalars that it holds.
+  """Yields each line of a `metrics.jsonl` with its scalars.
 
-  It stops at the first line that a kill cut short or that is damaged.
+  Stops at the first line that is damaged or cut short.
   """
   with files.open_text(path, errors='replace') as file:
     for line in file:
       try:
         scalars = json.loads(line)
         scalars['step'] = int(scalars['step'])
-      except (ValueError, LookupError, TypeError, ArithmeticError):
-        return
-      except RecursionError:  # Brackets that nest without end.
+      except (
+        ValueError, LookupError, TypeError, ArithmeticError, RecursionError
+      ):  # fmt: skip
         return
       yield line, scalars
 
@@ -73,9 +72,9 @@ def read_metrics(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 class MetricWriter:
   """Writes scalars to `metrics.jsonl` and to a TensorBoard event file.
 
-  Lines beyond `start_step` (written after the checkpoint that is resumed
-  from) are dropped, so that a resumed run's file reads like an undisturbed
-  one. Only the first process writes. In a bucket, there are no event files.
+  Lines after `start_step`, the step of the checkpoint, are dropped, so that the
+  file of a resumed run is that of an undisturbed one. The first process writes.
+  A bucket gets no event files.
   """
 
   def __init__(self, workdir: str, start_step: int = 0):
@@ -95,16 +94,16 @@ class MetricWriter:
     self._board: Any = None
     if files.is_remote(workdir):
       return
-    # Not `SummaryWriter`: on a full disk its thread dies, and the run hangs.
+    # `SummaryWriter` writes in a thread that dies on a full disk: a hang.
     folder = os.path.join(workdir, 'tensorboard')
     os.makedirs(folder, exist_ok=True)
     self._board = event_file_writer.EventsWriter(os.path.join(folder, 'events'))
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._write_event(start_step + 1, session_log=start)  # Hides what is newer.
-    self._flushed = -math.inf
+    # TensorBoard hides the events of earlier starts from this step on.
+    self._write_event(start_step + 1, session_log=start)
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Writes one line, and one event per scalar."""
+    """Writes a line, and an event per scalar."""
     if not self._enabled:
       return
     with files.naming(self._jsonl.name):
@@ -113,12 +112,10 @@ class MetricWriter:
       return
     for name, value in scalars.items():
       self._write_event(step, summary=board_summary.scalar(name, value))
-    if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-      self._board.flush()
-      self._flushed = time.monotonic()
+    self._board.flush()
 
   def flush(self) -> None:
-    """Sends what was written to a bucket; on a disk it is there already."""
+    """Sends the lines to a bucket; on a disk, they are written already."""
     if self._enabled:
       self._jsonl.flush()
 
@@ -127,7 +124,7 @@ class MetricWriter:
     self._board.write_event(event)
 
   def close(self) -> None:
-    """Writes what is buffered and closes the files."""
+    """Closes the files."""
     if self._enabled:
       self._jsonl.close()
       if self._board is not None:
@@ -141,10 +138,11 @@ class Progress:
     """Starts the clock."""
     self._batch_size = batch_size
     self._paused = 0.0  # Seconds that do not count in images/s.
+    # (step, time) of the last call of `update` and of the last movement.
     self._updated = self._ticked = (start_step, time.perf_counter())
     self._stride = 1  # Steps between two movements of the bar.
-    self._details = ''  # Of the last log line.
-    self.failing = ''  # What is wrong with the run, to be shown in the bar.
+    self._details = ''  # Metrics of the last log line.
+    self.failing = ''  # Sign by which the run fails, shown in the bar.
     self._bar = tqdm.tqdm(
       total=total_steps,
       initial=start_step,
@@ -163,10 +161,10 @@ class Progress:
     """Moves the bar to `step` about once a second, or at every longer step.
 
     Args:
-      step: updates sent to the devices.
-      loss: of them, on the devices; fetched, and so waited for, only when it is
-        shown. (The devices lag behind by many steps, and a clock would not
-        tell.)
+      step: number of updates sent to the devices.
+      loss: loss after these updates, on the devices. It is fetched only when it
+        is shown. The fetch waits for the devices, which lag behind the host, so
+        that rates are those of the devices.
     """
     if step - self._ticked[0] < self._stride:
       return
@@ -190,14 +188,11 @@ class Progress:
     self._show(step, rate, scalars.get('train/loss', math.nan))
     return rate
 
-  def _now(self) -> float:
-    return time.perf_counter() - self._paused
-
   def _measure(
     self, step: int, since: tuple[int, float]
   ) -> tuple[float, tuple[int, float]]:
-    """Returns images/s since a (step, time), and the (step, time) of now."""
-    now = self._now()
+    """Returns images/s since a (step, time), and the current (step, time)."""
+    now = time.perf_counter() - self._paused
     seconds = max(now - since[1], 1e-9)
     return (step - since[0]) * self._batch_size / seconds, (step, now)
 
@@ -209,13 +204,13 @@ class Progress:
     self._bar.update(step - self._bar.n)
 
   def log(self, message: str) -> None:
-    """Prints a line on stderr above the bar, from the first process only."""
+    """Prints a line on stderr, above the bar, in the first process."""
     if jax.process_index() == 0:
       self._bar.write(message, file=sys.stderr)
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Leaves the block's time (monitoring, saving) out of images/s."""
+    """Leaves the time of a block (monitoring, saving) out of images/s."""
     start = time.perf_counter()
     yield
     self._paused += time.perf_counter() - start
@@ -224,5 +219,5 @@ class Progress:
     return self
 
   def __exit__(self, *exception: object) -> None:
-    """Ends the bar, so that what is said of an error comes below it."""
+    """Closes the bar, so that an error is printed below it."""
     self._bar.close()

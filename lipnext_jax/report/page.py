@@ -1,7 +1,7 @@
-"""Makes `report.html`, one file that fetches nothing, from a workdir.
+"""Builds `report.html`, one file that fetches nothing, from a workdir.
 
-All that people see stands in the template `report.html.jinja`; here is what
-it computes with.
+The template `report.html.jinja` has all texts and the structure of the page.
+This module prepares its data and formats numbers.
 """
 
 import base64
@@ -25,18 +25,15 @@ from lipnext_jax.report import workdir as workdir_lib
 
 _SPACE = '\u00a0'  # A number stays on one line with its unit.
 _SUPERSCRIPT = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
-_MOST_CLASSES = 20  # Beyond, the ten weakest and the ten strongest are shown.
-_BINS = 24
+_MOST_CLASSES = 20  # Of more classes, the weakest and strongest ten are shown.
+_BINS = 24  # Bars of a histogram.
 
 
 def write_page(workdir: str) -> str:
-  """Writes `report.html` into a workdir that holds an evaluation.
-
-  Returns:
-    Its path.
+  """Writes `report.html` into a workdir with an evaluation; returns its path.
 
   Raises:
-    UserError: the files of an evaluation are missing or unreadable.
+    UserError: the files of the evaluation are missing or unreadable.
   """
   path = os.path.join(workdir, 'report.html')
   files.write_text(path, build_page(workdir_lib.read_run(workdir)))
@@ -44,7 +41,7 @@ def write_page(workdir: str) -> str:
 
 
 def build_page(run: workdir_lib.Run) -> str:
-  """Builds the document, a function of the files of the run alone."""
+  """Builds the page, which depends only on the files of the run."""
   return _template().render(
     run=run,
     classes=_classes(run),
@@ -56,7 +53,7 @@ def build_page(run: workdir_lib.Run) -> str:
 
 @functools.cache
 def _template() -> jinja2.Template:
-  """Compiles the template once; whatever it prints is escaped."""
+  """Compiles the template, which escapes all values."""
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('lipnext_jax.report', '.'),
     autoescape=True,
@@ -75,12 +72,12 @@ def _template() -> jinja2.Template:
 
 
 def count(value: int) -> str:
-  """Writes a number with separated thousands: 12 345."""
+  """Formats an integer with separated thousands: 12 345."""
   return f'{value:,}'.replace(',', _SPACE)
 
 
 def percent(hits: Any, examples: int = 0) -> str:
-  """Writes a share, one of counts rounded down.
+  """Formats a percentage, or a ratio of counts as one, rounded down.
 
   >>> percent(66.666).replace(_SPACE, ' '), percent(2, 3).replace(_SPACE, ' ')
   ('66.67 %', '66.66 %')
@@ -92,7 +89,7 @@ def percent(hits: Any, examples: int = 0) -> str:
 
 
 def radius(value: float, digits: int = 3) -> str:
-  """Writes an ℓ2 length, never above what it is.
+  """Formats an ℓ2 length, rounded down.
 
   >>> radius(0.51978), radius(float('inf')), radius(float('nan'))
   ('0.519', '∞', 'not a number')
@@ -102,12 +99,12 @@ def radius(value: float, digits: int = 3) -> str:
 
 
 def grey(value: float) -> str:
-  """Writes the same length in grey levels of 1/255, never above what it is."""
+  """Formats an ℓ2 length in grey levels of 1/255, rounded down."""
   return radius(decimals.below_product(255, float(value)), 1)
 
 
 def constant(bound: float) -> str:
-  """Writes Λ, rounded up: by its excess over 1 where that is small.
+  """Formats Λ, rounded up; a value near 1 by its excess over 1.
 
   >>> constant(1.00001), constant(4.25)
   ('1 + 1.1e-05', '4.25')
@@ -118,7 +115,7 @@ def constant(bound: float) -> str:
 
 
 def powers(text: str) -> str:
-  """Writes powers of ten as people do.
+  """Replaces e-notation by powers of ten.
 
   >>> powers('1 + 8e-06').replace(_SPACE, ' '), powers('1e-07')
   ('1 + 8·10⁻⁶', '10⁻⁷')
@@ -132,7 +129,7 @@ def powers(text: str) -> str:
 
 
 def flat(value: Any) -> str:
-  """Writes a value of a record on one line.
+  """Formats a value of a JSON record on one line.
 
   >>> flat({'kind': 'cpu', 'count': 1}), flat(['main.py', '-h']), flat([1, 2])
   ('kind cpu, count 1', 'main.py -h', '[1, 2]')
@@ -145,11 +142,11 @@ def flat(value: Any) -> str:
 
 
 def data_uri(image: np.ndarray) -> str:
-  """Encodes an image as the `src` of an `<img>`: nothing is fetched for it.
+  """Encodes an image as a data URI for the `src` of an `<img>`.
 
   Args:
-    image: [H, W, ch] uint8, or float in [0, 1] (clipped). One channel is grey,
-      three are red, green and blue; any other number is shown as its mean.
+    image: [H, W, ch] uint8, or floats, which are clipped to [0, 1]. Three
+      channels are red, green and blue; of others, the mean is shown as grey.
 
   >>> data_uri(np.zeros((1, 1, 3)))[:30]
   'data:image/png;base64,iVBORw0K'
@@ -165,7 +162,7 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def _classes(run: workdir_lib.Run) -> dict[str, Any]:
-  """Counts examples and bins radii for each class that is shown."""
+  """Counts the examples and bins the radii of each class on the page."""
   labels, certified = run.table['label'], run.certified
   right = labels == run.table['prediction']
   members = {int(c): np.flatnonzero(labels == c) for c in np.unique(labels)}
@@ -196,7 +193,7 @@ def _classes(run: workdir_lib.Run) -> dict[str, Any]:
 
 
 def _confusion(run: workdir_lib.Run) -> dict[str, Any]:
-  """Counts labels against predictions, and lists the frequent mistakes."""
+  """Counts pairs of label and prediction; sorts mistakes by frequency."""
   labels = run.table['label'].tolist()
   predictions = run.table['prediction'].tolist()
   names = sorted({*labels, *predictions})
@@ -210,7 +207,7 @@ def _confusion(run: workdir_lib.Run) -> dict[str, Any]:
 
 
 def _adversarial(run: workdir_lib.Run) -> list[dict[str, Any]]:
-  """Collects what attacks found, the closest to its certified ball first."""
+  """Collects the adversarial images, sorted by distance over radius."""
   arrays, shown = run.attacked, []
   for k, name in enumerate(arrays.get('shown_id', ())):
     row = int(np.flatnonzero(arrays['id'] == name)[0])
@@ -237,7 +234,7 @@ def _adversarial(run: workdir_lib.Run) -> list[dict[str, Any]]:
 
 
 def _distances(run: workdir_lib.Run) -> dict[str, np.ndarray]:
-  """Sorts the attacks that changed an answer, closest to their radius first."""
+  """Sorts the attacks that changed an answer by distance over radius."""
   names = ('id', 'radius', 'distance')
   columns = {name: run.attacked.get(name, np.zeros(0)) for name in names}
   radii, distances = columns['radius'], columns['distance']

@@ -1,4 +1,4 @@
-"""Records what ran, on which machine and on which data."""
+"""Records of a run: versions, machine, arrays and data."""
 
 from collections.abc import Sequence
 import contextlib
@@ -24,7 +24,7 @@ _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
   'ml-collections',
 )  # fmt: skip
-_INPUTS = 4  # Images of a kind in `inputs.npz`.
+_INPUTS = 4  # Images of each split in `inputs.npz`.
 
 
 def write_records(
@@ -33,11 +33,11 @@ def write_records(
   state: Any,
   dataset: sources.Dataset,
 ) -> None:
-  """Writes what is needed, beside the config, to say later what ran.
+  """Writes `parameters.txt` and `run.json`, which say what ran.
 
-  `parameters.txt` has the path, shape, dtype, spec and bytes per device of
-  every array of the train state; `run.json` has versions, devices, the commit
-  and the shape of the data, one entry per start of the run.
+  `parameters.txt` lists path, shape, dtype, sharding and bytes per device of
+  every array of the train state. `run.json` has an entry per start of the run,
+  with versions, devices, the commit and facts about the data.
   """
   if jax.process_index() != 0:
     return
@@ -51,7 +51,7 @@ def write_records(
   path = os.path.join(workdir, 'run.json')
   starts = []
   if files.exists(path):
-    with contextlib.suppress(ValueError):  # Damaged: it only tells of the past.
+    with contextlib.suppress(ValueError):  # Damaged: the entries are lost.
       starts = files.read_json(path)
     starts = starts if isinstance(starts, list) else []
   data = {
@@ -68,16 +68,16 @@ def write_records(
 def write_inputs(
   workdir: str, trained: np.ndarray, evaluated: views.Source
 ) -> None:
-  """Writes `inputs.npz`: images as the network gets them, for the report.
+  """Writes `inputs.npz`, with images as the network sees them, for the page.
 
   Args:
-    workdir: where to.
-    trained: [b, H, W, ch], a batch to train on.
-    evaluated: the split of the final numbers.
+    workdir: workdir of the run.
+    trained: images [b, H, W, ch] of a training batch.
+    evaluated: split of the final evaluation.
   """
   if jax.process_index() != 0:
     return
-  step = -(-len(evaluated) // _INPUTS)  # Over the split, so over the classes.
+  step = -(-len(evaluated) // _INPUTS)  # A split may be sorted by class.
   images = [evaluated[i]['image'] for i in range(0, len(evaluated), step)]
   files.write_arrays(
     os.path.join(workdir, 'inputs.npz'),
@@ -86,22 +86,21 @@ def write_inputs(
 
 
 def read_data_facts(workdir: str) -> dict[str, Any]:
-  """Reads what the last start of a run knew of its data.
+  """Reads the facts about the data that the last start of a run recorded.
 
   Returns:
-    'image_shape' [H, W, ch], 'num_classes' and 'train_examples': enough to
-    build the model of the run. 'class_names', () where they are not known, and
-    'resize', None where the run is older than that record of it.
+    'image_shape' [H, W, ch], 'num_classes', 'train_examples', 'class_names', ()
+    if they are not known, and 'resize', None if an earlier version ran.
 
   Raises:
-    ConfigError: no run.json, or one without these.
+    ConfigError: run.json is missing or does not hold these facts.
   """
   try:
     facts = files.read_json(os.path.join(workdir, 'run.json'))[-1]['data']
     h, w, ch = facts['image_shape']
     numbers = h, w, ch, facts['num_classes'], facts['train_examples']
     if any(type(n) is not int or not 0 < n < 2**31 for n in numbers):
-      raise ValueError('a number that counts nothing')
+      raise ValueError('a number is not a count')
     names, resize = facts.get('class_names') or (), facts.get('resize')
     if names and len(names) != facts['num_classes']:
       raise ValueError('a class without a name')
@@ -122,7 +121,7 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
 
 
 def describe_run(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """Returns versions, devices and the commit of the code that runs."""
+  """Returns versions, devices, and the commit of this code."""
   git = ['git', '-C', os.path.dirname(os.path.abspath(__file__))]
   commit = _output([*git, 'rev-parse', 'HEAD'])
   dirty = _output([*git, 'status', '--porcelain', '--untracked-files=no'])
@@ -144,7 +143,7 @@ def describe_run(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 
 def _output(command: Sequence[str]) -> str:
-  """Returns what a command prints, or '' where it fails."""
+  """Returns the output of a command, or '' if it fails."""
   try:
     return subprocess.run(
       command, capture_output=True, text=True, check=True, timeout=10

@@ -1,4 +1,4 @@
-"""Reads and checks the files of a workdir, all that the page is made of."""
+"""Reads and checks the files of a workdir from which the page is built."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import csv
 import dataclasses
 import functools
-from importlib import resources
 import os
 from typing import Any
 import zipfile
@@ -16,6 +15,7 @@ import numpy as np
 
 from lipnext_jax import errors
 from lipnext_jax import files
+from lipnext_jax.data import official
 from lipnext_jax.report import metrics as metrics_lib
 
 Arrays = Mapping[str, np.ndarray]
@@ -31,32 +31,31 @@ _SHOWN = ('shown_id', 'original', 'adversarial', 'adversarial_prediction')
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One evaluated run; what is missing is empty, and `notes` says why."""
+  """The files of an evaluated run; missing ones are empty, with a note."""
 
   workdir: str
-  name: str  # The last part of the workdir.
+  name: str  # Last part of the path.
   evaluation: dict[str, Any]  # eval.json.
-  # radii.csv: id, label, prediction, radius, and file if it is known, each [n].
-  table: Arrays
+  table: Arrays  # radii.csv: id, label, prediction, radius, perhaps file; [n].
   config: dict[str, Any]  # config.json: dotted field → value.
   starts: list[dict[str, Any]]  # run.json.
   metrics: dict[str, tuple[np.ndarray, np.ndarray]]  # Name → steps, values.
-  inputs: Arrays  # inputs.npz: what training and evaluation looked at.
-  gallery: Arrays  # gallery.npz, if it is of this evaluation.
-  attack: dict[str, Any]  # attack.json, if it is of this evaluation.
-  attacked: Arrays  # attack.npz, with it.
-  notes: dict[str, str]  # File → why it is not shown.
+  inputs: Arrays  # inputs.npz: images as training and evaluation see them.
+  gallery: Arrays  # gallery.npz, if it belongs to this evaluation.
+  attack: dict[str, Any]  # attack.json, if it belongs to this evaluation.
+  attacked: Arrays  # attack.npz, if it belongs to this evaluation.
+  notes: dict[str, str]  # File → reason why it is not shown.
 
   @property
   def certified(self) -> np.ndarray:
-    """Certified radii [n] of the right answers; 0 for every other example."""
+    """Radii [n]; 0 for wrong answers."""
     right = self.table['label'] == self.table['prediction']
     radii = self.table['radius']
     return np.where(right & (radii > 0), radii, 0.0)
 
   @property
   def epsilon(self) -> float:
-    """The radius of the headline: the reported one next to that trained for."""
+    """The ε in eval.json that is closest to `loss.epsilon`, for the headline."""
     reported = [float(key) for key in self.evaluation['cra']] or [0.0]
     wanted = self.config.get('loss.epsilon')
     if not isinstance(wanted, int | float):
@@ -64,24 +63,23 @@ class Run:
     return min(reported, key=lambda epsilon: abs(epsilon - wanted))
 
   def exact(self, epsilon: float) -> float:
-    """Returns a reported ε, to six digits in eval.json, or k/255 if above."""
+    """Returns an ε of eval.json with more than its six digits, if it is k/255."""
     level = round(255 * epsilon) / 255
     return max(epsilon, level) if abs(level - epsilon) < 1e-6 else epsilon
 
   @functools.cached_property
   def class_names(self) -> Sequence[str]:
-    """Names of the classes, where the files of the run tell them."""
+    """Names of the classes by label; empty if the files do not have them."""
     data = self.starts[-1].get('data') if self.starts else None
     names = data.get('class_names') if isinstance(data, dict) else None
     if isinstance(names, list):
       return [str(name) for name in names]
     if (name := self.config.get('dataset.name')) in ('cifar10', 'cifar100'):
-      lists = resources.files('lipnext_jax.data') / 'class_lists'
-      return (lists / f'{name}.txt').read_text(encoding='utf-8').split()
+      return official.class_names(name)
     return ()
 
   def name_of(self, c: int) -> str:
-    """Names a class, 'class 3' where it has no name."""
+    """Returns the name of a class, or 'class 3'."""
     names = self.class_names
     return names[c] if 0 <= c < len(names) else f'class {c}'
 
@@ -91,7 +89,7 @@ class Run:
     return dict(zip(rows['id'].tolist(), rows.get('file', ()), strict=False))
 
   def file_of(self, example: int) -> str:
-    """Names the file or record of an example; '' where it is not known."""
+    """Returns the name of an example's file or record, or ''."""
     return self._files.get(int(example), '')
 
 
@@ -99,8 +97,8 @@ def read_run(workdir: str) -> Run:
   """Reads the files of an evaluated run.
 
   Raises:
-    UserError: `eval.json` or `radii.csv` is missing, unreadable, or they are
-      of different evaluations. Anything else may be missing: `notes` says so.
+    UserError: `eval.json` or `radii.csv` is missing or unreadable, or they
+      belong to different evaluations. Other files may be missing.
   """
   notes: dict[str, str] = {}
 
@@ -205,15 +203,15 @@ def _read_arrays(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _check_same(arrays: Arrays, table: Arrays, columns: Sequence[str]) -> None:
-  """Raises ValueError unless the rows of these ids say the same in a table."""
+  """Raises ValueError unless `arrays` and `table` agree on their common ids."""
   row_of = {int(name): row for row, name in enumerate(table['id'])}
   rows = [row_of.get(int(name), -1) for name in arrays['id']]
-  # radii.csv holds every digit, so that equal means equal.
+  # Numbers in radii.csv have all digits, so they must be equal exactly.
   if -1 in rows or not all(
     np.array_equal(arrays[name], table[name][rows], equal_nan=True)
     for name in columns
   ):
-    raise ValueError('it is of another evaluation')
+    raise ValueError('it belongs to another evaluation')
 
 
 def _read_inputs(path: str) -> Arrays:
