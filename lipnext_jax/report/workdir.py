@@ -55,7 +55,7 @@ class Run:
 
   @property
   def epsilon(self) -> float:
-    """The ε in eval.json that is closest to `loss.epsilon`, for the headline."""
+    """The ε of the headline: the closest to `loss.epsilon` in eval.json."""
     reported = [float(key) for key in self.evaluation['cra']] or [0.0]
     wanted = self.config.get('loss.epsilon')
     if not isinstance(wanted, int | float):
@@ -63,7 +63,7 @@ class Run:
     return min(reported, key=lambda epsilon: abs(epsilon - wanted))
 
   def exact(self, epsilon: float) -> float:
-    """Returns an ε of eval.json with more than its six digits, if it is k/255."""
+    """Returns k/255 for an ε of eval.json that is k/255 to its six digits."""
     level = round(255 * epsilon) / 255
     return max(epsilon, level) if abs(level - epsilon) < 1e-6 else epsilon
 
