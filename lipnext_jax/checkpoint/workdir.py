@@ -114,7 +114,7 @@ def read_config(
       raise errors.ConfigError(
         name,
         value,
-        f'in {os.path.join(workdir, CONFIG_FILE)} is no '
+        f'in {os.path.join(workdir, CONFIG_FILE)} is not of type '
         f'{type(defaults[name]).__name__}',
         _REMEDY,
       ) from None

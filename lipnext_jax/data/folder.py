@@ -159,7 +159,7 @@ def _check(
 
   def check(path: str) -> archives.Entry | str:
     if not _is_image(path):
-      return f'{path}: is no {", ".join(EXTENSIONS)} file'
+      return f'{path}: is not a {", ".join(EXTENSIONS)} file'
     try:
       entry = archives.stat_file(path)
       assert entry is not None  # `os.walk` lists no folders among files.

@@ -1,4 +1,4 @@
-"""Opens image sets on disk by name: official ones, folders, other records."""
+"""Opens image sets on disk: official sets, folders, sets of TFDS and of HF."""
 
 from collections.abc import Sequence
 import os
@@ -11,7 +11,7 @@ from lipnext_jax import errors
 from lipnext_jax.data import folder
 from lipnext_jax.data import official
 
-# Splits that results are reported on, the first that a set has.
+# Names of test splits; the first that a set has is used.
 TEST_SPLITS = ('test', 'validation', 'val')
 
 
@@ -19,9 +19,9 @@ class Splits(NamedTuple):
   """The splits of a set: sources of uint8 images and labels."""
 
   train: Any
-  test: Any  # The labelled split that results are reported on; None: none.
+  test: Any  # None if the set has no test split.
   class_names: Sequence[str]  # By label.
-  image_shape: tuple[int, int, int] | None  # None: it varies.
+  image_shape: tuple[int, int, int] | None  # None if it varies.
   channels: int = 3
   notes: tuple[str, ...] = ()  # See `sources.Dataset`.
 
@@ -30,15 +30,15 @@ def open_set(c: ml_collections.ConfigDict) -> Splits:
   """Opens the set of `config.dataset`.
 
   Raises:
-    ConfigError: it is not there, or a package that reads it is not.
-    DataError: it is there, but not as it should be.
+    ConfigError: the set, or a package that reads it, is missing.
+    DataError: the set is malformed.
 
   >>> from lipnext_jax import config
   >>> c = config.default_config().dataset
   >>> c.name, c.data_dir = 'cifar10', '/no/where'
   >>> open_set(c)
   Traceback (most recent call last):
-  lipnext_jax.errors.ConfigError: dataset.data_dir='/no/where' is no \
+  lipnext_jax.errors.ConfigError: dataset.data_dir='/no/where' is not a \
 directory; give the one that prepared sets lie in.
   """
   data_dir = os.path.expanduser(c.data_dir)
@@ -49,7 +49,10 @@ directory; give the one that prepared sets lie in.
       'hf': 'that `save_to_disk` of Hugging Face datasets wrote',
     }.get(c.name, 'that prepared sets lie in')
     raise errors.ConfigError(
-      'dataset.data_dir', c.data_dir, 'is no directory', f'give the one {what}'
+      'dataset.data_dir',
+      c.data_dir,
+      'is not a directory',
+      f'give the one {what}',
     )
   if c.name == 'folder':
     train, test, classes, notes = folder.open_folder(data_dir, c.skip_bad)
@@ -71,10 +74,10 @@ directory; give the one that prepared sets lie in.
 
 
 def find_test(data_dir: str, splits: Sequence[str]) -> str | None:
-  """Returns the split to report on, or None if only 'train' is there.
+  """Returns the name of the test split, or None if there is none.
 
   Raises:
-    DataError: there is no split called 'train'.
+    DataError: the set has no split called 'train'.
   """
   if 'train' not in splits:
     raise errors.DataError(
@@ -84,8 +87,8 @@ def find_test(data_dir: str, splits: Sequence[str]) -> str | None:
 
 
 def _open_official(data_dir: str, name: str) -> Splits:
-  """Opens what `data.prepare` wrote, or TFDS prepared."""
-  # TensorFlow Datasets is an extra, and slow to import.
+  """Opens an official set that `data.prepare` or TFDS wrote."""
+  # These import TensorFlow Datasets, which is an extra, and slow to import.
   from lipnext_jax.data import imagenet400
   from lipnext_jax.data import records
 
@@ -115,7 +118,7 @@ def _open_official(data_dir: str, name: str) -> Splits:
 
 
 def _open_tfds(data_dir: str, name: str) -> Splits:
-  """Opens any set that TFDS prepared as ArrayRecord files."""
+  """Opens a set that TFDS prepared as ArrayRecord files."""
   from lipnext_jax.data import records
 
   if not name:
@@ -139,7 +142,7 @@ def _open_tfds(data_dir: str, name: str) -> Splits:
 
 
 def _open_hf(data_dir: str) -> Splits:
-  """Opens what `datasets.Dataset.save_to_disk` or a DatasetDict's wrote."""
+  """Opens a folder that `save_to_disk` of a Dataset or DatasetDict wrote."""
   from lipnext_jax.data import hf
 
   splits = hf.list_splits(data_dir)
@@ -155,14 +158,11 @@ def _open_hf(data_dir: str) -> Splits:
 
 def _newest_version(data_dir: str, name: str, remedy: str) -> str:
   """Returns the folder of the newest version of a prepared set."""
-  parent = os.path.join(data_dir, name)
+  import tensorflow_datasets as tfds
+
+  parent, version = os.path.join(data_dir, name), tfds.core.Version
   entries = os.listdir(parent) if os.path.isdir(parent) else []
-  versions = [
-    (tuple(map(int, parts)), entry)
-    for entry in entries
-    if len(parts := entry.split('.')) == 3
-    and all(part.isdecimal() for part in parts)
-  ]
+  versions = [version(entry) for entry in entries if version.is_valid(entry)]
   if not versions:
     unfinished = any(entry.startswith('incomplete.') for entry in entries)
     raise errors.ConfigError(
@@ -171,4 +171,4 @@ def _newest_version(data_dir: str, name: str, remedy: str) -> str:
       f'holds no {"finished " if unfinished else ""}{name}',
       remedy,
     )
-  return os.path.join(parent, max(versions)[1])
+  return os.path.join(parent, str(max(versions)))

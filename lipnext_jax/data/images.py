@@ -125,7 +125,7 @@ def _open(data: bytes) -> tuple[Image.Image, bool]:
   except BadImageError:
     raise
   except Image.UnidentifiedImageError:
-    raise BadImageError(f'is no {", ".join(FORMATS)} image') from None
+    raise BadImageError(f'is not a {", ".join(FORMATS)} image') from None
   except Exception as error:  # Decoders raise any error.
     raise BadImageError(f'cannot be decoded ({error})') from None
 

@@ -88,7 +88,7 @@ def read(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
   """
   try:
     if not stat.S_ISREG(os.stat(path).st_mode):  # A pipe may block for ever.
-      raise BadInputError('is no regular file')
+      raise BadInputError('is not a regular file')
     if path.endswith('.npy'):
       return _check_array(_load(path), how.image_shape)
     with open(path, 'rb') as file:

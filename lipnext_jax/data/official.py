@@ -1,7 +1,7 @@
-"""Facts about the official sets: files, sizes, classes, and TFDS's names.
+"""Facts about the official sets: files, checksums, sizes and classes.
 
-Names, versions and features are those of TFDS where it has the set, so that
-its builders read what `prepare` writes and the other way round.
+Sets that TFDS has, too, get its names, versions and features: TFDS reads what
+`prepare` writes, and this package reads what TFDS prepares.
 """
 
 from importlib import resources
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 class OfficialSet(NamedTuple):
-  """A set when it is complete."""
+  """The facts about a complete set."""
 
-  name: str  # Of the folder in data_dir, and for `tfds.data_source`.
+  name: str  # TFDS's name, and that of the folder in data_dir.
   version: str
   homepage: str
-  image_shape: tuple[int, int, int] | None  # None: it varies.
+  image_shape: tuple[int, int, int] | None  # None if it varies.
   num_classes: int
   splits: dict[str, int]  # Split → number of examples.
-  balanced: tuple[str, ...]  # Splits with equally many of every class.
-  test_split: str  # The labelled one that results are reported on.
-  key: str  # Feature that names an example; '': it has none.
-  origin: str = ''  # Where its files come from, if not from the homepage.
-  encoding: str | None = None  # TFDS's declared format of the images.
+  balanced: tuple[str, ...]  # Splits whose classes have the same size.
+  test_split: str  # The labelled split for which results are reported.
+  key: str  # Feature that names an example; '' if there is none.
+  origin: str = ''  # Origin of the files; '': the homepage.
+  encoding: str | None = None  # Image format that TFDS declares.
+  # Further label features → number of classes.
   other_labels: dict[str, int] = {}  # noqa: RUF012 (never changed)
 
 
-# https://www.cs.toronto.edu/~kriz/cifar.html; classes in batches.meta's order.
 CIFAR10 = OfficialSet(
   name='cifar10',
   version='3.0.2',
@@ -46,7 +46,7 @@ CIFAR10 = OfficialSet(
 CIFAR100 = CIFAR10._replace(
   name='cifar100', num_classes=100, other_labels={'coarse_label': 20}
 )
-# Its test split has no labels: results are reported on the validation split.
+# The labels of its test split were never published.
 TINY_IMAGENET = OfficialSet(
   name='tiny_imagenet',
   version='1.0.0',
@@ -70,7 +70,6 @@ IMAGENET = OfficialSet(
   key='file_name',
   encoding='jpeg',
 )
-# In four files of the IDX format each; the labels' order is that of TFDS.
 MNIST = OfficialSet(
   name='mnist',
   version='3.0.1',
@@ -109,16 +108,16 @@ SETS = {
 
 
 class Archive(NamedTuple):
-  """An official file: what its bytes must be."""
+  """Size and checksum of an official file."""
 
-  size: int | None  # In bytes; None: not published.
+  size: int | None  # In bytes; None if it was not published.
   checksum: str  # In hexadecimal digits.
   algorithm: str = 'sha256'  # 'md5' where the publisher gives no other.
 
 
-# The Python archives: https://www.cs.toronto.edu/~kriz/cifar.html (MD5) and
-# Keras (SHA-256); the binary ones and ImageNet's tars: TFDS's checksums;
-# Tiny-ImageNet and the devkit, as torchvision and others have them.
+# The checksums of CIFAR's Python archives are those of Keras. TFDS has those of
+# the binary archives and of ImageNet's tars, torchvision and others those of
+# Tiny-ImageNet and the devkit.
 ARCHIVES = {
   'cifar-10-python.tar.gz': Archive(
     170_498_071,
@@ -156,14 +155,13 @@ ARCHIVES = {
 class IdxFile(NamedTuple):
   """SHA-256 checksums of an official IDX file, in hexadecimal digits."""
 
-  compressed: str  # Of the published .gz file.
-  content: str = ''  # Of the file in it; '': not known.
+  compressed: str  # Checksum of the published .gz file.
+  content: str = ''  # Checksum of the decompressed file; '' if not known.
 
 
-# The compressed ones: TFDS's checksums. Debian's Fashion-MNIST has other gzip
-# headers; with the published ones, its bytes have the checksums of TFDS, so
-# that the checksums of its contents are the official ones. Those of MNIST's
-# contents are as several projects publish them.
+# TFDS has the checksums of the compressed files, and several projects those of
+# MNIST's contents. Those of Fashion-MNIST's contents are of Debian's files: with
+# the published gzip headers, they have TFDS's checksums.
 IDX_FILES = {
   'mnist': {
     'train-images-idx3-ubyte': IdxFile(
@@ -219,11 +217,11 @@ IDX_FILES = {
 
 
 def class_names(name: str) -> list[str]:
-  """Returns the official names of a set's classes, in the order of labels.
+  """Reads the names of the classes of a set, in the order of the labels.
 
   Args:
-    name: a file in class_lists. The names of CIFAR are those of the archives'
-      batches.meta and meta, the others those of TFDS.
+    name: name of a file in class_lists. The names of CIFAR's classes are those
+      in its archives, the names of the MNISTs' are TFDS's.
 
   >>> class_names('cifar10')[0], len(class_names('cifar100'))
   ('airplane', 100)
@@ -235,22 +233,22 @@ def class_names(name: str) -> list[str]:
 
 
 def imagenet_wnids() -> list[str]:
-  """Returns the 1000 synsets in the order of their labels: alphabetical.
+  """Returns the 1000 synsets of ImageNet in the order of their labels.
 
   >>> wnids = imagenet_wnids()
   >>> len(wnids), wnids[0], wnids == sorted(wnids)
   (1000, 'n01440764', True)
   """
-  import tensorflow_datasets as tfds  # An extra; the facts do without it.
+  import tensorflow_datasets as tfds  # An extra that the facts do not need.
 
   path = tfds.core.tfds_path('datasets/imagenet2012/labels.txt')
   return path.read_text().split()
 
 
 def imagenet_validation_wnids() -> list[str]:
-  """Returns the synsets of ILSVRC2012_val_00000001.JPEG and its followers.
+  """Returns the synsets of the validation images, in the order of their names.
 
-  TFDS ships the ground truth of the devkit.
+  TFDS ships this ground truth of the devkit.
 
   >>> len(imagenet_validation_wnids())
   50000
@@ -267,8 +265,8 @@ def build_features(
   """Builds the features of a set, as TFDS declares them.
 
   Args:
-    official_set: the set.
-    names: label feature → names of its classes, in the order of the labels.
+    official_set: facts about the set.
+    names: label feature → names of the classes by label.
 
   >>> names = {'label': class_names('cifar10')}
   >>> sorted(build_features(CIFAR10, names))

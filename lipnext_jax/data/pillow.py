@@ -21,7 +21,7 @@ def from_array(image: np.ndarray) -> Image.Image:
   fits = image.dtype == np.uint8 and image.ndim == 3
   if not fits or image.shape[2] not in (1, 3):
     raise ValueError(
-      f'{image.dtype}{list(image.shape)} is no uint8 [H, W, 1 or 3]'
+      f'{image.dtype}{list(image.shape)} is not uint8 [H, W, 1 or 3]'
     )
   return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 

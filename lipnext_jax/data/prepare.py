@@ -10,9 +10,7 @@ only when it is complete. docs/data.md has the formats, the checks, the limits.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
-import contextlib
 import functools
 import json
 import os
@@ -47,8 +45,8 @@ except ImportError as missing:
 _SHOWN = 10  # Bad records on the screen; the file has all.
 
 READERS: dict[str, Callable[..., layouts.Contents]] = {
-  'cifar10': cifar.read_cifar10,
-  'cifar100': cifar.read_cifar100,
+  'cifar10': functools.partial(cifar.read_cifar, 'cifar10'),
+  'cifar100': functools.partial(cifar.read_cifar, 'cifar100'),
   'tiny_imagenet': tiny_imagenet.read_tiny_imagenet,
   'imagenet': imagenet.read_imagenet,
   **{
@@ -59,28 +57,25 @@ READERS: dict[str, Callable[..., layouts.Contents]] = {
 
 
 class Options(NamedTuple):
-  """The flags of the command line."""
+  """The arguments of the command line; see the flags below."""
 
   name: str  # A key of `READERS`.
-  source: str  # An archive, a folder of archives, or an extracted tree.
-  data_dir: str  # Where sets lie; as config.dataset.data_dir.
-  resize: int = 0  # ImageNet: scale the shorter side down to this.
-  workers: int = 0  # Processes; 0: this one alone.
-  allow_partial: bool = False  # Take other files, and fewer examples.
-  skip_bad: bool = False  # Leave out what cannot be stored, and count it.
+  source: str
+  data_dir: str
+  resize: int = 0
+  workers: int = 0
+  allow_partial: bool = False
+  skip_bad: bool = False
 
 
 def prepare(options: Options) -> str:
-  """Writes the set, or what is still missing of it.
-
-  Returns:
-    The folder that holds it.
+  """Writes a set, or the shards that are still missing; returns its folder.
 
   Raises:
-    ConfigError: options that do not fit, or a set that is there already but
-      was prepared otherwise.
-    DataError: a source that is not as the official one, or bad examples
-      without `skip_bad`.
+    ConfigError: the options contradict each other, or the set was prepared
+      before with other options.
+    DataError: the source is not official, or has bad examples, and the options
+      do not allow this.
   """
   _check(options)
   official_set = official.SETS[options.name]
@@ -88,13 +83,21 @@ def prepare(options: Options) -> str:
   final = os.path.join(parent, official_set.version)
   if os.path.exists(final):
     _check_finished(final, options)
-    _say(f'{final} is prepared already')
+    print(f'{final} is prepared already', file=sys.stderr)
     return final
   contents = read_set(options)
   form = records.Form(official_set, contents.class_names, options.resize)
   work = os.path.join(parent, f'incomplete.{official_set.version}')
   os.makedirs(parent, exist_ok=True)
-  with _locked(parent):
+  try:  # A killed process does not keep this lock.
+    lock = filelock.FileLock(os.path.join(parent, 'lock')).acquire(
+      blocking=False
+    )
+  except filelock.Timeout:
+    raise errors.DataError(
+      f'{parent}: another process is preparing this set'
+    ) from None
+  with lock:
     shards = jobs.write_splits(
       work,
       contents.splits,
@@ -127,15 +130,18 @@ def prepare(options: Options) -> str:
     os.rename(work, final)
     shutil.rmtree(os.path.join(final, 'progress'))
   counts = ', '.join(f'{n} {split}' for split, n in examples.items())
-  _say(f'{final}: {counts}' + (f'; {len(bad)} skipped' if bad else ''))
+  print(
+    f'{final}: {counts}' + (f'; {len(bad)} skipped' if bad else ''),
+    file=sys.stderr,
+  )
   return final
 
 
 def read_set(options: Options) -> layouts.Contents:
-  """Finds an official set and checks its counts.
+  """Reads an official set, and checks its names and counts.
 
   Raises:
-    DataError: naming the archive, and what in it is not as the official one.
+    DataError: a file is missing, malformed or not official.
   """
   official_set = official.SETS[options.name]
   contents = READERS[options.name](
@@ -148,7 +154,7 @@ def read_set(options: Options) -> layouts.Contents:
     for item in items:
       if item.key in seen or not item.key.isprintable():
         raise errors.DataError(
-          f'{where}: the name {item.key!a} occurs twice or is no UTF-8 text'
+          f'{where}: the name {item.key!a} occurs twice or is not UTF-8'
         )
       seen.add(item.key)
     labels = np.array([item.labels['label'] for item in items], int)
@@ -166,27 +172,12 @@ def read_set(options: Options) -> layouts.Contents:
   return contents
 
 
-@contextlib.contextmanager
-def _locked(parent: str) -> Iterator[None]:
-  """Lets one process at a time prepare a set; a killed one holds no lock."""
-  try:
-    held = filelock.FileLock(os.path.join(parent, 'lock')).acquire(
-      blocking=False
-    )
-  except filelock.Timeout:
-    raise errors.DataError(
-      f'{parent}: another process is preparing this set'
-    ) from None
-  with held:
-    yield
-
-
 def _facts_path(directory: str) -> str:
   return os.path.join(directory, 'prepared.json')
 
 
 def _check(options: Options) -> None:
-  """Refuses options that do not fit each other."""
+  """Checks that the options are complete and go together."""
   if options.name not in READERS:
     raise errors.ConfigError(
       'NAME', options.name, 'is unknown', f'choose one of {", ".join(READERS)}'
@@ -215,7 +206,7 @@ def _check_finished(final: str, options: Options) -> None:
     with open(_facts_path(final), encoding='utf-8') as file:
       facts = json.load(file)
   except (OSError, ValueError):
-    facts = {}  # By TFDS: nothing was scaled or left out.
+    facts = {}  # TFDS prepared the set: nothing was scaled or left out.
   remedy = 'delete that folder to prepare it anew, or choose another --data_dir'
   if facts.get('resize', 0) != options.resize:
     raise errors.ConfigError(
@@ -240,7 +231,7 @@ def _report_bad(bad: Sequence[str], work: str, skip: bool) -> None:
   path = os.path.join(work, 'progress', 'bad_records.txt')
   files.write_text(path, '\n'.join(bad) + '\n')
   for line in bad[:_SHOWN]:
-    _say(line)
+    print(line, file=sys.stderr)
   if not skip:
     raise errors.DataError(
       f'{len(bad)} bad records, all listed in {path}; mend or fetch the source '
@@ -248,44 +239,37 @@ def _report_bad(bad: Sequence[str], work: str, skip: bool) -> None:
     )
 
 
-def _say(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
-
-
 flags.DEFINE_string(
-  'source', '', 'The archive, the folder of archives, or an extracted tree.'
+  'source', '', 'An archive, a folder of archives, or an extracted folder.'
 )
 flags.DEFINE_string(
-  'data_dir', '', 'Where the set goes; config.dataset.data_dir reads it there.'
+  'data_dir', '', 'Folder of prepared sets, as config.dataset.data_dir.'
 )
 flags.DEFINE_integer(
   'resize',
   0,
-  'ImageNet: scale shorter sides down to this; 0: keep the files.',
+  'Shorter side in pixels to which ImageNet is scaled down; 0: no scaling.',
   lower_bound=0,
 )
 flags.DEFINE_integer(
   'workers',
   os.cpu_count() or 1,
-  'Processes; 0: this one alone.',
+  'Worker processes; 0: none.',
   lower_bound=0,
 )
 flags.DEFINE_bool(
-  'allow_partial', False, 'Take other files, and fewer examples, than official.'
+  'allow_partial', False, 'Accept unofficial files, and fewer examples.'
 )
 flags.DEFINE_bool(
-  'skip_bad', False, 'Leave out images that cannot be decoded; count them.'
+  'skip_bad', False, 'Leave out images that cannot be stored; count them.'
 )
 
 
 def main(argv: Sequence[str]) -> int:
-  """Prepares what the command line says; a `UserError` becomes one line.
+  """Prepares the set that the command line names; returns the exit code.
 
   Args:
-    argv: the name of the program, its flags, and the name of a set.
-
-  Returns:
-    The exit code.
+    argv: name of the program, flags, and name of a set.
   """
   known: errors.UserError
   terminal.open_streams()
@@ -296,7 +280,7 @@ def main(argv: Sequence[str]) -> int:
       raise errors.ConfigError(
         'NAME',
         ' '.join(names),
-        'is no one set',
+        'is not the name of one set',
         f'choose one of {", ".join(READERS)}',
       )
     fields = Options._fields[1:]
@@ -315,9 +299,9 @@ def main(argv: Sequence[str]) -> int:
   except OSError as error:  # A folder that cannot be written, a full disk.
     known = errors.DataError(str(error))
   except KeyboardInterrupt:
-    _say('interrupted; the same command continues')
+    print('interrupted; the same command continues', file=sys.stderr)
     return 130
-  _say(f'error: {known}')
+  print(f'error: {known}', file=sys.stderr)
   return known.exit_code
 
 

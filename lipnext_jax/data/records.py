@@ -1,14 +1,13 @@
 """ArrayRecord sets in the layout of TFDS: written in shards, read by index.
 
-What `write_shard` and `write_metadata` leave behind is what
-`tfds.data_source(name, split=…, data_dir=…, download=False)` reads; a set that
-TFDS prepared with `file_format='array_record'` is read by `RecordSource` too.
+`tfds.data_source(name, split=…, data_dir=…, download=False)` reads the results
+of `write_shard` and `write_metadata`. `RecordSource` reads them, too, and sets
+that TFDS prepared with `file_format='array_record'`.
 """
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import os
-import threading
 from typing import NamedTuple
 
 from array_record.python import array_record_module
@@ -22,7 +21,7 @@ from lipnext_jax.data import official
 from lipnext_jax.data.formats import archives
 from lipnext_jax.data.formats import layouts
 
-# Features that name a record, in sets of TFDS.
+# Features of TFDS sets that name a record.
 _KEYS = ('id', 'file_name', 'filename', 'image/filename')
 
 
@@ -30,20 +29,20 @@ class Form(NamedTuple):
   """The form in which the examples of a set are stored."""
 
   official_set: official.OfficialSet
-  class_names: dict[str, list[str]]  # Per label feature.
-  resize: int = 0  # See `images.to_stored`.
+  class_names: dict[str, list[str]]  # Label feature → names by label.
+  resize: int = 0  # `shorter_side` of `images.to_stored`.
 
 
 class ShardResult(NamedTuple):
   """The contents of a written shard."""
 
-  labels: list[int]  # Of the stored examples, in order.
-  num_bytes: int  # Of the stored images.
+  labels: list[int]  # Labels of the stored examples, in order.
+  num_bytes: int  # Size of the stored images.
   bad: dict[str, str]  # Key of an example that was left out → its problem.
 
 
 def shard_paths(directory: str, name: str, split: str, count: int) -> list[str]:
-  """Returns where TFDS expects the shards of a split.
+  """Returns the paths of the shards of a split, as TFDS names them.
 
   >>> shard_paths('/data', 'cifar10', 'test', 1)
   ['/data/cifar10-test.array_record-00000-of-00001']
@@ -53,25 +52,25 @@ def shard_paths(directory: str, name: str, split: str, count: int) -> list[str]:
 
 
 def labels_path(directory: str, split: str) -> str:
-  """Returns where the labels of a split lie beside its shards, int32 [n]."""
+  """Returns the path of the labels of a split, int32 [n], beside its shards."""
   return os.path.join(directory, f'labels-{split}.npy')
 
 
 def write_shard(
   path: str, items: Sequence[layouts.Item], form: Form
 ) -> ShardResult:
-  """Decodes every image to see that it is whole, and stores the good ones.
+  """Writes a shard; leaves out examples that are damaged or do not fit.
 
   Args:
-    path: of the file, which appears only when it is complete.
+    path: path of the shard, which appears when the shard is complete.
     items: the examples.
-    form: what they must be like, and how they are stored.
+    form: form in which they are stored.
   """
   official_set = form.official_set
   features = official.build_features(official_set, form.class_names)
   result = ShardResult([], 0, {})
   temporary = f'{path}.part'
-  # Groups of one record: what random access wants.
+  # Groups of one record, for random access.
   writer = array_record_module.ArrayRecordWriter(temporary, 'group_size:1')
   for item in items:
     try:
@@ -93,12 +92,12 @@ def write_shard(
 def write_metadata(
   directory: str, form: Form, shards: Mapping[str, Sequence[ShardResult]]
 ) -> None:
-  """Writes the JSON files that make a folder of shards a set.
+  """Writes the JSON files that make a folder of shards a TFDS set.
 
   Args:
-    directory: that holds the shards.
-    form: name, version and features of the set.
-    shards: split → its shards, in order.
+    directory: folder of the shards.
+    form: form in which the examples are stored.
+    shards: contents of the shards in order, by split.
   """
   official_set = form.official_set
   info = tfds.core.DatasetInfo(
@@ -130,36 +129,33 @@ def write_metadata(
 
 
 class RecordSource:
-  """The decoded examples of one split, by index.
+  """Examples of one split, decoded when they are read.
 
-  Safe to share between threads, and small to send to worker processes: they
-  open the files anew.
+  Threads may share it. It is pickled as a path, and worker processes open the
+  files again.
 
   Attributes:
-    class_names: by label, as the set has them.
-    shape: [h, w, ch] of the images; None where a size varies.
-    splits: the names of all splits of the set.
+    class_names: names of the classes by label.
+    num_classes: number of classes.
+    shape: (h, w, ch) of the images, with None for sizes that vary.
+    splits: names of all splits of the set.
   """
 
   def __init__(self, directory: str, split: str):
     """Opens a prepared split.
 
     Args:
-      directory: of the version, e.g. '/data/cifar10/3.0.2'.
-      split: its name.
+      directory: folder of a version of the set, e.g. '/data/cifar10/3.0.2'.
+      split: name of the split.
 
     Raises:
-      DataError: it is no readable set, or lacks the split.
+      DataError: the set cannot be read, or lacks the split.
     """
     self._directory, self._split = directory, split
-    self._lock = threading.Lock()
-    self._open()
-
-  def _open(self) -> None:
-    where = f'{self._directory}, split {self._split}'
+    where = f'{directory}, split {split}'
     try:
-      builder = tfds.builder_from_directory(self._directory)
-      if self._split not in builder.info.splits:
+      builder = tfds.builder_from_directory(directory)
+      if split not in builder.info.splits:
         raise errors.DataError(
           f'{where}: holds only {", ".join(builder.info.splits)}'
         )
@@ -173,11 +169,11 @@ class RecordSource:
       self._image_key = _find_feature(builder.info, 0, tfds.features.Image)
       self._label_key = _find_feature(builder.info, 1, tfds.features.ClassLabel)
       self._records = builder.as_data_source(
-        self._split, decoders={self._image_key: tfds.decode.SkipDecoding()}
+        split, decoders={self._image_key: tfds.decode.SkipDecoding()}
       )
     except errors.DataError:
       raise
-    except Exception as error:  # Of TFDS, JSON, protobuf and ArrayRecord.
+    except Exception as error:  # TFDS and protobuf raise any kind.
       raise errors.DataError(f'{where}: {_line(error)}') from None
     self.splits = list(builder.info.splits)
     self.class_names = list(features[self._label_key].names)
@@ -185,7 +181,7 @@ class RecordSource:
     self.shape = features[self._image_key].shape
     if self.shape[2] not in (1, 3):
       raise errors.DataError(f'{where}: has images of {self.shape[2]} channels')
-    for path in builder.info.splits[self._split].filepaths:
+    for path in builder.info.splits[split].filepaths:
       if not os.path.exists(path):
         raise errors.DataError(f'{where}: the shard {path} is missing')
 
@@ -196,7 +192,7 @@ class RecordSource:
     """Returns {'image': uint8 [h, w, 1 or 3], 'label': int32}.
 
     Raises:
-      DataError: naming the set, the split and the record that is damaged.
+      DataError: the record is damaged.
     """
     example = self._read(index)
     try:
@@ -215,8 +211,8 @@ class RecordSource:
   def read_labels(self) -> np.ndarray:
     """Returns all labels, int32 [n].
 
-    They come from the file that `prepare` left beside the shards; where TFDS
-    prepared the set there is none, and every record is read once.
+    They are in a file that `prepare` wrote beside the shards. A set that TFDS
+    prepared does not have this file, and every record is read.
     """
     path = labels_path(self._directory, self._split)
     if os.path.exists(path):
@@ -231,16 +227,16 @@ class RecordSource:
     return np.array([self._label(i, self._read(i)) for i in indices], np.int32)
 
   def names(self) -> list[str]:
-    """Returns the key of every record, for which each is read once; or []."""
+    """Reads the key of every record; returns [] if they have none."""
     keys = [self._key(self._read(i)) for i in range(len(self))]
     return keys if all(keys) else []
 
   def _read(self, index: int):
     if not 0 <= index < len(self):
-      raise IndexError(index)  # Which ends a loop over the source.
+      raise IndexError(index)  # Ends a loop over the source.
     try:
       return self._records[index]
-    except Exception as error:  # Of ArrayRecord, protobuf and TFDS.
+    except Exception as error:  # ArrayRecord and protobuf raise any kind.
       raise self._error(index, {}, _line(error)) from None
 
   def _label(self, index, example) -> np.int32:
@@ -258,7 +254,7 @@ class RecordSource:
     )
 
   def _key(self, example) -> str:
-    """Returns what names a record in its set, or ''."""
+    """Returns the name of a record in its set, or ''."""
     keys = (example.get(name) for name in _KEYS)
     found = next((key for key in keys if isinstance(key, bytes)), b'')
     return found.decode('utf-8', 'replace')
@@ -268,12 +264,13 @@ class RecordSource:
 
 
 def _find_feature(info: tfds.core.DatasetInfo, place: int, kind: type) -> str:
-  """Returns the name of the image or class feature of a set.
+  """Returns the name of the image feature or the class feature of a set.
 
   Args:
-    info: of the set.
-    place: of the feature in the pair of supervised keys.
-    kind: of the feature; without such a pair, there must be one of it.
+    info: metadata of the set.
+    place: position in the pair of supervised keys (image, label).
+    kind: type of the feature. In a set without supervised keys, exactly one
+      feature must have it.
   """
   found = [n for n, f in info.features.items() if isinstance(f, kind)]
   keys = info.supervised_keys
@@ -297,13 +294,13 @@ def _template(directory, name, split) -> tfds.core.ShardedFileTemplate:
 
 
 def _encode(item: layouts.Item, form: Form) -> bytes:
-  """Returns the image file to store; refuses what does not fit the set."""
+  """Returns the image file to store; raises if the example does not fit."""
   for feature, label in item.labels.items():
     count = len(form.class_names[feature])
     if not 0 <= label < count:
       raise images.BadImageError(f'has {feature} {label} of {count} classes')
   if isinstance(item.content, bytes):
-    assert form.official_set.image_shape is not None  # Such bytes have one.
+    assert form.official_set.image_shape is not None
     h, w, ch = form.official_set.image_shape
     planes = np.frombuffer(item.content, np.uint8).reshape(ch, h, w)
     return images.encode_png(np.ascontiguousarray(planes.transpose(1, 2, 0)))

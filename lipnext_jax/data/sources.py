@@ -182,7 +182,7 @@ def _npz(config: ml_collections.ConfigDict) -> Dataset:
 
   data_dir = os.path.expanduser(config.data_dir)
   if not os.path.isdir(data_dir):
-    raise error('is no directory')
+    raise error('is not a directory')
   splits = []
   for name in ('train', 'test'):
     try:

@@ -81,11 +81,11 @@ def test_all_problems_are_listed_at_once(tree, capsys):
     folder.open_folder(tree)
   lines = capsys.readouterr().err.splitlines()
   for path, problem in (
-    ('train/dog/notes.txt', 'is no .bmp'),
+    ('train/dog/notes.txt', 'is not a .bmp'),
     ('train/loose.png', 'is not in the folder of a class'),
     ('train/cat/empty.png', 'is empty'),
     ('train/dog/deep/er/2.jpeg', 'cannot be decoded'),
-    ('train/dog/a.png', 'is no regular file'),
+    ('train/dog/a.png', 'is not a regular file'),
     ('test/cow', 'is not a class of the training images'),
     ('train/eel', 'holds no images'),
   ):

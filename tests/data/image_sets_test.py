@@ -56,7 +56,7 @@ def test_imagenet_and_its_400_classes_in_the_newest_version(data_dir):
 def test_what_is_not_there_comes_with_the_command_that_makes_it(data_dir):
   with pytest.raises(errors.ConfigError, match=r'prepare cifar10 --source'):
     open_set('cifar10', data_dir)
-  with pytest.raises(errors.ConfigError, match='is no directory'):
+  with pytest.raises(errors.ConfigError, match='is not a directory'):
     open_set('cifar10', data_dir + '/no')
   parent = os.path.join(data_dir, 'imagenet2012')
   os.rename(f'{parent}/5.1.0', f'{parent}/incomplete.5.1.0')

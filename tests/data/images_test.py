@@ -93,7 +93,7 @@ def test_more_than_8_bits_a_channel_are_refused(colours):
   # Where the header is not where it belongs.
   files += [png((4, 4), 16, colours, row * 4, chunk(b'tEXt', b'a\0b'))]
   for data in files:
-    with pytest.raises(images.BadImageError, match=r'16 bits|cannot be|is no'):
+    with pytest.raises(images.BadImageError, match=r'16 bits|cannot be|is not'):
       images.decode(data)
   for depth in (8,) if colours else (1, 2, 4, 8):  # The same, of fewer bits.
     width = -(-depth * CHANNELS[colours] * 4 // 8)

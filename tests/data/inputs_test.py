@@ -95,13 +95,13 @@ def test_files_that_are_no_images_are_refused(tmp_path):
   for name in ('pipe.png', 'pipe.npy'):  # An error, and no hang.
     os.mkfifo(tmp_path / name)
   for name, problem in (
-    ('a.txt', 'is no'),
+    ('a.txt', 'is not a'),
     ('cut.png', 'cannot be'),
     ('missing.png', 'cannot be'),
-    ('', 'is no'),  # The folder.
+    ('', 'is not a'),  # The folder.
     ('several.npy', 'several arrays'),
-    ('pipe.png', 'no regular file'),
-    ('pipe.npy', 'no regular file'),
+    ('pipe.png', 'not a regular file'),
+    ('pipe.npy', 'not a regular file'),
   ):
     with pytest.raises(inputs.BadInputError, match=problem):
       inputs.read(os.path.join(tmp_path, name), GREY)

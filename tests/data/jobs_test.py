@@ -82,7 +82,7 @@ def test_workers_write_what_one_process_writes_and_report_bad_items(
   assert results[0] == results[1]
   (result,) = results[0]['train']
   assert list(result.bad) == ['bad']
-  assert f'{tmp_path}/text.jpg: is no JPEG' in result.bad['bad']
+  assert f'{tmp_path}/text.jpg: is not a JPEG' in result.bad['bad']
   for workers in (0, 2):
     directory = str(tmp_path / f'work{workers}')
     records.write_metadata(directory, FORM, results[0])

@@ -40,7 +40,7 @@ def test_arrays_survive_the_round_trip_and_others_are_refused():
     ((4, 4), np.uint8),
     ((4, 4, 2), np.uint8),
   ):
-    with pytest.raises(ValueError, match='is no uint8'):
+    with pytest.raises(ValueError, match='is not uint8'):
       pillow.from_array(np.zeros(shape, dtype))
 
 

@@ -259,7 +259,7 @@ def test_bad_records_are_collected_and_left_out_when_told(
   with open(f'{final}/prepared.json') as file:
     skipped = json.load(file)['skipped']
   assert len(skipped) == 2
-  assert f'{names[0]}: is no JPEG' in skipped[0]
+  assert f'{names[0]}: is not a JPEG' in skipped[0]
 
 
 def test_a_mended_source_is_looked_at_again(tmp_path, formats):
@@ -315,7 +315,10 @@ def test_images_and_labels_that_do_not_fit_the_set_are_bad_records(
 MISTAKES = {
   'an unknown flag': (['cifar10', '--sorce=x'], ['sorce', '--help']),
   'no name': ([], ['NAME', 'choose one of cifar10']),
-  'two names': (['cifar10', 'cifar100'], ['NAME', 'is no one set']),
+  'two names': (
+    ['cifar10', 'cifar100'],
+    ['NAME', 'is not the name of one set'],
+  ),
   'an unknown name': (['emnist'], ["NAME='emnist'", 'is unknown']),
   'no source': (['cifar10', '--data_dir=/x'], ['--source', 'is missing']),
   'a negative number': (

@@ -183,7 +183,7 @@ FAULTY = {
   'cannot be decoded': {
     'image': images.encode_png(np.ones((32, 32, 3), np.uint8))[:60]
   },
-  'is no JPEG': {'image': b'text'},
+  'is not a JPEG': {'image': b'text'},
   r'is \[31, 32, 3\] instead of \[32, 32, 3\]': {
     'image': images.encode_png(np.zeros((31, 32, 3), np.uint8))
   },

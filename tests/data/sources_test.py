@@ -116,7 +116,7 @@ def test_arrays_of_your_own_are_read_and_others_refused(tmp_path):
   np.testing.assert_array_equal(dataset.train[5]['image'], images[5])
   assert dataset.test[0]['label'] == 2
   config.data_dir = '/no/where'
-  refused('is no directory')
+  refused('is not a directory')
 
 
 @pytest.fixture

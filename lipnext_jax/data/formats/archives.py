@@ -1,8 +1,8 @@
-"""Files in tars, zips and folders, read where they lie.
+"""Reads files in tars, zips and folders in place.
 
-Nothing is extracted, so that no name in an archive decides where something is
-written. Official archives are recognised by their checksums; what another
-archive holds is taken only if the user says so.
+Nothing is extracted, so that no name in an archive decides where a file is
+written. Checksums identify official archives. Others are used only if the user
+allows it.
 """
 
 from collections.abc import Iterator
@@ -22,15 +22,15 @@ from lipnext_jax import errors
 from lipnext_jax.data import official
 
 MAX_BYTES = 256 << 20  # Per file; CIFAR-100's largest batch has 155 MB.
-_LARGE = 1 << 30  # Bytes; checking a larger archive is announced.
-# What tarfile and zipfile raise for damaged archives.
+_LARGE = 1 << 30  # Bytes; verifying a larger archive takes a while.
+# Errors that tarfile and zipfile raise for damaged archives.
 _UNREADABLE = (
   EOFError,
   LookupError,
-  NotImplementedError,  # A zip's compression method.
+  NotImplementedError,  # An unknown compression method of a zip.
   OSError,
   OverflowError,
-  RuntimeError,  # zipfile's, for encryption.
+  RuntimeError,  # An encrypted zip.
   ValueError,
   tarfile.TarError,
   zipfile.BadZipFile,
@@ -39,10 +39,10 @@ _UNREADABLE = (
 
 
 class Entry(NamedTuple):
-  """A file, and where its bytes lie."""
+  """The location of a file."""
 
-  name: str  # Within its archive or folder.
-  path: str  # The file on disk: the archive, or the file itself.
+  name: str  # Path within the archive or folder.
+  path: str  # Path of the archive, or of the file in a folder.
   offset: int  # In bytes; −1 for zip entries, which are found by name.
   size: int  # In bytes.
 
@@ -53,13 +53,16 @@ def verify(path: str, *, allow_partial: bool) -> None:
   Args:
     path: an archive in `official.ARCHIVES`, or an extracted folder, for which
       no checksum is known.
-    allow_partial: report another file on stderr instead of refusing it.
+    allow_partial: whether to accept another file, with a message on stderr.
 
   Raises:
-    DataError: the file is another one, or cannot be read.
+    DataError: the file is not the official one, or cannot be read.
   """
   if os.path.isdir(path):
-    _report(f'{path}: an extracted folder, whose files have no known checksums')
+    print(
+      f'{path}: an extracted folder, whose files have no known checksums',
+      file=sys.stderr,
+    )
     return
   archive = official.ARCHIVES[os.path.basename(path)]
   with _naming(path):
@@ -68,7 +71,7 @@ def verify(path: str, *, allow_partial: bool) -> None:
       problem = f'has {size} bytes instead of {archive.size}'
     else:
       if size > _LARGE:
-        _report(f'{path}: checking {size >> 30} GiB')
+        print(f'{path}: checking {size >> 30} GiB', file=sys.stderr)
       with open(path, 'rb') as file:
         digest = hashlib.file_digest(file, archive.algorithm).hexdigest()
       if digest == archive.checksum:
@@ -81,26 +84,26 @@ def refuse(path: str, problem: str, *, allow_partial: bool) -> None:
   """Refuses a file that is not the official one.
 
   Args:
-    path: of the file.
-    problem: what differs.
-    allow_partial: report the file on stderr instead.
+    path: path of the file.
+    problem: difference to the official file.
+    allow_partial: whether to accept it, with a message on stderr.
 
   Raises:
-    DataError: unless `allow_partial`.
+    DataError: the file is not accepted.
   """
   if not allow_partial:
     raise errors.DataError(
       f'{path}: {problem}, so it is not the official file; fetch it again, or '
       'take what is there with --allow_partial'
     )
-  _report(f'{path}: {problem}: its contents are not verified')
+  print(f'{path}: {problem}: its contents are not verified', file=sys.stderr)
 
 
 def stat_file(path: str) -> Entry | None:
-  """Describes one file on disk as an entry; returns None for a folder.
+  """Returns the entry of a file on disk, or None for a folder.
 
   Raises:
-    DataError: it is neither, or does not exist.
+    DataError: the path does not exist, or is a device or pipe.
   """
   try:
     status = os.stat(path)
@@ -109,15 +112,15 @@ def stat_file(path: str) -> Entry | None:
   if stat.S_ISDIR(status.st_mode):
     return None
   if not stat.S_ISREG(status.st_mode):  # Reading a pipe would never end.
-    raise errors.DataError(f'{path}: is no regular file')
+    raise errors.DataError(f'{path}: is not a regular file')
   return Entry(os.path.basename(path), path, 0, status.st_size)
 
 
 def list_folder(path: str) -> list[Entry]:
-  """Lists the regular files right in a folder, by name; none deeper.
+  """Lists the files in a folder by name, without subfolders.
 
   Raises:
-    DataError: a device, a pipe, or a link that leads nowhere.
+    DataError: the folder holds a device, a pipe, or a broken link.
   """
   entries = [stat_file(os.path.join(path, n)) for n in sorted(os.listdir(path))]
   return [entry for entry in entries if entry is not None]
@@ -127,13 +130,12 @@ def list_tar(path: str, outer: Entry | None = None) -> list[Entry]:
   """Lists the files of an uncompressed tar, in its order.
 
   Args:
-    path: the file on disk.
-    outer: the member of that file that is the tar to list; None: the file
-      itself is.
+    path: path of the tar on disk.
+    outer: a member of this tar that is the tar to be listed, or None.
 
   Raises:
-    DataError: the archive is damaged or cut off, holds links, devices or the
-      same name twice, or a name that points outside of it.
+    DataError: the tar is damaged or cut off, or holds a link, a device, a name
+      twice, or a name that leads outside of it.
   """
   where = path if outer is None else describe(outer)
   with _naming(where), open(path, 'rb') as file:
@@ -148,7 +150,7 @@ def list_tar(path: str, outer: Entry | None = None) -> list[Entry]:
 
 
 def read_tar_gz(path: str, wanted: frozenset[str]) -> dict[str, bytes]:
-  """Reads the files called `wanted` in a compressed tar, in any folder.
+  """Reads the files named `wanted` from any folder of a compressed tar.
 
   Raises:
     DataError: see `list_tar`.
@@ -165,7 +167,7 @@ def read_tar_gz(path: str, wanted: frozenset[str]) -> dict[str, bytes]:
       file = tar.extractfile(member)
       assert file is not None  # It is a regular file.
       found[name] = file.read()
-    # Beyond the end mark of the tar stands gzip's checksum.
+    # Read to the end, where gzip verifies its checksum.
     while tar.fileobj is not None and tar.fileobj.read(1 << 20):
       pass
   return found
@@ -178,7 +180,7 @@ def list_zip(path: str) -> list[Entry]:
     DataError: see `list_tar`.
   """
   entries, seen = [], set[str]()
-  _open_zip.cache_clear()  # The file may be another one by now.
+  _open_zip.cache_clear()  # The file may have changed.
   with _naming(path):
     for info in _open_zip(path).infolist():
       _check_name(path, info.filename, seen)
@@ -194,15 +196,14 @@ def read(entry: Entry) -> bytes:
   """Reads the bytes of a file.
 
   Raises:
-    DataError: they are too many, are not all there, or fail the checksum of
-      the zip.
+    DataError: the file is too large, cut off, or fails the checksum of its zip.
   """
   where = describe(entry)
   _check_size(where, entry.size)
   with _naming(where):
     if entry.offset < 0:
       with _open_zip(entry.path).open(entry.name) as file:
-        # zipfile checks the sum at the end of the file, which is one further.
+        # zipfile verifies the checksum at the end: one byte more than the file.
         data = file.read(entry.size + 1)
     else:
       with open(entry.path, 'rb') as file:
@@ -219,14 +220,14 @@ def read_gz(path: str, limit: int) -> bytes:
   """Decompresses a gzip file.
 
   Args:
-    path: of the file.
-    limit: bytes that it may hold; no more are decompressed.
+    path: path of the file.
+    limit: largest number of bytes to be decompressed.
 
   Raises:
-    DataError: it holds more, is damaged or cut off.
+    DataError: the file has more bytes, or is damaged or cut off.
   """
   with _naming(path), gzip.open(path) as file:
-    # gzip checks its sum at the end of the file, which is one byte further.
+    # gzip verifies its checksum at the end: one byte more than the contents.
     data = file.read(limit + 1)
   if len(data) > limit:
     raise errors.DataError(f'{path}: holds more than {limit} bytes')
@@ -234,7 +235,7 @@ def read_gz(path: str, limit: int) -> bytes:
 
 
 def describe(entry: Entry) -> str:
-  """Names a file for messages.
+  """Returns the name of a file for messages.
 
   >>> describe(Entry('a.jpg', '/data/a.tar', 512, 9))
   '/data/a.tar, a.jpg'
@@ -247,7 +248,7 @@ def describe(entry: Entry) -> str:
 
 
 def _members(tar: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
-  """Yields the regular files of a tar; refuses links, devices and damage."""
+  """Yields the regular files of a tar; raises for links, devices and damage."""
   seen = set[str]()
   for member in tar:
     member.name = member.name.removeprefix('./')
@@ -256,10 +257,10 @@ def _members(tar: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
       continue
     if not member.isreg() or member.issparse():
       raise errors.DataError(f'{where}, {member.name}: is a link or device')
-    if member.size < 0:  # The next header would be an earlier one, for ever.
+    if member.size < 0:  # An endless loop: the next header is an earlier one.
       raise tarfile.ReadError(f'{member.name} has {member.size} bytes')
     yield member
-  # A damaged header ends the loop, too: tarfile takes it for the end mark.
+  # tarfile takes a damaged header for the end of the archive.
   assert tar.fileobj is not None
   tar.fileobj.seek(tar.offset)
   if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
@@ -267,7 +268,7 @@ def _members(tar: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
 
 
 def _check_name(where: str, name: str, seen: set[str]) -> None:
-  """Refuses names that point outside and those in `seen`; adds the name."""
+  """Checks that a name is new and leads nowhere outside; adds it to `seen`."""
   if not name:
     raise errors.DataError(f'{where}: holds a file without a name')
   parts = name.replace('\\', '/').split('/')
@@ -287,7 +288,7 @@ def _check_size(where: str, size: int) -> None:
 
 @contextlib.contextmanager
 def _naming(where: str) -> Iterator[None]:
-  """Turns what goes wrong in an archive into an error that names it."""
+  """Turns errors of an archive into a DataError that names it."""
   try:
     yield
   except _UNREADABLE as error:
@@ -295,11 +296,7 @@ def _naming(where: str) -> Iterator[None]:
     raise errors.DataError(f'{where}: cannot be read ({reason})') from None
 
 
-def _report(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
-
-
 @functools.lru_cache(maxsize=1)
 def _open_zip(path: str) -> zipfile.ZipFile:
-  # Kept open: reading the list of Tiny-ImageNet's 120,000 files takes a second.
+  # Kept open: listing the 120,000 files of Tiny-ImageNet takes a second.
   return zipfile.ZipFile(path)

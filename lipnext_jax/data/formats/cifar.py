@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their official Python or binary archives."""
+"""Reads CIFAR-10 and CIFAR-100 from their Python or binary archives."""
 
 import io
 import os
@@ -13,92 +13,82 @@ from lipnext_jax.data import official
 from lipnext_jax.data.formats import archives
 from lipnext_jax.data.formats import layouts
 
-_PIXELS = 3 * 32 * 32  # In a row: all red ones, then green, then blue.
+_PIXELS = 3 * 32 * 32  # Values of an image: red, then green, then blue.
 
 
 class _Label(NamedTuple):
-  """The places of a label and of the names of its classes."""
+  """Where a label and the names of its classes are stored."""
 
-  key: str  # In a pickled batch.
-  names_key: str  # In the pickle of the names.
-  names_file: str  # In the binary archive.
-  names: list[str]  # The official ones.
+  key: str  # Key of the labels in a pickled batch.
+  names_key: str  # Key of the names in the pickle `meta`.
+  names_file: str  # File of the names in the binary archive.
+  names: list[str]  # The official names.
 
 
 class _Layout(NamedTuple):
-  """The layout of the two archives of a set."""
+  """The files of the two archives of a set."""
 
-  python: tuple[str, str]  # The archive with pickles, what it extracts to.
-  binary: tuple[str, str]  # The archive with plain bytes, what it extracts to.
+  python: tuple[str, str]  # The archive of pickles, and its extracted folder.
+  binary: tuple[str, str]  # The archive of bytes, and its extracted folder.
   batches: dict[str, tuple[str, ...]]  # Split → files; binary ones end in .bin.
   meta: str  # The pickle with the names of the classes.
   labels: dict[str, _Label]  # By feature, in the order of the binary records.
 
 
-_CIFAR10 = _Layout(
-  python=('cifar-10-python.tar.gz', 'cifar-10-batches-py'),
-  binary=('cifar-10-binary.tar.gz', 'cifar-10-batches-bin'),
-  batches={
-    'train': tuple(f'data_batch_{i}' for i in range(1, 6)),
-    'test': ('test_batch',),
-  },
-  meta='batches.meta',
-  labels={
-    'label': _Label(
-      'labels',
-      'label_names',
-      'batches.meta.txt',
-      official.class_names('cifar10'),
-    )
-  },
-)
-_CIFAR100 = _Layout(
-  python=('cifar-100-python.tar.gz', 'cifar-100-python'),
-  binary=('cifar-100-binary.tar.gz', 'cifar-100-binary'),
-  batches={'train': ('train',), 'test': ('test',)},
-  meta='meta',
-  labels={
-    'coarse_label': _Label(
-      'coarse_labels',
-      'coarse_label_names',
-      'coarse_label_names.txt',
-      official.class_names('cifar100_coarse'),
-    ),
-    'label': _Label(
-      'fine_labels',
-      'fine_label_names',
-      'fine_label_names.txt',
-      official.class_names('cifar100'),
-    ),
-  },
-)
+_LAYOUTS = {
+  'cifar10': _Layout(
+    python=('cifar-10-python.tar.gz', 'cifar-10-batches-py'),
+    binary=('cifar-10-binary.tar.gz', 'cifar-10-batches-bin'),
+    batches={
+      'train': tuple(f'data_batch_{i}' for i in range(1, 6)),
+      'test': ('test_batch',),
+    },
+    meta='batches.meta',
+    labels={
+      'label': _Label(
+        'labels',
+        'label_names',
+        'batches.meta.txt',
+        official.class_names('cifar10'),
+      )
+    },
+  ),
+  'cifar100': _Layout(
+    python=('cifar-100-python.tar.gz', 'cifar-100-python'),
+    binary=('cifar-100-binary.tar.gz', 'cifar-100-binary'),
+    batches={'train': ('train',), 'test': ('test',)},
+    meta='meta',
+    labels={
+      'coarse_label': _Label(
+        'coarse_labels',
+        'coarse_label_names',
+        'coarse_label_names.txt',
+        official.class_names('cifar100_coarse'),
+      ),
+      'label': _Label(
+        'fine_labels',
+        'fine_label_names',
+        'fine_label_names.txt',
+        official.class_names('cifar100'),
+      ),
+    },
+  ),
+}
 
 
-def read_cifar10(source: str, *, allow_partial: bool) -> layouts.Contents:
-  """Reads cifar-10-python.tar.gz, cifar-10-binary.tar.gz, or their folders.
+def read_cifar(
+  name: str, source: str, *, allow_partial: bool
+) -> layouts.Contents:
+  """Reads one of the archives, or an extracted folder.
 
   Raises:
-    DataError: naming the archive and the batch that is malformed.
+    DataError: a file is missing or malformed.
 
-  >>> read_cifar10('/no/where', allow_partial=False)
+  >>> read_cifar('cifar10', '/no/where', allow_partial=False)
   Traceback (most recent call last):
   lipnext_jax.errors.DataError: --source=/no/where: does not exist
   """
-  return _read(source, _CIFAR10, allow_partial)
-
-
-def read_cifar100(source: str, *, allow_partial: bool) -> layouts.Contents:
-  """Reads cifar-100-python.tar.gz, cifar-100-binary.tar.gz, or their folders.
-
-  Raises:
-    DataError: naming the archive and the batch that is malformed.
-  """
-  return _read(source, _CIFAR100, allow_partial)
-
-
-def _read(
-  source: str, layout: _Layout, allow_partial: bool
-) -> layouts.Contents:
+  layout = _LAYOUTS[name]
   path = layouts.find(source, (*layout.python, *layout.binary))
   if path is None:
     raise layouts.not_found(
@@ -118,7 +108,7 @@ def _read(
       where, data = f'{path}, {name}{suffix}', files[name + suffix]
       pixels, labels = parse(where, data, layout.labels)
       for i, image in enumerate(pixels):
-        key = f'{split}_{len(items):05d}'  # As TFDS numbers them.
+        key = f'{split}_{len(items):05d}'  # The same as in TFDS.
         of_image = {feature: column[i] for feature, column in labels.items()}
         items.append(layouts.Item(key, of_image, image.tobytes()))
     splits[split] = items
@@ -127,7 +117,7 @@ def _read(
 
 
 def _read_files(path: str, layout: _Layout, suffix: str) -> dict[str, bytes]:
-  """Reads the batches and the names of the classes, by file name."""
+  """Reads the files of the batches and of the names of the classes."""
   wanted = {
     name + suffix for batch in layout.batches.values() for name in batch
   }
@@ -148,7 +138,7 @@ def _read_files(path: str, layout: _Layout, suffix: str) -> dict[str, bytes]:
 def _check_names(
   path: str, layout: _Layout, files: dict[str, bytes], binary: bool
 ) -> None:
-  """Refuses classes that are not the official ones in their order."""
+  """Checks that the classes are the official ones, in their order."""
   for label in layout.labels.values():
     name = label.names_file if binary else layout.meta
     found: Any = files[name].split()
@@ -163,7 +153,7 @@ def _check_names(
 def _parse_pickle(
   where: str, data: bytes, labels: dict[str, _Label]
 ) -> tuple[np.ndarray, dict[str, list[int]]]:
-  """Returns the rows of pixels of a batch, and its labels by feature."""
+  """Returns the pixels [n, 3072] of a batch, and its labels by feature."""
   batch = _load(where, data)
   pixels = batch.get('data')
   if (
@@ -171,7 +161,7 @@ def _parse_pickle(
     or pixels.dtype != np.uint8
     or pixels.shape[1:] != (_PIXELS,)
   ):
-    raise errors.DataError(f'{where}: `data` is no uint8 [n, {_PIXELS}]')
+    raise errors.DataError(f'{where}: `data` is not uint8 [n, {_PIXELS}]')
   columns = {}
   for feature, label in labels.items():
     column = batch.get(label.key)
@@ -181,7 +171,7 @@ def _parse_pickle(
       or not all(type(value) is int for value in column)
     ):
       raise errors.DataError(
-        f'{where}: `{label.key}` is no list of {len(pixels)} ints'
+        f'{where}: `{label.key}` is not a list of {len(pixels)} ints'
       )
     columns[feature] = column
   return pixels, columns
@@ -190,7 +180,7 @@ def _parse_pickle(
 def _parse_binary(
   where: str, data: bytes, labels: dict[str, _Label]
 ) -> tuple[np.ndarray, dict[str, list[int]]]:
-  """Returns what `_parse_pickle` does: a record is its labels, then a row."""
+  """Parses a binary batch, whose records are labels followed by pixels."""
   record = np.dtype(
     [*((feature, 'u1') for feature in labels), ('pixels', 'u1', _PIXELS)]
   )
@@ -202,7 +192,7 @@ def _parse_binary(
   return rows['pixels'], {name: rows[name].tolist() for name in labels}
 
 
-# What NumPy rebuilds an array with, by the names that its versions gave it.
+# The functions that rebuild NumPy arrays, under the names of several versions.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 _ALLOWED = {
   ('numpy', 'ndarray'): np.ndarray,
@@ -213,23 +203,23 @@ _ALLOWED = {
 
 
 class _Unpickler(pickle.Unpickler):
-  """Unpickles arrays in plain containers, and calls nothing else."""
+  """Unpickles arrays in plain containers, and refuses all other code."""
 
   def find_class(self, module: str, name: str) -> Any:
-    """Returns what arrays are rebuilt with; refuses everything else."""
+    """Returns a function that rebuilds arrays, or raises."""
     if (module, name) not in _ALLOWED:
       raise pickle.UnpicklingError(f'asks for {module}.{name}, not allowed')
     return _ALLOWED[module, name]
 
 
 def _load(where: str, data: bytes) -> dict[str, Any]:
-  """Unpickles a dict of a batch or of names; its keys become text."""
+  """Unpickles a dict, and decodes its keys."""
   try:
     value = _Unpickler(io.BytesIO(data), encoding='bytes').load()
     return {
       key.decode() if isinstance(key, bytes) else key: item
       for key, item in value.items()
     }
-  except Exception as error:  # A malformed pickle raises anything.
+  except Exception as error:  # A malformed pickle raises any error.
     reason = ' '.join(str(error).split())[:200]
     raise errors.DataError(f'{where}: is malformed ({reason})') from None

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and KMNIST from their four official IDX files."""
+"""Reads MNIST, Fashion-MNIST and KMNIST from their four official IDX files."""
 
 import hashlib
 import math
@@ -10,7 +10,7 @@ from lipnext_jax.data import official
 from lipnext_jax.data.formats import archives
 from lipnext_jax.data.formats import layouts
 
-# Split → its images, its labels; each file may be compressed, then with .gz.
+# Split → names of the files of images and labels, without .gz.
 FILES = {
   'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
   'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'),
@@ -21,10 +21,10 @@ _UINT8 = 0x800  # The magic number is this plus the number of dimensions.
 def read_idx(
   official_set: official.OfficialSet, source: str, *, allow_partial: bool
 ) -> layouts.Contents:
-  """Reads the folder that holds the four files, each plain or as .gz.
+  """Reads a folder with the four files, each plain or as .gz.
 
   Raises:
-    DataError: naming the file that is missing, malformed or not official.
+    DataError: a file is missing, malformed or not official.
 
   >>> read_idx(official.KMNIST, '/no/where', allow_partial=False)
   Traceback (most recent call last):
@@ -69,14 +69,14 @@ def _read(
   shape: tuple[int, ...],
   allow_partial: bool,
 ) -> tuple[str, np.ndarray]:
-  """Finds one file; returns its path and its uint8 array.
+  """Finds and verifies a file; returns its path and its uint8 array.
 
   Args:
-    official_set: the set that it belongs to.
-    source: the folder that holds it.
-    name: of the file, without .gz.
-    shape: of the official array; the file's may be shorter.
-    allow_partial: whether to take a file without an official checksum.
+    official_set: set of the file.
+    source: folder with the file.
+    name: name of the file, without .gz.
+    shape: shape of the official array, which may have more examples.
+    allow_partial: whether to accept a file without an official checksum.
   """
   path = layouts.find(source, (f'{name}.gz', name))
   if path is None:
@@ -84,7 +84,7 @@ def _read(
     raise errors.DataError(
       f'{missing}; give the folder with the four files of {official_set.origin}'
     )
-  limit = 4 + 4 * len(shape) + math.prod(shape)  # Bytes of the official file.
+  limit = 4 + 4 * len(shape) + math.prod(shape)  # Size of the official file.
   entry = archives.stat_file(path)
   if entry is None:
     raise errors.DataError(f'{path}: is a folder')
@@ -96,8 +96,7 @@ def _read(
     data = archives.read(entry)
   array = _parse(path, data, shape)
   checksums = official.IDX_FILES[official_set.name][name]
-  # What a .gz file holds counts, too: whoever compresses it anew, as Debian
-  # does, may change the header of the file and nothing else.
+  # Debian compresses the files again, with other headers but the same contents.
   found = [hashlib.sha256(data).hexdigest()]
   if path.endswith('.gz'):
     found.append(hashlib.sha256(archives.read(entry)).hexdigest())
@@ -109,7 +108,7 @@ def _read(
 
 
 def _parse(path: str, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns the array of an IDX file; refuses any but [n, *shape[1:]] uint8."""
+  """Parses an IDX file of uint8 [n, *shape[1:]]."""
   start = 4 + 4 * len(shape)
   if len(data) < start:
     raise errors.DataError(f'{path}: ends within its header')

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC2012) from its official tars or an extracted tree."""
+"""Reads ImageNet (ILSVRC2012) from its official tars or extracted folders."""
 
 import io
 import os
@@ -22,21 +22,20 @@ _GROUND_TRUTH = 'ILSVRC2012_validation_ground_truth.txt'
 def read_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
   """Reads the official tars in a folder, or the folders train/ and val/.
 
-  Labels are positions in the alphabetical list of the 1000 synsets, as TFDS
-  and torchvision have them. Flat validation images are labelled by the devkit
-  (ILSVRC2012_devkit_t12.tar.gz, or what it extracts to) if it is there, else
-  by the copy of its ground truth that TFDS ships; val/ may be sorted into
-  synsets instead.
+  Labels are positions in the alphabetical list of the 1000 synsets, as in TFDS
+  and torchvision. The validation images may lie in a folder per synset. If not,
+  their labels come from the devkit (ILSVRC2012_devkit_t12, the archive or the
+  folder) if it is in `source`, else from TFDS's copy.
 
   Raises:
-    DataError: naming the archive and what is missing or malformed in it.
+    DataError: a file is missing or malformed.
   """
   where = _find_part(source, _TRAIN_TAR, 'train', allow_partial)
   if os.path.isdir(where):
     classes = _list_tree(where)
   else:
     outer = archives.list_tar(where)
-    # 1.28 million headers: a minute or two.
+    # 1.28 million headers take a minute or two.
     classes = {
       tar.name.removesuffix('.tar'): archives.list_tar(where, tar)
       for tar in tqdm.tqdm(outer, desc='listing', unit=' classes')
@@ -55,7 +54,7 @@ def read_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
 
 
 def _find_part(source: str, tar: str, tree: str, allow_partial: bool) -> str:
-  """Returns the verified tar of a split, or else the folder of its images."""
+  """Returns the path of a split's verified tar, or of its extracted folder."""
   for name in (tar, tree):
     path = os.path.join(source, name)
     if os.path.exists(path):
@@ -75,11 +74,11 @@ def _list_tree(path: str) -> dict[str, list[archives.Entry]]:
 def _label_classes(
   where: str, classes: dict[str, list[archives.Entry]]
 ) -> list[layouts.Item]:
-  """Labels images that are sorted into synsets."""
+  """Labels images that are listed by synset."""
   label = {wnid: i for i, wnid in enumerate(official.imagenet_wnids())}
   for wnid in classes:
     if wnid not in label:
-      raise errors.DataError(f'{where}: {wnid} is no synset of ILSVRC2012')
+      raise errors.DataError(f'{where}: {wnid} is not a synset of ILSVRC2012')
   return [
     layouts.Item(os.path.basename(entry.name), {'label': label[wnid]}, entry)
     for wnid in sorted(classes)
@@ -110,7 +109,7 @@ def _list_validation(source: str, allow_partial: bool) -> list[layouts.Item]:
 
 
 def _read_truth(source: str, allow_partial: bool) -> list[str]:
-  """Reads the synsets of the validation images, from the devkit or TFDS."""
+  """Reads the synset of every validation image, from the devkit or TFDS."""
   path = layouts.find(
     source, (_DEVKIT_TAR, _DEVKIT_TAR.removesuffix('.tar.gz'))
   )
@@ -127,8 +126,7 @@ def _read_truth(source: str, allow_partial: bool) -> list[str]:
     if name not in files:
       raise errors.DataError(f'{path}: holds no {name}')
   try:
-    # Each synset: (ILSVRC2012_ID, WNID, words, gloss, number of children, …);
-    # those without children are the classes, and have the IDs 1 to 1000.
+    # The synsets without children are the classes, with the IDs 1 to 1000.
     synsets = scipy.io.loadmat(io.BytesIO(files['meta.mat']), squeeze_me=True)
     wnid = {
       int(synset['ILSVRC2012_ID']): str(synset['WNID'])
@@ -136,14 +134,14 @@ def _read_truth(source: str, allow_partial: bool) -> list[str]:
       if int(synset['num_children']) == 0
     }
     truth = [int(line) for line in files[_GROUND_TRUTH].split()]
-  except Exception as error:  # SciPy's reader raises anything.
+  except Exception as error:  # SciPy's reader raises any error.
     raise errors.DataError(f'{path}: cannot be read ({error})') from None
   if not set(wnid.values()) <= set(official.imagenet_wnids()):
     raise errors.DataError(f'{path}, meta.mat: is not that of ILSVRC2012')
   for number, value in enumerate(truth, start=1):
     if value not in wnid:
       raise errors.DataError(
-        f'{path}, {_GROUND_TRUTH}: line {number}: label {value} is no '
+        f'{path}, {_GROUND_TRUTH}: line {number}: label {value} is not an '
         f'ILSVRC2012_ID from 1 to {len(wnid)}'
       )
   return [wnid[value] for value in truth]

@@ -1,8 +1,7 @@
-"""The form in which every reader of an official set returns it.
+"""The result of the readers of official sets, and how they find their files.
 
-A reader takes the path of an archive or of a folder that holds it (or what
-was extracted from it) and lists every split in the official order, with
-nothing decoded yet.
+A reader takes the path of an archive, of the folder that holds it, or of the
+extracted files. It lists every split in the official order, without decoding.
 """
 
 import os
@@ -15,20 +14,20 @@ from lipnext_jax.data.formats import archives
 class Item(NamedTuple):
   """One labelled image to be stored."""
 
-  key: str  # Unique in its set; names the example in records and messages.
+  key: str  # Name in records and messages, unique in the split.
   labels: dict[str, int]
-  content: archives.Entry | bytes  # An image file, or [ch, h, w] uint8.
+  content: archives.Entry | bytes  # An image file, or uint8 [ch, h, w].
 
 
 class Contents(NamedTuple):
-  """An official set as it was found."""
+  """An official set as it was read."""
 
-  class_names: dict[str, list[str]]  # Per label feature.
+  class_names: dict[str, list[str]]  # Label feature → names by label.
   splits: dict[str, list[Item]]
 
 
 def find(source: str, names: tuple[str, ...]) -> str | None:
-  """Returns the first of `names` that `source` is or holds, or None."""
+  """Returns the path of the first of `names` that `source` is or holds."""
   for name in names:
     if os.path.basename(os.path.normpath(source)) == name:
       return os.path.normpath(source)
@@ -39,7 +38,7 @@ def find(source: str, names: tuple[str, ...]) -> str | None:
 
 
 def not_found(source: str, archive: str, tree: str) -> errors.DataError:
-  """Returns the error for a --source without the set.
+  """Returns the error for a `--source` without the set.
 
   >>> str(not_found('/', 'x.zip', 'the folder x'))
   '--source=/: holds neither x.zip nor the folder x'
@@ -52,12 +51,12 @@ def not_found(source: str, archive: str, tree: str) -> errors.DataError:
 
 
 def subfolders(path: str) -> list[str]:
-  """Returns the names of the folders right in a folder, sorted.
+  """Returns the sorted names of the subfolders of a folder.
 
   Raises:
-    DataError: it is no folder.
+    DataError: `path` is not a folder.
   """
   if not os.path.isdir(path):
-    raise errors.DataError(f'{path}: is no folder')
+    raise errors.DataError(f'{path}: is not a folder')
   with os.scandir(path) as scan:
     return sorted(item.name for item in scan if item.is_dir())

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet from tiny-imagenet-200.zip or what it extracts to."""
+"""Reads Tiny-ImageNet from tiny-imagenet-200.zip or the extracted folder."""
 
 import os
 import re
@@ -13,17 +13,17 @@ _CLASSES = official.TINY_IMAGENET.num_classes
 
 
 def read_tiny_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
-  """Reads tiny-imagenet-200.zip, or the folder tiny-imagenet-200.
+  """Reads the splits 'train' and 'validation'.
 
-  Labels are positions in wnids.txt; the splits are 'train' and 'validation'
-  (the labels of the official test images were never published).
+  Labels are positions in wnids.txt. The labels of the official test images were
+  never published.
 
   Raises:
-    DataError: naming the archive and the file that is missing or malformed.
+    DataError: a file is missing or malformed.
   """
   path = layouts.find(source, (f'{_ROOT}.zip', _ROOT))
   if path is None:
-    # The folder itself, whatever its name.
+    # The extracted folder may have another name.
     if not os.path.exists(os.path.join(source, 'wnids.txt')):
       raise layouts.not_found(source, f'{_ROOT}.zip', f'the folder {_ROOT}')
     path = source
@@ -32,7 +32,7 @@ def read_tiny_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
   wnids = _read_lines(path, entries, 'wnids.txt')
   if len(set(wnids)) != len(wnids) or len(wnids) != _CLASSES:
     raise errors.DataError(
-      f'{path}, wnids.txt: is no list of {_CLASSES} classes'
+      f'{path}, wnids.txt: does not list {_CLASSES} classes'
     )
   label = {wnid: i for i, wnid in enumerate(wnids)}
   train = []
@@ -51,7 +51,7 @@ def read_tiny_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
 def _list_validation(
   path: str, entries: dict[str, archives.Entry], label: dict[str, int]
 ) -> list[layouts.Item]:
-  """Lists the validation images, which must be those that are annotated."""
+  """Lists the validation images; checks that each has an annotation."""
   where = f'{path}, val/val_annotations.txt'
   items = []
   for line in _read_lines(path, entries, 'val/val_annotations.txt'):
@@ -71,7 +71,7 @@ def _list_validation(
 
 
 def _list_entries(path: str) -> dict[str, archives.Entry]:
-  """Lists the files of the zip or of the folder, by name below its root."""
+  """Lists the files of the zip or the folder, by their path below the root."""
   if not os.path.isdir(path):
     return {
       entry.name.removeprefix(f'{_ROOT}/'): entry
@@ -83,7 +83,7 @@ def _list_entries(path: str) -> dict[str, archives.Entry]:
   for below in ('', 'val', 'val/images', *images):
     folder = os.path.join(path, below)
     if not os.path.isdir(folder):
-      raise errors.DataError(f'{folder}: is no folder')
+      raise errors.DataError(f'{folder}: is not a folder')
     for entry in archives.list_folder(folder):
       entries[os.path.join(below, entry.name)] = entry
   return entries
@@ -92,7 +92,7 @@ def _list_entries(path: str) -> dict[str, archives.Entry]:
 def _read_lines(
   path: str, entries: dict[str, archives.Entry], name: str
 ) -> list[str]:
-  """Reads the lines of a text file that are not empty."""
+  """Reads the non-empty lines of a text file."""
   if name not in entries:
     raise errors.DataError(f'{path}: holds no {name}')
   text = archives.read(entries[name]).decode('utf-8', 'replace')
@@ -100,5 +100,5 @@ def _read_lines(
 
 
 def _natural(name: str) -> list[int]:
-  """Returns a key that sorts val_2 before val_10."""
+  """Returns a sort key that puts val_2 before val_10."""
   return [int(number) for number in re.findall(r'\d+', name)]

@@ -212,7 +212,7 @@ def test_files_that_shrank_or_are_no_files_are_refused(tmp_path, formats):
     archives.list_folder(str(folder))
   (folder / 'lost').unlink()
   os.mkfifo(folder / 'pipe')  # Reading it would never end.
-  with pytest.raises(errors.DataError, match='no regular file'):
+  with pytest.raises(errors.DataError, match='not a regular file'):
     archives.list_folder(str(folder))
 
 

@@ -8,7 +8,6 @@ from lipnext_jax import errors
 from lipnext_jax.data import official
 from lipnext_jax.data.formats import cifar
 
-READERS = {'cifar10': cifar.read_cifar10, 'cifar100': cifar.read_cifar100}
 FOLDERS = {
   ('cifar10', 'python'): 'cifar-10-batches-py',
   ('cifar10', 'binary'): 'cifar-10-batches-bin',
@@ -18,7 +17,7 @@ FOLDERS = {
 
 
 def read(source, name='cifar10'):
-  return READERS[name](str(source), allow_partial=True)
+  return cifar.read_cifar(name, str(source), allow_partial=True)
 
 
 @pytest.mark.parametrize(('name', 'kind'), FOLDERS)
@@ -67,7 +66,7 @@ FAULTS = {
     {b'data': ROW[:, :3000], b'labels': [1, 2]},
   ),
   'test_batch: `data`': ('test_batch', {b'labels': [1]}),
-  'test_batch: `labels` is no list of 2': (
+  'test_batch: `labels` is not a list of 2': (
     'test_batch',
     {b'data': ROW, b'labels': [1]},
   ),

@@ -81,7 +81,7 @@ def test_an_extracted_devkit_is_read_and_its_faults_are_named(
   data = tmp_path / 'tars' / DEVKIT / 'data'
   truth = data / 'ILSVRC2012_validation_ground_truth.txt'
   truth.write_text('5\n1001\n3\n4\n')
-  with pytest.raises(errors.DataError, match=r'line 2: label 1001 is no'):
+  with pytest.raises(errors.DataError, match=r'line 2: label 1001 is not an'):
     read(tars)
   (data / 'meta.mat').write_bytes(b'no matrix')
   with pytest.raises(errors.DataError, match='cannot be read'):
@@ -102,7 +102,7 @@ def test_faulty_tars_are_refused(tmp_path, formats):
   odd = {'ILSVRC2012_val_00000005.JPEG': b'x'}
   for number, (message, *parts) in enumerate(
     (
-      ('n00000000 is no synset', {'n00000000': {}, **train}, validation),
+      ('n00000000 is not a synset', {'n00000000': {}, **train}, validation),
       (r'cat\.JPEG has no label', train, {'cat.JPEG': b''}),
       (r'val_00000005\.JPEG has no label', train, validation | odd),
     )

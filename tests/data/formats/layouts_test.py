@@ -24,5 +24,5 @@ def test_subfolders_are_sorted_and_leave_files_out(tmp_path):
     (tmp_path / name).mkdir()
   (tmp_path / 'file').write_bytes(b'')
   assert layouts.subfolders(str(tmp_path)) == ['a', 'b']
-  with pytest.raises(errors.DataError, match='is no folder'):
+  with pytest.raises(errors.DataError, match='is not a folder'):
     layouts.subfolders(os.path.join(tmp_path, 'file'))

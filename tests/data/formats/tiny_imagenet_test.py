@@ -37,7 +37,7 @@ def test_labels_are_positions_in_wnids(tmp_path, formats):
 FAULTS = {
   'holds no wnids.txt': {'wnids.txt': None},
   'holds no val/val_annotations.txt': {'val/val_annotations.txt': None},
-  'is no list of 200 classes': {'wnids.txt': b'n01\nn02\n'},
+  'does not list 200 classes': {'wnids.txt': b'n01\nn02\n'},
   'names no class of wnids': {
     'val/val_annotations.txt': b'val_0.JPEG\tn000\t0\t0\t1\t1'
   },
