@@ -160,8 +160,8 @@ class IdxFile(NamedTuple):
 
 
 # TFDS has the checksums of the compressed files, and several projects those of
-# MNIST's contents. Those of Fashion-MNIST's contents are of Debian's files: with
-# the published gzip headers, they have TFDS's checksums.
+# MNIST's contents. The contents of Fashion-MNIST were read from Debian's files;
+# with the published gzip headers, these have TFDS's checksums.
 IDX_FILES = {
   'mnist': {
     'train-images-idx3-ubyte': IdxFile(
