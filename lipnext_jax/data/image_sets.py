@@ -12,7 +12,7 @@ from lipnext_jax.data import folder
 from lipnext_jax.data import official
 
 # Names of test splits; the first that a set has is used.
-TEST_SPLITS = ('test', 'validation', 'val')
+_TEST_SPLITS = ('test', 'validation', 'val')
 
 
 class Splits(NamedTuple):
@@ -73,7 +73,7 @@ directory; give the one that prepared sets lie in.
     ) from None
 
 
-def find_test(data_dir: str, splits: Sequence[str]) -> str | None:
+def _find_test(data_dir: str, splits: Sequence[str]) -> str | None:
   """Returns the name of the test split, or None if there is none.
 
   Raises:
@@ -83,7 +83,7 @@ def find_test(data_dir: str, splits: Sequence[str]) -> str | None:
     raise errors.DataError(
       f'{data_dir}: has no split called train, only {", ".join(splits)}'
     )
-  return next((name for name in TEST_SPLITS if name in splits), None)
+  return next((name for name in _TEST_SPLITS if name in splits), None)
 
 
 def _open_official(data_dir: str, name: str) -> Splits:
@@ -135,7 +135,7 @@ def _open_tfds(data_dir: str, name: str) -> Splits:
     'dataset.set_name',
   )
   train = records.RecordSource(directory, 'train')
-  split = find_test(directory, train.splits)
+  split = _find_test(directory, train.splits)
   test = records.RecordSource(directory, split) if split else None
   shape = None if None in train.shape else train.shape
   return Splits(train, test, train.class_names, shape, train.shape[2])
@@ -146,7 +146,7 @@ def _open_hf(data_dir: str) -> Splits:
   from lipnext_jax.data import hf
 
   splits = hf.list_splits(data_dir)
-  test = find_test(data_dir, splits) if splits else None
+  test = _find_test(data_dir, splits) if splits else None
   train = hf.HfSource(data_dir, 'train' if splits else '')
   return Splits(
     train,

@@ -22,8 +22,6 @@ from lipnext_jax.data import transforms as transforms_lib
 from lipnext_jax.data import views
 from lipnext_jax.data import workers as workers_lib
 
-Batch = dict[str, np.ndarray]
-
 
 class Stream(NamedTuple):
   """Training examples with their transforms and their share of a batch."""
@@ -104,7 +102,7 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   workers: int = 0,
-) -> Generator[Batch, None, None]:
+) -> Generator[workers_lib.Batch, None, None]:
   """Yields training batches of this process without end, from `start_step` on.
 
   Every epoch of a stream is a new permutation, and batches cross the ends of
@@ -156,7 +154,7 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
   workers: int = 0,
-) -> Generator[Batch, None, None]:
+) -> Generator[workers_lib.Batch, None, None]:
   """Yields every example once, in order; the last batch is padded and masked.
 
   Args:
@@ -256,7 +254,7 @@ class _Padded:
     }
 
 
-def _concatenate(batches: tuple[Batch, ...]) -> Batch:
+def _concatenate(batches: tuple[workers_lib.Batch, ...]) -> workers_lib.Batch:
   return {
     name: np.concatenate([batch[name] for batch in batches])
     for name in batches[0]

@@ -207,7 +207,7 @@ def _npz(config: ml_collections.ConfigDict) -> Dataset:
 # Sets whose images may vary in size: they read dataset.image_size and .resize.
 VARYING = ('imagenet', 'imagenet400', 'folder', 'tfds', 'hf')
 # Sets whose classes and splits are read from their files.
-ANY = ('folder', 'tfds', 'hf')
+USER_SETS = ('folder', 'tfds', 'hf')
 IMAGE_SIZE = 224  # Side of the crops in pixels if dataset.image_size is 0.
 
 

@@ -12,7 +12,7 @@ from lipnext_jax.checkpoint import manifest
 
 @pytest.fixture
 def resume(make_state):
-  """A function workdir → the step that a run goes on at, its state compared."""
+  """A function that restores, compares and names the newest state."""
 
   def find_and_restore(workdir):
     checkpointer = checkpoint.Checkpointer(str(workdir), config_hash='h')
@@ -28,7 +28,7 @@ def resume(make_state):
 def test_the_last_two_and_the_best_are_kept_and_nothing_else(
   workdir, make_state, resume
 ):
-  """The best of the run before is known again."""
+  """A resumed run knows the best checkpoint."""
   assert sorted(os.listdir(workdir / 'checkpoints')) == ['32', '64', '8']
   assert resume(workdir) == 64
   again = checkpoint.Checkpointer(str(workdir))
@@ -39,7 +39,7 @@ def test_the_last_two_and_the_best_are_kept_and_nothing_else(
 
 
 def test_a_saved_state_may_be_donated_at_once(tmp_path):
-  """Saving is asynchronous: what later steps write must not leak into it."""
+  """Saving is asynchronous: later steps must not change what is saved."""
   advance = jax.jit(lambda x: x + 1, donate_argnums=0)
   checkpointer = checkpoint.Checkpointer(str(tmp_path))
   state = jnp.zeros((2048, 2048))
@@ -79,7 +79,7 @@ def test_an_unfinished_save_is_not_a_checkpoint(workdir, resume):
 
 
 def test_a_save_that_fails_is_one_line(tmp_path, make_state, monkeypatch):
-  """Orbax writes in a thread: the line comes with what is called next."""
+  """Orbax writes in a thread: the next call raises the error."""
 
   def fail(*args, **options):
     raise OSError(28, 'No space left on device')
@@ -121,7 +121,7 @@ def test_damaged_ones_are_set_aside_and_the_one_before_is_used(
 def test_damaged_ones_stay_on_their_own_file_system(
   workdir, resume, flip, tmp_path
 ):
-  """Where the folder of checkpoints is a link, a rename would not get out."""
+  """The folder of checkpoints may be a link, and a rename stays on its disk."""
   flip(workdir, 64)
   other = tmp_path / 'other'
   other.mkdir()

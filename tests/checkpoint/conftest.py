@@ -1,4 +1,4 @@
-"""A workdir with three checkpoints, and what may happen to them."""
+"""A workdir with three checkpoints, and a function that damages them."""
 
 import pathlib
 import shutil
@@ -18,13 +18,13 @@ def _state(step):
 
 @pytest.fixture(scope='session')
 def make_state():
-  """A function step → the arrays that are saved at it."""
+  """A function step → state."""
   return _state
 
 
 @pytest.fixture(scope='session')
 def saved(tmp_path_factory):
-  """Of five checkpoints 8 (the best), 32 and 64 are left. Never write."""
+  """A workdir with the steps 8 (the best), 32 and 64 of five. Do not write."""
   folder = tmp_path_factory.mktemp('saved')
   checkpointer = checkpoint.Checkpointer(str(folder), config_hash='h')
   assert checkpointer.find_newest() is None
@@ -37,13 +37,13 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def workdir(saved, tmp_path):
-  """A copy of it, in another place."""
+  """A copy of `saved`."""
   return pathlib.Path(shutil.copytree(saved, tmp_path / 'run'))
 
 
 @pytest.fixture(scope='session')
 def flip():
-  """A function that flips a bit of a checkpoint's largest file, or of one."""
+  """A function that flips a bit of a checkpoint's largest file of a name."""
 
   def flip_bit(workdir, step, name='*'):
     found = (workdir / 'checkpoints' / str(step)).rglob(name)

@@ -50,7 +50,7 @@ def test_one_process_holds_it_until_it_ends_however_it_ends(tmp_path):
 
 
 def test_a_process_that_holds_it_may_take_it_again(tmp_path):
-  """A run that failed left its lock to the next one in the same process."""
+  """A run that failed leaves its lock to the next one in its process."""
   first, again = lock.Lock(str(tmp_path)), lock.Lock(str(tmp_path))
   first.acquire()
   again.acquire()
@@ -69,7 +69,7 @@ def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
 
 
 def test_a_lock_may_be_seen_late(tmp_path):
-  """As network file systems have it."""
+  """Network file systems show new files late."""
   (tmp_path / lock.HOLDER).write_text('process 7 on here since long ago')
   own = lock.Lock(str(tmp_path))
   late = threading.Timer(0.3, own.acquire)

@@ -1,6 +1,6 @@
-"""Manifests: complete, checked against themselves, blind to nothing.
+"""Tests that manifests find every damage.
 
-`benchmarks/corruption.py` draws damages to real checkpoints at random.
+`benchmarks/corruption.py` damages real checkpoints at random.
 """
 
 import json

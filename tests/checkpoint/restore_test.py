@@ -36,7 +36,7 @@ def test_one_device_gets_what_the_mesh_evaluated(trained_run):
 
 
 def test_the_comparison_can_fail(trained_run):
-  """The other checkpoint of the same run gives other radii."""
+  """Another checkpoint of the run has other radii."""
   workdir, _, _ = trained_run
   run = restore.restore(workdir, {'eval.checkpoint': 'best'})
   assert run.step == 2
@@ -83,7 +83,7 @@ def test_what_is_no_run_is_refused(trained_run, tmp_path):
 def test_a_config_that_did_not_make_the_weights_is_refused(
   trained_run, tmp_path, field, value
 ):
-  """All arrays would have the same shapes: another function of them."""
+  """All arrays have the same shapes, but the function is another."""
   workdir, _, _ = trained_run
   shutil.copytree(workdir, tmp_path / 'run')
   path = tmp_path / 'run' / 'config.json'

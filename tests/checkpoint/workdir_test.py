@@ -9,7 +9,7 @@ from lipnext_jax.checkpoint import manifest
 
 
 def change(workdir, **fields):
-  """Edits the config.json of a workdir; None removes a field."""
+  """Changes fields in the config.json of a workdir; None removes one."""
   path = workdir / 'config.json'
   stored = json.loads(path.read_text()) | fields
   path.write_text(

@@ -1,4 +1,4 @@
-"""Small archives in exactly the official formats."""
+"""Makes small archives in exactly the official formats."""
 
 import gzip
 import io
@@ -34,7 +34,7 @@ def jpeg(seed, height=64, width=64):
 
 
 def python2_pickle(value):
-  """Protocol 2 as Python 2 and its NumPy wrote it: the official batches.
+  """Pickles like Python 2 and its NumPy, which wrote the official batches.
 
   Python 3 cannot write it: its bytes become calls of `_codecs.encode`.
   """
@@ -64,7 +64,7 @@ def _python2(value):
 
 
 def write_tar(path, members, mode='w'):
-  """`members`: name → bytes, or a ready TarInfo."""
+  """Writes a tar of `members`: name → bytes, or a TarInfo."""
   with tarfile.open(path, mode) as tar:
     for name, data in members.items():
       if isinstance(data, tarfile.TarInfo):
@@ -83,7 +83,7 @@ def tar_bytes(files):
 
 
 def cifar_files(name, count=4):
-  """File → contents of the Python and of the binary archive, and the truth.
+  """Returns file → bytes of both archives, and the truth.
 
   The truth is split → [(image, {feature: label})].
   """
@@ -176,7 +176,7 @@ IMAGENET_CLASSES = (0, 2, 999)  # 0 and 2 are among the 400.
 
 
 def imagenet_files(per_class=3):
-  """Class → file → contents, then the validation files, then their labels."""
+  """Returns class → file → bytes, validation file → bytes, and their labels."""
   wnids = official.imagenet_wnids()
   train = {}
   for number, label in enumerate(IMAGENET_CLASSES):
@@ -198,7 +198,7 @@ def imagenet_files(per_class=3):
 
 
 def write_imagenet(directory, train, validation, labels):
-  """The two tars and the devkit, as they are downloaded."""
+  """Writes the two tars and the devkit."""
   directory.mkdir(exist_ok=True)
   inner = {}
   for wnid, files in train.items():
@@ -210,7 +210,7 @@ def write_imagenet(directory, train, validation, labels):
 
 
 def write_devkit(path, labels):
-  """meta.mat numbers the synsets in an order of its own."""
+  """Writes a devkit, whose meta.mat numbers the synsets in a random order."""
   wnids = official.imagenet_wnids()
   ids = np.random.default_rng(3).permutation(1000) + 1  # Of each label.
   synsets = np.zeros(
@@ -236,7 +236,7 @@ def write_devkit(path, labels):
 
 
 def cifar(directory, name='cifar10', files=None):
-  """The Python archive of a set."""
+  """Writes the Python archive of a set."""
   files = cifar_files(name)[0] if files is None else files
   kind = name.replace('cifar', 'cifar-')
   folder = 'cifar-10-batches-py' if name == 'cifar10' else 'cifar-100-python'
@@ -250,7 +250,7 @@ def tiny(directory, files=None):
 
 
 def items(count, first=0):
-  """Examples of CIFAR-10 as its reader lists them; the labels count."""
+  """Returns examples as the reader of CIFAR-10 lists them; the labels count."""
   return [
     layouts.Item(
       f'train_{i:05d}',
@@ -265,7 +265,7 @@ IDX_COUNTS = {'train': 12, 't10k': 5}
 
 
 def idx_files():
-  """File → contents, as in the four official ones; prefix → images, labels."""
+  """Returns file → bytes of the four files, and prefix → images, labels."""
   files, truth = {}, {}
   for prefix, count in IDX_COUNTS.items():
     images = np.stack([pixels(count + i, 28, 28, 1) for i in range(count)])
@@ -279,7 +279,7 @@ def idx_files():
 
 
 def write_idx(directory, files=None):
-  """The folder of the four files, compressed as they are downloaded."""
+  """Writes a folder with the four files, compressed like the official ones."""
   files = idx_files()[0] if files is None else files
   return write_tree(
     directory, {f'{n}.gz': gzip.compress(data) for n, data in files.items()}
@@ -288,7 +288,7 @@ def write_idx(directory, files=None):
 
 @pytest.fixture(scope='session')
 def formats():
-  """Makers of archives in the official formats: what stands above."""
+  """The functions of this file, which make archives."""
   return types.SimpleNamespace(
     pixels=pixels,
     items=items,

@@ -14,7 +14,7 @@ CLASSES = ['cat', 'dog']
 
 @pytest.fixture
 def tree(tmp_path, formats):
-  """Two classes, images one and three folders deep, and what is hidden."""
+  """A folder of two classes with images at two depths, and hidden files."""
   files = {}
   for number, name in enumerate(CLASSES):
     for i, path in enumerate(('0.png', '1.PNG', 'deep/er/2.jpeg')):

@@ -6,7 +6,7 @@ from lipnext_jax.data import imagenet400
 
 
 class Labelled:
-  """What `select` needs of a source."""
+  """A source with the methods that `select` uses."""
 
   num_classes = 1000
 

@@ -70,7 +70,7 @@ def chunk(kind, data):
 
 
 def png(size, depth, colours, rows, *before, interlace=0):
-  """A PNG file from its parts; `before` are chunks that precede its header."""
+  """Returns a PNG file of its parts; the chunks `before` precede the header."""
   header = struct.pack('>IIBBBBB', *size, depth, colours, 0, 0, interlace)
   return (
     b'\x89PNG\r\n\x1a\n'

@@ -1,4 +1,4 @@
-"""Files become the images that the model was trained on, or a reason."""
+"""Tests how files become inputs of a model, or are refused."""
 
 import io
 import os

@@ -12,7 +12,7 @@ LABELS = np.arange(6) % 3
 
 
 def write(path, **arrays):
-  """A file, and the folder that it unzips to."""
+  """Writes a file, and the folder that it unzips to."""
   np.savez(path / 'x.npz', **arrays)
   with zipfile.ZipFile(path / 'x.npz') as archive:
     archive.extractall(path / 'x')

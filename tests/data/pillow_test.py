@@ -6,7 +6,7 @@ from lipnext_jax.data import pillow
 
 
 def triangle_weights(length, target):
-  """[target, length] rows of the antialiased bilinear filter, from its text.
+  """Returns the antialiased bilinear filter [target, length] by its definition.
 
   Output pixel i has its centre at (i + ½)·length/target; a triangle of half
   width max(1, length/target) around it weighs the input pixels' centres.
@@ -73,7 +73,7 @@ def test_the_shorter_side_is_resized_with_the_antialiased_triangle(
 
 
 def test_no_image_is_scaled_beyond_the_limit_of_pixels(monkeypatch):
-  """One by 8000 pixels are a file of a hundred bytes; scaled, two gigabytes."""
+  """A file of 1×8000 pixels takes a hundred bytes; scaled, two gigabytes."""
   thin = Image.new('RGB', (1, 8000))
   with pytest.raises(pillow.TooLargeError) as info:
     pillow.resize_shorter_side(thin, 256)

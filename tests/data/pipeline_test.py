@@ -13,7 +13,7 @@ from lipnext_jax.data import views
 
 
 def source(length):
-  """Examples that can be told apart by their label."""
+  """Returns examples with distinct labels."""
   images = np.zeros((length, 4, 4, 1), np.uint8)
   images[:, 0, 0, 0] = np.arange(length)
   images[:, 1, 1, 0] = 100
@@ -21,7 +21,7 @@ def source(length):
 
 
 def take(count, length=10, augment=(), extra=None, **options):
-  """`count` batches of 4 examples, and of 8 of the source `extra`."""
+  """Returns `count` batches of 4 examples, and 8 of the source `extra`."""
   streams = [pipeline.Stream(source(length), augment, 4)]
   if extra is not None:
     streams.append(pipeline.Stream(extra, [transforms.flip()], 8))
@@ -50,7 +50,7 @@ def assert_same(batches, others):
 
 
 def test_the_stream_resumes_at_any_step_with_any_workers():
-  """Bitwise, augmentation and mixed-in examples included."""
+  """Bitwise, with augmentation and mixed-in examples."""
   augment = [transforms.crop(1), transforms.flip()]
   whole = take(12, augment=augment, extra=source(7))
   for step, workers in ((1, 0), (5, 2), (11, 0)):
@@ -75,7 +75,7 @@ def test_augmentation_differs_between_epochs_of_every_example():
 
 
 def test_processes_share_the_batch_of_one_from_any_step():
-  """Also when a run of one process goes on with two, or four."""
+  """A run of one process may resume with two or four."""
   options = {'augment': [transforms.crop(1)], 'extra': source(7)}
   whole = take(6, **options)
   for processes, start in ((2, 0), (2, 3), (4, 5)):
@@ -140,7 +140,7 @@ def test_evaluation_sees_every_example_once():
 
 
 def broken(error):
-  """A source whose third example cannot be read."""
+  """Returns a source whose third example cannot be read."""
 
   class Broken:  # Local: worker processes cannot import a test.
     def __len__(self):
@@ -254,7 +254,7 @@ LABELS = np.arange(6) % 3
 
 
 def build_extra(path, images=None, labels=LABELS, **fields):
-  """The stream mixed into images of 8×8 pixels and 3 classes."""
+  """Builds the stream to be mixed into images of 8×8 pixels and 3 classes."""
   if images is not None:
     np.savez(path, image=images, label=labels)
   fields = {'dataset.extra_npz': str(path), 'dataset.extra_ratio': 3} | fields

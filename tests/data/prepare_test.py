@@ -1,4 +1,4 @@
-"""From official archives to trained and certified, through the command line."""
+"""Tests the way from official archives to a certified model."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def open_set(name, data_dir):
 
 
 def archive(name, formats, directory):
-  """A small official archive of any set."""
+  """Writes a small official archive of any set."""
   if name == 'imagenet':
     return formats.imagenet(directory / 'tars', *formats.imagenet_files())
   if name == 'tiny_imagenet':
@@ -49,7 +49,7 @@ def archive(name, formats, directory):
 
 
 def train_split(name, formats):
-  """The images and labels to train on in `archive`."""
+  """Returns the training images and labels of `archive`."""
   if name == 'tiny_imagenet':
     files = formats.tiny_files()
     return [
@@ -159,7 +159,7 @@ def test_archive_to_records_to_certified_model(tmp_path, formats, run):
 
 
 def test_an_official_archive_needs_no_leave(tmp_path, formats, monkeypatch):
-  """Also when it is small: the checksums and counts are those of this one."""
+  """The checksums and counts of a small archive are declared official."""
   source = archive('cifar10', formats, tmp_path)
   with open(source, 'rb') as file:
     digest = hashlib.file_digest(file, 'sha256').hexdigest()
@@ -337,7 +337,7 @@ MISTAKES = {
 
 
 def in_process(arguments, capsys):
-  """Exit code and stderr of the command line; faster than a process."""
+  """Runs the command line in this process; returns exit code and stderr."""
   for name in list(prepare.flags.FLAGS):
     if prepare.flags.FLAGS[name].present:
       prepare.flags.FLAGS[name].unparse()
@@ -390,7 +390,7 @@ prepare.main(sys.argv)
 
 
 def test_a_killed_run_is_continued(tmp_path, formats, monkeypatch):
-  """SIGKILL with some shards done: the rest follows, nothing is redone."""
+  """After SIGKILL, the same command writes only the missing shards."""
   monkeypatch.setattr(jobs, 'EXAMPLES_PER_SHARD', 2)
   source = formats.cifar(tmp_path)  # 20 examples to train on, 4 to test.
   flags = [f'--source={source}', f'--data_dir={tmp_path}/data', '--workers=0']

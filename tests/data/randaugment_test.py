@@ -1,4 +1,4 @@
-"""Every operation against an oracle written from its documented definition.
+"""Compares every operation with an oracle written from its definition.
 
 The oracles work in float64 on arrays [h, w, ch] and share nothing with Pillow.
 Each returns the real value before rounding, so that a pixel whose value lies
@@ -21,7 +21,7 @@ NEAR = 2e-3
 
 
 def make_image(height=23, width=31, channels=3, seed=0):
-  """Smooth with noise, not filling the range: all lookup tables matter."""
+  """Returns a smooth image with noise that does not fill the range."""
   rng = np.random.default_rng(seed)
   rows = np.linspace(20, 150, height)[:, None, None]
   columns = np.linspace(0, 60, width)[None, :, None]
@@ -40,7 +40,7 @@ def apply(image, name, magnitude, negate):
 
 
 def sample(image, x, y):
-  """Nearest neighbour at real positions: the pixel whose square holds them.
+  """Samples at real positions: the pixel whose square holds them.
 
   Pixel (i, j) covers [j, j + 1) × [i, i + 1); outside is black. Returns the
   set of values that positions off by `NEAR` could give, [4, h, w, ch].
@@ -86,14 +86,14 @@ def move(name, image, a):
 
 
 def truncated(real):
-  """Real values, cut to whole ones in [0, 255]: both where it is close."""
+  """Truncates real values to bytes; both of two that are close."""
   return np.stack(
     [np.floor(np.clip(real + d, 0, 255)).astype(int) for d in (-NEAR, NEAR)]
   )
 
 
 def grey(image, offset=0.0):
-  """ITU-R 601-2 luma, rounded; grey images are their own."""
+  """Returns the rounded ITU-R 601-2 luma; a grey image is unchanged."""
   if image.shape[2] == 1:
     return image.astype(float)
   luma = image @ np.array([299, 587, 114]) / 1000
@@ -101,7 +101,7 @@ def grey(image, offset=0.0):
 
 
 def smooth(image):
-  """Smoothed by (1 1 1; 1 5 1; 1 1 1)/13, edges kept."""
+  """Smooths by (1 1 1; 1 5 1; 1 1 1)/13, and keeps the edges."""
   height, width = image.shape[:2]
   out = image.astype(float)
   total = sum(
@@ -150,7 +150,7 @@ def auto_contrast(image, _):
 
 
 def equalize(image, _):
-  """Through the cumulated histogram, in steps of its 255th part."""
+  """Maps values by the cumulative histogram, in steps of its 255th part."""
   out = image.astype(int)
   for channel in range(image.shape[2]):
     plane = image[..., channel].astype(int)
@@ -182,7 +182,7 @@ def candidates(image, name, magnitude, negate):
 
 
 def mismatches(image, name, magnitude, negate, out):
-  """The share of the pixels that none of the oracle's values explains."""
+  """Returns the share of pixels that equal no value of the oracle."""
   options = candidates(image, name, magnitude, negate)
   return float(np.mean(~np.any(options == out, axis=0)))
 
@@ -210,10 +210,10 @@ def test_pixels_are_the_documented_ones(name, channels):
 
 
 def test_the_oracles_decide_nearly_every_pixel():
-  """What they leave open is no way out: 1 per cent at the recipe's setting.
+  """At the setting of the recipe, 1 per cent of the pixels are undecided.
 
-  Of blends, factor·value is whole for one value in 100, for one channel or
-  another of a smoothed or averaged image for more.
+  Blends have more: factor·value is whole for one value in 100, and more often
+  if the image is smoothed or averaged over channels.
   """
   blends = ('Brightness', 'Color', 'Contrast', 'Sharpness')
   for name in ORACLES:
@@ -257,7 +257,7 @@ def test_rounding_differently_is_noticed():
 
 
 class Recorder:
-  """A generator that notes what is drawn from it."""
+  """A generator that records its draws."""
 
   def __init__(self, seed):
     self._rng = np.random.default_rng(seed)

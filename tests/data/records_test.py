@@ -24,7 +24,7 @@ FORM = records.Form(
 
 
 def write(directory, shards):
-  """A set of one split with these shards."""
+  """Writes a set of one split with these shards."""
   os.makedirs(directory)
   paths = records.shard_paths(str(directory), 'cifar10', 'train', len(shards))
   results = [
@@ -62,7 +62,7 @@ def test_what_was_written_is_read_by_index_and_by_tfds(
 
 
 class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """What TFDS's own builder is, but for where its images come from."""
+  """The builder of TFDS, with other images."""
 
   name = 'cifar10'
   url_infos: typing.ClassVar = {}  # Nothing to fetch.
@@ -92,7 +92,7 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 @pytest.fixture
 def by_tfds(tmp_path):
-  """A set that TFDS wrote itself; its folder."""
+  """The folder of a set that TFDS wrote."""
   builder = Cifar10(data_dir=str(tmp_path / 'theirs'))
   builder.download_and_prepare(file_format='array_record')
   return builder.data_dir
@@ -111,7 +111,7 @@ def test_a_set_that_tfds_prepared_is_read(by_tfds):
 
 
 class Animals(Cifar10, skip_registration=True):
-  """A set that this package has never heard of: grey, with names of its own."""
+  """A set that this package does not know: grey, with other names."""
 
   name = 'animals'
   VERSION = tfds.core.Version('1.2.0')
@@ -166,7 +166,7 @@ def test_bad_items_are_left_out_and_named(tmp_path, formats):
 
 
 def record(**changes):
-  """A serialized example of the set, as another program might write it."""
+  """Serializes an example of the set, as another program might write it."""
   features = tfds.features.FeaturesDict(
     {
       'id': tfds.features.Text(),

@@ -121,7 +121,7 @@ def test_arrays_of_your_own_are_read_and_others_refused(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, formats):
-  """Images of many sizes in folders by class."""
+  """A folder per class with images of many sizes."""
   files = {
     f'{split}/{name}/{i}.png': formats.encode(
       Image.fromarray(formats.pixels(10 * number + i, 20 + i, 30 - i)), 'PNG'

@@ -30,7 +30,7 @@ def test_flip_mirrors_half_of_the_images():
 
 
 class Fixed:
-  """A generator whose draws are given: [angle, zooms, shear] and shift."""
+  """A generator with given draws: [angle, zooms, shear] and shift."""
 
   def __init__(self, geometry, shift):
     self._draws = iter([np.array(geometry, float), np.array(shift, float)])
@@ -150,7 +150,7 @@ def test_steps_follow_in_the_order_of_the_recipes():
 
 
 def test_without_a_range_training_scales_as_evaluation_does():
-  """The same scale; only the place of the crop is drawn."""
+  """The scale is fixed, and the crop is random."""
   image = images(np.uint8, size=40, channels=3)[0][:30]
   steps = transforms.build_transforms(make_augment(), (9, 9, 3), resize=12)
   scaled = pillow.resize_shorter_side(pillow.from_array(image), 12)
@@ -193,7 +193,7 @@ def test_crops_larger_than_what_they_are_cut_from_are_refused():
 
 
 def chi_square(counts):
-  """Σ (n − n̄)²/n̄ and a bound that uniform counts keep: five deviations.
+  """Returns Σ (n − n̄)²/n̄, and a bound of five deviations for uniform counts.
 
   χ² with k − 1 degrees of freedom has that mean and variance 2(k − 1).
   """
@@ -204,7 +204,7 @@ def chi_square(counts):
 
 
 def windows_of(transform, height, width):
-  """How often each window was cut in 2000 draws, by its position."""
+  """Returns how often each window was cropped in 2000 draws."""
   # Each pixel holds its position + 1, so that padding is told apart.
   image = np.stack(np.mgrid[:height, :width] + 1, axis=-1).astype(np.uint8)
   rng, counts = np.random.default_rng(0), {}
@@ -217,7 +217,7 @@ def windows_of(transform, height, width):
 
 
 def biased(image, rng):
-  """A crop that prefers the middle."""
+  """Crops near the middle more often than elsewhere."""
   top, left = (rng.integers(3, size=2) + rng.integers(3, size=2)).tolist()
   padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
   return padded[top : top + 6, left : left + 6]

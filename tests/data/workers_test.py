@@ -1,4 +1,4 @@
-"""What ends worker processes; tests/main_test.py uses them as users do."""
+"""Tests how worker processes end; tests/main_test.py trains with them."""
 
 import contextlib
 import itertools
@@ -52,7 +52,7 @@ def test_workers_end_with_a_parent_that_is_killed():
 
 
 def test_a_program_that_ends_at_once_leaves_nothing_behind():
-  """Neither a process that it waits for, nor shared memory."""
+  """No process to wait for, and no shared memory."""
   with run(
     '  print(sum(int(next(batches)["y"][0]) for _ in range(7)))'
   ) as done:
@@ -60,10 +60,10 @@ def test_a_program_that_ends_at_once_leaves_nothing_behind():
 
 
 def test_workers_outlive_signals_and_a_killed_one_is_an_error():
-  """In order before, no hang at it, and none of the others stay.
+  """Batches stay in order, nothing hangs, and all workers end.
 
-  Clusters send SIGTERM to all: the last step before a save needs data. A batch
-  is larger than a pipe, in which hundreds of small ones would outlive a worker.
+  Clusters send SIGTERM to all processes, but the last step before a save needs
+  data. A batch is larger than a pipe, which would keep hundreds of small ones.
   """
   counting = grain.MapDataset.range(2**40).map(
     lambda i: {'x': np.full(2**15, i)}

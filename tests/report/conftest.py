@@ -1,4 +1,4 @@
-"""Workdirs as runs leave them, made up in milliseconds, of any size."""
+"""Makes workdirs of any size in milliseconds, like those of runs."""
 
 import json
 import types
@@ -89,11 +89,11 @@ def _attack(workdir, rng, result, images):
 
 @pytest.fixture(scope='session')
 def make_workdir():
-  """Makes a workdir: (path, **sizes) → path."""
+  """A function that makes a workdir: (path, **sizes) → path."""
   return _make
 
 
 @pytest.fixture(scope='session')
 def workdir(tmp_path_factory):
-  """One with everything in it. Not to be written to."""
+  """A workdir with every file. Do not write."""
   return _make(tmp_path_factory.mktemp('report') / 'rings')

@@ -42,7 +42,7 @@ def test_the_table_shows_every_number_and_none_too_high(capsys):
 
 
 class Named:
-  """A split of files."""
+  """A split with file names."""
 
   def __len__(self):
     return 3

@@ -60,7 +60,7 @@ def test_progress_shows_everything_the_readme_promises(capsys):
 
 
 class Bar:
-  """Records what a progress bar is told."""
+  """A progress bar that records its calls."""
 
   def __init__(self, **options):
     self.n, self.shown = 0, []

@@ -20,7 +20,7 @@ NASTY = '</style><script>alert(1)</script>"\'><img src=x onerror=alert(1)>&amp;'
 
 
 class Outline(html.parser.HTMLParser):
-  """Reads a page and lists what is wrong with it."""
+  """A parser that lists the faults of a page."""
 
   def __init__(self, text):
     super().__init__(convert_charrefs=True)

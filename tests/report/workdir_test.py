@@ -21,12 +21,12 @@ OPTIONAL = {
 
 @pytest.fixture
 def copy(workdir, tmp_path):
-  """A workdir to spoil."""
+  """A copy of `workdir` that may be written to."""
   return shutil.copytree(workdir, tmp_path / 'copy')
 
 
 def read(copy):
-  """Reads a workdir that a page can be made of."""
+  """Reads a workdir, and checks that its page can be built."""
   run = workdir_lib.read_run(str(copy))
   assert '</html>' in page.build_page(run)
   return run

@@ -51,7 +51,7 @@ def test_images_come_first_and_then_parameters_with_their_layer():
   ('layer', 'remat'), list(enumerate(models.lipnext.REMAT_POLICIES))
 )
 def test_then_the_layer_that_overflows(layer, remat):
-  """A finite bias that is too large for what follows."""
+  """A finite bias is so large that the next layer overflows."""
   _, images, params = make(remat)
   # R sums 16 entries of the shared p, each entry of R of order 1/4.
   broken = changed(params, 'blocks', 'pos', lambda p: p.at[layer].set(HUGE))
@@ -67,7 +67,7 @@ def test_then_the_loss_and_the_gradient():
 
 
 class Plain(nn.Module):
-  """A model without a scan, and with a layer that breaks in backward."""
+  """A model without a scan, with a layer whose gradient is not finite."""
 
   @nn.compact
   def __call__(self, images):

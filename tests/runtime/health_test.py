@@ -15,7 +15,7 @@ _after = jax.jit(lambda h, x, factor: h.after(x, jnp.isfinite(x), factor))
 
 
 def watch(losses, factor=3.0):
-  """The state after every loss, and where spikes were seen."""
+  """Returns the state after every loss, and the positions of spikes."""
   health, states, spikes = health_lib.Health.start(), [], []
   for i, loss in enumerate(losses):
     health, spike = _after(health, jnp.float32(loss), factor)
@@ -85,7 +85,7 @@ def test_each_warning_is_a_line_and_can_be_switched_off(changes, fields, parts):
 
 
 def observe(lines, learning_rate=1e-3, **health):
-  """What is said at each log line (loss, clean, norm), 10 steps apart.
+  """Returns the messages at each log line (loss, clean, norm), 10 steps apart.
 
   Ten classes, a warm-up of 20 of 400 steps, gradients clipped at 3.
   """
