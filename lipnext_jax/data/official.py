@@ -110,14 +110,14 @@ SETS = {
 class Archive(NamedTuple):
   """Size and checksum of an official file."""
 
-  size: int | None  # In bytes; None if it was not published.
+  size: int  # In bytes.
   checksum: str  # In hexadecimal digits.
   algorithm: str = 'sha256'  # 'md5' where the publisher gives no other.
 
 
-# The checksums of CIFAR's Python archives are those of Keras. TFDS has those of
-# the binary archives and of ImageNet's tars, torchvision and others those of
-# Tiny-ImageNet and the devkit.
+# The checksums of CIFAR's Python archives are those of Keras; TFDS has those of
+# the binary archives and of ImageNet's tars, several projects that of
+# Tiny-ImageNet.
 ARCHIVES = {
   'cifar-10-python.tar.gz': Archive(
     170_498_071,
@@ -145,9 +145,6 @@ ARCHIVES = {
   'ILSVRC2012_img_val.tar': Archive(
     6_744_924_160,
     'c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0',
-  ),
-  'ILSVRC2012_devkit_t12.tar.gz': Archive(
-    None, 'fa75699e90414af021442c21a62c3abf', 'md5'
   ),
 }
 
@@ -248,7 +245,7 @@ def imagenet_wnids() -> list[str]:
 def imagenet_validation_wnids() -> list[str]:
   """Returns the synsets of the validation images, in the order of their names.
 
-  TFDS ships this ground truth of the devkit.
+  TFDS has a copy of this ground truth of the official development kit.
 
   >>> len(imagenet_validation_wnids())
   50000

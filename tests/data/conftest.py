@@ -12,7 +12,6 @@ import zipfile
 import numpy as np
 from PIL import Image
 import pytest
-import scipy.io
 
 from lipnext_jax.data import official
 from lipnext_jax.data.formats import layouts
@@ -191,48 +190,24 @@ def imagenet_files(per_class=3):
   odd[names[0]] = encode(image.convert('CMYK'))
   odd[names[1]] = encode(image.convert('L'))
   odd[names[2]] = encode(image, 'PNG')
-  validation = {
-    f'ILSVRC2012_val_{i:08d}.JPEG': jpeg(700 + i, 50, 60) for i in range(1, 5)
-  }
-  return train, validation, [999, 0, 2, 0]
+  labels, truth = [999, 0, 2, 0], official.imagenet_validation_wnids()
+  validation, number = {}, 0
+  for label in labels:  # The next official image of this class.
+    number = truth.index(wnids[label], number) + 1
+    name = f'ILSVRC2012_val_{number:08d}.JPEG'
+    validation[name] = jpeg(700 + len(validation), 50, 60)
+  return train, validation, labels
 
 
-def write_imagenet(directory, train, validation, labels):
-  """Writes the two tars and the devkit."""
+def write_imagenet(directory, train, validation):
+  """Writes the two tars."""
   directory.mkdir(exist_ok=True)
   inner = {}
   for wnid, files in train.items():
     inner[f'{wnid}.tar'] = tar_bytes(files)
   write_tar(directory / 'ILSVRC2012_img_train.tar', inner)
   write_tar(directory / 'ILSVRC2012_img_val.tar', validation)
-  write_devkit(directory / 'ILSVRC2012_devkit_t12.tar.gz', labels)
   return str(directory)
-
-
-def write_devkit(path, labels):
-  """Writes a devkit, whose meta.mat numbers the synsets in a random order."""
-  wnids = official.imagenet_wnids()
-  ids = np.random.default_rng(3).permutation(1000) + 1  # Of each label.
-  synsets = np.zeros(
-    (1001, 1),
-    [('ILSVRC2012_ID', 'O'), ('WNID', 'O'), ('words', 'O'), ('gloss', 'O'),
-     ('num_children', 'O')],
-  )  # fmt: skip
-  for label, number in enumerate(ids):
-    synsets[number - 1, 0] = (int(number), wnids[label], 'word', 'gloss', 0)
-  synsets[1000, 0] = (1001, 'n00001740', 'entity', 'a parent', 2)
-  meta = io.BytesIO()
-  scipy.io.savemat(meta, {'synsets': synsets})
-  truth = '\n'.join(str(ids[label]) for label in labels) + '\n'
-  root = 'ILSVRC2012_devkit_t12/data/'
-  return write_tar(
-    path,
-    {
-      f'{root}meta.mat': meta.getvalue(),
-      f'{root}ILSVRC2012_validation_ground_truth.txt': truth.encode(),
-    },
-    'w:gz',
-  )
 
 
 def cifar(directory, name='cifar10', files=None):
@@ -308,5 +283,4 @@ def formats():
     tiny_wnids=TINY_WNIDS,
     imagenet=write_imagenet,
     imagenet_files=imagenet_files,
-    devkit=write_devkit,
   )

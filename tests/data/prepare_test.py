@@ -40,7 +40,7 @@ def open_set(name, data_dir):
 def archive(name, formats, directory):
   """Writes a small official archive of any set."""
   if name == 'imagenet':
-    return formats.imagenet(directory / 'tars', *formats.imagenet_files())
+    return formats.imagenet(directory / 'tars', *formats.imagenet_files()[:2])
   if name == 'tiny_imagenet':
     return formats.tiny(directory)
   if name in official.IDX_FILES:
@@ -205,9 +205,9 @@ def test_imagenet_keeps_files_and_turns_odd_ones_into_the_same_pixels(
 
 
 def test_resize_stores_smaller_images(tmp_path, formats):
-  train, _, labels = formats.imagenet_files()
+  train, _, _ = formats.imagenet_files()
   large = {'ILSVRC2012_val_00000001.JPEG': formats.jpeg(1, 300, 450)}
-  source = formats.imagenet(tmp_path / 'tars', train, large, labels)
+  source = formats.imagenet(tmp_path / 'tars', train, large)
   do('imagenet', source, tmp_path, resize=240)
   test = open_set('imagenet', f'{tmp_path}/data').test
   assert test[0]['image'].shape == (240, 360, 3)
@@ -239,12 +239,12 @@ def test_only_one_process_prepares_a_set(tmp_path, formats):
 def test_bad_records_are_collected_and_left_out_when_told(
   tmp_path, formats, capsys
 ):
-  train, validation, labels = formats.imagenet_files()
+  train, validation, _ = formats.imagenet_files()
   files = next(iter(train.values()))
   names = sorted(files)
   files[names[0]] = b'<html>not found</html>'
   files[names[1]] = files[names[1]][:-100]
-  source = formats.imagenet(tmp_path / 'tars', train, validation, labels)
+  source = formats.imagenet(tmp_path / 'tars', train, validation)
   with pytest.raises(errors.DataError, match=r'2 bad records.*--skip_bad'):
     do('imagenet', source, tmp_path)
   printed = capsys.readouterr().err
@@ -278,14 +278,14 @@ def test_a_mended_source_is_looked_at_again(tmp_path, formats):
 
 
 def test_empty_splits_and_names_that_occur_twice_are_refused(tmp_path, formats):
-  train, validation, labels = formats.imagenet_files()
+  train, validation, _ = formats.imagenet_files()
   bad = dict.fromkeys(validation, b'text')
-  source = formats.imagenet(tmp_path / 'tars', train, bad, labels)
+  source = formats.imagenet(tmp_path / 'tars', train, bad)
   with pytest.raises(errors.DataError, match='split validation: all are bad'):
     do('imagenet', source, tmp_path, skip_bad=True)
   groups = list(train.values())
   groups[1].update(groups[0])
-  source = formats.imagenet(tmp_path / 'tars', train, validation, labels)
+  source = formats.imagenet(tmp_path / 'tars', train, validation)
   with pytest.raises(errors.DataError, match='occurs twice'):
     do('imagenet', source, tmp_path)
 

@@ -67,7 +67,7 @@ def verify(path: str, *, allow_partial: bool) -> None:
   archive = official.ARCHIVES[os.path.basename(path)]
   with _naming(path):
     size = os.stat(path).st_size
-    if archive.size not in (None, size):
+    if size != archive.size:
       problem = f'has {size} bytes instead of {archive.size}'
     else:
       if size > _LARGE:

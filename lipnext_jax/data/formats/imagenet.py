@@ -1,11 +1,8 @@
 """Reads ImageNet (ILSVRC2012) from its official tars or extracted folders."""
 
-import io
 import os
 import re
 
-import numpy as np
-import scipy.io
 import tqdm
 
 from lipnext_jax import errors
@@ -15,17 +12,14 @@ from lipnext_jax.data.formats import layouts
 
 _TRAIN_TAR = 'ILSVRC2012_img_train.tar'
 _VAL_TAR = 'ILSVRC2012_img_val.tar'
-_DEVKIT_TAR = 'ILSVRC2012_devkit_t12.tar.gz'
-_GROUND_TRUTH = 'ILSVRC2012_validation_ground_truth.txt'
 
 
 def read_imagenet(source: str, *, allow_partial: bool) -> layouts.Contents:
   """Reads the official tars in a folder, or the folders train/ and val/.
 
   Labels are positions in the alphabetical list of the 1000 synsets, as in TFDS
-  and torchvision. The validation images may lie in a folder per synset. If not,
-  their labels come from the devkit (ILSVRC2012_devkit_t12, the archive or the
-  folder) if it is in `source`, else from TFDS's copy.
+  and torchvision. Those of validation images come from TFDS's copy of the
+  official ground truth, unless the images lie in a folder per synset.
 
   Raises:
     DataError: a file is missing or malformed.
@@ -95,7 +89,7 @@ def _list_validation(source: str, allow_partial: bool) -> list[layouts.Item]:
   else:
     entries = archives.list_folder(where)
   label = {wnid: i for i, wnid in enumerate(official.imagenet_wnids())}
-  truth, items = _read_truth(source, allow_partial), []
+  truth, items = official.imagenet_validation_wnids(), []
   for entry in sorted(entries):
     name = os.path.basename(entry.name)
     match = re.fullmatch(r'ILSVRC2012_val_(\d{8})\.JPEG', name)
@@ -106,42 +100,3 @@ def _list_validation(source: str, allow_partial: bool) -> list[layouts.Item]:
       )
     items.append(layouts.Item(name, {'label': label[truth[number - 1]]}, entry))
   return items
-
-
-def _read_truth(source: str, allow_partial: bool) -> list[str]:
-  """Reads the synset of every validation image, from the devkit or TFDS."""
-  path = layouts.find(
-    source, (_DEVKIT_TAR, _DEVKIT_TAR.removesuffix('.tar.gz'))
-  )
-  if path is None:
-    return official.imagenet_validation_wnids()
-  archives.verify(path, allow_partial=allow_partial)
-  names = ('meta.mat', _GROUND_TRUTH)
-  if os.path.isdir(path):
-    entries = archives.list_folder(os.path.join(path, 'data'))
-    files = {e.name: archives.read(e) for e in entries if e.name in names}
-  else:
-    files = archives.read_tar_gz(path, frozenset(names))
-  for name in names:
-    if name not in files:
-      raise errors.DataError(f'{path}: holds no {name}')
-  try:
-    # The synsets without children are the classes, with the IDs 1 to 1000.
-    synsets = scipy.io.loadmat(io.BytesIO(files['meta.mat']), squeeze_me=True)
-    wnid = {
-      int(synset['ILSVRC2012_ID']): str(synset['WNID'])
-      for synset in np.atleast_1d(synsets['synsets'])
-      if int(synset['num_children']) == 0
-    }
-    truth = [int(line) for line in files[_GROUND_TRUTH].split()]
-  except Exception as error:  # SciPy's reader raises any error.
-    raise errors.DataError(f'{path}: cannot be read ({error})') from None
-  if not set(wnid.values()) <= set(official.imagenet_wnids()):
-    raise errors.DataError(f'{path}, meta.mat: is not that of ILSVRC2012')
-  for number, value in enumerate(truth, start=1):
-    if value not in wnid:
-      raise errors.DataError(
-        f'{path}, {_GROUND_TRUTH}: line {number}: label {value} is not an '
-        f'ILSVRC2012_ID from 1 to {len(wnid)}'
-      )
-  return [wnid[value] for value in truth]

@@ -1,13 +1,9 @@
-import shutil
-
 import pytest
 
 from lipnext_jax import errors
 from lipnext_jax.data import official
 from lipnext_jax.data.formats import archives
 from lipnext_jax.data.formats import imagenet
-
-DEVKIT = 'ILSVRC2012_devkit_t12'
 
 
 def read(source):
@@ -23,7 +19,7 @@ def summary(contents):
 
 @pytest.fixture
 def tars(tmp_path, formats):
-  return formats.imagenet(tmp_path / 'tars', *formats.imagenet_files())
+  return formats.imagenet(tmp_path / 'tars', *formats.imagenet_files()[:2])
 
 
 def test_tars_and_trees_give_the_same_labelled_files(tmp_path, formats, tars):
@@ -49,7 +45,6 @@ def test_tars_and_trees_give_the_same_labelled_files(tmp_path, formats, tars):
   formats.tree(
     tree, flat | {f'val/{n}': data for n, data in validation.items()}
   )
-  formats.devkit(tree / f'{DEVKIT}.tar.gz', labels)
   assert summary(read(tree)) == found
 
   by_class = flat | {
@@ -62,32 +57,6 @@ def test_tars_and_trees_give_the_same_labelled_files(tmp_path, formats, tars):
   assert sorted(sorted_found['validation']) == sorted(found['validation'])
 
 
-def test_without_a_devkit_the_labels_are_those_of_tfds(tmp_path, tars):
-  (tmp_path / 'tars' / f'{DEVKIT}.tar.gz').unlink()
-  wnids = official.imagenet_wnids()
-  found = [i.labels['label'] for i in read(tars).splits['validation']]
-  truth = official.imagenet_validation_wnids()[:4]
-  assert [wnids[label] for label in found] == truth
-
-
-def test_an_extracted_devkit_is_read_and_its_faults_are_named(
-  tmp_path, formats, tars
-):
-  packed = tmp_path / 'tars' / f'{DEVKIT}.tar.gz'
-  shutil.unpack_archive(packed, tmp_path / 'tars', filter='data')
-  packed.unlink()
-  found = [i.labels['label'] for i in read(tars).splits['validation']]
-  assert found == formats.imagenet_files()[2]
-  data = tmp_path / 'tars' / DEVKIT / 'data'
-  truth = data / 'ILSVRC2012_validation_ground_truth.txt'
-  truth.write_text('5\n1001\n3\n4\n')
-  with pytest.raises(errors.DataError, match=r'line 2: label 1001 is not an'):
-    read(tars)
-  (data / 'meta.mat').write_bytes(b'no matrix')
-  with pytest.raises(errors.DataError, match='cannot be read'):
-    read(tars)
-
-
 def test_missing_classes_need_leave(tmp_path, formats):
   train, validation, _ = formats.imagenet_files()
   (wnid, files), *_ = train.items()
@@ -98,16 +67,16 @@ def test_missing_classes_need_leave(tmp_path, formats):
 
 
 def test_faulty_tars_are_refused(tmp_path, formats):
-  train, validation, labels = formats.imagenet_files()
-  odd = {'ILSVRC2012_val_00000005.JPEG': b'x'}
+  train, validation, _ = formats.imagenet_files()
+  odd = {'ILSVRC2012_val_00050001.JPEG': b'x'}
   for number, (message, *parts) in enumerate(
     (
       ('n00000000 is not a synset', {'n00000000': {}, **train}, validation),
       (r'cat\.JPEG has no label', train, {'cat.JPEG': b''}),
-      (r'val_00000005\.JPEG has no label', train, validation | odd),
+      (r'val_00050001\.JPEG has no label', train, validation | odd),
     )
   ):
-    source = formats.imagenet(tmp_path / str(number), *parts, labels)
+    source = formats.imagenet(tmp_path / str(number), *parts)
     with pytest.raises(errors.DataError, match=message):
       read(source)
 
