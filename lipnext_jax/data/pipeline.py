@@ -172,8 +172,20 @@ def eval_batches(
   Raises:
     UserError: an example cannot be read.
   """
-  padded = _Padded(_Readable(source, 'example'), batch_size)
-  ds = grain.MapDataset.source(padded)
+  readable = _Readable(source, 'example')
+  length = -(-len(source) // batch_size) * batch_size
+
+  def read(index: int) -> views.Example:
+    is_real = index < len(source)
+    example = readable[index if is_real else 0]
+    return {
+      'image': example['image'],
+      'label': example['label'],
+      'id': np.int32(index),
+      'mask': np.bool_(is_real),
+    }
+
+  ds = grain.MapDataset.range(length).map(read)
   ds = ds[process_index::process_count].batch(batch_size // process_count)
   return workers_lib.iterate(ds, workers)
 
@@ -231,27 +243,6 @@ class _Augment(grain.transforms.RandomMap):
         'images of one size'
       )
     return {'image': image, 'label': element['label']}
-
-
-class _Padded:
-  """A source with ids and a mask, padded to a multiple of the batch size."""
-
-  def __init__(self, source: views.Source, batch_size: int):
-    self._source = source
-    self._length = -(-len(source) // batch_size) * batch_size
-
-  def __len__(self) -> int:
-    return self._length
-
-  def __getitem__(self, index: int) -> views.Example:
-    real = index < len(self._source)
-    example = self._source[index if real else 0]
-    return {
-      'image': example['image'],
-      'label': example['label'],
-      'id': np.int32(index),
-      'mask': np.bool_(real),
-    }
 
 
 def _concatenate(batches: tuple[workers_lib.Batch, ...]) -> workers_lib.Batch:

@@ -199,11 +199,8 @@ class RecordSource:
       image = images.decode(example[self._image_key])[..., : self.shape[2]]
     except images.BadImageError as error:
       raise self._error(index, example, error) from None
-    fits = (
-      wanted in (None, got)
-      for wanted, got in zip(self.shape, image.shape, strict=True)
-    )
-    if not all(fits):
+    sizes = zip(self.shape, image.shape, strict=True)
+    if any(wanted not in (None, size) for wanted, size in sizes):
       problem = f'is {list(image.shape)} instead of {list(self.shape)}'
       raise self._error(index, example, problem)
     return {'image': image, 'label': self._label(index, example)}
@@ -264,13 +261,9 @@ class RecordSource:
 
 
 def _find_feature(info: tfds.core.DatasetInfo, place: int, kind: type) -> str:
-  """Returns the name of the image feature or the class feature of a set.
+  """Returns the name of the feature of a type.
 
-  Args:
-    info: metadata of the set.
-    place: position in the pair of supervised keys (image, label).
-    kind: type of the feature. In a set without supervised keys, exactly one
-      feature must have it.
+  If several have the type, that at `place` in the supervised keys is chosen.
   """
   found = [n for n, f in info.features.items() if isinstance(f, kind)]
   keys = info.supervised_keys

@@ -71,12 +71,7 @@ def _read(
 ) -> tuple[str, np.ndarray]:
   """Finds and verifies a file; returns its path and its uint8 array.
 
-  Args:
-    official_set: set of the file.
-    source: folder with the file.
-    name: name of the file, without .gz.
-    shape: shape of the official array, which may have more examples.
-    allow_partial: whether to accept a file without an official checksum.
+  `shape` is that of the official array, which may have more examples.
   """
   path = layouts.find(source, (f'{name}.gz', name))
   if path is None:
