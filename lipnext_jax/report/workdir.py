@@ -83,14 +83,11 @@ class Run:
     names = self.class_names
     return names[c] if 0 <= c < len(names) else f'class {c}'
 
-  @functools.cached_property
-  def _files(self) -> dict[int, str]:
-    rows = self.table
-    return dict(zip(rows['id'].tolist(), rows.get('file', ()), strict=False))
-
   def file_of(self, example: int) -> str:
     """Returns the name of an example's file or record, or ''."""
-    return self._files.get(int(example), '')
+    names = self.table.get('file', np.array([]))
+    names = names[self.table['id'][: len(names)] == example]
+    return names[-1] if len(names) else ''
 
 
 def read_run(workdir: str) -> Run:

@@ -19,8 +19,7 @@ _PIXELS = 3 * 32 * 32  # Values of an image: red, then green, then blue.
 class _Label(NamedTuple):
   """Where a label and the names of its classes are stored."""
 
-  key: str  # Key of the labels in a pickled batch.
-  names_key: str  # Key of the names in the pickle `meta`.
+  prefix: str  # Prefix of the keys `labels` and `label_names` in pickles.
   names_file: str  # File of the names in the binary archive.
   names: list[str]  # The official names.
 
@@ -45,12 +44,7 @@ _LAYOUTS = {
     },
     meta='batches.meta',
     labels={
-      'label': _Label(
-        'labels',
-        'label_names',
-        'batches.meta.txt',
-        official.class_names('cifar10'),
-      )
+      'label': _Label('', 'batches.meta.txt', official.class_names('cifar10'))
     },
   ),
   'cifar100': _Layout(
@@ -60,16 +54,12 @@ _LAYOUTS = {
     meta='meta',
     labels={
       'coarse_label': _Label(
-        'coarse_labels',
-        'coarse_label_names',
+        'coarse_',
         'coarse_label_names.txt',
         official.class_names('cifar100_coarse'),
       ),
       'label': _Label(
-        'fine_labels',
-        'fine_label_names',
-        'fine_label_names.txt',
-        official.class_names('cifar100'),
+        'fine_', 'fine_label_names.txt', official.class_names('cifar100')
       ),
     },
   ),
@@ -141,12 +131,13 @@ def _check_names(
   """Checks that the classes are the official ones, in their order."""
   for label in layout.labels.values():
     name = label.names_file if binary else layout.meta
+    key = f'{label.prefix}label_names'
     found: Any = files[name].split()
     if not binary:
-      found = _load(f'{path}, {name}', files[name]).get(label.names_key)
+      found = _load(f'{path}, {name}', files[name]).get(key)
     if found not in (label.names, [word.encode() for word in label.names]):
       raise errors.DataError(
-        f'{path}, {name}: {label.names_key} is not the official list of classes'
+        f'{path}, {name}: {key} is not the official list of classes'
       )
 
 
@@ -164,14 +155,15 @@ def _parse_pickle(
     raise errors.DataError(f'{where}: `data` is not uint8 [n, {_PIXELS}]')
   columns = {}
   for feature, label in labels.items():
-    column = batch.get(label.key)
+    key = f'{label.prefix}labels'
+    column = batch.get(key)
     if (
       not isinstance(column, list)
       or len(column) != len(pixels)
       or not all(type(value) is int for value in column)
     ):
       raise errors.DataError(
-        f'{where}: `{label.key}` is not a list of {len(pixels)} ints'
+        f'{where}: `{key}` is not a list of {len(pixels)} ints'
       )
     columns[feature] = column
   return pixels, columns
