@@ -17,7 +17,7 @@ _PIXELS = 3 * 32 * 32  # Values of an image: red, then green, then blue.
 
 
 class _Label(NamedTuple):
-  """Where a label and the names of its classes are stored."""
+  """The keys and files of a label and of the names of its classes."""
 
   prefix: str  # Prefix of the keys `labels` and `label_names` in pickles.
   names_file: str  # File of the names in the binary archive.

@@ -1,0 +1,61 @@
+import cloudpickle
+import numpy as np
+
+from lipnext_jax.data import views
+
+
+class Named(views.ArraySource):
+  """A source whose examples have names."""
+
+  def names(self):
+    return [f'{i}.png' for i in range(len(self))]
+
+
+def test_a_view_has_the_chosen_examples_their_names_and_the_change():
+  source = Named(np.arange(5 * 4).reshape(5, 2, 2, 1), np.arange(5))
+
+  def change(example):
+    return {**example, 'label': example['label'] + 10}
+
+  view = views.View(views.View(source, [4, 2, 0], change), [2, 0])
+  # Worker processes get views, functions included.
+  for one in (view, cloudpickle.loads(cloudpickle.dumps(view))):
+    assert [int(one[i]['label']) for i in range(len(one))] == [10, 14]
+    np.testing.assert_array_equal(one[1]['image'], source[4]['image'])
+    assert views.names_of(one) == ['0.png', '4.png']
+  nameless = views.ArraySource(np.zeros((5, 2, 2, 1)), np.arange(5))
+  assert views.names_of(views.View(nameless, [0])) == []
+
+
+def test_a_resized_view_keeps_everything_but_the_image():
+  images = np.random.default_rng(0).integers(256, size=(3, 9, 12, 3))
+  source = Named(images.astype(np.uint8), np.arange(3))
+  resized = views.resized(source, resize=6, size=4)
+  assert len(resized) == 3
+  assert {resized[i]['image'].shape for i in range(3)} == {(4, 4, 3)}
+  assert [int(resized[i]['label']) for i in range(3)] == [0, 1, 2]
+  assert views.names_of(resized) == views.names_of(source)
+
+
+def test_every_class_is_split_by_the_same_share():
+  labels = np.repeat([3, 1, 7, 5], [40, 20, 2, 1])
+  kept, held = views.split_classes(labels, 0.1, seed=0)
+  assert sorted([*kept, *held]) == list(range(63))
+  # At least one of two or more, and none of a single one.
+  assert np.bincount(labels[held], minlength=8)[[3, 1, 7, 5]].tolist() == [
+    4, 2, 1, 0
+  ]  # fmt: skip
+  again, other = (views.split_classes(labels, 0.1, seed)[1] for seed in (0, 1))
+  assert held.tolist() == again.tolist() != other.tolist()
+
+
+def test_synthetic_is_a_pure_function_of_the_seed_and_the_index():
+  one, two, other = (
+    views.SyntheticSource(5, (6, 6, 2), 3, seed) for seed in (0, 0, 1)
+  )
+  assert len(one) == 5
+  for i in range(5):
+    np.testing.assert_array_equal(one[i]['image'], two[i]['image'])
+    assert not np.array_equal(one[i]['image'], other[i]['image'])
+    assert one[i]['image'].dtype == np.uint8
+    assert one[i]['label'] == i % 3
