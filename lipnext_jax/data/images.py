@@ -108,7 +108,9 @@ def _open(data: bytes) -> tuple[Image.Image, bool]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
       width, height = image.size
       if width * height > pillow.MAX_PIXELS:
-        raise BadImageError(f'claims {width}×{height} pixels: a bomb?')
+        raise BadImageError(
+          f'has {width}×{height} pixels, more than {pillow.MAX_PIXELS}'
+        )
       # The decoder's mode: that of the image has been cut to 8 bits by Pillow.
       if any(';16B' in str(tile[3]) for tile in image.tile):
         raise BadImageError('has 16 bits a channel, which RGB cannot hold')

@@ -116,7 +116,9 @@ def prepare(options: Options) -> str:
     for split, results in shards.items():
       labels = [label for result in results for label in result.labels]
       if not labels:
-        raise errors.DataError(f'{options.source}, split {split}: all are bad')
+        raise errors.DataError(
+          f'{options.source}, split {split}: every example is bad'
+        )
       examples[split] = len(labels)
       np.save(records.labels_path(work, split), np.array(labels, np.int32))
     records.write_metadata(work, form, shards)

@@ -152,7 +152,7 @@ def bad_files(formats):
 def test_what_is_no_whole_image_is_refused(formats):
   for case, data in bad_files(formats).items():
     for function in (images.decode, images.to_stored):
-      with pytest.raises(images.BadImageError, match=r'^(is|has|can|cla)') as e:
+      with pytest.raises(images.BadImageError, match=r'^(is|has|can)') as e:
         function(data)
       assert '\n' not in str(e.value), case
 

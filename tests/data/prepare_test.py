@@ -281,7 +281,9 @@ def test_empty_splits_and_names_that_occur_twice_are_refused(tmp_path, formats):
   train, validation, _ = formats.imagenet_files()
   bad = dict.fromkeys(validation, b'text')
   source = formats.imagenet(tmp_path / 'tars', train, bad)
-  with pytest.raises(errors.DataError, match='split validation: all are bad'):
+  with pytest.raises(
+    errors.DataError, match='validation: every example is bad'
+  ):
     do('imagenet', source, tmp_path, skip_bad=True)
   groups = list(train.values())
   groups[1].update(groups[0])

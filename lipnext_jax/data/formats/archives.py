@@ -281,9 +281,7 @@ def _check_name(where: str, name: str, seen: set[str]) -> None:
 
 def _check_size(where: str, size: int) -> None:
   if size > MAX_BYTES:
-    raise errors.DataError(
-      f'{where}: has {size} bytes, more than {MAX_BYTES}: a bomb?'
-    )
+    raise errors.DataError(f'{where}: has {size} bytes, more than {MAX_BYTES}')
 
 
 @contextlib.contextmanager
