@@ -28,7 +28,11 @@ from scipy import stats
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FASHION = 'configs/fashion_mnist.py'
-_POOLED = {'model.pool': 'l2', 'model.neck_depth': 0}
+_POOLED = {
+  'model.pool': 'l2',
+  'model.neck_width': 256,
+  'model.neck_depth': 0,
+}
 _PACE = 100  # Steps of the run that measures the speed of a row.
 
 # Group → row → the config, and what is changed in it.
@@ -37,7 +41,10 @@ ROWS: dict[str, dict[str, tuple[str, Mapping[str, object]]]] = {
   'digits': {'lipnext': ('configs/digits.py', {})},
   'models': {
     'lipnext, neck': (FASHION, {}),
-    'lipnext, L2 pool': (FASHION, {**_POOLED, 'model.width': 320}),
+    'lipnext, L2 pool': (
+      FASHION,
+      {**_POOLED, 'model.depth': 8, 'model.width': 208},
+    ),
     'liresnet': (f'{FASHION}:model=liresnet', {}),
     'bronet': (f'{FASHION}:model=bronet', {}),
     'lipnext, Cholesky': (FASHION, {'model.parametrization': 'cholesky'}),

@@ -6,6 +6,15 @@
       --workdir=runs/fashion --config.dataset.data_dir=/data
 
 Debian's package `dataset-fashion-mnist` installs the four official files there.
+`configs/fashion_mnist.py:quick` trains for 5 epochs instead of 30, and `smoke`
+for two steps of a tiny model on random images. `model=liresnet` and
+`model=bronet` train the baselines, with as many parameters (494,000).
+
+Everything was chosen on 5,000 images held out of the training split, with one
+seed and 5 epochs: the neck and its dense layers, 4 blocks of 64 channels on 7×7
+tokens, τ, the rate, and no random crops. 8 blocks, 14×14 tokens or a neck of
+256 cost more and gained less than longer training does.
+docs/results.md has the results.
 """
 
 import ml_collections
@@ -23,11 +32,11 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.dataset.name = 'fashion_mnist'
   c.augment.flip = True
 
-  c.model.depth = 8
+  c.model.depth = 4
   c.model.width = 64
   c.model.patch_size = 4  # 7×7 tokens.
   c.model.pool = 'neck'
-  c.model.neck_width = 256
+  c.model.neck_width = 128
   c.model.neck_depth = 4
 
   c.loss.epsilon = 0.25
@@ -38,21 +47,21 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.model.name = model
     c.model.activation = 'minmax'
     c.model.pool, c.model.neck_width, c.model.neck_depth = 'l2', 256, 0
+    c.model.baseline.dense_depth = 4
   if model == 'liresnet':
     c.model.padding = 'zero'
-    c.model.depth, c.model.width = 6, 64
-    c.model.baseline.dense_depth = 4
-    c.model.baseline.dense_width = 224
+    c.model.depth, c.model.width = 6, 48
+    c.model.baseline.dense_width = 128
     c.loss.logit_scale = 4.0  # Its own constant K scales the logits as well.
   if model == 'bronet':
-    c.model.depth, c.model.width = 6, 96
+    c.model.depth, c.model.width = 6, 64
     c.model.baseline.dense_depth = 6
-    c.model.baseline.dense_width = 512
+    c.model.baseline.dense_width = 320
 
   c.batch_size = 256
-  c.duration = '5 epochs' if quick else '20 epochs'
+  c.duration = '5 epochs' if quick else '30 epochs'
   c.optimizer.learning_rate = 3e-3
-  c.optimizer.warmup = '0.5 epochs' if quick else '2 epochs'
+  c.optimizer.warmup = '0.5 epochs' if quick else '3 epochs'
 
   c.eval.batch_size = 500
   c.eval.epsilons = (36 / 255, 0.25, 0.3, 0.5, 1.0, 1.58)

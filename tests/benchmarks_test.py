@@ -16,7 +16,6 @@ import optax
 import pytest
 
 from benchmarks import compare
-from benchmarks import digits_models
 from benchmarks import optimizer_convergence
 from benchmarks import optimizer_peers
 from benchmarks import optimizer_rivals
@@ -370,32 +369,6 @@ def test_the_kill_benchmark_ends_in_the_same_arrays(run, tmp_path):
   )
   assert '1 kills' in out
   assert out.splitlines()[-1].startswith('the same, bit for bit')
-
-
-def test_the_model_benchmark_trains_and_resumes_its_table(run, tmp_path):
-  path = f'{tmp_path}/runs.jsonl'
-  options = [f'--out={path}', '--only', 'lipnext', '--steps', '3']
-  first = run('digits_models', *options, '--seeds', '0')
-  assert first.count('"row"') == 1
-  second = run('digits_models', *options, '--seeds', '0', '1')
-  assert second.count('"row"') == 1  # Seed 0 was there already.
-  table = run('digits_models', f'--out={path}', '--table')
-  cells = [cell.strip() for cell in table.splitlines()[2].split('|')[1:-1]]
-  assert cells[:4] == ['lipnext', '2', '215,442', '3']
-  assert float(cells[-1]) < 1.0001  # Λ, of either seed.
-
-
-def test_the_rows_of_the_model_benchmark_are_of_one_size():
-  rows = digits_models.build_rows()
-  for name, row in rows.items():
-    shapes = jax.eval_shape(
-      row.model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1))
-    )
-    count = parameter_count(shapes['params'])
-    blocks = shapes['params'].get('blocks', {})
-    if 'M' in blocks:  # As the paper counts, with the other rows of R.
-      count += blocks['M'].size - getattr(blocks.get('R'), 'size', 0)
-    assert abs(count / 280_978 - 1) < 0.015, name
 
 
 def write_log(path, errors):
