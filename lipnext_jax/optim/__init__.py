@@ -1,6 +1,6 @@
-"""Optimisation on the orthogonal group with optax semantics.
+"""Optimizers on the orthogonal group, as optax transformations.
 
-A library of its own, which needs jax, optax and numpy alone.
+This library needs jax, optax and numpy alone.
 
 >>> import jax.numpy as jnp, optax
 >>> tx = orthogonal(optax.adam(1e-3), lookahead_period=6)

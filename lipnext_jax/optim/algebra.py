@@ -1,7 +1,7 @@
-"""Skew-symmetric matrices, the Lie algebra so(n), stored packed.
+"""Packed storage of skew-symmetric matrices, the Lie algebra so(n).
 
 Only n(n − 1)/2 entries of a skew-symmetric matrix are independent. Packing them
-halves the memory of the inner rule's moments and of ΣΔ.
+halves the memory of an optimizer's moments.
 """
 
 import jax
@@ -20,11 +20,11 @@ def skew(a: jax.Array) -> jax.Array:
 
 
 def pack(a: jax.Array) -> jax.Array:
-  """Packs skew(a) [n, n] into [packed_rows(n), n], every entry once.
+  """Packs the part of skew(a) [n, n] above the diagonal into ⌈n/2⌉ rows.
 
-  The upper half of the part above the diagonal stays in place; the lower half,
-  turned by 180°, goes below the diagonal. The diagonal itself is 0, and for odd
-  n the middle row holds its entries twice.
+  The rows of its upper half stay in place. The lower half, rotated by 180°,
+  fills the places below the diagonal. The diagonal is 0, and for odd n the
+  middle row holds each of its entries twice.
 
   >>> pack(jnp.array([[0.0, 2, 4, 6], [0, 0, 8, 10], [0, 0, 0, 12], [0] * 4]))
   Array([[0., 1., 2., 3.],
@@ -34,15 +34,15 @@ def pack(a: jax.Array) -> jax.Array:
   return (above + above[::-1, ::-1])[: packed_rows(len(a))]
 
 
-def unpack(p: jax.Array) -> jax.Array:
-  """Unpacks [packed_rows(n), n] into [n, n], skew-symmetric for any `p`.
+def unpack(packed: jax.Array) -> jax.Array:
+  """Returns the skew-symmetric matrix [n, n] of any array [⌈n/2⌉, n].
 
   >>> a = jnp.arange(9.0).reshape(3, 3)
   >>> bool(jnp.all(unpack(pack(a)) == skew(a)))
   True
   """
-  turned = p[::-1, ::-1][2 * len(p) - p.shape[1] :]
-  above = jnp.triu(jnp.concatenate([p, turned]), 1)
+  rotated = packed[::-1, ::-1][2 * len(packed) - packed.shape[1] :]
+  above = jnp.triu(jnp.concatenate([packed, rotated]), 1)
   return above - products.transposed(above)
 
 

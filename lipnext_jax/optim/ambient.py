@@ -1,16 +1,15 @@
-"""Rotations of matrices [m, n] far from square, through n×n coefficients.
+"""Manifold steps of matrices X [m, n] far from square, with small products.
 
-The generator of a rotation is N×N in `manifold`. Here it stays factored, and
-steps and moments are as large as X. For m >= n (wide matrices are transposed):
+`manifold` rotates X by a skew matrix of its longer side. For m ≫ n (wide
+matrices are transposed), this module keeps that matrix A [m, m] factored:
 
-    T = skew(GXᵀ) X = (G − X GᵀX)/2      gradient G in the tangent space at X
-    D = Y − X sym(XᵀY)                   Y = inner.update(T), made tangent again
-    Ω = UVᵀ, U = [P, X], V = [X, −P]     P = (I − XXᵀ/2) D: skew, and ΩX = D
-    X ← exp(Ω) X = X + U φ(Z) VᵀX        Z = VᵀU, φ(z) = (eᶻ − 1)/z
+    Ω = skew(GXᵀ) X = (G − X GᵀX)/2      gradient G in the tangent space at X
+    D = Y − X sym(XᵀY)                   tangent part of Y = inner.update(Ω)
+    A = UVᵀ, U = [P, X], V = [X, −P]     P = (I − XXᵀ/2) D; A is skew, AX = D
+    X ← exp(A) X = X + U φ(Z) VᵀX        Z = VᵀU, φ(z) = (eᶻ − 1)/z
 
-Z is 2n×2n, and no array is larger than X. A step takes 7 products of 2mn² flops
-and some of size n³. With SGD, Y = −lr·T gives Ω = −lr·skew(GXᵀ): the rotation
-that `manifold` would make of it.
+Z is 2n×2n, and no array is larger than X. A step takes 7 products of size mn²
+and some of size n³. With SGD, A = −lr·skew(GXᵀ), as in `manifold`.
 """
 
 from collections.abc import Sequence
@@ -25,13 +24,13 @@ from lipnext_jax.optim import exponential
 from lipnext_jax.optim import products
 from lipnext_jax.optim import retraction
 
-_DEGREE = 8  # Of the Taylor polynomial of φ in the exact branch.
+_DEGREE = 8  # Degree of φ's Taylor polynomial in the exact branch.
 
 
 def tangent(
   x: jax.Array, g: jax.Array, *, precision: lax.PrecisionLike
 ) -> jax.Array:
-  """Returns T = (G − X GᵀX)/2, the gradient G [m, n] in the tangent space at X.
+  """Returns Ω = (G − X GᵀX)/2, the gradient G [m, n] made tangent at X.
 
   >>> x, g = jnp.array([[1.0], [0.0]]), jnp.array([[3.0], [2.0]])
   >>> tangent(x, g, precision=None).tolist()
@@ -51,14 +50,13 @@ def rotate(
   large_steps: str = 'exponential',
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
 ) -> jax.Array:
-  """Returns a plain step's update of X [m, n], FastExp(Ω)X − X.
+  """Returns FastExp(A)X − X for X and a step Y [m, n].
 
-  Ω is the rotation of Y [m, n], of which only the part that is tangent at X
-  counts. The options are those of `fast_expm1`, with ‖Ω‖_F for ‖a‖_F; the
-  projection is the nearest matrix with orthonormal columns to X + D.
+  The options are those of `fast_expm1`, with ‖A‖_F in the place of ‖a‖_F. The
+  projection goes to the matrix with orthonormal columns nearest to X + D.
 
   >>> x, y = jnp.array([[1.0], [0.0]]), jnp.array([[0.0], [0.1]])
-  >>> rotate(x, y).round(4)  # By 0.1 in radians.
+  >>> rotate(x, y).round(4)  # By 0.1 radians.
   Array([[-0.005 ],
          [ 0.0998]], dtype=float32)
   """
@@ -73,15 +71,15 @@ def rotate(
   mm = functools.partial(products.product, precision=precision)
   n = x.shape[1]
   xx, xy, yy = mm(x.T, x), mm(x.T, y), mm(y.T, y)
-  # P = Y − XB, B = sym(XᵀY) + skew(XᵀY)/2. It is never formed: its products
-  # with X and with itself follow from those of Y, and XᵀX is not taken for I,
-  # so that Ω is skew, and the step a rotation, for any X.
+  # P = Y − XB with B = sym(XᵀY) + skew(XᵀY)/2 is not formed: its products with
+  # X and itself follow from those of Y. XᵀX is not replaced by I, so that A is
+  # skew, and the step a rotation, for any X.
   b = (3 * xy + xy.T) / 4
   xb, yb = mm(xx, b), mm(xy.T, b)
   xp = xy - xb
   pp = yy - yb - yb.T + mm(b.T, xb)
   squares = 2 * (jnp.sum(pp * xx) - jnp.sum(xp * xp.T))
-  norm = jnp.sqrt(jnp.maximum(squares, 0))  # ‖Ω‖_F; nan stays nan.
+  norm = jnp.sqrt(jnp.maximum(squares, 0))  # ‖A‖_F; nan stays nan.
 
   z, vx = _blocks(xx, xp, pp)
 
@@ -120,15 +118,15 @@ def _blocks(xx, xp, pp, scale=1.0) -> tuple[jax.Array, jax.Array]:
 
 def _exact(norm, z, xx, xp, pp, mm) -> jax.Array:
   """Returns φ(Z)VᵀX by scaling and doubling, φ(2h) = φ(h) + h φ(h)²/2."""
-  # Ω is skew: 2‖Ω‖₂⁴ <= tr Ω⁴ = tr Z⁴, see `exponential`.
+  # A is skew: 2‖A‖₂⁴ <= tr A⁴ = tr Z⁴, see `exponential`.
   z2 = mm(z, z)
   fourth = jnp.maximum(jnp.sum(z2 * z2.T), 0) / 2
   spectral = jnp.minimum(norm / math.sqrt(2), fourth**0.25)
   kept = spectral * float(jnp.finfo(z.dtype).eps) < exponential.MAX_ROUNDING
-  # With columns of U and V of one size, ‖Z‖₂ <= 2‖Ω‖₂.
+  # With U and V scaled to the same size, ‖Z‖₂ <= 2‖A‖₂.
   scale = jnp.where(kept & (spectral > 0), spectral, 1)
   z, vx = _blocks(xx, xp, pp, scale)
-  # Truncation error θ⁹/10! relative to φ ≈ 1, held below half an ulp.
+  # The truncation error θ⁹/10! is at most half an ulp of φ ≈ 1.
   eps = float(jnp.finfo(z.dtype).eps)
   theta = (math.factorial(_DEGREE + 2) * eps / 2) ** (1 / (_DEGREE + 1))
   doublings = jnp.ceil(jnp.log2(jnp.maximum(2 * spectral / theta, 1)))

@@ -1,6 +1,7 @@
-"""Checks of what optimizers are given, with messages that name the remedy.
+"""Checks of an optimizer's options, parameters and gradients.
 
-Options that are arrays pass: optax injects hyperparameters, and may trace them.
+Each function raises an error that says what to do. Options that are arrays are
+not checked: optax may inject them as traced hyperparameters.
 """
 
 from collections.abc import Collection
@@ -14,25 +15,25 @@ import optax
 
 from lipnext_jax.optim import retraction
 
-# ‖XᵀX − I‖₂ from which a matrix that was changed between updates is refused.
+# Largest ‖XᵀX − I‖₂ of a matrix that was changed between updates.
 MAX_CHANGE = 1e-3
-_CORNER = 64  # Rows and columns that a fingerprint reads.
+_CORNER = 64  # Number of rows and columns that a fingerprint reads.
 
 
 def period(name: str, value: Any) -> None:
-  """Refuses a number of steps below 1; None and arrays pass."""
+  """Raises ValueError for a number of steps below 1."""
   if isinstance(value, int) and value < 1:
     raise ValueError(f'{name}={value} must be at least 1, or None.')
 
 
 def weight(name: str, value: Any) -> None:
-  """Refuses a lookahead weight outside (0, 1]; arrays pass."""
+  """Raises ValueError for a lookahead weight outside (0, 1]."""
   if isinstance(value, float | int) and not 0 < value <= 1:
     raise ValueError(f'{name}={value} must lie in (0, 1].')
 
 
 def choice(name: str, value: str, choices: Collection[str]) -> None:
-  """Refuses a name that is not among `choices`."""
+  """Raises ValueError for a name that is not among `choices`."""
   if value not in choices:
     raise ValueError(f'{name}={value!r} must be one of {sorted(choices)}.')
 
@@ -40,66 +41,68 @@ def choice(name: str, value: str, choices: Collection[str]) -> None:
 def rule(
   inner: Any, learning_rate: optax.ScalarOrSchedule | None
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns `inner` with its learning rate, or refuses what is no such rule."""
+  """Returns the optax rule of `orthogonal`'s first two arguments.
+
+  Raises:
+    TypeError: there is no rule, or not one learning rate for it.
+  """
   if isinstance(inner, optax.GradientTransformation):
     if learning_rate is not None:
       raise TypeError(
-        'orthogonal() got a rule that is built already, and a learning_rate: '
+        f'orthogonal() got {learning_rate=} for a rule that is built already: '
         'give orthogonal(optax.adam, learning_rate) or '
         'orthogonal(optax.adam(learning_rate)).'
       )
     return optax.with_extra_args_support(inner)
   if not callable(inner) or learning_rate is None:
     raise TypeError(
-      'orthogonal() lifts an optax rule, as in orthogonal(optax.adam, '
-      f'learning_rate=1e-3); got {inner!r} and {learning_rate=}.'
+      f'orthogonal() got {inner!r} and {learning_rate=}: give an optax rule, '
+      'as in orthogonal(optax.adam, learning_rate=1e-3).'
     )
   return optax.with_extra_args_support(inner(learning_rate))
 
 
 def matrices(params: optax.Params) -> None:
-  """Refuses leaves other than float32 or float64 matrices [..., m, n]."""
+  """Raises ValueError for leaves that are not real matrices [..., m, n]."""
   for path, x in jax.tree_util.tree_leaves_with_path(params):
     name = _name(path)
     if jnp.ndim(x) < 2:
       raise ValueError(
-        f'orthogonal(): {name} has shape {jnp.shape(x)}; it needs '
-        'matrices [..., m, n]. Send other leaves to another transformation '
-        'with optax.partition (see orthogonal_labels).'
-      )
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-      raise ValueError(
-        f'orthogonal(): {name} is {x.dtype}; it moves real matrices only. '
-        'Represent a unitary A + iB as the orthogonal [[A, -B], [B, A]].'
+        f'orthogonal(): {name} has shape {jnp.shape(x)}, not [..., m, n]; '
+        'send it to another transformation with optax.partition (see '
+        'orthogonal_labels).'
       )
     if x.dtype not in (jnp.float32, jnp.float64):
       raise ValueError(
-        f'orthogonal(): {name} has dtype {x.dtype}; keep orthogonal '
-        'parameters in float32 (or float64) and cast them for compute: a '
-        'bfloat16 master copy is 1e-2 off the manifold.'
+        f'orthogonal(): {name} has dtype {x.dtype}; store it in float32 or '
+        'float64, and cast it to compute (bfloat16 is 1e-2 off the manifold); '
+        'store a unitary A + iB as the orthogonal [[A, -B], [B, A]].'
       )
 
 
 def gradients(grads: optax.Updates, params: optax.Params | None) -> None:
-  """Refuses gradients without parameters, or of other shapes than theirs."""
+  """Raises ValueError for gradients that do not have the shapes of `params`."""
   if params is None:
-    raise ValueError('This needs the parameters: update(grads, state, params).')
+    raise ValueError(
+      'update needs the parameters: update(grads, state, params).'
+    )
 
   def check(path, x, g):
     given, needed = jnp.shape(g), jnp.shape(x)
     if given != needed:
       name = _name(path)
       raise ValueError(
-        f'The gradient of {name} has shape {given}; it needs {needed}.'
+        f'the gradient of {name} has shape {given}; it needs {needed}.'
       )
 
   jax.tree_util.tree_map_with_path(check, params, grads)
 
 
 def on_manifold(params: optax.Params, tolerance: Any) -> None:
-  """Refuses matrices whose ‖XᵀX − I‖₂ exceeds `tolerance`; None: no check.
+  """Raises ValueError for matrices with ‖XᵀX − I‖₂ above `tolerance`.
 
-  Values that are traced, or partly on other hosts, are not looked at.
+  Traced arrays, and those that are partly on other hosts, are not checked.
+  None allows any matrix.
   """
   for path, x in jax.tree_util.tree_leaves_with_path(params):
     x = jnp.asarray(x)
@@ -109,26 +112,26 @@ def on_manifold(params: optax.Params, tolerance: Any) -> None:
     error = float(jnp.max(errors, initial=0))
     if not error <= tolerance:  # Also where it is nan.
       raise ValueError(
-        f'orthogonal(): {_name(path)} is {error:.1e} from '
-        f'orthonormal (‖XᵀX − I‖₂; start_tolerance={tolerance:g}). Start from '
+        f'orthogonal(): {_name(path)} is {error:.1e} from orthonormal in '
+        f'‖XᵀX − I‖₂ (start_tolerance={tolerance:g}); start from '
         'polar_retract(x).'
       )
 
 
 def fingerprint(x: jax.Array) -> jax.Array:
-  """Returns ⟨V, X⟩ of matrices x [..., m, n] with a fixed V, as [..., 1, 1].
+  """Returns ⟨V, X⟩ for matrices X [..., m, n] and a fixed V, as [..., 1, 1].
 
-  V is 0 outside a corner, so that the cost does not count; what scales or
-  shifts updates shows there as anywhere.
+  A scale or a shift of the whole matrix changes it. V is 0 outside a corner, so
+  that it costs next to nothing.
 
   >>> x = jnp.eye(3)
   >>> bool(jnp.all(fingerprint(x + x) == fingerprint(x) + fingerprint(x)))
   True
   """
 
-  def weights(size):  # In [-½, ½), without a pattern.
-    turns = jnp.arange(1, size + 1, dtype=x.dtype) * ((math.sqrt(5) - 1) / 2)
-    return turns - jnp.floor(turns) - 0.5
+  def weights(size):  # Irregular numbers in [-½, ½).
+    golden = jnp.arange(1, size + 1, dtype=x.dtype) * ((math.sqrt(5) - 1) / 2)
+    return golden - jnp.floor(golden) - 0.5
 
   x = x[..., :_CORNER, :_CORNER]
   m, n = x.shape[-2:]
@@ -137,10 +140,11 @@ def fingerprint(x: jax.Array) -> jax.Array:
 
 
 def is_spoilt(x: jax.Array, expected: jax.Array) -> jax.Array:
-  """Returns whether something took x [m, n] off the manifold since an update.
+  """Returns whether x [m, n] was moved off the manifold since the last update.
 
-  It is then not what that update left, by its fingerprint and to rounding, and
-  more than 1e-3 from orthonormal, which costs nothing to find otherwise.
+  A matrix whose fingerprint differs from `expected` by more than rounding was
+  changed. Only then is its distance from orthonormal estimated and compared
+  with `MAX_CHANGE`.
   """
   m, n = (min(size, _CORNER) for size in x.shape)
   rounding = float(jnp.finfo(x.dtype).eps) * math.sqrt(m * n * (m + n))
@@ -152,8 +156,8 @@ def is_spoilt(x: jax.Array, expected: jax.Array) -> jax.Array:
   return lax.cond(changed[0, 0], is_off, lambda _: jnp.zeros([], bool), x)
 
 
-def left_alone(params: optax.Params, expected: optax.Params) -> None:
-  """Refuses what `is_spoilt`, where its values are known."""
+def unspoilt(params: optax.Params, expected: optax.Params) -> None:
+  """Raises ValueError for a leaf that `is_spoilt`, unless it is traced."""
 
   def check(path, x, expected):
     x = jnp.asarray(x)
@@ -164,21 +168,20 @@ def left_alone(params: optax.Params, expected: optax.Params) -> None:
     ):
       raise ValueError(
         f'orthogonal(): {_name(path)} is not what the last update left, and is '
-        'off the manifold. Let nothing scale or shift the updates after '
-        'orthogonal(): its learning rate goes inside, as in '
-        'orthogonal(optax.adam, 1e-3).'
+        'off the manifold; do not scale or shift updates after orthogonal(), '
+        'whose learning rate goes inside: orthogonal(optax.adam, 1e-3).'
       )
 
   jax.tree_util.tree_map_with_path(check, params, expected)
 
 
 def _name(path: tuple[Any, ...]) -> str:
-  """Returns what messages call the leaf at `path`."""
+  """Names a leaf in an error message."""
   return f'leaf {jax.tree_util.keystr(path)}' if path else 'the only leaf'
 
 
 def _is_known(x: Any) -> bool:
-  """Returns whether the values of `x` can be looked at here and now."""
+  """Returns whether the values of `x` are known on this host."""
   if isinstance(x, jax.Array):
     return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
   return True

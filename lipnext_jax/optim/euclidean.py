@@ -15,7 +15,7 @@ class ScheduledNadamState(NamedTuple):
   """State of `scale_by_scheduled_nadam`."""
 
   step: jax.Array  # Shape (): int32.
-  mu_product: jax.Array  # Shape (): float32, Π μ_i.
+  mu_product: jax.Array  # Shape (): float32, Π μ_i over all steps.
   mu: optax.Updates  # First moment.
   nu: optax.Updates  # Second moment.
 
@@ -34,23 +34,22 @@ def scale_by_scheduled_nadam(
       u = [ (1 − μ_t)/(1 − Πμ_{i<=t}) g + μ_{t+1}/(1 − Πμ_{i<=t+1}) m ]
           / (sqrt(v/(1 − b2^t)) + eps)
 
-  μ rises slowly from b1/2 to b1, where `optax.nadam` keeps it. The rule is
-  elementwise and odd, so `orthogonal` can lift it. Reference: T. Dozat,
-  "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop.
-
-  Of complex gradients, g² is |g|².
+  μ rises slowly from b1/2 to b1, where `optax.nadam` has it from the start. The
+  rule is elementwise and odd, so `orthogonal` can lift it. For complex
+  gradients, g² is |g|². Reference: T. Dozat, "Incorporating Nesterov Momentum
+  into Adam", ICLR 2016 workshop.
 
   Args:
     b1: decay of the first moment.
     b2: decay of the second moment.
-    eps: added to the root of the second moment.
+    eps: constant added to the root of the second moment.
     momentum_decay: rate at which μ approaches b1.
-    mu_dtype: dtype of the first moment of real leaves (bfloat16 halves it);
-      None: the parameters' own, float32 at least, as for the second moment.
+    mu_dtype: dtype of the first moment of real leaves; None: that of the
+      second moment, the parameters' own but at least float32.
 
   Returns:
-    A transformation whose updates have the dtype of the parameters, or of the
-    gradients where `update` is given no parameters.
+    A transformation whose updates have the dtypes of `params`, or of the
+    gradients where `update` gets no `params`.
 
   >>> tx = scale_by_scheduled_nadam()
   >>> u, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
@@ -83,14 +82,17 @@ def scale_by_scheduled_nadam(
     product = (state.mu_product * mu_t).astype(jnp.float32)
     g_weight = (1 - mu_t) / (1 - product)
     m_weight = mu_next / (1 - product * mu_next)
-    # 1 − b2^t, without the cancellation that costs 1e-5 at t = 1.
-    unbias = -jnp.expm1(t * _log(b2))
+    # 1 − b2^t; the subtraction would lose digits, 1e-5 at t = 1. The logarithm
+    # of a Python number is taken in float64.
+    known = isinstance(b2, int | float) and b2 > 0
+    unbias = -jnp.expm1(t * (math.log(b2) if known else jnp.log(b2)))
 
-    # In the wide dtype of nu; mu may be stored in a narrower one.
+    # Moments are updated in the wide dtype of nu.
     like = updates if params is None else params
     g = jax.tree.map(
       lambda g, v: g.astype(jnp.promote_types(g.dtype, v.dtype)),
-      *(updates, state.nu),
+      updates,
+      state.nu,
     )
     nu = optax.tree.update_moment_per_elem_norm(g, state.nu, b2, 2)
     mu = optax.tree.update_moment(g, optax.tree.cast_like(state.mu, g), b1, 1)
@@ -115,18 +117,15 @@ def scheduled_nadam(
   momentum_decay: float = 0.004,
   mu_dtype: Any = None,
 ) -> optax.GradientTransformation:
-  """Returns NAdam as in torch, its learning rate included.
+  """Returns NAdam as in torch: `scale_by_scheduled_nadam` and a learning rate.
 
   Args:
-    learning_rate: a number or a schedule of the step.
-    b1: decay of the first moment.
+    learning_rate: number, or schedule of the step.
+    b1: see `scale_by_scheduled_nadam`, also for the other arguments.
     b2: decay of the second moment.
-    eps: added to the root of the second moment.
+    eps: constant added to the root of the second moment.
     momentum_decay: rate at which μ approaches b1.
-    mu_dtype: dtype of the first moment; None: that of the second.
-
-  Returns:
-    A transformation whose updates have the dtype of the parameters.
+    mu_dtype: dtype of the first moment.
 
   >>> tx = scheduled_nadam(1e-3)
   >>> u, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
@@ -139,43 +138,36 @@ def scheduled_nadam(
   )
 
 
-def _log(b: float | jax.Array) -> float | jax.Array:
-  """Returns log b, in float64 for Python numbers and traced for arrays."""
-  if isinstance(b, (int, float)):
-    return math.log(b) if b else -math.inf
-  return jnp.log(b)
-
-
 class LookaheadState(NamedTuple):
   """State of `lookahead`."""
 
   step: jax.Array  # Shape (): int32.
-  inner: optax.OptState  # Of the inner rule.
-  slow: optax.Params  # Equal to the fast weights until the first sync.
+  inner: optax.OptState  # State of the fast optimizer.
+  slow: optax.Params  # Slow weights; the fast ones until the first sync.
 
 
 def lookahead(
-  inner: optax.GradientTransformation, period: int = 6, alpha: float = 0.5
+  inner: optax.GradientTransformation, period: int = 6, weight: float = 0.5
 ) -> optax.GradientTransformationExtraArgs:
-  """Syncs `inner`'s fast weights with a slow copy every `period` steps.
+  """Syncs the fast weights with a slow copy every `period` steps.
 
-      slow ← slow + alpha·(fast − slow),   fast ← slow
+      slow ← slow + η·(fast − slow),   fast ← slow,   η = weight
 
-  The first sync *creates* the slow copy from the fast weights, as in the
-  recipe's torch wrapper; `optax.lookahead` creates it at step 0. Reference:
-  M. Zhang et al., "Lookahead Optimizer", NeurIPS 2019.
+  The first sync creates the slow copy from the fast weights, as the recipe's
+  torch code does; `optax.lookahead` creates it at step 0. Reference: M. Zhang
+  et al., "Lookahead Optimizer", NeurIPS 2019.
 
   Args:
-    inner: the fast optimizer.
-    period: steps between syncs.
-    alpha: weight of the fast copy in a sync, in (0, 1].
+    inner: optimizer of the fast weights.
+    period: number of steps between syncs.
+    weight: share of the fast weights in a sync, in (0, 1].
 
   Returns:
     A transformation whose `update` needs `params`.
 
   Raises:
-    ValueError: `period` or `alpha` is out of range; at update: no `params`, or
-      updates that do not fit them.
+    ValueError: `period` or `weight` is out of range, or `update` gets no
+      `params` or updates of other shapes.
 
   >>> tx = lookahead(optax.sgd(1.0), period=1)
   >>> p, state = jnp.array([0.0]), tx.init(jnp.array([0.0]))
@@ -187,7 +179,7 @@ def lookahead(
   1.5
   """
   checks.period('period', period)
-  checks.weight('alpha', alpha)
+  checks.weight('weight', weight)
   inner = optax.with_extra_args_support(inner)
 
   def init_fn(params):
@@ -204,7 +196,7 @@ def lookahead(
 
     def new_slow(p, u, slow):
       fast = (p + u).astype(p.dtype)
-      slow = jnp.where(syncs, slow + alpha * (fast - slow), slow)
+      slow = jnp.where(syncs, slow + weight * (fast - slow), slow)
       return jnp.where(count <= period, fast, slow).astype(p.dtype)
 
     def new_update(p, u, slow):

@@ -1,9 +1,9 @@
-"""FastExp (paper §3.2): the exponential of small skew steps, in products.
+"""FastExp (paper §3.2): exponentials of skew-symmetric matrices in products.
 
 FastExp(A) = I + A + A²/2                     ‖A‖_F < 0.05    1 product
            = … + A³/6                         ‖A‖_F < 0.25    2 products
            = … + A⁴/24                        ‖A‖_F < 1       2 products
-           = exp(A)                           from 1 on       3 + squarings
+           = exp(A)                           otherwise       3 + squarings
 """
 
 from collections.abc import Sequence
@@ -26,18 +26,18 @@ THRESHOLDS = (0.05, 0.25, 1.0)
 # Degree-8 Taylor polynomial in 3 products: P. Bader, S. Blanes, F. Casas,
 # "Computing the Matrix Exponential with an Optimized Taylor Polynomial
 # Approximation", Mathematics 7(12), 2019, §3 (m = 8).
-_S = math.sqrt(177)
+_ROOT = math.sqrt(177)
 _X3 = 2 / 3
-_X1 = _X3 * (1 + _S) / 88
-_X2 = _X3 * (1 + _S) / 352
-_X4 = (-271 + 29 * _S) / (315 * _X3)
-_X5 = 11 * (-1 + _S) / (1260 * _X3)
-_X6 = 11 * (-9 + _S) / (5040 * _X3)
-_X7 = (89 - _S) / (5040 * _X3**2)
-_Y2 = (857 - 58 * _S) / 630
+_X1 = _X3 * (1 + _ROOT) / 88
+_X2 = _X3 * (1 + _ROOT) / 352
+_X4 = (-271 + 29 * _ROOT) / (315 * _X3)
+_X5 = 11 * (-1 + _ROOT) / (1260 * _X3)
+_X6 = 11 * (-9 + _ROOT) / (5040 * _X3)
+_X7 = (89 - _ROOT) / (5040 * _X3**2)
+_Y2 = (857 - 58 * _ROOT) / 630
 
-# Rounding in A alone moves exp(A) by eps·‖A‖₂. Above this bound nothing of the
-# result could be trusted, not even its orthogonality, and nan is returned.
+# Largest relative error of exp(A), eps·‖A‖₂ for the rounding of A alone, at
+# which a result is returned instead of nan.
 MAX_ROUNDING = 2.0**-7
 
 
@@ -50,23 +50,24 @@ def fast_expm1(
 ) -> jax.Array:
   """Returns FastExp(a) − I for skew-symmetric `a` (paper §3.2), batched.
 
-  It is formed directly, never by subtracting I: the rounding error is relative
-  to the small step. Each matrix takes the branch of its own norm. The exact
-  branch is right to rounding, eps·‖a‖₂, for any norm. Where that leaves no
-  accuracy at all (‖a‖₂ > 6e4 in float32), and for non-finite input, the result
-  is nan, so that `optax.apply_if_finite` and the like see it.
+  I is never added and subtracted again, so that rounding is relative to the
+  small step. Each matrix takes the branch of its own norm. The exact branch has
+  an error of about eps·‖a‖₂. The result is nan where that leaves no accuracy
+  (‖a‖₂ > 6e4 in float32) and for non-finite input, so that
+  `optax.apply_if_finite` rejects the step.
 
-  The plane of eigenvalues ±it turns by t. With `large_steps='projection'` the
-  last branch turns it by atan(t) instead, less than a quarter turn however
-  large the step: it is the nearest orthogonal matrix to I + a (the projective
-  retraction of P.-A. Absil, J. Malick, "Projection-like Retractions on Matrix
-  Manifolds", SIAM J. Optim. 22(1), 2012, §3).
+  The exponential rotates the plane of a pair of eigenvalues ±it by t. With
+  `large_steps='projection'`, matrices above the last threshold rotate it by
+  atan(t) instead, which is below a quarter turn: the result is the orthogonal
+  matrix nearest to I + a, less I (P.-A. Absil, J. Malick, "Projection-like
+  Retractions on Matrix Manifolds", SIAM J. Optim. 22(1), 2012, §3).
 
   Args:
     a: [..., n, n] float32 (or wider), skew-symmetric.
-    thresholds: ascending bounds on ‖a‖_F below which the orders 2, 3 and 4
-      are used; with (0, 0, 0) the last branch always is.
-    large_steps: last branch, 'exponential' (the paper's) or 'projection'.
+    thresholds: three ascending bounds on ‖a‖_F, below which the orders 2, 3
+      and 4 are used; (0, 0, 0): none of them ever is.
+    large_steps: branch above the last threshold, 'exponential' (the paper's)
+      or 'projection'.
     precision: precision of every product; the default is full float32.
 
   Returns:
@@ -84,7 +85,7 @@ def fast_expm1(
   0.995
   """
   if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
-    raise ValueError(f'fast_exp needs square matrices, got {a.shape=}.')
+    raise ValueError(f'{a.shape=}: give square matrices [..., n, n].')
   if len(thresholds) != 3 or list(thresholds) != sorted(thresholds):
     raise ValueError(f'{thresholds=} must be three ascending numbers.')
   checks.choice('large_steps', large_steps, LARGE_STEPS)
@@ -97,7 +98,7 @@ def fast_expm1(
 def fast_exp(a: jax.Array, **options: Any) -> jax.Array:
   """Returns FastExp(a) for skew-symmetric `a` (paper §3.2), batched.
 
-  Updates should use `fast_expm1`, which keeps the digits of a small step.
+  For an update, use `fast_expm1`, which keeps the digits of a small step.
 
   Args:
     a: [..., n, n] float32 (or wider), skew-symmetric.
@@ -114,7 +115,7 @@ def fast_exp(a: jax.Array, **options: Any) -> jax.Array:
 
 
 def _expm1_one(thresholds, large, precision, a: jax.Array) -> jax.Array:
-  """Returns `fast_expm1` of one matrix [n, n]; A² is shared between terms."""
+  """Returns `fast_expm1` of one matrix [n, n]."""
   mm = functools.partial(products.product, precision=precision)
 
   def order2(a):
@@ -129,27 +130,30 @@ def _expm1_one(thresholds, large, precision, a: jax.Array) -> jax.Array:
     return a + a2 / 2 + mm(a2, a / 6 + a2 / 24)
 
   norm = jnp.linalg.norm(a)
-  # Counting passed thresholds sends nan to order 2 (and nan out of it).
+  # A nan passes no threshold; order 2 hands it on.
   branch = sum((norm >= t).astype(jnp.int32) for t in thresholds)
   last = functools.partial(large, precision)
   return lax.switch(branch, [order2, order3, order4, last], a)
 
 
 def _exact_expm1(precision: lax.PrecisionLike, a: jax.Array) -> jax.Array:
-  """Returns exp(a) − I by scaling and squaring: E ← 2E + E², s times."""
+  """Returns exp(a) − I by scaling and squaring.
+
+  Squaring exp(B) turns exp(B) − I = C into exp(2B) − I = 2C + C².
+  """
   mm = functools.partial(products.product, precision=precision)
   a2 = mm(a, a)
-  # Skew-symmetric: ‖A‖₂⁴ = ‖A²‖₂² and its eigenvalues come in pairs, so
-  # 2‖A²‖₂² <= ‖A²‖_F². Far sharper than ‖A‖_F for a step whose energy is
-  # spread over many directions, as elementwise optimizers make them.
+  # The eigenvalues of a skew-symmetric A come in pairs ±it. Those of A² are
+  # double, so 2‖A‖₂⁴ = 2‖A²‖₂² <= ‖A²‖_F². The steps of elementwise rules
+  # spread over many planes, where this bound is far sharper than ‖A‖_F.
   spectral = jnp.minimum(
     jnp.linalg.norm(a) / math.sqrt(2),
     jnp.sqrt(jnp.linalg.norm(a2) / math.sqrt(2)),
   )
-  # Truncation error θ⁹/9! relative to θ, held below half an ulp.
+  # The truncation error θ⁹/9! is at most half an ulp of θ.
   eps = float(jnp.finfo(a.dtype).eps)
   theta = (math.factorial(9) * eps / 2) ** (1 / 8)
-  lost = ~(spectral * eps < MAX_ROUNDING)  # Also where it is nan.
+  lost = ~(spectral * eps < MAX_ROUNDING)  # True for nan.
   squarings = jnp.ceil(jnp.log2(jnp.maximum(spectral / theta, 1)))
   squarings = jnp.where(lost, 0, squarings)
   scale = jnp.where(lost, jnp.nan, jnp.exp2(-squarings))
@@ -159,15 +163,15 @@ def _exact_expm1(precision: lax.PrecisionLike, a: jax.Array) -> jax.Array:
   right = _X5 * a + _X6 * a2 + _X7 * a4
   left = _X3 * a2 + a4
   a8 = mm(left, right) + _X4 * left
-  e = a + _Y2 * a2 + a8
+  c = a + _Y2 * a2 + a8
   times = squarings.astype(jnp.int32)
-  return lax.fori_loop(0, times, lambda _, e: 2 * e + mm(e, e), e)
+  return lax.fori_loop(0, times, lambda _, c: 2 * c + mm(c, c), c)
 
 
 def _projected_expm1(precision: lax.PrecisionLike, a: jax.Array) -> jax.Array:
-  """Returns polar(I + a) − I; for steps this large a subtraction will do."""
+  """Returns polar(I + a) − I, by subtraction: `a` is not small."""
   eye = jnp.eye(a.shape[-1], dtype=a.dtype)
-  # The condition of I + a, ‖I + a‖₂, must leave some digits here, too.
+  # Rounding of I + a changes its polar factor by eps·‖I + a‖₂.
   spectral = jnp.linalg.norm(a) / math.sqrt(2)
   kept = spectral * float(jnp.finfo(a.dtype).eps) < MAX_ROUNDING
   start = jnp.where(kept, eye + a, eye)

@@ -1,18 +1,22 @@
-"""Any elementwise, odd optax rule, lifted to the orthogonal group (paper §3.2).
+"""Lifts elementwise, odd optax rules to the orthogonal group (paper §3.2).
 
-For X ∈ O(n) with Euclidean gradient G, in the (left-trivialised) Lie algebra:
+A step of X ∈ O(n) is made in the Lie algebra of skew-symmetric matrices:
 
-    Ω = skew(XᵀG) = (XᵀG − GᵀX)/2
-    Δ = inner.update(Ω)              any optax rule; sign and rate included
+    Ω = skew(XᵀG) = (XᵀG − GᵀX)/2    from the Euclidean gradient G
+    Δ = inner.update(Ω)              any optax rule, learning rate included
     X ← X·FastExp(Δ)
 
-and, with manifold lookahead of weight η, every k steps (paper §3.2(b))
+Every k steps, manifold lookahead of weight η moves a slow copy along the sum of
+the steps since then (paper §3.2(b)), and the fast copy follows:
 
     X_slow ← X_slow·FastExp(η ΣΔ),   X ← X_slow,   ΣΔ ← 0.
 
-The emitted update is the difference to X, so that `optax.apply_updates` lands
-on the manifold. Skew matrices are kept packed, see `algebra`; the same steps of
-matrices far from square are in `ambient`.
+A periodic polar retraction takes both copies back to the group, from which
+truncation and rounding slowly remove them.
+
+The emitted update is the new X less the old one, so that `optax.apply_updates`
+lands on the manifold. `algebra` packs skew matrices, `ambient` moves matrices
+that are far from square, and `stack` loops over stacks of matrices.
 """
 
 from collections.abc import Callable
@@ -34,11 +38,12 @@ from lipnext_jax.optim import products
 from lipnext_jax.optim import retraction as retraction_lib
 from lipnext_jax.optim import stack
 
-# Named scope of what most steps skip: lookahead's sync, the retraction, and a
-# closer look at a matrix that was changed.
+# Named scope of the work that most steps skip: the lookahead's sync, the
+# retraction, and the test of a matrix that was changed between updates.
 PERIODIC = 'periodic_step'
 
-# Sides from this ratio on: moments in the ambient space (`moments='auto'`).
+# The option `moments='auto'` takes 'ambient' for a longer side of at least so
+# many times the shorter one.
 AMBIENT_RATIO = 8
 MOMENTS = ('auto', 'algebra', 'ambient')
 
@@ -47,11 +52,11 @@ class OrthogonalState(NamedTuple):
   """State of `orthogonal`.
 
   Attributes:
-    step: updates so far, int32 of shape ().
-    inner: state of the inner rule; its leaves are steps.
-    slow: X_slow, like the parameters; None without lookahead.
-    total: ΣΔ since the last sync, a step; None without lookahead.
-    expected: fingerprints of X + update, [..., 1, 1].
+    step: number of updates so far, int32 of shape ().
+    inner: state of the inner rule on trees like Ω.
+    slow: X_slow, a tree like the parameters; None without lookahead.
+    total: ΣΔ since the last sync, a tree like Ω; None without lookahead.
+    expected: `checks.fingerprint` of the parameters after the last update.
   """
 
   step: jax.Array
@@ -62,7 +67,7 @@ class OrthogonalState(NamedTuple):
 
 
 class _Options(NamedTuple):
-  """The checked options of `orthogonal`, and its functions of one matrix."""
+  """Checked options of `orthogonal`, and its functions of one matrix."""
 
   inner: optax.GradientTransformationExtraArgs
   lookahead_period: int | None
@@ -93,45 +98,40 @@ def orthogonal(
 ) -> optax.GradientTransformationExtraArgs:
   """Lifts an optax rule to matrices with orthonormal rows or columns.
 
-  The learning rate belongs inside: `orthogonal(optax.adam, 1e-3)`. Scaled or
-  shifted updates leave the manifold; the next one raises, or is nan if traced.
-
-  Leaves are [..., m, n]. Where the longer side, N, is less than 8 times the
-  shorter, steps are packed skew matrices [..., ⌈N/2⌉, N], at most 4 products of
-  size N³ each while ‖Δ‖_F < 1. Other leaves have steps of their own shape, and
-  nothing takes memory or time of size N², see `ambient`. No step changes the
-  sign of a square matrix's determinant.
+  Give the learning rate to `orthogonal`: updates that are scaled or shifted
+  afterwards leave the manifold, and the next one raises, or is nan if traced.
+  Leaves are stacks [..., m, n]. No step changes the sign of a determinant.
+  docs/optimizer.md has costs, limits and comparisons.
 
   Args:
-    inner: learning rate → optax rule, or a rule that has its learning rate. It
-      must be elementwise and odd (sgd, adam, nadam, lion, …). It is given Ω,
-      and as parameters zeros, so weight decay has no effect.
-    learning_rate: a number or a schedule, for `inner`; None: it has one.
+    inner: elementwise and odd optax rule (sgd, adam, nadam, lion, …), or a
+      function from a learning rate to one. It is given Ω, and zeros as
+      parameters, so that weight decay has no effect.
+    learning_rate: number or schedule for `inner`; None: `inner` is a rule.
     lookahead_period: updates between syncs (the paper: 6); None: no lookahead.
-    lookahead_alpha: the lookahead's weight, in (0, 1].
-    retraction_period: updates between polar retractions of the fast and the
-      slow copy, always in full precision; None: never.
+    lookahead_alpha: weight η of the lookahead, in (0, 1].
+    retraction_period: updates between retractions; None: never.
     retraction: 'newton_schulz' or 'svd', see `polar_retract`.
-    thresholds: norms of Δ at which FastExp's order rises.
+    thresholds: norms of Δ at which FastExp's order rises, see `fast_expm1`.
     large_steps: 'exponential' (the paper's) or 'projection', which forgives
-      learning rates that are far too large; for both see `fast_expm1`.
-    moments: 'algebra' (skew matrices) or 'ambient' (the leaf's shape) for every
-      leaf; 'auto': by its shape.
-    precision: precision of the step's products; they act on the small step, so
-      less than float32 costs little.
-    stack_sharding: layout of stacks [L, …, m, n] and of their state; only L
-      may be sharded. Each device updates its own matrices, without
-      communication. Stacks that do not divide are padded for the update.
-    start_tolerance: largest ‖XᵀX − I‖₂ of a matrix that init accepts, where it
-      is not traced; None: any.
+      learning rates that are far too large; see `fast_expm1`.
+    moments: 'algebra' (Ω is N×N for the longer side N, and packed), 'ambient'
+      (Ω is m×n, and nothing N×N is formed), or 'auto' (by the leaf's shape).
+    precision: precision of the step's products, which act on the small step:
+      less than float32 costs little. Retractions take full precision.
+    stack_sharding: sharding of stacks [L, …, m, n] and of their state along L.
+      Each device updates its own matrices without communication; stacks that
+      do not divide are padded.
+    start_tolerance: largest ‖XᵀX − I‖₂ that `init` accepts, unless it is
+      traced; None: any.
 
   Returns:
     A transformation with an `OrthogonalState`, whose `update` needs `params`.
 
   Raises:
-    ValueError: options out of range; leaves that cannot be orthogonal or are
-      not; gradients that do not fit them.
-    TypeError: `inner` is no rule, or has no learning rate or two;
+    ValueError: options out of range, leaves that are not real matrices on the
+      manifold, or gradients that do not fit them.
+    TypeError: `inner` is not an optax rule, has no learning rate or two, or
       `stack_sharding` is not a `NamedSharding`.
 
   >>> tx = orthogonal(optax.sgd, 1e-2)
@@ -148,9 +148,6 @@ def orthogonal(
   checks.choice('large_steps', large_steps, exponential.LARGE_STEPS)
   checks.choice('moments', moments, MOMENTS)
   stack.check(stack_sharding)
-  curve = functools.partial(
-    rotate, thresholds=thresholds, large_steps=large_steps
-  )
   options = _Options(
     checks.rule(inner, learning_rate),
     lookahead_period,
@@ -160,7 +157,13 @@ def orthogonal(
     start_tolerance,
     origin=functools.partial(_origin, moments=moments),
     tangent=functools.partial(tangent, moments=moments, precision=precision),
-    rotate=functools.partial(curve, moments=moments, precision=precision),
+    rotate=functools.partial(
+      rotate,
+      moments=moments,
+      precision=precision,
+      thresholds=thresholds,
+      large_steps=large_steps,
+    ),
     retract=functools.partial(retraction_lib.polar_retract, method=retraction),
   )
   return optax.GradientTransformationExtraArgs(
@@ -190,59 +193,51 @@ def _update(
   params: optax.Params | None = None,
   **extra_args: Any,
 ) -> tuple[optax.Updates, OrthogonalState]:
-  """Returns X·(FastExp(Δ) − I), or what a sync or a retraction makes of it."""
+  """Returns the update and the next state: step, sync, retraction."""
   checks.gradients(grads, params)
   checks.matrices(params)
-  checks.left_alone(params, state.expected)
+  checks.unspoilt(params, state.expected)
   sharding = options.stack_sharding
   map_stacks = functools.partial(stack.map_stacks, sharding=sharding)
-  step = optax.safe_increment(state.step)
-  grads = optax.tree.cast_like(grads, params)
-  grads = stack.lay_out(grads, sharding)
+  count = optax.safe_increment(state.step)
+  grads = stack.lay_out(optax.tree.cast_like(grads, params), sharding)
 
   # Ω = skew(XᵀG), then Δ by the inner rule.
-  is_spoilt = jax.named_scope(PERIODIC)(checks.is_spoilt)
-  omega = map_stacks(
-    lambda x, g, expected: jnp.where(
-      is_spoilt(x, expected), jnp.nan, options.tangent(x, g)
-    ),
-    *(params, grads, state.expected),
-  )
-  origin = jax.tree.map(jnp.zeros_like, omega)
+  def checked_tangent(x, g, expected):
+    with jax.named_scope(PERIODIC):
+      is_spoilt = checks.is_spoilt(x, expected)
+    return jnp.where(is_spoilt, jnp.nan, options.tangent(x, g))
+
+  omega = map_stacks(checked_tangent, params, grads, state.expected)
+  zeros = jax.tree.map(jnp.zeros_like, omega)
   delta, inner_state = options.inner.update(
-    omega, state.inner, origin, **extra_args
+    omega, state.inner, zeros, **extra_args
   )
   delta = optax.tree.cast_like(delta, params)
 
-  # X·(FastExp(Δ) − I), written over the gradient, which nobody reads again. A
-  # step that syncs has no use for it.
-  period = options.lookahead_period
-  syncs = None if period is None else step % period == 0
-  rotates = None if syncs is None else ~syncs
-  update = map_stacks(
-    lambda _, x, d: options.rotate(x, d),
-    *(grads, params, delta),
-    replace=1,
-    when=rotates,
-  )
-  slow, total = state.slow, state.total
-  if syncs is not None:
+  # X·(FastExp(Δ) − I), which a step that syncs does not need. It is written
+  # over the gradient, which is not read again.
+  def step(g, x, delta):
+    del g
+    return options.rotate(x, delta)
+
+  period, slow, total = options.lookahead_period, state.slow, state.total
+  if period is None:
+    update = map_stacks(step, grads, params, delta, replace=1)
+  else:
+    due = count % period == 0
+    update = map_stacks(step, grads, params, delta, replace=1, when=~due)
     total = optax.tree.add(total, delta)
-    update, slow, total = sync_lookahead(
-      *(update, slow, total, params, options.lookahead_alpha, syncs),
-      options.rotate,
-      map_stacks,
-    )
+    trees = update, slow, total, params
+    update, slow, total = sync_lookahead(options, map_stacks, due, *trees)
   if options.retraction_period is not None:
-    due = step % options.retraction_period == 0
-    update, slow = retract_stacks(
-      update, slow, params, due, options.retract, map_stacks
-    )
+    due = count % options.retraction_period == 0
+    trees = update, slow, params
+    update, slow = retract_stacks(options, map_stacks, due, *trees)
   update = stack.restore(update, params, sharding)
-  expected = jax.tree.map(
-    lambda x, u: checks.fingerprint(x + u), params, update
-  )
-  return update, OrthogonalState(step, inner_state, slow, total, expected)
+  new_params = optax.tree.add(params, update)
+  expected = jax.tree.map(checks.fingerprint, new_params)
+  return update, OrthogonalState(count, inner_state, slow, total, expected)
 
 
 def tangent(
@@ -252,10 +247,9 @@ def tangent(
   precision: lax.PrecisionLike,
   moments: str = 'algebra',
 ) -> jax.Array:
-  """Returns Ω = skew(XᵀG), packed: the gradient G [m, n] in the Lie algebra.
+  """Returns Ω = skew(XᵀG), packed, for X and G [m, n] with m <= n.
 
-  If m > n, Ω is that of the transposed matrices. Far from square it is Ω's
-  action on X instead, [m, n], see `ambient.tangent`.
+  Taller matrices are transposed. For 'ambient' moments, see `ambient.tangent`.
 
   >>> tangent(jnp.eye(2), jnp.array([[0.0, 2.0], [0.0, 0.0]]), precision=None)
   Array([[0., 1.]], dtype=float32)
@@ -275,12 +269,12 @@ def rotate(
   moments: str = 'algebra',
   **options: Any,
 ) -> jax.Array:
-  """Returns a plain step's update of X [m, n], X·(FastExp(Δ) − I).
+  """Returns X·(FastExp(Δ) − I) for X [m, n], m <= n, and a packed Δ.
 
-  If m > n, it is that of Xᵀ, transposed. Δ is packed; see `fast_expm1` for the
-  options. Far from square Δ is [m, n], see `ambient.rotate`.
+  Taller matrices are transposed. For 'ambient' moments, see `ambient.rotate`.
+  The other options are those of `fast_expm1`.
 
-  >>> rotate(jnp.eye(2), jnp.array([[0.0, 0.1]])).round(4)  # By 0.1 in radians.
+  >>> rotate(jnp.eye(2), jnp.array([[0.0, 0.1]])).round(4)  # By 0.1 radians.
   Array([[-0.005 ,  0.0998],
          [-0.0998, -0.005 ]], dtype=float32)
   """
@@ -288,62 +282,62 @@ def rotate(
     return ambient.rotate(x, delta, precision=precision, **options)
   if x.shape[0] > x.shape[1]:
     return rotate(x.T, delta, precision=precision, **options).T
-  # Unpacked here, not in the inner rule's pass over the stacks, which could not
+  # Δ stays packed until here: the inner rule's pass over the stacks could not
   # write over its moments while another entry still needs them.
-  delta = algebra.unpack(delta)
-  expm1 = exponential.fast_expm1(delta, precision=precision, **options)
+  expm1 = exponential.fast_expm1(
+    algebra.unpack(delta), precision=precision, **options
+  )
   return products.product(x, expm1, precision)
 
 
 @jax.named_scope(PERIODIC)
 def sync_lookahead(
+  options: _Options,
+  map_stacks: Callable[..., Any],
+  due: jax.Array,
   update: optax.Updates,
   slow: optax.Params,
   total: optax.Updates,
   params: optax.Params,
-  weight: jax.typing.ArrayLike,
-  due: jax.typing.ArrayLike,
-  move: Callable[[jax.Array, jax.Array], jax.Array],
-  map_stacks: Callable[..., Any],
 ) -> tuple[optax.Updates, optax.Params, optax.Updates]:
-  """Syncs the slow and the fast copy if that is due; else changes nothing.
+  """Syncs the slow copy and the fast copy, params + update, if `due`.
 
       X_slow ← X_slow·FastExp(η ΣΔ),   X ← X_slow,   ΣΔ ← 0
 
-  X + update is the fast copy, `total` is ΣΔ with this step's Δ, and `move` maps
-  a matrix X and a packed Δ to X·(FastExp(Δ) − I).
+  `total` is ΣΔ with this step's Δ. Otherwise nothing changes.
   """
 
   def sync(update, slow, total, x, weight):
-    del update  # Unused, and not computed in a step that syncs.
-    moved = move(slow, jnp.asarray(weight, x.dtype) * total)
-    # Zeros that depend on what was read: or the loop would copy the stack, for
-    # it could not tell that it reads a matrix before it writes over it.
+    del update  # Not computed in a step that syncs.
+    moved = options.rotate(slow, jnp.asarray(weight, x.dtype) * total)
+    # Not plain zeros: a result that reads `total` shows the compiler that the
+    # loop may write over it in place.
     return (slow - x) + moved, slow + moved, total - total
 
-  return map_stacks(
-    sync, update, slow, total, params, replace=3, when=due, weight=weight
-  )
+  trees, weight = (update, slow, total, params), options.lookahead_alpha
+  return map_stacks(sync, *trees, replace=3, when=due, weight=weight)
 
 
 @jax.named_scope(PERIODIC)
 def retract_stacks(
+  options: _Options,
+  map_stacks: Callable[..., Any],
+  due: jax.Array,
   update: optax.Updates,
   slow: optax.Params | None,
   params: optax.Params,
-  due: jax.typing.ArrayLike,
-  polar: Callable[[jax.Array], jax.Array],
-  map_stacks: Callable[..., Any],
 ) -> tuple[optax.Updates, optax.Params | None]:
-  """Takes X + update and X_slow, if any, to their polar factors if due."""
-  update = map_stacks(
-    lambda update, x: polar(x + update) - x, update, params, replace=1, when=due
-  )
-  return update, map_stacks(polar, slow, replace=1, when=due)
+  """Takes params + update and `slow` to their polar factors, if `due`."""
+
+  def retract(update, x):
+    return options.retract(x + update) - x
+
+  update = map_stacks(retract, update, params, replace=1, when=due)
+  return update, map_stacks(options.retract, slow, replace=1, when=due)
 
 
 def _is_ambient(x: jax.Array, moments: str) -> bool:
-  """Returns whether the steps of x [..., m, n] have its own shape."""
+  """Returns whether Ω of x [..., m, n] has the shape of x."""
   if moments == 'auto':
     short, long = sorted(x.shape[-2:])
     return long >= AMBIENT_RATIO * short
@@ -351,7 +345,7 @@ def _is_ambient(x: jax.Array, moments: str) -> bool:
 
 
 def _origin(x: jax.Array, moments: str) -> jax.Array:
-  """Returns Δ = 0 for x [..., m, n], laid out like x's stack axes."""
+  """Returns Δ = 0 for x [..., m, n], sharded like x along the leading axes."""
   if _is_ambient(x, moments):
     return jnp.zeros_like(x)
   corner = jnp.sum(jnp.zeros_like(x), axis=(-2, -1), keepdims=True)

@@ -1,4 +1,4 @@
-"""The paper's optimizer: a rule for every parameter, and the slow weights."""
+"""The paper's optimizer for all parameters, and access to its slow weights."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from lipnext_jax.optim import exponential as exponential_lib
 from lipnext_jax.optim import manifold
 from lipnext_jax.optim import trees
 
-# (regular expression on 'a/b/leaf', label). The leaf names are those of
+# (regular expression on 'a/b/leaf', label), for the leaves of
 # `lipnext_jax.models`.
 LABEL_RULES = (
   (r'(^|/)(Q|R|M)$', 'orthogonal'),
-  (r'(^|/)(bias|pos|head/kernel)$', 'euclidean'),  # The head: unit rows.
+  (r'(^|/)(bias|pos|head/kernel)$', 'euclidean'),
   (r'(^|/)(\w+_raw|conv_(circular|zero)|spectrum)$', 'euclidean'),
 )
 
-# Norms of the step below which FastExp's orders 2, 3 and 4 are used.
+# Thresholds of `fast_expm1`, by the names that a config gives them.
 EXPONENTIALS = {'fast': exponential_lib.THRESHOLDS, 'exact': (0.0, 0.0, 0.0)}
 
 
@@ -34,14 +34,15 @@ def orthogonal_labels(
   """Labels every leaf 'orthogonal' or 'euclidean', for `optax.partition`.
 
   Args:
-    params: any tree of parameters.
-    rules: (regular expression searched in 'a/b/leaf', label) pairs.
+    params: tree of parameters.
+    rules: pairs (regular expression, label); a leaf gets the label of the
+      expressions that are found in its name, 'a/b/leaf'.
 
   Returns:
     A tree of labels, one for each leaf of `params`.
 
   Raises:
-    ValueError: no rule, or rules with different labels, match a leaf.
+    ValueError: no rule matches a leaf, or rules with different labels do.
 
   >>> orthogonal_labels({'blocks': {'R': 0, 'bias': 0}})
   {'blocks': {'R': 'orthogonal', 'bias': 'euclidean'}}
@@ -53,8 +54,8 @@ def orthogonal_labels(
     if len(labels) != 1:
       found = f'matches {sorted(labels)}' if labels else 'matches no rule'
       raise ValueError(
-        f'Parameter {name!r} {found}; give orthogonal_labels rules that match '
-        f'it once (now: {list(rules)}).'
+        f'parameter {name!r} {found} of {list(rules)}; give orthogonal_labels '
+        'rules that match it with one label.'
       )
     return labels.pop()
 
@@ -62,15 +63,15 @@ def orthogonal_labels(
 
 
 def slow_params(opt_state: optax.OptState, params: optax.Params) -> Any:
-  """Returns the weights to evaluate: lookahead's slow copy of every leaf.
+  """Returns lookahead's slow weights, which are those to evaluate.
 
   Args:
-    opt_state: state of an optax transformation on `params`, with the states of
-      `orthogonal` and `lookahead` anywhere inside (chain, MultiSteps, …).
-    params: the fast weights.
+    opt_state: state of an optax transformation of `params`, with states of
+      `orthogonal` and `lookahead` at any depth (chain, MultiSteps, …).
+    params: fast weights.
 
   Returns:
-    A tree like `params`; leaves without a slow copy are those of `params`.
+    A tree like `params`, with the fast weight where a leaf has no slow one.
 
   >>> tx = euclidean.lookahead(optax.sgd(0.1))
   >>> p = {'bias': jnp.ones(2)}
@@ -106,31 +107,32 @@ def lipnext_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the paper's optimizer: clipped NAdam with lookahead.
 
-  Orthogonal matrices go to `orthogonal(inner)`, everything else to
-  `lookahead(inner)`, behind one global-norm clip (paper §4, after LiResNet++).
+  Gradients are clipped by their global norm. Orthogonal matrices are then
+  updated by `orthogonal(inner)`, all other parameters by `lookahead(inner)`
+  (paper §4, after LiResNet++).
 
   Args:
-    learning_rate: a number or a schedule; the paper's is 1e-3 at its peak,
-      after a warm-up, see `optax.warmup_cosine_decay_schedule`.
-    inner: learning rate → elementwise, odd optax rule, used for both groups;
+    learning_rate: number or schedule; the paper's has a warm-up to 1e-3, see
+      `optax.warmup_cosine_decay_schedule`.
+    inner: function from a learning rate to an elementwise, odd optax rule;
       None: `scheduled_nadam`. (`optax.inject_hyperparams` takes functions for
       schedules: name `inner` and `label_fn` in its `static_args`.)
     clip_norm: bound on the global gradient norm; None: no clipping.
-    lookahead_period: steps between syncs of both lookaheads; None: without.
-    lookahead_alpha: weight of both lookaheads, in (0, 1].
+    lookahead_period: steps between syncs of all weights; None: no lookahead.
+    lookahead_alpha: weight η of the lookahead, in (0, 1].
     retraction_period: see `orthogonal`.
     retraction: see `orthogonal`.
-    exponential: 'fast' (its order rises with the step's size) or 'exact'.
+    exponential: 'fast' (FastExp) or 'exact'.
     precision: see `orthogonal`.
     stack_sharding: see `orthogonal`.
-    label_fn: parameters → tree of 'orthogonal' / 'euclidean'; None:
-      `orthogonal_labels`.
+    label_fn: function from parameters to a tree of 'orthogonal' and
+      'euclidean'; None: `orthogonal_labels`.
 
   Returns:
     A transformation whose `update` needs `params`.
 
   Raises:
-    ValueError: an unknown `exponential`, or what `orthogonal` refuses.
+    ValueError: `exponential` is unknown, or `orthogonal` raises.
 
   >>> params = {'R': jnp.eye(3), 'bias': jnp.zeros(3)}
   >>> tx = lipnext_optimizer(1e-3)
@@ -164,9 +166,9 @@ def lipnext_optimizer(
 
 
 def _clip_by_global_norm(bound: Any) -> optax.GradientTransformation:
-  """Returns optax's transformation, for injected bounds and mixed dtypes, too.
+  """Returns `optax.clip_by_global_norm` for leaves and bounds of any dtype.
 
-  That one (optax 0.2.8) raises for bfloat16 leaves and a bound in float32.
+  optax 0.2.8 raises for bfloat16 leaves and an injected float32 bound.
   """
 
   def clip(updates, _):

@@ -1,4 +1,4 @@
-"""Polar retraction X ← UVᵀ back onto the orthogonal group (paper §3.2(a))."""
+"""Polar retraction X = UΣVᵀ ↦ UVᵀ to the orthogonal group (paper §3.2(a))."""
 
 import functools
 import math
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from lipnext_jax.optim import stack
 
-# A singular value of 1e-6 grows by 1.5 per iteration until it is of order one,
-# in log(1e6)/log(1.5) = 34 of them; the quadratic phase follows.
+# A singular value of 1e-6 grows by 1.5 per iteration and is of order one after
+# log(1e6)/log(1.5) = 34 of them. Then convergence is quadratic.
 _MAX_ITERATIONS = 60
 
 
@@ -22,12 +22,12 @@ def polar_retract(
 ) -> jax.Array:
   """Returns the polar factor UVᵀ of x = UΣVᵀ, batched.
 
-  It is the nearest matrix with orthonormal columns (rows, for wide x).
-  'newton_schulz' iterates X ← X(3I − XᵀX)/2, which squares the defect: 2
-  products for a matrix that drifted, 2 more per iteration for one that starts
-  far away (scaled first). It shards, and is far faster than 'svd', the paper's.
-  A singular matrix has no unique factor and comes back as the last iterate; a
-  matrix whose factor is not finite comes back unchanged.
+  It is the nearest matrix with orthonormal columns (rows, for wide x). The
+  paper takes an SVD. 'newton_schulz' iterates X ← X(3I − XᵀX)/2, which squares
+  the defect XᵀX − I, and is much faster: 2 products for a matrix that drifted,
+  2 more per iteration for one that is farther away. A singular matrix, which
+  has no unique polar factor, gives the last iterate. A matrix whose polar
+  factor is not finite is returned unchanged.
 
   Args:
     x: [..., m, n], float32 or wider; full rank, of any scale.
@@ -47,7 +47,7 @@ def polar_retract(
   if method not in METHODS:
     raise ValueError(f'{method=} must be one of {sorted(METHODS)}.')
   if x.ndim < 2:
-    raise ValueError(f'polar_retract needs matrices, got {x.shape=}.')
+    raise ValueError(f'{x.shape=}: give matrices [..., m, n].')
   one = functools.partial(_retract_one, METHODS[method], precision)
   return stack.map_stacks(one, x)
 
@@ -59,12 +59,12 @@ def orthogonality_error(
 
   Args:
     x: [..., m, n].
-    iterations: number of power iterations from a fixed start, O(n²) each, for
-      an estimate from below to watch training with; None: the eigenvalues of
-      the defect, O(n³).
+    iterations: number of power iterations, O(n²) each, for an estimate from
+      below; None: exact, from the eigenvalues of xᵀx − I, O(n³).
 
   Returns:
-    [...], the dtype of `x`. Not a proved bound: `lipnext_jax.certify` has one.
+    [...], the dtype of `x`, up to rounding. `certify.lipschitz_bound` proves a
+    bound.
 
   >>> orthogonality_error(2 * jnp.eye(4)).item()
   3.0
@@ -85,8 +85,8 @@ def _error_of_one(x: jax.Array, iterations: int | None) -> jax.Array:
     return jnp.max(jnp.abs(jnp.linalg.eigvalsh(d)))
 
   def step(_, carry):
-    # D is symmetric but indefinite, and power iteration on it converges in
-    # norm whatever the sign. D·v = Xᵀ(X·v) − v needs no product of matrices.
+    # The defect D is symmetric but indefinite: power iteration converges in
+    # norm. D·v = Xᵀ(X·v) − v needs no product of matrices.
     v, norm = carry
     v = v / jnp.where(norm > 0, norm, 1)
     xv = jnp.matmul(x, v, precision=lax.Precision.HIGHEST)
@@ -105,11 +105,11 @@ def _defect(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
 
 
 def _newton_schulz(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
-  """Iterates X ← X − X·D/2, D = XᵀX − I, until the next defect is rounding."""
+  """Iterates X ← X − X·D/2, D = XᵀX − I, until D is rounding."""
   n = x.shape[1]
   eps = float(jnp.finfo(x.dtype).eps)
-  # One step takes a defect δ to at most δ² (3/4 δ² + O(δ³)), so a step from
-  # δ <= √eps ends at eps. ‖D‖_F itself rounds by about n·eps.
+  # An iteration takes ‖D‖ = δ to 3/4 δ² + O(δ³), so one from √eps ends at eps.
+  # ‖D‖_F itself has a rounding error of about n·eps.
   near = max(eps**0.5, 4 * n * eps)
 
   def step(x, d):
@@ -124,13 +124,13 @@ def _newton_schulz(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
     _, d, i = carry
     return (jnp.linalg.norm(d) > near) & (i < _MAX_ITERATIONS)
 
-  # Shrinks X into the region of convergence, ‖X‖₂ < √3, if it may be outside:
-  # ‖X‖₂² <= 1 + ‖D‖_F.
+  # The iteration converges for ‖X‖₂ < √3. Where ‖D‖_F >= 1, X is divided by
+  # √(1 + ‖D‖_F) >= ‖X‖₂.
   d = _defect(x, precision)
   norm = jnp.linalg.norm(d)
   squared = jnp.where(norm < 1, 1, 1 + norm)
   d = jnp.where(jnp.eye(n, dtype=bool), (d + 1) / squared - 1, d / squared)
-  # Nothing can be done for a zero matrix (the padding of a stack).
+  # A zero matrix, the padding of a stack, takes no iterations.
   start = jnp.where(jnp.any(x != 0), 0, _MAX_ITERATIONS)
   x, d, _ = lax.while_loop(far, body, (x / jnp.sqrt(squared), d, start))
   return step(x, d)
@@ -146,17 +146,14 @@ def _retract_one(method, precision, x: jax.Array) -> jax.Array:
   """Returns `polar_retract` of one matrix [m, n]."""
   if x.shape[0] < x.shape[1]:
     return _retract_one(method, precision, x.T).T
-  # LAPACK's SVD of an infinity may never come back.
+  # LAPACK's SVD of an infinity may not return.
   finite = jnp.all(jnp.isfinite(x))
   y = method(_unit_scale(jnp.where(finite, x, 0)), precision)
   return jnp.where(finite & jnp.all(jnp.isfinite(y)), y, x)
 
 
 def _unit_scale(x: jax.Array) -> jax.Array:
-  """Scales X to ‖X‖_F = √n, so that no product overflows.
-
-  A matrix near the manifold is left alone to the bit.
-  """
+  """Scales X to ‖X‖_F = √n if it is far from that: no product overflows."""
   largest = jnp.max(jnp.abs(x), initial=0)
   largest = jnp.where(largest == 0, 1, largest)
   unit = jnp.linalg.norm(x / largest)  # Cannot overflow.

@@ -1,7 +1,7 @@
 """Maps functions of one matrix over stacks [..., m, n] of them.
 
-This module alone knows about leading axes, sharding, padding and writing in
-place. A layout is a `NamedSharding` of the first axis; no mesh axis is named.
+Leading axes, sharding, padding and updates in place are handled here alone. A
+sharding is a `NamedSharding` of the first axis, over any axes of the mesh.
 """
 
 from collections.abc import Callable
@@ -27,28 +27,28 @@ def map_stacks(
   sharding: NamedSharding | None = None,
   **shared: Any,
 ) -> Any:
-  """Applies `fn` to the matrices of stacks [..., m, n], one after the other.
+  """Applies `fn` to every matrix of stacks [..., m, n], one after the other.
 
-  It loops, because under `vmap` a `switch` would run all of its branches. Each
-  device walks its own matrices of a sharded stack and branches for itself,
-  without communication if the arrays are laid out by `sharding` already. Stacks
-  that do not divide over the devices are padded with zero matrices.
+  A loop lets each matrix take its own branch of a `switch`, where `vmap` would
+  compute all of them. Each device loops over its own part of a sharded stack,
+  without communication if the arrays have that sharding already. Stacks that do
+  not divide over the devices are padded with zero matrices.
 
   Args:
-    fn: matrices [m, n], one of each tree → an array, or a tuple of `replace`
-      arrays if that is more than 1.
-    *trees: trees of one structure; corresponding leaves are [..., m, n] with
-      the same leading axes. Single matrices [m, n] are never sharded.
-    replace: number of trees, the first ones, that the results are written over,
-      in the same memory unless something else reads the old values.
-    when: bool scalar; False: nothing is computed, and the trees to be replaced
-      come back as they were. It needs `replace`.
-    sharding: layout of stacks [L, …, m, n]; None: not sharded.
-    **shared: arrays that `fn` is given by keyword with every matrix; on an
-      explicit mesh it cannot close over them.
+    fn: function of one matrix [m, n] from each tree, to an array, or to a tuple
+      of `replace` arrays if `replace` > 1.
+    *trees: trees of one structure, whose corresponding leaves are [..., m, n]
+      with the same leading axes. Single matrices [m, n] are not sharded.
+    replace: number of leading trees that the results replace, in the same
+      memory unless something else reads the old values.
+    when: bool scalar; where it is False, nothing is computed and the replaced
+      trees are returned unchanged. It needs `replace`.
+    sharding: sharding of stacks [L, …, m, n] along L; None: not sharded.
+    **shared: arrays that `fn` takes by keyword, the same for every matrix. (On
+      an explicit mesh `fn` cannot close over arrays.)
 
   Returns:
-    A tree of [..., *result of fn], or a tuple of `replace` > 1 such trees.
+    A tree of arrays [..., *shape of the result], or `replace` > 1 such trees.
 
   >>> map_stacks(lambda x, y: x * y, jnp.ones((2, 1, 1)), y=3.0).tolist()
   [[[3.0]], [[3.0]]]
@@ -70,29 +70,30 @@ def _map_leaf(fn, stacks, replace, when, sharding, shared) -> list[jax.Array]:
   if not stacks[0].size:
     return list(stacks[:replace]) or [_zeros(fn, stacks, shared)]
   loop = functools.partial(_loop, fn, replace)
-  if not _is_spread(stacks[0], sharding):
+  local = _along_stack(stacks[0], sharding)
+  if local is None:
     return loop(stacks, when, shared)
-  length, local = len(stacks[0]), _local(sharding)
-  padding = -length % _shards(sharding)
+  length = len(stacks[0])
+  padding = -length % _shards(local)
   if padding:
     stacks = [
       jnp.pad(s, [(0, padding)] + [(0, 0)] * (s.ndim - 1)) for s in stacks
     ]
   results = jax.shard_map(
     loop,
-    mesh=sharding.mesh,
+    mesh=local.mesh,
     in_specs=(local.spec, PartitionSpec(), PartitionSpec()),
     out_specs=local.spec,
-    check_vma=False,  # No collectives, nothing to check.
+    check_vma=False,  # There are no collectives to check.
   )([_put(s, local) for s in stacks], when, shared)
   if not padding:
     return results
-  whole = NamedSharding(sharding.mesh, PartitionSpec())
+  whole = NamedSharding(local.mesh, PartitionSpec())
   return [_put(r, whole)[:length] for r in results]
 
 
 def _zeros(fn, stacks, shared) -> jax.Array:
-  """Returns zeros like what `fn` maps stacks [..., m, n] to."""
+  """Returns zeros of the shape and dtype that `map_stacks` returns."""
   matrices = [jax.ShapeDtypeStruct(s.shape[-2:], s.dtype) for s in stacks]
   one = jax.eval_shape(functools.partial(fn, **shared), *matrices)
   return jnp.zeros((*stacks[0].shape[:-2], *one.shape), one.dtype)
@@ -110,7 +111,7 @@ def _loop(fn, replace, stacks, when, shared) -> list[jax.Array]:
     results = [_zeros(fn, flat, shared)]
 
   def body(i, results):
-    # A stack that is written over is read from where it is written.
+    # A replaced stack is read from the loop's carry: it is updated in place.
     read = [*results, *others] if replace else others
     matrices = [lax.dynamic_index_in_dim(s, i, keepdims=False) for s in read]
     out = jax.tree.leaves(fn(*map(products.by_rows, matrices), **shared))
@@ -125,73 +126,66 @@ def _loop(fn, replace, stacks, when, shared) -> list[jax.Array]:
 
 
 def lay_out(tree: Any, sharding: NamedSharding | None) -> Any:
-  """Puts the stacks of a tree where `map_stacks` computes, if they divide."""
+  """Shards the stacks of a tree that divide over the devices."""
 
   def one(x):
-    if _is_spread(x, sharding) and len(x) % _shards(sharding) == 0:
-      return _put(x, _local(sharding))
-    return x
+    local = _along_stack(x, sharding)
+    return x if local is None or len(x) % _shards(local) else _put(x, local)
 
   return jax.tree.map(one, tree)
 
 
 def restore(tree: Any, like: Any, sharding: NamedSharding | None) -> Any:
-  """Gives stacks the layout of those of `like`, where it is part of their type.
+  """Gives stacks on an explicit mesh the shardings of those of `like`.
 
-  On meshes with automatic axes the compiler chooses, and nothing is done.
+  On an automatic mesh, the compiler chooses them.
   """
 
   def one(x, like):
-    if _is_spread(x, sharding) and _explicit(sharding):
-      return _put(x, jax.typeof(like).sharding)
-    return x
+    local = _along_stack(x, sharding)
+    if local is None or not _is_explicit(local):
+      return x
+    return _put(x, jax.typeof(like).sharding)
 
   return jax.tree.map(one, tree, like)
 
 
 def check(sharding: NamedSharding | None) -> None:
-  """Refuses layouts that shard an axis other than the first."""
+  """Raises unless `sharding` shards the first axis alone, or is None."""
   if sharding is None:
     return
   if not isinstance(sharding, NamedSharding):
     raise TypeError(
-      f'stack_sharding must be a NamedSharding or None, got {sharding!r}.'
+      f'stack_sharding={sharding!r} must be a NamedSharding or None.'
     )
   if any(axis is not None for axis in sharding.spec[1:]):
     raise ValueError(
-      f'stack_sharding may shard the first axis only, got {sharding.spec}: '
-      'whole matrices are updated where they lie.'
+      f'stack_sharding has spec {sharding.spec}: shard the first axis only, '
+      'so that each device holds whole matrices.'
     )
 
 
-def _is_spread(x, sharding) -> bool:
-  """Returns whether `x` is a stack that `sharding` spreads over devices."""
-  return jnp.ndim(x) > 2 and bool(_axis(sharding))
+def _along_stack(x, sharding: NamedSharding | None) -> NamedSharding | None:
+  """Returns the sharding of stack `x` along its first axis, or None."""
+  if sharding is None or not sharding.spec or jnp.ndim(x) < 3:
+    return None
+  axis = sharding.spec[0]
+  return NamedSharding(sharding.mesh, PartitionSpec(axis)) if axis else None
 
 
-def _axis(sharding):
-  """Returns the mesh axis, or axes, of a stack's first axis, or None."""
-  return sharding.spec[0] if sharding is not None and sharding.spec else None
-
-
-def _local(sharding) -> NamedSharding:
-  """Returns the same sharding of the first axis for stacks of any rank."""
-  return NamedSharding(sharding.mesh, PartitionSpec(_axis(sharding)))
-
-
-def _shards(sharding) -> int:
+def _shards(local: NamedSharding) -> int:
   """Returns the number of parts that the first axis is cut into."""
-  names = jax.tree.leaves(_axis(sharding))  # One name or several.
-  return math.prod(sharding.mesh.shape[name] for name in names)
+  names = jax.tree.leaves(local.spec[0])  # One mesh axis or several.
+  return math.prod(local.mesh.shape[name] for name in names)
 
 
-def _explicit(sharding) -> bool:
-  """Returns whether the mesh makes layouts part of the arrays' types."""
+def _is_explicit(sharding: NamedSharding) -> bool:
+  """Returns whether shardings are part of the types on this mesh."""
   return AxisType.Explicit in sharding.mesh.axis_types
 
 
-def _put(x: jax.Array, sharding) -> jax.Array:
-  """Lays `x` out: a change of type on explicit meshes, else a constraint."""
-  if _explicit(sharding):
+def _put(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+  """Shards `x`: by its type on explicit meshes, else by a constraint."""
+  if _is_explicit(sharding):
     return jax.sharding.reshard(x, sharding)
   return lax.with_sharding_constraint(x, sharding)

@@ -1,4 +1,4 @@
-"""Names of the leaves of a tree."""
+"""Names for the leaves of a tree."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-  """Joins the keys of a path that `tree_leaves_with_path` gives: 'a/b/leaf'.
+  """Joins the keys of a leaf's path in a JAX tree to 'a/b/leaf'.
 
   >>> leaves = jax.tree_util.tree_leaves_with_path({'blocks': {'R': 0}})
   >>> [path_name(path) for path, _ in leaves]

@@ -31,14 +31,14 @@ def oriented(shape, *arrays):
 
 
 def generator(x, y):
-  """Ω [m, m], dense."""
+  """The skew matrix A [m, m] of a step, dense."""
   d = y - x @ (x.T @ y + y.T @ x) / 2
   p = d - x @ (x.T @ d) / 2
   return p @ x.T - x @ p.T
 
 
 def check_rotation(rotate, shape, size, order, tolerance=1e-13):
-  """Raises unless the update is p(Ω)X − X, p of this order (None: exp)."""
+  """Raises unless the update is p(A)X − X for p of this order (None: exp)."""
   x, y = problem(shape, size)
   omega = generator(x, y)
   if order is None:
@@ -95,7 +95,7 @@ def test_the_tangent_is_the_rotation_of_the_gradient():
 
 
 def test_a_rotation_keeps_what_is_off_the_manifold():
-  """XᵀX is what it was, whatever it was: Ω is skew for any X."""
+  """A step leaves XᵀX as it is, for any X: A is skew."""
   x, y = problem((9, 2), 0.5)
   x = x @ np.array([[1.1, 0.2], [0.0, 0.9]])
   with jax.enable_x64(True):

@@ -174,7 +174,7 @@ def check_lookahead(tx):
 
 def synced_at_zero():
   """Planted: as if the first sync had happened before the first step."""
-  inner = lookahead(optax.sgd(1.0), period=2, alpha=0.5)
+  inner = lookahead(optax.sgd(1.0), period=2, weight=0.5)
 
   def init(params):
     return inner.init(params)._replace(step=jnp.int32(2))
@@ -183,11 +183,11 @@ def synced_at_zero():
 
 
 def test_lookahead_by_hand():
-  check_lookahead(lookahead(optax.sgd(1.0), period=2, alpha=0.5))
+  check_lookahead(lookahead(optax.sgd(1.0), period=2, weight=0.5))
   for fault in (
-    lookahead(optax.sgd(1.0), period=3, alpha=0.5),
-    lookahead(optax.sgd(1.0), period=2, alpha=0.501),
-    lookahead(optax.sgd(1.001), period=2, alpha=0.5),
+    lookahead(optax.sgd(1.0), period=3, weight=0.5),
+    lookahead(optax.sgd(1.0), period=2, weight=0.501),
+    lookahead(optax.sgd(1.001), period=2, weight=0.5),
     synced_at_zero(),
   ):
     with pytest.raises(AssertionError):
@@ -197,8 +197,8 @@ def test_lookahead_by_hand():
 def test_lookahead_refuses_what_makes_no_sense():
   with pytest.raises(ValueError, match='period=0'):
     lookahead(optax.sgd(1.0), period=0)
-  with pytest.raises(ValueError, match=r'alpha=1\.5'):
-    lookahead(optax.sgd(1.0), alpha=1.5)
+  with pytest.raises(ValueError, match=r'weight=1\.5'):
+    lookahead(optax.sgd(1.0), weight=1.5)
   tx = lookahead(optax.sgd(1.0))
   with pytest.raises(ValueError, match='needs the parameters'):
     tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
