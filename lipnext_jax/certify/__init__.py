@@ -1,4 +1,4 @@
-"""Certifies radii from logits, and bounds the constant that they need."""
+"""Certified radii, the proved Lipschitz bound, and predictors in one file."""
 
 from lipnext_jax.certify.bound import bound_product
 from lipnext_jax.certify.bound import float32_above

@@ -1,16 +1,15 @@
-"""Certifies image files: which class, and within which radius that is proved.
+"""Certifies image files: prints the class and the proved radius of each.
 
     python -m lipnext_jax.certify --workdir=DIR IMAGE…
     python -m lipnext_jax.certify --workdir=DIR --export=FILE
     python -m lipnext_jax.certify --predictor=FILE IMAGE…
 
-Weights may come from anyone, and may be made to fool float32. Certificates are
-therefore rigorous where they can be: for a LipNeXt, on a CPU or GPU. Otherwise
-a line says why they are fast.
+Certificates are rigorous for a LipNeXt on a CPU or GPU: weights may come from
+anyone, and may be made to fool float32. Others are fast, and a line says why.
 
-An IMAGE is a file, a folder, or `-` for names on standard input. Exit code: 0,
-or 1 if some image could not be read (the others are certified all the same),
-or 2 for a mistake on the command line.
+An IMAGE is a file, a folder, or `-` for names on standard input. The exit code
+is 1 if an image could not be read (the others are certified all the same), 2
+for a mistake on the command line, and else 0.
 """
 
 import argparse
@@ -55,11 +54,11 @@ _CLAIMS = {
   'fast': fast.CLAIM,
   'rigorous': 'rigorous: float64, its rounding E subtracted',
 }
-_BATCH = 64  # Images per call; the last batch is padded, so it compiles once.
+_BATCH = 64  # Images per call. The last batch is padded: one program.
 
 
 class Service(NamedTuple):
-  """A predictor that is ready, and what there is to say about it."""
+  """A predictor with its preprocessing, and facts to print about it."""
 
   predictor: certify.Predictor
   preprocessing: inputs.Preprocessing
@@ -79,24 +78,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """Parses the flags; raises ConfigError if they do not fit."""
   parser = command.Parser(
     'python -m lipnext_jax.certify', __doc__.split('\n')[0]
   )
   add = parser.add_argument
   add('images', nargs='*', metavar='IMAGE', help='file, folder, or -')
-  add('--workdir', metavar='DIR', help='of a training run')
-  add('--predictor', '--artifact', metavar='FILE', help='made by --export')
-  add('--export', metavar='FILE', help='write the certified predictor there')
+  add('--workdir', metavar='DIR', help='workdir of a training run')
+  add('--predictor', '--artifact', metavar='FILE', help='file of --export')
+  add('--export', metavar='FILE', help='file to write the predictor to')
   add(
     '--export_program',
     metavar='FILE',
-    help='write the fast predictor there as a program for JAX alone',
+    help='file to write the fast predictor to, as a program for JAX alone',
   )
   add(
     '--certificate',
     choices=certify.CERTIFICATES,
-    help='float32, or float64 with its rounding subtracted; by default the '
-    'latter, where it can be had',
+    help='float32, or float64 with its rounding subtracted (the default, where '
+    'model and device allow it)',
   )
   add('--checkpoint', choices=('last', 'best'), default='last')
   add(
@@ -104,7 +104,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     type=int,
     default=0,
     metavar='K',
-    help='also the K classes that come closest, each with its own radius',
+    help='print the K nearest other classes, each with its own radius',
   )
   add('--resize', action='store_true', help='scale images of other sizes')
   add('--json', action='store_true', help='print JSON')
@@ -122,14 +122,24 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _export(args: argparse.Namespace) -> int:
+  """Writes the files that --export and --export_program name."""
   run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
+  model = run.model, run.params, run.image_shape
   try:
     if args.export:
-      _export_predictor(run, args)
-    if args.export_program:
-      certify.export_program(
-        args.export_program, run.model, run.params, run.image_shape
+      manifest = certify.export_predictor(
+        args.export,
+        *model,
+        certificate=args.certificate or 'fast',
+        class_names=run.class_names,
+        resize=run.resize,
+        config={**config_lib.build_field_list(run.config), 'step': run.step},
       )
+      kind = manifest['certificate']
+      excess = decimals.excess_up(manifest['lipschitz_bound'])
+      print(f'{args.export}: {kind} predictor; Λ = 1 + {excess}')
+    if args.export_program:
+      certify.export_program(args.export_program, *model)
       platforms = ', '.join(predictor_lib.PLATFORMS)
       print(f'{args.export_program}: program for {platforms}')
   except ValueError as error:
@@ -137,22 +147,8 @@ def _export(args: argparse.Namespace) -> int:
   return 0
 
 
-def _export_predictor(run: restore.Restored, args: argparse.Namespace) -> None:
-  manifest = certify.export_predictor(
-    args.export,
-    run.model,
-    run.params,
-    run.image_shape,
-    certificate=args.certificate or 'fast',
-    class_names=run.class_names,
-    resize=run.resize,
-    config={**config_lib.build_field_list(run.config), 'step': run.step},
-  )
-  excess = decimals.excess_up(manifest['lipschitz_bound'])
-  print(f'{args.export}: {manifest["certificate"]} predictor; Λ = 1 + {excess}')
-
-
 def _prepare(args: argparse.Namespace) -> Service:
+  """Builds the predictor of --workdir or --predictor."""
   if args.predictor:
     flag, path, name = '--predictor', args.predictor, args.predictor
     contents = predictor_lib.read_contents(path)
@@ -184,6 +180,7 @@ def _prepare(args: argparse.Namespace) -> Service:
 
 
 def _refuse(flag: str, path: str, error: ValueError) -> errors.ConfigError:
+  """Returns the error for weights that cannot be certified."""
   return errors.ConfigError(
     flag,
     path,
@@ -193,7 +190,7 @@ def _refuse(flag: str, path: str, error: ValueError) -> errors.ConfigError:
 
 
 def _choose(wanted: str | None, model: Any) -> tuple[str, str]:
-  """Returns the kind of certificate, and why it is a fast one (or nothing)."""
+  """Returns the certificate's name, and a note on why it is fast, or ''."""
   if wanted:
     return wanted, _NOTE.format('asked for') if wanted == 'fast' else ''
   platform = jax.default_backend()
@@ -206,6 +203,7 @@ def _choose(wanted: str | None, model: Any) -> tuple[str, str]:
 
 
 def _certify_all(service: Service, args: argparse.Namespace) -> int:
+  """Certifies and prints all images; returns the exit code."""
   found, failed = [], []
 
   def readable() -> Iterator[tuple[str, np.ndarray, list[str]]]:
@@ -235,7 +233,7 @@ def _certify_all(service: Service, args: argparse.Namespace) -> int:
       'errors': failed,
     }
     text = json.dumps(output, indent=2, ensure_ascii=False)
-    # File names may hold bytes that are no UTF-8: as JSON's \u escapes.
+    # Bytes of file names that are no UTF-8 become JSON's \u escapes.
     print(text.encode('utf-8', 'backslashreplace').decode())
   return 1 if failed else 0
 
@@ -245,6 +243,7 @@ def _certify_batch(
   batch: Sequence[tuple[str, np.ndarray, list[str]]],
   top_k: int,
 ) -> Iterator[dict[str, Any]]:
+  """Yields the JSON entry of each image of a batch."""
   images = np.stack([image for _, image, _ in batch])
   padding = np.repeat(images[:1], _BATCH - len(images), axis=0)
   classes, rivals, rounding = service.predictor.certify(
@@ -257,7 +256,7 @@ def _certify_batch(
       'path': path,
       'class': int(classes[i]),
       'radius': decimals.below(radius),
-      'grey_levels': decimals.below_product(255, radius),
+      'grey_levels': decimals.below(radius, 255),
       'done': done,
     }
     names = service.predictor.class_names
@@ -279,7 +278,7 @@ def _certify_batch(
 
 
 def _print_head(service: Service) -> int:
-  """Prints what holds for all images; returns the width of class names."""
+  """Prints the facts about all images; returns the width of class names."""
   facts = service.facts
   excess = decimals.excess_up(facts['lipschitz_bound'])
   print(f'model         {facts["model"]}')
@@ -297,6 +296,7 @@ def _print_head(service: Service) -> int:
 
 
 def _print_entry(entry: dict[str, Any], width: int) -> None:
+  """Prints the lines of one image."""
   radius = decimals.down(entry['radius'], 6)
   levels = decimals.down(entry['grey_levels'], 2)
   path = errors.printable(entry['path'])
@@ -305,7 +305,7 @@ def _print_entry(entry: dict[str, Any], width: int) -> None:
     f'{entry["class"]:>5d}  {name}{radius:>19}  {levels:>14}  {path}',
     flush=True,
   )
-  if entry['done'] and not path.endswith('.npy'):  # Of which the head tells.
+  if entry['done'] and not path.endswith('.npy'):  # The head says it of arrays.
     print(f'{"":7}{"; ".join(entry["done"])}')
   for rival in entry.get('rivals', ()):
     shown = decimals.down(rival['radius'], 6)

@@ -1,24 +1,25 @@
-"""Proves bounds on the norms of convolutions, frequency by frequency.
+"""Proves upper bounds on the norms of convolutions, in float64.
 
-With circular padding on an h×w grid a kernel acts on each frequency ω by
+With circular padding, a convolution with taps W_t acts on each frequency ω
+alone:
 
-    Ŵ(ω) = Σ_t K_t e^{−i ω·t},    ‖conv‖₂ = max_ω ‖Ŵ(ω)‖₂.
+    Ŵ(ω) = Σ_t W_t e^{−i ω·t},    ‖conv‖₂ = max_ω ‖Ŵ(ω)‖₂.
 
-With zero padding, a k×k kernel on an h×w grid is a part (rows and columns) of
-the circular convolution on (h + k − 1)×(w + k − 1), whose norm bounds it. That
-is far off on small grids (30 % on 4×4), where the matrix of the convolution is
-small enough to be bounded itself. A real kernel has ‖Ŵ(−ω)‖ = ‖Ŵ(ω)‖: half of
-the frequencies suffice.
+For a real kernel, ‖Ŵ(−ω)‖ = ‖Ŵ(ω)‖: half of the frequencies suffice.
+
+With zero padding, a k×k kernel on an h×w grid is a submatrix of the circular
+convolution on (h + k − 1)×(w + k − 1), whose norm bounds it. On small grids,
+where this is far off (30 % on 4×4), the convolution's matrix itself is bounded.
 
 A stored half spectrum [h, w//2 + 1, 2, c, c] (real and imaginary parts) bounds
-`irfft2(Ŵ · rfft2(x))` whatever its numbers are: with inner frequencies counted
-twice, rfft2 of a real array preserves norms (Parseval), and irfft2 drops
-imaginary parts of outer frequencies, which only shrinks.
+`irfft2(Ŵ · rfft2(x))` for any numbers: with inner frequencies counted twice,
+rfft2 of a real array preserves norms (Parseval), and dropping the imaginary
+parts of outer frequencies, as irfft2 does, only shrinks.
 
-Rounding. Each entry of Ŵ is a sum of k² products with two phases, each off by
-less than 20u (angles up to 2π, rounded thrice) for u = 2⁻⁵³: the sum is off by
-less than (k² + 48)·u·Σ_t |K_t|. The code doubles that, for the rounding of the
-term itself.
+Rounding: each entry of Ŵ is a sum of k² products with two phases, each off by
+less than 20u for u = 2⁻⁵³ (angles up to 2π, rounded three times). The sum is
+off by less than (k² + 48)·u·Σ_t |W_t|. The code takes twice this, to cover the
+rounding of the term itself.
 """
 
 from collections.abc import Callable
@@ -28,9 +29,9 @@ import numpy as np
 
 from lipnext_jax.certify import norms
 
-# Squarings of a first bound, which finds the largest frequencies.
+# Number of squarings of the first bound, which sorts the frequencies.
 _CHEAP = 3
-# Largest side of matrices that are bounded whole, in seconds for each.
+# Largest side of a convolution's matrix that is bounded itself, in seconds.
 _DENSE = 1024
 
 
@@ -40,12 +41,13 @@ def kernel_bound(
   """Bounds ‖x ↦ convolve(x, kernel)‖₂ on [h, w, ch] arrays from above.
 
   Args:
-    kernel: [k, k, ch, c] of any float dtype, finite.
+    kernel: [k, k, ch, c], finite, of any float dtype that float64 holds.
     grid: (h, w).
     padding: 'circular' or 'zero'.
 
   Raises:
-    ValueError: not finite, not held by float64, or an unknown padding.
+    ValueError: `kernel` is not finite or not held by float64, or `padding` is
+      unknown.
   """
   kernel = norms.to_float64(kernel)
   if not np.all(np.isfinite(kernel)):
@@ -59,7 +61,7 @@ def kernel_bound(
   rows, columns = _phases(h, h, k), _phases(w, w // 2 + 1, k)
   symbols = np.einsum('ha,wb,abio->hwio', rows, columns, kernel)
   symbols = symbols.reshape(-1, *kernel.shape[-2:])
-  # |K_t| of all taps, for the rounding of the sums above.
+  # Σ_t |W_t|, for the rounding of the sums above.
   total = np.sum(np.abs(kernel), axis=(0, 1))
   unit = norms.UNIT_ROUNDOFF
   rounding = 2 * (k * k + 48) * unit * float(np.linalg.norm(total))
@@ -67,9 +69,9 @@ def kernel_bound(
 
 
 def matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-  """Returns the exact matrix of a convolution with zero padding.
+  """Returns the matrix [h·w·c, h·w·ch] of a convolution with zero padding.
 
-  It is [h·w·c, h·w·ch] for a kernel [k, k, ch, c] on the grid (h, w).
+  It is exact, for a kernel [k, k, ch, c] on the grid (h, w).
 
   >>> matrix(np.arange(1.0, 4.0).reshape(1, 3, 1, 1).repeat(3, 0), (1, 3))
   array([[2., 3., 0.],
@@ -77,11 +79,11 @@ def matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
          [0., 1., 2.]])
   """
   k = kernel.shape[0]
-  # Output o takes tap i − o + (k − 1)//2 of input i, if there is one.
+  # Input i reaches output o through tap i − o + (k − 1)//2, if there is one.
   rows, columns = (
     np.arange(n)[None, :] - np.arange(n)[:, None] + (k - 1) // 2 for n in grid
   )
-  padded = np.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # Tap k: zero.
+  padded = np.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # Tap k is zero.
   rows, columns = (np.where((t >= 0) & (t < k), t, k) for t in (rows, columns))
   taps = padded[rows[:, None, :, None], columns[None, :, None, :]]
   h, w = grid
@@ -97,9 +99,9 @@ def _phases(n: int, count: int, taps: int) -> np.ndarray:
 
 
 def _largest(matrices: np.ndarray) -> float:
-  """Bounds max ‖W‖₂ over [f, m, n] complex matrices from above.
+  """Bounds max ‖W‖₂ from above over complex matrices [f, m, n].
 
-  A cheap bound on one that is below a good bound on another is good enough.
+  A matrix whose cheap bound is below the maximum so far needs no better one.
   """
   real = [norms.realified(w) for w in matrices]
   cheap = np.array([norms.norm_bound(w, _CHEAP) for w in real])
@@ -112,10 +114,10 @@ def _largest(matrices: np.ndarray) -> float:
 
 
 def spectrum_bound(spectrum: np.ndarray) -> float:
-  """Bounds max(1, ‖conv‖₂) of the convolution with this half spectrum.
+  """Bounds max(1, ‖conv‖₂) from above for a half spectrum.
 
   Args:
-    spectrum: [h, w//2 + 1, 2, c, c] of any float dtype, finite.
+    spectrum: [h, w//2 + 1, 2, c, c], finite, of any float dtype.
   """
   wide = norms.to_float64(spectrum)
   matrices = (wide[..., 0, :, :] + 1j * wide[..., 1, :, :]).reshape(
@@ -127,19 +129,22 @@ def spectrum_bound(spectrum: np.ndarray) -> float:
 def _kernels(
   leaf: np.ndarray, grid: tuple[int, int], *, padding: str
 ) -> list[float]:
+  """Bounds the convolutions of a stack [..., k, k, ch, c] of kernels."""
   stack = leaf.reshape(-1, *leaf.shape[-4:])
   return [kernel_bound(kernel, grid, padding) for kernel in stack]
 
 
 def _spectra(leaf: np.ndarray, grid: tuple[int, int]) -> list[float]:
+  """Bounds the convolutions of a stack [..., h, w//2 + 1, 2, c, c]."""
   expected = (grid[0], grid[1] // 2 + 1, 2)
   if leaf.shape[-5:-2] != expected:
-    raise ValueError(f'spectrum_bound: {leaf.shape} does not fit {grid=}.')
+    raise ValueError(f'a spectrum of shape {leaf.shape} does not fit {grid=}.')
   stack = leaf.reshape(-1, *leaf.shape[-5:])
   return [spectrum_bound(spectrum) for spectrum in stack]
 
 
-# Name of a stack of kernels or spectra → (stack, grid) → a bound per layer.
+# By the name of a leaf: function from its stack and the grid to a bound per
+# layer.
 BOUNDS: dict[str, Callable[[np.ndarray, tuple[int, int]], list[float]]] = {
   'conv_circular': functools.partial(_kernels, padding='circular'),
   'conv_zero': functools.partial(_kernels, padding='zero'),

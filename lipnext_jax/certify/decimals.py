@@ -1,4 +1,4 @@
-"""Writes numbers for people and JSON: no digit claims more than was proved."""
+"""Numbers as text, rounded so that no digit claims more than was proved."""
 
 import decimal
 from fractions import Fraction
@@ -8,7 +8,7 @@ import math
 def down(value: float, digits: int) -> str:
   """Writes a number >= 0 with `digits` decimals, rounded down.
 
-  The float 0.3 is 0.29999999999999998890, for example:
+  The float 0.3 is slightly less than 3/10:
 
   >>> down(0.3, 2), down(0.5, 2), down(float('inf'), 2)
   ('0.29', '0.50', 'inf')
@@ -31,7 +31,7 @@ def up(value: float | decimal.Decimal, digits: int) -> str:
 
 
 def epsilon_name(epsilon: float) -> str:
-  """Writes a radius in [0, 1] pixel units, one of grey levels as k/255.
+  """Writes a radius in [0, 1] pixel units, as k/255 if that is shorter.
 
   >>> [epsilon_name(e) for e in (36 / 255, 0.25, 1.0, 0.141176)]
   ['36/255', '0.25', '1', '0.141176']
@@ -51,40 +51,21 @@ def excess_up(bound: float) -> str:
   return up(decimal.Context(prec=99).subtract(decimal.Decimal(bound), 1), 2)
 
 
-def below(exact: Fraction | float) -> float:
-  """Returns the largest float whose shortest decimal is at most `exact`.
+def below(value: float, factor: int = 1) -> float:
+  """Returns factor·value rounded down to 15 digits, which JSON prints as such.
 
-  >>> below(0.3), below(0.25), below(255 * Fraction(0.1))
-  (0.29999999999999993, 0.25, 25.5)
+  >>> below(0.3), below(0.25), below(0.1, 255)
+  (0.299999999999999, 0.25, 25.5)
   """
-  return _printed(exact, 0.0)
+  context = decimal.Context(prec=15, rounding=decimal.ROUND_FLOOR)
+  return float(context.multiply(decimal.Decimal(value), factor))
 
 
-def below_product(factor: int, value: float) -> float:
-  """Returns `below` of an exact product.
-
-  >>> below_product(255, 0.1), below_product(255, math.inf)
-  (25.5, inf)
-  """
-  if not math.isfinite(value):
-    return value
-  return below(factor * Fraction(value))
-
-
-def above(exact: Fraction | float) -> float:
-  """Returns the smallest float whose shortest decimal is at least `exact`.
+def above(value: float) -> float:
+  """Returns a number rounded up to 15 digits, which JSON prints as such.
 
   >>> above(0.1), above(0.25)
-  (0.10000000000000002, 0.25)
+  (0.100000000000001, 0.25)
   """
-  return _printed(exact, math.inf)
-
-
-def _printed(exact: Fraction | float, towards: float) -> float:
-  value = float(exact)
-  if not math.isfinite(value):
-    return value
-  exact, sign = Fraction(exact), 1 if towards else -1
-  while sign * (Fraction(repr(value)) - exact) < 0:
-    value = math.nextafter(value, towards)
-  return value
+  context = decimal.Context(prec=15, rounding=decimal.ROUND_CEILING)
+  return float(context.plus(decimal.Decimal(value)))

@@ -1,18 +1,18 @@
 """Certifies in float32: Λ is proved, rounding is estimated and subtracted.
 
-The proof behind a radius (`radius`) is about exact logits. Those of float32 are
-off by some multiple of 2⁻²⁴ times the numbers they came from, which Λ does not
-bound: constants that one layer adds and another one takes away again can be as
-large as whoever made the weights wants them. So every margin f_p − f_j loses
+The proof of a radius is about exact logits. Those of float32 are off by some
+multiple of 2⁻²⁴ times the features they come from, and Λ does not bound the
+features: a layer may add a large constant that the next one takes away. Fast
+certificates therefore subtract from every margin f_p − f_j
 
-    64·2⁻²⁴ (B + max|b|),    B >= ‖a‖ for the features a of x
+    64·2⁻²⁴ (B + max|b|),    B = Λ‖x − 1/2‖ + Λ₊ Σ ‖c‖
 
-with B = Λ‖x − 1/2‖ + Λ₊ Σ ‖c‖ over all constants c that the backbone adds, and
-Λ₊ the product of its factors, none counted below 1. No feature on the way, nor
-what later layers make of its rounding, is larger. That is far more than float32
-rounds by. It takes next to nothing from trained models and everything from
-constants made to fool it, but it is no proof. `rigorous` is one:
-docs/certificates.md.
+where b are the head's biases, c all constants that the backbone adds, and Λ₊ is
+the product of Λ's factors, none counted below 1. B bounds the features of each
+layer, as far as later layers stretch them. This is much more than float32
+rounds by on any model that was measured: it costs trained models next to
+nothing, and weights with crafted constants get no radius. But it is an
+estimate; `rigorous` has a proof (docs/certificates.md).
 """
 
 from collections.abc import Callable
@@ -39,33 +39,33 @@ CLAIM = (
 
 
 class Constants(NamedTuple):
-  """The two numbers that a fast certificate needs of a model's parameters.
+  """Two numbers of a model, from which fast certificates are made.
 
   Attributes:
     lipschitz: Λ.
-    offset: Λ₊ Σ ‖c‖ + max|b|, which is B + max|b| where x = 1/2.
+    offset: Λ₊ Σ ‖c‖ + max|b|, which is B + max|b| less Λ‖x − 1/2‖.
   """
 
   lipschitz: Any
   offset: Any
 
   def on_device(self) -> 'Constants':
-    """Returns them in float32, rounded up, for programs that take them."""
+    """Returns the constants in float32, rounded up."""
     return Constants(*map(bound.float32_above, self))
 
 
 def prove_constants(
   params: Any, bounds: Mapping[str, Sequence[float]] | None = None
 ) -> Constants:
-  """Proves Λ and bounds the constants of a model, in float64 on the host.
+  """Proves upper bounds on both `Constants` of a model, in float64 in NumPy.
 
   Args:
-    params: the explicit parameters of one of `lipnext_jax.models`.
-    bounds: `lipschitz_bounds(params)`, where that is known already.
+    params: explicit parameters of one of `lipnext_jax.models`.
+    bounds: `lipschitz_bounds(params)`, if already known.
 
   Raises:
-    ValueError: see `lipschitz_bound`; or the head has rows whose norm lies
-      outside of [2⁻⁶⁰, 2⁶⁰], so that float32 cannot normalise them.
+    ValueError: see `lipschitz_bound`; or the norm of a row of the head lies
+      outside [2⁻⁶⁰, 2⁶⁰], and float32 cannot normalise it.
   """
   bounds = bounds or bound.lipschitz_bounds(params)
   params = params.get('params', params)
@@ -74,11 +74,11 @@ def prove_constants(
   )
   rows = np.linalg.norm(kernel, axis=-1)
   if not np.all((rows >= radius.SANE[0]) & (rows <= radius.SANE[1])):
-    raise ValueError('prove_constants: head/kernel has rows of no usable norm.')
+    raise ValueError('a row of head/kernel has a norm outside [2⁻⁶⁰, 2⁶⁰].')
   factors = [max(1.0, f) for layer in bounds.values() for f in layer]
   offset = math.prod(factors) * bound.sum_constants(params)[0]
   offset += np.max(np.abs(bias))
-  # Fewer than 2²⁰ roundings, all of positive numbers.
+  # Covers up to 2²⁰ roundings of positive numbers.
   offset = float(offset * (1 + 2.0**-30))
   return Constants(bound.bound_product(bounds), offset)
 
@@ -86,11 +86,11 @@ def prove_constants(
 def margin_floor(
   images: jax.typing.ArrayLike, constants: Constants
 ) -> jax.Array:
-  """Estimates how much of a margin may be float32's rounding: [b].
+  """Estimates the part [b] of a margin that may be float32's rounding.
 
   Args:
     images: [b, H, W, ch] in [0, 1].
-    constants: of the model.
+    constants: constants of the model, from `prove_constants`.
   """
   squares = jnp.square(layers.centre(images))
   norm = jnp.sqrt(jnp.sum(squares, axis=tuple(range(1, squares.ndim))))
@@ -101,15 +101,15 @@ def margin_floor(
 def rival_radii(
   model: Any, params: Any, images: jax.typing.ArrayLike, constants: Constants
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes float32 predictions [b] and radii [b, k] against every rival.
+  """Computes float32 predictions [b] and radii [b, k] in pure JAX.
 
-  Pure JAX, to be compiled.
+  The radii are those of `radius.rival_radii`.
 
   Args:
-    model: explicit, float32 at the highest precision.
-    params: of that model.
+    model: explicit model, float32 at the highest precision.
+    params: parameters of the model.
     images: [b, H, W, ch], floats in [0, 1] or uint8.
-    constants: from `prove_constants`.
+    constants: constants of the model, from `prove_constants`.
   """
   variables = {'params': params}
   return radius.rival_radii(
@@ -123,16 +123,17 @@ def rival_radii(
 def fast_certifier(
   model: Any, params: Any, constants: Constants | None = None
 ) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
-  """Proves the constants once; returns images → predictions, rival radii.
+  """Proves the constants; returns a function images → predictions, radii.
 
   Args:
     model: one of `lipnext_jax.models`, in any training precision.
-    params: its explicit parameters (`model.explicit_params`).
-    constants: `prove_constants(params)`, where they are known already.
+    params: explicit parameters of the model (`model.explicit_params`).
+    constants: `prove_constants(params)`, if already known.
 
   Returns:
-    A function of images [b, H, W, ch], floats in [0, 1] or uint8. The smallest
-    entry of a row of radii [b, k] is the certified radius.
+    A function of images [b, H, W, ch], floats in [0, 1] or uint8, that returns
+    predictions [b] and radii [b, k] against each class. The certified radius is
+    the smallest of a row.
 
   Raises:
     ValueError: see `prove_constants`.

@@ -1,17 +1,16 @@
-"""A certified predictor in one file: weights, and what rebuilds their model.
+"""A certified predictor in one file: images → classes, certified radii.
 
-    images [b, H, W, ch] → classes [b], certified radii [b]
+The file is a safetensors file: float32 arrays by name ('blocks/M'), and
+metadata whose values are JSON texts. It contains no program, so loading it runs
+none of its author's code, and any framework can read it.
 
-The file is a safetensors file: float32 arrays by name ('blocks/M') and
-metadata whose values are JSON texts. There is no program in it, so loading it
-runs nothing of its author's, and any framework can read it for years.
-
-Nothing in the file is taken on trust. Names, shapes and dtypes are those of the
-model that this package builds from the metadata, or the file is refused; Λ and
-the offset of the rounding test are proved again from the weights. What it
-states of them is for readers without this package.
+The loader trusts nothing in the file. It builds the model from the metadata,
+refuses arrays of other names, shapes or dtypes than that model has, and proves
+the constants of the certificate from the weights. The constants in the metadata
+are for readers without this package.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -49,32 +48,35 @@ MODELS: dict[str, type[interface.CertifiedModel]] = {
   kind.__name__: kind for kind in models.MODELS.values()
 }
 _PACKAGES = (jax, flax, np)
-# Types of the metadata that a loader reads.
-_KINDS = {
-  'model': dict,
-  'image_shape': list,
-  'resize': int,
-  'certificate': str,
-  'class_names': list,
-  'versions': dict,
-  'config': dict,
-}
 _REMEDY = 'write it again with `python -m lipnext_jax.certify --export`'
+# Fields of the metadata that the loader reads: name → whether a value is valid.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+  'model': lambda m: 'name' in m and type(m['options']) is dict,
+  'image_shape': lambda s: [type(n) for n in s] == [int] * 3 and min(s) > 0,
+  'resize': lambda n: type(n) is int and n >= 0,
+  'certificate': lambda name: name in CERTIFICATES,
+  # Names are printed, and control characters can command a terminal.
+  'class_names': lambda names: (
+    type(names) is list and all(name.isprintable() for name in names)
+  ),
+  'versions': lambda v: type(v) is dict,
+  'config': lambda c: type(c) is dict,
+}
 
 
 class Contents(NamedTuple):
-  """A model that is ready to be certified, and what its users need to know.
+  """The contents of a predictor file.
 
   Attributes:
-    model: the explicit model: float32, products at the highest precision.
-    params: its weights, float32.
+    model: explicit model, in float32 at the highest precision of products.
+    params: weights of the model, float32.
     image_shape: (H, W, ch) of the images.
     certificate: one of `CERTIFICATES`.
-    class_names: the name of each label; empty if they are not known.
-    resize: what the shorter side of an image file is scaled to before its
-      centre is cut out, as evaluation did; 0: files must have the size.
-    config: plain data, for provenance.
-    versions: packages that wrote the file.
+    class_names: name of each label; empty if they are not known.
+    resize: length to which the shorter side of an image file is scaled before
+      its centre is cut out, as in evaluation; 0: files are not scaled.
+    config: plain data about the training run.
+    versions: versions of the packages that wrote the file.
   """
 
   model: interface.CertifiedModel
@@ -90,28 +92,22 @@ class Contents(NamedTuple):
 class Predictor:
   """A certified model: images → classes, radii.
 
+  `model`, `params`, `image_shape`, `certificate`, `class_names` and `versions`
+  are those of its `Contents`.
+
   Attributes:
-    model: the explicit model.
-    params: its weights.
-    image_shape: (H, W, ch) of the images.
-    certificate: 'fast' or 'rigorous'.
-    class_names: the name of each label; empty if they are not known.
     lipschitz: Λ, proved from the weights.
-    offset: of the rounding test of fast certificates, from the weights, too.
-    versions: packages that wrote the file.
-    manifest: all of this but the weights, as plain data.
+    offset: the other constant of fast certificates, see `fast.Constants`.
+    manifest: metadata of the predictor's file, as plain data.
   """
 
   def __init__(self, contents: Contents):
-    """Proves the constants of a model: `load_predictor` does it for a file.
-
-    Args:
-      contents: the model, its weights, and how to certify.
+    """Proves the constants of a model; `load_predictor` does it for a file.
 
     Raises:
-      ValueError: weights whose constants cannot be proved.
-      ConfigError: a rigorous certificate of a model, or on a device, that has
-        none.
+      ValueError: the constants of the weights cannot be proved.
+      ConfigError: the certificate is rigorous, and the model or the device
+        supports fast ones alone.
     """
     self.model, self.params, self.image_shape = contents[:3]
     self.certificate, self.class_names = contents[3:5]
@@ -131,12 +127,12 @@ class Predictor:
   def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns classes [b] int32 and certified radii [b].
 
-    A radius is an ℓ2 distance in [0, 1] pixel units, between images of
-    `image_shape`: not in the pixels of a file before it was scaled.
+    A radius is an ℓ2 distance between images of `image_shape` with pixels in
+    [0, 1], whatever the size of the files that they came from.
 
     Args:
-      images: [b, H, W, ch], floats in [0, 1] or uint8, which is divided by
-        255. Fast predictors round to float32 first.
+      images: [b, H, W, ch], floats in [0, 1], or uint8, which is divided by
+        255. Fast predictors round floats to float32 first.
 
     Raises:
       ValueError: images of another shape or dtype, or floats outside [0, 1].
@@ -147,10 +143,10 @@ class Predictor:
   def certify(
     self, images: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Returns classes [b], radii [b, k] against each class, rounding bounds.
+    """Returns classes [b], radii [b, k] against each class, rounding errors.
 
-    The radius against the class itself is infinite. The bounds [b] are those
-    on the rounding of the logits; fast certificates have None.
+    The radius against the predicted class is infinite. The errors [b] are
+    bounds E on the rounding of the logits; None for fast certificates.
 
     Args:
       images: see `__call__`.
@@ -158,11 +154,21 @@ class Predictor:
     Raises:
       ValueError: see `__call__`.
     """
-    images = _check_images(images, self.image_shape)
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1:] != self.image_shape:
+      shape = ', '.join(map(str, self.image_shape))
+      raise ValueError(f'{images.shape=} is no batch [b, {shape}].')
     if self.certificate == 'rigorous':
-      found = self._rigorous(images)
+      unit = rigorous.to_unit64(images)
+    else:
+      unit = np.asarray(layers.to_unit(images), np.float32)
+    if not np.all((unit >= 0) & (unit <= 1)):
+      raise ValueError(
+        'pixels outside [0, 1]: give floats in [0, 1], or uint8.'
+      )
+    if self.certificate == 'rigorous':
+      found = self._rigorous(unit)
       return found.predictions, found.rival_radii, found.logit_errors
-    unit = np.asarray(layers.to_unit(images), np.float32)
     classes, radii = self._fast(unit)
     return np.asarray(classes), np.asarray(radii), None
 
@@ -178,26 +184,25 @@ def export_predictor(
   resize: int = 0,
   config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """Writes weights and metadata of a certified predictor to one file.
+  """Writes the weights and metadata of a certified predictor to one file.
 
   Args:
-    path: the file to write, replaced as a whole.
+    path: file to write, replaced as a whole.
     model: one of `MODELS`, in any training precision.
-    params: its parameters, float32.
-    image_shape: (H, W, ch).
-    certificate: what `load_predictor` gives by default: 'fast' (float32, any
-      device) or 'rigorous' (float64, a LipNeXt on a CPU or GPU).
-    class_names: the name of each label, if known.
-    resize: what the shorter side of an image file is scaled to before its
-      centre is cut out, as evaluation did; 0: files must have the size.
-    config: plain data to keep in the metadata, for provenance.
+    params: parameters of the model, float32.
+    image_shape: (H, W, ch) of the images.
+    certificate: default of `load_predictor`: 'fast' (float32, any device) or
+      'rigorous' (float64, a LipNeXt on a CPU or GPU).
+    class_names: name of each label, if known.
+    resize: see `Contents`.
+    config: plain data to keep in the metadata.
 
   Returns:
     The manifest: the metadata as plain data.
 
   Raises:
-    ValueError: a model that `load_predictor` could not build again, or weights
-      whose constants cannot be proved.
+    ValueError: `load_predictor` could not build the model again, or the
+      constants of the weights cannot be proved.
     ConfigError: safetensors is not installed.
     WorkdirError: the file cannot be written.
 
@@ -212,9 +217,13 @@ def export_predictor(
   >>> classes.shape, radii.shape, manifest['certificate']
   ((3,), (3,), 'fast')
   """
+
+  def to_host(leaf):
+    return np.asarray(leaf, order='C')  # safetensors writes memory as it is.
+
   contents = Contents(
     model=model.explicit(),
-    params=jax.tree.map(_to_host, model.explicit_params(params)),
+    params=jax.tree.map(to_host, model.explicit_params(params)),
     image_shape=tuple(image_shape),
     certificate=certificate,
     class_names=tuple(class_names),
@@ -238,7 +247,7 @@ def export_predictor(
   safetensors = _import_safetensors(path)
   try:
     safetensors.numpy.save_file(arrays, temporary, metadata)
-  except safetensors.SafetensorError as error:  # As it names lack of disk, too.
+  except safetensors.SafetensorError as error:  # A full disk raises it, too.
     raise errors.WorkdirError(f'{path}: cannot be written ({error})') from None
   os.replace(temporary, path)
   return manifest
@@ -249,26 +258,23 @@ def export_program(
   model: Any,
   params: Any,
   image_shape: Sequence[int],
-  *,
-  platforms: Sequence[str] = PLATFORMS,
 ) -> None:
-  """Writes the fast predictor as a program, for people with JAX alone.
+  """Writes a fast predictor as a program that needs JAX alone.
 
   `jax.export.deserialize(data).call(weights, images)` gives classes [b] and
-  radii [b] of float32 images in [0, 1], any batch size. The weights are those
-  of the predictor file, by their names there; Λ, proved from these weights, is
-  in the program, so that others have no radii. JAX promises to run a program
-  for six months after it was written. Run only programs that you trust.
+  radii [b] for float32 images in [0, 1] of any batch size. The weights are the
+  arrays of the predictor file; the program contains the Λ that is proved from
+  these weights, and is valid for no others. JAX promises to run it for six
+  months, on CPUs, CUDA GPUs and TPUs. Run only programs that you trust.
 
   Args:
-    path: the file to write, replaced as a whole.
+    path: file to write, replaced as a whole.
     model: any certified model.
-    params: its parameters, float32.
-    image_shape: (H, W, ch).
-    platforms: of `jax.export`.
+    params: parameters of the model, float32.
+    image_shape: (H, W, ch) of the images.
 
   Raises:
-    ValueError: weights whose constants cannot be proved.
+    ValueError: the constants of the weights cannot be proved.
   """
   params, model = model.explicit_params(params), model.explicit()
   constants = fast.prove_constants(params).on_device()
@@ -282,21 +288,21 @@ def export_program(
   shapes = _flatten(jax.eval_shape(lambda: params))
   (b,) = export.symbolic_shape('b')
   images = jax.ShapeDtypeStruct((b, *image_shape), np.float32)
-  program = export.export(jax.jit(predict), platforms=tuple(platforms))
+  program = export.export(jax.jit(predict), platforms=PLATFORMS)
   files.write_bytes(path, program(shapes, images).serialize())
 
 
 def load_predictor(path: str, *, certificate: str | None = None) -> Predictor:
-  """Reads a predictor file, and proves its constants from its weights.
+  """Reads a predictor file and proves its constants from its weights.
 
   Args:
-    path: a file of `export_predictor`.
-    certificate: 'fast' or 'rigorous', instead of what the file says. Weights
-      that you did not train: choose 'rigorous'.
+    path: file of `export_predictor`.
+    certificate: 'fast' or 'rigorous'; None: as the file says. Choose 'rigorous'
+      for weights that you did not train.
 
   Raises:
-    ConfigError: no such file, one that is damaged or no predictor, weights
-      that cannot be certified, or no safetensors installed.
+    ConfigError: the file does not exist, is damaged or not a predictor; its
+      weights cannot be certified; or safetensors is not installed.
   """
   contents = read_contents(path)
   if certificate is not None:
@@ -309,7 +315,7 @@ def load_predictor(path: str, *, certificate: str | None = None) -> Predictor:
 
 
 def read_contents(path: str) -> Contents:
-  """Reads and checks a predictor file; proves nothing yet.
+  """Reads and checks a predictor file, but proves nothing.
 
   Raises:
     ConfigError: see `load_predictor`.
@@ -334,7 +340,7 @@ def read_contents(path: str) -> Contents:
         )
       _check_metadata(manifest)
       model = _build_model(manifest)
-      expected = _expect(model, tuple(manifest['image_shape']))
+      expected = _expect(model, manifest['image_shape'])
       names = file.keys()
       arrays = {name: file.get_tensor(name) for name in names}
     _check_arrays(expected, arrays)
@@ -342,7 +348,7 @@ def read_contents(path: str) -> Contents:
       raise ValueError('it does not have its checksum: it is damaged')
   except errors.ConfigError:
     raise
-  except Exception as error:  # Whatever damaged headers, JSON or sizes raise.
+  except Exception as error:  # Damaged headers, JSON or sizes raise many kinds.
     reason = ' '.join(str(error).split())[:200]
     raise refuse(f'is no predictor that can be read ({reason})') from None
   return Contents(
@@ -358,32 +364,22 @@ def read_contents(path: str) -> Contents:
 
 
 def _import_safetensors(path: str) -> Any:
-  """Imports safetensors, which only predictor files need.
-
-  Raises:
-    ConfigError: it is not installed.
-  """
+  """Imports safetensors, which nothing else needs; else raises ConfigError."""
   try:
     import safetensors
     import safetensors.numpy
   except ModuleNotFoundError:
-    raise errors.ConfigError(
-      'predictor',
-      path,
-      'needs the package safetensors, which is not installed',
-      'pip install safetensors',
-    ) from None
+    problem = 'needs the package safetensors, which is not installed'
+    remedy = 'pip install safetensors'
+    raise errors.ConfigError('predictor', path, problem, remedy) from None
   return safetensors
-
-
-def _to_host(leaf: jax.typing.ArrayLike) -> np.ndarray:
-  return np.asarray(leaf, order='C')  # As safetensors expects it in memory.
 
 
 def _fields(kind: type[interface.CertifiedModel]) -> dict[str, type]:
   """Returns the options that decide a model's function, and their types.
 
-  Left out is what `explicit` sets, and what only changes how a program runs.
+  `explicit` sets `parametrization`; the other options that are left out only
+  change how a program runs.
   """
   return {
     field.name: field.type
@@ -391,29 +387,6 @@ def _fields(kind: type[interface.CertifiedModel]) -> dict[str, type]:
     if field.type in (bool, int, float, str)
     and field.name not in ('parametrization', 'remat', 'stored', 'unroll')
   }
-
-
-def _build_model(manifest: Mapping[str, Any]) -> interface.CertifiedModel:
-  """Builds the explicit model that metadata describe.
-
-  Raises:
-    ValueError: an unknown model, or options that are not those of it.
-  """
-  name, options = manifest['model']['name'], manifest['model']['options']
-  if name not in MODELS:
-    raise ValueError(f'its model is {name!r}, none of {", ".join(MODELS)}')
-  fields = _fields(MODELS[name])
-  if sorted(options) != sorted(fields):
-    odd = sorted(set(options) ^ set(fields))
-    raise ValueError(f'its model has the wrong options {odd}')
-  for option, kind in fields.items():
-    found = type(options[option])
-    if found is not kind and (kind, found) != (float, int):
-      raise ValueError(f'its option {option} is no {kind.__name__}')
-  names = manifest['class_names']
-  if len(names) not in (0, options['num_classes']):
-    raise ValueError(f'its class_names are {len(names)}')
-  return MODELS[name](**options).explicit()
 
 
 def _describe(contents: Contents, constants: fast.Constants) -> dict[str, Any]:
@@ -437,31 +410,38 @@ def _describe(contents: Contents, constants: fast.Constants) -> dict[str, Any]:
 
 
 def _check_metadata(manifest: Mapping[str, Any]) -> None:
-  """Refuses fields that are missing or of another kind than is written.
+  """Raises ValueError naming the first field that is missing or not valid."""
+  for name, is_valid in _FIELDS.items():
+    try:
+      valid = is_valid(manifest[name])
+    except (AttributeError, KeyError, TypeError):
+      valid = False
+    if name == 'resize' and valid and manifest[name]:
+      valid = manifest[name] >= max(manifest['image_shape'][:2])
+    if not valid:
+      raise ValueError(f'its {name} cannot be {manifest.get(name)!r}')
+
+
+def _build_model(manifest: Mapping[str, Any]) -> interface.CertifiedModel:
+  """Builds the explicit model that the metadata describe.
 
   Raises:
-    ValueError: naming the field.
+    ValueError: the model is unknown, or its options are not valid.
   """
-  fits = {
-    name: type(manifest.get(name)) is kind for name, kind in _KINDS.items()
-  }
-  if all(fits.values()):
-    shape, size = manifest['image_shape'], manifest['resize']
-    sides = [type(n) for n in shape] == [int] * 3 and min(shape) > 0
-    options = manifest['model'].get('options')
-    # Names are printed, and a terminal obeys what is not printable.
-    names = manifest['class_names']
-    texts = all(type(name) is str and name.isprintable() for name in names)
-    fits |= {
-      'model': type(options) is dict and 'name' in manifest['model'],
-      'image_shape': sides,
-      'resize': sides and (size == 0 or size >= max(shape[:2])),
-      'certificate': manifest['certificate'] in CERTIFICATES,
-      'class_names': texts,
-    }
-  for name, right in fits.items():
-    if not right:
-      raise ValueError(f'its {name} cannot be {manifest.get(name)!r}')
+  name, options = manifest['model']['name'], manifest['model']['options']
+  if name not in MODELS:
+    raise ValueError(f'its model is {name!r}, none of {", ".join(MODELS)}')
+  fields = _fields(MODELS[name])
+  if odd := sorted(set(options) ^ set(fields)):
+    raise ValueError(f'its model has the wrong options {odd}')
+  for option, kind in fields.items():
+    found = type(options[option])
+    if found is not kind and (kind, found) != (float, int):
+      raise ValueError(f'its option {option} is no {kind.__name__}')
+  names = manifest['class_names']
+  if len(names) not in (0, options['num_classes']):
+    raise ValueError(f'its class_names are {len(names)}')
+  return MODELS[name](**options).explicit()
 
 
 def _expect(model: interface.CertifiedModel, image_shape: Sequence[int]) -> Any:
@@ -470,45 +450,24 @@ def _expect(model: interface.CertifiedModel, image_shape: Sequence[int]) -> Any:
   return jax.eval_shape(model.init, jax.random.key(0), image)['params']
 
 
-def _flatten(params: Any) -> dict[str, Any]:
-  """Returns the leaves of a tree by their names, 'blocks/M'."""
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {trees.path_name(path): leaf for path, leaf in leaves}
-
-
-def _unflatten(tree: Any, leaves: Mapping[str, Any]) -> Any:
-  """Returns `tree` with the leaves of these names."""
-  return jax.tree.map_with_path(
-    lambda path, _: leaves[trees.path_name(path)], tree
-  )
-
-
 def _check_arrays(expected: Any, arrays: Mapping[str, np.ndarray]) -> None:
-  """Refuses weights that are not those of the model.
-
-  Raises:
-    ValueError: naming the first array that does not fit.
-  """
-  wanted = _flatten(expected)
-  for name in sorted(wanted.keys() | arrays.keys()):
-    if name not in arrays:
-      raise ValueError(f'the array {name} is missing')
-    if name not in wanted:
-      raise ValueError(f'it holds {name!r}, which its model has not')
-    found, right = arrays[name], wanted[name]
-    if found.shape != right.shape or found.dtype != right.dtype:
-      raise ValueError(
-        f'{name} is {found.dtype}{list(found.shape)} instead of '
-        f'{right.dtype}{list(right.shape)}'
-      )
-    if not np.all(np.isfinite(found)):
+  """Raises ValueError naming the first array that differs from the model's."""
+  wanted, found = (
+    {name: f'{x.dtype}{list(x.shape)}' for name, x in named.items()}
+    for named in (_flatten(expected), arrays)
+  )
+  for name in sorted(wanted.keys() | found.keys()):
+    kind, right = found.get(name, 'missing'), wanted.get(name, 'no array')
+    if kind != right:
+      raise ValueError(f'{name} is {kind} instead of {right}')
+    if not np.all(np.isfinite(arrays[name])):
       raise ValueError(f'{name} is not finite')
 
 
 def _digest(
   metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]
 ) -> str:
-  """Returns the SHA-256 of metadata and arrays, against silent damage."""
+  """Returns the SHA-256 of metadata and arrays, which shows silent damage."""
   digest = hashlib.sha256()
   for name, text in sorted(metadata.items()):
     if name != 'sha256':
@@ -519,24 +478,14 @@ def _digest(
   return digest.hexdigest()
 
 
-def _check_images(
-  images: np.ndarray, image_shape: tuple[int, ...]
-) -> np.ndarray:
-  """Refuses what is no batch of floats in [0, 1] or of bytes.
+def _flatten(params: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree by their names, 'blocks/M'."""
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {trees.path_name(path): leaf for path, leaf in leaves}
 
-  Raises:
-    ValueError: saying what it is.
-  """
-  images = np.asarray(images)
-  if images.ndim != 4 or images.shape[1:] != image_shape:
-    expected = ', '.join(map(str, image_shape))
-    raise ValueError(f'{images.shape=} is no batch [b, {expected}].')
-  if images.dtype == np.uint8:
-    return images
-  if not jnp.issubdtype(images.dtype, jnp.floating):
-    raise ValueError(f'{images.dtype} images: give floats in [0, 1], or uint8.')
-  if not np.all((images >= 0) & (images <= 1)):
-    raise ValueError(
-      'images with values outside [0, 1]: give floats in [0, 1], or uint8.'
-    )
-  return images
+
+def _unflatten(tree: Any, leaves: Mapping[str, Any]) -> Any:
+  """Returns `tree` with its leaves taken by name from `leaves`."""
+  return jax.tree.map_with_path(
+    lambda path, _: leaves[trees.path_name(path)], tree
+  )

@@ -1,4 +1,4 @@
-"""Turns margins and Lipschitz constants into certified radii (paper, §4)."""
+"""Certified radii from margins and Lipschitz constants (paper §4)."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,13 @@ import numpy as np
 
 from lipnext_jax import losses
 
-# Units of roundoff of their operands above which margins, and distances of unit
-# rows, count as larger than 0.
+# Margins, and distances of unit rows, have to exceed so many units of roundoff
+# of their operands to count as larger than 0.
 SLACK = 64
-# Range in which squares and quotients of float32 keep their digits.
+# Range of numbers whose squares and quotients are accurate in float32.
 SANE = (2.0**-60, 2.0**60)
-_UNIT = 2.0**-11  # Above |‖w‖² − 1| of rows that float32 normalised: γ_c.
+# Largest |‖w‖² − 1| of a unit row. float32's normalisation errs by less.
+_UNIT = 2.0**-11
 
 
 def certified_radius(
@@ -26,31 +27,29 @@ def certified_radius(
 
       p = argmax f,   radius = min_{j≠p} (f_p − f_j) / (Λ ‖w_p − w_j‖)
 
-  One-vs-rest: each rival j is a binary problem with its own margin, whose
+  Each rival j, a class other than p, has its own margin f_p − f_j, whose
   Lipschitz constant is Λ‖w_p − w_j‖. The radius is 0 for ties, margins up to
-  `floor`, logits that are not finite, rows that are not unit, and a Λ outside
-  of [2⁻⁶⁰, 2⁶⁰]. Rows closer than 64u (2⁻¹⁸ in float32), which rounding cannot
-  tell apart, count as 64u apart.
+  `floor`, logits that are not finite, rows that are not unit, and Λ outside
+  [2⁻⁶⁰, 2⁶⁰]. Rows closer than 64 units of roundoff u (2⁻¹⁸ in float32), which
+  rounding cannot tell apart, count as 64u apart.
 
   Args:
-    logits: [b, k], of float32 or float64 products.
-    head_kernel: [k, c], unit rows (`models.head_kernel`), float32 or float64.
-    lipschitz: Λ, a scalar: an upper bound on the backbone's Lipschitz constant
-      (`lipschitz_bound`).
-    floor: [b] or a scalar, subtracted from margins: how much of them may be
-      rounding (`margin_floor`). Without it, margins only have to exceed 64u of
-      the largest logit, and small radii may be rounding; `lipschitz_bound` says
-      which.
+    logits: [b, k] float32 or float64, from products of that precision.
+    head_kernel: [k, c] float32 or float64, unit rows (`models.head_kernel`).
+    lipschitz: Λ, an upper bound on the backbone's Lipschitz constant
+      (`lipschitz_bound`), a scalar.
+    floor: part of the margins that may be rounding (`margin_floor`), [b] or a
+      scalar. At 0, margins only have to exceed 64u of the largest logit, and
+      small radii may be rounding, as `lipschitz_bound` says.
 
   Returns:
-    predictions [b] int32, radii [b] in [0, 1] pixel units, >= 0. The answer is
-    constant on the open ball of that radius, in exact arithmetic; the rounding
-    of the logits is estimated (`floor`), not bounded.
+    predictions [b] int32, and radii [b] >= 0 in [0, 1] pixel units. In exact
+    arithmetic, the answer is constant on the open ball of that radius. `floor`
+    estimates the rounding of the logits; it is no bound.
 
   Raises:
-    ValueError: shapes that do not fit, narrower or complex dtypes; and, where
-      values are known (not traced), rows that are not unit or a Λ that is no
-      positive number.
+    ValueError: the shapes do not fit, or a dtype is narrower or complex; or,
+      unless they are traced, rows are not unit or Λ is not positive.
 
   >>> p, r = certified_radius(jnp.array([[0.0, 3.0, 1.0]]), jnp.eye(3))
   >>> p.tolist(), f'{r.item():.4f}'
@@ -68,11 +67,11 @@ def rival_radii(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes predictions, and radii within which each rival cannot win.
 
-  The arguments, and what is refused, are those of `certified_radius`.
+  Args and Raises are those of `certified_radius`.
 
   Returns:
-    predictions [b] int32, radii [b, k] in [0, 1] pixel units, >= 0; infinite
-    for the predicted class itself, and finite for all others.
+    predictions [b] int32, and radii [b, k] >= 0 in [0, 1] pixel units: infinite
+    for the predicted class, and finite for all others.
 
   >>> _, r = rival_radii(jnp.array([[0.0, 3.0, 1.0]]), jnp.eye(3))
   >>> [f'{value:.4f}' for value in r[0].tolist()]
@@ -100,10 +99,9 @@ def rival_radii(
 
 
 def check_units(images: np.ndarray) -> None:
-  """Refuses floats that are whole numbers above 1: bytes, not [0, 1].
+  """Raises ValueError for floats that are all whole numbers, some above 1.
 
-  Raises:
-    ValueError: they are; their radii would be 255 times too large.
+  Such images hold bytes; their radii would be 255 times too large.
 
   >>> check_units(np.array([0.0, 0.5, 2.0]))
   """
@@ -115,11 +113,12 @@ def check_units(images: np.ndarray) -> None:
 
 
 def _are_unit(rows: jax.Array) -> jax.Array:
+  """Returns whether each row has unit norm: [k] bool."""
   return jnp.abs(jnp.sum(jnp.square(rows), axis=-1) - 1) < _UNIT
 
 
 def _check(logits, head_kernel, lipschitz, floor) -> None:
-  """Raises ValueError for arguments that would make another radius."""
+  """Raises ValueError for arguments that do not fit or are not valid."""
   for name, array in (('logits', logits), ('head_kernel', head_kernel)):
     if array.dtype not in (jnp.float32, jnp.float64):
       raise ValueError(f'{name} of {array.dtype}: give float32 or float64.')
@@ -148,19 +147,19 @@ def certified_accuracy(
   labels: np.ndarray,
   epsilons: Sequence[float],
 ) -> dict[float, float]:
-  """Computes CRA@ε: per cent of correct examples with radius > ε, strictly.
+  """Computes CRA@ε, the per cent of correct examples with a radius above ε.
 
   Args:
-    predictions: [n] int.
-    radii: [n], ℓ2 in [0, 1] pixel units.
-    labels: [n] int.
-    epsilons: radii to report, same units.
+    predictions: [n] int, predicted classes.
+    radii: [n], certified radii, ℓ2 in [0, 1] pixel units.
+    labels: [n] int, true classes.
+    epsilons: radii ε to report, in the same unit.
 
   Returns:
     {ε: per cent}.
 
   Raises:
-    ValueError: no examples, or arrays of other shapes than [n].
+    ValueError: there are no examples, or arrays do not have shape [n].
 
   >>> certified_accuracy(np.array([1, 1]), np.array([0.5, 0.25]),
   ...                    np.array([1, 0]), [0.25, 0.5])

@@ -1,14 +1,18 @@
-"""Proves certificates for the float64 arithmetic that runs.
+"""Proves certificates that hold for float64 arithmetic, rounding included.
 
-Let f be the network in exact arithmetic on the stored numbers, f̂ what float64
-makes of it. With E_pj >= |(f̂_p − f̂_j) − (f_p − f_j)| at every point of the
-ball, and m̂ = f̂_p(x) − f̂_j(x):
+Let f be the network in exact arithmetic on the stored numbers, f̂ the network in
+float64, and p the predicted class of an image x. `rounding` and `pair_errors`
+bound the rounding of a difference of logits at every point of a ball around x:
+
+    E_pj >= |(f̂_p − f̂_j) − (f_p − f_j)|
+
+Then, for the computed margin m̂ = f̂_p(x) − f̂_j(x) and any x' in the ball,
 
     f̂_p(x') − f̂_j(x') >= m̂ − 2 E_pj − Λ ‖w_p − w_j‖ ‖x' − x‖
 
-so within radius = min_j (m̂ − 2 E_pj) / (Λ ‖w_p − w_j‖), rounded down, both f̂
-and f answer p: f̂ at every float64 point of the closed ball, f at every point.
-Derivation: `docs/certificates.md`.
+so that f̂ and f both answer p within min_j (m̂ − 2 E_pj) / (Λ ‖w_p − w_j‖),
+rounded down: f at every point of the closed ball, f̂ at its float64 points.
+docs/certificates.md has the proof.
 """
 
 from collections.abc import Callable
@@ -29,9 +33,9 @@ from lipnext_jax.certify import radius
 from lipnext_jax.certify import rounding
 from lipnext_jax.models import lipnext
 
-# Squares and sums of features below this norm stay finite in float64.
+# Largest norm of features whose squares and sums surely are finite in float64.
 _LARGEST_NORM = 2.0**400
-DOUBLE_PRECISION = ('cpu', 'gpu')  # JAX's platforms that have IEEE's.
+DOUBLE_PRECISION = ('cpu', 'gpu')  # JAX's platforms with IEEE double precision.
 
 
 class Certificates(NamedTuple):
@@ -39,23 +43,23 @@ class Certificates(NamedTuple):
 
   predictions: np.ndarray  # Shape (b,): int32.
   radii: np.ndarray  # Shape (b,): float64, ℓ2 in [0, 1] pixel units.
-  rival_radii: np.ndarray  # Shape (b, k): against each rival; own class: inf.
+  rival_radii: np.ndarray  # Shape (b, k): see `radius.rival_radii`.
   logit_errors: np.ndarray  # Shape (b,): the largest E_pj of each image.
   lipschitz: float  # Λ, proved.
 
 
 class Head(NamedTuple):
-  """Facts about the last layer that a certificate needs, in float64."""
+  """Bounds on the last layer, in float64."""
 
   distances: np.ndarray  # Shape (k, k): >= ‖w_i − w_j‖ of the exact unit rows.
-  largest_bias: float
+  largest_bias: float  # max|b|.
   features: int  # c.
 
 
 def require_double(platform: str) -> None:
-  """Raises ConfigError for platforms whose float64 is not IEEE's.
+  """Raises ConfigError for platforms without IEEE double precision.
 
-  A TPU's is made of pairs of float32: fewer digits than E assumes.
+  A TPU's float64, a pair of float32 numbers, has fewer digits than E assumes.
   """
   if platform not in DOUBLE_PRECISION:
     raise errors.ConfigError(
@@ -67,10 +71,10 @@ def require_double(platform: str) -> None:
 
 
 def float64_model(model: Any) -> Any:
-  """Returns the same function in float64.
+  """Returns the explicit model in float64.
 
   Raises:
-    ConfigError: it is no LipNeXt; the rounding of others is not bounded yet.
+    ConfigError: the model is no LipNeXt: its rounding has no bound.
   """
   if not isinstance(model, lipnext.LipNeXt):
     raise errors.ConfigError(
@@ -83,32 +87,32 @@ def float64_model(model: Any) -> Any:
 
 
 def float64_params(params: Any) -> Any:
-  """Widens parameters to float64 on the host; see `norms.to_float64`."""
+  """Converts parameters to float64 on the host; see `norms.to_float64`."""
   return jax.tree.map(norms_lib.to_float64, params)
 
 
 def read_head(
   params: Any, arithmetic: rounding.Arithmetic = rounding.FLOAT64
 ) -> Head:
-  """Bounds the distances of rows, and the largest |bias|, from above.
+  """Bounds the distances of the head's rows, and its largest |bias|.
 
-  The exact rows are w_j = k_j/‖k_j‖ for the stored k_j. Computed ones are off
-  by ρ = γ_{c+8} elementwise: c roundings in the sum of squares, 4 units each
-  for √ and ÷.
+  The exact rows are w_j = k_j/‖k_j‖ for the stored k_j. Computed rows have a
+  relative error of ρ = γ_{c+8} in each entry: c roundings in the sum of squares
+  and 4 units each for √ and ÷.
 
   Raises:
-    ValueError: a row whose norm lies outside [2⁻³⁰⁰, 2³⁰⁰]: its squares could
-      underflow or overflow.
+    ValueError: the norm of a row lies outside [2⁻³⁰⁰, 2³⁰⁰], so that its
+      squares could underflow or overflow.
   """
   kernel = np.asarray(params['head']['kernel'], np.float64)
   features = kernel.shape[1]
   norms = np.linalg.norm(kernel, axis=-1, keepdims=True)
   if not np.all((norms > 2.0**-300) & (norms < 2.0**300)):
-    raise ValueError('read_head: a row of head/kernel has no usable norm.')
+    raise ValueError('a row of head/kernel has a norm outside [2⁻³⁰⁰, 2³⁰⁰].')
   rho = arithmetic.gamma(features + 2 * rounding.ELEMENTARY_UNITS)
   rows = kernel / norms
   distances = np.stack([np.linalg.norm(rows - row, axis=-1) for row in rows])
-  # The rows here are off by ρ each, the differences and norms by c + 4 units.
+  # Each of two rows is off by ρ, and their difference's norm by c + 4 units.
   distances = distances * (1 + 2 * arithmetic.gamma(features + 4)) + 3 * rho
   bias = np.abs(np.asarray(params['head']['bias'], np.float64))
   return Head(distances, float(np.max(bias)), features)
@@ -120,18 +124,18 @@ def pair_errors(
   predictions: np.ndarray,
   arithmetic: rounding.Arithmetic = rounding.FLOAT64,
 ) -> np.ndarray:
-  """Bounds E_pj >= |(f̂_p − f̂_j) − (f_p − f_j)| [b, k] within `reach`.
+  """Computes E_pj [b, k] from the bounds B and e on features of c channels.
 
       E_pj = ‖w_p − w_j‖ e + 2 γ_{2c+10} (B + e + max|b|)
 
-  The error e of the features is common to both logits: it enters by w_p − w_j.
-  The second term is each logit's own: ρ of its row, γ_c of its product, one
-  unit for its bias.
+  The error e of the features is common to both logits, so it enters through
+  w_p − w_j. The second term is the rounding of both logits themselves: γ_{c+8}
+  in the row, γ_c in the product, one unit in the bias.
   """
   roundings = 2 * head.features + 2 + 2 * rounding.ELEMENTARY_UNITS
   computed = (reach.norm + reach.error)[:, None]
   own = 2 * arithmetic.gamma(roundings) * (computed + head.largest_bias)
-  # Entries of the rows, and products, that are flushed to zero.
+  # Entries of the rows, and products, may be flushed to zero.
   lost = 8 * head.features * arithmetic.tiny + 2.0**-700 * computed
   common = head.distances[predictions] * reach.error[:, None]
   return (common + own + lost) * rounding.OWN_ROUNDING
@@ -146,14 +150,14 @@ def radii_from_logits(
   """Computes predictions and radii, rounded down, from float64 logits.
 
   Args:
-    logits: [b, k] float64, of `float64_model`.
-    norms: [b], upper bounds on ‖x − 1/2‖ of the images.
-    head: from `read_head`.
-    steps: the backbone, from `chain.lipnext_chain`.
+    logits: [b, k] logits of `float64_model`.
+    norms: [b], upper bounds on ‖x − 1/2‖ for the images x.
+    head: bounds from `read_head`.
+    steps: backbone as a chain of steps, from `chain.lipnext_chain`.
 
   Returns:
-    Certificates whose radius is 0 for ties, logits that are not finite,
-    features that could overflow in the ball, and margins within their error.
+    Certificates. The radius is 0 for ties, logits that are not finite, features
+    that could overflow in the ball, and margins below 2E.
   """
   constant = rounding.lipschitz(steps)
   down, up = 1 - 8 * rounding.FLOAT64.unit, 1 + 8 * rounding.FLOAT64.unit
@@ -166,7 +170,8 @@ def radii_from_logits(
   # The subtraction rounds once, and so does each factor.
   margins = (np.max(logits, axis=-1, keepdims=True) - logits) * down
   slopes = constant * head.distances[predictions] * up
-  # No radius exceeds the one without any error: the ball that E must cover.
+  # E must hold on the ball of the final radius, which is at most `largest`,
+  # the radius for E = 0.
   naive = margins / slopes
   largest = np.min(np.where(own, np.inf, naive), axis=-1) * up
   covered = np.maximum(norms + largest, 2.0**-100)  # Above 0: divided by.
@@ -174,15 +179,16 @@ def radii_from_logits(
   sound &= reach.norm + reach.error < _LARGEST_NORM
   rounded = pair_errors(reach, head, predictions)
   radii = (margins - 2 * up * rounded) / slopes * down
-  # A rival beyond that ball needs the E of its own, with t times the norm. E is
-  # affine in the norm, its constant part >= 0: t·E is enough for t >= 1.
+  # The radius against a farther rival needs an E for its own ball, where the
+  # norm is t >= 1 times as large. E is affine in the norm with a constant part
+  # >= 0, so t·E is enough.
   t = np.maximum((norms[:, None] + naive) / covered[:, None] * up, 1)
   fits = t * (reach.norm + reach.error)[:, None] < _LARGEST_NORM
   farther = (margins - 2 * up * t * rounded) / slopes * down
   within = np.minimum(radii, largest[:, None])
   radii = np.where(fits, np.maximum(within, farther), within)
   radii = np.where(sound[:, None] & (radii > 0), radii, 0.0)
-  # The winner bounds nothing; a tie leaves its rival at 0.
+  # The predicted class bounds no radius; a tied rival keeps 0.
   radii = np.where(own & sound[:, None], np.inf, radii)
   return Certificates(
     predictions=predictions,
@@ -203,10 +209,11 @@ def forward(
 
 
 def to_unit64(images: np.ndarray) -> np.ndarray:
-  """Widens floats in [0, 1] to float64 and divides uint8 by 255, on the host.
+  """Converts floats in [0, 1] or uint8 (divided by 255) to float64, in NumPy.
 
   Raises:
-    ValueError: other whole numbers, as floats too: their unit is not known.
+    ValueError: other dtypes, whose unit is not known, or floats that are whole
+      numbers above 1.
 
   >>> to_unit64(np.array([0, 255], np.uint8)).tolist()
   [0.0, 1.0]
@@ -214,14 +221,14 @@ def to_unit64(images: np.ndarray) -> np.ndarray:
   images = np.asarray(images)
   if images.dtype == np.uint8:
     return images.astype(np.float64) / 255
-  if images.dtype.kind in 'iub':
+  if not jnp.issubdtype(images.dtype, jnp.floating):
     raise ValueError(f'{images.dtype} images: give floats in [0, 1], or uint8.')
   radius.check_units(images)
   return norms_lib.to_float64(images)
 
 
 def raise_norms(norms: Any, image_size: int) -> Any:
-  """Bounds the true norms from above by those that `forward` computed."""
+  """Bounds the exact norms of images by those that `forward` computed."""
   roundings = image_size + 2 + rounding.ELEMENTARY_UNITS
   return norms * (1 + 2 * rounding.FLOAT64.gamma(roundings))
 
@@ -234,22 +241,21 @@ def rigorous_certifier(
   params: Any,
   factors: Mapping[str, Sequence[float]] | None = None,
 ) -> Callable[[np.ndarray], Certificates]:
-  """Proves Λ and prepares rounding once; returns images → `Certificates`.
+  """Proves Λ and E's constants; returns a function images → `Certificates`.
 
   Args:
-    model: a `LipNeXt`, in any training precision.
-    params: its stored parameters, of any float dtype.
-    factors: `bound.lipschitz_bounds(params)`, where they are known already.
+    model: `LipNeXt`, in any training precision.
+    params: stored parameters of the model, of any float dtype.
+    factors: `bound.lipschitz_bounds(params)`, if already known.
 
   Returns:
-    A function of images [b, H, W, ch]: floats in [0, 1], widened to float64
-    exactly, or uint8, divided by 255 there. The certificate is about that
-    float64 image.
+    A function of images [b, H, W, ch], floats in [0, 1] or uint8, which it
+    converts by `to_unit64`. The certificates are about these float64 images.
 
   Raises:
-    ValueError: a parameter that is raw, not finite or not held by float64;
-      images of other whole numbers, or that float64 does not hold.
-    ConfigError: the default device has no IEEE double precision.
+    ValueError: a parameter is raw, not finite or not held by float64.
+    ConfigError: the model is no LipNeXt, or the default device has no IEEE
+      double precision.
 
   >>> from lipnext_jax import models
   >>> model = models.LipNeXt(num_classes=3, depth=1, width=8, patch_size=4)
@@ -260,13 +266,13 @@ def rigorous_certifier(
   (dtype('float64'), True)
   """
   require_double(jax.default_backend())
-  float64_model(model)  # Refuses what it cannot certify before any work.
+  float64_model(model)  # Raises for other models before any work.
   params = float64_params(params)
   head, steps = read_head(params), chain.lipnext_chain(params, factors)
 
   def certify(images: np.ndarray) -> Certificates:
     images = to_unit64(images)
-    if not len(images):  # Nothing can be cut into patches.
+    if not len(images):  # An empty batch cannot be cut into patches.
       some: Any = certify(np.zeros((1, *images.shape[1:])))
       return Certificates(*(f[:0] if np.ndim(f) else f for f in some))
     with jax.enable_x64(True):
@@ -280,5 +286,5 @@ def rigorous_certifier(
 def rigorous_radius(
   model: Any, params: Any, images: np.ndarray
 ) -> Certificates:
-  """Certifies a single batch; see `rigorous_certifier`."""
+  """Certifies one batch of images; see `rigorous_certifier`."""
   return rigorous_certifier(model, params)(images)

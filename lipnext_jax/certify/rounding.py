@@ -1,21 +1,19 @@
-"""Bounds how far rounding can carry a network's features.
+"""Bounds on the rounding of a network's features.
 
-A backbone is a chain of steps on token features. For every input in a ball the
-bound follows two numbers through the chain:
+A backbone is a chain of steps on token features. Let a be its features in exact
+arithmetic on the stored numbers, and â those of the arithmetic that runs. For
+all inputs in a ball, each step turns bounds B >= ‖a‖ and e >= ‖â − a‖ into
 
-    B >= ‖a‖       the exact features, in exact arithmetic on the stored numbers
-    e >= ‖â − a‖   what the arithmetic that runs makes of them
+    a + c             B' = B + ‖c‖     e' = e + γ_terms (B' + e)
+    W a               B' = ‖W‖₂ B      e' = ‖W‖₂ e + γ_n ‖W‖_F (B + e)
+    a + Rᵀ(S − I)R a  B' = κB          e' = κe + …,   κ = 2·max(1, ‖R‖₂²) − 1
+    ‖a‖ over hw tokens  B' = B         e' = e + γ_{hw+5} (B + e).
 
-    a + constant      B' = B + ‖c‖       e' = e + γ_t (B' + e)
-    W a               B' = ‖W‖₂ B        e' = ‖W‖₂ e + γ_n ‖W‖_F (B + e)
-    a + Rᵀ(S − I)R a  B' = τB            e' = τe + …,  τ = 2·max(1, ‖R‖₂²) − 1
-    ‖a‖ over T tokens B' = B             e' = e + γ_{T+5} (B + e)
-
-and steps that only move or flip entries (patches, shift, β-Abs) change neither.
-`docs/certificates.md` derives each line. The arithmetic may sum in any order
-and fuse multiply-adds, so the bound holds for every batch size, thread count
-and device that rounds +, −, × correctly, √ and ÷ within 4 units, and flushes
-only numbers below the smallest normal one to zero.
+Steps that only move entries or flip signs (patches, β-Abs) change neither.
+docs/certificates.md derives each line. Sums may be taken in any order, and
+multiply-adds may be fused. The bounds hold for every batch size, thread count
+and device that rounds +, −, × correctly, √ and ÷ within 4 units, and flushes to
+zero only numbers below the smallest normal one.
 """
 
 from collections.abc import Sequence
@@ -24,25 +22,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-# √ and ÷ are correctly rounded on CPUs; compilers may turn x/√y into x·rsqrt(y)
-# with an error of a few units. Allowed here, in units of roundoff.
+# Largest error of √ and ÷, in units of roundoff. CPUs round them correctly;
+# compilers may turn x/√y into x·rsqrt(y), with an error of a few units.
 ELEMENTARY_UNITS = 4
-# The bound's own float64 arithmetic: sums and products of fewer than 2²⁰
-# positive numbers, each rounded by 2⁻⁵³, are off by less than this factor.
+# Covers the rounding of the bounds themselves, sums and products of fewer than
+# 2²⁰ positive float64 numbers.
 OWN_ROUNDING = 1 + 2.0**-30
 
 
 class Arithmetic(NamedTuple):
-  """A floating-point format that the forward pass runs in."""
+  """A floating-point format of a forward pass."""
 
-  unit: float  # u, the unit roundoff: half the gap between 1 and the next.
-  tiny: float  # The smallest normal number; smaller ones may become zero.
+  unit: float  # Unit roundoff u: half the gap between 1 and the next number.
+  tiny: float  # Smallest normal number; smaller ones may become zero.
 
   def gamma(self, n: int) -> float:
-    """Computes γ_n = n·u / (1 − n·u), of n roundings in any order (Higham).
+    """Computes γ_n = n·u / (1 − n·u), which bounds n roundings (Higham).
 
     Raises:
-      ValueError: n·u >= 1/2 bounds nothing.
+      ValueError: n·u >= 1/2.
     """
     if n * self.unit >= 0.5:
       raise ValueError(f'{n} roundings of {self.unit:.1e} have no bound.')
@@ -54,11 +52,11 @@ FLOAT32 = Arithmetic(2.0**-24, 2.0**-126)
 
 
 class AddConstant(NamedTuple):
-  """The step a + c for a stored c, broadcast or not."""
+  """The step a + c for a stored constant c, which may be broadcast."""
 
-  norm: float  # >= ‖c‖ over all entries of a.
-  size: int  # Entries of a.
-  terms: int = 1  # Of the sum that c may be folded into.
+  norm: float  # >= ‖c‖, broadcast to the shape of a.
+  size: int  # Number of entries of a.
+  terms: int = 1  # Number of terms of the sum that may start from c.
 
 
 class Product(NamedTuple):
@@ -66,14 +64,14 @@ class Product(NamedTuple):
 
   spectral: float  # >= ‖W‖₂.
   frobenius: float  # >= ‖W‖_F.
-  length: int  # n: terms of each sum, a constant that may join it included.
-  size: int  # Entries of the result.
+  length: int  # n, the terms of each sum, with a constant it may start from.
+  size: int  # Number of entries of the result.
 
 
 class Shift(NamedTuple):
-  """The step a + Rᵀ(S − I)R a: R [k, c] on every token, S between tokens."""
+  """The step a + Rᵀ(S − I)R a: R [k, c] acts on tokens, S shifts them."""
 
-  factor: float  # >= the Lipschitz constant, 2·max(1, ‖R‖₂²) − 1.
+  factor: float  # >= κ = 2·max(1, ‖R‖₂²) − 1.
   spectral: float  # >= ‖R‖₂.
   frobenius: float  # >= ‖R‖_F.
   moved: int  # k.
@@ -82,7 +80,7 @@ class Shift(NamedTuple):
 
 
 class Pool(NamedTuple):
-  """The ℓ2 norm over the tokens, channel by channel."""
+  """The ℓ2 norm over all tokens, for each channel."""
 
   tokens: int
   channels: int
@@ -92,14 +90,14 @@ Step = AddConstant | Product | Shift | Pool
 
 
 class Reach(NamedTuple):
-  """Bounds on the features at any point of a ball; each of shape [b]."""
+  """Bounds on the features at all points of a ball, each of shape [b]."""
 
-  norm: np.ndarray  # B >= ‖a‖, exact.
-  error: np.ndarray  # e >= ‖computed − exact‖.
+  norm: np.ndarray  # B >= ‖a‖.
+  error: np.ndarray  # e >= ‖â − a‖.
 
 
 def lipschitz(steps: Sequence[Step]) -> float:
-  """Multiplies all factors: the chain's Lipschitz constant Λ, rounded up."""
+  """Returns Λ, the product of all Lipschitz constants, rounded up."""
   factors = [s.spectral for s in steps if isinstance(s, Product)]
   factors += [s.factor for s in steps if isinstance(s, Shift)]
   return math.prod(factors) * (1 + 2 * len(factors) * FLOAT64.unit)
@@ -108,16 +106,16 @@ def lipschitz(steps: Sequence[Step]) -> float:
 def propagate(
   steps: Sequence[Step], norm: np.ndarray, arithmetic: Arithmetic = FLOAT64
 ) -> Reach:
-  """Follows B and e through a chain, from an input that is exact.
+  """Computes B and e after all steps, for an exact input.
 
   Args:
-    steps: the backbone, first step first.
+    steps: backbone, first step first.
     norm: [b], upper bounds on the norm of the input over the ball.
-    arithmetic: what the forward pass runs in.
+    arithmetic: floating-point format of the forward pass.
 
   Returns:
-    Bounds on the features that the head receives. Both are affine in `norm`,
-    with a constant part >= 0: at t >= 1 times the norm, t times them hold.
+    Bounds on the features that the head receives. Both are affine in `norm`
+    with a constant part >= 0: for t >= 1 times the norm, t times them hold.
 
   >>> reach = propagate([Product(1.0, 8.0, 64, 64)], np.array([2.0]))
   >>> f'{reach.norm[0]:.6f} {reach.error[0]:.0e}'
@@ -130,6 +128,7 @@ def propagate(
 
 
 def _advance(step: Step, reach: Reach, arithmetic: Arithmetic) -> Reach:
+  """Computes B and e after one step."""
   norm, error = reach
   computed = norm + error  # >= ‖â‖.
   tiny = arithmetic.tiny
@@ -144,9 +143,8 @@ def _advance(step: Step, reach: Reach, arithmetic: Arithmetic) -> Reach:
       )
       return Reach(step.spectral * norm, step.spectral * error + own)
     case Shift():
-      # The map is linear: what a has of error goes through it as a whole. To
-      # that add the roundings of three operations on the computed â, each
-      # carried through what follows it.
+      # The step is linear, so the error of â grows by its factor. The roundings
+      # of its three operations are added, as later operations stretch them.
       k, c, size = step.moved, step.channels, step.tokens * step.channels
       moved_size = step.tokens * k
       rows = _product_error(step.frobenius, c, moved_size, computed, arithmetic)
@@ -156,14 +154,14 @@ def _advance(step: Step, reach: Reach, arithmetic: Arithmetic) -> Reach:
         step.frobenius, k + 1, size, moved + subtraction, arithmetic
       )
       own = step.spectral * (2 * rows + subtraction) + back
-      # The sums of Rᵀ d may start from a, or a is added to them: k + 1 terms.
+      # â is added to the k terms of Rᵀ d, or the sums start from it.
       addition = arithmetic.gamma(k + 1) * (step.factor * computed + own)
       addition += 3 * tiny * size
       return Reach(step.factor * norm, step.factor * error + own + addition)
     case Pool():
       roundings = step.tokens + 1 + ELEMENTARY_UNITS
       rounding = arithmetic.gamma(roundings) * computed
-      # √(s + t) <= √s + √t: what underflows in the squares comes out as a root.
+      # Underflow in the squares enters through √(s + t) <= √s + √t.
       lost = step.channels * math.sqrt(2 * step.tokens * tiny)
       return Reach(norm, error + rounding + lost)
 
@@ -171,8 +169,8 @@ def _advance(step: Step, reach: Reach, arithmetic: Arithmetic) -> Reach:
 def _product_error(frobenius, length, size, computed, arithmetic):
   """Bounds ‖fl(W â) − W â‖ for ‖â‖ <= computed, with `size` entries of W â."""
   rounding = arithmetic.gamma(length) * frobenius * computed
-  # Each product and each partial sum may lose `tiny`; each flushed entry of â
-  # or W as much, times the entry of the other.
+  # Each product and partial sum may lose `tiny`, and each entry of â or W that
+  # is flushed `tiny` times an entry of the other.
   terms = 4 * size * length
   lost = arithmetic.tiny * terms * (computed + max(1.0, frobenius))
   return rounding + lost

@@ -100,7 +100,7 @@ def radius(value: float, digits: int = 3) -> str:
 
 def grey(value: float) -> str:
   """Formats an ℓ2 length in grey levels of 1/255, rounded down."""
-  return radius(decimals.below_product(255, float(value)), 1)
+  return radius(decimals.below(float(value), 255), 1)
 
 
 def constant(bound: float) -> str:

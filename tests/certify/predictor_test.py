@@ -291,7 +291,7 @@ def test_another_model_is_refused(made, tmp_path, model):
   ('name', 'change', 'problem'),
   [
     ('blocks/R', lambda x: ..., 'blocks/R is missing'),
-    ('x\x1b', lambda x: np.ones(1, np.float32), 'which its model has not'),
+    ('x\x1b', lambda x: np.ones(1, np.float32), 'instead of no array'),
     ('blocks/M', lambda x: x[..., :1], 'blocks/M is float32['),
     ('blocks/M', np.float64, 'blocks/M is float64['),
     ('blocks/M', np.int32, 'blocks/M is int32['),
