@@ -1,4 +1,4 @@
-"""Elementwise rules that a config can lift onto the manifold, by name."""
+"""Optax rules that a config can lift to the orthogonal group, by name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +11,7 @@ from lipnext_jax import optim
 def _momentum(
   learning_rate: optax.ScalarOrSchedule, mu_dtype: Any = None
 ) -> optax.GradientTransformation:
+  """Returns SGD with momentum 0.9."""
   return optax.sgd(learning_rate, momentum=0.9, accumulator_dtype=mu_dtype)
 
 
@@ -24,8 +25,8 @@ def _lion(
   )
 
 
-# Elementwise and odd, as `orthogonal` asks:
-# (learning rate, mu_dtype=None) → optax rule.
+# Functions (learning_rate, mu_dtype=None) → rule, each elementwise and odd, as
+# `optim.orthogonal` requires.
 INNER_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
   'nadam': optim.scheduled_nadam,
   'adam': optax.adam,

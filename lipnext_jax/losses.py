@@ -1,16 +1,16 @@
-"""Losses for certified training (paper §4), on logits with a unit-norm head.
+"""Losses for certified training (paper §4), from logits and a unit-norm head.
 
-All share one signature and return the mean over the batch, a scalar:
+All have the same signature and return the mean over the batch, a scalar:
 
     loss(logits, labels, head_kernel, epsilon, *, logit_scale=1.0, …)
 
     logits         [b, k] float
     labels         [b] int
     head_kernel    [k, c], unit rows (`lipnext_jax.models.head_kernel`)
-    epsilon        ε_t, the current training radius, ℓ2 in [0, 1] pixel units
+    epsilon        ε, the radius at this step (ε_t), ℓ2 in [0, 1] pixel units
     logit_scale    τ, which changes the loss and never the certificate
 
-Labels or kernels of other shapes are refused with a ValueError.
+They raise ValueError for labels or kernels of other shapes or dtypes.
 """
 
 from collections.abc import Callable
@@ -19,27 +19,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# r_j is clipped to [0.01, 1] (EMMA's reference recipe, LiResNet++).
-_EMMA_CLIP = (0.01, 1.0)
-
-# Rows whose differences to all others are formed at once: enough to keep a
-# device busy, and 1 GiB if the compiler wrote them out at k = 1000, c = 4096.
+_EMMA_CLIP = (0.01, 1.0)  # Range of EMMA's ratio r_j, from LiResNet++.
+# Number of rows whose differences to all others are formed at once. It keeps a
+# device busy, and takes at most 1 GiB for k = 1000, c = 4096.
 _ROWS_AT_ONCE = 64
 
 
 @jax.custom_jvp
 def row_distances(head_kernel: jax.Array) -> jax.Array:
-  """Computes ‖w_i − w_j‖₂ for all pairs of rows: [k, c] → [k, k].
+  """Computes d_ij = ‖w_i − w_j‖₂ for all pairs of rows: [k, c] → [k, k].
 
-  Differences first, then norms: the Gram form 2 − 2 w_i·w_j loses half of the
-  digits for rows that are close. The derivative is that of the norm,
+  Norms of differences keep all digits for rows that are close, of which the
+  Gram form 2 − 2 w_i·w_j loses half. The derivative
 
-      ∂d_ij = (w_i − w_j)·(∂w_i − ∂w_j)/d_ij,
+      ∂d_ij = (w_i − w_j)·(∂w_i − ∂w_j)/d_ij
 
-  in three products, so that nothing of size [k, k, c] is ever kept; it is zero
-  where two rows coincide, as far as unit rows can tell. The diagonal is set to
-  zero: a compiler that fuses the scaling to unit norm into both sides of a
-  difference may round the same row twice, and not to the same numbers.
+  is computed without an array of size [k, k, c], and is zero where two rows
+  coincide up to rounding. The diagonal is set to zero, because a compiler may
+  compute the same row twice and round it differently.
 
   >>> [[f'{d:.4f}' for d in row] for row in row_distances(jnp.eye(2))]
   [['0.0000', '1.4142'], ['1.4142', '0.0000']]
@@ -54,9 +51,9 @@ def row_distances(head_kernel: jax.Array) -> jax.Array:
 
 @row_distances.defjvp
 def _row_distances_jvp(primals, tangents):
+  """Returns d and ∂d; `zero` is False for nan, which is thereby kept."""
   (w,), (dw,) = primals, tangents
   distance = row_distances(w)
-  # What is not a number is not below anything, and shows.
   zero = distance <= 4 * float(jnp.finfo(distance.dtype).eps)
   own = jnp.sum(w * dw, axis=-1)
   across = jnp.matmul(w, dw.T, precision=jax.lax.Precision.HIGHEST)
@@ -72,12 +69,12 @@ def _check(logits, labels, head_kernel=None) -> None:
       f'{jnp.shape(logits)=}, {labels.shape=}: give logits [b, k], labels [b].'
     )
   if not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ValueError(f'{labels.dtype} labels: give the numbers of classes.')
+    raise ValueError(f'{labels.dtype} labels: give class numbers, integers.')
   if head_kernel is not None and (
     jnp.ndim(head_kernel) != 2 or len(head_kernel) != logits.shape[1]
   ):
     raise ValueError(
-      f'{jnp.shape(head_kernel)=} has not one row for each of the '
+      f'{jnp.shape(head_kernel)=}: give [k, c], one row for each of the '
       f'{logits.shape[1]} classes.'
     )
 
@@ -90,16 +87,15 @@ def emma_loss(
   *,
   logit_scale: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
-  """Computes EMMA: cross-entropy of the logits an adversary could reach.
+  """Computes EMMA, the cross-entropy of logits that an adversary could reach.
 
       d_yj = ‖w_y − w_j‖
       r_j = stop_gradient(clip((f_y − f_j)/max(ε d_yj, 1e-8), 0.01, 1))
       z_j = f_j − f_y + r_j ε d_yj,   loss = cross-entropy(τ z, y)
 
-  The gradient reaches the head through d_yj, not through r_j.
-
-  Reference: K. Hu et al., "A Recipe for Improved Certifiable Robustness",
-  ICLR 2024 (Efficient Margin MAximization). Arguments: see `losses`.
+  The module's docstring has the arguments. Reference: K. Hu et al., "A Recipe
+  for Improved Certifiable Robustness", ICLR 2024 (Efficient Margin
+  MAximization).
 
   >>> loss = emma_loss(jnp.array([[2.0, 0.0]]), jnp.array([0]), jnp.eye(2), 0.5)
   >>> round(loss.item(), 4)  # log(1 + exp(-2 + 0.5·√2))
@@ -112,7 +108,7 @@ def emma_loss(
   f_y = jnp.take_along_axis(logits, labels[:, None], axis=-1)
   ratio = jnp.clip((f_y - logits) / jnp.maximum(reach, 1e-8), *_EMMA_CLIP)
   z = logits - f_y + jax.lax.stop_gradient(ratio) * reach
-  # d_yy = 0, so z_y = 0 whatever r_y is.
+  # z_y = 0 for any r_y, because d_yy = 0.
   one_hot = jax.nn.one_hot(labels, k, dtype=z.dtype)
   return jnp.mean(optax.softmax_cross_entropy(logit_scale * z, one_hot))
 
@@ -126,15 +122,14 @@ def trades_loss(
   trades_weight: float = 1.0,
   logit_scale: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
-  """Adds to cross-entropy a penalty on predictions that ε may change (GloRo).
+  """Computes cross-entropy and a penalty on predictions that ε may change.
 
       f_⊥ = max_{j≠p} (f_j + ε ‖w_p − w_j‖),   p = argmax f
-      loss = CE(τ f, y) + λ · mean log(1 + e^{τ f_⊥} / Σ_j e^{τ f_j})
+      loss = cross-entropy(τ f, y) + λ log(1 + e^{τ f_⊥} / Σ_j e^{τ f_j})
 
-  with λ = `trades_weight`; for the other arguments see `losses`.
-
-  Reference: K. Leino et al., "Globally-Robust Neural Networks", ICML 2021
-  (the TRADES-like objective of its §4).
+  The weight λ is `trades_weight`; the module's docstring has the other
+  arguments. Reference: K. Leino et al., "Globally-Robust Neural Networks", ICML
+  2021 (GloRo; the TRADES-like objective of its §4).
 
   >>> loss = trades_loss(
   ...   jnp.array([[2.0, 0.0]]), jnp.array([0]), jnp.eye(2), 0.5)
@@ -164,26 +159,26 @@ def logit_annealing_loss(
   gamma: float = 5.0,
   logit_scale: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
-  """Anneals logits (BRONet): examples with a large margin stop pulling.
+  """Computes logit annealing, which lowers the weight of large margins.
 
-      s = (τ f − ξ·onehot_y)/T,  l = CE(s, y),  loss = mean T (1 − e^{−l})^γ l
+      s = (τ f − offset·onehot_y)/temperature,   l = cross-entropy(s, y)
+      loss = temperature·(1 − e^{−l})^gamma·l
 
-  with ξ = `offset` (not ε), T = `temperature` and γ = `gamma`. For the
-  other arguments see `losses`.
-
-  Reference: B.-H. Lai et al., "Enhancing Certified Robustness via Block
-  Reflector Orthogonal Layers and Logit Annealing Loss", ICML 2025, §5.
+  The module's docstring has the other arguments; this loss does not use
+  `head_kernel` and `epsilon`. Reference: B.-H. Lai et al., "Enhancing Certified
+  Robustness via Block Reflector Orthogonal Layers and Logit Annealing Loss",
+  ICML 2025, §5 (BRONet).
 
   >>> loss = logit_annealing_loss(jnp.array([[9.0, 0.0]]), jnp.array([0]))
   >>> bool(loss < 1e-9)
   True
   """
-  del head_kernel, epsilon  # All losses share one signature.
+  del head_kernel, epsilon  # Unused.
   _check(logits, labels)
   one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
   shifted = (logit_scale * logits - offset * one_hot) / temperature
   ce = optax.softmax_cross_entropy(shifted, one_hot)
-  # 1 − e^{−l} is 1 − p_y; expm1 keeps its digits where the example is solved.
+  # expm1 keeps the digits of 1 − e^{−l} where l is small.
   return jnp.mean(temperature * (-jnp.expm1(-ce)) ** gamma * ce)
 
 
@@ -195,13 +190,13 @@ def cross_entropy_loss(
   *,
   logit_scale: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
-  """Computes plain cross-entropy of τ f, without a robustness term.
+  """Computes the cross-entropy of τ f, without a robustness term.
 
   >>> loss = cross_entropy_loss(jnp.zeros((1, 2)), jnp.array([0]))
   >>> round(loss.item(), 4)
   0.6931
   """
-  del head_kernel, epsilon  # All losses share one signature.
+  del head_kernel, epsilon  # Unused.
   _check(logits, labels)
   ce = optax.softmax_cross_entropy_with_integer_labels(
     logit_scale * logits, labels

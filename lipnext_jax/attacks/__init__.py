@@ -1,4 +1,4 @@
-"""Attacks that try to break certificates; the count must stay at zero."""
+"""Attacks that search for counterexamples to certificates."""
 
 from lipnext_jax.attacks.ledger import Ledger
 from lipnext_jax.attacks.lower_bound import lipschitz_lower_bound

@@ -1,10 +1,9 @@
-"""The command line of the attacks.
+"""Attacks the certificates of a trained model on its test split.
 
     python -m lipnext_jax.attacks --workdir=DIR [--certificate=rigorous]
 
-Tries to break the certificates of a trained model on its test split. Writes
-`attack.json` and `attack.npz` into the workdir, prints a table, and fails
-loudly (exit code 5) if a single certificate is broken. See docs/attacks.md.
+Writes `attack.json` and `attack.npz` into the workdir and prints a table. The
+exit code is 5 if a certificate is broken. See docs/attacks.md.
 """
 
 import argparse
@@ -38,25 +37,21 @@ except ImportError as missing:
 
 
 class BrokenCertificateError(errors.UserError):
-  """A certificate, or Λ, does not hold."""
+  """A certificate or the bound Λ is wrong."""
 
   exit_code = 5
 
 
 _SETTINGS = run_lib.Settings()
-# Flag: (default, least, help).
+# Flag: (default, smallest value, help).
 _NUMBERS = {
-  'examples': (0, 0, 'attack the first so many; 0: all'),
-  'restarts': (
-    _SETTINGS.restarts,
-    0,
-    'of each gradient attack, with and without pixels in [0, 1]',
-  ),
-  'steps': (_SETTINGS.steps, 1, 'of each attack'),
-  'seed': (0, 0, 'of every random draw'),
-  'batch_size': (target_lib.BATCH_SIZE, 1, 'of one forward pass'),
+  'examples': (0, 0, 'number of examples, from the first on; 0: all'),
+  'restarts': (_SETTINGS.restarts, 0, 'restarts of each gradient attack'),
+  'steps': (_SETTINGS.steps, 1, 'steps of each gradient attack'),
+  'seed': (0, 0, 'seed of every random draw'),
+  'batch_size': (target_lib.BATCH_SIZE, 1, 'images in one forward pass'),
 }
-# Flag: (field of the config that it overrides, what it may be).
+# Flag: (field of the config that it overrides, its choices).
 _OVERRIDES = {
   'certificate': ('eval.certificate', certify.CERTIFICATES),
   'split': ('eval.split', sources.FINAL_SPLITS),
@@ -66,31 +61,26 @@ _OVERRIDES = {
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  """Parses the flags of the command line.
+  """Parses the flags.
 
   Raises:
-    ConfigError: flags that are missing, unknown or out of range.
+    ConfigError: a flag is missing, unknown or out of range.
   """
   parser = command.Parser(
-    'python -m lipnext_jax.attacks',
-    'Tries to break the certificates of a trained model.',
+    'python -m lipnext_jax.attacks', __doc__.split('\n')[0]
   )
-  parser.add_argument(
-    '--workdir', required=True, help='of a run of lipnext_jax.main'
-  )
+  add = parser.add_argument
+  add('--workdir', required=True, help='workdir of a run of lipnext_jax.main')
   for name, (default, _, meaning) in _NUMBERS.items():
-    parser.add_argument(f'--{name}', type=int, default=default, help=meaning)
+    add(f'--{name}', type=int, default=default, help=meaning)
   for name, (field, choices) in _OVERRIDES.items():
-    parser.add_argument(
-      f'--{name}', choices=choices, help=f'instead of {field} of the run'
-    )
+    add(f'--{name}', choices=choices, help=f'instead of {field} of the run')
   flags = parser.parse_args(argv)
   for name, (_, least, _) in _NUMBERS.items():
     value = vars(flags)[name]
     if value < least:
-      raise errors.ConfigError(
-        f'--{name}', value, 'is out of range', f'choose at least {least}'
-      )
+      problem, remedy = 'is out of range', f'choose at least {least}'
+      raise errors.ConfigError(f'--{name}', value, problem, remedy)
   return flags
 
 
@@ -98,8 +88,8 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   """Attacks the run in a workdir; writes and returns `attack.json`.
 
   Raises:
-    BrokenCertificateError: after writing, if a certificate or Λ is wrong.
-    ConfigError: the workdir or its data are not there.
+    BrokenCertificateError: a certificate or Λ is wrong (after writing).
+    ConfigError: the workdir or its data do not exist.
   """
   start = time.perf_counter()
   overrides = {
@@ -158,11 +148,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(summary: Mapping[str, Any]) -> None:
-  """Raises if a certificate or Λ turned out to be wrong.
-
-  Raises:
-    BrokenCertificateError: a broken certificate, or a lower bound above Λ.
-  """
+  """Raises BrokenCertificateError for a broken certificate or Λ."""
   if summary['broken']:
     broken = summary.get('broken_names') or summary['broken_ids']
     some = ', '.join(map(str, broken[:5]))
@@ -183,12 +169,12 @@ def check(summary: Mapping[str, Any]) -> None:
 def print_table(
   summary: Mapping[str, Any], name: str, epsilons: Sequence[float] = ()
 ) -> None:
-  """Prints the attacks' numbers for people.
+  """Prints the table of the results.
 
   Args:
-    summary: what `attack.json` holds.
-    name: of the set.
-    epsilons: the radii with all their digits.
+    summary: contents of `attack.json`.
+    name: name of the dataset.
+    epsilons: reported radii with all digits.
   """
   exact = {f'{e:.6g}': decimals.epsilon_name(e) for e in epsilons}
   print(
@@ -208,10 +194,8 @@ def print_table(
   ratio = summary['least_ratio']
   if ratio is not None:
     print(f'  least distance/radius       {ratio:>10.4f}')
-  bounds = (
-    summary['lipschitz_lower_bound'] - 1, summary['lipschitz_bound'] - 1
-  )  # fmt: skip
-  print('  Lipschitz constant, less 1  {:>+10.1e} … {:+.1e}'.format(*bounds))
+  lower, upper = summary['lipschitz_lower_bound'], summary['lipschitz_bound']
+  print(f'  Lipschitz constant, less 1  {lower - 1:>+10.1e} … {upper - 1:+.1e}')
   print(f'  runs at a certified radius  {summary["runs"]:>10d}')
   print(f'  certificates broken         {summary["broken"]:>10d}', flush=True)
 

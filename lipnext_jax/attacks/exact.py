@@ -1,9 +1,9 @@
-"""Decides without rounding error whether a point lies inside a ball.
+"""Exact tests of whether a point lies in a ball.
 
-A certificate is broken by a point in its ball and not by one that is a unit in
-the last place too far away. Floats are integers times powers of two, so a
-squared distance is an exact rational number. NumPy's widest floats settle most
-comparisons, with an error bound; integers settle those that are close to a tie.
+A point that is a unit in the last place too far away breaks no certificate.
+Floats are integers times powers of two, so a squared distance is a rational
+number. NumPy's widest floats, with an error bound, decide most comparisons;
+integers decide those close to a tie.
 """
 
 from collections.abc import Iterator
@@ -11,15 +11,16 @@ import fractions
 
 import numpy as np
 
-# How far to search infinite radii, of images that no rival can win: no image is
-# farther away, and every float format still holds the numbers.
+# Distance up to which an infinite radius is searched. No image is farther away,
+# and every float format holds such numbers.
 FARTHEST = 2.0**10
-_BLOCK = 2**22  # Numbers worked on at once: 64 MiB each in the widest floats.
-# Below this, squares may underflow where the widest float is a double.
+_BLOCK = 2**22  # Numbers in a block: 64 MiB in the widest floats.
+# Below this, squares may underflow if the widest float is a double.
 _SMALLEST_SQUARE = 2.0**-900
 
 
 def _flat(values: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
+  """Returns values [n, ...] as rows [n, d] of a dtype."""
   values = np.asarray(values)
   return values.reshape(len(values), -1).astype(dtype)
 
@@ -44,7 +45,7 @@ def squared_distance(x: np.ndarray, y: np.ndarray) -> fractions.Fraction:
   both = np.stack([np.ravel(x), np.ravel(y)]).astype(np.float64)
   mantissas, exponents = np.frexp(both)
   lowest = int(np.min(exponents, initial=0, where=mantissas != 0))
-  # Vectorised, and three times as fast as `float.as_integer_ratio`.
+  # Three times as fast as `float.as_integer_ratio` of each number.
   integers = (mantissas * 2.0**53).astype(np.int64).tolist()
   shifts = np.maximum(exponents - lowest, 0).tolist()
   xs, ys = (
@@ -58,12 +59,12 @@ def squared_distance(x: np.ndarray, y: np.ndarray) -> fractions.Fraction:
 def compare(
   images: np.ndarray, points: np.ndarray, radii: np.ndarray
 ) -> np.ndarray:
-  """Finds the sign of ‖point − image‖ − radius, exactly, for every row.
+  """Computes the exact sign of ‖point − image‖ − radius for every row.
 
   Args:
     images: [n, ...], any float dtype.
-    points: [n, ...]; those that are not finite lie outside.
-    radii: [n] float64, >= 0, ℓ2 in the units of the images; may be infinite.
+    points: [n, ...]; points that are not finite lie outside.
+    radii: [n] float64, >= 0 or infinite, ℓ2 in the unit of the images.
 
   Returns:
     [n] int: −1 inside the open ball, 0 on the sphere, 1 outside.
@@ -74,11 +75,11 @@ def compare(
   squares, r = _squares(images, points), np.asarray(radii, np.longdouble)
   limits, finite = r * r, np.isfinite(squares)
   signs = np.where(finite & (squares <= limits), -1, 1)
-  # Each term rounds by 3 units at most and the sum of non-negative terms by one
-  # unit each; the limit by one. The other half pays for this expression.
+  # Each term of the sum rounds by at most 3 units, each addition and the limit
+  # by one. The factor 2 covers the rounding of this expression.
   slack = 2 * (images[0].size + 4) * np.finfo(np.longdouble).eps
   largest = np.maximum(squares, limits)
-  with np.errstate(invalid='ignore'):  # ∞ − ∞, of an infinite radius.
+  with np.errstate(invalid='ignore'):  # ∞ − ∞, for an infinite radius.
     unsure = np.abs(squares - limits) <= slack * largest
   unsure |= largest < _SMALLEST_SQUARE
   for i in np.flatnonzero(unsure & finite & np.isfinite(r)):
@@ -89,11 +90,9 @@ def compare(
 
 
 def blocks(images: np.ndarray, copies: int = 1) -> Iterator[slice]:
-  """Yields slices of images whose temporaries fit into memory.
+  """Yields slices of images [n, ...], n > 0, that fit into memory.
 
-  Args:
-    images: [n, ...], n > 0.
-    copies: number of points per image that are worked on at once.
+  `copies` is the number of points per image that are processed at once.
   """
   rows = max(_BLOCK // (copies * max(images[0].size, 1)), 1)
   for start in range(0, len(images), rows):
@@ -103,13 +102,13 @@ def blocks(images: np.ndarray, copies: int = 1) -> Iterator[slice]:
 def is_inside(
   images: np.ndarray, points: np.ndarray, radii: np.ndarray, *, closed: bool
 ) -> np.ndarray:
-  """Decides exactly whether each point lies in its ball: [n] bool."""
+  """Returns whether each point lies in its ball, exactly: [n] bool."""
   signs = compare(images, points, radii)
   return signs <= 0 if closed else signs < 0
 
 
 def distances(images: np.ndarray, points: np.ndarray) -> np.ndarray:
-  """Computes ‖point − image‖ of every row, [n] float64, for reports."""
+  """Computes ‖point − image‖ of every row, rounded: [n] float64."""
   return np.sqrt(_squares(images, points)).astype(np.float64)
 
 
@@ -121,18 +120,20 @@ def pull_inside(
   closed: bool,
   to_sphere: bool = False,
 ) -> np.ndarray:
-  """Moves points along their rays to the last representable one in the ball.
+  """Moves points outside their ball to its last representable point.
+
+  Each point moves on the ray from its image.
 
   Args:
-    images: [n, ...]; their dtype is the number format of the result.
+    images: [n, ...], whose dtype decides what is representable.
     points: [n, ...], any float dtype.
-    radii: [n] float64, ℓ2 in the units of the images.
+    radii: [n] float64, ℓ2 in the unit of the images.
     closed: whether the sphere belongs to the ball.
-    to_sphere: whether to push points that lie deeper inside outwards, too.
+    to_sphere: whether to move points inside the ball outwards, too.
 
   Returns:
-    [n, ...], every row inside its ball and at most `FARTHEST` away. Where no
-    other point on the ray is, and for open balls of radius 0, it is the image.
+    [n, ...] in the dtype of the images, each row in its ball and at most
+    `FARTHEST` away. It is the image if there is no other such point.
 
   >>> x = np.float32([[0.3, 0.4]])
   >>> y = pull_inside(x, x + 9, np.array([0.1]), closed=False)

@@ -1,15 +1,13 @@
-"""Attacks rounding: searches the representable points next to a sphere.
+"""The floating-point walk, an attack on a certificate's rounding.
 
-Gradient attacks treat an input as a vector of real numbers. A certificate is
-about the numbers that exist: near its sphere there are astronomically many,
-with logits that differ by rounding alone, and one of them may be answered
-differently. (The idea, against other certificates: J. Jin et al., "Getting a-
-Round Guarantees: Floating-Point Attacks on Certified Robustness", arXiv
-2205.10159.)
+Next to a certificate's sphere there are very many representable points, whose
+logits differ by rounding alone. One of them may get another answer (J. Jin et
+al., "Getting a-Round Guarantees: Floating-Point Attacks on Certified
+Robustness", arXiv 2205.10159).
 
-From each start the walk goes to the last representable point inside the ball,
-then random steps of a few units in the last place, pulled back inside, are kept
-whenever they bring the margin down, as the arithmetic under attack computes it.
+The walk moves each start to the last representable point in the ball. It then
+tries random steps of a few units in the last place, moved back into the ball,
+and keeps those that lower the margin in the arithmetic under attack.
 """
 
 import numpy as np
@@ -17,14 +15,13 @@ import numpy as np
 from lipnext_jax.attacks import exact
 from lipnext_jax.attacks import target as target_lib
 
-# Steps of up to 2^11 units in the last place: from rounding to geometry.
-_LARGEST_EXPONENT = 11
+_LARGEST_EXPONENT = 11  # Steps of up to 2¹¹ units in the last place.
 
 
 def margins(target: target_lib.Target, points: np.ndarray, labels: np.ndarray):
-  """Computes f_y − max_{j≠y} f_j of points [m, …] with labels y: [m] float64.
+  """Computes f_y − max_{j≠y} f_j for points [m, …] with labels y: [m] float64.
 
-  It is at most 0 where the answer may change, and −∞ where logits are NaN.
+  A margin of at most 0 may change the answer; it is −∞ for logits of nan.
   """
   logits = target.logits(points).astype(np.float64)
   own = np.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
@@ -34,10 +31,10 @@ def margins(target: target_lib.Target, points: np.ndarray, labels: np.ndarray):
 
 
 def rounding_steps(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Steps some coordinates by ±2^j units in the last place, at random.
+  """Moves random coordinates of points [m, …] by ±2^j units in the last place.
 
-  One exponent j and one share of moving coordinates are drawn for each of the
-  points [m, …]. Returns float64, not yet rounded.
+  The exponent j and the share of moved coordinates are drawn for each point.
+  The result is float64 and not yet rounded.
   """
   one_each = (len(points), *[1] * (points.ndim - 1))
   up = np.nextafter(points, np.full_like(points, np.inf)).astype(np.float64)
@@ -56,19 +53,19 @@ def attack(
   candidates: int,
   seed: int,
 ) -> np.ndarray:
-  """Walks every start to the certified sphere, and along it.
+  """Walks from every start to the certified sphere, and along it.
 
   Args:
-    target: the certificates.
-    starts: [n, H, W, ch], points on the rays to walk along: nearest adversarial
-      examples of other attacks, or ends of gradient attacks.
-    rounds: number of random steps.
+    target: target under attack.
+    starts: [n, H, W, ch], e.g. nearest adversarial examples of other attacks.
+      Each gives the ray on which the walk goes to the sphere.
+    rounds: number of rounds of random steps.
     candidates: number of steps tried per image and round.
-    seed: of the steps.
+    seed: seed of the steps.
 
   Returns:
-    [n, H, W, ch] in the format of the images, inside the balls, each with the
-    smallest margin that was met (the first whose answer changes, if any does).
+    [n, H, W, ch] in the dtype of the images: the point of the smallest margin
+    in each ball, or the first one with another answer.
   """
   rng = np.random.default_rng(seed)
 
@@ -84,7 +81,7 @@ def attack(
   best = pull(starts, slice(None))
   score = margins(target, best, target.predictions)
   for _ in range(rounds):
-    # Broken certificates are done; balls of radius 0 hold nothing to walk.
+    # Skips broken certificates, and balls of radius 0.
     active = np.flatnonzero((score >= 0) & (target.radii > 0))
     if not active.size:
       break
@@ -103,10 +100,9 @@ def attack(
 def bisect(
   target: target_lib.Target, points: np.ndarray, *, steps: int = 30
 ) -> np.ndarray:
-  """Moves adversarial points towards their images, as far as they stay so.
+  """Moves adversarial points towards their images by bisection.
 
-  `steps` times it halves the segment from each image to its point, [n, H, W,
-  ch]. Points that are not adversarial stay where they are.
+  The points [n, H, W, ch] stay adversarial; others do not move.
   """
   images = target.images.astype(np.float64)
   points = np.asarray(points).astype(target.images.dtype)

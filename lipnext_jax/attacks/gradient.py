@@ -1,13 +1,13 @@
-"""ℓ2 PGD and APGD inside per-example balls, whole batches in one program.
+"""ℓ2 PGD and APGD with a ball per example, for whole batches at once.
 
-Libraries offer one ε per call; a certificate gives every image its own. APGD is
-F. Croce, M. Hein, "Reliable evaluation of adversarial robustness with an
-ensemble of diverse parameter-free attacks", ICML 2020, algorithm 1, in ℓ2. PGD
-(A. Madry et al., 2018) is the same loop without momentum and with steps of one
-length.
+Other libraries take one ε per call; certificates have a radius per image. APGD
+is algorithm 1 of F. Croce, M. Hein, "Reliable evaluation of adversarial
+robustness with an ensemble of diverse parameter-free attacks", ICML 2020, in
+ℓ2. PGD (A. Madry et al., 2018) is the same loop with steps of one length and
+without momentum.
 
-Both return, per example, the point among all iterates at which the answer was
-closest to changing (the largest max_{j≠y} f_j − f_y), whatever loss led there.
+Both return for each example the iterate where the answer was closest to
+changing (the largest `objectives.rival_lead`), whatever the loss.
 """
 
 from collections.abc import Callable
@@ -22,33 +22,34 @@ import numpy as np
 from lipnext_jax.attacks import objectives
 from lipnext_jax.attacks import target as target_lib
 
-_MOMENTUM = 0.75  # α of APGD, from the paper.
-_PROGRESS = 0.75  # ρ of APGD, from the paper: steps that should improve.
-_FIRST_CHECKPOINT = 0.22  # p_1 of APGD, as the next two, from the paper.
+# Constants of APGD, from its paper.
+_STEP_SHARE = 0.75  # Share of the new step; the rest is momentum.
+_PROGRESS = 0.75  # Share of steps that have to raise the loss.
+_FIRST_CHECKPOINT = 0.22  # Share of all steps, like the next two.
 _CHECKPOINT_DECREMENT = 0.03
 _SHORTEST_PERIOD = 0.06
 
 
 class Search(NamedTuple):
-  """An attack's settings."""
+  """The settings of a gradient attack."""
 
-  method: str = 'apgd'  # A key of `METHODS`.
-  loss: str = 'cross_entropy'  # A key of `objectives.LOSSES`.
+  method: str = 'apgd'  # One of `METHODS`.
+  loss: str = 'cross_entropy'  # One of `objectives.LOSSES`.
   steps: int = 40
 
 
 class _Schedule(NamedTuple):
-  """The steps of a method, after a first round that evaluates the start."""
+  """The rounds of a method: one that evaluates the start, then its steps."""
 
-  length: float  # Of the first step, in ε.
-  shares: np.ndarray  # Shape (steps + 1,): of the new step; the rest: momentum.
-  # Shape (steps + 1,): length of the window that a checkpoint ends, else 0; −1
-  # takes note of the loss.
+  length: float  # Length of the first step, as a multiple of ε.
+  shares: np.ndarray  # Shape (steps + 1,): share of the new step, see above.
+  # Shape (steps + 1,): length of the window that ends here, at a checkpoint; 0
+  # elsewhere; −1 where the loss is only recorded.
   windows: np.ndarray
 
 
 def checkpoints(steps: int) -> np.ndarray:
-  """Returns APGD's window at each step: its length at a checkpoint, else 0.
+  """Returns the length of APGD's window at each checkpoint, 0 elsewhere.
 
   >>> checkpoints(20).nonzero()[0].tolist()
   [4, 8, 11, 13, 15, 17, 18, 19]
@@ -67,13 +68,13 @@ def checkpoints(steps: int) -> np.ndarray:
 
 
 def _pgd(steps: int) -> _Schedule:
-  """Plans steps of constant length, which reach 2.5 ε together."""
+  """Plans PGD: steps of constant length, 2.5 ε in total."""
   return _Schedule(2.5 / steps, np.ones(steps + 1), np.zeros(steps + 1, int))
 
 
 def _apgd(steps: int) -> _Schedule:
-  """Plans momentum, and steps that halve (back at the top) once they stall."""
-  shares = np.full(steps + 1, _MOMENTUM)
+  """Plans APGD: momentum, and checkpoints that may halve the steps."""
+  shares = np.full(steps + 1, _STEP_SHARE)
   shares[:2] = 1  # The first step has no momentum.
   return _Schedule(2.0, shares, np.concatenate([[-1], checkpoints(steps)]))
 
@@ -82,7 +83,7 @@ METHODS: dict[str, Callable[[int], _Schedule]] = {'pgd': _pgd, 'apgd': _apgd}
 
 
 class _Point(NamedTuple):
-  """A point and what is known there."""
+  """A point, with the loss and its gradient."""
 
   x: jax.Array
   loss: jax.Array
@@ -95,26 +96,27 @@ class _State(NamedTuple):
   here: _Point
   previous: jax.Array
   top: _Point  # Where the loss was highest.
-  best: tuple[jax.Array, jax.Array]  # Where the answer was closest to changing.
-  length: jax.Array
-  risen: jax.Array  # Steps of this window that raised the loss.
-  halved: jax.Array  # Whether the last checkpoint halved the length,
-  checked_loss: jax.Array  # and the highest loss known then.
+  best: tuple[jax.Array, jax.Array]  # The point of the largest lead, the lead.
+  length: jax.Array  # Length of the next step.
+  risen: jax.Array  # Number of steps of this window that raised the loss.
+  halved: jax.Array  # Whether the last checkpoint halved the length.
+  checked_loss: jax.Array  # Highest loss at the last checkpoint.
 
 
 def _select(condition: jax.Array, new: Any, old: Any) -> Any:
+  """Returns the tree `new` or `old`."""
   return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _climb(evaluate, project, start, epsilon, schedule: _Schedule) -> jax.Array:
-  """Climbs the loss from `start`; returns the point closest to a change.
+  """Maximises the loss from `start`; returns the point of the largest lead.
 
   Args:
-    evaluate: x → loss, how close the answer is to changing, gradient.
-    project: x → the nearest point of the set to stay in.
-    start: of any shape.
-    epsilon: scalar, radius of the ball.
-    schedule: of the method.
+    evaluate: function of a point to its loss, `rival_lead` and gradient.
+    project: projection to the set to search.
+    start: first point, of any shape.
+    epsilon: radius of the ball, a scalar.
+    schedule: rounds of the method.
   """
 
   def step(s: _State, now):
@@ -122,7 +124,7 @@ def _climb(evaluate, project, start, epsilon, schedule: _Schedule) -> jax.Array:
     x = s.here.x
     ahead = project(x + s.length * objectives.normalize(s.here.grad))
     x = project(x + share * (ahead - x) + (1 - share) * (x - s.previous))
-    loss, score, grad = evaluate(x)
+    loss, lead, grad = evaluate(x)
     here = _Point(x, loss, grad)
     top = _select(loss > s.top.loss, here, s.top)
     risen = s.risen + (loss > s.here.loss)
@@ -133,14 +135,14 @@ def _climb(evaluate, project, start, epsilon, schedule: _Schedule) -> jax.Array:
       here=_select(halve, top, here),
       previous=jnp.where(halve, top.x, s.here.x),
       top=top,
-      best=_select(score > s.best[1], (x, score), s.best),
+      best=_select(lead > s.best[1], (x, lead), s.best),
       length=jnp.where(halve, s.length / 2, s.length),
       risen=jnp.where(check, 0, risen),
       halved=jnp.where(check, halve, s.halved),
       checked_loss=jnp.where(window != 0, top.loss, s.checked_loss),
     ), None
 
-  # Without a gradient, the first round moves nothing and evaluates the start.
+  # The first round has no gradient, so it evaluates the start.
   lowest, still = jnp.full_like(epsilon, -jnp.inf), jnp.zeros_like(start)
   state = _State(
     here=_Point(start, -lowest, still),
@@ -167,18 +169,18 @@ def _run(apply, params, key, box, loss, examples, method, steps):
     center = image.astype(epsilon.dtype)
 
     def objective(x):
-      # In the format of the claim, and through its arithmetic.
+      # The certificate is about points of the images' dtype.
       narrow = jnp.expand_dims(x.astype(image.dtype), 0)
       logits = apply(params, narrow)[0].astype(x.dtype)
-      # A choice at run time: compiling costs more than all steps do.
+      # The loss is chosen at run time: compiling takes longer than an attack.
       value = jax.lax.switch(loss, loss_fns, logits, label, rival)
-      return value, objectives.best_rival(logits, label)
+      return value, objectives.rival_lead(logits, label)
 
     def evaluate(x):
-      (value, score), grad = jax.value_and_grad(objective, has_aux=True)(x)
-      # Logits that are no numbers are another answer; their gradients, no move.
-      score = jnp.where(jnp.isnan(score), jnp.inf, score)
-      return value, score, jnp.where(jnp.isfinite(grad), grad, 0)
+      (value, lead), grad = jax.value_and_grad(objective, has_aux=True)(x)
+      # Logits of nan count as another answer.
+      lead = jnp.where(jnp.isnan(lead), jnp.inf, lead)
+      return value, lead, jnp.where(jnp.isfinite(grad), grad, 0)
 
     def project(x):
       return objectives.project(x, center, epsilon, box)
@@ -198,19 +200,19 @@ def attack(
   seed: int,
   box: bool = False,
 ) -> np.ndarray:
-  """Runs one random restart on every example.
+  """Attacks every example once, from a random start.
 
   Args:
-    target: whose predictions are the answers to change.
-    search: method, loss, steps.
+    target: target whose predictions are to change.
+    search: settings of the attack.
     epsilons: [n], ℓ2 radii of the balls to search.
-    rivals: [n] int, for `rival_margin`.
-    seed: of the random start.
+    rivals: [n] int, classes to reach, for the loss `rival_margin`.
+    seed: seed of the random start.
     box: whether to stay in [0, 1], too.
 
   Returns:
-    [n, H, W, ch], float32 or wider, inside the balls up to the rounding of the
-    search (`exact.pull_inside` does the rest).
+    [n, H, W, ch], float32 or wider, in the balls up to rounding, which
+    `exact.pull_inside` removes.
   """
   wide = np.promote_types(target.images.dtype, np.float32)
   loss = list(objectives.LOSSES).index(search.loss)
@@ -231,9 +233,9 @@ def attack(
 
 
 def nearest_rivals(target: target_lib.Target, rank: int) -> np.ndarray:
-  """Returns the class with the `rank`-th largest logit among rivals: [n] int.
+  """Returns the rivals with the `rank`-th largest logits: [n] int.
 
-  Ranks beyond the number of rivals start again with the first.
+  Rank 0 is the runner-up. Ranks beyond the number of rivals start again at 0.
   """
   logits = target.logits(target.images).astype(np.float64)
   np.put_along_axis(logits, target.predictions[:, None], -np.inf, axis=-1)

@@ -1,7 +1,7 @@
-"""The referee: judges exactly every point that an attack proposes.
+"""The referee, which judges every point that an attack proposes.
 
-The function under attack says in its own arithmetic whether the answer changed;
-exact numbers say how far away the point is.
+The function under attack says, in its own arithmetic, whether the answer
+changed. `exact` decides whether the point is in the ball.
 """
 
 from typing import Any
@@ -14,33 +14,33 @@ from lipnext_jax.attacks import target as target_lib
 
 
 class Best(NamedTuple):
-  """The nearest adversarial example found for each image, if any."""
+  """The nearest adversarial example found so far for each image."""
 
-  distances: np.ndarray  # Shape (n,): float64, ℓ2; infinity: none found.
-  points: np.ndarray  # Shape (n, H, W, ch): the image itself where none is.
+  distances: np.ndarray  # Shape (n,): float64, ℓ2; infinite if none was found.
+  points: np.ndarray  # Shape (n, H, W, ch): the image if none was found.
   answers: np.ndarray  # Shape (n,): int.
 
   def update(self, *found: np.ndarray) -> None:
-    """Takes distances, points and answers that are nearer, in place."""
+    """Takes distances, points and answers where they are nearer, in place."""
     nearer = found[0] < self.distances
     for mine, new in zip(self, found, strict=True):
       mine[nearer] = new[nearer]
 
 
 class Ledger:
-  """Records what the attacks on one target have found so far.
+  """The results of all attacks on one target so far.
 
   Attributes:
-    target: the certificates under attack.
-    anywhere: nearest adversarial examples, whatever their pixels.
+    target: target under attack.
+    anywhere: nearest adversarial examples with any pixels.
     in_box: nearest adversarial examples with all pixels in [0, 1].
-    broken: [n] bool, certificates with a counterexample inside their ball.
-    attacks: {name: {'runs', 'successes', its settings}}.
-    certified_runs: number of runs that ended at a certified radius.
+    broken: [n] bool, certificates with a counterexample in their ball.
+    attacks: {name: {'runs', 'successes', settings of the attack}}.
+    certified_runs: number of runs that searched up to a certified radius.
   """
 
   def __init__(self, target: target_lib.Target):
-    """Judges the images themselves first: each must get its own answer."""
+    """Starts a ledger by judging the images themselves."""
     self.target = target
     self.anywhere, self.in_box = (
       Best(
@@ -67,11 +67,11 @@ class Ledger:
     """Records one point per image.
 
     Args:
-      name: of the attack, whose runs and successes are added up.
-      points: [n, H, W, ch], rounded here to the format of the images.
-      settings: recorded with the name.
-      epsilons: [n]; a point further away is remembered but no success.
-      at_radius: whether the runs searched up to the certified radius.
+      name: name of the attack, for which runs and successes are added up.
+      points: [n, H, W, ch], rounded here to the dtype of the images.
+      settings: settings to record with the name.
+      epsilons: [n], largest distances of a success; None: any distance.
+      at_radius: whether the attack searched up to the certified radius.
     """
     target = self.target
     points = np.asarray(points).astype(target.images.dtype)

@@ -1,15 +1,13 @@
-"""Bounds Lipschitz constants from below, which shows how tight Λ is.
+"""Lower bounds on Lipschitz constants, which show how tight Λ is.
 
-A proved bound from above says nothing about how much of it is real. Gradient
-ascent on pairs (x, x') gives bounds from below: for the backbone g and for the
-logits f, with head rows w,
+Gradient ascent on pairs (x, x') maximises one of two quotients, for the
+backbone g and for the logits f with head rows w:
 
     ‖g(x) − g(x')‖ / ‖x − x'‖   and   |(f_i − f_j)(x) − (f_i − f_j)(x')|
                                       / (‖w_i − w_j‖ ‖x − x'‖).
 
-Both are <= Λ. All in float64, with distances that keep rounding small: features
-of norm 10 differ from the exact ones by 1e-12 or so, the quotient at distance
-1e-2 by 1e-10.
+Both are <= Λ. They are computed in float64: features of norm 10 are off by
+about 1e-12, and a quotient at distance 1e-2 by about 1e-10.
 """
 
 import functools
@@ -26,15 +24,16 @@ from lipnext_jax import models
 from lipnext_jax.attacks import objectives
 from lipnext_jax.certify import rigorous
 
-_LARGEST_DISTANCE = 1.0  # ℓ2, [0, 1] pixel units: global behaviour, …
-_SMALLEST_DISTANCE = 1e-2  # … and local: Jacobians, but far above rounding.
-_LEARNING_RATE = 0.03  # Of Adam, on pixels and unit directions.
-# Above Λ by more than this is more than rounding can be.
-ROUNDING = 1e-8
+# Range of distances of a pair, ℓ2 in [0, 1] pixel units. Small ones measure the
+# Jacobian, but are far above rounding.
+_LARGEST_DISTANCE = 1.0
+_SMALLEST_DISTANCE = 1e-2
+_LEARNING_RATE = 0.03  # Adam's, on pixels and unit directions.
+ROUNDING = 1e-8  # Bound on the rounding of a quotient.
 
 
 class LowerBound(NamedTuple):
-  """The largest quotients that were found; true up to rounding (1e-10)."""
+  """The largest quotients that were found, off by rounding of about 1e-10."""
 
   backbone: float
   logits: float
@@ -42,10 +41,10 @@ class LowerBound(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=('model', 'steps'))
 def _ascend(model, params, keys, images, distances, steps):
-  """Climbs from every image; returns the largest quotients met, [b] each."""
+  """Maximises from every image; returns the largest quotients, [b] each."""
   kernel = models.head_kernel({'params': params})
   k, c = kernel.shape
-  # The backbone is the model under a head that changes nothing.
+  # The backbone is the model with an identity for its head.
   features = model.clone(num_classes=c)
   params = params | {'head': {'kernel': jnp.eye(c), 'bias': jnp.zeros(c)}}
   rows = losses.row_distances(kernel)
@@ -64,7 +63,7 @@ def _ascend(model, params, keys, images, distances, steps):
       backbone = jnp.linalg.norm(moved)
       changes = kernel @ moved
       logits = jnp.max(jnp.abs(changes[first] - changes) / apart)
-      # Each restart climbs one of the two.
+      # Each pair maximises one of the two.
       return -jnp.where(even, backbone, logits), (backbone, logits)
 
     def step(carry, _):
@@ -93,18 +92,18 @@ def lipschitz_lower_bound(
   steps: int = 200,
   seed: int = 0,
 ) -> LowerBound:
-  """Climbs both quotients by gradient ascent on pairs, half of them each.
+  """Maximises each quotient by gradient ascent, on half of the pairs.
 
   Args:
-    model: a `models.interface.CertifiedModel`.
-    params: its explicit parameters.
+    model: certified model.
+    params: explicit parameters of the model.
     images: [n, H, W, ch] in [0, 1], starting points, taken in turn.
     restarts: number of pairs.
-    steps: of ascent.
-    seed: of the directions.
+    steps: number of steps of gradient ascent.
+    seed: seed of the random directions.
   """
   turn = np.arange(restarts)
-  # Neighbouring restarts climb different quotients: each gets all distances.
+  # Two neighbouring pairs, one for each quotient, have the same distance.
   distances = np.geomspace(
     _LARGEST_DISTANCE, _SMALLEST_DISTANCE, (restarts + 1) // 2
   )

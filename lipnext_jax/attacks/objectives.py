@@ -1,7 +1,8 @@
-"""Losses that gradient attacks climb, and the sets that they stay in.
+"""Losses that gradient attacks maximise, and the sets that they search.
 
-For one example: logits [k]; label, the answer to be changed; rival, the class
-to change it into, which `rival_margin` alone uses.
+All functions are about one example. A loss takes logits [k], the label (the
+answer to change) and a rival (the class to change it into); `rival_margin`
+alone uses the rival.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 Loss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def best_rival(logits: jax.Array, label: jax.Array) -> jax.Array:
-  """Returns max_{j≠y} f_j − f_y: positive where the answer is another."""
+def rival_lead(logits: jax.Array, label: jax.Array) -> jax.Array:
+  """Returns max_{j≠y} f_j − f_y, which is positive if the answer is not y."""
   own = jnp.arange(logits.size) == label
   return jnp.max(jnp.where(own, -jnp.inf, logits)) - logits[label]
 
@@ -21,19 +22,20 @@ def best_rival(logits: jax.Array, label: jax.Array) -> jax.Array:
 def cross_entropy(
   logits: jax.Array, label: jax.Array, rival: jax.Array
 ) -> jax.Array:
-  """Computes the usual loss, whose gradient vanishes at large margins."""
+  """Computes cross-entropy, whose gradient vanishes at large margins."""
   del rival
   return jax.nn.logsumexp(logits) - logits[label]
 
 
 def dlr(logits: jax.Array, label: jax.Array, rival: jax.Array) -> jax.Array:
-  """Computes DLR, the ratio (max_{j≠y} f_j − f_y)/(f_π1 − f_π3).
+  """Computes the difference of logits ratio (F. Croce, M. Hein, ICML 2020).
 
-  It is invariant to shifts and scales of the logits (F. Croce, M. Hein, ICML
-  2020). With two classes there is no third logit: it is the difference alone.
+  It is (max_{j≠y} f_j − f_y)/(f_(1) − f_(3)) for the largest and third largest
+  logit, invariant to shifts and scales of the logits. For two classes, which
+  have no third logit, it is the numerator.
   """
   del rival
-  difference = best_rival(logits, label)
+  difference = rival_lead(logits, label)
   if logits.size < 3:
     return difference
   top = jax.lax.top_k(logits, 3)[0]
@@ -67,10 +69,10 @@ def project(
   epsilon: jax.Array,
   box: jax.typing.ArrayLike,
 ) -> jax.Array:
-  """Projects into the ball of radius ε around `center`, then, in a box, [0, 1].
+  """Projects `x` to the ball of radius ε, and then to [0, 1] if `box`.
 
-  For a center in [0, 1], clipping moves every coordinate towards it: the point
-  stays in the ball (it need not be the nearest one of the intersection).
+  For a center in [0, 1], clipping moves every coordinate towards it, so that
+  the point stays in the ball. It may not be the nearest point of both sets.
 
   >>> project(jnp.array([3.0, 4.0]), jnp.zeros(2), 2.5, False).tolist()
   [1.5, 2.0]
@@ -85,7 +87,7 @@ def project(
 def random_start(
   key: jax.Array, center: jax.Array, epsilon: jax.Array
 ) -> jax.Array:
-  """Draws a point that is uniform in the ball of radius ε around `center`."""
+  """Draws a uniform random point of the ball of radius ε around `center`."""
   radius_key, direction_key = jax.random.split(key)
   noise = jax.random.normal(direction_key, center.shape, center.dtype)
   u = jax.random.uniform(radius_key, (), center.dtype)

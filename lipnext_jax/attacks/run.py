@@ -1,4 +1,4 @@
-"""Runs all attacks on all certificates of a target, and sums up their yield."""
+"""Runs all attacks on a target, and summarises the results."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -14,24 +14,25 @@ from lipnext_jax.attacks import gradient
 from lipnext_jax.attacks import ledger as ledger_lib
 from lipnext_jax.attacks import target as target_lib
 
-_SHOWN = 6  # Adversarial examples kept for people to look at.
-_BEYOND = 1.5  # Certified radii within which the nearest one is looked for.
+_SHOWN = 6  # Number of adversarial examples to show.
+# The nearest adversarial example is searched within so many certified radii.
+_BEYOND = 1.5
 
 
 class Settings(NamedTuple):
   """The effort of the attacks; the defaults take two minutes on digits."""
 
-  restarts: int = 5  # Of each gradient attack, in the ball and in its box.
-  steps: int = 40  # Of each attack.
-  # Methods and their losses; the last one also looks for the nearest example.
+  restarts: int = 5  # Restarts of a gradient attack, with and without [0, 1].
+  steps: int = 40  # Steps of a gradient attack.
+  # (method, loss); the last one also searches the nearest adversarial example.
   searches: tuple[tuple[str, str], ...] = (
     ('pgd', 'cross_entropy'),
     ('pgd', 'rival_margin'),
     ('apgd', 'cross_entropy'),
     ('apgd', 'dlr'),
   )
-  rounds: int = 20  # Of random steps of the floating-point walk.
-  candidates: int = 16  # Per image and round.
+  rounds: int = 20  # Rounds of the floating-point walk.
+  candidates: int = 16  # Random steps that a round tries for each image.
 
 
 def attack_target(
@@ -42,26 +43,25 @@ def attack_target(
   seed: int = 0,
   say: Callable[[str], None] = lambda message: None,
 ) -> ledger_lib.Ledger:
-  """Tries to break every certificate, and to get as close as possible.
+  """Tries to break every certificate, and finds near adversarial examples.
 
-  1. Gradient attacks up to the certified radius of each image, every result
-     pulled to representable points inside its ball; both with and without
-     [0, 1]. These can only succeed against a certificate that is wrong.
-  2. The same at each reported ε and a little beyond the certified radius, for
-     the empirical robust accuracy and the nearest adversarial examples. What
-     was found is moved towards its image as far as it stays adversarial.
+  1. Gradient attacks up to the certified radius of each image, with and without
+     [0, 1]. They succeed only if a certificate is wrong.
+  2. Gradient attacks at each reported ε, for the robust accuracy, and beyond
+     the certified radius, for the nearest adversarial examples. Their results
+     are bisected towards the image.
   3. The floating-point walk to the certified sphere, from the nearest
-     adversarial example and from the ends of two gradient attacks.
+     adversarial example and from the results of two gradient attacks.
 
   Args:
-    target: certificates and their arithmetic.
+    target: target under attack.
     epsilons: reported ℓ2 radii, in [0, 1] pixel units.
-    settings: how hard to try.
-    seed: of every random draw.
-    say: gets a line after each stage.
+    settings: effort of the attacks.
+    seed: seed of every random draw.
+    say: function that gets a line after each stage.
 
   Returns:
-    The ledger: nearest adversarials, broken certificates, counts.
+    The ledger of all attacks.
   """
   s = settings or Settings()
   ledger = ledger_lib.Ledger(target)
@@ -103,7 +103,7 @@ def attack_target(
   for epsilon in epsilons:
     limits = np.full(len(radii), float(epsilon))
     search_beyond('at ε', limits, rivals[0], searches)
-  for rival in rivals:  # In balls that shrink to the nearest so far.
+  for rival in rivals:  # Balls shrink to the nearest example so far.
     limits = np.minimum(_BEYOND * radii, ledger.anywhere.distances)
     search_beyond('beyond the radius', limits, rival, searches[-1:])
   say(_found(ledger, 'gradient attacks beyond them'))
@@ -119,6 +119,7 @@ def attack_target(
 
 
 def _found(ledger: ledger_lib.Ledger, what: str) -> str:
+  """Returns the line that reports a stage."""
   known = np.isfinite(ledger.anywhere.distances)
   return (
     f'{what}: {np.sum(known)} of {known.size} answers changed, '
@@ -132,15 +133,16 @@ def summarise(
   labels: np.ndarray,
   epsilons: Sequence[float],
 ) -> dict[str, Any]:
-  """Returns what `attack.json` says of the attacks on the first examples.
+  """Returns the results that `attack.json` holds.
 
-  `robust` counts correct answers for which nothing at distance <= ε changes
-  them; `robust_in_box` only what lies in [0, 1]. Both are upper bounds on what
-  is truly robust, as CRA is a lower bound; the gap is robust − CRA, in points.
+  For each ε, `robust` is the per cent of correct answers that no point found at
+  distance <= ε changes, `robust_in_box` the same for points in [0, 1]. They
+  bound the true robust accuracy from above, and CRA bounds it from below;
+  `gap` is robust − CRA.
 
   Args:
-    ledger: from `attack_target`.
-    labels: [n] int.
+    ledger: ledger of `attack_target`.
+    labels: [n] int, true classes.
     epsilons: reported ℓ2 radii.
   """
   target = ledger.target
@@ -169,7 +171,7 @@ def summarise(
     'runs': ledger.certified_runs,
     'broken': int(np.sum(ledger.broken)),
     'broken_ids': np.flatnonzero(ledger.broken).tolist(),
-    # Nearest adversarial over certified radius; None: no example of either.
+    # Least ratio of the distance found and the certified radius; None: no such.
     'least_ratio': least if np.isfinite(least) else None,
     'epsilons': rows,
     'attacks': ledger.attacks,
@@ -179,14 +181,15 @@ def summarise(
 def arrays(
   ledger: ledger_lib.Ledger, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Returns what `attack.npz` holds: a row per example, and a few to look at.
+  """Returns the arrays that `attack.npz` holds.
 
-  Those shown have correct answers; their adversarial examples in [0, 1] are the
-  closest ones to the certified balls, by distance over radius.
+  Each has a row per example, or a row for each of the few that are shown: those
+  with a correct answer and the least ratio of the distance found in [0, 1] and
+  the certified radius.
 
   Args:
-    ledger: from `attack_target`.
-    labels: [n] int.
+    ledger: ledger of `attack_target`.
+    labels: [n] int, true classes.
   """
   target, best = ledger.target, ledger.in_box
   usable = (target.predictions == labels) & (target.radii > 0)

@@ -1,4 +1,4 @@
-"""Targets of attacks: functions in their own arithmetic, with certificates."""
+"""Targets of attacks: functions with certificates, in the same arithmetic."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -22,7 +22,9 @@ BATCH_SIZE = 512  # Images in one forward pass.
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A flax model as a function; equal models share compiled programs.
+  """A flax model as a function (params, images) → logits.
+
+  Equal models are equal functions, which share compiled programs.
 
   >>> Network(nn.Dense(2)) == Network(nn.Dense(2))
   True
@@ -37,17 +39,17 @@ class Network:
 
 
 class Target(NamedTuple):
-  """Certificates, and the arithmetic that they are about.
+  """A function with certificates for some images.
 
-  The claim: at every point of the ball of `radii[i]` around `images[i]` whose
-  coordinates are numbers of the images' dtype, `apply` answers
-  `predictions[i]`. The ball is open unless `closed`.
+  Certificate i claims that `apply` predicts class `predictions[i]` at all
+  points of the images' dtype in the ball of `radii[i]` around `images[i]`. The
+  ball is open unless `closed`.
   """
 
-  # (params, images [b, H, W, ch]) → logits [b, k]; hashable.
+  # Hashable function of params and images [b, H, W, ch], to logits [b, k].
   apply: Callable[[Any, jax.Array], jax.Array]
   params: Any
-  images: np.ndarray  # Shape (n, H, W, ch), in the format that is attacked.
+  images: np.ndarray  # Shape (n, H, W, ch), in the dtype that is attacked.
   predictions: np.ndarray  # Shape (n,): int32.
   radii: np.ndarray  # Shape (n,): float64, ℓ2 in the units of the images.
   lipschitz: float  # Λ that the radii were divided by.
@@ -55,11 +57,11 @@ class Target(NamedTuple):
   batch_size: int = BATCH_SIZE
 
   def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
-    """Enters the arithmetic that the certificates are about."""
+    """Returns a context in which JAX computes in the images' precision."""
     return jax.enable_x64(self.images.dtype == np.float64)
 
   def logits(self, points: np.ndarray) -> np.ndarray:
-    """Computes logits [m, k] of points [m, H, W, ch] in that arithmetic."""
+    """Computes logits [m, k] of points [m, H, W, ch] in `arithmetic`."""
     points = np.asarray(points, self.images.dtype)
     with self.arithmetic():
       chunks = [
@@ -69,7 +71,7 @@ class Target(NamedTuple):
     return np.concatenate(chunks)
 
   def answers(self, points: np.ndarray) -> np.ndarray:
-    """Predicts [m] classes, the lowest of a tie; −1: logits are not finite."""
+    """Predicts classes [m], the lowest of a tie; −1 for non-finite logits."""
     logits = self.logits(points)
     sound = np.all(np.isfinite(logits), axis=-1)
     return np.where(sound, np.argmax(logits, axis=-1), -1)
@@ -81,9 +83,10 @@ def _jit_apply(apply, params, images):
 
 
 def batches(size: int, *arrays: np.ndarray) -> Iterator[Any]:
-  """Yields (*parts, valid): parts of `size` rows, the last padded by copies.
+  """Yields (*parts, valid): `size` rows of each array, of which `valid` count.
 
-  One shape means one compiled program and one order of summation.
+  The last part is padded by copies. With one shape there is one compiled
+  program, and one order of summation.
   """
   total = len(arrays[0])
   for start in range(0, total, size):
@@ -91,68 +94,54 @@ def batches(size: int, *arrays: np.ndarray) -> Iterator[Any]:
     yield (*(array[rows] for array in arrays), min(size, total - start))
 
 
-def fast_target(
+def certified_target(
+  certificate: str,
   model: interface.CertifiedModel,
   params: Any,
   images: np.ndarray,
   *,
   batch_size: int = BATCH_SIZE,
 ) -> Target:
-  """Certifies images in float32, as evaluation does: open balls.
+  """Certifies images, to attack the certificates.
 
   Args:
-    model: in any precision; evaluated in float32 at the highest one.
-    params: the weights that are certified.
-    images: [n, H, W, ch], uint8 or float32 in [0, 1].
-    batch_size: images in one forward pass.
+    certificate: 'fast' (float32, open balls) or 'rigorous' (float64, closed).
+    model: certified model, in any training precision.
+    params: explicit parameters of the model.
+    images: [n, H, W, ch], uint8 or floats in [0, 1].
+    batch_size: number of images in one forward pass.
   """
-  images = np.asarray(layers.to_unit(images), np.float32)
+  model = model.explicit()
+  predictor = certify.Predictor(
+    certify.Contents(model, params, images.shape[1:], certificate)
+  )
+  closed = certificate == 'rigorous'
+  if closed:
+    images = rigorous.to_unit64(images)
+    model, params = (
+      rigorous.float64_model(model),
+      rigorous.float64_params(params),
+    )
+  else:
+    images = np.asarray(layers.to_unit(images), np.float32)
   batch_size = min(batch_size, len(images))
-  constants = certify.prove_constants(params)
-  certifier = certify.fast_certifier(model, params, constants)
   found = [
-    (certifier(batch), valid) for batch, valid in batches(batch_size, images)
+    [column[:valid] for column in predictor(batch)]
+    for batch, valid in batches(batch_size, images)
   ]
-  radii = np.concatenate([np.min(r, axis=-1)[:v] for (_, r), v in found])
+  predictions, radii = map(np.concatenate, zip(*found, strict=True))
   return Target(
-    apply=Network(model.explicit()),
+    apply=Network(model),
     params=params,
     images=images,
-    predictions=np.concatenate([p[:v] for (p, _), v in found]),
+    predictions=predictions,
     radii=radii.astype(np.float64),
-    lipschitz=constants.lipschitz,
-    closed=False,
+    lipschitz=predictor.lipschitz,
+    closed=closed,
     batch_size=batch_size,
   )
 
 
-def rigorous_target(
-  model: interface.CertifiedModel,
-  params: Any,
-  images: np.ndarray,
-  *,
-  batch_size: int = BATCH_SIZE,
-) -> Target:
-  """Certifies images in float64 and subtracts its rounding: closed balls.
-
-  The arguments are those of `fast_target`.
-  """
-  images = rigorous.to_unit64(images)
-  batch_size = min(batch_size, len(images))
-  certifier = certify.rigorous_certifier(model, params)
-  found = [
-    (certifier(batch), valid) for batch, valid in batches(batch_size, images)
-  ]
-  return Target(
-    apply=Network(rigorous.float64_model(model)),
-    params=rigorous.float64_params(params),
-    images=images,
-    predictions=np.concatenate([c.predictions[:v] for c, v in found]),
-    radii=np.concatenate([c.radii[:v] for c, v in found]),
-    lipschitz=found[0][0].lipschitz,
-    closed=True,
-    batch_size=batch_size,
-  )
-
-
+fast_target = functools.partial(certified_target, 'fast')
+rigorous_target = functools.partial(certified_target, 'rigorous')
 TARGETS = {'fast': fast_target, 'rigorous': rigorous_target}

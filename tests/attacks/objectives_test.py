@@ -42,9 +42,9 @@ def test_dlr_with_two_classes_and_with_ties():
   assert not np.isnan(grad).any()
 
 
-def test_the_best_rival_is_positive_exactly_where_the_answer_is_another(batch):
+def test_the_lead_is_positive_exactly_where_the_answer_is_another(batch):
   logits, labels, _ = batch
-  score = jax.vmap(objectives.best_rival)(logits, labels)
+  score = jax.vmap(objectives.rival_lead)(logits, labels)
   np.testing.assert_array_equal(score > 0, np.argmax(logits, -1) != labels)
 
 
