@@ -1,11 +1,6 @@
 """Optimizers on the orthogonal group, as optax transformations.
 
 This library needs jax, optax and numpy alone.
-
->>> import jax.numpy as jnp, optax
->>> tx = orthogonal(optax.adam(1e-3), lookahead_period=6)
->>> params = {'W': jnp.eye(8)}
->>> state = tx.init(params)
 """
 
 from lipnext_jax.optim.euclidean import lookahead

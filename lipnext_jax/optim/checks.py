@@ -41,11 +41,7 @@ def choice(name: str, value: str, choices: Collection[str]) -> None:
 def rule(
   inner: Any, learning_rate: optax.ScalarOrSchedule | None
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns the optax rule of `orthogonal`'s first two arguments.
-
-  Raises:
-    TypeError: there is no rule, or not one learning rate for it.
-  """
+  """Returns the rule of `orthogonal`'s first arguments, or raises TypeError."""
   if isinstance(inner, optax.GradientTransformation):
     if learning_rate is not None:
       raise TypeError(
@@ -99,10 +95,9 @@ def gradients(grads: optax.Updates, params: optax.Params | None) -> None:
 
 
 def on_manifold(params: optax.Params, tolerance: Any) -> None:
-  """Raises ValueError for matrices with ‖XᵀX − I‖₂ above `tolerance`.
+  """Raises ValueError for a matrix with ‖XᵀX − I‖₂ above `tolerance`.
 
-  Traced arrays, and those that are partly on other hosts, are not checked.
-  None allows any matrix.
+  A tolerance of None, and values that are not known here, are not checked.
   """
   for path, x in jax.tree_util.tree_leaves_with_path(params):
     x = jnp.asarray(x)

@@ -101,9 +101,8 @@ def scale_by_scheduled_nadam(
       return (g_weight * g + m_weight * m) / (jnp.sqrt(v / unbias) + eps)
 
     updates = optax.tree.cast_like(jax.tree.map(rescale, g, mu, nu), like)
-    mu, nu = (
-      optax.tree.cast_like(*pair) for pair in ((mu, state.mu), (nu, state.nu))
-    )
+    mu = optax.tree.cast_like(mu, state.mu)
+    nu = optax.tree.cast_like(nu, state.nu)
     return updates, ScheduledNadamState(count, product, mu, nu)
 
   return optax.GradientTransformation(init_fn, update_fn)
@@ -117,15 +116,10 @@ def scheduled_nadam(
   momentum_decay: float = 0.004,
   mu_dtype: Any = None,
 ) -> optax.GradientTransformation:
-  """Returns NAdam as in torch: `scale_by_scheduled_nadam` and a learning rate.
+  """Returns NAdam as in torch.
 
-  Args:
-    learning_rate: number, or schedule of the step.
-    b1: see `scale_by_scheduled_nadam`, also for the other arguments.
-    b2: decay of the second moment.
-    eps: constant added to the root of the second moment.
-    momentum_decay: rate at which μ approaches b1.
-    mu_dtype: dtype of the first moment.
+  The learning rate is a number or a schedule of the step. The other arguments
+  are those of `scale_by_scheduled_nadam`.
 
   >>> tx = scheduled_nadam(1e-3)
   >>> u, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))

@@ -50,22 +50,20 @@ def fast_expm1(
 ) -> jax.Array:
   """Returns FastExp(a) − I for skew-symmetric `a` (paper §3.2), batched.
 
-  I is never added and subtracted again, so that rounding is relative to the
-  small step. Each matrix takes the branch of its own norm. The exact branch has
-  an error of about eps·‖a‖₂. The result is nan where that leaves no accuracy
-  (‖a‖₂ > 6e4 in float32) and for non-finite input, so that
-  `optax.apply_if_finite` rejects the step.
+  The result is formed without I, so that it rounds relative to the small step.
+  The exact branch has an error of about eps·‖a‖₂. The result is nan where that
+  leaves no accuracy (‖a‖₂ > 6e4 in float32) and for non-finite input.
 
   The exponential rotates the plane of a pair of eigenvalues ±it by t. With
   `large_steps='projection'`, matrices above the last threshold rotate it by
-  atan(t) instead, which is below a quarter turn: the result is the orthogonal
-  matrix nearest to I + a, less I (P.-A. Absil, J. Malick, "Projection-like
-  Retractions on Matrix Manifolds", SIAM J. Optim. 22(1), 2012, §3).
+  atan(t), less than a quarter turn: they become polar(I + a) − I (P.-A. Absil,
+  J. Malick, "Projection-like Retractions on Matrix Manifolds", SIAM J. Optim.
+  22(1), 2012, §3).
 
   Args:
     a: [..., n, n] float32 (or wider), skew-symmetric.
-    thresholds: three ascending bounds on ‖a‖_F, below which the orders 2, 3
-      and 4 are used; (0, 0, 0): none of them ever is.
+    thresholds: ascending bounds on ‖a‖_F below which the orders 2, 3 and 4 are
+      used; (0, 0, 0): none of them is.
     large_steps: branch above the last threshold, 'exponential' (the paper's)
       or 'projection'.
     precision: precision of every product; the default is full float32.
@@ -98,14 +96,7 @@ def fast_expm1(
 def fast_exp(a: jax.Array, **options: Any) -> jax.Array:
   """Returns FastExp(a) for skew-symmetric `a` (paper §3.2), batched.
 
-  For an update, use `fast_expm1`, which keeps the digits of a small step.
-
-  Args:
-    a: [..., n, n] float32 (or wider), skew-symmetric.
-    **options: options of `fast_expm1`.
-
-  Returns:
-    [..., n, n], the dtype of `a`.
+  Arguments are those of `fast_expm1`, which keeps the digits of a small step.
 
   >>> fast_exp(jnp.zeros((3, 2, 2))).shape
   (3, 2, 2)

@@ -217,8 +217,7 @@ def _update(
 
   # X·(FastExp(Δ) − I), which a step that syncs does not need. It is written
   # over the gradient, which is not read again.
-  def step(g, x, delta):
-    del g
+  def step(_, x, delta):
     return options.rotate(x, delta)
 
   period, slow, total = options.lookahead_period, state.slow, state.total
@@ -228,12 +227,14 @@ def _update(
     due = count % period == 0
     update = map_stacks(step, grads, params, delta, replace=1, when=~due)
     total = optax.tree.add(total, delta)
-    trees = update, slow, total, params
-    update, slow, total = sync_lookahead(options, map_stacks, due, *trees)
+    update, slow, total = _sync_lookahead(
+      options, map_stacks, due, update, slow, total, params
+    )
   if options.retraction_period is not None:
     due = count % options.retraction_period == 0
-    trees = update, slow, params
-    update, slow = retract_stacks(options, map_stacks, due, *trees)
+    update, slow = _retract_stacks(
+      options, map_stacks, due, update, slow, params
+    )
   update = stack.restore(update, params, sharding)
   new_params = optax.tree.add(params, update)
   expected = jax.tree.map(checks.fingerprint, new_params)
@@ -291,43 +292,28 @@ def rotate(
 
 
 @jax.named_scope(PERIODIC)
-def sync_lookahead(
-  options: _Options,
-  map_stacks: Callable[..., Any],
-  due: jax.Array,
-  update: optax.Updates,
-  slow: optax.Params,
-  total: optax.Updates,
-  params: optax.Params,
-) -> tuple[optax.Updates, optax.Params, optax.Updates]:
-  """Syncs the slow copy and the fast copy, params + update, if `due`.
+def _sync_lookahead(options, map_stacks, due, update, slow, total, params):
+  """Returns update, slow and total after a sync, or unchanged if not `due`.
 
       X_slow ← X_slow·FastExp(η ΣΔ),   X ← X_slow,   ΣΔ ← 0
 
-  `total` is ΣΔ with this step's Δ. Otherwise nothing changes.
+  The fast copy X is params + update. `total`, ΣΔ, contains this step's Δ.
   """
 
-  def sync(update, slow, total, x, weight):
-    del update  # Not computed in a step that syncs.
+  def sync(_, slow, total, x, weight):
     moved = options.rotate(slow, jnp.asarray(weight, x.dtype) * total)
     # Not plain zeros: a result that reads `total` shows the compiler that the
     # loop may write over it in place.
     return (slow - x) + moved, slow + moved, total - total
 
-  trees, weight = (update, slow, total, params), options.lookahead_alpha
+  trees = update, slow, total, params
+  weight = options.lookahead_alpha
   return map_stacks(sync, *trees, replace=3, when=due, weight=weight)
 
 
 @jax.named_scope(PERIODIC)
-def retract_stacks(
-  options: _Options,
-  map_stacks: Callable[..., Any],
-  due: jax.Array,
-  update: optax.Updates,
-  slow: optax.Params | None,
-  params: optax.Params,
-) -> tuple[optax.Updates, optax.Params | None]:
-  """Takes params + update and `slow` to their polar factors, if `due`."""
+def _retract_stacks(options, map_stacks, due, update, slow, params):
+  """Takes params + update and slow, if any, to their polar factors if `due`."""
 
   def retract(update, x):
     return options.retract(x + update) - x

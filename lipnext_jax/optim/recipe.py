@@ -35,11 +35,8 @@ def orthogonal_labels(
 
   Args:
     params: tree of parameters.
-    rules: pairs (regular expression, label); a leaf gets the label of the
-      expressions that are found in its name, 'a/b/leaf'.
-
-  Returns:
-    A tree of labels, one for each leaf of `params`.
+    rules: pairs (regular expression, label). A leaf gets the label whose
+      expressions are found in its name, 'a/b/leaf'.
 
   Raises:
     ValueError: no rule matches a leaf, or rules with different labels do.
@@ -79,15 +76,13 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> Any:
   [1.0, 1.0]
   """
   kinds = (manifold.OrthogonalState, euclidean.LookaheadState)
-  nodes = jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, kinds))
-  slow = {}
-  for node in nodes:
+  slow: dict[Any, jax.Array] = {}
+  for node in jax.tree.leaves(
+    opt_state, is_leaf=lambda s: isinstance(s, kinds)
+  ):
     if isinstance(node, kinds):
-      leaves = jax.tree_util.tree_leaves_with_path(node.slow)
-      slow.update({trees.path_name(path): leaf for path, leaf in leaves})
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: slow.get(trees.path_name(path), leaf), params
-  )
+      slow |= jax.tree_util.tree_leaves_with_path(node.slow)
+  return jax.tree_util.tree_map_with_path(slow.get, params)
 
 
 def lipnext_optimizer(
@@ -115,8 +110,8 @@ def lipnext_optimizer(
     learning_rate: number or schedule; the paper's has a warm-up to 1e-3, see
       `optax.warmup_cosine_decay_schedule`.
     inner: function from a learning rate to an elementwise, odd optax rule;
-      None: `scheduled_nadam`. (`optax.inject_hyperparams` takes functions for
-      schedules: name `inner` and `label_fn` in its `static_args`.)
+      None: `scheduled_nadam`. (`optax.inject_hyperparams` needs `inner` and
+      `label_fn` in its `static_args`.)
     clip_norm: bound on the global gradient norm; None: no clipping.
     lookahead_period: steps between syncs of all weights; None: no lookahead.
     lookahead_alpha: weight η of the lookahead, in (0, 1].
@@ -166,10 +161,8 @@ def lipnext_optimizer(
 
 
 def _clip_by_global_norm(bound: Any) -> optax.GradientTransformation:
-  """Returns `optax.clip_by_global_norm` for leaves and bounds of any dtype.
-
-  optax 0.2.8 raises for bfloat16 leaves and an injected float32 bound.
-  """
+  """Returns `optax.clip_by_global_norm`, for leaves and bounds of any dtype."""
+  # optax 0.2.8 raises for bfloat16 leaves and an injected float32 bound.
 
   def clip(updates, _):
     norm = optax.tree.norm(updates)

@@ -24,10 +24,9 @@ def polar_retract(
 
   It is the nearest matrix with orthonormal columns (rows, for wide x). The
   paper takes an SVD. 'newton_schulz' iterates X ← X(3I − XᵀX)/2, which squares
-  the defect XᵀX − I, and is much faster: 2 products for a matrix that drifted,
-  2 more per iteration for one that is farther away. A singular matrix, which
-  has no unique polar factor, gives the last iterate. A matrix whose polar
-  factor is not finite is returned unchanged.
+  the defect XᵀX − I and is much faster: 2 products for a matrix that drifted.
+  A singular matrix, which has no unique factor, gives the last iterate; a
+  matrix without a finite factor is returned unchanged.
 
   Args:
     x: [..., m, n], float32 or wider; full rank, of any scale.

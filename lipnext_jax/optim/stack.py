@@ -29,10 +29,10 @@ def map_stacks(
 ) -> Any:
   """Applies `fn` to every matrix of stacks [..., m, n], one after the other.
 
-  A loop lets each matrix take its own branch of a `switch`, where `vmap` would
-  compute all of them. Each device loops over its own part of a sharded stack,
-  without communication if the arrays have that sharding already. Stacks that do
-  not divide over the devices are padded with zero matrices.
+  In a loop, each matrix takes its own branch of a `switch`; `vmap` would take
+  all of them. Each device loops over its part of a sharded stack, without
+  communication if the arrays have that sharding already. Stacks that do not
+  divide over the devices are padded with zero matrices.
 
   Args:
     fn: function of one matrix [m, n] from each tree, to an array, or to a tuple
