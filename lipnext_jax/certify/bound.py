@@ -63,10 +63,9 @@ def lipschitz_bound(
   convolutions. The proof is about exact arithmetic on the stored numbers.
 
   A radius from bare logits (`certified_radius`) may be float32's rounding of
-  large constants that one layer adds and another takes away. This function
-  therefore refuses constants whose norms sum to more than 2¹⁰ a token. With
-  fewer, only radii below 64·2⁻²⁴·2¹⁰ = 0.004 times the root of the number of
-  tokens may be rounding. `fast_certifier` and `rigorous_certifier` take any.
+  large constants that one layer adds and another takes away. Constants whose
+  norms sum to more than 2¹⁰ a token are therefore refused. With smaller ones,
+  radii above 0.004·√tokens (64·2⁻²⁴·2¹⁰ = 0.004) are no rounding.
 
   Args:
     params: explicit parameters of a model, or `{'params': …}`.

@@ -65,7 +65,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 
 
 class Contents(NamedTuple):
-  """The contents of a predictor file.
+  """Contents of a predictor file.
 
   Attributes:
     model: explicit model, in float32 at the highest precision of products.
@@ -74,7 +74,7 @@ class Contents(NamedTuple):
     certificate: one of `CERTIFICATES`.
     class_names: name of each label; empty if they are not known.
     resize: length to which the shorter side of an image file is scaled before
-      its centre is cut out, as in evaluation; 0: files are not scaled.
+      its centre is cut out; 0: files are not scaled.
     config: plain data about the training run.
     versions: versions of the packages that wrote the file.
   """
@@ -191,8 +191,7 @@ def export_predictor(
     model: one of `MODELS`, in any training precision.
     params: parameters of the model, float32.
     image_shape: (H, W, ch) of the images.
-    certificate: default of `load_predictor`: 'fast' (float32, any device) or
-      'rigorous' (float64, a LipNeXt on a CPU or GPU).
+    certificate: default of `load_predictor`, 'fast' or 'rigorous'.
     class_names: name of each label, if known.
     resize: see `Contents`.
     config: plain data to keep in the metadata.
@@ -233,11 +232,9 @@ def export_predictor(
   )
   manifest = _describe(contents, fast.prove_constants(contents.params))
   arrays = _flatten(contents.params)
-  _check_metadata(manifest)
-  rebuilt = _build_model(manifest)
+  rebuilt, _ = _rebuild(manifest, arrays)
   if type(rebuilt) is not type(model):
     raise ValueError(f'{type(model)} is not the model of that name.')
-  _check_arrays(_expect(rebuilt, image_shape), arrays)
   metadata = {
     name: json.dumps(value, ensure_ascii=False)
     for name, value in manifest.items()
@@ -329,21 +326,17 @@ def read_contents(path: str) -> Contents:
   safetensors = _import_safetensors(path)
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
-      texts = file.metadata() or {}
-      manifest = {name: json.loads(text) for name, text in texts.items()}
-      if 'format' not in manifest:
-        raise ValueError('its metadata name no format')
-      if manifest['format'] != FORMAT:
-        raise refuse(
-          f'has format {manifest["format"]!r}, this code reads {FORMAT}',
-          'use the version of lipnext_jax that wrote it',
-        )
-      _check_metadata(manifest)
-      model = _build_model(manifest)
-      expected = _expect(model, manifest['image_shape'])
-      names = file.keys()
+      texts, names = file.metadata() or {}, file.keys()
       arrays = {name: file.get_tensor(name) for name in names}
-    _check_arrays(expected, arrays)
+    manifest = {name: json.loads(text) for name, text in texts.items()}
+    if 'format' not in manifest:
+      raise ValueError('its metadata name no format')
+    if manifest['format'] != FORMAT:
+      raise refuse(
+        f'has format {manifest["format"]!r}, this code reads {FORMAT}',
+        'use the version of lipnext_jax that wrote it',
+      )
+    model, params = _rebuild(manifest, arrays)
     if manifest.get('sha256') != _digest(texts, arrays):
       raise ValueError('it does not have its checksum: it is damaged')
   except errors.ConfigError:
@@ -351,15 +344,13 @@ def read_contents(path: str) -> Contents:
   except Exception as error:  # Damaged headers, JSON or sizes raise many kinds.
     reason = ' '.join(str(error).split())[:200]
     raise refuse(f'is no predictor that can be read ({reason})') from None
+  plain = ('certificate', 'resize', 'config', 'versions')
   return Contents(
     model=model,
-    params=_unflatten(expected, arrays),
+    params=params,
     image_shape=tuple(manifest['image_shape']),
-    certificate=manifest['certificate'],
     class_names=tuple(manifest['class_names']),
-    resize=manifest['resize'],
-    config=manifest['config'],
-    versions=manifest['versions'],
+    **{name: manifest[name] for name in plain},
   )
 
 
@@ -409,6 +400,22 @@ def _describe(contents: Contents, constants: fast.Constants) -> dict[str, Any]:
   }
 
 
+def _rebuild(
+  manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> tuple[interface.CertifiedModel, Any]:
+  """Returns the model that the metadata describe, and its parameters.
+
+  Raises:
+    ValueError: the metadata or the arrays are not those of a model.
+  """
+  _check_metadata(manifest)
+  model = _build_model(manifest)
+  image = jax.ShapeDtypeStruct((1, *manifest['image_shape']), np.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), image)
+  _check_arrays(variables['params'], arrays)
+  return model, _unflatten(variables['params'], arrays)
+
+
 def _check_metadata(manifest: Mapping[str, Any]) -> None:
   """Raises ValueError naming the first field that is missing or not valid."""
   for name, is_valid in _FIELDS.items():
@@ -423,11 +430,7 @@ def _check_metadata(manifest: Mapping[str, Any]) -> None:
 
 
 def _build_model(manifest: Mapping[str, Any]) -> interface.CertifiedModel:
-  """Builds the explicit model that the metadata describe.
-
-  Raises:
-    ValueError: the model is unknown, or its options are not valid.
-  """
+  """Builds the explicit model, or raises ValueError for its description."""
   name, options = manifest['model']['name'], manifest['model']['options']
   if name not in MODELS:
     raise ValueError(f'its model is {name!r}, none of {", ".join(MODELS)}')
@@ -442,12 +445,6 @@ def _build_model(manifest: Mapping[str, Any]) -> interface.CertifiedModel:
   if len(names) not in (0, options['num_classes']):
     raise ValueError(f'its class_names are {len(names)}')
   return MODELS[name](**options).explicit()
-
-
-def _expect(model: interface.CertifiedModel, image_shape: Sequence[int]) -> Any:
-  """Returns the shapes and dtypes of a model's parameters."""
-  image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), image)['params']
 
 
 def _check_arrays(expected: Any, arrays: Mapping[str, np.ndarray]) -> None:

@@ -149,15 +149,14 @@ def radii_from_logits(
 ) -> Certificates:
   """Computes predictions and radii, rounded down, from float64 logits.
 
+  The radius is 0 for ties, logits that are not finite, features that could
+  overflow in the ball, and margins below 2E.
+
   Args:
     logits: [b, k] logits of `float64_model`.
     norms: [b], upper bounds on ‖x − 1/2‖ for the images x.
     head: bounds from `read_head`.
     steps: backbone as a chain of steps, from `chain.lipnext_chain`.
-
-  Returns:
-    Certificates. The radius is 0 for ties, logits that are not finite, features
-    that could overflow in the ball, and margins below 2E.
   """
   constant = rounding.lipschitz(steps)
   down, up = 1 - 8 * rounding.FLOAT64.unit, 1 + 8 * rounding.FLOAT64.unit
@@ -212,8 +211,7 @@ def to_unit64(images: np.ndarray) -> np.ndarray:
   """Converts floats in [0, 1] or uint8 (divided by 255) to float64, in NumPy.
 
   Raises:
-    ValueError: other dtypes, whose unit is not known, or floats that are whole
-      numbers above 1.
+    ValueError: another dtype, or floats that are whole numbers above 1.
 
   >>> to_unit64(np.array([0, 255], np.uint8)).tolist()
   [0.0, 1.0]
