@@ -27,12 +27,12 @@ _ROWS_AT_ONCE = 64
 
 @jax.custom_jvp
 def row_distances(head_kernel: jax.Array) -> jax.Array:
-  """Computes d_ij = ‖w_i − w_j‖₂ for all pairs of rows: [k, c] → [k, k].
+  """Computes d_ab = ‖w_a − w_b‖₂ for all pairs of rows: [k, c] → [k, k].
 
   Norms of differences keep all digits for rows that are close, of which the
-  Gram form 2 − 2 w_i·w_j loses half. The derivative
+  Gram form 2 − 2 w_a·w_b loses half. The derivative
 
-      ∂d_ij = (w_i − w_j)·(∂w_i − ∂w_j)/d_ij
+      ∂d_ab = (w_a − w_b)·(∂w_a − ∂w_b)/d_ab
 
   is computed without an array of size [k, k, c], and is zero where two rows
   coincide up to rounding. The diagonal is set to zero, because a compiler may
@@ -124,7 +124,7 @@ def trades_loss(
 ) -> jax.Array:
   """Computes cross-entropy and a penalty on predictions that ε may change.
 
-      f_⊥ = max_{j≠p} (f_j + ε ‖w_p − w_j‖),   p = argmax f
+      f_⊥ = max_{j≠i} (f_j + ε ‖w_i − w_j‖),   i = argmax f
       loss = cross-entropy(τ f, y) + λ log(1 + e^{τ f_⊥} / Σ_j e^{τ f_j})
 
   The weight λ is `trades_weight`; the module's docstring has the other

@@ -3,8 +3,8 @@
 Gradient ascent on pairs (x, x') maximises one of two quotients, for the
 backbone g and for the logits f with head rows w:
 
-    ‖g(x) − g(x')‖ / ‖x − x'‖   and   |(f_i − f_j)(x) − (f_i − f_j)(x')|
-                                      / (‖w_i − w_j‖ ‖x − x'‖).
+    ‖g(x) − g(x')‖ / ‖x − x'‖   and   |(f_a − f_b)(x) − (f_a − f_b)(x')|
+                                      / (‖w_a − w_b‖ ‖x − x'‖).
 
 Both are <= Λ. They are computed in float64: features of norm 10 are off by
 about 1e-12, and a quotient at distance 1e-2 by about 1e-10.

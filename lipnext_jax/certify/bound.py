@@ -167,8 +167,8 @@ def sum_constants(params: Any) -> tuple[float, int]:
   """Sums the norms of all constants that a backbone adds.
 
   A leaf `pos` [..., h, w, 1] is added to every channel, and a leaf `bias` [...,
-  c] to every token, or once if it is of a neck or dense layer. Returns Σ ‖c‖
-  over these constants c, without the head's bias, and the number of tokens.
+  c] to every token, or once if it is of a neck or dense layer. Returns Σ ‖d‖
+  over these constants d, without the head's bias, and the number of tokens.
 
   >>> sum_constants({'stem': {'bias': np.array([3.0, 4.0])}})
   (5.0, 1)

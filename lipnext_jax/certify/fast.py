@@ -3,11 +3,11 @@
 The proof of a radius is about exact logits. Those of float32 are off by some
 multiple of 2⁻²⁴ times the features they come from, and Λ does not bound the
 features: a layer may add a large constant that the next one takes away. Fast
-certificates therefore subtract from every margin f_p − f_j
+certificates therefore subtract from every margin f_i − f_j
 
-    64·2⁻²⁴ (B + max|b|),    B = Λ‖x − 1/2‖ + Λ₊ Σ ‖c‖
+    64·2⁻²⁴ (B + max|b|),    B = Λ‖x − 1/2‖ + Λ₊ Σ ‖d‖
 
-where b are the head's biases, c all constants that the backbone adds, and Λ₊ is
+where b are the head's biases, d all constants that the backbone adds, and Λ₊ is
 the product of Λ's factors, none counted below 1. B bounds the features of each
 layer, as far as later layers stretch them. This is much more than float32
 rounds by on any model that was measured: it costs trained models next to
@@ -43,7 +43,7 @@ class Constants(NamedTuple):
 
   Attributes:
     lipschitz: Λ.
-    offset: Λ₊ Σ ‖c‖ + max|b|, which is B + max|b| less Λ‖x − 1/2‖.
+    offset: Λ₊ Σ ‖d‖ + max|b|, which is B + max|b| less Λ‖x − 1/2‖.
   """
 
   lipschitz: Any

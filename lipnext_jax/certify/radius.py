@@ -25,10 +25,10 @@ def certified_radius(
 ) -> tuple[jax.Array, jax.Array]:
   """Computes predictions and the ℓ2 radii within which they cannot change.
 
-      p = argmax f,   radius = min_{j≠p} (f_p − f_j) / (Λ ‖w_p − w_j‖)
+      i = argmax f,   radius = min_{j≠i} (f_i − f_j) / (Λ ‖w_i − w_j‖)
 
-  Each rival j, a class other than p, has its own margin f_p − f_j, whose
-  Lipschitz constant is Λ‖w_p − w_j‖. The radius is 0 for ties, margins up to
+  Each rival j, a class other than i, has its own margin f_i − f_j, whose
+  Lipschitz constant is Λ‖w_i − w_j‖. The radius is 0 for ties, margins up to
   `floor`, logits that are not finite, rows that are not unit, and Λ outside
   [2⁻⁶⁰, 2⁶⁰]. Rows closer than 64 units of roundoff u (2⁻¹⁸ in float32), which
   rounding cannot tell apart, count as 64u apart.

@@ -1,16 +1,13 @@
 """Proves certificates that hold for float64 arithmetic, rounding included.
 
 Let f be the network in exact arithmetic on the stored numbers, f̂ the network in
-float64, and p the predicted class of an image x. `rounding` and `pair_errors`
-bound the rounding of a difference of logits at every point of a ball around x:
+float64, and i the predicted class of an image x. At all points of a ball around
+x, the margins m_j = f_i − f_j and m̂_j = f̂_i − f̂_j differ by at most E_j, which
+`rounding` and `pair_errors` bound. For x' in the ball,
 
-    E_pj >= |(f̂_p − f̂_j) − (f_p − f_j)|
+    m̂_j(x') >= m̂_j(x) − 2 E_j − Λ ‖w_i − w_j‖ ‖x' − x‖
 
-Then, for the computed margin m̂ = f̂_p(x) − f̂_j(x) and any x' in the ball,
-
-    f̂_p(x') − f̂_j(x') >= m̂ − 2 E_pj − Λ ‖w_p − w_j‖ ‖x' − x‖
-
-so that f̂ and f both answer p within min_j (m̂ − 2 E_pj) / (Λ ‖w_p − w_j‖),
+so that f̂ and f both answer i within min_j (m̂_j(x) − 2 E_j)/(Λ ‖w_i − w_j‖),
 rounded down: f at every point of the closed ball, f̂ at its float64 points.
 docs/certificates.md has the proof.
 """
@@ -44,7 +41,7 @@ class Certificates(NamedTuple):
   predictions: np.ndarray  # Shape (b,): int32.
   radii: np.ndarray  # Shape (b,): float64, ℓ2 in [0, 1] pixel units.
   rival_radii: np.ndarray  # Shape (b, k): see `radius.rival_radii`.
-  logit_errors: np.ndarray  # Shape (b,): the largest E_pj of each image.
+  logit_errors: np.ndarray  # Shape (b,): the largest E_j of each image.
   lipschitz: float  # Λ, proved.
 
 
@@ -124,12 +121,12 @@ def pair_errors(
   predictions: np.ndarray,
   arithmetic: rounding.Arithmetic = rounding.FLOAT64,
 ) -> np.ndarray:
-  """Computes E_pj [b, k] from the bounds B and e on features of c channels.
+  """Computes E_j [b, k] from the bounds B and e on features of c channels.
 
-      E_pj = ‖w_p − w_j‖ e + 2 γ_{2c+10} (B + e + max|b|)
+      E_j = ‖w_i − w_j‖ e + 2 γ_{2c+10} (B + e + max|b|)
 
   The error e of the features is common to both logits, so it enters through
-  w_p − w_j. The second term is the rounding of both logits themselves: γ_{c+8}
+  w_i − w_j. The second term is the rounding of both logits themselves: γ_{c+8}
   in the row, γ_c in the product, one unit in the bias.
   """
   roundings = 2 * head.features + 2 + 2 * rounding.ELEMENTARY_UNITS

@@ -4,12 +4,14 @@ A backbone is a chain of steps on token features. Let a be its features in exact
 arithmetic on the stored numbers, and â those of the arithmetic that runs. For
 all inputs in a ball, each step turns bounds B >= ‖a‖ and e >= ‖â − a‖ into
 
-    a + c             B' = B + ‖c‖     e' = e + γ_terms (B' + e)
-    W a               B' = ‖W‖₂ B      e' = ‖W‖₂ e + γ_n ‖W‖_F (B + e)
-    a + Rᵀ(S − I)R a  B' = κB          e' = κe + …,   κ = 2·max(1, ‖R‖₂²) − 1
-    ‖a‖ over hw tokens  B' = B         e' = e + γ_{hw+5} (B + e).
+    a + d               B' = B + ‖d‖       e' = e + γ_n (B' + e)
+    W a                 B' = ‖W‖₂ B        e' = ‖W‖₂ e + γ_n ‖W‖_F (B + e)
+    a + Rᵀ(S − I)R a    B' = (2g − 1)B     e' = (2g − 1)e + …
+    ‖a‖ over hw tokens  B' = B             e' = e + γ_{hw+5} (B + e)
 
-Steps that only move entries or flip signs (patches, β-Abs) change neither.
+for a constant d, g = max(1, ‖R‖₂²), and sums of n terms.
+
+Steps that only move entries or flip signs (patches, β-Abs) change no bound.
 docs/certificates.md derives each line. Sums may be taken in any order, and
 multiply-adds may be fused. The bounds hold for every batch size, thread count
 and device that rounds +, −, × correctly, √ and ÷ within 4 units, and flushes to
@@ -52,11 +54,11 @@ FLOAT32 = Arithmetic(2.0**-24, 2.0**-126)
 
 
 class AddConstant(NamedTuple):
-  """The step a + c for a stored constant c, which may be broadcast."""
+  """The step a + d for a stored constant d, which may be broadcast."""
 
-  norm: float  # >= ‖c‖, broadcast to the shape of a.
+  norm: float  # >= ‖d‖, broadcast to the shape of a.
   size: int  # Number of entries of a.
-  terms: int = 1  # Number of terms of the sum that may start from c.
+  terms: int = 1  # Number of terms of the sum that may start from d.
 
 
 class Product(NamedTuple):
@@ -71,7 +73,7 @@ class Product(NamedTuple):
 class Shift(NamedTuple):
   """The step a + Rᵀ(S − I)R a: R [k, c] acts on tokens, S shifts them."""
 
-  factor: float  # >= κ = 2·max(1, ‖R‖₂²) − 1.
+  factor: float  # >= 2g − 1.
   spectral: float  # >= ‖R‖₂.
   frobenius: float  # >= ‖R‖_F.
   moved: int  # k.

@@ -18,7 +18,7 @@ def isometry():
   One token of 16 pixels in 16 channels; a bias of 3 keeps every feature
   positive for all x with ‖x − 1/2‖ < 3, so that neither β-Abs nor the pooling
   bends anything. Logits are W Q (x − 1/2), and the nearest point with another
-  answer lies at exactly min_j margin_j / ‖w_p − w_j‖.
+  answer lies at exactly min_j margin_j / ‖w_i − w_j‖.
   """
   rng = np.random.default_rng(0)
   model = models.LipNeXt(num_classes=3, depth=1, width=16, patch_size=4)

@@ -19,7 +19,7 @@ FORMATS = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
 
 def rivals_ahead(isometry, target):
-  """Points beyond the nearest edge: the logits are linear, so along w_j − w_p.
+  """Points beyond the nearest edge: the logits are linear, so along w_j − w_i.
 
   Pulled back from features to pixels by Qᵀ.
   """

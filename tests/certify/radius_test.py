@@ -1,8 +1,8 @@
 """Certified radii: a float64 oracle, and linear models attacked in closed form.
 
 For f(x) = W x + b (backbone: the identity, Λ = 1) the certificate is exact:
-the nearest point that ties p with j lies at (f_p − f_j)/‖w_p − w_j‖ along
-w_j − w_p. So the ball must hold against every attack, and end right there.
+the nearest point that ties i with j lies at (f_i − f_j)/‖w_i − w_j‖ along
+w_j − w_i. So the ball must hold against every attack, and end right there.
 """
 
 from fractions import Fraction

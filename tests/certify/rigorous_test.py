@@ -139,7 +139,7 @@ def linear_network():
 
 
 def test_the_answer_holds_up_to_the_radius_and_no_further():
-  """Along the directions in which f_p − f_j falls fastest."""
+  """Along the directions in which f_i − f_j falls fastest."""
   model, params, images = linear_network()
   found = certify.rigorous_radius(model, params, images)
   assert np.all(found.radii > 0)
@@ -247,7 +247,7 @@ def test_the_error_is_subtracted_twice():
 
 
 def test_features_that_err_towards_a_rival_are_covered():
-  """What is common to both logits: e along w_p − w_j moves the gap by d·e."""
+  """What is common to both logits: e along w_i − w_j moves the gap by d·e."""
   _, params, _ = make()
   head = rigorous.read_head(params)
   reach = rounding.Reach(np.ones(1), np.array([0.5]))
