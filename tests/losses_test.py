@@ -1,4 +1,4 @@
-"""Losses against loops in float64, their gradients against differences.
+"""Tests losses against loops in float64, gradients against differences.
 
 EMMA's gradient is that of a surrogate: r is a constant. So the differences are
 taken of the loss with r frozen at the base point, never of the loss itself.
@@ -70,7 +70,7 @@ ORACLES = {
 
 
 def cases(two_classes=False):
-  """(logits, labels, unit rows): random, tied, with equal rows, K = 2."""
+  """Returns (logits, labels, unit rows), with ties, equal rows, two classes."""
 
   def case(k, scale):
     rng = np.random.default_rng(k)
@@ -92,7 +92,7 @@ def cases(two_classes=False):
 
 
 def check_values(loss, oracle, own=None, **kwargs):
-  """`own`: the options under the oracle's names."""
+  """Compares a loss with its oracle; `own` are the oracle's options."""
   jitted = jax.jit(functools.partial(loss, **kwargs))
   for f, y, w in cases(two_classes=not own):
     for epsilon in (0.0, 0.25, 3.0):
@@ -107,7 +107,7 @@ def check_values(loss, oracle, own=None, **kwargs):
 
 
 def differences(fn, x, h=1e-5):
-  """Central differences of a scalar function of an array."""
+  """Returns central differences of a scalar function of an array."""
   out = np.zeros(x.shape)
   for i in np.ndindex(x.shape):
     e = np.zeros(x.shape)
@@ -117,7 +117,7 @@ def differences(fn, x, h=1e-5):
 
 
 def check_gradients(loss, oracle):
-  """Gradients for logits and head rows, EMMA's with r frozen."""
+  """Returns gradients for logits and head rows, EMMA's with fixed r."""
   frozen = oracle is emma
   jitted = jax.jit(jax.grad(loss, argnums=(0, 2)))
   for f, y, w in cases():
@@ -245,7 +245,7 @@ def test_value_check_rejects_another(monkeypatch, attribute, fault):
 
 
 def trades_from_the_label(f, y, w, epsilon):
-  """Planted: rivals of the label, not of the prediction."""
+  """Planted: distances to the label's row, not to the prediction's."""
   reached = f + epsilon * losses.row_distances(w)[y]
   own = jax.nn.one_hot(y, f.shape[-1], dtype=bool)
   bottom = jnp.max(jnp.where(own, -jnp.inf, reached), axis=-1)
@@ -301,7 +301,7 @@ def check_distances(fn):
 
 
 def gram(w):
-  """Planted: the form that cancels."""
+  """Planted: the Gram form, which loses digits."""
   squares = jnp.sum(w * w, axis=-1)
   pairs = jnp.expand_dims(squares, 0) + jnp.expand_dims(squares, 1)
   return jnp.sqrt(jnp.maximum(pairs - 2 * w @ w.T, 0))
@@ -318,7 +318,7 @@ def test_distances_match_loops():
 
 
 def plain_distances(w):
-  """Planted: the same distances, left to automatic differentiation."""
+  """Planted: the same distances with automatic differentiation."""
   squares = jnp.sum(jnp.square(w[:, None] - w[None]), axis=-1)
   zero = squares == 0
   return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
@@ -351,7 +351,7 @@ def test_distances_need_no_memory_for_all_differences():
 
 
 def test_distances_of_rows_scaled_in_the_same_program():
-  """Fused with the scaling, a row may differ from itself by its rounding."""
+  """A compiler may round the same row twice, to different numbers."""
   rng = np.random.default_rng(0)
   w = rng.normal(size=(10, 16))
   weights = rng.normal(size=(10, 10))

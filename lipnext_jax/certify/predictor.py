@@ -443,7 +443,7 @@ def _build_model(manifest: Mapping[str, Any]) -> interface.CertifiedModel:
       raise ValueError(f'its option {option} is no {kind.__name__}')
   names = manifest['class_names']
   if len(names) not in (0, options['num_classes']):
-    raise ValueError(f'its class_names are {len(names)}')
+    raise ValueError(f'its class_names are {len(names)}, not one per class')
   return MODELS[name](**options).explicit()
 
 

@@ -109,7 +109,9 @@ def check_units(images: np.ndarray) -> None:
   if images.dtype == np.uint8 or not np.any(images > 1):
     return
   if np.all(images == np.round(images)):
-    raise ValueError('whole numbers above 1: give floats in [0, 1], or uint8.')
+    raise ValueError(
+      'images of whole numbers above 1: give floats in [0, 1], or uint8.'
+    )
 
 
 def _are_unit(rows: jax.Array) -> jax.Array:
@@ -134,11 +136,13 @@ def _check(logits, head_kernel, lipschitz, floor) -> None:
   if jnp.shape(floor) not in ((), (batch,)):
     raise ValueError(f'{jnp.shape(floor)=} is neither [] nor [{batch}].')
   if not isinstance(lipschitz, jax.core.Tracer) and not lipschitz >= SANE[0]:
-    raise ValueError(f'{lipschitz=} is no bound of at least 2⁻⁶⁰.')
+    raise ValueError(f'{lipschitz=} is no bound Λ: give at least 2⁻⁶⁰.')
   if not isinstance(head_kernel, jax.core.Tracer) and not np.all(
     _are_unit(head_kernel)
   ):
-    raise ValueError('head_kernel is not unit: give models.head_kernel(…).')
+    raise ValueError(
+      'head_kernel has rows that are not unit: give models.head_kernel(…).'
+    )
 
 
 def certified_accuracy(

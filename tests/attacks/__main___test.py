@@ -1,4 +1,4 @@
-"""The command line, in this process but for one call."""
+"""Tests the command line of the attacks."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ RIGOROUS = ('--certificate=rigorous', *QUICK)
 
 @pytest.fixture(scope='module')
 def attacked(trained_run, tmp_path_factory):
-  """A workdir after its certificates were attacked."""
+  """Returns a workdir whose certificates were attacked."""
   workdir = str(tmp_path_factory.mktemp('attacked') / 'run')
   shutil.copytree(trained_run[0], workdir)
   assert cli.main([f'--workdir={workdir}', *RIGOROUS]) == 0

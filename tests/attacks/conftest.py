@@ -1,4 +1,4 @@
-"""Models whose certificates are tight: nothing hides behind slack."""
+"""Models whose certificates are tight."""
 
 import types
 
@@ -13,7 +13,7 @@ from lipnext_jax.attacks import target as target_lib
 
 @pytest.fixture(scope='session')
 def isometry():
-  """A LipNeXt that is an isometry plus a constant wherever it is looked at.
+  """Returns a LipNeXt that is an isometry plus a constant near its images.
 
   One token of 16 pixels in 16 channels; a bias of 3 keeps every feature
   positive for all x with ‖x − 1/2‖ < 3, so that neither β-Abs nor the pooling
@@ -42,14 +42,14 @@ def isometry():
 
 @pytest.fixture(scope='session')
 def exact_target(isometry):
-  """Its rigorous certificates."""
+  """Returns the rigorous certificates of `isometry`."""
   return target_lib.rigorous_target(
     isometry.model, isometry.params, isometry.images
   )
 
 
 def linear_logits(params, images):
-  """Logits are pixels times a matrix: any margin can be designed."""
+  """Returns the pixels times a matrix: margins can be designed."""
   flat = images.reshape(len(images), -1)
   weights = params['weights'].astype(flat.dtype)
   return flat @ weights + jnp.expand_dims(params['bias'], 0).astype(flat.dtype)
@@ -57,7 +57,7 @@ def linear_logits(params, images):
 
 @pytest.fixture(scope='session')
 def make_linear():
-  """(weights [d, k], bias, images, predictions, radii, closed) → a target."""
+  """Returns a function (weights [d, k], bias, images, radii) → target."""
 
   def make(weights, bias, images, radii, *, closed=True):
     target = target_lib.Target(

@@ -1,4 +1,4 @@
-"""Oracle: Python's rational numbers, entry by entry."""
+"""Tests exact distances against Python's rational numbers."""
 
 import fractions
 import math
@@ -34,7 +34,7 @@ def test_squared_distance_is_exact(pairs):
 
 @pytest.mark.parametrize('dtype', FORMATS)
 def test_comparison_next_to_the_sphere(dtype):
-  """Radii that are the neighbours of the true distance, and the float of it."""
+  """Returns the float of the true distance, and its neighbours."""
   rng = np.random.default_rng(0)
   x = rng.random((60, 3, 5)).astype(dtype)
   y = (x.astype(np.float64) + rng.normal(size=x.shape) / 8).astype(dtype)
@@ -52,7 +52,7 @@ def test_comparison_next_to_the_sphere(dtype):
 
 
 def test_a_rounded_distance_would_be_wrong():
-  """The reason for all this: float64 norms misjudge points next to a sphere."""
+  """Float64 norms misjudge points next to a sphere."""
   rng = np.random.default_rng(1)
   x, y = rng.random((2, 400, 64))
   radii = np.linalg.norm(x - y, axis=-1)

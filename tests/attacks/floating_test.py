@@ -1,4 +1,4 @@
-"""What rounding breaks, and what it must not."""
+"""Tests the floating-point walk on certificates that rounding breaks."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ FORMATS = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
 
 def rivals_ahead(isometry, target):
-  """Points beyond the nearest edge: the logits are linear, so along w_j − w_i.
+  """Returns points beyond the nearest edge, along w_j − w_i.
 
   Pulled back from features to pixels by Qᵀ.
   """
@@ -53,7 +53,7 @@ def broken(target, starts, rounds=20):
 
 @pytest.mark.parametrize('dtype', FORMATS)
 def test_at_least_in_place_of_above_is_broken_by_a_tie(make_linear, dtype):
-  """At exactly the radius two logits are equal, and the other class is first.
+  """Two logits are equal at the radius, and the other class is first.
 
   All numbers here are exact in every format.
   """
@@ -70,7 +70,7 @@ def test_at_least_in_place_of_above_is_broken_by_a_tie(make_linear, dtype):
 def test_an_assumed_constant_is_broken_by_the_drift_of_a_weight(
   isometry, exact_target
 ):
-  """A millionth above orthogonal, as training leaves it: 1 is not a bound."""
+  """The matrix is a millionth above orthogonal, so that 1 is no bound."""
   params = jax.tree.map(np.copy, isometry.params)
   params['blocks']['M'] *= np.float32(1 + 1e-6)
   proved = target_lib.rigorous_target(isometry.model, params, isometry.images)
@@ -85,7 +85,7 @@ def test_an_assumed_constant_is_broken_by_the_drift_of_a_weight(
 def test_narrow_evaluation_sold_as_float32_is_broken(
   isometry, exact_target, compute, images
 ):
-  """Radii from 8 or 11 bits of logits, whatever the format of the images."""
+  """Logits have 8 or 11 bits, for images of any format."""
   target = exact_target._replace(
     apply=target_lib.Network(isometry.model.clone(dtype=compute)),
     params=isometry.params,
@@ -122,7 +122,7 @@ def test_float32_certificates_of_a_tight_network_need_what_they_subtract(
 
 
 def test_only_the_error_bound_stands_between_float64_and_a_break(isometry):
-  """With identity matrices Λ is 1 to the last bits: no slack is left in it."""
+  """For identity matrices, Λ is 1 to the last bits."""
   params = jax.tree.map(np.copy, isometry.params)
   params['stem']['Q'] = np.eye(16, dtype=np.float32)
   params['blocks']['R'] = params['blocks']['M'][:, :8]

@@ -1,4 +1,4 @@
-"""On a linear function every attack has one right answer."""
+"""Tests gradient attacks on linear functions, where the answer is known."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ STEPS = 20
 
 @pytest.fixture(scope='module')
 def linear(make_linear):
-  """Three classes over six pixels, and each image's distance to the edge."""
+  """Returns a linear target, and each image's distance to the edge."""
   rng = np.random.default_rng(0)
   weights = rng.normal(size=(6, 3))
   images = rng.random((40, 2, 3)) * 0.2 + 0.4
@@ -53,7 +53,7 @@ def test_attacks_find_the_nearest_edge_and_nothing_before(linear, method, loss):
 
 
 def test_shrinking_steps_come_closer_than_constant_ones(linear):
-  """What APGD is for: at 1.002 times the distance, PGD mostly misses."""
+  """At 1.002 times the distance, APGD succeeds where PGD mostly fails."""
   target, nearest = linear
   rates = {}
   for method in gradient.METHODS:

@@ -6,7 +6,7 @@ from lipnext_jax.attacks import ledger as ledger_lib
 
 @pytest.fixture
 def target(make_linear):
-  """Class 1 where x_0 > 1/2; two images, at 0.75 and at 0.25."""
+  """Returns a target with class 1 where x_0 > 1/2, and two images."""
   images = np.array([[0.75, 0.5], [0.25, 0.5]])
   return make_linear(
     [[-1.0, 1.0], [0.0, 0.0]], [1.0, 0.0], images, [0.25, 0.25]

@@ -1,4 +1,4 @@
-"""Oracle: a network that is an isometry, and multiples of it."""
+"""Tests lower bounds on a network that is an isometry, and its multiples."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Oracles: the published formulas in NumPy, and geometry."""
+"""Tests losses against their formulas in NumPy, and projections."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def test_projection_stays_in_the_set_and_moves_nothing_inside(box):
 
 
 def test_random_starts_fill_the_ball_evenly():
-  """P(distance <= t ε) = t^d: its mean is d/(d + 1), here 3/4."""
+  """The mean distance is ε d/(d + 1), here 3/4 of ε."""
   center = jnp.zeros([4000, 3])
   start = jax.jit(jax.vmap(objectives.random_start))
   keys = jax.random.split(jax.random.key(0), 4000)

@@ -1,4 +1,4 @@
-"""Planted unsoundness: each certificate that is wrong is broken."""
+"""Tests that planted wrong certificates are broken, and right ones not."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def attack(target, epsilons=()):
 
 
 def changed(isometry, path, fn):
-  """The parameters with one leaf replaced; the head's bias follows its rows."""
+  """Returns the parameters with one leaf replaced."""
   params = jax.tree.map(np.copy, isometry.params)
   module, name = path.split('/')
   params[module][name] = np.float32(fn(params[module][name]))
@@ -81,7 +81,7 @@ def test_what_is_assumed_and_wrong_is_broken(isometry, path, fault, gap, least):
 
 @dataclasses.dataclass(frozen=True)
 class RawHead(target_lib.Network):
-  """Rows of norm 3, as a head without normalisation would leave them."""
+  """The head has rows of norm 3, as without normalisation."""
 
   def __call__(self, params, images):
     return 3 * super().__call__(params, images)
@@ -121,7 +121,7 @@ def attacked(exact_target):
 
 
 def test_the_true_certificates_hold_and_are_met(attacked, exact_target):
-  """They are tight: every image has a counterexample just outside its ball."""
+  """Every image has a counterexample just outside its ball."""
   assert not attacked.broken.any()
   ratios = attacked.anywhere.distances / exact_target.radii
   assert np.all(ratios >= 1)

@@ -1,4 +1,4 @@
-"""The command certifies files as the evaluation certified the test split."""
+"""Tests that the command certifies files as evaluation does."""
 
 import io
 import json
@@ -191,7 +191,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(
 
 
 def test_names_of_files_reach_the_terminal_as_text(run, capsys, tmp_path):
-  """Names may hold what a terminal obeys, line ends, and what is no text."""
+  """Names may contain control characters, line ends and invalid UTF-8."""
   workdir, folder, _ = run
   whole, bad = 'a\x1b[2J\n\udcff.npy', 'b\x1b[2J\n\udcff.npy'
   shutil.copy(f'{folder}/0.npy', tmp_path / whole)

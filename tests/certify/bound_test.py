@@ -1,4 +1,4 @@
-"""The Lipschitz bound: the product over all that a backbone applies."""
+"""Tests the Lipschitz bound, the product over all operators."""
 
 from fractions import Fraction
 import functools
@@ -47,7 +47,7 @@ def tree(depth=3, n=8, dtype=np.float32):
 
 
 def exact_product(params):
-  """‖Q‖ Π ‖M‖ (2·max(1, ‖R‖²) − 1), the norms by LAPACK."""
+  """Returns ‖Q‖ Π ‖M‖ (2·max(1, ‖R‖²) − 1), with norms from LAPACK."""
   q, r, m = (
     np.linalg.svd(np.asarray(w, np.float64), compute_uv=False)[..., 0]
     for w in (params['stem']['Q'], params['blocks']['R'], params['blocks']['M'])
@@ -103,14 +103,14 @@ GRIDS = [(1, 1), (2, 2), (3, 3), (4, 2)]  # c·h·w <= 72: dense matrices.
 
 @functools.partial(jax.jit, static_argnums=0)
 def images_of_basis(spec, weights):
-  """What the block makes of every basis vector: its matrix, by rows."""
+  """Returns the block's images of all basis vectors: its matrix, by rows."""
   n = math.prod(spec.grid) * CHANNELS
   u = jnp.eye(n).reshape(-1, CHANNELS)
   return block.apply_block(spec, weights, u).reshape(n, n)
 
 
 def block_norm(r, m, grid, padding):
-  """The Lipschitz constant of a block without σ: found, not proved."""
+  """Returns the Lipschitz constant of a block without σ, from its matrix."""
   spec = block.BlockSpec(
     grid, len(r) / 4 / CHANNELS, padding, 'beta_abs', beta=0.0, position=True,
     r_init='haar', m_init='haar', parametrization='none',

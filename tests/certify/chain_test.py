@@ -1,4 +1,4 @@
-"""The chain describes the network that runs: its constant, norms and errors."""
+"""Tests that the chain describes the network: Λ, norms and errors."""
 
 import functools
 import itertools
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures('optimized')
 
 @functools.cache
 def make(*, width=24, depth=3, channels=1, **options):
-  """A network with large constants everywhere, and some images."""
+  """Returns a network with large constants everywhere, and some images."""
   model = models.LipNeXt(
     num_classes=5,
     depth=depth,
@@ -45,7 +45,7 @@ CASES = [
 
 
 def float32_gap(model, params, images):
-  """(|errors of logit differences| of a narrow pass, their bound for float32).
+  """Returns |errors| of logit differences in float32, and their bounds.
 
   The exact pass is float64's.
   """
@@ -79,7 +79,7 @@ def test_a_float32_pass_errs_by_less_than_the_chain_says(options):
 
 @pytest.mark.parametrize('options', CASES)
 def test_the_norm_bound_holds_anywhere_in_the_ball(options):
-  """Found by gradient ascent on the pooled norm, from inside the ball."""
+  """Gradient ascent on the pooled norm starts inside the ball."""
   model, params, images = make(**options)
   radius = 2.0
   width = params['head']['kernel'].shape[1]
@@ -113,7 +113,7 @@ def test_the_norm_bound_holds_anywhere_in_the_ball(options):
 
 
 def test_constants_count_wherever_they_are_added():
-  """The stem's bias, then p and b of every block: over all tokens, channels.
+  """Tests the norms of the stem's bias and of each block's position and bias.
 
   A bias may be summed along with the product before it.
   """
@@ -150,7 +150,7 @@ def test_its_constant_is_the_lipschitz_bound():
 
 
 def test_factors_that_are_known_are_not_bounded_again(monkeypatch):
-  """A rigorous predictor proves Λ once, for its two kinds of arithmetic."""
+  """A rigorous predictor proves Λ once."""
   model, params, _ = make(depth=2)
   wanted = chain.lipnext_chain(params)
   prove, bounded = norms.spectral_norm_bound, []

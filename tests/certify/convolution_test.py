@@ -1,4 +1,4 @@
-"""Convolutions bounded: above the norm of the map that runs, and close to it.
+"""Tests that bounds on convolutions are above the norm, and close to it.
 
 The oracle is the dense matrix of `models.baselines.convolutions`, made by
 applying it to every unit image in float64, and LAPACK's largest singular value.
@@ -18,7 +18,7 @@ ORACLE_ERROR = 1e-12
 
 
 def dense_matrix(apply, grid, channels):
-  """The matrix of a linear map of [h, w, channels] arrays, float64."""
+  """Returns the matrix of a linear map of [h, w, channels] arrays, float64."""
   n = grid[0] * grid[1] * channels
   with jax.enable_x64(True):
     columns = apply(jnp.eye(n).reshape(n, *grid, channels))
@@ -38,7 +38,7 @@ def random_kernel(k=3, ch=3, c=4, seed=0):
 
 
 def alternating():
-  """A kernel whose worst input changes sign from pixel to pixel.
+  """Returns a kernel whose worst input changes sign from pixel to pixel.
 
   On an odd circular grid no image does so, with zero padding nearly.
   """
@@ -84,7 +84,7 @@ def other_padding(kernel, grid, padding):
 
 
 def power_iteration(kernel, grid, padding):
-  """Planted: what training uses. It approaches from below."""
+  """Planted: power iteration, as in training, from below."""
   kernel = jnp.asarray(kernel, jnp.float32)
   return float(convolutions.power_iteration(kernel, grid, padding, 3))
 
@@ -110,7 +110,7 @@ def test_the_check_rejects(fault, padding, case):
 
 @pytest.mark.parametrize('grid', [(3, 4), (4, 5), (2, 1)])
 def test_a_spectrum_is_bounded_whatever_its_numbers_are(grid):
-  """Not only those of a real kernel: every half spectrum is a map."""
+  """The bound holds for any numbers, not only those of a real kernel."""
   rng = np.random.default_rng(0)
   spectrum = 5 * rng.normal(size=(grid[0], grid[1] // 2 + 1, 2, 3, 3))
 

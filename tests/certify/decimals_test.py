@@ -1,4 +1,4 @@
-"""Digits that are printed never claim more than the number they stand for."""
+"""Tests that printed digits never claim more than their number."""
 
 from fractions import Fraction
 import json
@@ -24,7 +24,7 @@ def check_down(fn):
 
 
 def check_product(fn):
-  """As a reader of the JSON sees it: by its decimals."""
+  """Checks the decimals that JSON prints."""
   for value in NUMBERS:
     exact = 255 * Fraction(value)
     shown = Fraction(json.dumps(fn(value, 255)))

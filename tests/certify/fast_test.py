@@ -1,4 +1,4 @@
-"""Fast certificates: constants made to fool float32 get no radius from it."""
+"""Tests that crafted constants get no radius from fast certificates."""
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ def certify_fast(params, images):
 
 
 def make(stem=0.0, head=0.0, pos=0.0):
-  """Weights with constants that one layer adds and the next takes away."""
+  """Returns weights with constants that one layer adds and the next removes."""
   params = jax.tree.map(np.array, START)
   params['stem']['bias'] += np.float32(stem)
   params['blocks']['pos'][1] += np.float32(pos)
@@ -52,7 +52,7 @@ CRAFTED = [
 
 
 def untested(params, images):
-  """Planted: Λ is proved, and float32 trusted with every margin."""
+  """Planted: radii with a proved Λ that ignore float32's rounding."""
   logits = np.asarray(LOGITS(params, images))
   rows = np.float64(models.head_kernel({'params': params}))
   p = np.argmax(logits, axis=-1)
@@ -65,7 +65,7 @@ def untested(params, images):
 
 
 def count_broken(params, predictions, radii):
-  """Certificates with a point well inside that the same program answers."""
+  """Counts certificates with another answer well inside the ball."""
   rng, broken = np.random.default_rng(1), np.zeros(len(IMAGES), bool)
   for _ in range(30):
     d = rng.normal(size=IMAGES.shape)
@@ -90,7 +90,7 @@ def test_crafted_constants_certify_nothing_and_honest_ones_all():
 
 @pytest.mark.parametrize('case', CRAFTED)
 def test_bare_logits_get_no_bound_or_no_radius_where_constants_hide(case):
-  """`certified_radius` sees no weights: `lipschitz_bound` looks at them."""
+  """`certified_radius` sees no weights, so `lipschitz_bound` checks them."""
   params = make(**case)
   if set(case) == {'head'}:  # Seen in the logits.
     lipschitz = certify.lipschitz_bound(params)
@@ -119,7 +119,7 @@ def test_bare_radii_above_what_is_said_hold_at_the_largest_constants():
 
 
 def test_the_floor_is_that_of_the_recursion_and_not_far_above():
-  """B of every step, as `rounding` has it; the factors stretch by 1 + 1e-5."""
+  """B bounds the norm after every step, by `rounding`."""
   trees = [make(), make(stem=3.0, pos=0.5), make(head=7.0)]
   neck = MODEL.clone(pool='neck', neck_width=40, neck_depth=2)  # Wider.
   for params in [*trees, networks.draw(neck, IMAGES.shape[1:])]:
@@ -135,7 +135,7 @@ def test_the_floor_is_that_of_the_recursion_and_not_far_above():
 
 
 def test_constants_are_amplified_by_what_stretches_and_by_no_less():
-  """Of a model with convolutions: factors 3 and 1/2, biases on four tokens."""
+  """The model has convolutions of factors 3 and 1/2, and four tokens."""
   kernels = np.zeros((2, 1, 1, 1, 1))
   kernels[:, 0, 0, 0, 0] = 3, 0.5
   params = {

@@ -1,4 +1,4 @@
-"""Spectral norms bounded: above the truth, exactly; and not far above it.
+"""Tests that bounds on spectral norms are above the norm, and close.
 
 "Exactly" is meant: floats are rationals, so that b >= ‖W‖₂ is the question
 whether b² I − WᵀW is positive semi-definite, which Bareiss' elimination
@@ -25,7 +25,7 @@ def qr(m, n, seed=0):
 
 
 def exceeds_norm(b, w):
-  """Whether b > ‖w‖₂, decided exactly: all leading minors of b²I − WᵀW > 0."""
+  """Returns whether b > ‖w‖₂, exactly: all leading minors of b²I − WᵀW > 0."""
   w = np.asarray(w, np.float64)
   w = w if w.shape[0] >= w.shape[1] else w.T
   columns = [[Fraction(float(v)) for v in column] for column in w.T]
@@ -51,7 +51,7 @@ def test_the_exact_decision_is_right_on_known_norms():
 
 
 def small_matrices():
-  """Matrices of a few rows, in and far from the orthogonal group."""
+  """Returns small matrices, in the orthogonal group and far from it."""
   rng = np.random.default_rng(0)
   yield 'haar float32', qr(5, 5).astype(np.float32)
   yield 'haar float64', qr(4, 4, 1)
@@ -133,12 +133,12 @@ def check_one_sided(fn, w):
 
 
 def long_and_short():
-  """Rows of several lengths, the longest of them 1.01."""
+  """Returns rows of several lengths, 1.01 at most."""
   return np.diag([1.01, 0.5, 0.9, 0.3]) @ qr(4, 4)
 
 
 def two_sided(w):
-  """Planted: 1 + ‖WᵀW − I‖, which charges what is too short."""
+  """Planted: 1 + ‖WᵀW − I‖, which is large for short rows."""
   d = np.float64(w) @ np.float64(w).T - np.eye(len(w))
   return math.sqrt(1 + np.linalg.norm(d, 2))
 
@@ -152,7 +152,7 @@ def test_what_shrinks_costs_nothing():
 
 
 def power_iteration(w, steps=20):
-  """Planted: what training loops use. It approaches from below."""
+  """Planted: power iteration, as in training, from below."""
   w = np.asarray(w, np.float64)
   v = np.ones(w.shape[1])
   for _ in range(steps):
@@ -162,7 +162,7 @@ def power_iteration(w, steps=20):
 
 
 def normalised_defect(w):
-  """Planted: 1 + ‖WᵀW − I‖_F/√n, the defect that papers like to plot."""
+  """Planted: 1 + ‖WᵀW − I‖_F/√n, a mean in the place of a maximum."""
   n = w.shape[1]
   d = w.T @ w - np.eye(n)
   return 1 + float(np.linalg.norm(d)) / math.sqrt(n)
@@ -174,7 +174,7 @@ def assumed_one(w):
 
 
 def one_bad_direction(n=6):
-  """Orthogonal but for one singular value: 1.001."""
+  """Returns an orthogonal matrix with one singular value of 1.001."""
   u, v = qr(n, n, 11), qr(n, n, 12)
   return u @ np.diag([1.001] + [1.0] * (n - 1)) @ v
 
@@ -193,7 +193,7 @@ def test_exact_check_rejects(fault):
 
 
 def near_orthogonal(n, defects, seed=0):
-  """U diag(1 + defects) Vᵀ in float64, defects of length n."""
+  """Returns U diag(1 + defects) Vᵀ in float64."""
   return (qr(n, n, seed) * (1 + np.asarray(defects))) @ qr(n, n, seed + 1)
 
 

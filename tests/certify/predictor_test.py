@@ -1,4 +1,4 @@
-"""A predictor file gives the model's radii again, and trusts nothing in it."""
+"""Tests that a predictor file gives the model's radii, and is not trusted."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ NAMES = ('a', 'b', 'c', 'd', 'é')
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-  """(path, model, params, images, manifest)."""
+  """Returns (path, model, params, images, manifest)."""
   model = models.LipNeXt(num_classes=5, depth=2, width=16, patch_size=4)
   images = np.random.default_rng(0).random((7, *SHAPE)).astype(np.float32)
   params = networks.draw(model, SHAPE, scale=0.0)
@@ -175,7 +175,7 @@ def test_images_are_floats_in_unit_pixels_or_bytes(made, certificate):
 
 
 def test_crafted_constants_certify_nothing(made, tmp_path):
-  """The head's bias grows by 2²⁴; what Λ says stays the same."""
+  """The head's bias grows by 2²⁴, which Λ does not see."""
   head = made[2]['head']
   crafted = {**head, 'bias': head['bias'] + np.float32(2**24)}
   path = str(tmp_path / 'crafted.lipnext')
@@ -185,7 +185,7 @@ def test_crafted_constants_certify_nothing(made, tmp_path):
 
 
 def forge(made, tmp_path, *, arrays=None, sign=True, **fields):
-  """Writes a copy with other arrays and metadata; ...: left out."""
+  """Writes a copy with other arrays and metadata; ... leaves one out."""
   found = dict(safetensors.numpy.load_file(made[0]), **(arrays or {}))
   found = {name: array for name, array in found.items() if array is not ...}
   with safetensors.safe_open(made[0], framework='numpy') as file:
@@ -213,7 +213,7 @@ def refusal(path):
 def test_constants_come_from_the_weights_not_from_the_file(
   made, loaded, tmp_path
 ):
-  """A signed file that states less gets the radii that are proved."""
+  """A signed file with smaller constants gets the radii that are proved."""
   path = forge(made, tmp_path, lipschitz_bound=0.01, offset=0.0, units='mm')
   found = certify.load_predictor(path)
   assert found.manifest == loaded.manifest

@@ -1,4 +1,4 @@
-"""Certified radii: a float64 oracle, and linear models attacked in closed form.
+"""Tests certified radii: a float64 oracle, attacks in closed form.
 
 For f(x) = W x + b (backbone: the identity, Λ = 1) the certificate is exact:
 the nearest point that ties i with j lies at (f_i − f_j)/‖w_i − w_j‖ along
@@ -24,7 +24,7 @@ def unit(w):
 
 
 def brute_force(logits, rows, lipschitz=1.0):
-  """(prediction, radius) of one example, by loops in float64."""
+  """Returns (prediction, radius) of one example, by loops in float64."""
   if not np.all(np.isfinite(logits)):
     return int(np.argmax(logits)), 0.0
   p = max(range(len(logits)), key=lambda j: logits[j])
@@ -104,7 +104,7 @@ def float32_radius(logits, kernel, lipschitz=1.0):
 
 
 def check_close_rows(radius_fn):
-  """Rows as stored, whose distance float32 loses: radii against the exact."""
+  """Float32 loses the distance of the rows; the radii are not too large."""
   rng = np.random.default_rng(0)
   near = np.float32([[1, 0, 0], [1, 0, 0]])
   cases = [
@@ -175,7 +175,7 @@ STEP = 1e-9
 
 
 def linear_models(seeds=range(12)):
-  """(W unit rows, b, x): random, antipodal, clustered and two-class heads."""
+  """Returns (unit rows W, b, x) of heads of several kinds."""
   for seed in seeds:
     rng = np.random.default_rng(seed)
     w = unit(rng.normal(size=(5, 3)))
@@ -266,7 +266,7 @@ def test_attack_finds_a_distance_of_two_not_tight():
 
 
 def check_accuracy(fn):
-  """Counts with exact rationals, radii placed at, below and above ε."""
+  """Counts radii at, below and above ε in rational numbers."""
   epsilons = [0.0, 36 / 255, 0.25, 1.0]
   radii = np.array(
     [r for e in epsilons for r in (e, np.nextafter(e, 9), np.nextafter(e, -9))]

@@ -1,4 +1,4 @@
-"""Rigorous certificates: true for float64 as it runs, and not needlessly small.
+"""Tests that rigorous certificates hold in float64 and are not too small.
 
 The oracle is the same network written out again in NumPy's 80-bit floats
 (u = 2⁻⁶⁴), beside which float64's own rounding (2⁻⁵³) is plain to see.
@@ -49,7 +49,7 @@ def make_parts(**options):
 
 
 def wide_logits(model, params, images):
-  """The network once more, in 80 bits: einsum, roll and abs."""
+  """Returns the logits in 80-bit floats, from einsum, roll and abs."""
   p = jax.tree.map(lambda leaf: np.asarray(leaf).astype(WIDE), params)
   x = images.astype(WIDE) - WIDE(0.5)
   b, side, k = len(x), x.shape[1], model.patch_size
@@ -125,7 +125,7 @@ def test_float64_logits_err_by_less_than_reported(options):
 
 
 def linear_network():
-  """A network that is one isometry on its 64 pixels: nothing is lost.
+  """Returns a network that is an isometry of its 64 pixels.
 
   One token (patch = image), β = 0, biases that keep all features far above
   zero, so that pooling is the identity: logit differences have the slope
@@ -139,7 +139,7 @@ def linear_network():
 
 
 def test_the_answer_holds_up_to_the_radius_and_no_further():
-  """Along the directions in which f_i − f_j falls fastest."""
+  """Attacks along the directions in which f_i − f_j falls fastest."""
   model, params, images = linear_network()
   found = certify.rigorous_radius(model, params, images)
   assert np.all(found.radii > 0)
@@ -184,7 +184,7 @@ def claimed(found):
 
 
 def check_own_balls(logits, norms, head, steps, radii_of=claimed):
-  """Raises where more is claimed than E of each rival's own ball leaves."""
+  """Raises unless each radius leaves 2E of the rival's own ball."""
   found = rigorous.radii_from_logits(logits, norms, head, steps)
   p = found.predictions[0]
   rivals = np.delete(np.arange(logits.shape[1]), p)
@@ -207,7 +207,7 @@ def test_a_far_rival_pays_for_the_rounding_in_its_own_ball():
   assert found.rival_radii[0, 2] > 1e5 * found.rival_radii[0, 1] > 0
 
   def one_ball(found):
-    """Planted: the same E, that of the nearest rival's ball, for all."""
+    """Planted: E of the nearest rival's ball for all rivals."""
     slopes = found.lipschitz * head.distances[0]
     with np.errstate(divide='ignore', invalid='ignore'):
       return (logits[0, 0] - logits[0] - 2 * found.logit_errors) / slopes
@@ -222,7 +222,7 @@ def test_the_error_is_that_of_the_whole_ball_not_of_its_centre():
   check_own_balls(logits, norms, head, steps)
 
   def of_the_centre(found):
-    """Planted: E at the image, whose norm is a millionth of the radius."""
+    """Planted: E at the image, not in the ball."""
     reach = rounding.propagate(steps, norms)
     rounded = rigorous.pair_errors(reach, head, found.predictions)[0]
     slopes = found.lipschitz * head.distances[0]
@@ -233,7 +233,7 @@ def test_the_error_is_that_of_the_whole_ball_not_of_its_centre():
 
 
 def test_the_error_is_subtracted_twice():
-  """Once at the image, once at the other point; margins of a few E."""
+  """Both the image and the other point err; margins are a few E."""
   head, steps = make_parts()
   norms = np.array([1e9])  # Beside it, no radius here enlarges the ball.
   reach = rounding.propagate(steps, norms)
@@ -247,7 +247,7 @@ def test_the_error_is_subtracted_twice():
 
 
 def test_features_that_err_towards_a_rival_are_covered():
-  """What is common to both logits: e along w_i − w_j moves the gap by d·e."""
+  """An error e of the features along w_i − w_j moves the margin by d·e."""
   _, params, _ = make()
   head = rigorous.read_head(params)
   reach = rounding.Reach(np.ones(1), np.array([0.5]))
@@ -261,7 +261,7 @@ def test_features_that_err_towards_a_rival_are_covered():
 
 
 def float32_head(kernel, bias, z):
-  """Logits in float32, every sum term by term; and the exact ones."""
+  """Returns float32 logits, summed term by term, and the exact ones."""
   kernel, bias, z = map(np.float32, (kernel, bias, z))
   norms = np.sqrt(np.add.accumulate(kernel**2, axis=1)[:, -1:])
   terms = kernel / norms * z
@@ -272,7 +272,7 @@ def float32_head(kernel, bias, z):
 
 
 def head_error(kernel, bias, z):
-  """(error of f_0 − f_1 in float32, its bound), of features that are exact."""
+  """Returns the error of f_0 − f_1 in float32, from exact features; a bound."""
   logits, exact = float32_head(kernel, bias, z)
   params = {'head': {'kernel': np.float32(kernel), 'bias': np.float32(bias)}}
   head = rigorous.read_head(params, rounding.FLOAT32)
@@ -297,7 +297,7 @@ def test_the_head_rounds_its_sums_and_its_bias():
 
 
 def test_a_rival_with_the_same_row_leaves_the_other_radii_alone():
-  """Its own ball is vast; the radius is that of the nearest rival's."""
+  """The ball of that rival is vast; the radius is the nearest rival's."""
   _, params, _ = make()
   kernel = np.array(params['head']['kernel'])
   kernel[1] = kernel[0]
@@ -356,7 +356,7 @@ KERNEL = np.float32([[3, 4, 0, 0], [0, 5, 12, 0], [-4, 0, 3, 0]])
 
 
 def exact_logits(params, image):
-  """The network of one token in rationals: pooling is |·|, S − I is 0."""
+  """Returns the logits of a network of one token in rational numbers."""
 
   def add(x, c):
     return [a + Fraction(float(b)) for a, b in zip(x, c, strict=True)]
@@ -385,7 +385,7 @@ def exact_logits(params, image):
 
 
 def hostile_network(seed):
-  """Constants of any size, and a margin down to 1e-16 of the logits."""
+  """Returns weights with large constants and margins down to 1e-16."""
   rng = np.random.default_rng(seed)
   image = np.full((2, 2, 1), 0.5) if seed % 2 else rng.random((2, 2, 1))
   params = networks.draw(ONE_TOKEN, (2, 2, 1), seed)
@@ -411,7 +411,7 @@ def hostile_network(seed):
 
 
 def count_broken(certifier, cases):
-  """(certified, of these with an exact counterexample in the ball)."""
+  """Counts certificates, and those with an exact counterexample."""
   certified = broken = 0
   for seed, (params, images) in enumerate(cases):
     p, radius = certifier(params, images)
@@ -430,7 +430,7 @@ def ours(params, images):
 
 
 def without_error(params, images):
-  """Planted: float64 margins over slopes."""
+  """Planted: radii that ignore float64's rounding."""
   logits, _ = float64_logits(ONE_TOKEN, params, images)
   p, distances = np.argmax(logits[0]), rigorous.read_head(params).distances
   margins = np.delete((logits[0, p] - logits[0]) / distances[p], p)
@@ -447,7 +447,7 @@ def test_no_hostile_network_breaks_a_rigorous_certificate():
 
 
 def half_image(scale):
-  """x = 1/2: all that is left of E is its constant part, which is not scaled.
+  """At x = 1/2, E has its constant part alone, which is not scaled.
 
   Eight blocks add a quarter of a unit of the bias each, which float64 loses;
   the head adds a whole one to the other class.

@@ -1,4 +1,4 @@
-"""The rounding bound: never below what an arithmetic does, nor far above it.
+"""Tests that the bound on rounding is above all errors, and not far.
 
 Float32 is the arithmetic under test and float64 the exact one: 29 bits apart,
 so that what float64 itself rounds (2⁻⁵³ against 2⁻²⁴) does not show.
@@ -14,7 +14,7 @@ UNIT = FLOAT32.unit
 
 
 def float32_product(w, a, order):
-  """W a with every sum taken in float32, term by term, in the given order."""
+  """Returns W a with float32 sums, term by term, in the given order."""
   terms = np.float32(w)[:, order] * np.float32(a)[order]  # Rounded once.
   return np.add.accumulate(terms, axis=1, dtype=np.float32)[:, -1]
 
@@ -35,7 +35,7 @@ def bound_of(steps, a):
 
 
 def products():
-  """Matrices and vectors, some of which make every rounding go one way."""
+  """Returns matrices and vectors; in some, all roundings go one way."""
   rng = np.random.default_rng(0)
   n = 64
   haar = np.linalg.qr(rng.normal(size=(n, n)))[0]
@@ -95,7 +95,7 @@ def test_adding_a_constant_and_pooling_round():
 
 
 def test_a_sum_that_starts_from_the_bias_is_covered():
-  """acc = b; acc += w_i a_i: what a GEMM with the bias as its C may do."""
+  """A product with a bias may start its sums from the bias."""
   n = 512
   terms = np.full(n, UNIT, np.float32)  # Each is lost beside b = 1.
   folded = np.add.accumulate(np.append(np.float32(1), terms))[-1]
@@ -110,7 +110,7 @@ def test_a_sum_that_starts_from_the_bias_is_covered():
 
 
 def test_products_that_underflow_are_covered():
-  """1e-20 squared is below the smallest float32: all of the result is lost."""
+  """The square of 1e-20 is below the smallest float32 number."""
   a = np.full(4, 1e-20)
   _, error = bound_of([product_step(np.full((1, 4), 1e-20))], a)
   assert error >= 4e-40
@@ -137,7 +137,7 @@ def shift_step(r, tokens):
 
 
 def run_shift(r, a, dtype, *, joined):
-  """a + Rᵀ(S − I)R a on a ring of tokens, every sum taken term by term.
+  """Returns a + Rᵀ(S − I)R a on a ring of tokens, summed term by term.
 
   Args:
     r: [k, c].
@@ -159,7 +159,7 @@ def run_shift(r, a, dtype, *, joined):
 
 
 def shifts():
-  """R and features, some of which make every rounding go one way."""
+  """Returns R and features; in some, all roundings go one way."""
   rng = np.random.default_rng(0)
   q = np.linalg.qr(rng.normal(size=(32, 32)))[0]
   for scale in (1.0, 1.3, 0.5):
@@ -178,7 +178,7 @@ SHIFTS = {name: case for name, *case in shifts()}
 
 
 def shift_ratio(r, a, *, joined, arithmetic=FLOAT32, **fault):
-  """The error of float32 over its bound, with what `fault` replaces."""
+  """Returns the error of float32 over its bound, with a fault in the step."""
   r, a = np.float32(r), np.float32(a)
   exact = run_shift(r, a, np.float64, joined=joined)
   error = np.linalg.norm(run_shift(r, a, np.float32, joined=joined) - exact)
@@ -209,7 +209,7 @@ def test_the_check_of_shifts_rejects(name, fault):
 
 
 def test_an_error_that_came_in_is_stretched_by_the_whole_shift():
-  """By 2‖R‖² − 1, which a ring of two tokens attains."""
+  """The error grows by 2‖R‖² − 1, which a ring of two tokens attains."""
   r = 1.1 * np.eye(4)
   first = rounding.AddConstant(0.0, 8)
   e = rounding.propagate([first], np.array([1.0]), FLOAT32).error[0]

@@ -1,4 +1,4 @@
-"""Packed skew matrices: nothing lost, nothing added."""
+"""Tests that packing skew matrices loses nothing."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +38,7 @@ def test_packed_is_every_entry_above_the_diagonal(n):
 
 @pytest.mark.parametrize('n', SIZES)
 def test_elementwise_odd_rules_see_the_same_entries(n):
-  """sign(Ω)·√|Ω| of what is packed is that of Ω; linear combinations too.
+  """Raises unless sign(Ω)·√|Ω| and sums commute with packing.
 
   What is unpacked is skew, whatever was packed.
   """

@@ -1,4 +1,4 @@
-"""Steps through n×n coefficients against dense N×N rotations in float64."""
+"""Tests the steps of `ambient` against dense rotations in float64."""
 
 import jax
 from jax.extend import core
@@ -17,7 +17,7 @@ ORDERS = {2: (9, 9, 9), 3: (0, 9, 9), 4: (0, 0, 9), None: (0, 0, 0)}
 
 
 def problem(shape, size=1.0, seed=0):
-  """X [m, n], m >= n, with orthonormal columns, and Y of norm `size`."""
+  """Returns X [m, n], m >= n, of orthonormal columns, and Y of norm `size`."""
   rng = np.random.default_rng(seed)
   m, n = max(shape), min(shape)
   x = np.linalg.qr(rng.normal(size=(m, n)))[0]
@@ -26,12 +26,12 @@ def problem(shape, size=1.0, seed=0):
 
 
 def oriented(shape, *arrays):
-  """The tall arrays, or their transposes, in the JAX of the moment."""
+  """Returns the tall arrays, or their transposes, as JAX arrays."""
   return [jnp.asarray(a if shape[0] >= shape[1] else a.T) for a in arrays]
 
 
 def generator(x, y):
-  """The skew matrix A [m, m] of a step, dense."""
+  """Returns the skew matrix A [m, m] of a step."""
   d = y - x @ (x.T @ y + y.T @ x) / 2
   p = d - x @ (x.T @ d) / 2
   return p @ x.T - x @ p.T
@@ -135,7 +135,7 @@ def descend(tx, x, loss, steps):
 
 
 def eigenspace(shape, seed=0):
-  """(loss, its minimum): −tr(D XᵀSX), whose optimum is an eigenbasis of S."""
+  """Returns the loss −tr(D XᵀAX), which an eigenbasis of A minimises; minimum."""
   m, n = max(shape), min(shape)
   rng = np.random.default_rng(seed)
   q = np.linalg.qr(rng.normal(size=(m, m)))[0]
@@ -155,7 +155,7 @@ def eigenspace(shape, seed=0):
   [((20, 3), True), ((3, 20), True), ((8, 8), True), ((3, 20), False)],
 )
 def test_with_sgd_both_paths_are_the_same_mathematics(shape, exact):
-  """On the manifold, that is: what Taylor polynomials leave is retracted."""
+  """Exact steps or retractions keep both on the manifold."""
   with jax.enable_x64(True):
     loss, _ = eigenspace(shape, seed=1)
     (x,) = oriented(shape, problem(shape)[0])
@@ -187,7 +187,7 @@ def test_adam_ends_at_the_same_optimum_on_both_paths():
 
 
 def largest(jaxpr):
-  """Entries of the largest array in a program."""
+  """Returns the size of the largest array in a program."""
   sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
   for eqn in jaxpr.eqns:
     sizes += [largest(sub) for sub in core.jaxprs_in_params(eqn.params)]

@@ -1,4 +1,4 @@
-"""What optax asks of every optimizer, asked of each of ours."""
+"""Tests our optimizers as optax tests its own."""
 
 import functools
 
@@ -78,7 +78,7 @@ def test_types_are_kept_and_one_program_serves(case, run_counted, noise):
 
 @every_case
 def test_injected_in_scan_behind_cond_it_is_the_same_step(case, noise):
-  """Four steps in a scan, of which a cond skips two: two plain steps."""
+  """A scan of four steps, two of them skipped by a cond, takes two steps."""
   make, params = CASES[case]
   grads = noise(params, 0)
   # In the parameters' bfloat16, the default, a b2 of 0.999 would be 1.

@@ -1,4 +1,4 @@
-"""One way to run a transformation, which checks what every one must keep."""
+"""Fixtures that run a transformation and check its types."""
 
 import jax
 import numpy as np
@@ -35,13 +35,13 @@ def _run_counted(tx, params, grads_of, steps=4):
 
 @pytest.fixture(scope='session')
 def run_counted():
-  """(tx, params, grads_of, steps) → (params, state), with checks."""
+  """Returns `_run_counted`."""
   return _run_counted
 
 
 @pytest.fixture(scope='session')
 def noise():
-  """(params, seed) → gradients like them, normal, of the given dtype."""
+  """Returns a function (params, seed) → normal gradients like them."""
 
   def make(params, seed):
     rng = np.random.default_rng(seed)

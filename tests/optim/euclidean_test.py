@@ -1,4 +1,4 @@
-"""NAdam against a float64 transcription of torch's; lookahead by hand."""
+"""Tests NAdam against torch's algorithm in float64, lookahead by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from lipnext_jax.optim import scheduled_nadam
 
 
 def torch_nadam(grads, lr, b1=0.9, b2=0.999, eps=1e-8, momentum_decay=4e-3):
-  """The algorithm of torch.optim.NAdam's documentation, float64, per step."""
+  """Yields the weights of torch.optim.NAdam's documented steps, in float64."""
   m, v, mu_product, theta = 0.0, 0.0, 1.0, 0.0
   for t, g in enumerate(np.asarray(grads, np.float64), start=1):
     mu = b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
@@ -173,7 +173,7 @@ def check_lookahead(tx):
 
 
 def synced_at_zero():
-  """Planted: as if the first sync had happened before the first step."""
+  """Planted: a first sync before the first step."""
   inner = lookahead(optax.sgd(1.0), period=2, weight=0.5)
 
   def init(params):

@@ -1,4 +1,4 @@
-"""FastExp against float64 oracles, its closed-form drift, its product count."""
+"""Tests FastExp: float64 oracles, closed forms of its drift, product counts."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ ORDERS = {2: 0.049, 3: 0.24, 4: 0.95}  # Order → a norm just inside its band.
 
 
 def spectrum(n, kind):
-  """Eigen-angles of a skew matrix, unnormalised, [n // 2]."""
+  """Returns eigen-angles [n // 2] of a skew matrix of any norm."""
   return {
     'dense': np.linspace(1, 2, n // 2),
     'equal': np.ones(n // 2),
@@ -30,7 +30,7 @@ def spectrum(n, kind):
 
 
 def skew_matrix(n, norm, kind='dense', seed=0, dtype=np.float32):
-  """A skew matrix with ‖A‖_F = norm and eigen-angles of a kind, [n, n]."""
+  """Returns a skew matrix [n, n] of a norm, with eigen-angles of a kind."""
   rng = np.random.default_rng(seed)
   q = scipy.linalg.qr(rng.normal(size=(n, n)))[0]
   a = np.zeros((n, n))
@@ -43,7 +43,7 @@ def skew_matrix(n, norm, kind='dense', seed=0, dtype=np.float32):
 
 
 def taylor(a, order):
-  """Σ_{1<=k<=order} A^k/k! in the dtype of A."""
+  """Returns Σ_{1<=k<=order} A^k/k! in the dtype of A."""
   term = out = a
   for k in range(2, order + 1):
     term = term @ a / k
@@ -82,7 +82,7 @@ NORMS = (0, 1e-6, 1e-3, 0.049, 0.051, 0.24, 0.26, 0.95, 1.05, 3, 10, 30, 100)
 
 
 def stack_of(n, norms):
-  """Skew matrices of all kinds and norms, [kinds·norms, n, n]."""
+  """Returns skew matrices of all kinds and norms, [kinds·norms, n, n]."""
   return np.stack(
     [skew_matrix(n, x, kind, i) for kind in KINDS for i, x in enumerate(norms)]
   )
@@ -90,7 +90,7 @@ def stack_of(n, norms):
 
 @pytest.mark.parametrize('n', [2, 5, 65])
 def test_fast_expm1_matches_its_definition(n):
-  """In one stack: each matrix takes the branch of its own norm."""
+  """Each matrix of a stack takes the branch of its own norm."""
   stack = stack_of(n, NORMS)
   out = jit_expm1(jnp.asarray(stack.reshape(len(KINDS), -1, n, n)))
   assert out.shape == (len(KINDS), len(NORMS), n, n)
@@ -197,7 +197,7 @@ def check_projected(fn, a):
 
 @pytest.mark.parametrize('n', [2, 5, 65])
 def test_projected_steps_match_their_definition(n):
-  """However large: no plane turns by a quarter, to the last angle of 6e4."""
+  """No plane makes a quarter turn, for angles up to 6e4."""
   stack = stack_of(n, (1.05, 3, 30, 1e3))
   out = np.asarray(jit_projected(jnp.asarray(stack)))
   for a, e in zip(stack, out, strict=True):
@@ -276,7 +276,7 @@ def test_drift_is_the_closed_form_of_the_order(order):
 
 
 def products(jaxpr, branch):
-  """dot_generals executed once, `branch` being taken in every 4-way switch."""
+  """Counts the dot_generals of a run with `branch` in every 4-way switch."""
   count = 0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'dot_general':

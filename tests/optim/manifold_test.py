@@ -1,4 +1,4 @@
-"""The lifted optimizer: by brute force, inside all of optax, over time."""
+"""Tests the lifted optimizer: brute force, optax wrappers, many steps."""
 
 import functools
 
@@ -24,7 +24,7 @@ EPS = float(np.finfo(np.float32).eps)
 
 
 def start(shape, seed=0):
-  """Orthonormal rows or columns, [..., m, n] float32."""
+  """Returns matrices [..., m, n] with orthonormal rows or columns, float32."""
   x = np.random.default_rng(seed).normal(size=shape)
   u, _, vt = np.linalg.svd(x, full_matrices=False)
   return jnp.asarray(u @ vt, jnp.float32)
@@ -37,7 +37,7 @@ def gradient(shape, seed=1):
 
 
 def compile_step(tx):
-  """(gradient, state, parameters) → (parameters, state), in one program."""
+  """Returns a compiled function (g, state, x) → (x, state)."""
 
   @jax.jit
   def step(g, state, x):
@@ -48,7 +48,7 @@ def compile_step(tx):
 
 
 def run(tx, x, steps, grad_fn=None, state=None, step=None):
-  """`steps` updates with fresh gradients; returns parameters and state."""
+  """Takes `steps` steps with fresh gradients; returns parameters and state."""
   state = tx.init(x) if state is None else state
   grad_fn = grad_fn or (
     lambda x, t: jax.tree.map(lambda p: gradient(p.shape, 100 + t), x)
@@ -67,7 +67,7 @@ def run_once(tx, g, x, **kwargs):
 
 
 def projected(delta):
-  """The nearest orthogonal matrix to I + Δ."""
+  """Returns the orthogonal matrix nearest to I + Δ."""
   return scipy.linalg.polar(np.eye(len(delta)) + delta)[0]
 
 
@@ -75,7 +75,7 @@ CURVES = {'exponential': scipy.linalg.expm, 'projection': projected}
 
 
 def exact_steps(x, grads, lr, period=None, alpha=0.5, curve='exponential'):
-  """The definition, with SGD: float64 and SciPy throughout."""
+  """Returns X and X_slow after steps of SGD, in float64 with SciPy."""
   turn = CURVES[curve]
   x = np.asarray(x, np.float64)
   tall = x.shape[0] > x.shape[1]
@@ -136,7 +136,7 @@ def test_large_steps_are_projected_if_asked():
 
 
 def faulty(step, skew_out=True):
-  """A lifted optimizer with `step(x, delta)` → new x, and nothing else."""
+  """Returns a lifted optimizer that takes `step(x, delta)` and nothing else."""
 
   def make(inner, **_):
     def init(x):
@@ -243,7 +243,7 @@ def test_the_derivative_rejects(fault):
 
 
 def test_what_the_inner_rule_makes_becomes_skew():
-  """The rule sees packed skew(XᵀG) and the origin, and is not odd itself."""
+  """The rule here is not odd; it sees packed skew(XᵀG), and zeros."""
 
   def update(updates, state, params=None):
     del state
@@ -299,7 +299,7 @@ def test_ten_thousand_steps_and_a_restore_end_on_the_manifold(
 
 
 def test_drift_is_the_closed_form_until_a_retraction_removes_it():
-  """Worst case for order 2: one plane, always turned the same way."""
+  """The worst case of order 2 is one plane that always turns the same way."""
   turn = np.zeros((6, 6), np.float32)
   turn[1, 0], turn[0, 1] = 0.03, -0.03
 
@@ -403,7 +403,7 @@ def test_extra_arguments_reach_the_inner_rule():
 
 
 def products(jaxpr, branch, retract=False):
-  """dot_generals of one matrix and step, for one branch of FastExp."""
+  """Counts the dot_generals of a matrix and step, for a branch of FastExp."""
   count = 0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'dot_general':
@@ -422,7 +422,7 @@ def trace_update(tx, shape):
 
 
 def loops_of(jaxpr):
-  """The loops over matrices that may be not due, in their order."""
+  """Returns the loops over matrices that are not always due, in order."""
   return [e for e in jaxpr.eqns if e.primitive.name == 'while']
 
 
@@ -458,7 +458,7 @@ def test_at_most_four_products_a_matrix_and_step(shape, period, large_steps):
 
 
 def test_plain_steps_never_touch_the_slow_weights():
-  """Their loop reads X and Δ and writes over the gradient, no more."""
+  """Their loop reads X and Δ, and writes over the gradient."""
   tx = orthogonal(optax.adam(1e-3), lookahead_period=6)
   stacks = [
     sum(v.aval.ndim == 3 for v in loop.invars)
@@ -574,7 +574,7 @@ def test_where_values_are_known_changed_updates_raise():
 
 
 def scaled_rejection(tx):
-  """Every second step is thrown away, as by a caller who checks the loss."""
+  """Wraps `tx` so that every second step is thrown away."""
 
   def update(updates, state, params=None):
     count, inner = state
@@ -639,7 +639,7 @@ def test_degenerate_shapes_pass():
 
 
 def test_no_step_leaves_a_component_of_the_group():
-  """Both components are reached from a start in them, and from no other."""
+  """A component is reached from a start in it, and from no other start."""
   target = start((4, 4), seed=3)
   tx = orthogonal(optax.adam, optax.cosine_decay_schedule(0.3, 200))
   gaps = []

@@ -1,4 +1,4 @@
-"""A precision that is asked for is the one that is got, on CPUs too."""
+"""Tests that products have the given precision, on CPUs, too."""
 
 import functools
 
@@ -24,7 +24,7 @@ def operands(n=64):
 
 
 def of_rounded(x, y):
-  """In float64; the sums of float32 stay within n·2⁻²⁴ of it, relatively."""
+  """Returns the product of operands rounded to bfloat16, in float64."""
   x, y = (
     np.asarray(z).astype(ml_dtypes.bfloat16).astype(float) for z in (x, y)
   )
@@ -64,7 +64,7 @@ def test_the_product_with_a_transpose_is_as_precise(precision):
 
 
 def test_no_product_of_the_cpu_reads_by_columns():
-  """The slow one contracts the first axes of both; it would be seen."""
+  """The slow product contracts the first axes of both operands."""
   x, y = operands()
 
   def contracts_columns(fn):
@@ -76,7 +76,7 @@ def test_no_product_of_the_cpu_reads_by_columns():
 
 
 def test_the_manifold_step_has_it_and_retraction_repairs_it():
-  """2⁻⁸ of a step: docs/optimizer.md has the table for real sizes."""
+  """docs/optimizer.md has the drift for real sizes."""
   x = polar_retract(operands()[0])
 
   def defect(precision):

@@ -1,4 +1,4 @@
-"""Who updates what, and the slow weights through every wrapper."""
+"""Tests the groups of parameters, and slow weights inside all wrappers."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def params():
 
 @pytest.fixture
 def run(run_counted, noise):
-  """(tx, params, steps) → (params, state) after steps on noise."""
+  """Returns a function (tx, params, steps) → (params, state), on noise."""
   return lambda tx, params, steps: run_counted(tx, params, noise, steps)
 
 
@@ -95,7 +95,7 @@ def test_the_gradient_is_clipped_over_both_groups(params, noise):
 
 
 def test_a_fresh_state_can_be_donated(params):
-  """No two of its arrays share their memory."""
+  """No two arrays of the state share their memory."""
   tx = lipnext_optimizer(1e-2)
   update = jax.jit(tx.update, donate_argnums=1)
   update(params, tx.init(params), params)
@@ -126,7 +126,7 @@ WRAPPERS = {
 
 @pytest.mark.parametrize('wrapper', WRAPPERS)
 def test_slow_weights_are_found_inside(wrapper, run):
-  """After 3 steps: synced at the second one, and not moved since."""
+  """After 3 steps, the slow weights are those of the sync at step 2."""
   params = {'blocks': [{'R': jnp.eye(3)}, {'bias': jnp.ones(2)}]}
   bare = lipnext_optimizer(1e-2, lookahead_period=2, retraction_period=None)
   fast, state = run(WRAPPERS[wrapper](bare), params, 3)
@@ -158,7 +158,7 @@ def test_without_lookahead_slow_is_fast(params, run):
 
 
 def turn(exponential, angle):
-  """Where one step of gradient descent turns the identity to."""
+  """Returns the identity after one step of gradient descent."""
   x = jnp.eye(2)
   tx = lipnext_optimizer(
     1.0,

@@ -1,4 +1,4 @@
-"""The polar factor and the orthogonality error against float64 oracles."""
+"""Tests the polar factor and the orthogonality error in float64."""
 
 import functools
 
@@ -18,7 +18,7 @@ SHAPES = ((1, 1), (6, 6), (33, 33), (20, 7), (7, 20), (1, 5))
 
 
 def matrix(shape, condition=1.0, seed=0):
-  """Haar-random singular vectors, singular values in [1/condition, 1]."""
+  """Returns a matrix with random singular vectors and a given condition."""
   rng = np.random.default_rng(seed)
   u, _, vt = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
   s = np.geomspace(1, 1 / condition, min(shape))
@@ -49,7 +49,7 @@ def retract(request):
 
 @pytest.mark.parametrize('shape', SHAPES)
 def test_the_polar_factor_from_near_and_far_at_any_scale(retract, shape):
-  """Drifted, ill-conditioned, tiny, huge: one stack, [2, …] on its way in."""
+  """Returns a stack of drifted, ill-conditioned, tiny and huge matrices."""
   noise = np.random.default_rng(1).normal(size=shape).astype(np.float32)
   starts = [matrix(shape), matrix(shape) + 1e-4 * noise, noise]
   starts += [matrix(shape, c, int(c)) for c in (10, 1e3, 1e5)]
@@ -91,7 +91,7 @@ def test_both_methods_agree_in_float64():
 
 
 def products(jaxpr):
-  """(dot_generals outside of loops, dot_generals inside)."""
+  """Counts the dot_generals outside of loops, and inside."""
   outside = inside = 0
   for eqn in jaxpr.eqns:
     outside += eqn.primitive.name == 'dot_general'
@@ -141,7 +141,7 @@ error_of = jax.jit(orthogonality_error, static_argnames='iterations')
 
 @pytest.mark.parametrize('shape', SHAPES)
 def test_orthogonality_error_is_the_spectral_norm(shape):
-  """Not normalised, of every matrix of a stack, near the manifold or far."""
+  """The error is not normalised, for each matrix of a stack."""
   noise = np.random.default_rng(3).normal(size=shape)
   stack = np.stack([matrix(shape) + x * noise for x in (1e-7, 1e-3, 1.0, 9.0)])
   stack = np.append(stack, 0.5 * stack[:1], axis=0).astype(np.float32)

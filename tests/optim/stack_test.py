@@ -1,4 +1,4 @@
-"""Stacks over 8 devices: the same numbers, no collective, one compile."""
+"""Tests stacks over 8 devices: same numbers, no collective, one compile."""
 
 import functools
 import re
@@ -27,13 +27,13 @@ COLLECTIVES = (
 
 
 def make_sharding(axis_type, spec=('a', 'b'), rest=()):
-  """A stack axis over two mesh axes of 4 and 2 devices."""
+  """Returns a sharding over two mesh axes of 4 and 2 devices."""
   mesh = jax.make_mesh((4, 2), ('a', 'b'), axis_types=(axis_type,) * 2)
   return NamedSharding(mesh, PartitionSpec(spec, *rest))
 
 
 def problem(length, shape=(N, N), largest=30):
-  """Start, and gradients that take different branches in one stack."""
+  """Returns a start, and gradients of different branches in one stack."""
   rng = np.random.default_rng(0)
   x = rng.normal(size=(length, *shape)).astype(np.float32)
   scale = np.geomspace(1e-3, largest, length).astype(np.float32)
@@ -116,7 +116,7 @@ def test_a_stack_that_does_not_divide_is_padded(axis_type, length):
 
 @pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
 def test_parameters_may_lie_otherwise(axis_type):
-  """Rows over 'b' for the model, whole matrices over 'a' for the update."""
+  """The model shards rows over 'b', the update whole matrices over 'a'."""
   sharding = make_sharding(axis_type, 'a')
   rows = NamedSharding(sharding.mesh, PartitionSpec(None, 'b'))
   x, g = problem(8)
@@ -144,7 +144,7 @@ def test_single_matrices_and_vectors_beside_a_sharded_stack():
 
 
 def test_the_text_shows_a_collective_where_there_is_one():
-  """The check above can fail: without the sharding, the stack is gathered."""
+  """Without the sharding, the stack is gathered."""
   sharding = make_sharding(AxisType.Auto)
   x, g = (jax.device_put(a, sharding) for a in problem(16))
   _, _, text = run(make_tx(), x, g, steps=1)
@@ -159,7 +159,7 @@ def test_a_layout_that_cuts_matrices_raises():
 
 
 def count_copies(shape):
-  """Copies of whole stacks in the recipe's update, which may write over all."""
+  """Counts copies of whole stacks in the recipe's update, with donation."""
   x = jnp.zeros(shape)
   tx = lipnext_optimizer(1e-3, label_fn=lambda _: 'orthogonal')
 
