@@ -116,7 +116,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
     epsilons,
     run_lib.Settings(restarts=flags.restarts, steps=flags.steps),
     seed=flags.seed,
-    say=report.log,
+    log=report.log,
   )
   lower = lower_bound.lipschitz_lower_bound(
     found.model, found.params, target.images, seed=flags.seed

@@ -41,7 +41,7 @@ def attack_target(
   settings: Settings | None = None,
   *,
   seed: int = 0,
-  say: Callable[[str], None] = lambda message: None,
+  log: Callable[[str], None] = lambda message: None,
 ) -> ledger_lib.Ledger:
   """Tries to break every certificate, and finds near adversarial examples.
 
@@ -58,7 +58,7 @@ def attack_target(
     epsilons: reported ℓ2 radii, in [0, 1] pixel units.
     settings: effort of the attacks.
     seed: seed of every random draw.
-    say: function that gets a line after each stage.
+    log: function that gets a line after each stage.
 
   Returns:
     The ledger of all attacks.
@@ -97,8 +97,8 @@ def attack_target(
           search, 'at the radius', radii, rival, box, target.closed,
           at_radius=True,
         )  # fmt: skip
-        starts = [*starts[-1:], points]
-  say(_found(ledger, 'gradient attacks at the certified radii'))
+        starts = [*starts[-1:], points]  # The last two results.
+  log(_found(ledger, 'gradient attacks at the certified radii'))
 
   for epsilon in epsilons:
     limits = np.full(len(radii), float(epsilon))
@@ -106,7 +106,7 @@ def attack_target(
   for rival in rivals:  # Balls shrink to the nearest example so far.
     limits = np.minimum(_BEYOND * radii, ledger.anywhere.distances)
     search_beyond('beyond the radius', limits, rival, searches[-1:])
-  say(_found(ledger, 'gradient attacks beyond them'))
+  log(_found(ledger, 'gradient attacks beyond them'))
 
   options = {'rounds': s.rounds, 'candidates': s.candidates}
   for start in (ledger.anywhere.points, *starts):
@@ -114,7 +114,7 @@ def attack_target(
       target, start, seed=int(rng.integers(2**31)), **options
     )
     ledger.judge('floating-point walk', points, options, at_radius=True)
-  say(_found(ledger, 'floating-point walk to the certified spheres'))
+  log(_found(ledger, 'floating-point walk to the certified spheres'))
   return ledger
 
 

@@ -135,7 +135,7 @@ def descend(tx, x, loss, steps):
 
 
 def eigenspace(shape, seed=0):
-  """Returns the loss −tr(D XᵀAX), which an eigenbasis of A minimises; minimum."""
+  """Returns the loss −tr(D XᵀAX), and its minimum, at an eigenbasis of A."""
   m, n = max(shape), min(shape)
   rng = np.random.default_rng(seed)
   q = np.linalg.qr(rng.normal(size=(m, m)))[0]
