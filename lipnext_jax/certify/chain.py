@@ -69,14 +69,11 @@ def lipnext_chain(
   for name in ('neck', 'dense'):  # The tokens of an image are one vector here.
     if name in params:
       q, bias = (np.asarray(params[name][leaf]) for leaf in ('Q', 'bias'))
-      layers = zip(
-        q.reshape(-1, *q.shape[-2:]),
-        factors[f'{name}/Q'],
-        bias.reshape(-1, bias.shape[-1]),
-        strict=True,
-      )
-      for layer in layers:
-        steps += affine(*layer, 1)
+      matrices = q.reshape(-1, *q.shape[-2:])
+      biases = bias.reshape(-1, bias.shape[-1])
+      bounds = factors[f'{name}/Q']
+      for matrix, factor, b in zip(matrices, bounds, biases, strict=True):
+        steps += affine(matrix, factor, b, 1)
   return steps
 
 
