@@ -36,12 +36,7 @@ def _squares(images: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def squared_distance(x: np.ndarray, y: np.ndarray) -> fractions.Fraction:
-  """Computes ‖x − y‖² of two finite arrays of any float dtype, exactly.
-
-  >>> squared_distance(np.float32([0.1, 0]), np.float32([0, 0])) == (
-  ...   fractions.Fraction(float(np.float32(0.1))) ** 2)
-  True
-  """
+  """Computes ‖x − y‖² of two finite arrays of any float dtype, exactly."""
   both = np.stack([np.ravel(x), np.ravel(y)]).astype(np.float64)
   mantissas, exponents = np.frexp(both)
   lowest = int(np.min(exponents, initial=0, where=mantissas != 0))
@@ -134,13 +129,6 @@ def pull_inside(
   Returns:
     [n, ...] in the dtype of the images, each row in its ball and at most
     `FARTHEST` away. It is the image if there is no other such point.
-
-  >>> x = np.float32([[0.3, 0.4]])
-  >>> y = pull_inside(x, x + 9, np.array([0.1]), closed=False)
-  >>> bool(is_inside(x, y, np.array([0.1]), closed=False)[0]), y.dtype
-  (True, dtype('float32'))
-  >>> f'{distances(x, y)[0]:.6f}'
-  '0.100000'
   """
   center = _flat(images, np.float64)
   delta = _flat(points, np.float64) - center

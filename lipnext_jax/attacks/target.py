@@ -25,9 +25,6 @@ class Network:
   """A flax model as a function (params, images) → logits.
 
   Equal models are equal functions, which share compiled programs.
-
-  >>> Network(nn.Dense(2)) == Network(nn.Dense(2))
-  True
   """
 
   model: nn.Module

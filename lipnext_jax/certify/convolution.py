@@ -72,11 +72,6 @@ def matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
   """Returns the matrix [h·w·c, h·w·ch] of a convolution with zero padding.
 
   It is exact, for a kernel [k, k, ch, c] on the grid (h, w).
-
-  >>> matrix(np.arange(1.0, 4.0).reshape(1, 3, 1, 1).repeat(3, 0), (1, 3))
-  array([[2., 3., 0.],
-         [1., 2., 3.],
-         [0., 1., 2.]])
   """
   k = kernel.shape[0]
   # Input i reaches output o through tap i − o + (k − 1)//2, if there is one.

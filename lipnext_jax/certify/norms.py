@@ -38,9 +38,6 @@ def to_float64(array: Any) -> np.ndarray:
 
   Raises:
     ValueError: an entry is complex, an object or not exactly a float64 number.
-
-  >>> to_float64(np.float32([1.5])).tolist()
-  [1.5]
   """
   array = np.asarray(array)
   if array.dtype.kind in 'fiubV':  # V: bfloat16 and narrower floats.
@@ -51,11 +48,7 @@ def to_float64(array: Any) -> np.ndarray:
 
 
 def frobenius_norm_bound(a: np.ndarray) -> float:
-  """Bounds ‖a‖_F from above; the sum of squares rounds by γ_{size + 2}.
-
-  >>> frobenius_norm_bound(np.array([[3.0], [4.0]])) >= 5
-  True
-  """
+  """Bounds ‖a‖_F from above; the sum of squares rounds by γ_{size + 2}."""
   a = np.asarray(a, np.float64)
   return float(np.linalg.norm(a)) * (1 + 2 * _gamma(a.size + 2))
 
@@ -97,11 +90,7 @@ def spectral_norm_bound(w: np.ndarray) -> float:
   Raises:
     ValueError: `w` is not a matrix, not finite or not held by float64.
 
-  >>> spectral_norm_bound(np.eye(3)) < 1 + 1e-14
-  True
   >>> 1.001 <= spectral_norm_bound(1.001 * np.eye(3)) < 1.0011
-  True
-  >>> spectral_norm_bound(0.5 * np.eye(3)) < 1 + 1e-3
   True
   """
   w = to_float64(w)

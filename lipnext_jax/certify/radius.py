@@ -72,10 +72,6 @@ def rival_radii(
   Returns:
     predictions [b] int32, and radii [b, k] >= 0 in [0, 1] pixel units: infinite
     for the predicted class, and finite for all others.
-
-  >>> _, r = rival_radii(jnp.array([[0.0, 3.0, 1.0]]), jnp.eye(3))
-  >>> [f'{value:.4f}' for value in r[0].tolist()]
-  ['2.1213', 'inf', '1.4142']
   """
   logits, head_kernel = jnp.asarray(logits), jnp.asarray(head_kernel)
   _check(logits, head_kernel, lipschitz, floor)
@@ -102,8 +98,6 @@ def check_units(images: np.ndarray) -> None:
   """Raises ValueError for floats that are all whole numbers, some above 1.
 
   Such images hold bytes; their radii would be 255 times too large.
-
-  >>> check_units(np.array([0.0, 0.5, 2.0]))
   """
   images = np.asarray(images)
   if images.dtype == np.uint8 or not np.any(images > 1):

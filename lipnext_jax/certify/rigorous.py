@@ -209,9 +209,6 @@ def to_unit64(images: np.ndarray) -> np.ndarray:
 
   Raises:
     ValueError: another dtype, or floats that are whole numbers above 1.
-
-  >>> to_unit64(np.array([0, 255], np.uint8)).tolist()
-  [0.0, 1.0]
   """
   images = np.asarray(images)
   if images.dtype == np.uint8:

@@ -118,10 +118,6 @@ def propagate(
   Returns:
     Bounds on the features that the head receives. Both are affine in `norm`
     with a constant part >= 0: for t >= 1 times the norm, t times them hold.
-
-  >>> reach = propagate([Product(1.0, 8.0, 64, 64)], np.array([2.0]))
-  >>> f'{reach.norm[0]:.6f} {reach.error[0]:.0e}'
-  '2.000000 1e-13'
   """
   reach = Reach(np.asarray(norm, np.float64), np.zeros(np.shape(norm)))
   for step in steps:

@@ -136,10 +136,7 @@ def lay_out(tree: Any, sharding: NamedSharding | None) -> Any:
 
 
 def restore(tree: Any, like: Any, sharding: NamedSharding | None) -> Any:
-  """Gives stacks on an explicit mesh the shardings of those of `like`.
-
-  On an automatic mesh, the compiler chooses them.
-  """
+  """Gives stacks on an explicit mesh the shardings of those of `like`."""
 
   def one(x, like):
     local = _along_stack(x, sharding)
