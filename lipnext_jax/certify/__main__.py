@@ -19,7 +19,6 @@ import itertools
 import json
 import sys
 from typing import Any
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,7 +27,6 @@ from lipnext_jax import certify
 from lipnext_jax import errors
 from lipnext_jax import models
 from lipnext_jax.certify import decimals
-from lipnext_jax.certify import fast
 from lipnext_jax.certify import predictor as predictor_lib
 from lipnext_jax.certify import rigorous
 
@@ -51,18 +49,11 @@ _UNITS = (
   '[0, 1]; grey_levels: radius × 255'
 )
 _CLAIMS = {
-  'fast': fast.CLAIM,
+  'fast': 'fast: float32 at the highest product precision; 64 units of rounding '
+  'are subtracted from every margin, an estimate and no proof',
   'rigorous': 'rigorous: float64, its rounding E subtracted',
 }
 _BATCH = 64  # Images per call. The last batch is padded: one program.
-
-
-class Service(NamedTuple):
-  """A predictor with its preprocessing, and facts to print about it."""
-
-  predictor: certify.Predictor
-  preprocessing: inputs.Preprocessing
-  facts: dict[str, Any]  # 'model', 'certificate', 'lipschitz_bound', 'note'.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     if args.export or args.export_program:
       return _export(args)
-    return _certify_all(_prepare(args), args)
+    return _certify_all(args)
 
   return command.run(run, closed=0)  # `| head` has seen all it wants.
 
@@ -147,8 +138,10 @@ def _export(args: argparse.Namespace) -> int:
   return 0
 
 
-def _prepare(args: argparse.Namespace) -> Service:
-  """Builds the predictor of --workdir or --predictor."""
+def _prepare(
+  args: argparse.Namespace,
+) -> tuple[certify.Predictor, inputs.Preprocessing, dict[str, Any]]:
+  """Returns the predictor, its preprocessing, and facts to print about it."""
   if args.predictor:
     flag, path, name = '--predictor', args.predictor, args.predictor
     contents = predictor_lib.read_contents(path)
@@ -176,7 +169,7 @@ def _prepare(args: argparse.Namespace) -> Service:
   }
   h, w, ch = contents.image_shape
   how = inputs.Preprocessing((h, w, ch), contents.resize or h * args.resize)
-  return Service(predictor, how, facts)
+  return predictor, how, facts
 
 
 def _refuse(flag: str, path: str, error: ValueError) -> errors.ConfigError:
@@ -202,31 +195,34 @@ def _choose(wanted: str | None, model: Any) -> tuple[str, str]:
   return 'rigorous', ''
 
 
-def _certify_all(service: Service, args: argparse.Namespace) -> int:
+def _certify_all(args: argparse.Namespace) -> int:
   """Certifies and prints all images; returns the exit code."""
+  predictor, preprocessing, facts = _prepare(args)
   found, failed = [], []
 
   def readable() -> Iterator[tuple[str, np.ndarray, list[str]]]:
     for path in inputs.expand(args.images, sys.stdin):
       try:
-        yield path, *inputs.read(path, service.preprocessing)
+        yield path, *inputs.read(path, preprocessing)
       except inputs.BadInputError as error:
         failed.append({'path': path, 'error': str(error)})
         print(f'error: {errors.printable(path)} {error}.', file=sys.stderr)
 
   width = 0
   if not args.json:
-    width = _print_head(service)
+    names = predictor.class_names
+    width = max(map(len, ('name', *names))) + 2 if names else 0
+    _print_head(facts, preprocessing.describe(), width)
   pairs = readable()
   while batch := list(itertools.islice(pairs, _BATCH)):
-    for entry in _certify_batch(service, batch, args.top_k):
+    for entry in _certify_batch(predictor, batch, args.top_k):
       found.append(entry)
       if not args.json:
         _print_entry(entry, width)
   if args.json:
     output = {
-      **service.facts,
-      'preprocessing': service.preprocessing.describe(),
+      **facts,
+      'preprocessing': preprocessing.describe(),
       'conversions': inputs.CONVERSIONS,
       'units': _UNITS,
       'images': found,
@@ -239,17 +235,17 @@ def _certify_all(service: Service, args: argparse.Namespace) -> int:
 
 
 def _certify_batch(
-  service: Service,
+  predictor: certify.Predictor,
   batch: Sequence[tuple[str, np.ndarray, list[str]]],
   top_k: int,
 ) -> Iterator[dict[str, Any]]:
   """Yields the JSON entry of each image of a batch."""
   images = np.stack([image for _, image, _ in batch])
   padding = np.repeat(images[:1], _BATCH - len(images), axis=0)
-  classes, rivals, rounding = service.predictor.certify(
+  classes, rivals, rounding = predictor.certify(
     np.concatenate([images, padding])
   )
-  rivals = rivals.astype(np.float64)
+  rivals, names = rivals.astype(np.float64), predictor.class_names
   for i, (path, _, done) in enumerate(batch):
     radius = float(np.min(rivals[i]))
     entry = {
@@ -259,7 +255,6 @@ def _certify_batch(
       'grey_levels': decimals.below(radius, 255),
       'done': done,
     }
-    names = service.predictor.class_names
     if names:
       entry['class_name'] = names[int(classes[i])]
     if rounding is not None:
@@ -277,22 +272,18 @@ def _certify_batch(
     yield entry
 
 
-def _print_head(service: Service) -> int:
-  """Prints the facts about all images; returns the width of class names."""
-  facts = service.facts
+def _print_head(facts: dict[str, Any], preprocessing: str, width: int) -> None:
+  """Prints the facts about all images, for class names of a width."""
   excess = decimals.excess_up(facts['lipschitz_bound'])
   print(f'model         {facts["model"]}')
   print(f'certificate   {facts["certificate"]}; Λ = 1 + {excess}')
   if facts['note']:
     print(f'              {facts["note"]}')
-  print(f'images        {service.preprocessing.describe()}')
+  print(f'images        {preprocessing}')
   print(f'              {inputs.CONVERSIONS}')
   print(f'units         {_UNITS}')
-  names = service.predictor.class_names
-  width = max(map(len, ('name', *names))) + 2 if names else 0
-  head = 'name'.ljust(width) if names else ''
-  print(f'class  {head}ℓ2 radius in [0, 1]  in grey levels  image')
-  return width
+  name = 'name'.ljust(width) if width else ''
+  print(f'class  {name}ℓ2 radius in [0, 1]  in grey levels  image')
 
 
 def _print_entry(entry: dict[str, Any], width: int) -> None:

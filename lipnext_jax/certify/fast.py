@@ -32,11 +32,6 @@ from lipnext_jax.certify import radius
 from lipnext_jax.models import head
 from lipnext_jax.models import layers
 
-CLAIM = (
-  'fast: float32 at the highest product precision; 64 units of rounding are '
-  'subtracted from every margin, an estimate and no proof'
-)
-
 
 class Constants(NamedTuple):
   """Two numbers of a model, from which fast certificates are made.
