@@ -49,8 +49,8 @@ _UNITS = (
   '[0, 1]; grey_levels: radius × 255'
 )
 _CLAIMS = {
-  'fast': 'fast: float32 at the highest product precision; 64 units of rounding '
-  'are subtracted from every margin, an estimate and no proof',
+  'fast': 'fast: float32 at the highest product precision; 64 units of '
+  'rounding are subtracted from every margin, an estimate and no proof',
   'rigorous': 'rigorous: float64, its rounding E subtracted',
 }
 _BATCH = 64  # Images per call. The last batch is padded: one program.
