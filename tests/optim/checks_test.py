@@ -56,10 +56,10 @@ def test_periods_and_weights_are_checked_unless_they_are_arrays():
   with pytest.raises(ValueError, match='period=0 must be'):
     checks.period('period', 0)
   for good in (1e-3, 1, jnp.float32(2)):
-    checks.weight('alpha', good)
+    checks.weight('weight', good)
   for bad in (0, 1.5):
-    with pytest.raises(ValueError, match=f'alpha={bad} must lie'):
-      checks.weight('alpha', bad)
+    with pytest.raises(ValueError, match=f'weight={bad} must lie'):
+      checks.weight('weight', bad)
 
 
 def test_names_outside_the_choices_are_refused_with_all_of_them():

@@ -155,7 +155,7 @@ def test_the_nadam_check_rejects(fault):
 
 
 def check_lookahead(tx):
-  """Raises unless fast weights that run +1 a step move as by hand (k=2, α=½).
+  """Raises unless fast weights that run +1 a step move as by hand (k=2, η=½).
 
   1, 2 | first sync: slow = 2 | 3, 4 → slow = 2 + (4 − 2)/2 = 3 | 4, 5 →
   slow = 3 + (5 − 3)/2 = 4 | 5, 6 → 5.

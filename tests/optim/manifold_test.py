@@ -74,7 +74,7 @@ def projected(delta):
 CURVES = {'exponential': scipy.linalg.expm, 'projection': projected}
 
 
-def exact_steps(x, grads, lr, period=None, alpha=0.5, curve='exponential'):
+def exact_steps(x, grads, lr, period=None, weight=0.5, curve='exponential'):
   """Returns X and X_slow after steps of SGD, in float64 with SciPy."""
   turn = CURVES[curve]
   x = np.asarray(x, np.float64)
@@ -88,7 +88,7 @@ def exact_steps(x, grads, lr, period=None, alpha=0.5, curve='exponential'):
     total = total + delta
     x = x @ turn(delta)
     if period and t % period == 0:
-      x = slow = slow @ turn(alpha * total)
+      x = slow = slow @ turn(weight * total)
       total = 0.0
   return (x.T, slow.T) if tall else (x, slow)
 
@@ -171,7 +171,7 @@ FAULTS = {
   'scaled by 1.001': faulty(lambda x, d: 1.001 * right_step(x, d)),
   'bfloat16 weight': faulty(lambda x, d: low(right_step(x, d))),
   'bfloat16 products': faulty(lambda x, d: low(x) @ low(jnp.eye(9) + d)),
-  'another alpha': functools.partial(orthogonal, lookahead_alpha=0.501),
+  'another weight': functools.partial(orthogonal, lookahead_alpha=0.501),
   'no threshold asked for': lambda inner, **kw: orthogonal(
     inner, **(kw | {'thresholds': (9, 9, 9)})
   ),
@@ -180,7 +180,7 @@ FAULTS = {
 
 @pytest.mark.parametrize('fault', FAULTS)
 def test_the_definition_rejects(fault):
-  period = 3 if fault == 'another alpha' else None
+  period = 3 if fault == 'another weight' else None
   with pytest.raises(AssertionError):
     check_steps(FAULTS[fault], (9, 9), period)
 
@@ -383,7 +383,7 @@ def test_injected_hyperparameters_are_the_same_rule():
   state.hyperparams['learning_rate'] = jnp.zeros([])
   state.hyperparams['lookahead_alpha'] = jnp.ones([])
   frozen, _ = run(injected, got, 1, state=state)
-  # Step 6 syncs; step 5 moved the fast copy from the slow one, α = 1 keeps it.
+  # Step 6 syncs; step 5 moved the fast copy from the slow one, η = 1 keeps it.
   np.testing.assert_allclose(frozen, got, atol=8 * EPS, rtol=0)
 
 
