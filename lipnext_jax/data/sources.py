@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+import math
 import os
 from typing import NamedTuple
 
@@ -208,6 +209,9 @@ def _npz(config: ml_collections.ConfigDict) -> Dataset:
 VARYING = ('imagenet', 'imagenet400', 'folder', 'tfds', 'hf')
 # Sets whose classes and splits are read from their files.
 USER_SETS = ('folder', 'tfds', 'hf')
+# Bytes of decoded training images that are kept in memory: CIFAR's are. With
+# worker processes none are, as each would keep its own.
+_CACHE = 2**28
 IMAGE_SIZE = 224  # Side of the crops in pixels if dataset.image_size is 0.
 
 
@@ -237,6 +241,8 @@ def _image_set(config: ml_collections.ConfigDict) -> Dataset:
     resize = config.resize or size
     image_shape = (size, size, splits.channels)
     test = views.resized(test, resize, size)
+  elif not config.workers and len(train) * math.prod(image_shape) <= _CACHE:
+    train = views.Cached(train, image_shape)
   return Dataset(
     image_shape=image_shape,
     num_classes=len(splits.class_names),

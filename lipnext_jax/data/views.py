@@ -83,6 +83,36 @@ class View:
     return [names[i] for i in self._indices] if names else []
 
 
+class Cached:
+  """A view of all examples that decodes each of them once and keeps it.
+
+  >>> source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([3, 4]))
+  >>> int(Cached(source, (8, 8, 1))[1]['label'])
+  4
+  """
+
+  def __init__(self, source: Source, image_shape: tuple[int, int, int]):
+    """Takes a source of uint8 images of one shape, with labels >= 0."""
+    self._source = source
+    self._images = np.empty((len(source), *image_shape), np.uint8)
+    self._labels = np.full(len(source), -1, np.int32)  # −1: not read yet.
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Example:
+    if self._labels[index] < 0:
+      example = self._source[index]
+      self._images[index] = example['image']
+      # Last, so that another thread finds the image complete.
+      self._labels[index] = example['label']
+    return {'image': self._images[index], 'label': self._labels[index]}
+
+  def names(self) -> list[str]:
+    """Returns the names of the examples; see `names_of`."""
+    return names_of(self._source)
+
+
 class SyntheticSource:
   """Random uint8 images of any shape, a pure function of (seed, index).
 

@@ -11,6 +11,7 @@ import sklearn.model_selection
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax.data import images
+from lipnext_jax.data import prepare
 from lipnext_jax.data import sources
 from lipnext_jax.data import transforms
 from lipnext_jax.data import views
@@ -181,6 +182,29 @@ def test_a_set_without_a_test_split_is_split_class_by_class(folder, tmp_path):
   held = sources.load_dataset(dataset_config(**fields, holdout=3))
   names = [views.names_of(s) for s in (held.train, held.validation)]
   assert [len(n) for n in names] == [3, 3]
+
+
+def test_small_sets_are_kept_in_memory_where_one_process_reads(
+  tmp_path, formats, monkeypatch
+):
+  source = formats.cifar(tmp_path)
+  prepare.prepare(
+    prepare.Options('cifar10', source, str(tmp_path), allow_partial=True)
+  )
+
+  def load(workers=0):
+    fields = {'name': 'cifar10', 'data_dir': str(tmp_path), 'workers': workers}
+    return sources.load_dataset(dataset_config(**fields)).train
+
+  cached, read = load(), load(workers=2)
+  assert isinstance(cached, views.Cached)
+  assert not isinstance(read, views.Cached)
+  for i in range(len(read)):
+    np.testing.assert_array_equal(cached[i]['image'], read[i]['image'])
+    assert cached[i]['label'] == read[i]['label']
+  assert views.names_of(cached) == views.names_of(read)
+  monkeypatch.setattr(sources, '_CACHE', len(read) * 32 * 32 * 3 - 1)
+  assert not isinstance(load(), views.Cached)
 
 
 def test_a_missing_package_comes_with_the_command_that_installs_it(tmp_path):

@@ -1,5 +1,6 @@
 import cloudpickle
 import numpy as np
+import pytest
 
 from lipnext_jax.data import views
 
@@ -25,6 +26,29 @@ def test_a_view_has_the_chosen_examples_their_names_and_the_change():
     assert views.names_of(one) == ['0.png', '4.png']
   nameless = views.ArraySource(np.zeros((5, 2, 2, 1)), np.arange(5))
   assert views.names_of(views.View(nameless, [0])) == []
+
+
+def test_a_cached_source_reads_each_example_once_and_no_fault_twice():
+  images = np.random.default_rng(0).integers(256, size=(4, 3, 3, 1))
+  reads = []
+
+  class Counted(Named):
+    def __getitem__(self, index):
+      reads.append(index)
+      if len(reads) == 1:
+        raise OSError('a read that fails once')
+      return super().__getitem__(index)
+
+  source = Counted(images.astype(np.uint8), np.array([0, 5, 1, 2]))
+  cached = views.Cached(source, (3, 3, 1))
+  with pytest.raises(OSError, match='fails once'):
+    cached[0]
+  for _ in range(2):
+    for i in range(len(cached)):
+      np.testing.assert_array_equal(cached[i]['image'], images[i])
+      assert cached[i]['label'] == [0, 5, 1, 2][i]
+  assert reads == [0, 0, 1, 2, 3]
+  assert views.names_of(cached) == views.names_of(source)
 
 
 def test_a_resized_view_keeps_everything_but_the_image():
