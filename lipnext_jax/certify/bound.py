@@ -23,8 +23,8 @@ from lipnext_jax.models import parametrizations
 from lipnext_jax.optim import recipe
 from lipnext_jax.optim import trees
 
-# Largest sum of norms of constants, per token, that `lipschitz_bound` accepts.
-# The digits model has 15.
+# Largest sum of norms of constants, over √tokens, that `lipschitz_bound`
+# accepts. A model trained on digits has 15.
 LARGEST_CONSTANTS = 2.0**10
 
 
@@ -44,7 +44,7 @@ def operator_factor(path: str, norm: float) -> float:
   """
   if _leaf_name(path) != 'R':
     return norm
-  # Square and difference round by u of 2·norm² <= 2·factor each.
+  # Three roundings, each of at most 2u times the factor: 8u covers them.
   return (2 * norm * norm - 1) * (1 + 8 * norms.UNIT_ROUNDOFF)
 
 
@@ -55,17 +55,19 @@ def lipschitz_bound(
 ) -> float:
   """Proves Λ, an upper bound on the backbone's ℓ2 Lipschitz constant.
 
-  For LipNeXt, in upper bounds on the norms of the stored matrices,
+  For LipNeXt, with an upper bound in the place of each norm,
 
       Λ = ‖Q‖₂ Π ‖M‖₂ (2·max(1, ‖R‖₂²) − 1).
 
   For other models, Λ is the product over all orthogonal matrices and
   convolutions. The proof is about exact arithmetic on the stored numbers.
 
-  A radius from bare logits (`certified_radius`) may be float32's rounding of
-  large constants that one layer adds and another takes away. Constants whose
-  norms sum to more than 2¹⁰ a token are therefore refused. With smaller ones,
-  radii above 0.004·√tokens (64·2⁻²⁴·2¹⁰ = 0.004) are no rounding.
+  Λ does not see constants that one layer adds and another takes away, but
+  float32 loses digits to them, and with these the margins that
+  `certify.certified_radius` divides by Λ. Constants whose norms sum to more
+  than 2¹⁰·√tokens are therefore refused. With smaller ones, only radii below
+  0.004·√tokens can be rounding: this is 64·2⁻²⁴·2¹⁰·√tokens, 64 units of it, as
+  `certify.fast` estimates.
 
   Args:
     params: explicit parameters of a model, or `{'params': …}`.
@@ -78,8 +80,9 @@ def lipschitz_bound(
     A Python float >= the true constant.
 
   Raises:
-    ValueError: there is no orthogonal parameter; one is not labelled, raw, not
-      finite or not held by float64; or the constants are too large.
+    ValueError: there is no orthogonal parameter; a parameter has no label, is
+      raw, is not finite, or has no exact float64 value; or the constants are
+      too large.
 
   >>> params = {'blocks': {'R': np.eye(4)[None], 'M': 1.001 * np.eye(4)[None]}}
   >>> 1.001 <= lipschitz_bound(params) < 1.0011
@@ -108,8 +111,9 @@ def lipschitz_bounds(
     params: see `lipschitz_bound`, as for the next two.
     label_fn: function that labels the matrices.
     factor_fn: function that bounds an operator by the norm of its matrix.
-    part: (i, n) to split the work: every n-th matrix from the i-th on is
-      bounded, and the others get 0. The maximum over all parts is the whole.
+    part: (i, n) to split the work between n processes: matrix i and every n-th
+      after it are bounded, and the others get 0. The elementwise maximum over
+      the processes has all bounds. Convolutions are bounded in every part.
 
   Returns:
     {name: a bound per layer} for leaves that `label_fn` calls orthogonal, and
@@ -166,9 +170,12 @@ def check_explicit(name: str) -> None:
 def sum_constants(params: Any) -> tuple[float, int]:
   """Sums the norms of all constants that a backbone adds.
 
-  A leaf `pos` [..., h, w, 1] is added to every channel, and a leaf `bias` [...,
-  c] to every token, or once if it is of a neck or dense layer. Returns Σ ‖d‖
-  over these constants d, without the head's bias, and the number of tokens.
+  A leaf `pos` [..., h, w, 1] is added to every channel. A leaf `bias` [..., c]
+  is added to every token or, in a neck and its dense layers, once an image.
+
+  Returns:
+    Σ ‖d‖ over these constants d, without the head's bias, and the number of
+    tokens of an image.
 
   >>> sum_constants({'stem': {'bias': np.array([3.0, 4.0])}})
   (5.0, 1)

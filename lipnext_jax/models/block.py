@@ -1,13 +1,12 @@
 """The stem of LipNeXt and the block that it repeats (paper §3.1).
 
-The paper's block is Z = σ( M Rᵀ S( R (X + p) ) + b ). The spatial shift S moves
-k = 4⌊αc⌋ of the channels, so only the k rows of R that make these channels
-matter, and only they are stored:
+The paper's block is Z = σ( M Rᵀ S( R (X + p) ) + b ) with a square R. The
+spatial shift S moves k = 4⌊αc⌋ of the channels (α: `shift_ratio`), so only the
+k rows of R that make these channels matter. With R for these rows, [k, c], and
+S for the shift of their channels, the middle of the block is I + Rᵀ(S − I)R.
 
-    RᵀSR = I + Rᵀ(S − I)R,    R [k, c] with orthonormal rows.
-
-A block returns v, before σ is applied, because the backward pass needs the
-signs that σ removes.
+Here a block takes u and returns v, both before σ, because the backward pass
+needs the signs that σ removes: σ of the last v is applied after the blocks.
 
 Shapes: `t` tokens, t = b·h·w; `b` batch, `h w` token grid, `c` channels.
 """
@@ -45,7 +44,7 @@ class BlockSpec:
 
 
 class Weights(NamedTuple):
-  """Parameters of one block (float32), or a value for each, e.g. a layout."""
+  """Parameters of one block, float32 (or, for a layout, the spec of each)."""
 
   r: Any  # Shape [k, c], orthonormal rows; None if k = 0.
   m: Any  # Shape [c, c], orthogonal.
@@ -56,8 +55,8 @@ class Weights(NamedTuple):
 class Devices:
   """Communication of a block between devices; here for one device: none.
 
-  `sharded.Layout` implements it for a mesh, where n devices that share the
-  channels hold c/n of them each, and the same columns of R and M.
+  `sharded.Layout` implements it for a mesh: of n devices that share the
+  channels, each holds c/n, and the columns of R and M that multiply these.
   """
 
   def run(
@@ -70,7 +69,7 @@ class Devices:
     return block(weights, u)
 
   def gather(self, spec: BlockSpec, weights: Weights) -> Weights:
-    """Gathers the rows and columns of R and M that a device needs."""
+    """Gathers the parts of R and M that other devices store."""
     return weights
 
   def activate(self, spec: BlockSpec, u: jax.Array) -> jax.Array:
@@ -100,7 +99,7 @@ def apply_block(
   Args:
     spec: the options of all blocks.
     weights: R, M, bias and p of this block.
-    u: [t, c], tokens of whole grids, image by image.
+    u: tokens before σ, [t, c]; those of an image lie together, row by row.
     devices: communication between the devices of a mesh.
 
   Returns:
@@ -126,8 +125,8 @@ def apply_block(
 class Block(nn.Module):
   """Block with its parameters, as a scan body: (u, None) → (v, None).
 
-  Tokens are [t, c] between blocks. With more axes, the compiler chooses another
-  layout for the weight gradients and copies all tokens.
+  Tokens are [t, c] between blocks, not [b, h, w, c]: XLA would lay the latter
+  out anew for the weight gradients, which copies all of them.
   """
 
   spec: BlockSpec
@@ -159,10 +158,11 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-  """Maps patches to c channels: pads to n, applies Q [n, n], cuts, adds a bias.
+  """Maps patches to c channels by an orthogonal Q [n, n] and a bias.
 
-  An isometry if patch²·channels <= c; otherwise the cut makes it 1-Lipschitz.
-  The first block applies σ.
+  n = max(c, patch²·channels). A patch is padded with zeros to n values and
+  multiplied by Q, and the first c results are kept: an isometry if n = c, else
+  1-Lipschitz. The first block applies σ.
   """
 
   width: int

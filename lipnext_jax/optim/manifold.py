@@ -42,8 +42,8 @@ from lipnext_jax.optim import stack
 # retraction, and the test of a matrix that was changed between updates.
 PERIODIC = 'periodic_step'
 
-# The option `moments='auto'` takes 'ambient' for a longer side of at least so
-# many times the shorter one.
+# Smallest ratio of the longer side to the shorter one for which
+# `moments='auto'` means 'ambient'.
 AMBIENT_RATIO = 8
 MOMENTS = ('auto', 'algebra', 'ambient')
 
@@ -98,8 +98,9 @@ def orthogonal(
 ) -> optax.GradientTransformationExtraArgs:
   """Lifts an optax rule to matrices with orthonormal rows or columns.
 
-  Give the learning rate to `orthogonal`: updates that are scaled or shifted
-  afterwards leave the manifold, and the next one raises, or is nan if traced.
+  Give the learning rate to `orthogonal`: an update that is scaled or shifted
+  afterwards leaves the manifold, and the next call of `update` raises, or
+  returns nan if it is traced.
   Leaves are stacks [..., m, n]. No step changes the sign of a determinant.
   docs/optimizer.md has costs, limits and comparisons.
 
@@ -115,10 +116,11 @@ def orthogonal(
     thresholds: norms of Δ at which FastExp's order rises, see `fast_expm1`.
     large_steps: 'exponential' (the paper's) or 'projection', which forgives
       learning rates that are far too large; see `fast_expm1`.
-    moments: 'algebra' (Ω is N×N for the longer side N, and packed), 'ambient'
-      (Ω is m×n, and nothing N×N is formed), or 'auto' (by the leaf's shape).
-    precision: precision of the step's products, which act on the small step:
-      less than float32 costs little. Retractions take full precision.
+    moments: what `inner` works on: 'algebra' (skew N×N matrices, N the longer
+      side, packed into their upper half), 'ambient' (tangent vectors [m, n] in
+      their place, see `ambient`), or 'auto' (by the leaf's shape).
+    precision: precision of the step's products. The step is small, so less than
+      float32 loses little accuracy. Retractions take full precision.
     stack_sharding: sharding of stacks [L, …, m, n] and of their state along L.
       Each device updates its own matrices without communication; stacks that
       do not divide are padded.
@@ -131,8 +133,8 @@ def orthogonal(
   Raises:
     ValueError: options out of range, leaves that are not real matrices on the
       manifold, or gradients that do not fit them.
-    TypeError: `inner` is not an optax rule, has no learning rate or two, or
-      `stack_sharding` is not a `NamedSharding`.
+    TypeError: `inner` is not an optax rule, or has no learning rate, or two of
+      them; `stack_sharding` is not a `NamedSharding`.
 
   >>> tx = orthogonal(optax.sgd, 1e-2)
   >>> x, grad = jnp.eye(4), jnp.arange(16.0).reshape(4, 4)
@@ -215,7 +217,7 @@ def _update(
   )
   delta = optax.tree.cast_like(delta, params)
 
-  # X·(FastExp(Δ) − I), which a step that syncs does not need. It is written
+  # The update X·(FastExp(Δ) − I), unless this step syncs. `replace=1` writes it
   # over the gradient, which is not read again.
   def step(_, x, delta):
     return options.rotate(x, delta)
@@ -280,8 +282,8 @@ def rotate(
     return ambient.rotate(x, delta, precision=precision, **options)
   if x.shape[0] > x.shape[1]:
     return rotate(x.T, delta, precision=precision, **options).T
-  # Δ stays packed until here: the inner rule's pass over the stacks could not
-  # write over its moments while another entry still needs them.
+  # Δ is unpacked only here. The inner rule works on packed stacks, where it can
+  # write over its moments; entry (j, i) of an unpacked one reads entry (i, j).
   expm1 = exponential.fast_expm1(
     algebra.unpack(delta), precision=precision, **options
   )
@@ -299,8 +301,8 @@ def _sync_lookahead(options, map_stacks, due, update, slow, total, params):
 
   def sync(_, slow, total, x, weight):
     moved = options.rotate(slow, jnp.asarray(weight, x.dtype) * total)
-    # Not plain zeros: a result that reads `total` shows the compiler that the
-    # loop may write over it in place.
+    # `total - total`, not zeros: only a result that is computed from `total`
+    # lets the compiler write over it in place.
     return (slow - x) + moved, slow + moved, total - total
 
   trees = update, slow, total, params
