@@ -4,12 +4,10 @@ import sys
 
 from lipnext_jax import errors
 
-try:
+with errors.needing_extra('train', __name__):
   from absl import flags
 
   from lipnext_jax import main
-except ImportError as missing:
-  errors.exit_for_extra('train', missing)
 
 if __name__ == '__main__':
   __doc__ = main.__doc__  # What --help shows.

@@ -1,7 +1,8 @@
 """Errors that a user can mend: one line each, with an exit code."""
 
+from collections.abc import Iterator
+import contextlib
 import sys
-from typing import NoReturn
 
 
 def printable(text: str) -> str:
@@ -125,17 +126,27 @@ def install_command(extra: str) -> str:
   return f"pip install -c constraints.txt -e '.[{extra}]'"
 
 
-def exit_for_extra(extra: str, missing: ImportError) -> NoReturn:
-  """Ends a program that was installed without an extra, in one line.
+@contextlib.contextmanager
+def needing_extra(extra: str, module: str) -> Iterator[None]:
+  """Ends a program whose imports lack a package of an extra, in one line.
+
+  Modules that import a program, rather than run it, get the `ImportError`.
 
   Args:
-    extra: of setup.cfg, e.g. 'train'.
-    missing: what the import of one of its packages raised.
+    extra: extra of setup.cfg that has the packages, e.g. 'train'.
+    module: `__name__` of the module whose imports stand in the context.
   """
-  print(
-    f'error: this program needs a package that is not installed '
-    f'({missing.name}); in a clone of the repository: '
-    f'{install_command(extra)}.',
-    file=sys.stderr,
-  )
-  sys.exit(ConfigError.exit_code)
+  try:
+    yield
+  except ImportError as missing:
+    # For `python -m PACKAGE`, Python imports the package under the name '-m'
+    # before it runs its `__main__`.
+    if module != '__main__' and sys.argv[0] != '-m':
+      raise
+    print(
+      f'error: this program needs a package that is not installed '
+      f'({missing.name}); in a clone of the repository: '
+      f'{install_command(extra)}.',
+      file=sys.stderr,
+    )
+    sys.exit(ConfigError.exit_code)

@@ -45,7 +45,7 @@ from typing import NoReturn
 import lipnext_jax
 from lipnext_jax import errors
 
-try:
+with errors.needing_extra('train', __name__):
   from absl import app
   from absl import flags
   from absl import logging
@@ -58,10 +58,6 @@ try:
   from lipnext_jax.aot import compile as compile_lib
   from lipnext_jax.parallel import distributed
   from lipnext_jax.runtime import explain
-except ImportError as missing:
-  if __name__ != '__main__':
-    raise
-  errors.exit_for_extra('train', missing)
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',

@@ -20,15 +20,13 @@ print(sys.argv[1], file=sys.stderr)
 @pytest.mark.parametrize(
   ('encoding', 'shown'),
   [
-    ('utf-8', 'CRA at ℓ2 ε = 36/255, 8×8, 語'),
-    ('latin-1', 'CRA at l2 eps = 36/255, 8×8, \\u8a9e'),
-    ('ascii', 'CRA at l2 eps = 36/255, 8x8, \\u8a9e'),
-    ('cp437', 'CRA at l2 ε = 36/255, 8x8, \\u8a9e'),
+    ('utf-8', 'CRA at ε = 36/255, 8×8'),
+    ('latin-1', 'CRA at \\u03b5 = 36/255, 8×8'),
   ],
 )
-def test_what_an_encoding_lacks_is_spelled_out(encoding, shown):
+def test_characters_that_an_encoding_lacks_are_escaped(encoding, shown):
   done = subprocess.run(
-    [sys.executable, '-c', PROGRAM, 'CRA at ℓ2 ε = 36/255, 8×8, 語'],
+    [sys.executable, '-c', PROGRAM, 'CRA at ε = 36/255, 8×8'],
     env=os.environ | {'PYTHONIOENCODING': encoding, 'PYTHONUTF8': '1'},
     capture_output=True,
     check=True,

@@ -24,16 +24,12 @@ from lipnext_jax.attacks import run as run_lib
 from lipnext_jax.attacks import target as target_lib
 from lipnext_jax.certify import decimals
 
-try:
+with errors.needing_extra('train', __name__):
   from lipnext_jax import report
   from lipnext_jax.checkpoint import restore
   from lipnext_jax.data import sources
   from lipnext_jax.data import views
   from lipnext_jax.runtime import command
-except ImportError as missing:
-  if __name__ != '__main__':
-    raise
-  errors.exit_for_extra('train', missing)
 
 
 class BrokenCertificateError(errors.UserError):

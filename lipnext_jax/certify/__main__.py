@@ -30,15 +30,11 @@ from lipnext_jax.certify import decimals
 from lipnext_jax.certify import predictor as predictor_lib
 from lipnext_jax.certify import rigorous
 
-try:
+with errors.needing_extra('train', __name__):
   from lipnext_jax import config as config_lib
   from lipnext_jax.checkpoint import restore
   from lipnext_jax.data import inputs
   from lipnext_jax.runtime import command
-except ImportError as missing:
-  if __name__ != '__main__':
-    raise
-  errors.exit_for_extra('train', missing)
 
 _NOTE = (
   'fast because: {}; for weights that you did not train, rigorous certificates '

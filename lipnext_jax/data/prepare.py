@@ -25,7 +25,7 @@ from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax import terminal
 
-try:
+with errors.needing_extra('data', __name__):
   from absl import flags
   import filelock
 
@@ -37,10 +37,6 @@ try:
   from lipnext_jax.data.formats import imagenet
   from lipnext_jax.data.formats import layouts
   from lipnext_jax.data.formats import tiny_imagenet
-except ImportError as missing:
-  if __name__ != '__main__':
-    raise
-  errors.exit_for_extra('data', missing)
 
 _SHOWN = 10  # Bad records on the screen; the file has all.
 
