@@ -1,3 +1,3 @@
-"""LipNeXt in JAX: classifiers with a proved ℓ2 radius of constant answers."""
+"""LipNeXt in JAX: image classifiers with a proved ℓ2 radius."""
 
 __version__ = '0.1.0'

@@ -1,6 +1,6 @@
-"""Config files of the package, and the words that they take after a colon.
+"""Finds config files of the package and parses the words after their colon.
 
-Config files find these functions in `lipnext_jax.config`.
+Config files use these functions as members of `lipnext_jax.config`.
 """
 
 import pathlib
@@ -9,23 +9,23 @@ import ml_collections
 
 from lipnext_jax import errors
 
-# The last group of words in every config file's argument.
+# Last group of words in the argument of every config file.
 SMOKE = ('', 'smoke')
 
 
 def parse_argument(arg: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
-  """Reads a config file's argument: words, comma-separated, in any order.
+  """Parses a config file's argument: words in any order, comma-separated.
 
   Args:
-    arg: what follows the colon of `--config=configs/X.py:…`.
+    arg: text after the colon of `--config=configs/X.py:…`.
     *choices: groups of words that exclude each other; the first word of a
-      group is its default ('' where none is needed).
+      group is its default, '' if the group may be left out.
 
   Returns:
     One word of each group.
 
   Raises:
-    ConfigError: a word of no group, naming all there are, or two of one group.
+    ConfigError: a word is in none of the groups, or two words are in one.
 
   >>> parse_argument('smoke,W32', ('W16', 'W32'), ('', 'smoke'))
   ('W32', 'smoke')
@@ -47,22 +47,22 @@ def parse_argument(arg: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
       raise errors.ConfigError(
         '--config argument',
         word,
-        f'comes beside {chosen[group]!r}',
-        'they exclude each other: keep one',
+        f'excludes {chosen[group]!r}',
+        'keep one of them',
       )
     chosen[group] = word
   return tuple(chosen.get(group, group[0]) for group in choices)
 
 
 def find_config(value: str) -> str:
-  """Finds a config that comes with the package, wherever that is installed.
+  """Replaces the name of a config of the package by the path of its file.
 
   Args:
-    value: of `--config`: 'lipnext_jax:NAME' or 'lipnext_jax:NAME:WORDS' for a
-      config of the package; anything else is taken for a path.
+    value: value of `--config`: 'lipnext_jax:NAME' or 'lipnext_jax:NAME:WORDS'
+      for a config of the package, or a path.
 
   Returns:
-    A path, and what followed NAME.
+    'PATH' or 'PATH:WORDS'.
 
   Raises:
     ConfigError: the package has no config of this name.
@@ -77,7 +77,7 @@ def find_config(value: str) -> str:
     return value
   name, colon, words = rest.partition(':')
   inside = pathlib.Path(__file__).parent
-  # An installed package holds them; a checkout has them beside it.
+  # Inside of an installed package, beside that of a clone.
   folders = [inside / 'configs', inside.parent / 'configs']
   shipped = {
     path.stem: path for folder in folders for path in folder.glob('*.py')
@@ -86,7 +86,7 @@ def find_config(value: str) -> str:
     raise errors.ConfigError(
       '--config',
       value,
-      'is no config of the package',
+      'is not a config of the package',
       f'choose lipnext_jax: and one of {", ".join(sorted(shipped))}',
     )
   return f'{shipped[name]}{colon}{words}'
@@ -99,23 +99,20 @@ def smoke(
   image_size: int = 0,
   num_classes: int = 0,
 ) -> ml_collections.ConfigDict:
-  """Makes a config two steps of a tiny model, if its argument says 'smoke'.
-
-  `--config=configs/X.py:smoke` then runs on a CPU, whatever the config is
-  otherwise.
+  """Reduces a config to two steps of a tiny model, if `arg` is 'smoke'.
 
   Args:
-    config: is changed.
-    arg: the argument of its file, or what `parse_argument` left of it.
-    image_size: above 0, random images of this side, in pixels, stand for the
-      dataset, which then need not be there.
-    num_classes: of the random images.
+    config: config that is changed in place.
+    arg: word of the config file's argument, '' or 'smoke'.
+    image_size: side in pixels of random images that replace the dataset, which
+      need not be on the disk then; 0 keeps the dataset.
+    num_classes: number of classes of the random images.
 
   Returns:
     `config`.
 
   Raises:
-    ConfigError: an argument that is not in `SMOKE`.
+    ConfigError: `arg` is another word.
 
   >>> from lipnext_jax import config
   >>> smoke(config.default_config(), 'smoke').duration

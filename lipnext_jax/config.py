@@ -1,12 +1,12 @@
-"""Every field of a config, declared once: default, meaning and what is allowed.
+"""Declares every field of a config once: default, meaning and allowed values.
 
-A config file starts from `default_config()` and changes what it needs; the
-command line changes any field: `--config.model.depth=16`. `--mode=config`
+A config file starts from `default_config()` and changes some fields. The
+command line can change any field: `--config.model.depth=16`. `--mode=config`
 prints the fields of a config with their values and meanings.
 
-Durations are strings in 'steps', 'epochs' or 'examples' ('150 epochs'). They
-become steps in `lipnext_jax.schedules.make_plan` and nowhere else, so that
-overriding the batch size never leaves a stale schedule.
+Durations are strings in 'steps', 'epochs' or 'examples' ('150 epochs').
+`lipnext_jax.schedules.make_plan` alone converts them to steps, so overriding
+the batch size never leaves a stale schedule.
 """
 
 from collections.abc import Collection
@@ -53,7 +53,7 @@ PRECISIONS = {
 }
 
 
-# ── What a field is ──────────────────────────────────────────────────────────
+# ── Fields and sections ──────────────────────────────────────────────────────
 
 
 SET: tuple[Any, ...] = ()  # In `only_with`: any value but 0, '' and '0 steps'.
@@ -64,17 +64,17 @@ class Field:
   """A field of a config.
 
   Attributes:
-    default: its value where none is set; values must be of the same type.
-    meaning: what it decides, in which unit.
+    default: value in `default_config()`; all values have its type.
+    meaning: sentence that says what the field decides, and in which unit.
     minimum: smallest number allowed.
-    above: a number that must be exceeded, in place of `minimum`.
+    above: exclusive lower bound, in place of `minimum`.
     maximum: largest number allowed.
-    choices: the names allowed.
-    duration: whether it is a duration, such as '20 epochs'.
-    only_with: {other field: its values, or `SET`} with which this field is
-      read; with others it must keep its default.
-    free: whether it may differ between the runs that share a workdir, because
-      it decides neither the model nor the sequence of updates.
+    choices: names allowed.
+    duration: whether values are durations, such as '20 epochs'.
+    only_with: {other field: values, or `SET`}: the values of other fields with
+      which this field is read. With others it must keep its default.
+    free: whether the field may change when a run is resumed, because it
+      decides neither the model nor the sequence of updates.
   """
 
   default: Any
@@ -90,7 +90,7 @@ class Field:
   free: bool = False
 
   def allowed(self) -> str:
-    """Says which values are allowed, e.g. 'at least 1'; '' for no rule."""
+    """Describes the allowed values, e.g. 'at least 1'; '' for any."""
     if self.choices:
       return f'one of {", ".join(sorted(self.choices))}'
     if type(self.default) not in (int, float):
@@ -103,14 +103,14 @@ class Field:
     return f'above {self.above}'
 
   def check(self, name: str, value: Any) -> None:
-    """Refuses a value that is wrong whatever the other fields hold.
+    """Raises if a value is wrong whatever the other fields hold.
 
     Args:
-      name: of the field, e.g. 'model.depth'.
-      value: what it holds.
+      name: name of the field, e.g. 'model.depth'.
+      value: value to check.
 
     Raises:
-      ConfigError: naming the field, its value and the remedy.
+      ConfigError: the type, the choice or the range is wrong.
 
     >>> Field(0.5, 'A share.', maximum=1).check('model.beta', 1.5)
     Traceback (most recent call last):
@@ -120,14 +120,15 @@ number that is in [0, 1].
     kind = type(self.default)
     problem, remedy = '', f'choose a number that is {self.allowed()}'
     if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-      problem, remedy = f'is no {kind.__name__}', f'e.g. {self.default!r}'
+      problem = f'is not of type {kind.__name__}'
+      remedy = f'write e.g. {self.default!r}'
     elif self.choices and value not in self.choices:
       problem, remedy = 'is unknown', f'choose {self.allowed()}'
     elif self.duration:
       schedules.parse_duration(name, value)
     elif kind in (int, float):
       low = self.minimum if self.above is None else self.above
-      # In this form, NaN is refused, too.
+      # `not low <= value` refuses NaN, too.
       if not low <= value <= self.maximum or value == self.above:
         problem = 'is out of range'
       elif abs(value) >= 2**31:  # Beyond the integers of a device.
@@ -142,12 +143,12 @@ def section(
   only_with: Mapping[str, tuple[Any, ...]] | None = None,
   **members: Field | dict[str, Field],
 ) -> dict[str, Field]:
-  """Groups fields, and further sections, under their names.
+  """Flattens fields and nested sections into one dict of dotted names.
 
   Args:
-    free: as in `Field`, of all fields of the section.
-    only_with: as in `Field`, of all fields but those that say otherwise.
-    **members: fields and sections.
+    free: makes all fields of the section free; see `Field`.
+    only_with: condition that is added to those of each field; see `Field`.
+    **members: fields and sections by name.
 
   Returns:
     {'field': …, 'section.field': …}, in the order of `members`.
@@ -190,7 +191,7 @@ _DATASET = section(
   ),
   skip_bad=Field(
     False,
-    'Whether to leave out files that are no whole images.',
+    'Whether to leave out files that are not whole images.',
     only_with={'dataset.name': ('folder',)},
   ),
   test_share=Field(
@@ -202,7 +203,7 @@ _DATASET = section(
   ),
   split_seed=Field(
     0,
-    'Seed of that draw.',
+    'Seed of the draw of that test split.',
     only_with={'dataset.name': sources.USER_SETS},
   ),
   holdout=Field(0, "Training examples set aside as the split 'validation'."),
@@ -230,18 +231,18 @@ _DATASET = section(
   only_with={'dataset.name': sources.VARYING},
   image_size=Field(
     0,
-    'Side in pixels of what the network sees; 0: that of the images if all '
-    'have one, else 224.',
+    'Side of the images in pixels, as the network sees them; 0: their own '
+    'side if all have the same, else 224.',
   ),
   resize=Field(
     0,
-    'Shorter side in pixels before the crop of image_size, of which evaluation '
-    'takes the centre; 0: image_size.',
+    'Shorter side in pixels to which images are scaled before image_size is '
+    'cut out, in evaluation from the centre; 0: image_size.',
   ),
 )
 
-# Drawn per example and epoch, see `data.transforms.build_transforms`; the
-# defaults change nothing.
+# Drawn for each example and epoch by `data.transforms`; the defaults leave
+# images as they are.
 _AUGMENT = section(
   resize=section(
     min=Field(0, 'Smallest shorter side, drawn in pixels, before a crop.'),
@@ -265,7 +266,7 @@ _AUGMENT = section(
   crop_padding=Field(
     0,
     'Zeros around an image, in pixels, before a random crop.',
-    only_with={'augment.resize.max': (0,)},  # One crop is enough.
+    only_with={'augment.resize.max': (0,)},  # Else resizing crops already.
   ),
   flip=Field(False, 'Whether to flip horizontally with probability 1/2.'),
   rotate=Field(0.0, 'Largest random rotation either way, in degrees.'),
@@ -277,23 +278,25 @@ _AUGMENT = section(
   extra=section(
     as_real=Field(
       True,
-      'Whether synthetic images are augmented as the real ones.',
+      'Whether synthetic images are augmented like real ones.',
       only_with={'dataset.extra_ratio': SET},
     ),
     crop_padding=Field(
-      0, 'As augment.crop_padding, of synthetic images.', only_with=_EXTRA
+      0,
+      'The same as augment.crop_padding, for synthetic images.',
+      only_with=_EXTRA,
     ),
     flip=Field(
-      False, 'As augment.flip, of synthetic images.', only_with=_EXTRA
+      False, 'The same as augment.flip, for synthetic images.', only_with=_EXTRA
     ),
   ),
 )
 
 _BASELINES = tuple(name for name in models.MODELS if name != 'lipnext')
-# Where matrices are optimised on the manifold.
+# Models whose matrices are optimised on the manifold.
 _MANIFOLD = {'model.name': ('lipnext',), 'model.parametrization': ('none',)}
 
-# A model is built from those of these fields that it has: `models.registry`.
+# `models.registry` hands each model the fields of this section that it has.
 _MODEL = section(
   name=Field('lipnext', 'Model to train.', choices=models.MODELS),
   depth=Field(32, 'Blocks, L; of a baseline, its convolutions.', minimum=1),
@@ -316,7 +319,7 @@ _MODEL = section(
   ),
   precision=Field(
     'default',
-    'Precision of products in training; evaluation takes the highest.',
+    'Precision of products in training; evaluation uses the highest.',
     choices=PRECISIONS,
   ),
   activation=Field('beta_abs', 'Activation σ.', choices=layers.ACTIVATIONS),
@@ -328,7 +331,7 @@ _MODEL = section(
     kernel_size=Field(3, 'Side of the kernels.', minimum=1),
     power_iterations=Field(
       10,
-      'Power iterations for a ‖W‖ in training.',
+      'Power iterations that estimate a ‖W‖ in training.',
       minimum=1,
       only_with={'model.name': ('liresnet',)},
     ),
@@ -343,8 +346,7 @@ _MODEL = section(
 ) | section(
   only_with={'model.name': ('lipnext',)},
   shift_ratio=Field(
-    # The paper found 1/8 and 1/16 best; the latter costs a quarter less
-    # (docs/models.md).
+    # The paper found 1/8 and 1/16 best; 1/16 costs a quarter less.
     1 / 16,
     'α: share of channels that move per direction (paper: 1/8 or 1/16).',
     maximum=1 / 4,
@@ -355,12 +357,14 @@ _MODEL = section(
   m_init=Field('identity', 'Start of M.', choices=parametrizations.ORTHOGONAL),
   remat=Field(
     'none',
-    "What backward recomputes: 'products' all but products, 'block' all.",
+    "What the backward pass recomputes: 'block' everything, 'products' "
+    'everything but products.',
     choices=lipnext.REMAT_POLICIES,
   ),
   unroll=Field(
     False,
-    'Whether to unroll the blocks: compiles longer, 5 to 10 % faster on a GPU.',
+    'Whether to unroll the loop over blocks: steps 5 to 10 % faster on a GPU, '
+    'longer compilation.',
   ),
   pool=Field(
     'l2',
@@ -389,7 +393,7 @@ _LOSS = section(
   epsilon=Field(36 / 255, 'ε: ℓ2 radius in [0, 1] pixel units.', above=0),
   epsilon_start=Field(0.1, 'a of ε_t = ε·(a + (b − a)·min(2 t/T, 1)).'),
   epsilon_end=Field(3.0, 'b of ε_t, the training radius.', above=0),
-  logit_scale=Field(1.0, 'τ: multiplies logits, in the loss only.', above=0),
+  logit_scale=Field(1.0, 'τ: factor on the logits, in the loss only.', above=0),
   trades_weight=Field(
     1.0, 'λ of TRADES.', only_with={'loss.name': ('trades',)}
   ),
@@ -405,8 +409,10 @@ _OPTIMIZER = section(
     'nadam', 'Elementwise update rule.', choices=inner_rules.INNER_RULES
   ),
   learning_rate=Field(1e-3, 'Learning rate at its peak.', above=0),
-  warmup=Field('20 epochs', 'Warm-up, linear per step.', duration=True),
-  final_scale=Field(1e-5, 'Last learning rate over its peak.', maximum=1),
+  warmup=Field('20 epochs', 'Length of the linear warm-up.', duration=True),
+  final_scale=Field(
+    1e-5, 'Last learning rate, as a share of its peak.', maximum=1
+  ),
   clip_norm=Field(3.0, 'Norm that gradients are clipped to; 0: no clipping.'),
   lookahead_period=Field(
     6, 'Steps between two lookaheads, in both geometries; 0: none.'
@@ -434,7 +440,7 @@ _OPTIMIZER = section(
   ),
   exponential=Field(
     'fast',
-    "Exponential of a step; 'exact' whatever the step's size.",
+    "Exponential of a step; 'fast' approximates it for small steps.",
     choices=recipe.EXPONENTIALS,
   ),
   precision=Field(
@@ -444,12 +450,13 @@ _OPTIMIZER = section(
   ),
 )
 
-# Matrices are kept in whole layers, with their optimizer state, so that each
-# device updates its own. 'compute/' is the copy that a step works with:
-# M [l, c, c] in rows over 'fsdp' and columns over 'tensor', R [l, k, c] in
-# columns over both, since its k rows need not divide. docs/pods.md.
+# Matrices and their optimizer state are split by layers, so that each device
+# updates whole matrices. 'compute/' is the copy that a step works with:
+# M [l, c, c] is split into rows over 'fsdp' and columns over 'tensor', and
+# R [l, k, c], whose k rows need not divide, into columns over both
+# (docs/pods.md).
 _SHARDING = (
-  (r'blocks/(R|M)_raw$', (None, ('fsdp?',), None)),  # Mapped into R and M.
+  (r'blocks/(R|M)_raw$', (None, ('fsdp?',), None)),  # Of a parametrization.
   (r'^compute/blocks/R$', (None, None, ('tensor', 'fsdp'))),
   (r'^compute/blocks/M$', (None, 'fsdp', 'tensor')),
   (r'^params/blocks/(R|M)$', (('data?', 'fsdp', 'tensor'), None, None)),
@@ -458,7 +465,7 @@ _SHARDING = (
   (r'^(step$|health/|sums/)', ()),
 )
 
-# At most one size is −1. 'data' goes over a slow network: it sends the least.
+# At most one size is −1. 'data' sends the least: it goes over slow networks.
 _MESH = section(
   free=True,
   data=Field(-1, 'Devices that split the batch; −1: all others.', minimum=-1),
@@ -474,7 +481,7 @@ _EVAL = section(
   free=True,
   split=Field(
     'test',
-    "Split of the final numbers; 'validation' to choose a config by.",
+    "Split of the final numbers; 'validation' is for choosing a config.",
     choices=sources.FINAL_SPLITS,
   ),
   certificate=Field(
@@ -500,20 +507,24 @@ _EVAL = section(
   ),
 )
 
-# What is watched while training, and read at log lines.
+# Checked during training, at log lines.
 _HEALTH = section(
   free=True,
   max_skipped=Field(
-    10, 'Steps in a row that are not finite and end the run; 0: never.'
+    10, 'Skipped (not finite) steps in a row that end the run; 0: never.'
   ),
-  loss_spike=Field(4.0, 'Loss to warn of, over its running mean; 0: never.'),
+  loss_spike=Field(
+    4.0, 'Loss over its running mean that is warned of; 0: never.'
+  ),
   patience=Field(
     0.1,
-    'Share of the run after which signs of failure, such as the accuracy of '
-    'guessing, are told; 0: never.',
+    'Share of the run after which lasting signs of failure, such as the '
+    'accuracy of guessing, are reported; 0: never.',
     maximum=1,
   ),
-  drift=Field(1e-3, '‖XᵀX − I‖₂ to warn of, for orthogonal X; 0: never.'),
+  drift=Field(
+    1e-3, '‖XᵀX − I‖₂ of an orthogonal X that is warned of; 0: never.'
+  ),
 )
 
 _CHECKPOINT = section(
@@ -538,17 +549,17 @@ FIELDS = section(
   ),
   reduce_dtype=Field(
     'float32',
-    "Dtype of the matrices' gradients where devices add them up; 'bfloat16' "
-    'halves what is sent, and the working copy.',
+    "Dtype in which devices add up the matrices' gradients; 'bfloat16' halves "
+    'what is sent, and the working copy.',
     choices=DTYPES,
-    # It narrows the working copy, too: float32 products would lose digits.
+    # The working copy has this dtype, too: float32 products would lose digits.
     only_with={**_MANIFOLD, 'model.dtype': ('bfloat16',)},
   ),
   duration=Field('800 epochs', 'Length of training.', duration=True),
   mesh=_MESH,
   sharding=Field(
     _SHARDING,
-    '(regular expression, mesh axes) for paths of the train state: the first '
+    '(regular expression, mesh axes) for paths of the train state; the first '
     "match counts. An axis with '?' is left out where it does not divide.",
     free=True,
   ),
@@ -562,11 +573,11 @@ FIELDS = section(
 )
 
 
-# ── What is derived from the fields ──────────────────────────────────────────
+# ── Functions of the fields ──────────────────────────────────────────────────
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """Makes a config of the defaults: the paper's values where it gives them.
+  """Returns a config of all defaults, which are the paper's where it has any.
 
   >>> default_config().model.depth
   32
@@ -578,7 +589,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def build_field_list(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns every field as {'model.depth': 32, …}, sorted.
+  """Returns all fields as {'model.depth': 32, …}, sorted by name.
 
   >>> build_field_list(default_config())['model.depth']
   32
@@ -588,7 +599,7 @@ def build_field_list(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns the fields that two runs must share to share a workdir, sorted.
+  """Returns the fields that must not change when a run is resumed, sorted.
 
   >>> 'model.depth' in identity(default_config())
   True
@@ -602,7 +613,7 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def closest(name: str) -> str:
-  """Returns the field whose name is most like a misspelt one.
+  """Returns the name of a field that is most similar to a misspelt name.
 
   >>> closest('model.dept')
   'model.depth'
@@ -611,19 +622,17 @@ def closest(name: str) -> str:
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-  """Refuses configs that are wrong whatever the data and the devices are.
-
-  Refuses unknown, missing and mistyped fields, values that are not allowed,
-  fields that nothing would read, and contradictions.
+  """Raises if a config is wrong whatever the data and the devices are.
 
   Raises:
-    ConfigError: naming the field, its value and the remedy.
+    ConfigError: a field is unknown or missing, has a wrong value, has no
+      effect, or contradicts another one.
   """
   fields = build_field_list(config)
   for name, value in fields.items():
     if name not in FIELDS:
       raise errors.ConfigError(
-        name, value, 'is no config field', f'did you mean {closest(name)}?'
+        name, value, 'is not a config field', f'did you mean {closest(name)}?'
       )
   for name, field in FIELDS.items():
     if name not in fields:
@@ -631,14 +640,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
         name, None, 'is missing', 'start from default_config()'
       )
     field.check(name, fields[name])
-  for name, field in FIELDS.items():
-    if fields[name] != field.default:
-      _check_is_read(name, fields)
+  for name in FIELDS:
+    _check_is_read(name, fields)
   validation.check_combinations(config)
 
 
 def _check_is_read(name: str, fields: Mapping[str, Any]) -> None:
-  """Refuses a field that does nothing, given the others."""
+  """Raises if a field is set although no code reads it, given the others."""
+  if fields[name] == FIELDS[name].default:
+    return
   for other, values in FIELDS[name].only_with.items():
     value = fields[other]
     if FIELDS[other].duration:
@@ -656,7 +666,7 @@ def _check_is_read(name: str, fields: Mapping[str, Any]) -> None:
 
 
 def describe(config: ml_collections.ConfigDict) -> str:
-  """Formats every field of a valid config with its value and its meaning.
+  """Formats every field of a valid config with its value and meaning.
 
   >>> print(describe(default_config())[:77])
   seed = 0
@@ -683,7 +693,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
 
 
 def _format(value: Any) -> str:
-  """Formats a value as a config file would have it, 36/255 included.
+  """Formats a value as a config file would write it, 36/255 included.
 
   >>> _format((36 / 255, 0.25, 1.0)), _format('haar')
   ('(36/255, 0.25, 1.0)', "'haar'")

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line each, with an exit code."""
+"""Errors that a user can mend: each is one line and an exit code."""
 
 from collections.abc import Iterator
 import contextlib
@@ -6,7 +6,7 @@ import sys
 
 
 def printable(text: str) -> str:
-  r"""Returns a text in one line that a terminal shows as it is.
+  r"""Escapes line breaks and control characters of a text.
 
   >>> printable('a\x1b[2J\n.png')
   'a\\x1b[2J\\n.png'
@@ -17,9 +17,9 @@ def printable(text: str) -> str:
 
 
 class UserError(Exception):
-  r"""An error outside of the code; `main` prints it without a traceback.
+  r"""An error with a cause outside of the code; it is shown without traceback.
 
-  Its text is one line that a terminal shows as it is, whatever it quotes.
+  Its text is one printable line, whatever it quotes.
 
   >>> str(UserError('two\nlines'))
   'two\\nlines'
@@ -32,12 +32,12 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-  """A config field, a flag, a dataset or a workdir does not fit.
+  """A config field, a flag, a dataset or a workdir that does not fit.
 
   Args:
-    field: the field or flag at fault, e.g. 'model.beta'.
-    value: what it holds.
-    problem: what is wrong with that.
+    field: field or flag at fault, e.g. 'model.beta'.
+    value: value of the field.
+    problem: what is wrong with the value.
     remedy: what to do.
 
   >>> str(ConfigError('model.beta', 2, 'is outside [0, 1]', 'choose 0.5'))
@@ -52,14 +52,12 @@ class ConfigError(UserError):
     self._parts = field, value, problem, remedy
 
   def __reduce__(self):
-    # Data worker processes send their errors pickled.
+    # Worker processes of the data pipeline send errors as pickles.
     return type(self), self._parts
 
 
 class DataError(UserError):
-  """Data on disk are damaged, missing or not what they should be.
-
-  One message, so that it survives the way out of a worker process.
+  """Data on disk that are damaged, missing or of the wrong kind.
 
   >>> str(DataError('train.tar, n01440764_1.JPEG: is truncated'))
   'train.tar, n01440764_1.JPEG: is truncated'
@@ -69,18 +67,18 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-  """A checkpoint cannot be written or used."""
+  """A checkpoint that cannot be written or used."""
 
   exit_code = 4
 
 
 class NonFiniteError(UserError):
-  """Training reached infinities or NaNs that it cannot leave.
+  """Training that reached infinities or NaNs and cannot leave them.
 
   Args:
-    step: at which it stops.
+    step: step at which training stops.
     problem: what is not finite.
-    saved: the newest checkpoint's step; None: there is none.
+    saved: step of the newest checkpoint, or None if there is none.
 
   >>> str(NonFiniteError(7, 'the loss is NaN', None))[:40]
   'step 7: the loss is NaN; no checkpoint w'
@@ -100,19 +98,19 @@ class NonFiniteError(UserError):
 
 
 class WorkdirError(UserError):
-  """A file or folder of the run cannot be written or read."""
+  """A file or folder of the run that cannot be written or read."""
 
   exit_code = 7
 
 
 class LostProcessError(UserError):
-  """Another process of the run is gone; this one cannot go on alone."""
+  """A process of the run that is lost, so that the others cannot go on."""
 
   exit_code = 9
 
 
 class OutOfMemoryError(UserError):
-  """A device or the machine has too little memory for the config."""
+  """Too little memory, on a device or on the machine, for the config."""
 
   exit_code = 8
 

@@ -1,8 +1,8 @@
-"""Writes files at once or not at all, on a disk or in a bucket.
+"""Reads and atomically writes files on a disk or in a bucket.
 
-A path may be an address, `gs://bucket/runs/x`. Everything that touches a
-workdir does so through this module, which alone knows the difference: writing
-one object is atomic, there are no folders to make, and none can be renamed.
+A path may be an address, `gs://bucket/runs/x`. All access to a workdir goes
+through this module, which alone knows how a bucket differs from a disk: writing
+an object is atomic, and folders need not be made and cannot be renamed.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ import numpy as np
 
 from lipnext_jax import errors
 
-# Bytes. A manifest of a million files has less.
+# Bytes; the manifest of a checkpoint with a million files is smaller.
 MAX_JSON = 1 << 28
 
 
@@ -36,16 +36,16 @@ def is_remote(path: str) -> bool:
 
 
 def _store(path: str) -> Any:
-  """Returns the object store of an address, with the interface of fsspec.
+  """Returns the fsspec file system of an address.
 
   Raises:
-    ConfigError: its scheme is not supported, or a package is missing.
+    ConfigError: the scheme is not supported, or a package is missing.
   """
   if not re.match('gs://[^/]', path):
     raise errors.ConfigError(
       '--workdir',
       path,
-      'is an address, no path',
+      'is not a path or an address of a bucket',
       'name a directory or gs://BUCKET/FOLDER; other storage can be mounted '
       'where all processes see it',
     )
@@ -59,20 +59,20 @@ def _store(path: str) -> Any:
       f'needs a package that is not installed ({error.name})',
       f'in a clone of the repository: {errors.install_command("gcs")}',
     ) from None
-  # Also for epath, through which Orbax writes: neither would see in a listing
-  # that it kept what TensorStore has written since.
+  # A cached listing would lack what TensorStore has written since. The setting
+  # also reaches epath, through which Orbax writes.
   for name in ('gs', 'gcs'):
     fsspec.config.conf.setdefault(name, {})['use_listings_cache'] = False
   return fsspec.filesystem('gcs', finalize_on_close=True)
 
 
 def exists(path: str) -> bool:
-  """Returns whether there is a file or a folder of that name."""
+  """Returns whether a file or folder exists."""
   return _store(path).exists(path) if is_remote(path) else os.path.exists(path)
 
 
 def is_folder(path: str) -> bool:
-  """Returns whether there is a folder; in a bucket, anything below the name."""
+  """Returns whether a folder exists; a bucket has those that hold an object."""
   if not is_remote(path):
     return os.path.isdir(path)
   with contextlib.suppress(FileNotFoundError):
@@ -81,7 +81,7 @@ def is_folder(path: str) -> bool:
 
 
 def make_folder(path: str) -> None:
-  """Makes a folder and those above it; a bucket needs none."""
+  """Makes a folder and its parents; a bucket needs none."""
   if not is_remote(path):
     os.makedirs(path, exist_ok=True)
 
@@ -90,7 +90,7 @@ def list_folder(path: str) -> list[str]:
   """Lists the names in a folder.
 
   Raises:
-    OSError: there is no such folder.
+    OSError: the folder does not exist.
   """
   if is_remote(path):
     return [os.path.basename(p) for p in _store(path).ls(path, detail=False)]
@@ -105,24 +105,24 @@ def walk(folder: str) -> Iterator[str]:
     return
   for parent, _, names in os.walk(folder):
     for path in (os.path.join(parent, name) for name in names):
-      if os.path.isfile(path):  # A pipe or a device would be read for ever.
+      if os.path.isfile(path):  # Reading a pipe or a device never ends.
         yield os.path.relpath(path, folder)
 
 
 def absolute(path: str, *, follow_links: bool = False) -> str:
-  """Returns a path from the root, an address as it is."""
+  """Returns the absolute path of a path; an address is one already."""
   if is_remote(path):
     return path
   return os.path.realpath(path) if follow_links else os.path.abspath(path)
 
 
 def move_aside(folder: str, parent: str) -> str:
-  """Moves a folder into `parent` as NAME-0, NAME-1, …, the first that is free.
+  """Moves a folder into `parent` under the first free name of NAME-0, NAME-1, …
 
-  In a bucket it is copied and then removed: a kill in between leaves two of it.
+  In a bucket it is copied, then removed: a kill in between leaves both.
 
   Returns:
-    Its new path.
+    The new path.
   """
   name = os.path.basename(folder)
   targets = (f'{parent}/{name}-{i}' for i in itertools.count())
@@ -139,17 +139,14 @@ def move_aside(folder: str, parent: str) -> str:
 
 
 def may_pass(path: str, error: Exception) -> bool:
-  """Returns whether an error is of the way to a bucket, not of what is there.
-
-  A network or a permission may be back in a while.
-  """
+  """Returns whether an error may be temporary: of the network to a bucket."""
   found = not isinstance(error, FileNotFoundError)
   return is_remote(path) and isinstance(error, OSError) and found
 
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-  """Adds the name of a file to an `OSError`, which lacks it when writing.
+  """Adds the path to an `OSError` that lacks it, as those of writing do.
 
   >>> with naming('a.json'):
   ...   raise OSError(28, 'No space left on device')
@@ -166,9 +163,9 @@ def naming(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replacing(path: str) -> Iterator[BinaryIO]:
-  """Yields a new file that takes the place of `path` when it is complete.
+  """Yields a new file that replaces `path` once it is complete.
 
-  No kill and no power cut leaves half of it; no link is followed.
+  A kill or a power cut never leaves half a file. Links are not followed.
   """
   if is_remote(path):
     data = io.BytesIO()
@@ -186,29 +183,29 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: str, data: bytes | bytearray) -> None:
-  """Replaces a file by one that holds `data`."""
+  """Writes a file of bytes atomically."""
   with _replacing(path) as file:
     file.write(data)
 
 
 def write_text(path: str, text: str) -> None:
-  """Replaces a file by one that holds `text`."""
+  """Writes a UTF-8 file atomically."""
   write_bytes(path, text.encode())
 
 
 def write_json(path: str, value: Any) -> None:
-  """Replaces a file by one that holds `value` as indented JSON."""
+  """Writes a file of indented JSON atomically."""
   write_text(path, json.dumps(value, indent=2) + '\n')
 
 
 def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
-  """Replaces a file by a compressed `.npz` of named arrays."""
+  """Writes a compressed `.npz` of named arrays atomically."""
   with _replacing(path) as file:
     np.savez_compressed(file, **arrays)
 
 
 class _Object(io.StringIO):
-  """A text in a bucket, replaced by all that was written at every flush."""
+  """A text file in a bucket; every flush writes all of it anew."""
 
   def __init__(self, path: str):
     super().__init__()
@@ -229,12 +226,12 @@ class _Object(io.StringIO):
 
 
 def append(path: str) -> TextIO:
-  """Opens a file for reading and appending, line by line.
+  """Opens a text file for reading and appending, line by line.
 
-  In a bucket, lines are there when they are flushed, which writes all of them.
+  In a bucket, lines appear when the file is flushed.
 
   Raises:
-    OSError: it cannot be opened, or is a link.
+    OSError: the file cannot be opened, or is a link.
   """
   if is_remote(path):
     return _Object(path)
@@ -246,31 +243,31 @@ def append(path: str) -> TextIO:
 
 
 def open_binary(path: str) -> io.BufferedReader:
-  """Opens a file for reading."""
+  """Opens a binary file for reading."""
   return _store(path).open(path, 'rb') if is_remote(path) else open(path, 'rb')
 
 
 def open_text(path: str, **options: Any) -> TextIO:
-  """Opens a UTF-8 text for reading; `options` are those of `TextIOWrapper`."""
+  """Opens a UTF-8 file for reading, with options of `io.TextIOWrapper`."""
   return io.TextIOWrapper(open_binary(path), encoding='utf-8', **options)
 
 
 def read_json(path: str) -> Any:
-  """Reads a JSON file that anyone may have written.
+  """Reads a JSON file that may come from a stranger.
 
   Raises:
-    OSError: it cannot be read.
-    ValueError: it is no JSON, nests too deeply, or is no file of up to
-      `MAX_JSON` bytes.
+    OSError: the file cannot be read.
+    ValueError: the file is not regular, exceeds `MAX_JSON` bytes, is not JSON,
+      or nests too deeply.
   """
   if is_remote(path):
     info = _store(path).info(path)
     regular, size = info['type'] == 'file', info['size']
-  else:  # A pipe would be waited for, a device read for ever.
+  else:  # Reading a pipe or a device never ends.
     found = os.stat(path)
     regular, size = stat.S_ISREG(found.st_mode), found.st_size
   if not regular or size > MAX_JSON:
-    raise ValueError('it is no regular file, or too large')
+    raise ValueError('it is not a regular file, or too large')
   with open_text(path) as file:
     try:
       return json.load(file)

@@ -12,8 +12,8 @@ modes:
                   of --topology (exit code 3 if not); no data are read
   --mode=config   prints every field of --config with its value and meaning
 
-configs, with the words that may follow a colon (configs/digits.py:smoke); from
-any folder, lipnext_jax:digits is configs/digits.py (lipnext_jax:digits:smoke):
+configs, and the words that may follow a colon (configs/digits.py:smoke); from
+any folder, lipnext_jax:digits stands for configs/digits.py:
 
   configs/folder.py              size=32 … size=224, gpu, smoke
   configs/digits.py              model=liresnet, model=bronet, smoke
@@ -80,19 +80,20 @@ _MODE = flags.DEFINE_enum(
 _TOPOLOGY = flags.DEFINE_string(
   'topology',
   None,
-  'For --mode=compile: a machine that need not be here, e.g. v5p:2x2x4, '
-  'h100:2x1x8, cpu:16. Default: the devices of this one.',
+  'For --mode=compile: a machine that you need not have, e.g. v5p:2x2x4, '
+  'h100:2x1x8, cpu:16. Default: the devices of this machine.',
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
   None,
-  'host:port of process 0, to run as one of several processes; "auto" where '
-  'JAX recognises the cluster (Cloud TPU, SLURM, …); "env" where '
-  'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. See '
-  'launch/.',
+  'For a run of several processes: host:port of process 0; "auto" on a cluster '
+  'that JAX recognises (Cloud TPU, SLURM, …); "env" to read '
+  'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. See launch/.',
 )
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Of this run.')
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Of this process.')
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Number of processes of this run.'
+)
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Index of this process.')
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -106,7 +107,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     rest = flags.FLAGS(_find_configs(terminal.expand_home(argv)))
     if _TOPOLOGY.value is not None and _MODE.value != 'compile':
       raise errors.ConfigError(
-        '--topology', _TOPOLOGY.value, 'does nothing here', 'add --mode=compile'
+        '--topology', _TOPOLOGY.value, 'has no effect', 'add --mode=compile'
       )
     needs_workdir = _MODE.value in ('train', 'eval')
     for flag in (_CONFIG, _WORKDIR) if needs_workdir else (_CONFIG,):
@@ -114,10 +115,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise errors.ConfigError(
           f'--{flag.name}', None, 'is missing', f'add --{flag.name}=…'
         )
-    _CONFIG.value.to_dict()  # A file that cannot be read raises only when used.
+    _CONFIG.value.to_dict()  # Raises if the file could not be read.
     if len(rest) > 1:
       raise errors.ConfigError(
-        'argument', rest[1], 'is no flag', 'write --flag=value'
+        'argument', rest[1], 'is not a flag', 'write --flag=value'
       )
     return rest
   except errors.UserError as error:
@@ -127,7 +128,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _find_configs(argv: Sequence[str]) -> list[str]:
-  """Replaces `lipnext_jax:NAME`, as a value of --config, by a path."""
+  """Replaces `lipnext_jax:NAME` as the value of --config by a path."""
   found = []
   for previous, argument in zip(['', *argv], argv, strict=False):
     flag, equals, value = argument.partition('=')
@@ -142,7 +143,7 @@ def _find_configs(argv: Sequence[str]) -> list[str]:
 def _explain_override(
   argv: Sequence[str], error: Exception
 ) -> errors.ConfigError:
-  """Explains an error that parsing `--config.x=…` raised, in one line."""
+  """Explains in one line an error that parsing `--config.x=…` raised."""
   for arg in argv:
     name, _, value = arg.lstrip('-').partition('=')
     field = name.removeprefix('config.')
@@ -152,7 +153,7 @@ def _explain_override(
       return errors.ConfigError(
         f'--{name}',
         value,
-        'is no config field',
+        'is not a config field',
         f'did you mean {config_lib.closest(field)}? All fields: '
         'lipnext_jax/config.py',
       )
@@ -170,17 +171,17 @@ def _exit(error: errors.UserError, at_once: bool = False) -> NoReturn:
   print(f'error: {error}', file=sys.stderr, flush=True)
   lasting = errors.CheckpointError | errors.LostProcessError
   if at_once or isinstance(error, lasting):
-    # Threads are still at what failed, and would print what they trip over; an
-    # orderly end of JAX would wait for the process that is gone.
+    # Threads that still work on what failed would print errors of their own,
+    # and JAX's shutdown would wait for the lost process.
     sys.stdout.flush()
     os._exit(error.exit_code)
   sys.exit(error.exit_code)
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the mode; errors that a user can mend become one line, exit code."""
-  del argv  # Parsed.
-  # Orbax logs what it also raises, with tracebacks; --verbosity=0 shows them.
+  """Runs the mode; an error that users can mend ends in one line, exit code."""
+  del argv  # Unused: `_parse` has read the flags.
+  # Orbax logs a traceback of every error that it raises; --verbosity=0 shows it.
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.FATAL)
   try:
@@ -208,7 +209,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  """Runs the program on the command line of this process."""
+  """Runs the program with the command line of this process."""
   app.run(main, flags_parser=_parse)
 
 

@@ -1,11 +1,11 @@
-"""The training recipes that the paper's experiments share.
+"""Training recipes that several experiments of the paper share.
 
-LipNeXt (arXiv 2601.18513) trains as LiResNet++ does (K. Hu, K. Leino, Z. Wang,
-M. Fredrikson, "A Recipe for Improved Certifiable Robustness", ICLR 2024). What
-is the same for all of its experiments is the default of every field
-(`config.default_config`): NAdam at 1e-3, warm-up, cosine, gradients clipped at
-3, lookahead, EMMA with τ = 1. The recipes here add what depends on the family
-of datasets; the files of `configs/` add the rest.
+LipNeXt (arXiv 2601.18513) follows the recipe of LiResNet++ (K. Hu, K. Leino,
+Z. Wang, M. Fredrikson, "A Recipe for Improved Certifiable Robustness", ICLR
+2024). Settings that all experiments share are the defaults of
+`config.default_config`: NAdam at 1e-3, warm-up, cosine, gradients clipped at 3,
+lookahead, EMMA with τ = 1. This module adds the settings of a family of
+datasets, and the files of `configs/` those of one experiment.
 """
 
 import re
@@ -15,17 +15,17 @@ import ml_collections
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 
-# Word of a config's argument → (ε, b): ε is ℓ2 in [0, 1] pixel units, and b·ε
-# what training ends at. b = 2 is the recipe's; b = 1.5 at ε = 1 is that of the
-# published ImageNet baseline for this radius.
+# Word of a config's argument → (ε, b). ε is an ℓ2 radius in [0, 1] pixel units;
+# training ends at the radius b·ε. b = 2 is the recipe's value, b = 1.5 that of
+# the published ImageNet baseline at ε = 1.
 _IMAGENET_RADII = {'eps36/255': (36 / 255, 2.0), 'eps1': (1.0, 1.5)}
 EPSILONS = tuple(_IMAGENET_RADII)
 
 
 def small_images() -> ml_collections.ConfigDict:
-  """Makes the config of CIFAR and Tiny-ImageNet, but for set, crop and size.
+  """Returns a config for CIFAR or Tiny-ImageNet at ε = 36/255.
 
-  It trains for ε = 36/255.
+  The caller sets dataset, crop, patch and size of the model.
 
   >>> small_images().loss.epsilon_end
   3.0
@@ -47,13 +47,13 @@ def small_images() -> ml_collections.ConfigDict:
 
 
 def imagenet(epsilon: str) -> ml_collections.ConfigDict:
-  """Makes the config of ImageNet at 224×224, but for the size of the model.
+  """Returns a config for ImageNet at 224×224; the caller sets the model's size.
 
   Args:
-    epsilon: the radius trained for, a word of `EPSILONS`.
+    epsilon: word of `EPSILONS` for the radius to train for.
 
   Raises:
-    ConfigError: another word.
+    ConfigError: the word is unknown.
 
   >>> imagenet('eps1').loss.epsilon_end
   1.5
@@ -80,9 +80,9 @@ def imagenet(epsilon: str) -> ml_collections.ConfigDict:
   c.batch_size = 1024
   c.duration = '400 epochs'
   c.optimizer.warmup = '20 epochs'
-  # The manifold step at tensor-core precision: what its rounding adds to the
-  # defect of R and M is squared away by Newton–Schulz, in float32, before it
-  # shows (docs/optimizer.md).
+  # Manifold steps at tensor-core precision. Their rounding adds to the defect
+  # of R and M, which a Newton–Schulz step in float32 squares every 100 steps
+  # (docs/optimizer.md).
   c.optimizer.precision = 'bfloat16'
   c.optimizer.retraction_period = '100 steps'
   c.mesh.data, c.mesh.fsdp = 1, -1  # Parameters over all devices.
@@ -94,14 +94,14 @@ def imagenet(epsilon: str) -> ml_collections.ConfigDict:
 
 
 def set_size(config: ml_collections.ConfigDict, size: str) -> None:
-  """Sets depth and width from the paper's name of a size.
+  """Sets depth and width of a model from the paper's name of its size.
 
   Args:
-    config: is changed.
+    config: config that is changed in place.
     size: 'L{blocks}W{channels}'.
 
   Raises:
-    ConfigError: it is no such name.
+    ConfigError: `size` does not have this form.
 
   >>> c = small_images()
   >>> set_size(c, 'L8W2048')
@@ -111,6 +111,6 @@ def set_size(config: ml_collections.ConfigDict, size: str) -> None:
   found = re.fullmatch(r'L(\d+)W(\d+)', size)
   if found is None:
     raise errors.ConfigError(
-      'size', size, 'is no size', 'write L{blocks}W{channels}, as L32W2048'
+      'size', size, 'is not a size', 'write L{blocks}W{channels}, as L32W2048'
     )
   config.model.depth, config.model.width = map(int, found.groups())

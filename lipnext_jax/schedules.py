@@ -28,7 +28,7 @@ class Plan(NamedTuple):
   steps_per_epoch: float
 
   def is_due(self, period: int, step: int) -> bool:
-    """Returns whether a thing with this period (0: never) is due."""
+    """Returns whether an action with this period (0: never) is due."""
     return period > 0 and step % period == 0
 
 
@@ -36,7 +36,7 @@ def parse_duration(field: str, duration: str) -> tuple[float, str]:
   """Parses '150 epochs' into (150.0, 'epochs').
 
   Raises:
-    ConfigError: naming `field`, when the text is not '<number> <unit>'.
+    ConfigError: the text does not have the form '<number> <unit>'.
 
   >>> parse_duration('duration', '1.5 epochs')
   (1.5, 'epochs')
@@ -45,23 +45,26 @@ def parse_duration(field: str, duration: str) -> tuple[float, str]:
   if match and match[2] in UNITS:
     return float(match[1]), match[2]
   raise errors.ConfigError(
-    field, duration, 'is no duration', "write e.g. '150 epochs' or '2000 steps'"
+    field,
+    duration,
+    'is not a duration',
+    "write e.g. '150 epochs' or '2000 steps'",
   )
 
 
 def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
-  """Turns every duration of a config into steps: here and nowhere else.
+  """Converts every duration of a config to steps.
 
-  An epoch is `train_examples / batch_size` steps (no example is dropped at
-  its end: batches run across epochs). Durations round to the nearest step; a
-  period that is not 0 is at least one step.
+  An epoch is `train_examples / batch_size` steps: batches run across epochs,
+  and no example is dropped. Durations round to the nearest step; a period that
+  is not 0 is at least one step.
 
   Args:
-    config: a validated config.
-    train_examples: size of the training split, the holdout excluded.
+    config: a valid config.
+    train_examples: size of the training split, without the holdout.
 
   Raises:
-    ConfigError: no training step at all, or a warm-up as long as training.
+    ConfigError: training has no step, or its warm-up is as long as all of it.
   """
   steps_per_epoch = train_examples / config.batch_size
 
@@ -87,15 +90,15 @@ def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
   )
   if plan.total_steps < 1:
     raise errors.ConfigError(
-      'duration', config.duration, 'is no training step', 'make it longer'
+      'duration', config.duration, 'is less than one step', 'make it longer'
     )
   if plan.warmup_steps >= plan.total_steps:
     raise errors.ConfigError(
       'optimizer.warmup',
       config.optimizer.warmup,
-      f'is {plan.warmup_steps} steps, all of the {plan.total_steps} of '
+      f'is {plan.warmup_steps} of the {plan.total_steps} steps of '
       f'duration={config.duration!r}',
-      'shorten the one or lengthen the other',
+      'shorten the warm-up or train for longer',
     )
   return plan
 
@@ -124,9 +127,7 @@ def learning_rate(c: ml_collections.ConfigDict, plan: Plan) -> optax.Schedule:
 def epsilon_schedule(
   c: ml_collections.ConfigDict, plan: Plan
 ) -> Callable[[jax.typing.ArrayLike], jax.Array]:
-  """Builds step → ε_t = ε·(a + (b − a)·min(2t/T, 1)), the training radius.
-
-  The paper's, §4.
+  """Builds the training radius ε_t = ε·(a + (b − a)·min(2t/T, 1)) (paper §4).
 
   Args:
     c: `config.loss`, with ε (ℓ2 in [0, 1] pixel units), a and b.

@@ -1,6 +1,6 @@
-"""Checks configs across fields, and against the data and the devices.
+"""Checks a config across its fields, and against the data and the devices.
 
-`lipnext_jax.config.validate` comes first, and checks every field by itself.
+`lipnext_jax.config.validate` checks each field by itself first.
 """
 
 import math
@@ -14,13 +14,13 @@ from lipnext_jax.parallel import sharding
 
 
 def check_combinations(c: ml_collections.ConfigDict) -> None:
-  """Checks that fields do not contradict each other.
+  """Raises if fields contradict each other.
 
   Args:
-    c: the config, its fields valid by themselves.
+    c: config whose fields are valid by themselves.
 
   Raises:
-    ConfigError: naming a field, its value and the remedy.
+    ConfigError: two fields do not go together.
   """
   if c.loss.epsilon_end < c.loss.epsilon_start:
     raise errors.ConfigError(
@@ -65,11 +65,11 @@ def check_combinations(c: ml_collections.ConfigDict) -> None:
 
 
 def _check_geometry(c: ml_collections.ConfigDict) -> None:
-  """Refuses sizes by which training and evaluation see other images."""
+  """Raises if training and evaluation would see images of different scales."""
   d, trained = c.dataset, c.augment.resize
   if d.name not in sources.VARYING:
     return
-  if d.name in ('tfds', 'hf') and not d.image_size:  # As their images are.
+  if d.name in ('tfds', 'hf') and not d.image_size:  # Images keep their size.
     if d.resize:
       raise errors.ConfigError(
         'dataset.resize',
@@ -82,7 +82,7 @@ def _check_geometry(c: ml_collections.ConfigDict) -> None:
   resize = d.resize or size
   problem = ''
   if resize < size:
-    problem = f'is below the {size} pixels that are cut out of it'
+    problem = f'is below the {size} pixels that are cut out of the image'
   elif resize > 2 * size:
     problem = (
       f'leaves {100 * size**2 // resize**2} % of an image, {size}×{size} pixels'
@@ -102,7 +102,7 @@ def _check_geometry(c: ml_collections.ConfigDict) -> None:
 
 
 def _check_starts(c: ml_collections.ConfigDict) -> None:
-  """Checks that a parametrization reaches its initial matrices."""
+  """Raises if a parametrization cannot represent its initial matrices."""
   if c.parametrization == 'none':
     return
   starts = parametrizations.PARAMETRIZATIONS[c.parametrization].initializers
@@ -117,13 +117,13 @@ def _check_starts(c: ml_collections.ConfigDict) -> None:
 
 
 def _check_epsilons(epsilons: tuple[float, ...]) -> None:
-  """Checks that there are radii, and that they are numbers >= 0."""
+  """Raises unless there is a radius, and every radius is a number >= 0."""
   numbers = all(isinstance(e, int | float) and e >= 0 for e in epsilons)
   if not epsilons or not numbers:
     raise errors.ConfigError(
       'eval.epsilons',
       epsilons,
-      'is no list of radii',
+      'is not a list of radii',
       'give numbers >= 0 in [0, 1] pixel units, e.g. (0.25, 0.5)',
     )
 
@@ -131,17 +131,15 @@ def _check_epsilons(epsilons: tuple[float, ...]) -> None:
 def check_image(
   c: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
 ) -> None:
-  """Checks that a model fits the images of a dataset.
-
-  The patches must divide them, and reflector kernels must fit into the grid of
-  patches.
+  """Raises if a model does not fit the images of a dataset.
 
   Args:
     c: `config.model`.
     image_shape: (height, width, channels).
 
   Raises:
-    ConfigError: naming the sides that would fit.
+    ConfigError: patches do not divide the images, or BRONet's kernels are
+      larger than the grid of patches.
   """
   height, width, _ = image_shape
   if height % c.patch_size or width % c.patch_size:
@@ -164,14 +162,15 @@ def check_image(
 
 
 def check_width_sharding(c: ml_collections.ConfigDict, shards: int) -> None:
-  """Checks that the channels of a model can be split.
+  """Raises if the channels of a model cannot be split over devices.
 
   Args:
     c: `config.model`.
-    shards: devices that share the channels, `mesh.tensor`.
+    shards: number of devices that share the channels, `mesh.tensor`.
 
   Raises:
-    ConfigError: naming the field to change.
+    ConfigError: the model, its parametrization or its activation does not
+      allow it.
   """
   if shards == 1:
     return
@@ -179,7 +178,7 @@ def check_width_sharding(c: ml_collections.ConfigDict, shards: int) -> None:
     raise errors.ConfigError(
       'mesh.tensor',
       shards,
-      f'splits no work of model.name={c.name}, model.parametrization='
+      f'cannot split model.name={c.name}, model.parametrization='
       f'{c.parametrization}',
       'set mesh.tensor=1',
     )
@@ -187,6 +186,6 @@ def check_width_sharding(c: ml_collections.ConfigDict, shards: int) -> None:
     raise errors.ConfigError(
       'model.activation',
       c.activation,
-      'pairs channels that the mesh axis tensor would part',
+      'pairs channels that mesh.tensor would separate',
       "set mesh.tensor=1 or model.activation='beta_abs'",
     )

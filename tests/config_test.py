@@ -176,7 +176,7 @@ def test_a_field_goes_with_values_that_the_other_field_can_have():
 def test_unknown_missing_and_mistyped_fields_are_refused():
   unknown = config_lib.default_config()
   unknown.model.heads = 3
-  with pytest.raises(errors.ConfigError, match=r'model\.heads=3 is no config'):
+  with pytest.raises(errors.ConfigError, match=r'model\.heads=3 is not a c'):
     config_lib.validate(unknown)
 
   missing = config_lib.default_config()
@@ -189,7 +189,7 @@ def test_unknown_missing_and_mistyped_fields_are_refused():
     mistyped = config_lib.default_config()
     del mistyped.model.width
     mistyped.model.width = value
-    with pytest.raises(errors.ConfigError, match=r'model\.width.*no int'):
+    with pytest.raises(errors.ConfigError, match=r'model\.width.*type int'):
       config_lib.validate(mistyped)
 
 

@@ -52,7 +52,7 @@ def test_only_json_in_regular_files_of_some_size_is_read(tmp_path, monkeypatch):
   os.mkfifo(tmp_path / 'pipe')
   (tmp_path / 'zero').symlink_to('/dev/zero')
   for name in ('pipe', 'zero'):
-    with pytest.raises(ValueError, match='no regular file'):
+    with pytest.raises(ValueError, match='not a regular file'):
       files.read_json(str(tmp_path / name))
   path = tmp_path / 'x.json'
   for text in ('', '{', '[' * 100_000):
@@ -68,7 +68,7 @@ def test_only_json_in_regular_files_of_some_size_is_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('path', ['s3://b/x', 'http://b/x', 'gs://', 'gs:///x'])
 def test_an_address_that_names_no_bucket_is_refused(path):
-  with pytest.raises(errors.ConfigError, match='is an address, no path'):
+  with pytest.raises(errors.ConfigError, match='is not a path or an addr'):
     files.exists(path)
 
 

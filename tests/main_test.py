@@ -55,7 +55,7 @@ def finish(process):
 MISTAKES = {
   'an unknown field': (
     ['--config.model.dept=3'],
-    ["--config.model.dept='3' is no config field; did you mean model.depth?"],
+    ["--config.model.dept='3' is not a config field; did you mean model.dep"],
   ),
   'another unknown field': (
     ['--config.loss.eps=1'],
@@ -92,11 +92,11 @@ MISTAKES = {
   'an unknown mode': (['--mode=test'], ['mode=test', 'train|eval']),
   'a machine that is none': (
     ['--mode=compile', '--topology=v5p'],
-    ['--topology', 'v5p', 'is no machine'],
+    ['--topology', 'v5p', 'is not a machine'],
   ),
   'a machine to train on': (['--topology=cpu:2'], ['add --mode=compile']),
   'an unknown flag': (['--wordir=x'], ['wordir']),
-  'a stray argument': (['extra'], ["argument='extra' is no flag"]),
+  'a stray argument': (['extra'], ["argument='extra' is not a flag"]),
   'a crop of a sixteenth': (
     [
       '--config.dataset.name=folder',
@@ -108,7 +108,7 @@ MISTAKES = {
   'no config': (['--config='], ['--config']),
   'a config that the package lacks': (
     ['--config=lipnext_jax:digit'],
-    ["--config='lipnext_jax:digit' is no config of the package", 'digits,'],
+    ["--config='lipnext_jax:digit' is not a config of the package", 'digits,'],
   ),
   'a config that is not there': (
     ['--config=configs/none.py'],

@@ -47,7 +47,7 @@ def test_less_precise_steps_on_the_manifold_go_with_early_retractions():
 
 @pytest.mark.parametrize('size', ['L32', 'W32L4', 'L3.5W8', 'L-1W8', 'l8w8'])
 def test_what_is_no_size_is_refused(size):
-  with pytest.raises(errors.ConfigError, match=f'size={size!r} is no size'):
+  with pytest.raises(errors.ConfigError, match=f'size={size!r} is not a size'):
     recipes.set_size(config_lib.default_config(), size)
 
 

@@ -25,14 +25,14 @@ CONTRADICTIONS = [
   ({'loss.epsilon_end': 0.01}, 'loss.epsilon_end=0.01 is below loss.epsilon_s'),
   ({'eval.split': 'validation'}, "eval.split='validation' is empty with"),
   ({'health.loss_spike': 1.0}, 'health.loss_spike=1.0 would call every other'),
-  ({'eval.epsilons': (0.1, 'x')}, "eval.epsilons=(0.1, 'x') is no list of rad"),
+  ({'eval.epsilons': (0.1, 'x')}, "eval.epsilons=(0.1, 'x') is not a list of"),
   (
     {
       'dataset.name': 'folder',
       'dataset.image_size': 300,
       'dataset.resize': 256,
     },
-    'dataset.resize=256 is below the 300 pixels that are cut out of it',
+    'dataset.resize=256 is below the 300 pixels that are cut out of',
   ),
   # What made 15 % of 77 %: the central sixteenth of enlarged images.
   (
@@ -48,7 +48,7 @@ CONTRADICTIONS = [
     },
     'dataset.resize=64 is a scale that augment.resize=80 … 96 never trains at',
   ),
-  ({'sharding': (('(', ()),)}, "sharding=('(', ()) is no rule"),
+  ({'sharding': (('(', ()),)}, "sharding=('(', ()) is not a rule"),
 ]
 
 
@@ -89,7 +89,7 @@ def make_model(**fields):
   return c
 
 
-def test_a_reflector_larger_than_the_grid_is_refused():
+def test_a_kernel_larger_than_the_grid_is_refused():
   with pytest.raises(errors.ConfigError, match=r'kernel_size=3.*at most 2'):
     validation.check_image(make_model(name='bronet', patch_size=4), (8, 8, 1))
   validation.check_image(make_model(name='liresnet', patch_size=4), (8, 8, 1))
@@ -106,13 +106,13 @@ def test_a_patch_that_does_not_divide_lists_those_that_do():
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
-    ({'name': 'bronet'}, r'mesh\.tensor=2 splits no work of model.name=bronet'),
+    ({'name': 'bronet'}, r'mesh\.tensor=2 cannot split model.name=bronet'),
     ({'name': 'liresnet'}, r'mesh\.tensor=2 .*set mesh\.tensor=1'),
     ({'parametrization': 'cayley'}, r'mesh\.tensor=2 .*parametrization=cayley'),
     ({'activation': 'minmax'}, r"model\.activation='minmax' pairs channels"),
   ],
 )
-def test_what_split_channels_do_not_know_is_refused(fields, message):
+def test_models_whose_channels_cannot_be_split_are_refused(fields, message):
   with pytest.raises(errors.ConfigError, match=message):
     validation.check_width_sharding(make_model(**fields), 2)
   validation.check_width_sharding(make_model(**fields), 1)

@@ -53,17 +53,17 @@ def parse(name: str) -> Topology:
     raise errors.ConfigError(
       '--topology',
       name,
-      'is no machine',
+      'is not a machine',
       f'write e.g. {_EXAMPLES}; kinds: {", ".join(chips.CHIPS)}',
     )
   topology = Topology(name, match[1], shape, int(match[3] or 1))
   if topology.slices != 1 and topology.chip.platform != 'tpu':
     raise errors.ConfigError(
-      '--topology', name, 'has slices', 'only TPUs have: leave them out'
+      '--topology', name, 'names several slices', 'only TPUs have them'
     )
   if topology.chip.platform == 'cuda' and len(shape) != 3:
     raise errors.ConfigError(
-      '--topology', name, 'has no three sizes', 'write e.g. h100:1x1x8'
+      '--topology', name, 'does not have three sizes', 'write e.g. h100:1x1x8'
     )
   return topology
 

@@ -63,7 +63,7 @@ def start(
     raise errors.ConfigError(
       '--coordinator',
       (coordinator, num_processes, process_id),
-      'is no place in a run of several processes',
+      'is not a place in a run of several processes',
       'give host:port, --num_processes=N and --process_id from 0 to N − 1',
     )
   # JAX's service ends this process by an abort when another one is gone: absl
@@ -84,7 +84,7 @@ def _read_environment() -> tuple[str, int, int]:
   for name, value in zip(names[1:], values[1:], strict=True):
     if not value.isdecimal():
       raise errors.ConfigError(
-        name, value, 'is no number', 'set it, or leave --coordinator=env out'
+        name, value, 'is not a number', 'set it, or leave --coordinator=env out'
       )
   return values[0], int(values[1]), int(values[2])
 

@@ -85,7 +85,10 @@ def _resolve_sizes(mesh_config, count: int) -> list[int]:
   for axis, size in zip(AXES, sizes, strict=True):
     if size < -1 or size == 0:
       raise errors.ConfigError(
-        f'mesh.{axis}', size, 'is no number of devices', 'choose −1 or above 0'
+        f'mesh.{axis}',
+        size,
+        'is not a number of devices',
+        'choose −1 or above 0',
       )
   shape = dict(zip(AXES, sizes, strict=True))
   if sizes.count(-1) > 1:

@@ -22,7 +22,7 @@ def check_rules(rules: Any) -> None:
   >>> check_rules([('R$', (None, ('fsdp', 'tensor'), None)), ('', ())])
   >>> check_rules([('(', ())])
   Traceback (most recent call last):
-  lipnext_jax.errors.ConfigError: sharding=('(', ()) is no rule; write \
+  lipnext_jax.errors.ConfigError: sharding=('(', ()) is not a rule; write \
 (regular expression, (axis, axes or None, …)), see lipnext_jax/config.py.
   """
   for rule in rules:
@@ -39,7 +39,7 @@ def check_rules(rules: Any) -> None:
       raise errors.ConfigError(
         'sharding',
         rule,
-        'is no rule',
+        'is not a rule',
         'write (regular expression, (axis, axes or None, …)), see '
         'lipnext_jax/config.py',
       )

@@ -18,12 +18,12 @@ def test_names_have_a_kind_and_sizes():
 @pytest.mark.parametrize(
   ('name', 'problem'),
   [
-    ('v5p', 'is no machine'),
-    ('v7:2x2', 'is no machine'),
-    ('v5p:2x', 'is no machine'),
-    ('v5p:0x2', 'is no machine'),
+    ('v5p', 'is not a machine'),
+    ('v7:2x2', 'is not a machine'),
+    ('v5p:2x', 'is not a machine'),
+    ('v5p:0x2', 'is not a machine'),
     ('h100:8', 'three sizes'),
-    ('h100:1x1x8*2', 'has slices'),
+    ('h100:1x1x8*2', 'names several slices'),
   ],
 )
 def test_names_that_say_nothing_are_refused(name, problem):

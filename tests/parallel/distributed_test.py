@@ -53,7 +53,7 @@ def test_the_environment_says_where_a_process_belongs(monkeypatch):
   )
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'first:8476')
   monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
-  with pytest.raises(errors.ConfigError, match=r"JAX_PROCESS_ID='' is no num"):
+  with pytest.raises(errors.ConfigError, match=r"JAX_PROCESS_ID='' is not a n"):
     distributed.start('env', None, None)
   monkeypatch.setenv('JAX_PROCESS_ID', '3')
   distributed.start('env', None, None)

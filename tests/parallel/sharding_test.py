@@ -122,5 +122,5 @@ def test_the_table_counts_bytes_per_device(mesh):
   [3, 'R', ('R$',), ('(', ()), (3, ()), ('R$', 'fsdp'), ('R$', (1,)), ('R', 1)],
 )
 def test_what_is_no_rule_is_refused(rule):
-  with pytest.raises(errors.ConfigError, match='is no rule'):
+  with pytest.raises(errors.ConfigError, match='is not a rule'):
     sharding_lib.check_rules([('R$', ()), rule])
