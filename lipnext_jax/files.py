@@ -117,7 +117,7 @@ def absolute(path: str, *, follow_links: bool = False) -> str:
 
 
 def move_aside(folder: str, parent: str) -> str:
-  """Moves a folder into `parent` under the first free name of NAME-0, NAME-1, …
+  """Moves a folder into `parent` as NAME-0, or the next number that is free.
 
   In a bucket it is copied, then removed: a kill in between leaves both.
 

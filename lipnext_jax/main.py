@@ -181,7 +181,7 @@ def _exit(error: errors.UserError, at_once: bool = False) -> NoReturn:
 def main(argv: Sequence[str]) -> None:
   """Runs the mode; an error that users can mend ends in one line, exit code."""
   del argv  # Unused: `_parse` has read the flags.
-  # Orbax logs a traceback of every error that it raises; --verbosity=0 shows it.
+  # Orbax logs tracebacks of what it raises; --verbosity=0 shows them.
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.FATAL)
   try:

@@ -181,5 +181,5 @@ def test_a_torn_write_leaves_the_object_as_it_was():
   with pytest.raises(TypeError):
     files.write_json(path, object())
   assert files.read_json(path) == [1]
-  with pytest.raises(ValueError, match='no regular file'):
+  with pytest.raises(ValueError, match='not a regular file'):
     files.read_json(RUN)
