@@ -25,7 +25,6 @@ class Plan(NamedTuple):
   eval_every: int  # 0: never.
   checkpoint_every: int  # 0: only at the end.
   log_every: int
-  steps_per_epoch: float
 
   def is_due(self, period: int, step: int) -> bool:
     """Returns whether an action with this period (0: never) is due."""
@@ -86,7 +85,6 @@ def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
     eval_every=steps('eval.every'),
     checkpoint_every=steps('checkpoint.every'),
     log_every=max(1, steps('log.every')),
-    steps_per_epoch=steps_per_epoch,
   )
   if plan.total_steps < 1:
     raise errors.ConfigError(
@@ -111,7 +109,7 @@ def learning_rate(c: ml_collections.ConfigDict, plan: Plan) -> optax.Schedule:
     plan: the durations of the config.
 
   >>> c = ml_collections.ConfigDict({'learning_rate': 1.0, 'final_scale': 0.0})
-  >>> schedule = learning_rate(c, Plan(10, 4, 0, 0, 0, 1, 1.0))
+  >>> schedule = learning_rate(c, Plan(10, 4, 0, 0, 0, 1))
   >>> [round(float(schedule(step)), 2) for step in (0, 2, 4, 7, 10)]
   [0.0, 0.5, 1.0, 0.5, 0.0]
   """
@@ -138,7 +136,7 @@ def epsilon_schedule(
 
   >>> c = ml_collections.ConfigDict(
   ...   {'epsilon': 0.25, 'epsilon_start': 0.1, 'epsilon_end': 2.0})
-  >>> radius = epsilon_schedule(c, Plan(100, 0, 0, 0, 0, 1, 1.0))
+  >>> radius = epsilon_schedule(c, Plan(100, 0, 0, 0, 0, 1))
   >>> [round(float(radius(t)), 4) for t in (0, 25, 50, 100)]
   [0.025, 0.2625, 0.5, 0.5]
   """

@@ -55,7 +55,7 @@ def test_contradictory_durations_are_refused():
 
 
 def test_epsilon_grows_linearly_to_half_time_and_stays():
-  plan = schedules.Plan(1000, 0, 0, 0, 0, 1, 1.0)
+  plan = schedules.Plan(1000, 0, 0, 0, 0, 1)
   c = config_lib.default_config().loss
   c.epsilon, c.epsilon_start, c.epsilon_end = 0.5, 0.1, 3.0
   radius = schedules.epsilon_schedule(c, plan)
@@ -69,7 +69,7 @@ def make_rate(warmup_steps, final_scale=1e-5):
   c = config_lib.default_config().optimizer
   c.learning_rate, c.final_scale = 2e-3, final_scale
   return schedules.learning_rate(
-    c, schedules.Plan(100, warmup_steps, 0, 0, 0, 1, 1.0)
+    c, schedules.Plan(100, warmup_steps, 0, 0, 0, 1)
   )
 
 

@@ -1,1 +1,1 @@
-"""Compiles programs for other machines: says whether they fit, and how fast."""
+"""Compiles train steps for other machines and estimates memory and time."""

@@ -1,14 +1,13 @@
-"""Facts about chips that estimates rest on: memory, arithmetic, network.
+"""Memory, arithmetic and network of the chips that estimates are made for.
 
-Rates are peaks; no program reaches them. Sources:
+Rates are peaks, which no program reaches. Sources:
 
 * TPU: Google Cloud's system architecture pages (memory, peak bfloat16 compute,
-  memory bandwidth, inter-chip links, of which one direction is counted here);
-  the data centre network per chip from J. Austin et al., "How to Scale Your
-  Model", 2025, ch. 2.
-* NVIDIA: the data sheets of H100 SXM, H200 SXM and B200 (dense rates; NVLink 4
-  and 5 in one direction); 400 Gb/s of network per GPU, as in DGX H100 and B200.
-  Memory is what `targets/*.txtpb` says.
+  one direction of the inter-chip links); J. Austin et al., "How to Scale Your
+  Model", 2025, ch. 2 (data centre network per chip).
+* NVIDIA: data sheets of H100 SXM, H200 SXM and B200 (dense rates, one direction
+  of NVLink 4 and 5); DGX H100 and B200 (400 Gb/s of network per GPU);
+  `targets/*.txtpb` (memory).
 """
 
 from typing import NamedTuple
@@ -19,48 +18,43 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-  """One device as JAX counts them."""
+  """A kind of device, as JAX counts devices."""
 
   platform: str  # 'tpu', 'cuda' or 'cpu'.
   memory: int  # Bytes.
-  usable: float  # Share of it that a program may have.
+  usable: float  # Share of the memory that a program may use.
   compute: float  # FLOP/s of bfloat16 products.
   float32: float  # FLOP/s of float32 products at the highest precision.
-  bandwidth: float  # Bytes/s of memory.
   links: float  # Bytes/s to the neighbours, one direction, all links together.
   network: float  # Bytes/s between slices or hosts, one direction.
   target: str = ''  # File in `targets/`, for NVIDIA.
 
 
-def _tpu(gib, compute, bandwidth, links, network) -> Chip:
-  # The compiler keeps what it needs, and refuses the rest. A float32 product
-  # takes six passes of bfloat16.
-  return Chip(
-    'tpu', gib * GIB, 1.0, compute, compute / 6, bandwidth, links, network
-  )
+def _tpu(gib, compute, links, network) -> Chip:
+  # The compiler itself refuses programs beyond the usable memory. A float32
+  # product takes six passes in bfloat16.
+  return Chip('tpu', gib * GIB, 1.0, compute, compute / 6, links, network)
 
 
-def _gpu(memory, compute, float32, bandwidth, links, target) -> Chip:
-  # CUDA's context, NCCL's buffers, library workspaces: an allowance that was
-  # chosen, not measured. The rate of float32 is that without tensor cores.
-  return Chip(
-    'cuda', memory, 0.95, compute, float32, bandwidth, links, 50e9, target
-  )
+def _gpu(memory, compute, float32, links, target) -> Chip:
+  # 5 % are an allowance, chosen and not measured, for CUDA's context, NCCL's
+  # buffers and workspaces. float32 runs without tensor cores.
+  return Chip('cuda', memory, 0.95, compute, float32, links, 50e9, target)
 
 
 CHIPS = {
-  'v4': _tpu(32, 275e12, 1228e9, 300e9, 6.25e9),
-  'v5e': _tpu(16, 197e12, 819e9, 200e9, 3.125e9),
-  'v5p': _tpu(95, 459e12, 2765e9, 600e9, 6.25e9),
-  'v6e': _tpu(32, 918e12, 1640e9, 400e9, 12.5e9),
-  'h100': _gpu(84_942_979_072, 989e12, 67e12, 3352e9, 450e9, 'h100.txtpb'),
-  'h200': _gpu(151_397_597_184, 989e12, 67e12, 4800e9, 450e9, 'h200.txtpb'),
-  'b200': _gpu(191_514_411_008, 2250e12, 75e12, 7672e9, 900e9, 'b200.txtpb'),
-  # No chip in particular: one core of a server, for looking at programs.
-  'cpu': Chip('cpu', 16 * GIB, 1.0, 1e11, 1e11, 2e10, 1e10, 1e9),
+  'v4': _tpu(32, 275e12, 300e9, 6.25e9),
+  'v5e': _tpu(16, 197e12, 200e9, 3.125e9),
+  'v5p': _tpu(95, 459e12, 600e9, 6.25e9),
+  'v6e': _tpu(32, 918e12, 400e9, 12.5e9),
+  'h100': _gpu(84_942_979_072, 989e12, 67e12, 450e9, 'h100.txtpb'),
+  'h200': _gpu(151_397_597_184, 989e12, 67e12, 450e9, 'h200.txtpb'),
+  'b200': _gpu(191_514_411_008, 2250e12, 75e12, 900e9, 'b200.txtpb'),
+  # The order of magnitude of a server's core, for looking at programs.
+  'cpu': Chip('cpu', 16 * GIB, 1.0, 1e11, 1e11, 1e10, 1e9),
 }
 
-# How JAX names the kinds of devices; the first that fits.
+# Start of JAX's name of a kind of device → chip; the first match counts.
 _DEVICE_KINDS = {
   'TPU v4': 'v4',
   'TPU v5 lite': 'v5e',
@@ -75,10 +69,10 @@ _DEVICE_KINDS = {
 
 
 def by_device_kind(device_kind: str) -> Chip:
-  """Returns the chip that JAX gives this name.
+  """Returns the chip that has this name in JAX.
 
   Raises:
-    ConfigError: it is not one of `CHIPS`.
+    ConfigError: the chip is not in `CHIPS`.
   """
   for prefix, name in _DEVICE_KINDS.items():
     if device_kind.startswith(prefix):
@@ -86,6 +80,6 @@ def by_device_kind(device_kind: str) -> Chip:
   raise errors.ConfigError(
     '--topology',
     None,
-    f'is needed: nothing is known about {device_kind!r}',
+    f'is needed: {device_kind!r} is not a known chip',
     f'compile for one of {", ".join(CHIPS)}',
   )

@@ -1,4 +1,4 @@
-"""Reads what devices send each other off a compiled program's HLO text."""
+"""Lists what devices send each other, from the HLO text of a program."""
 
 from collections.abc import Callable
 import math
@@ -19,7 +19,7 @@ _BYTES = {
   'f32': 4, 's32': 4, 'u32': 4, 'f64': 8, 's64': 8, 'u64': 8,
   'c64': 8, 'c128': 16,
 }  # fmt: skip
-# A computation: 'ENTRY ' or '', its name, its lines.
+# Groups of a computation: 'ENTRY ' or '', name, lines.
 _COMPUTATION = re.compile(
   r'^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}', re.MULTILINE | re.DOTALL
 )
@@ -41,16 +41,16 @@ class Collective(NamedTuple):
   """An instruction by which devices exchange data."""
 
   kind: str  # One of `KINDS`.
-  dtype: str  # Of its largest array, as HLO writes it.
+  dtype: str  # HLO's name of the dtype of the largest array.
   size: int  # Bytes that are gathered, reduced or exchanged, per device.
-  group: int  # Number of devices that take part together.
+  group: int  # Number of devices that exchange data with each other.
   crosses: bool  # Whether a group spans slices.
-  trips: int  # How often a step runs it.
-  op_name: str = ''  # Of the operation in JAX.
+  trips: int  # How often a step runs the instruction.
+  op_name: str = ''  # JAX's name of the operation.
 
   @property
   def sent(self) -> float:
-    """Counts the bytes that a device sends per step, by ring algorithms."""
+    """Bytes that a device sends per step with ring algorithms."""
     share = (self.group - 1) / self.group
     factor = {'all-reduce': 2 * share, 'collective-permute': 1.0}
     return self.size * factor.get(self.kind, share) * self.trips
@@ -62,8 +62,8 @@ def read(
   """Lists the collectives of a program and how often they run.
 
   Args:
-    hlo: `compiled.as_text()`.
-    slice_of: position of a device in the mesh → its slice.
+    hlo: text of the program, `compiled.as_text()`.
+    slice_of: function from the position of a device in the mesh to its slice.
   """
   stated = re.search(r'num_partitions=(\d+)', hlo)
   devices = int(stated[1]) if stated else 1
@@ -89,10 +89,10 @@ def read(
 
 
 def _trip_count(line: str, condition, computations) -> int:
-  """Returns how often a loop runs: once, if its end depends on data.
+  """Returns how often a loop runs, or 1 if that depends on data.
 
-  Where HLO does not say so, it is the number that the counter is compared to:
-  JAX's loops count from 0.
+  Without a stated count, it is the number that the counter is compared to,
+  since JAX's loops count from 0.
   """
   stated = _TRIPS.search(line)
   if stated:
@@ -118,7 +118,7 @@ def _collective(match, line, trips, devices, slice_of) -> Collective:
   size = sum(n for _, n in arrays)
   groups = parse_groups(line, devices)
   group = groups.shape[1]
-  # The type of a start holds the operands, too.
+  # The type of a `-start` instruction includes its operands.
   if match['start'] and kind in ('all-gather', 'reduce-scatter'):
     size = size * group // (group + 1)
   elif match['start'] and kind in ('all-to-all', 'collective-permute'):
@@ -139,9 +139,9 @@ def _collective(match, line, trips, devices, slice_of) -> Collective:
 
 
 def parse_groups(line: str, devices: int = 1) -> np.ndarray:
-  """Returns which devices exchange data in an instruction: [groups, size].
+  """Returns the groups of devices of an instruction, [groups, size].
 
-  Where it lists none, all `devices` of the program are one group.
+  An instruction without groups is for all `devices` of the program.
 
   >>> parse_groups('replica_groups={{0,1},{2,3}}').tolist()
   [[0, 1], [2, 3]]
@@ -173,4 +173,4 @@ def parse_groups(line: str, devices: int = 1) -> np.ndarray:
     order = sorted(range(len(sizes)), key=lambda i: list(sizes)[i] in over)
     size = math.prod(sizes[name] for name in over)
     return ids.transpose(order).reshape(-1, size)
-  return np.arange(devices)[None]  # `{}` or nothing: all of them.
+  return np.arange(devices)[None]

@@ -3,8 +3,8 @@
     python -m lipnext_jax.main --mode=compile --topology=v5p:2x2x4 \
       --config=configs/imagenet_2b.py
 
-Nothing is allocated and no data are read: shapes are enough. The machine's own
-compiler decides what fits.
+Shapes are enough: no data are read, and nothing is allocated. The compiler of
+that machine decides what fits.
 """
 
 from collections.abc import Sequence
@@ -29,21 +29,23 @@ EXIT_DOES_NOT_FIT = 3
 
 
 def compile_step(
-  config: ml_collections.ConfigDict, devices: Sequence[Any], facts: Any
+  config: ml_collections.ConfigDict,
+  devices: Sequence[Any],
+  info: sources.DatasetInfo,
 ) -> summary_lib.Compiled:
-  """Lowers and compiles the train step of a validated config.
+  """Lowers and compiles the train step of a valid config.
 
   Args:
-    config: of a run.
-    devices: to compile for; they need not exist.
-    facts: about the dataset, from `data.sources.describe`.
+    config: config of a run.
+    devices: devices to compile for, which need not exist.
+    info: description of the dataset, from `data.sources.describe`.
 
   Raises:
-    ConfigError: the config does not fit the devices (a size that does not
-      divide, a rule that is missing).
+    ConfigError: the config does not fit the devices, e.g. a size does not
+      divide, or no sharding rule matches.
   """
   mesh = mesh_lib.make_mesh(config.mesh, devices)
-  program = train.build(config, mesh, facts)
+  program = train.build(config, mesh, info)
   traced = summary_lib.trace(program)
   executable, refusal = None, ''
   try:
@@ -56,7 +58,7 @@ def compile_step(
 
 
 def _read_refusal(message: str) -> str:
-  """Finds the line with the numbers in an out-of-memory error; else ''."""
+  """Returns the line with the numbers of an out-of-memory error, else ''."""
   if 'RESOURCE_EXHAUSTED' not in message and 'HbmOom' not in message:
     return ''
   match = re.search(r'Used [^\n]*? hbm\. Exceeded [^\n]*?\.(?=\s|$)', message)
@@ -69,15 +71,15 @@ def run(
   """Compiles a config, prints the report and returns an exit code.
 
   Args:
-    config: as given; validated here.
-    topology_name: e.g. 'v5p:2x2x4'; '' for the devices of this machine.
-    workdir: folder of `compile.json`; None not to write it.
+    config: config to validate and compile.
+    topology_name: name such as 'v5p:2x2x4'; '' for this machine's devices.
+    workdir: folder to write `compile.json` to, or None.
 
   Returns:
     0 if the program fits the chips' memory, 3 if not.
 
   Raises:
-    ConfigError: as in training, or an unknown machine.
+    ConfigError: the config is wrong or does not fit, or the machine is unknown.
   """
   config_lib.validate(config)
   if topology_name:
@@ -88,8 +90,8 @@ def run(
     devices = jax.devices()
     name = f'{devices[0].device_kind} × {len(devices)}'
     chip = chips.by_device_kind(devices[0].device_kind)
-  facts = sources.describe(config.dataset)
-  compiled = compile_step(config, devices, facts)
+  info = sources.describe(config.dataset)
+  compiled = compile_step(config, devices, info)
   summary = summary_lib.summarize(config, compiled, name, chip)
   print(report.format_text(summary), flush=True)
   if workdir and jax.process_index() == 0:

@@ -1,12 +1,11 @@
-"""Counts in a jaxpr what a program computes and keeps.
+"""Counts the operations and the saved activations of a program in its jaxpr.
 
-XLA's own count takes the body of a loop once. Here the body of a scan counts as
-often as it runs, and a conditional as its most expensive branch, or as that of
-the platform where the platform decides. A loop whose trips depend on data
-(Newton–Schulz, the squarings of an exponential) counts once, unless it walks a
-stack of matrices, as the plain steps of `optim.orthogonal` do; sync and
-retraction, which run at some steps only, are left out. Only products and
-convolutions count: everything else is bound by memory.
+XLA counts the body of a loop once. Here the body of a scan counts as often as
+it runs, and of a conditional the most expensive branch, or the platform's.
+Other loops (Newton–Schulz, the squarings of an exponential) count once, unless
+they walk a stack of matrices as the plain steps of `optim.orthogonal` do. Sync
+and retraction, which run at some steps only, are left out. Only products and
+convolutions count: all else is bound by memory.
 """
 
 from collections.abc import Iterator
@@ -21,14 +20,14 @@ from lipnext_jax.optim import manifold
 
 
 class Flops(NamedTuple):
-  """Floating point operations, over all devices together."""
+  """Floating point operations of all devices together."""
 
-  narrow: float = 0.0  # Of products in bfloat16, or at less than the highest.
-  wide: float = 0.0  # Of float32 products at the highest precision.
+  narrow: float = 0.0  # In bfloat16, or below the highest precision.
+  wide: float = 0.0  # In float32 at the highest precision.
 
   @property
   def total(self) -> float:
-    """Sum of both."""
+    """Sum of both counts."""
     return self.narrow + self.wide
 
   def __add__(self, other):
@@ -49,12 +48,13 @@ def count(
   """Counts the products of a jaxpr, over all devices.
 
   Args:
-    jaxpr: open or closed.
-    scope: the `jax.named_scope` to count in; '' for all.
+    jaxpr: jaxpr, open or closed.
+    scope: `jax.named_scope` to count in; '' for everything.
     inside: whether the whole jaxpr is in that scope.
-    copies: number of devices that each run all that is in no `shard_map`; 1 if
-      they share it.
-    platform: 'tpu', 'cuda' or 'cpu', for branches of `lax.platform_dependent`.
+    copies: number of devices that each run everything outside of a `shard_map`;
+      1 if they share it.
+    platform: 'tpu', 'cuda' or 'cpu', which decides the branches of
+      `lax.platform_dependent`.
 
   >>> x = jax.numpy.ones((2, 3))
   >>> f = lambda x: jax.lax.map(lambda y: x @ y, jax.numpy.ones((5, 3, 4)))
@@ -82,7 +82,7 @@ def count(
         repeats = eqn.params['length']
       elif name == 'while':
         repeats = _walked(eqn)
-      elif name == 'shard_map':  # Its body is what each device does.
+      elif name == 'shard_map':  # Every device runs the body.
         repeats, doers = eqn.params['mesh'].size, 1
       for inner in inner_jaxprs(eqn):
         total += count(inner, scope, here, doers, platform).times(repeats)
@@ -90,7 +90,7 @@ def count(
 
 
 def _reachable(eqn: Any, platform: str) -> list[Any]:
-  """Returns the branches of a conditional that a platform may take."""
+  """Returns the branches of a conditional that the platform may take."""
   branches = eqn.params['branches']
   platforms = eqn.params.get('branches_platforms')
   if platforms is None:
@@ -100,7 +100,7 @@ def _reachable(eqn: Any, platform: str) -> list[Any]:
 
 
 def open_jaxpr(jaxpr: Any) -> Any:
-  """Returns a jaxpr without the constants that it may be closed over."""
+  """Returns the open jaxpr of a closed or open one."""
   return getattr(jaxpr, 'jaxpr', jaxpr)
 
 
@@ -113,7 +113,7 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
 
 
 def _walked(eqn: Any) -> int:
-  """Counts the matrices that a loop overwrites one by one; 1 for others."""
+  """Counts the matrices that a loop overwrites one by one; else returns 1."""
   for whole, part in _written(eqn.params['body_jaxpr']):
     if len(whole) == 3 and part == (1, *whole[1:]):
       return whole[0]
@@ -121,7 +121,7 @@ def _walked(eqn: Any) -> int:
 
 
 def _written(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-  """Yields shapes of arrays that a body updates in place, and of the parts."""
+  """Yields (shape of array, shape of part) of all updates in place."""
   for eqn in open_jaxpr(jaxpr).eqns:
     if eqn.primitive.name == 'dynamic_update_slice':
       yield eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
@@ -135,7 +135,7 @@ def _product(eqn: Any) -> Flops:
   if eqn.primitive.name == 'dot_general':
     (contract, _), _ = eqn.params['dimension_numbers']
     depth = math.prod(x.shape[axis] for axis in contract)
-  else:  # All of the kernel but its outputs, padding included.
+  else:  # Entries of the kernel per output channel; padding counts, too.
     depth = y.size // y.shape[eqn.params['dimension_numbers'].rhs_spec[0]]
   flops = 2.0 * eqn.outvars[0].aval.size * depth
   if jnp.issubdtype(x.dtype, jnp.complexfloating):
@@ -149,23 +149,23 @@ def _product(eqn: Any) -> Flops:
 
 
 def saved_activations(jaxpr: Any, batch: int, tokens: int) -> int:
-  """Counts the bytes, over all devices, that scans keep for the backward pass.
+  """Counts the bytes that scans keep for the backward pass, over all devices.
 
-  The forward pass stacks them up layer by layer: outputs [l, b, …] or
-  [l, b·h·w, c] of scans. Matrices [l, k, c] are neither.
+  Scans stack them layer by layer, as outputs [l, b, …] or [l, b·h·w, c]. Stacks
+  of matrices [l, k, c] do not count.
 
   Args:
-    jaxpr: of a train step.
-    batch: b, number of examples in a pass.
-    tokens: b·h·w.
+    jaxpr: jaxpr of a train step.
+    batch: number b of examples in a pass.
+    tokens: number b·h·w of tokens in a pass.
   """
   total = 0
   for eqn in open_jaxpr(jaxpr).eqns:
     if eqn.primitive.name == 'scan':
       body = open_jaxpr(eqn.params['jaxpr'])
-      for out, of_a_layer in zip(eqn.outvars, body.outvars, strict=True):
-        if out.aval.ndim == of_a_layer.aval.ndim:
-          continue  # Carried on, not stacked up.
+      for out, layer_out in zip(eqn.outvars, body.outvars, strict=True):
+        if out.aval.ndim == layer_out.aval.ndim:
+          continue  # A carry, not a stack.
         _, *rest = out.aval.shape
         flat = len(rest) == 2 and rest[0] == tokens
         if flat or (len(rest) > 2 and rest[0] % batch == 0):

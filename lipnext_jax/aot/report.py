@@ -1,4 +1,4 @@
-"""Formats the report of `--mode=compile` for people."""
+"""Formats the report that `--mode=compile` prints."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ _MEMORY = {
 _OPERATIONS = {
   'model': 'model',
   'executed': 'executed',
-  'optimizer': 'of it, the optimizer',
+  'optimizer': 'of these, optimizer',
   'optimizer_per_device': 'optimizer, per device',
 }
 
 
 def format_text(s: dict[str, Any]) -> str:
-  """Formats what `summary.summarize` found; the last line is the verdict."""
+  """Formats a summary of `summary.summarize`; the last line is the verdict."""
   memory = s['memory']
   mesh = ' × '.join(f'{axis} {size}' for axis, size in s['mesh'].items())
   lines = [

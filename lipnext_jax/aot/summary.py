@@ -1,14 +1,13 @@
-"""Collects all numbers about a compiled train step for its JSON file.
+"""Collects memory, operations, transfers and time of a compiled train step.
 
-The estimate of a step's time is a roofline at the rates of the data sheets:
+The time is estimated by a roofline at the rates of the data sheets:
 
     compute   (products in bfloat16) / peak + (float32 products) / their peak
     network   bytes sent between neighbours / links + over slices / network
-    step      between the larger of the two (all of it hidden) and their sum
+    step      from the larger of the two (all overlap) to their sum (none)
 
-No program reaches the peaks, latency and memory traffic are left out, and links
-count as if all of them were busy. It shows what limits a layout and how it
-scales; it promises nothing.
+It leaves out latency and memory traffic, and takes all links as busy. It shows
+what limits a layout and how it scales, and is no measurement.
 """
 
 from collections.abc import Sequence
@@ -32,12 +31,12 @@ from lipnext_jax.parallel import sharding as sharding_lib
 
 
 class Compiled(NamedTuple):
-  """A compiled train step, or the reason why there is none."""
+  """A compiled train step, or the reason why the compiler refused it."""
 
   program: train.Program
   jaxpr: Any
   executable: Any  # None if the compiler refused.
-  refusal: str  # Its message; '' if it compiled.
+  refusal: str  # Message of the compiler; '' if it compiled.
 
 
 def trace(program: train.Program) -> jax.stages.Traced:
@@ -51,24 +50,24 @@ def summarize(
   name: str,
   chip: chips.Chip,
 ) -> dict[str, Any]:
-  """Collects all numbers of a report; bytes are per device.
+  """Returns all numbers of a report; bytes are per device.
 
   Args:
-    config: of the run.
-    compiled: from `compile_step`.
-    name: of the machine.
-    chip: facts about each of its devices.
+    config: config of the run.
+    compiled: result of `compile.compile_step`.
+    name: name of the machine.
+    chip: kind of the machine's devices.
   """
   program, mesh = compiled.program, compiled.program.mesh
   count = functools.partial(
     flops_lib.count, compiled.jaxpr, platform=chip.platform
   )
-  # A single matrix (the stem's) is updated by every device.
+  # Every device updates the stem's matrix, which is not in a stack.
   update = count('optimizer', copies=mesh.size)
   executed = count() + update + count('optimizer').times(-1)
   params = program.abstract.params
   memory = _stored_bytes(config, compiled)
-  # The train state, and a step's working copy of the weights.
+  # The train state, and the copy of the weights that a step works with.
   arrays = {**program.abstract._asdict(), 'compute': program.working}
   summary = {
     'machine': name,
@@ -110,43 +109,31 @@ def summarize(
 def _stored_bytes(
   config: ml_collections.ConfigDict, compiled: Compiled
 ) -> dict[str, int]:
-  """Returns the bytes of a step's arrays, known from shapes alone."""
-  abstract = compiled.program.abstract
+  """Returns the bytes of a step's arrays that shapes alone determine."""
+  program = compiled.program
   memory = {
-    'parameters': sharding_lib.local_bytes(abstract.params),
-    'optimizer': sharding_lib.local_bytes(abstract.opt_state),
+    'parameters': sharding_lib.local_bytes(program.abstract.params),
+    'optimizer': sharding_lib.local_bytes(program.abstract.opt_state),
   }
-  if config.model.name == 'lipnext':  # Baselines do not loop over their blocks.
-    memory['saved_activations'] = _saved_activations(config, compiled)
+  # Baselines and unrolled blocks have no scan whose outputs could be counted.
+  if config.model.name == 'lipnext' and not config.model.unroll:
+    batch = len(program.batch['label']) // config.microbatches
+    height, width, _ = program.info.image_shape
+    tokens = batch * height * width // config.model.patch_size**2
+    saved = flops_lib.saved_activations(compiled.jaxpr, batch, tokens)
+    memory['saved_activations'] = saved // program.mesh.size
     memory['sum'] = sum(memory.values())
   return memory
 
 
-def _saved_activations(
-  config: ml_collections.ConfigDict, compiled: Compiled
-) -> int:
-  """Returns the bytes that blocks keep for the backward pass."""
-  program, jaxpr = compiled.program, compiled.jaxpr
-  if config.model.unroll:  # It keeps the same, but not as outputs of a scan.
-    looped = config.copy_and_resolve_references()
-    looped.model.unroll = False
-    program = train.build(looped, program.mesh, program.info)
-    jaxpr = trace(program).jaxpr
-  batch = len(program.batch['label']) // config.microbatches
-  height, width, _ = program.info.image_shape
-  tokens = batch * height * width // config.model.patch_size**2
-  saved = flops_lib.saved_activations(jaxpr, batch, tokens)
-  return saved // program.mesh.size
-
-
 def _peak_bytes(executable: Any, chip: chips.Chip) -> dict[str, int]:
-  """Returns what the compiler says about a program's memory."""
+  """Returns the compiler's figures of a program's memory."""
   stats = executable.memory_analysis()
   arguments = stats.argument_size_in_bytes
   whole = arguments + stats.temp_size_in_bytes + stats.output_size_in_bytes
   whole -= stats.alias_size_in_bytes
   peak = stats.peak_memory_in_bytes or whole
-  if chip.platform == 'cpu':  # Its compiler leaves temporaries out of the peak.
+  if chip.platform == 'cpu':  # The CPU compiler's peak lacks temporaries.
     peak = max(peak, whole)
   temporaries = stats.temp_size_in_bytes
   return {'arguments': arguments, 'temporaries': temporaries, 'peak': peak}
@@ -155,7 +142,7 @@ def _peak_bytes(executable: Any, chip: chips.Chip) -> dict[str, int]:
 def _model_flops(
   compiled: Compiled, config: ml_collections.ConfigDict
 ) -> float:
-  """Counts one forward and backward pass, without recomputation."""
+  """Counts the operations of one forward and backward pass without remat."""
   program = compiled.program
   plain_config = config.copy_and_resolve_references().model
   plain_config.remat = 'none'
@@ -176,8 +163,8 @@ def _model_flops(
 def _read_collectives(
   compiled: Compiled, chip: chips.Chip
 ) -> list[collectives.Collective]:
-  """Lists the collectives, knowing which of them cross slices or hosts."""
-  # GPUs that do not exist do not say which fabric they share: hosts do.
+  """Lists the collectives; `crosses` marks those between slices or hosts."""
+  # Descriptions of GPUs have no slices: a host stands for a slice.
   slices = [
     d.process_index if chip.platform == 'cuda' else mesh_lib.slice_of(d)
     for d in compiled.program.mesh.devices.flat
@@ -188,7 +175,7 @@ def _read_collectives(
 
 
 def group(sent: Sequence[collectives.Collective]) -> list[dict[str, Any]]:
-  """Adds up the collectives of one kind, dtype, group and network."""
+  """Sums the collectives of each kind, dtype, group and network."""
   found: dict[tuple, dict[str, Any]] = {}
   for c in sent:
     key = {
@@ -212,12 +199,12 @@ def estimate(
   sent: Sequence[collectives.Collective],
   batch_size: int,
 ) -> dict[str, Any]:
-  """Estimates a step's time at data sheet rates (see above).
+  """Estimates the time of a step as the module's docstring says.
 
   Args:
-    chip: facts about each device.
-    devices: their number.
-    flops: of all devices together, recomputation included.
+    chip: kind of the devices.
+    devices: number of devices.
+    flops: operations of all devices together, recomputation included.
     sent: collectives of one device.
     batch_size: number of images in a step.
   """

@@ -1,4 +1,4 @@
-"""Finds the devices of machines by name, 'v5p:2x2x4'; they need not exist."""
+"""Describes machines by name, 'v5p:2x2x4', for compilers; none need exist."""
 
 from collections.abc import Sequence
 import contextlib
@@ -29,7 +29,7 @@ class Topology(NamedTuple):
 
   @property
   def chip(self) -> chips.Chip:
-    """Facts about each of its devices."""
+    """Kind of the machine's devices."""
     return chips.CHIPS[self.kind]
 
   @property
@@ -39,10 +39,10 @@ class Topology(NamedTuple):
 
 
 def parse(name: str) -> Topology:
-  """Parses 'kind:AxBx…'; '*n' behind it means n slices of TPUs.
+  """Parses 'kind:AxBx…', or 'kind:AxBx…*n' for n slices of TPUs.
 
   Raises:
-    ConfigError: it is not of that form, or of an unknown kind.
+    ConfigError: the name has another form, or the kind is unknown.
 
   >>> parse('v5p:2x2x4').size, parse('v5e:4x4*2').size
   (16, 32)
@@ -68,7 +68,7 @@ def parse(name: str) -> Topology:
   return topology
 
 
-# Compilers by platform: (modules, extra of setup.cfg).
+# Platform → (modules of its compiler, extra of setup.cfg that installs them).
 _COMPILERS = {
   'tpu': (('libtpu',), 'tpu'),
   'cuda': (('jax_plugins.xla_cuda13', 'nvidia.cu13'), 'aot-cuda'),
@@ -76,7 +76,7 @@ _COMPILERS = {
 
 
 def missing_extra(platform: str) -> str | None:
-  """Names the extra that compiling for a platform needs, if it is missing."""
+  """Returns the extra that compiling for a platform lacks, or None."""
   modules, extra = _COMPILERS.get(platform, ((), ''))
   find = importlib.util.find_spec
   for module in modules:
@@ -86,13 +86,13 @@ def missing_extra(platform: str) -> str | None:
 
 
 def find_devices(topology: Topology) -> Sequence[Any]:
-  """Returns devices to compile for; call it before JAX has touched others.
+  """Returns devices to compile for; call this before JAX uses others.
 
   Raises:
     ConfigError: the compiler is not installed, or does not know the shape.
   """
   platform = topology.chip.platform
-  # Devices that are attached here are not those to compile for.
+  # Keeps JAX from the accelerators of this machine.
   jax.config.update('jax_platforms', 'cpu')
   if platform == 'cpu':
     return _cpu_devices(topology)
@@ -105,8 +105,8 @@ def find_devices(topology: Topology) -> Sequence[Any]:
     )
   try:
     if platform == 'tpu':
-      # Else a second process aborts on libtpu's lock file; the other two only
-      # keep it from asking where it runs.
+      # The first variable keeps a second process from aborting at libtpu's lock
+      # file; the other two keep libtpu from asking the cloud where it runs.
       os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
       os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
       os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-16')
@@ -134,7 +134,7 @@ def find_devices(topology: Topology) -> Sequence[Any]:
 
 
 def _cpu_devices(topology: Topology) -> Sequence[Any]:
-  with contextlib.suppress(RuntimeError):  # Started already: what is there.
+  with contextlib.suppress(RuntimeError):  # JAX has started its devices.
     jax.config.update('jax_num_cpu_devices', topology.size)
   devices = jax.devices('cpu')
   if len(devices) < topology.size:
@@ -142,6 +142,6 @@ def _cpu_devices(topology: Topology) -> Sequence[Any]:
       '--topology',
       topology.name,
       f'is more than the {len(devices)} CPU devices that JAX started with',
-      'ask for them in a process of their own',
+      'compile in a new process',
     )
   return devices[: topology.size]

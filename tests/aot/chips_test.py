@@ -12,23 +12,21 @@ def test_kinds_of_devices_are_told_apart():
     ('TPU v5p', 'v5p'), ('TPU v5 lite', 'v5e'), ('NVIDIA H200', 'h200')
   ):  # fmt: skip
     assert chips.by_device_kind(kind) == chips.CHIPS[name]
-  with pytest.raises(errors.ConfigError, match='nothing is known'):
+  with pytest.raises(errors.ConfigError, match='is not a known chip'):
     chips.by_device_kind('NVIDIA A100')
 
 
 @pytest.mark.parametrize('kind', chips.CHIPS)
-def test_facts_are_of_the_right_order(kind):
+def test_figures_are_of_the_right_order(kind):
   chip = chips.CHIPS[kind]
   assert 0 < chip.usable <= 1
   assert chip.float32 <= chip.compute
-  assert chip.network < chip.links < chip.bandwidth
+  assert chip.network < chip.links
 
 
 @pytest.mark.parametrize('kind', ['h100', 'h200', 'b200'])
-def test_memory_and_bandwidth_are_those_of_the_target(kind):
+def test_memory_is_that_of_the_target(kind):
   chip = chips.CHIPS[kind]
   files = resources.files('lipnext_jax.aot') / 'targets'
   text = (files / chip.target).read_text(encoding='utf-8')
   assert chip.memory == int(re.search(r'device_memory_size: (\d+)', text)[1])
-  stated = int(re.search(r'memory_bandwidth: (\d+)', text)[1])
-  assert chip.bandwidth == pytest.approx(stated, rel=1e-3)

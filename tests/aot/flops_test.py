@@ -54,7 +54,7 @@ def test_a_scan_counts_its_body_as_often_as_it_runs():
   assert compiled.cost_analysis()['flops'] < 2 * ONE
 
 
-def test_a_conditional_counts_its_dearest_branch():
+def test_a_conditional_counts_its_most_expensive_branch():
   def switch(i, x):
     branches = [lambda x: x @ W, lambda x: 2 * (x @ W) @ W.T @ W]
     return jax.lax.switch(i, branches, x)

@@ -2,13 +2,17 @@
 
 import math
 
+import jax
 import pytest
 
+from lipnext_jax import train
 from lipnext_jax.aot import chips
 from lipnext_jax.aot import collectives
 from lipnext_jax.aot import flops
 from lipnext_jax.aot import report
 from lipnext_jax.aot import summary as summary_lib
+from lipnext_jax.data import sources
+from lipnext_jax.parallel import mesh as mesh_lib
 
 
 def test_bytes_are_those_of_a_hand_count(found):
@@ -32,22 +36,15 @@ def test_bytes_are_those_of_a_hand_count(found):
   assert summary['memory']['saved_activations'] == saved
 
 
-def test_unrolled_blocks_keep_what_a_loop_keeps(found, summarize_shapes):
-  config, _, summary = found
-  config = config.copy_and_resolve_references()
-  config.model.unroll = True
-  unrolled = summarize_shapes(config, 2)
-  key = 'saved_activations'
-  assert unrolled['memory'][key] == summary['memory'][key] > 0
-
-
-def test_of_baselines_no_activations_are_counted(
-  make_tiny_config, summarize_shapes
-):
+def test_of_baselines_no_activations_are_counted(make_tiny_config):
   config = make_tiny_config()
   config.model.name, config.model.activation = 'bronet', 'minmax'
   config.model.patch_size = 2
-  summary = summarize_shapes(config, 1)
+  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+  program = train.build(config, mesh, sources.describe(config.dataset))
+  jaxpr = summary_lib.trace(program).jaxpr
+  refused = summary_lib.Compiled(program, jaxpr, None, 'too large')
+  summary = summary_lib.summarize(config, refused, 'one', chips.CHIPS['cpu'])
   assert 'saved_activations' not in summary['memory']
   assert summary['paper_parameter_count'] == 0
   text = report.format_text(summary)
