@@ -1,4 +1,4 @@
-"""Lays arrays out on the devices and processes of a run."""
+"""Device mesh, layouts of arrays on it, and processes that form one run."""
 
 from lipnext_jax.parallel.distributed import barrier
 from lipnext_jax.parallel.distributed import largest

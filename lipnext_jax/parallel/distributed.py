@@ -1,4 +1,4 @@
-"""Makes one run of several processes: start, agree, fetch arrays."""
+"""Lets several processes form one run: starts them, and lets them agree."""
 
 from collections.abc import Callable
 import faulthandler
@@ -10,26 +10,26 @@ import numpy as np
 
 from lipnext_jax import errors
 
-# Seconds after which JAX takes a silent process for dead and ends the others,
-# where no collective fails before. (A busy host answers within one or two.)
+# Seconds without a heartbeat after which JAX ends the other processes, unless a
+# collective fails first. (A busy host answers within one or two.)
 _SILENCE = 40
 
 
 def start(
   coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-  """Joins the other processes, before any device is touched.
+  """Joins the other processes of a run; call it before any device is used.
 
   Args:
-    coordinator: None: a single process. 'auto': JAX finds out where it knows
-      the cluster (SLURM, Cloud TPU, MPI, …). 'env': the variables
-      JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it, as
-      launch/gke.sh sets them. Otherwise host:port of process 0.
-    num_processes: of the run; only with host:port.
-    process_id: of this process; only with host:port.
+    coordinator: host:port of process 0, or one of these. None: there is
+      one process. 'auto': JAX asks the cluster (SLURM, Cloud TPU, MPI, …).
+      'env': the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+      JAX_PROCESS_ID hold the arguments, as launch/gke.sh sets them.
+    num_processes: number of processes; only with host:port.
+    process_id: index of this process; only with host:port.
 
   Raises:
-    ConfigError: the three do not fit together.
+    ConfigError: the arguments do not go together, or there is no cluster.
   """
   if coordinator is None or coordinator in ('auto', 'env'):
     if num_processes is not None or process_id is not None:
@@ -66,8 +66,8 @@ def start(
       'is not a place in a run of several processes',
       'give host:port, --num_processes=N and --process_id from 0 to N − 1',
     )
-  # JAX's service ends this process by an abort when another one is gone: absl
-  # would have it print the stacks of all threads.
+  # JAX aborts this process when another one is lost, and absl's fault handler
+  # would print the stacks of all threads.
   faulthandler.disable()
   jax.distributed.initialize(
     coordinator,
@@ -78,7 +78,7 @@ def start(
 
 
 def _read_environment() -> tuple[str, int, int]:
-  """Reads the place of this process from the variables of `start`."""
+  """Reads the arguments of `start` from the environment."""
   names = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
   values = [os.environ.get(name, '') for name in names]
   for name, value in zip(names[1:], values[1:], strict=True):
@@ -90,7 +90,7 @@ def _read_environment() -> tuple[str, int, int]:
 
 
 def to_host(x: jax.Array) -> np.ndarray:
-  """Fetches all of an array to the host of every process.
+  """Copies a whole array to the host of every process.
 
   >>> to_host(jax.numpy.arange(3)).tolist()
   [0, 1, 2]
@@ -101,12 +101,12 @@ def to_host(x: jax.Array) -> np.ndarray:
 
 
 def largest(values: np.ndarray) -> np.ndarray:
-  """Takes the maximum of float64 numbers over all processes, entry by entry.
+  """Returns the entrywise maximum of float64 numbers over all processes.
 
-  Their bits are sent, because JAX would round them to float32.
+  The bits of the numbers are sent, because JAX would round them to float32.
 
   Args:
-    values: [n] float64, on the host of every process.
+    values: [n] float64 array on the host.
 
   >>> largest(np.array([1.0, 1 + 1e-12])).tolist()
   [1.0, 1.000000000001]
@@ -118,11 +118,10 @@ def largest(values: np.ndarray) -> np.ndarray:
 
 
 def barrier() -> None:
-  """Waits until all processes are here.
+  """Waits until all processes have called this function.
 
-  On CPU the devices of a new group have 30 s to find each other, and the slower
-  of two processes may compile longer than that. Groups that have met once, as
-  they do here, wait.
+  CPU devices of a new group wait 30 s for each other, and one process may take
+  longer to compile. Groups that have exchanged data once wait without limit.
 
   >>> barrier()
   """
@@ -130,13 +129,13 @@ def barrier() -> None:
 
 
 def on_first(fn: Callable[[], int | None]) -> int:
-  """Calls `fn` in the first process only; all processes get its result.
+  """Calls `fn` in the first process and returns its result in all of them.
 
-  Meant for changes to files that all of them see. If it raises there, the
-  others raise too instead of waiting.
+  Use it to change files that all processes see. If `fn` raises, all processes
+  raise.
 
   Args:
-    fn: () → an integer, or None for 0.
+    fn: function () → integer, or None for 0.
 
   >>> on_first(lambda: 3)
   3
@@ -145,7 +144,7 @@ def on_first(fn: Callable[[], int | None]) -> int:
 
 
 def on_others(fn: Callable[[], None]) -> None:
-  """Calls `fn` in every process but the first; if it raises in one, all raise.
+  """Calls `fn` in all processes but the first; if one raises, all raise.
 
   >>> on_others(lambda: None)
   """
@@ -153,10 +152,10 @@ def on_others(fn: Callable[[], None]) -> None:
 
 
 def _call_where(chosen: bool, fn: Callable[[], int | None]) -> int:
-  """Calls `fn` where `chosen`; returns the first process's result everywhere.
+  """Calls `fn` where `chosen` and returns the first process's result.
 
   Raises:
-    UserError: it raised in another process.
+    UserError: `fn` raised in another process.
   """
   result, error = 0, None
   if chosen:

@@ -1,4 +1,4 @@
-"""Makes the mesh of a config, and lays batches out on it."""
+"""Makes the device mesh of a config and lays batches out on it."""
 
 from collections.abc import Sequence
 import math
@@ -13,23 +13,23 @@ from lipnext_jax import errors
 from lipnext_jax.models import sharded
 
 AXES = ('data', 'fsdp', 'tensor')
-BATCH_AXES = ('data', 'fsdp')  # Those that split the batch.
+BATCH_AXES = ('data', 'fsdp')  # Axes that split the batch.
 
 
 def make_mesh(
   mesh_config: ml_collections.ConfigDict,
   devices: Sequence[jax.Device] | None = None,
 ) -> jax.sharding.Mesh:
-  """Makes a mesh with the axes `AXES`; one size may be −1 (the rest).
+  """Makes a mesh with the axes `AXES`; a size of −1 takes all other devices.
 
-  Where the devices come in slices (groups with a fast network inside and a
-  slow one between them: TPU slices, hosts of GPUs), 'data' goes over the
-  slices: it needs the network least. Within a slice, the physical topology
-  decides which devices are neighbours.
+  A slice is a group of devices with a fast network inside and a slow one to
+  other slices: a TPU slice, or a host of GPUs. The axis 'data', which sends
+  least, goes over the slices. Within a slice, the physical topology decides
+  which devices are neighbours.
 
   Args:
-    mesh_config: `config.mesh`; an axis that it does not name has size 1.
-    devices: default: all of this run.
+    mesh_config: `config.mesh`; an axis that it lacks has size 1.
+    devices: devices of the mesh; default: all of this run.
 
   Raises:
     ConfigError: the sizes do not multiply to the number of devices, or
@@ -57,12 +57,12 @@ def arrange_slices(
 ) -> np.ndarray:
   """Arranges devices of several slices as a mesh, 'data' over the slices.
 
-  Where 'data' is no multiple of their number, slice by slice: the next axes go
-  over several of them too, and send more through the slow network.
+  If their number does not divide 'data', devices are arranged slice by slice:
+  the next axes go over several slices, too, and use the slow network more.
 
   Args:
-    devices: all of the mesh.
-    sizes: of its axes; their product is the number of devices.
+    devices: all devices of the mesh.
+    sizes: sizes of its axes, whose product is the number of devices.
   """
   slices: dict[int, list[jax.Device]] = {}
   for device in devices:
@@ -109,10 +109,7 @@ def _resolve_sizes(mesh_config, count: int) -> list[int]:
 
 
 def slice_of(device: Any) -> int:
-  """Returns which group of devices with a fast network one belongs to.
-
-  CPU devices have none: those of several processes count as one slice, and lie
-  process by process along the first axis as they are.
+  """Returns the index of a device's slice; all CPU devices are one slice.
 
   >>> slice_of(jax.devices()[0])
   0
@@ -121,7 +118,7 @@ def slice_of(device: Any) -> int:
 
 
 def _check_processes(mesh: jax.sharding.Mesh) -> None:
-  """Refuses meshes that need one example in two processes."""
+  """Raises if a mesh splits one example over several processes."""
   owners = np.vectorize(lambda d: d.process_index)(mesh.devices)
   if (owners != owners[..., :1]).any():
     raise errors.ConfigError(
@@ -133,23 +130,23 @@ def _check_processes(mesh: jax.sharding.Mesh) -> None:
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
-  """Counts the devices that have different examples."""
+  """Returns the number of parts into which a batch is split."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """Splits the first axis over the `BATCH_AXES`."""
+  """Returns the layout of a batch: its first axis over the `BATCH_AXES`."""
   spec = jax.sharding.PartitionSpec(BATCH_AXES)
   return jax.sharding.NamedSharding(mesh, spec)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """Returns the layout of what is whole on every device."""
+  """Returns the layout of arrays that every device has whole."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def model_layout(mesh: jax.sharding.Mesh) -> sharded.Layout | None:
-  """Returns how a model's blocks use the axes; None on a single device."""
+  """Returns how a model's blocks use the mesh, or None on a single device."""
   if mesh.size == 1:
     return None
   return sharded.Layout(mesh, replicas=('data',), rows='fsdp', width='tensor')
@@ -158,16 +155,16 @@ def model_layout(mesh: jax.sharding.Mesh) -> sharded.Layout | None:
 def check_batch_size(
   field: str, size: int, mesh: jax.sharding.Mesh, microbatches: int = 1
 ) -> None:
-  """Checks that the mesh splits a batch evenly.
+  """Raises unless the mesh splits a batch evenly.
 
   Args:
-    field: that sets the size, for the message.
-    size: of the batch.
-    mesh: the devices.
-    microbatches: parts that every device's share is cut into.
+    field: name of the field that sets the size, for the message.
+    size: number of examples in a batch.
+    mesh: devices that share the batch.
+    microbatches: number of parts into which every device cuts its share.
 
   Raises:
-    ConfigError: naming `field` and the next size that fits.
+    ConfigError: the batch does not split; names the next size that does.
   """
   shards = batch_shards(mesh)
   if size % (shards * microbatches):
@@ -184,8 +181,8 @@ def check_batch_size(
 def put_batch(
   batch: dict[str, np.ndarray], sharding: jax.sharding.NamedSharding
 ) -> dict[str, Any]:
-  """Makes global arrays [b, …] of this process's part of a batch."""
-  with jax.transfer_guard('allow'):  # This is where data is meant to move.
+  """Makes global arrays [b, …] from this process's part of a batch."""
+  with jax.transfer_guard('allow'):  # The loop forbids all other transfers.
     return {
       name: jax.make_array_from_process_local_data(sharding, value)
       for name, value in batch.items()

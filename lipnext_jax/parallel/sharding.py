@@ -1,4 +1,4 @@
-"""Lays arrays out by ordered rules from paths to partition specs."""
+"""Layouts of arrays by ordered rules, path → partition spec."""
 
 from collections.abc import Sequence
 import math
@@ -14,10 +14,10 @@ Rules = Sequence[tuple[str, tuple]]
 
 
 def check_rules(rules: Any) -> None:
-  """Checks that rules are (regular expression, spec) pairs.
+  """Raises unless rules are (regular expression, spec) pairs.
 
   Raises:
-    ConfigError: naming the first that is no pair.
+    ConfigError: a rule is malformed.
 
   >>> check_rules([('R$', (None, ('fsdp', 'tensor'), None)), ('', ())])
   >>> check_rules([('(', ())])
@@ -50,14 +50,14 @@ def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
 
   Args:
     tree: arrays or shapes, e.g. from `jax.eval_shape`.
-    rules: (regular expression searched in 'a/b/leaf', spec) pairs; a spec has
-      a mesh axis, a tuple of them or None per array axis, () replicates. In a
-      tuple, an axis that ends in '?' is left out where it would not divide.
-    mesh: the devices.
+    rules: (regular expression searched in 'a/b/leaf', spec) pairs. A spec has
+      a mesh axis, a tuple of mesh axes or None per array axis; () replicates.
+      An axis in a tuple that ends in '?' is left out if it does not divide.
+    mesh: devices.
 
   Raises:
-    ConfigError: a leaf that no rule matches, a spec with an unknown axis or
-      too many entries, or a shape that the mesh does not divide.
+    ConfigError: a leaf matches no rule, a spec has an unknown axis or too many
+      entries, or a mesh axis does not divide an array axis.
 
   >>> from lipnext_jax.parallel import mesh as mesh_lib
   >>> import ml_collections
@@ -90,7 +90,7 @@ def _first_match(name: str, rules: Rules) -> tuple:
 
 
 def _resolve_spec(name, shape, spec, mesh) -> list:
-  """Decides the optional axes of a spec and checks it against the shape."""
+  """Resolves the optional axes of a spec and checks it against a shape."""
 
   def error(problem, remedy):
     return errors.ConfigError(
@@ -122,7 +122,7 @@ def _resolve_spec(name, shape, spec, mesh) -> list:
 
 
 def shards(mesh: jax.sharding.Mesh, axes: Any) -> int:
-  """Counts the parts into which an entry of a spec cuts an axis.
+  """Returns the number of parts into which an entry of a spec cuts an axis.
 
   >>> mesh = jax.make_mesh((1, 1), ('a', 'b'))
   >>> shards(mesh, ('a', 'b')), shards(mesh, None)
@@ -139,11 +139,11 @@ def move(
   source: jax.sharding.NamedSharding,
   target: jax.sharding.NamedSharding,
 ) -> jax.Array:
-  """Moves `x` into another layout of the same mesh, in a traced function.
+  """Moves `x` to another layout of the same mesh, in a traced function.
 
-  Axes that only the target uses cut first, then the axes that both use change
-  places, then those that only the source uses are gathered. The compiler, left
-  to itself, may gather all of `x` on every device.
+  Mesh axes that only the target uses cut first, axes that both use are swapped
+  next, and axes that only the source uses are gathered last. Without these
+  steps the compiler may gather all of `x` on every device.
 
   >>> mesh = jax.make_mesh((1,), ('a',), (jax.sharding.AxisType.Auto,))
   >>> rows, columns = (
@@ -176,11 +176,11 @@ def move(
 def _swaps(
   start: list[list[str]], end: list[list[str]]
 ) -> list[list[list[str]]]:
-  """Lists the layouts from `start` to `end`, one mesh axis moved at a time.
+  """Lists layouts from `start` to `end` that move one mesh axis at a time.
 
-  Each move is an all-to-all over that axis: it leaves the end of its array
-  axis, and joins another one where it is next. The compiler has no such move
-  for several mesh axes at once.
+  A move is an all-to-all over one mesh axis, from the end of the axes along one
+  array axis to the end of those along another. The compiler cannot move several
+  mesh axes at once.
   """
   steps: list[list[list[str]]] = []
   now = start
@@ -192,7 +192,7 @@ def _swaps(
       if i != j and names and [*now[j], names[-1]] == target[: len(now[j]) + 1]
     )
     move = next(moves, None)
-    if move is None:  # Left to the compiler.
+    if move is None:  # The compiler finds the rest of the way.
       return [*steps, end]
     i, j = move
     moved = {i: now[i][:-1], j: [*now[j], now[i][-1]]}
@@ -210,7 +210,7 @@ def _placed(sharding: jax.sharding.NamedSharding, ndim: int) -> list[list[str]]:
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
-  """Returns `jax.ShapeDtypeStruct`s that know their shardings."""
+  """Returns `jax.ShapeDtypeStruct`s with shardings."""
   return jax.tree.map(
     lambda s, sharding: jax.ShapeDtypeStruct(
       s.shape, s.dtype, sharding=sharding
@@ -221,14 +221,14 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 
 def stack_sharding(shardings: Any) -> jax.sharding.NamedSharding | None:
-  """Finds how an optimizer's state splits its stacks of matrices.
+  """Returns the layout of an optimizer's stacks of matrices.
 
   Args:
-    shardings: of the optimizer's state.
+    shardings: shardings of the optimizer's state.
 
   Returns:
-    The first sharding that splits a leading axis over several devices, or
-    None: every device then walks all matrices.
+    The first sharding that splits a leading axis over several devices, or None
+    if every device updates all matrices.
   """
   for sharding in jax.tree.leaves(shardings):
     axes = sharding.spec[0] if sharding.spec else None
@@ -238,10 +238,10 @@ def stack_sharding(shardings: Any) -> jax.sharding.NamedSharding | None:
 
 
 def local_bytes(tree: Any) -> int:
-  """Counts the bytes that one device holds of arrays, or of their shapes.
+  """Counts the bytes of a tree on one device.
 
   Args:
-    tree: leaves that know their shardings.
+    tree: arrays, or shapes with shardings.
   """
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -250,10 +250,13 @@ def local_bytes(tree: Any) -> int:
 
 
 def table(tree: Any) -> str:
-  """Formats path, shape, dtype, spec and bytes per device, one line a leaf.
+  """Formats path, shape, dtype, spec and bytes per device of every leaf.
 
   Args:
-    tree: leaves that know their shardings; the last line is their total.
+    tree: arrays, or shapes with shardings.
+
+  Returns:
+    One line per leaf, and a line with the total.
   """
   rows = [('path', 'shape', 'dtype', 'spec', 'bytes/device')]
   rows += [
