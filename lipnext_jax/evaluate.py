@@ -1,7 +1,8 @@
-"""Certifies every example of a split once, fast or rigorous.
+"""Certifies every example of a split exactly once.
 
-`fast` runs in float32 at the highest product precision and certifies margins
-that are far above its rounding; `rigorous` runs in float64 and subtracts it.
+Fast certificates are computed in float32 at the highest precision, and cover
+margins far above its rounding. Rigorous ones are computed in float64, minus a
+bound on its rounding.
 """
 
 from collections.abc import Iterable
@@ -25,24 +26,24 @@ from lipnext_jax.certify import rigorous
 from lipnext_jax.models import interface
 from lipnext_jax.models import registry
 
-Batch = dict[str, Any]  # 'image', 'label', 'id', 'mask', a row per example.
+Batch = dict[str, Any]  # 'image', 'label', 'id', 'mask': a row per example.
 
 
 class Evaluation(NamedTuple):
   """The certificates of a split, one entry per example."""
 
-  ids: np.ndarray  # Shape (n,): position in the split.
+  ids: np.ndarray  # Shape (n,): positions in the split.
   labels: np.ndarray  # Shape (n,).
   predictions: np.ndarray  # Shape (n,).
   radii: np.ndarray  # Shape (n,): ℓ2 in [0, 1] pixel units.
-  lipschitz_bound: float  # Λ that the radii were divided by.
+  lipschitz_bound: float  # Λ, the divisor of the radii.
   certificate: str = 'fast'  # One of `certify.CERTIFICATES`.
-  logit_error: float | None = None  # Largest E that was subtracted, rigorous.
-  # The factors of Λ, per parameter and layer, where they were proved.
+  logit_error: float | None = None  # Largest E subtracted, if rigorous.
+  # Factors of Λ by parameter, one per layer; empty if Λ was not proved.
   lipschitz_bounds: Mapping[str, Sequence[float]] = types.MappingProxyType({})
 
   def summary(self, epsilons: Sequence[float]) -> dict[str, Any]:
-    """Returns counts and per cents, as `eval.json` has them.
+    """Returns the counts and per cents of `eval.json`.
 
     Args:
       epsilons: ℓ2 radii at which CRA is counted.
@@ -64,16 +65,17 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-  """Certifies splits on all devices, with the weights that it is given.
+  """A compiled evaluation of a model, spread over all devices.
 
   Args:
-    model: in any form.
-    mesh: the devices.
-    certificate: that `certify` gives, one of `certify.CERTIFICATES`.
+    model: model to evaluate, explicit or not.
+    mesh: devices.
+    certificate: kind of certificate that `certify` gives, one of
+      `certify.CERTIFICATES`.
 
   Raises:
-    ConfigError: a rigorous certificate, on devices without IEEE double
-      precision.
+    ConfigError: the certificate is rigorous, and the devices have no IEEE
+      double precision.
   """
 
   def __init__(
@@ -88,14 +90,14 @@ class Evaluator:
     self._certificate = certificate
     self._on_batch = parallel.batch_sharding(mesh)
     self._on_all = parallel.replicated(mesh)
-    # Replicated outputs: every process holds all of an `Evaluation`.
+    # Replicated outputs give every process the whole `Evaluation`.
     jit = functools.partial(jax.jit, out_shardings=self._on_all)
     self._fast_step = jit(self._run_fast)
     self._rigorous_step = jit(self._run_rigorous)
     self._lipschitz = jit(lambda p: jnp.float32(self._model.lipschitz(p)))
 
   def monitor(self, params: Any, batches: Iterable[Batch]) -> Evaluation:
-    """Certifies with the constant that training takes, which is not proved."""
+    """Certifies with the constant K of training, which is not proved."""
     constant = float(jax.device_get(self._lipschitz(params)))
     constants = fast.Constants(constant, 0.0)
     return self.certify_fast(params, batches, constants)
@@ -104,8 +106,8 @@ class Evaluator:
     """Proves Λ of the weights and certifies every example once.
 
     Args:
-      params: the certified weights, on the devices.
-      batches: from `data.pipeline.eval_batches`; padding is dropped.
+      params: certified weights on the devices.
+      batches: batches of `data.pipeline.eval_batches`; padding is dropped.
     """
     host = jax.tree.map(parallel.to_host, params)
     factors = prove_factors(host)
@@ -122,7 +124,7 @@ class Evaluator:
     batches: Iterable[Batch],
     constants: fast.Constants,
   ) -> Evaluation:
-    """Certifies in float32, with constants that are known."""
+    """Certifies in float32 with given constants."""
     on_device = jax.device_put(constants.on_device(), self._on_all)
     columns = _join(
       self._fast_step(params, parallel.put_batch(b, self._on_batch), on_device)
@@ -137,7 +139,7 @@ class Evaluator:
     )
 
   def _certify_rigorous(self, params, host, factors, batches):
-    """Certifies in float64, and subtracts what that may have rounded."""
+    """Certifies in float64, with its rounding subtracted."""
     head, steps = rigorous.read_head(host), chain.lipnext_chain(host, factors)
 
     def put(batch):
@@ -158,7 +160,7 @@ class Evaluator:
       radii=found.radii,
       lipschitz_bound=found.lipschitz,
       certificate='rigorous',
-      # Only of what is certified: features that could overflow have no bound.
+      # Of certified examples: there is no bound where features may overflow.
       logit_error=float(np.max(errors, initial=0)),
     )
 
@@ -178,12 +180,12 @@ class Evaluator:
 
 
 def prove_factors(params: Any) -> dict[str, list[float]]:
-  """Bounds every operator of what is certified, the work split over processes.
+  """Bounds the operators of a network in float64, split over the processes.
 
-  In float64, on the hosts: minutes for a billion parameters.
+  A billion parameters take minutes.
 
   Args:
-    params: the certified weights, on the host.
+    params: certified weights on the host.
 
   Returns:
     The factors of Λ, see `certify.lipschitz_bounds`.
@@ -198,13 +200,13 @@ def prove_factors(params: Any) -> dict[str, list[float]]:
 
 
 def widen(p: jax.Array, host: np.ndarray) -> jax.Array:
-  """Widens `p` to float64, sharded as it is, from `host`, a copy of all of it.
+  """Converts `p` to float64 from its copy `host`, and keeps its sharding.
 
-  On the host: XLA takes float32's subnormal numbers for zero when it converts.
-  To be called under `jax.enable_x64(True)`.
+  XLA would convert subnormal float32 numbers to zero. Call this function under
+  `jax.enable_x64(True)`.
   """
   wide = host.astype(np.float64)
-  if not p.committed:  # Free to join whatever mesh the images are on.
+  if not p.committed:  # Placed later, where the images are.
     return jnp.asarray(wide)
   return jax.make_array_from_callback(p.shape, p.sharding, wide.__getitem__)
 
@@ -214,7 +216,7 @@ def _kept(batch: Batch) -> Batch:
 
 
 def _join(outputs: Iterable[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-  """Fetches the columns of all batches, by id and without the padding."""
+  """Fetches the columns of all batches, sorted by id, without padding."""
   columns = jax.device_get(list(outputs))
   joined = {
     name: np.concatenate([column[name] for column in columns])

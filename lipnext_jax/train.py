@@ -1,8 +1,8 @@
-"""Trains and certifies, from top to bottom.
+"""Trains a model, certifies it and writes the report.
 
-`build` makes the program of a config: model, loss, optimizer, layout, step.
-`train_and_evaluate` gives it data and a workdir, runs the loop, certifies the
-weights and writes the report.
+`train_and_evaluate` is a run from top to bottom: config, mesh, data, program,
+checkpoint, loop, evaluation, report. `build` makes the program: model,
+optimizer, layout, loss and the compiled step. `_train` is the loop.
 """
 
 from collections.abc import Callable
@@ -31,30 +31,33 @@ from lipnext_jax.models import registry
 
 
 class Program(NamedTuple):
-  """The functions and shapes of a run; nothing is on a device yet.
+  """The functions and the shapes of a run, made before any array is.
 
-  A run executes them; `aot` compiles them for machines that you do not have.
+  `train_and_evaluate` runs the functions; `aot` compiles them for machines that
+  you do not have.
   """
 
   mesh: jax.sharding.Mesh
   info: sources.DatasetInfo
   plan: schedules.Plan
-  model: Any  # A `CertifiedModel` that the compiler lays out: to evaluate.
-  parts: step_lib.Parts  # What the step is made of.
-  init_fn: Callable[[jax.Array], step_lib.TrainState]  # Of a key; not jitted.
-  abstract: step_lib.TrainState  # Shapes that know their shardings.
-  working: Any  # The copy of the fast weights in a step, likewise.
-  batch: dict[str, jax.ShapeDtypeStruct]  # Of all processes, likewise.
-  # Jitted functions.
+  model: Any  # `CertifiedModel` to initialise and to evaluate.
+  parts: step_lib.Parts  # Model, optimizer, loss and schedules of the step.
+  init_fn: Callable[[jax.Array], step_lib.TrainState]  # Key → state.
+  # Shapes with shardings: of the state, of the copy of the weights that a step
+  # works with, and of a batch of all processes.
+  abstract: step_lib.TrainState
+  working: Any
+  batch: dict[str, jax.ShapeDtypeStruct]
+  # Jitted functions, unlike `init_fn`.
   train_step: jax.stages.Wrapped  # (state, batch) → state.
   monitor: jax.stages.Wrapped  # state → metrics of a log line.
-  zero_sums: jax.stages.Wrapped  # () → sums that start again.
-  is_finite: jax.stages.Wrapped  # Tree of arrays → whether all are finite.
+  zero_sums: jax.stages.Wrapped  # () → `Sums` over no steps.
+  is_finite: jax.stages.Wrapped  # tree of arrays → whether all are finite.
   certified_params: jax.stages.Wrapped  # state → certified weights.
 
   @property
   def shardings(self) -> step_lib.TrainState:
-    """Returns how the state lies on the devices."""
+    """Shardings of the train state."""
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
 
@@ -63,15 +66,15 @@ def build(
   mesh: jax.sharding.Mesh,
   info: sources.DatasetInfo,
 ) -> Program:
-  """Builds the program of a validated config.
+  """Builds the program of a valid config.
 
   Args:
-    config: all of it.
-    mesh: its devices, which need not exist.
-    info: about the dataset.
+    config: whole config of the run.
+    mesh: device mesh; the devices need not exist.
+    info: shapes and sizes of the dataset.
 
   Raises:
-    ConfigError: sizes that do not divide, rules that do not match.
+    ConfigError: a size does not divide, or no sharding rule matches an array.
   """
   parallel.check_batch_size(
     'batch_size', config.batch_size, mesh, config.microbatches
@@ -82,28 +85,29 @@ def build(
   # ----------------------------------------------------------------- model
   validation.check_image(config.model, info.image_shape)
   validation.check_width_sharding(config.model, mesh.shape['tensor'])
-  # The same model twice: in the step, its blocks use the axes of the mesh.
-  model, spread = (
-    registry.build_model(config.model, info.num_classes, layout)
-    for layout in (None, parallel.model_layout(mesh))
+  model = registry.build_model(config.model, info.num_classes)
+  # The same model; its blocks split their products over the mesh by hand.
+  sharded_model = registry.build_model(
+    config.model, info.num_classes, parallel.model_layout(mesh)
   )
 
   # ----------------------------------------------------- optimizer, layout
   tx = step_lib.build_optimizer(config.optimizer, plan)
   init_fn = functools.partial(step_lib.init_state, model, tx, info.image_shape)
   shapes = jax.eval_shape(init_fn, jax.random.key(config.seed))
-  lay_out = functools.partial(
+  find_shardings = functools.partial(
     parallel.tree_shardings, rules=config.sharding, mesh=mesh
   )
-  shardings = step_lib.TrainState(**lay_out(shapes._asdict()))
-  working = lay_out({'compute': shapes.params})['compute']
+  shardings = step_lib.TrainState(**find_shardings(shapes._asdict()))
+  working = find_shardings({'compute': shapes.params})['compute']
   stacks = parallel.stack_sharding(shardings.opt_state)
+  # The same optimizer; it updates each stack of matrices where it is stored.
+  sharded_tx = step_lib.build_optimizer(config.optimizer, plan, stacks)
 
   # ------------------------------------------------------------ loss, step
   parts = step_lib.Parts(
-    model=spread,
-    # The same optimizer, told how its stacks of matrices lie on the devices.
-    tx=step_lib.build_optimizer(config.optimizer, plan, stacks),
+    model=sharded_model,
+    tx=sharded_tx,
     loss_fn=step_lib.build_loss(config.loss),
     epsilon_fn=schedules.epsilon_schedule(config.loss, plan),
     learning_rate_fn=schedules.learning_rate(config.optimizer, plan),
@@ -123,9 +127,11 @@ def build(
 
   # --------------------------------------------------- monitor, evaluation
   monitor = functools.partial(step_lib.monitor, parts)
-  certified = functools.partial(step_lib.certified_params, parts)
+  certified_params = functools.partial(step_lib.certified_params, parts)
   abstract = parallel.with_shardings(shapes, shardings)
-  weights = jax.eval_shape(certified, abstract)  # Explicit ones: other names.
+  # Not `working`: explicit matrices have other names than those they map from.
+  certified_shapes = jax.eval_shape(certified_params, abstract)
+  certified = find_shardings({'compute': certified_shapes})['compute']
   return Program(
     mesh=mesh,
     info=info,
@@ -140,14 +146,12 @@ def build(
     monitor=jax.jit(monitor, out_shardings=on_all),
     zero_sums=jax.jit(step_lib.Sums.zeros, out_shardings=on_all),
     is_finite=jax.jit(runtime.all_finite, out_shardings=on_all),
-    certified_params=jax.jit(
-      certified, out_shardings=lay_out({'compute': weights})['compute']
-    ),
+    certified_params=jax.jit(certified_params, out_shardings=certified),
   )
 
 
 def _batch_shapes(config, info, sharding):
-  """Returns the shapes of a global batch, mixed-in examples included."""
+  """Returns the shapes of a global batch, with mixed-in synthetic examples."""
   size = config.batch_size * (1 + config.dataset.extra_ratio)
 
   def rows(shape, dtype):
@@ -160,7 +164,7 @@ def _batch_shapes(config, info, sharding):
 
 
 class _Run(NamedTuple):
-  """The fixed parts of a run that the loop works with."""
+  """The objects of a run that stay the same throughout the loop."""
 
   config: ml_collections.ConfigDict
   workdir: str
@@ -168,26 +172,26 @@ class _Run(NamedTuple):
   streams: list[pipeline.Stream]
   program: Program
   evaluator: evaluate.Evaluator
-  eval_batches: Any  # Source → batches of this process.
+  eval_batches: Any  # Split → batches of this process.
   checkpointer: checkpoint.Checkpointer
 
 
 def train_and_evaluate(
   config: ml_collections.ConfigDict, workdir: str, *, train: bool = True
 ) -> dict[str, Any]:
-  """Trains (or resumes, or finds finished) and certifies on the test split.
+  """Trains or resumes a run, and certifies its test split.
 
   Args:
-    config: see `lipnext_jax.config`.
-    workdir: where everything goes; the same config resumes there.
-    train: False: only evaluates the checkpoint that is there.
+    config: config of the run, see `lipnext_jax.config`.
+    workdir: folder of all files of the run; a run that it holds is resumed.
+    train: whether to train; if not, the run in `workdir` is evaluated only.
 
   Returns:
-    What `eval.json` holds.
+    The content of `eval.json`.
 
   Raises:
-    ConfigError: a config, dataset, mesh or workdir that does not fit; nothing
-      was written then.
+    ConfigError: config, dataset, mesh or workdir do not fit; nothing has been
+      written.
   """
   # ---------------------------------------------------------------- config
   config_lib.validate(config)
@@ -218,7 +222,7 @@ def train_and_evaluate(
   lock = checkpoint.Lock(workdir)
   config_hash = checkpoint.hash_config(config)
   reader: checkpoint.CheckpointReader
-  if train:  # Locked before anything in the workdir is tidied or written.
+  if train:  # The lock comes before the first change in the workdir.
     holder = parallel.on_first(lock.acquire)
     parallel.on_others(lambda: checkpoint.check_seen(workdir, holder))
     reader = checkpointer = checkpoint.Checkpointer(
@@ -243,7 +247,7 @@ def train_and_evaluate(
     try:
       state = _train(run, state, step or 0)
     except (runtime.NonFiniteError, runtime.StoppedError):
-      lock.release()  # All is saved: another process may go on.
+      lock.release()  # Nothing is being written: the run may be resumed.
       raise
 
   # ------------------------------------------------------------ evaluation
@@ -263,11 +267,11 @@ def train_and_evaluate(
 def _train(
   run: _Run, state: step_lib.TrainState, step: int
 ) -> step_lib.TrainState:
-  """Trains from `step` to the end, and closes the checkpointer.
+  """Trains from `step` to the end, then closes the checkpointer.
 
   Raises:
-    StoppedError: a signal came; the state is saved.
-    NonFiniteError: see `_not_finite`.
+    StoppedError: a signal was received, and the state is saved.
+    NonFiniteError: the state, or too many losses in a row, are not finite.
   """
   config, program, plan = run.config, run.program, run.program.plan
   if step >= plan.total_steps:
@@ -294,14 +298,14 @@ def _train(
     config, plan, run.dataset.num_classes, program.parts.loss_fn
   )
   with report.stopwatch('compiling the train step'):
-    # Ahead of time: another shape would raise, never compile again.
+    # Compiled once: a batch of another shape raises instead of recompiling.
     train_step = program.train_step.lower(program.abstract, batch).compile()
   parallel.barrier()
 
-  # The order is a contract: step, fetch, log, monitor, save, stop. A checkpoint
-  # at step s holds what s batches made, and the stream resumes at batch s.
+  # The order step, fetch, log, monitor, save, stop is a contract: a checkpoint
+  # at step s holds the state after s batches, and resuming starts at batch s.
   signum = None
-  examples = sum(stream.batch_size for stream in run.streams)
+  examples = len(program.batch['label'])
   with (
     contextlib.closing(batches),
     contextlib.closing(report.MetricWriter(run.workdir, step)) as writer,
@@ -312,21 +316,21 @@ def _train(
       with jax.transfer_guard('disallow'):
         state = train_step(state, batch)
         step += 1
-        last, used, skipped = step == plan.total_steps, batch, 0
-        if not last:  # While the devices compute.
+        is_last, used_batch, skipped = step == plan.total_steps, batch, 0
+        if not is_last:  # While the devices compute.
           batch = parallel.put_batch(next(batches), on_batch)
         progress.tick(step, state.health.loss)
-        if last or plan.is_due(plan.log_every, step):
+        if is_last or plan.is_due(plan.log_every, step):
           state, skipped = _log(run, state, step, writer, progress, watch)
       if 0 < config.health.max_skipped <= skipped:
         problem = (
           f'loss or gradient were not finite in the last {skipped} steps'
         )
-        raise _not_finite(run, problem, state, used)
+        raise _not_finite(run, problem, state, used_batch)
       signum = interrupts.received(step)
       with progress.paused():
-        _monitor_and_save(run, state, step, signum, writer, used)
-    run.checkpointer.wait()
+        _monitor_and_save(run, state, step, signum, writer, used_batch)
+    run.checkpointer.wait()  # A signal may come during the last save.
     signum = signum or interrupts.received(step)
   run.checkpointer.close()
   if signum is not None:
@@ -342,10 +346,10 @@ def _log(
   progress: report.Progress,
   watch: runtime.Watch,
 ) -> tuple[step_lib.TrainState, int]:
-  """Logs a line of metrics: fetches, shows and writes them.
+  """Fetches the metrics since the last log line, shows and writes them.
 
   Returns:
-    The state with sums that start again, and the steps skipped in a row.
+    The state with sums of zero, and the number of steps skipped in a row.
   """
   health = run.config.health
   sums, metrics = jax.device_get((state.sums, run.program.monitor(state)))
@@ -370,19 +374,25 @@ def _monitor_and_save(
   writer: report.MetricWriter,
   batch: dict[str, jax.Array],
 ) -> None:
-  """Evaluates and saves a state where either is due.
+  """Evaluates and saves a state if that is due, or if a signal came.
 
-  A signal makes a checkpoint due. `batch` made the last step, for diagnosis.
+  Args:
+    run: objects of the run.
+    state: state after `step` steps.
+    step: number of steps.
+    signum: signal that was received, or None.
+    writer: takes the metrics of the evaluation.
+    batch: batch of the last step, to find what is not finite.
 
   Raises:
-    NonFiniteError: a state that is not finite would have been saved.
+    NonFiniteError: the state to be saved is not finite.
   """
   config, program, plan = run.config, run.program, run.program.plan
-  end = step == plan.total_steps or signum is not None
+  ends = step == plan.total_steps or signum is not None
   monitors = plan.is_due(plan.eval_every, step) and step < plan.total_steps
-  saves = end or monitors or plan.is_due(plan.checkpoint_every, step)
-  if saves and not end and state.health.in_a_row > 0:
-    saves = False  # Training may never get out of this state.
+  saves = ends or monitors or plan.is_due(plan.checkpoint_every, step)
+  if saves and not ends and state.health.in_a_row > 0:
+    saves = False  # Every step from this state on may be skipped.
   if saves and not program.is_finite((state.params, state.opt_state)):
     raise _not_finite(run, 'the update is not finite', state, batch)
   certified = None
@@ -397,7 +407,7 @@ def _monitor_and_save(
       {'monitor/clean': summary['clean'], 'monitor/certified': certified},
     )
   if saves:
-    writer.flush()  # A run that resumes there finds its lines.
+    writer.flush()  # A resumed run needs the lines before the checkpoint.
     run.checkpointer.save(step, state, certified)
 
 
@@ -407,7 +417,7 @@ def _not_finite(
   state: step_lib.TrainState,
   batch: dict[str, jax.Array],
 ) -> runtime.NonFiniteError:
-  """Repeats the last step and returns an error that names where it breaks."""
+  """Repeats the last step and returns an error that says what broke first."""
   program, parts = run.program, run.program.parts
   where = runtime.find_not_finite(
     program.model,

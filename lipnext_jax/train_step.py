@@ -1,4 +1,4 @@
-"""Takes one step of training: loss, gradient, update; all of it pure."""
+"""One pure step of training: loss, gradient, update, sums for log lines."""
 
 from collections.abc import Callable
 import functools
@@ -22,22 +22,22 @@ from lipnext_jax.models import layers
 from lipnext_jax.parallel import sharding as sharding_lib
 from lipnext_jax.runtime import health as health_lib
 
-# Power iterations of the monitored orthogonality error: n² each, so that a log
-# line can afford them. The certificate uses a proved bound instead.
+# Power iterations, of n² operations each, that estimate the orthogonality error
+# of a log line. The certificate uses a proved bound instead.
 _MONITOR_ITERATIONS = 16
 
 
 class Sums(NamedTuple):
-  """Sums since the last log line; they stay on the device.
+  """Sums over the steps since the last log line, float32 scalars on the device.
 
-  All but the last two leave out the steps that were skipped.
+  Skipped steps count in `skipped` and `spikes` alone.
   """
 
-  steps: jax.Array  # Shape (): float32, as all.
+  steps: jax.Array
   examples: jax.Array
   loss: jax.Array
   correct: jax.Array
-  certified: jax.Array  # Correct, with a radius above ε (for training's Λ).
+  certified: jax.Array  # Correct, and with the constant K a radius above ε.
   grad_norm: jax.Array
   skipped: jax.Array  # Steps whose loss or gradient was not finite.
   spikes: jax.Array  # Steps whose loss was far above its running mean.
@@ -48,9 +48,9 @@ class Sums(NamedTuple):
     return cls(*(jnp.zeros([], jnp.float32) for _ in cls._fields))
 
   def means(self) -> dict[str, float]:
-    """Returns means per step and example, counts in per cent, as metrics.
+    """Returns the metrics of a log line: means, per cents and counts.
 
-    The means are left out when all steps were skipped.
+    If all steps were skipped, only the counts.
     """
     sums = {name: float(x) for name, x in zip(self._fields, self, strict=True)}
     steps, examples = sums['steps'], sums['examples']
@@ -71,19 +71,19 @@ class Sums(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """The state that training carries along and a checkpoint holds.
+  """The state of training, which checkpoints hold.
 
-  A run has three kinds of weights. The *fast* ones, `params`, are trained. The
-  *slow* ones are lookahead's copy of them (`optim.slow_params`). The
-  *certified* ones are the slow ones as explicit matrices, retracted
-  (`certified_params`).
+  A run has three kinds of weights. The *fast* weights, `params`, are trained.
+  The *slow* weights are lookahead's average of them (`optim.slow_params`). The
+  *certified* weights are the slow weights as explicit matrices, retracted to
+  the orthogonal group (`certified_params`).
   """
 
-  step: jax.Array  # Shape (): int32, batches seen; skipped ones count.
+  step: jax.Array  # Shape (): int32, batches seen, skipped steps included.
   params: Any  # Fast weights, float32.
-  opt_state: optax.OptState  # Holds the slow weights.
-  health: health_lib.Health  # What was skipped, and the loss to expect.
-  sums: Sums  # For the next log line.
+  opt_state: optax.OptState  # Includes the slow weights.
+  health: health_lib.Health  # Skipped steps, and the running mean of the loss.
+  sums: Sums  # Since the last log line.
 
   def certified_params(
     self,
@@ -93,7 +93,7 @@ class TrainState(NamedTuple):
     """Returns the certified weights.
 
     Args:
-      model: that `params` belong to.
+      model: model of `params`.
       stacks: layout of the stacks of matrices; each device retracts its own.
     """
     slow = optim.slow_params(self.opt_state, self.params)
@@ -101,15 +101,19 @@ class TrainState(NamedTuple):
 
 
 class Layouts(NamedTuple):
-  """The layouts of the fast weights, between steps and in them."""
+  """Layouts of the fast weights: as they are stored, and within a step.
 
-  stored: Any  # Shardings like `params`, with the optimizer's.
-  working: Any  # Shardings like `params`, for the forward and backward pass.
+  Weights are stored as the optimizer updates them, whole matrices on a device.
+  The forward and backward passes work with a copy split into rows and columns.
+  """
+
+  stored: Any  # Tree of shardings.
+  working: Any  # Tree of shardings.
   stacks: jax.sharding.NamedSharding | None  # Of the optimizer's stacks.
-  dtype: Any  # In which weights and gradients travel between the two.
+  dtype: Any  # Dtype in which weights and gradients move between layouts.
 
   def to_working(self, params: Any) -> Any:
-    """Makes the copy of the fast weights that a step works with."""
+    """Returns the copy of the stored weights that a step works with."""
 
     def move(x, source, target):
       if source.is_equivalent_to(target, x.ndim):
@@ -119,33 +123,33 @@ class Layouts(NamedTuple):
     return jax.tree.map(move, params, self.stored, self.working)
 
   def to_stored(self, grads: Any) -> Any:
-    """Moves the gradients of a working copy to the stored weights, float32."""
-    # Pinned where they arise first: or the optimizer's layout would leak into
-    # the backward scan.
+    """Returns gradients of the working copy in the stored layout, float32."""
+    # Without this constraint the compiler would use the optimizer's layout in
+    # the backward scan, too.
     grads = jax.lax.with_sharding_constraint(grads, self.working)
     grads = jax.tree.map(sharding_lib.move, grads, self.working, self.stored)
     return jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
 
 class Parts(NamedTuple):
-  """The parts that a train step is made of."""
+  """Everything that a train step is made of, besides state and batch."""
 
-  model: interface.CertifiedModel  # In training precision, laid out by hand.
+  model: interface.CertifiedModel  # Computes in the dtype of training.
   tx: optax.GradientTransformationExtraArgs
-  loss_fn: Callable[..., jax.Array]  # See `build_loss`.
+  loss_fn: Callable[..., jax.Array]  # From `build_loss`.
   epsilon_fn: Callable[[jax.typing.ArrayLike], jax.Array]  # Step → ε_t.
-  learning_rate_fn: optax.Schedule  # The one of `tx`, for log lines.
+  learning_rate_fn: optax.Schedule  # The schedule of `tx`, for log lines.
   layouts: Layouts
-  epsilon: float  # ε at which certified train accuracy is counted.
-  microbatches: int = 1  # Parts of a batch whose gradients are added in turn.
-  loss_spike: float = 0.0  # Factor over their mean from which losses count.
+  epsilon: float  # ε of the certified train accuracy.
+  microbatches: int  # Parts of a batch whose gradients are added up in turn.
+  loss_spike: float  # Losses above this multiple of their mean are spikes.
 
 
 def build_loss(c: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
   """Builds (logits, labels, head_kernel, epsilon) → mean loss.
 
   Args:
-    c: `config.loss`. A loss is given the fields that are declared for it alone.
+    c: `config.loss`; the loss gets the fields that are declared for it alone.
   """
   options = {
     name.removeprefix('annealing_'): value
@@ -167,8 +171,8 @@ def build_optimizer(
 
   Args:
     c: `config.optimizer`.
-    plan: its durations in steps.
-    stack_sharding: how stacks of matrices lie on the devices.
+    plan: durations of the config in steps.
+    stack_sharding: layout of the stacks of matrices on the devices.
   """
   return optim.lipnext_optimizer(
     schedules.learning_rate(c, plan),
@@ -192,7 +196,7 @@ def init_state(
   image_shape: tuple[int, int, int],
   rng: jax.Array,
 ) -> TrainState:
-  """Makes a fresh state; `jit(…, out_shardings=…)` lays it out."""
+  """Returns the state before the first step."""
   params = model.init(rng, jnp.zeros((1, *image_shape)))['params']
   return TrainState(
     jnp.zeros([], jnp.int32),
@@ -206,19 +210,19 @@ def init_state(
 def train_step(
   parts: Parts, state: TrainState, batch: dict[str, jax.Array]
 ) -> TrainState:
-  """Takes one step: loss → gradient → update → apply, and adds up its sums.
+  """Takes one step: loss → gradient → update, and adds to the sums.
 
-  A step whose loss or gradient is not finite is skipped: parameters and
-  optimizer stay as they are, and it is counted.
+  A step is skipped if its loss or gradient is not finite: it leaves parameters
+  and optimizer as they are, and is counted.
 
   Args:
-    parts: of the step.
-    state: of the step before.
+    parts: model, loss and optimizer of the step.
+    state: state before the step.
     batch: 'image' [b, H, W, ch], uint8 or float32 in [0, 1], and 'label' [b]
       int32.
   """
   grads, (loss, counts) = _gradients(parts, state, batch)
-  grad_norm = optax.tree.norm(grads)  # Not finite if one entry is not.
+  grad_norm = optax.tree.norm(grads)  # Not finite if any entry is not.
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   params, opt_state = _update_if(finite, parts.tx, state, grads)
   health, spike = state.health.after(loss, finite, parts.loss_spike)
@@ -231,7 +235,7 @@ def train_step(
 
 
 def _gradients(parts, state, batch):
-  """Returns (gradients in the stored layout, (loss, counts)) of a batch."""
+  """Returns gradients in the stored layout, and (loss, counts), of a batch."""
   epsilon = parts.epsilon_fn(state.step)
 
   def objective(params, batch):
@@ -239,7 +243,7 @@ def _gradients(parts, state, batch):
     variables = {'params': params}
     logits: Any = parts.model.apply(variables, images)
     kernel = models.head_kernel(variables)
-    # A backbone that stretches by K carries a ball of ε into one of ε·K.
+    # A backbone with constant K maps a ball of radius ε into one of K·ε.
     lipschitz = parts.model.lipschitz(params)
     loss = parts.loss_fn(logits, labels, kernel, epsilon * lipschitz)
     predictions, radii = certify.certified_radius(logits, kernel, lipschitz)
@@ -253,16 +257,16 @@ def _gradients(parts, state, batch):
 
 
 def _update_if(finite, tx, state, grads):
-  """Returns (parameters, optimizer state), updated where `finite`."""
+  """Returns parameters and optimizer state, updated if `finite`."""
 
   def update(_, carry):
     params, opt_state, grads = carry
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, updates
 
-  # A loop of one turn or none: unlike a branch, or a choice between two
-  # states, it works in place, the gradients' memory (now the updates') too.
-  with jax.named_scope('optimizer'):  # `aot` counts it apart.
+  # A loop of one turn or none works in place, and updates take the gradients'
+  # memory. `lax.cond` and `jnp.where` would copy the state.
+  with jax.named_scope('optimizer'):  # `aot` counts this scope by itself.
     carry = (state.params, state.opt_state, grads)
     turns = finite.astype(jnp.int32)
     params, opt_state, _ = jax.lax.fori_loop(0, turns, update, carry)
@@ -270,13 +274,13 @@ def _update_if(finite, tx, state, grads):
 
 
 def _accumulate(objective, params, batch, microbatches):
-  """Returns (gradients, (mean loss, counts)) of a batch, part by part."""
+  """Returns gradients and (mean loss, counts), one microbatch after another."""
   grad_fn = jax.value_and_grad(objective, has_aux=True)
   if microbatches == 1:
     (loss, counts), grads = grad_fn(params, batch)
     return grads, (loss, counts)
 
-  # Every device cuts its own share: part i holds the examples i mod k.
+  # Example i goes to part i mod k, so that every device cuts its own share.
   parts = jax.tree.map(
     lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0),
     batch,
@@ -298,7 +302,7 @@ def _accumulate(objective, params, batch, microbatches):
 
 
 def monitor(parts: Parts, state: TrainState) -> dict[str, jax.Array]:
-  """Returns the metrics that a log line adds to the sums, on the device."""
+  """Returns the metrics of a log line that are not sums over steps."""
   params = parts.model.explicit_params(state.params)
   labels = jax.tree.leaves(optim.orthogonal_labels(params))
   errors = [
@@ -306,20 +310,20 @@ def monitor(parts: Parts, state: TrainState) -> dict[str, jax.Array]:
     for p, label in zip(jax.tree.leaves(params), labels, strict=True)
     if label == 'orthogonal'
   ]
-  done = state.step - 1  # The step that was just taken.
+  last = state.step - 1  # The step that has just been taken.
   return {
-    'train/epsilon': parts.epsilon_fn(done),
-    'train/learning_rate': jnp.asarray(parts.learning_rate_fn(done)),
+    'train/epsilon': parts.epsilon_fn(last),
+    'train/learning_rate': jnp.asarray(parts.learning_rate_fn(last)),
     'train/orthogonality_error': jnp.max(jnp.stack(errors)),
     'train/skipped_in_a_row': state.health.in_a_row,
   }
 
 
 def certified_params(parts: Parts, state: TrainState) -> Any:
-  """Returns the certified weights of a state, laid out as a step's weights."""
+  """Returns the certified weights of a state, in the working layout."""
   stored, working, stacks, _ = parts.layouts
   params = state.certified_params(parts.model, stacks)
   trained: Any = jax.tree.structure(state.params)
   if jax.tree.structure(params) != trained:
-    return params  # Explicit ones have other names: the compiler's to move.
+    return params  # Explicit matrices; the compiler lays them out.
   return jax.tree.map(sharding_lib.move, params, stored, working)
