@@ -1,11 +1,9 @@
-"""What proving costs: Λ, E and the time of both certificates.
+"""Measures Λ, E and the time of both certificates.
 
     python -m benchmarks.certificates --depth 32 --width 1024
 
-A LipNeXt with random weights on images of CIFAR's shape; biases and positions
-are drawn as well, so that the bounds have something to follow. Needs jax, flax,
-optax and numpy. Prints a Markdown table; docs/certificates.md has a recorded
-one.
+The model is a LipNeXt with random weights, biases and positions, on images of
+CIFAR's shape. Prints a Markdown table; docs/certificates.md has a recorded one.
 """
 
 import argparse
@@ -23,7 +21,7 @@ from lipnext_jax.certify import rounding
 
 
 def make(depth: int, width: int, batch: int):
-  """A model, random parameters, and a batch of images [b, 32, 32, 3]."""
+  """Returns a model, random parameters, and images [b, 32, 32, 3]."""
   model = models.LipNeXt(
     num_classes=10, depth=depth, width=width, patch_size=2, precision='highest'
   )
@@ -33,7 +31,7 @@ def make(depth: int, width: int, batch: int):
 
   def fill(path, leaf):
     if path[-1].key in ('bias', 'pos'):
-      # Trained biases of the digits model have this size.
+      # As large as trained biases of the digits model.
       return np.float32(0.05 * rng.normal(size=leaf.shape))
     return np.asarray(leaf)
 
@@ -41,7 +39,7 @@ def make(depth: int, width: int, batch: int):
 
 
 def seconds(fn):
-  """(seconds of the second call, its result): the first one compiles."""
+  """Returns the seconds of a second call, after compilation, and its result."""
   jax.block_until_ready(fn())
   begin = time.perf_counter()
   result = jax.block_until_ready(fn())
@@ -72,7 +70,7 @@ def main():
   rigorous_time, found = seconds(lambda: certifier(images))
   gap = np.max(np.abs(fast_radii - found.radii))
 
-  # What the proof of `rigorous` would have to subtract from float32.
+  # The bound that a proof for float32 would have to subtract.
   norms = np.linalg.norm((images - 0.5).reshape(len(images), -1), axis=-1)
   reach = rounding.propagate(
     chain.lipnext_chain(params), norms + found.radii, rounding.FLOAT32

@@ -1,10 +1,10 @@
-"""Checkpoints damaged at random: is it found, and is the one before used?
+"""Damages checkpoints at random: is it found, and the one before used?
 
     python -m benchmarks.corruption --trials 200
 
-Trains a few steps, then damages one file of the newest checkpoint (a flipped
-bit, a zeroed block, a truncated, emptied, extended or removed file) and starts
-as a resumed run would. Fails if a damaged state is ever loaded.
+Trains a few steps, damages one file of the newest checkpoint (flips a bit,
+zeroes a block, truncates, empties, extends or removes it), and restores as a
+resumed run would. Fails if a damaged state is loaded.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from lipnext_jax import train
 from lipnext_jax.checkpoint import restore
 from lipnext_jax.models import registry
 
-_BLOCK = 512  # Bytes; of a disk.
+_BLOCK = 512  # Bytes of a disk's block.
 
 
 def train_briefly(workdir):
-  """Four steps on digits, a checkpoint after each."""
+  """Trains four steps on digits, with a checkpoint after each."""
   config = config_lib.smoke(config_lib.default_config(), 'smoke')
   config.dataset.name = 'digits'
   config.model.patch_size = 4
@@ -41,7 +41,7 @@ def train_briefly(workdir):
 
 
 def damage(path, rng):
-  """Damages a file in one of several ways; says which."""
+  """Damages a file in one of several ways and returns which."""
   data = bytearray(path.read_bytes())
   kinds = ['removed', 'extended']
   if data:
@@ -69,7 +69,7 @@ def damage(path, rng):
 
 
 def make_abstract(workdir):
-  """Shapes and dtypes of what the run in `workdir` saves."""
+  """Returns the shapes and dtypes of the states that a run saves."""
   config = checkpoint.read_config(workdir)
   facts = report.read_data_facts(workdir)
   model = registry.build_model(config.model, facts['num_classes'])
@@ -77,18 +77,18 @@ def make_abstract(workdir):
 
 
 def resume(workdir, abstract):
-  """(step, arrays) that a resumed run would start from."""
+  """Returns the step and arrays that a resumed run would start from."""
   checkpointer = checkpoint.Checkpointer(workdir)
   try:
     step = checkpointer.find_newest()
-    assert step is not None  # There is one.
+    assert step is not None
     return step, jax.tree.leaves(checkpointer.restore(step, abstract))
   finally:
     checkpointer.close()
 
 
 def same(a, b):
-  """Whether two lists of arrays are equal bit for bit."""
+  """Returns whether two lists of arrays are equal bit for bit."""
   pairs = zip(a, b, strict=True)
   return all(
     np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs
@@ -96,7 +96,7 @@ def same(a, b):
 
 
 def main():
-  """Runs the trials and prints what became of them."""
+  """Parses the command line, runs the trials, prints their outcomes."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--trials', type=int, default=200)
   parser.add_argument('--seed', type=int, default=0)

@@ -1,14 +1,13 @@
-"""Weights that were made to fool float32: what is certified, and what breaks.
+"""Attacks certificates of weights that were crafted to fool float32.
 
     python -m benchmarks.crafted_weights --workdir=runs/digits
 
-Adds constants to a trained LipNeXt that a later layer takes away again, or that
-all logits share: Λ does not see them. For each, three kinds of certificates of
-the test split are attacked in their own arithmetic: float32 whose rounding is
-not tested for (`untested`: Λ is proved, every margin counts), `fast` and
-`rigorous`. The search takes random points inside the balls, and the edges of
-answers on the way to images that are answered otherwise. Prints a Markdown
-table, and what the test for rounding costs the untouched model.
+Adds constants to a trained LipNeXt that Λ does not depend on: a later layer
+subtracts them, or all logits share them. Then attacks three certificates of the
+test split: `fast`, `rigorous`, and `untested`, which is fast without the test
+for rounding. The search takes random points inside of the certified balls, and
+points where the answer changes on the way to other images. Prints Markdown
+tables, certified accuracy of the untouched model, and times.
 """
 
 import argparse
@@ -31,8 +30,8 @@ from lipnext_jax.data import sources
 def craft(params: Any, stem: float, pos: float, head: float) -> Any:
   """Adds constants to the stem's bias, the second p and the head's bias.
 
-  The shift leaves a constant alone, so that a block makes M of it, which its
-  own bias takes away.
+  The shift keeps a constant, so a block maps it to M times the constant, which
+  is subtracted from the block's bias.
   """
   params = jax.tree.map(np.array, params)
   params['stem']['bias'] += np.float32(stem)
@@ -46,7 +45,7 @@ def craft(params: Any, stem: float, pos: float, head: float) -> Any:
 
 
 def list_cases() -> Iterator[tuple[str, tuple[float, float, float]]]:
-  """(name, arguments of `craft`)."""
+  """Yields names and arguments of `craft`."""
   yield 'untouched', (0, 0, 0)
   for k in (20, 24, 26, 30):
     yield f'head bias + 2^{k}', (0, 0, 2.0**k)
@@ -57,21 +56,21 @@ def list_cases() -> Iterator[tuple[str, tuple[float, float, float]]]:
 
 
 def without_test(target: target_lib.Target) -> target_lib.Target:
-  """Certificates of all positive margins."""
+  """Returns a target that certifies every positive margin."""
   logits = target.logits(target.images).astype(np.float64)
   kernel = models.head_kernel({'params': target.params})
   rows = np.asarray(kernel).astype(np.float64)
   p = target.predictions
   apart = np.linalg.norm(rows[p][:, None] - rows[None], axis=-1)
   margins = np.max(logits, axis=-1, keepdims=True) - logits
-  apart[np.arange(len(p)), p] = 0  # No rival of itself.
+  apart[np.arange(len(p)), p] = 0  # Excludes the class itself.
   with np.errstate(divide='ignore', invalid='ignore'):
     quotients = np.where(apart > 0, margins / apart, np.inf)
   return target._replace(radii=np.min(quotients, axis=-1) / target.lipschitz)
 
 
 def search(target: target_lib.Target, rounds: int) -> int:
-  """Counts certificates with a counterexample inside their ball."""
+  """Counts the certificates that the search breaks."""
   rng, ledger = np.random.default_rng(0), ledger_lib.Ledger(target)
   images = target.images
   axes = tuple(range(1, images.ndim))

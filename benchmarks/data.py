@@ -1,15 +1,15 @@
-"""Images/s of every stage of the ImageNet pipeline, and of their sum in Grain.
+"""Images/s of every stage of the ImageNet pipeline, and of the whole of it.
 
     taskset -c 0 python -m benchmarks.data --workers 1
 
-Times the stages one by one on one core (JPEGs of 500×375 pixels and about 100
-kB, smooth noise made with a fixed seed), adds them up to a ceiling, and runs
-the same work through the real pipeline with worker processes. The raw decode
-rate of Pillow stands beside them: no pipeline on this library exceeds it.
-`--height 288` is a set that was prepared with `--resize=288`.
+Times the stages one by one on one core, adds them up, and runs the same work
+through the real pipeline with worker processes. The images are JPEGs of smooth
+noise with 500×375 pixels and about 100 kB. The rate at which Pillow alone
+decodes them bounds every pipeline. `--height 288` stands for a set that was
+prepared with `--resize=288`.
 
 Times are CPU seconds of the processes that do the work, so that other load on
-the machine does not count. `--what decode` compares ways of decoding.
+the machine does not count.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _TARGET = 2400  # Images/s that the paper trains at.
 
 
 def make_jpegs(count: int, height: int) -> list[bytes]:
-  """JPEGs of smooth noise, quality 90; 500×375 pixels come to 100 kB."""
+  """Makes JPEGs of smooth noise at quality 90; 500×375 pixels take 100 kB."""
   rng = np.random.default_rng(0)
   width = 4 * height // 3
   jpegs = []
@@ -56,23 +56,18 @@ def make_jpegs(count: int, height: int) -> list[bytes]:
   return jpegs
 
 
-def decode_raw(jpeg: bytes, draft: int = 0) -> Image.Image:
-  """Pillow alone; `draft` allows decoding at a half, a quarter, an eighth.
-
-  The shorter side stays at least `draft` pixels long.
-  """
+def decode_raw(jpeg: bytes) -> Image.Image:
+  """Decodes with Pillow alone."""
   image = Image.open(io.BytesIO(jpeg))
-  if draft:
-    image.draft('RGB', (draft, draft))
   image.load()
   return image
 
 
 class JpegSource:
-  """As many examples as ImageNet has, of a few JPEGs in memory.
+  """A source as long as ImageNet that repeats a few JPEGs in memory.
 
-  Grain's shuffle is slow on short sources: it walks in a cycle until an index
-  is below their length (0.2 ms each for 64 examples, 1 µs for ImageNet's).
+  Grain's shuffle is slow on short sources: 0.2 ms an example for 64 of them,
+  1 µs for ImageNet's.
   """
 
   def __init__(self, jpegs: Sequence[bytes]):
@@ -89,7 +84,7 @@ class JpegSource:
 def seconds_each(
   stage: Callable[[Any], Any], inputs: Sequence[Any], repeats: int
 ) -> float:
-  """Median CPU seconds of one input."""
+  """Returns the median CPU seconds of a stage for one input."""
   times = []
   for _ in range(repeats):
     start = time.process_time()
@@ -100,7 +95,7 @@ def seconds_each(
 
 
 def time_stages(jpegs: Sequence[bytes], repeats: int) -> dict[str, float]:
-  """CPU seconds an image of every stage, in the pipeline's order."""
+  """Returns CPU seconds an image of every stage, in the pipeline's order."""
   rng = np.random.default_rng(0)
   arrays = [images.decode(jpeg) for jpeg in jpegs]
   pictures = [pillow.from_array(image) for image in arrays]
@@ -125,7 +120,7 @@ def time_stages(jpegs: Sequence[bytes], repeats: int) -> dict[str, float]:
 
 
 def cpu_seconds() -> float:
-  """CPU seconds of this process and its children so far."""
+  """Returns the CPU seconds of this process and its children so far."""
   processes = [psutil.Process(), *psutil.Process().children()]
   return sum(sum(process.cpu_times()[:2]) for process in processes)
 
@@ -133,7 +128,7 @@ def cpu_seconds() -> float:
 def time_grain(
   jpegs: Sequence[bytes], workers: int, batch: int, batches: int
 ) -> tuple[float, float]:
-  """CPU seconds and seconds an image, through the real pipeline."""
+  """Returns CPU seconds and seconds an image of the real pipeline."""
   augment = config_lib.default_config().augment
   augment.resize.min, augment.resize.max = _SMALLEST, _LARGEST
   augment.randaugment.probability, augment.flip = 1.0, True
@@ -143,7 +138,7 @@ def time_grain(
   with contextlib.closing(
     pipeline.train_batches([stream], image_shape=shape, seed=0, workers=workers)
   ) as stream_of_batches:
-    for _ in range(2 * max(workers, 1) + 2):  # Started, buffers full.
+    for _ in range(2 * max(workers, 1) + 2):  # Starts workers, fills buffers.
       next(stream_of_batches)
     start, cpu_start = time.perf_counter(), cpu_seconds()
     for _ in range(batches):
@@ -154,10 +149,10 @@ def time_grain(
 
 
 def print_stages(args: argparse.Namespace, jpegs: Sequence[bytes]) -> None:
-  """The table of stages, their sum, and Grain's rate beside it."""
+  """Prints the stages, their sum, and the rate of the whole pipeline."""
   stages = time_stages(jpegs, args.repeats)
   cpu, wall = time_grain(jpegs, args.workers, args.batch, args.batches)
-  again = time_stages(jpegs, args.repeats)  # The machine may have changed.
+  again = time_stages(jpegs, args.repeats)  # Averages out changes of speed.
   stages = {name: (stages[name] + again[name]) / 2 for name in stages}
   raw = seconds_each(decode_raw, jpegs, args.repeats)
   total = sum(stages.values())
@@ -173,42 +168,16 @@ def print_stages(args: argparse.Namespace, jpegs: Sequence[bytes]) -> None:
   print(f'{math.ceil(_TARGET * cpu)} cores feed {_TARGET} images/s')
 
 
-def print_decoding(args: argparse.Namespace) -> None:
-  """Ways to decode, on the common size and on one twice as large."""
-  print('pixels     kB   way                ms  images/s  mean |difference|')
-  for height in (args.height, 2 * args.height):
-    jpegs = make_jpegs(args.images, height)
-    size = statistics.mean(len(jpeg) for jpeg in jpegs) / 1000
-    for name, draft in (('full', 0), ('draft', _LARGEST)):
-      way = functools.partial(decode_raw, draft=draft)
-      seconds = seconds_each(way, jpegs, args.repeats)
-      # What the network sees of it, against full decoding.
-      seen = [
-        transforms.resize_center_crop(np.asarray(d(jpegs[0])), 256, _CROP)
-        for d in (decode_raw, way)
-      ]
-      difference = np.abs(seen[0].astype(int) - seen[1]).mean()
-      print(
-        f'{4 * height // 3}×{height}  {size:4.0f}  {name:14}'
-        f'  {1e3 * seconds:6.3f}  {1 / seconds:8.0f}  {difference:.2f}'
-      )
-
-
 def main() -> None:
-  """Prints the table that is asked for."""
-  parser = argparse.ArgumentParser()
-  parser.add_argument('--what', choices=('stages', 'decode'), default='stages')
-  # Of the JPEGs, 4/3 as wide; many of ImageNet's have 375.
-  parser.add_argument('--height', type=int, default=375)
-  parser.add_argument('--images', type=int, default=64)  # Different JPEGs.
-  parser.add_argument('--repeats', type=int, default=5)  # Of which the median.
+  """Parses the command line and prints the table."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--height', type=int, default=375, help='of the JPEGs')
+  parser.add_argument('--images', type=int, default=64, help='different JPEGs')
+  parser.add_argument('--repeats', type=int, default=5, help='take the median')
   parser.add_argument('--batch', type=int, default=128)
-  parser.add_argument('--batches', type=int, default=8)  # Those timed in Grain.
+  parser.add_argument('--batches', type=int, default=8, help='in the pipeline')
   parser.add_argument('--workers', type=int, default=1)
   args = parser.parse_args()
-  if args.what == 'decode':
-    print_decoding(args)
-    return
   jpegs = make_jpegs(args.images, args.height)
   size = statistics.mean(len(jpeg) for jpeg in jpegs) / 1000
   width = 4 * args.height // 3

@@ -2,10 +2,9 @@
 
     python -m benchmarks.drift_plot
 
-Left: one order of FastExp each, in its worst case (all of the step in one
-plane, at the largest norm the order is used for), against the closed forms of
-docs/optimizer.md. Right: Adam on random gradients at n = 64 with each
-retraction. Needs matplotlib, which the package does not.
+Left: every order of FastExp in its worst case, a step in one plane at the
+largest norm that uses this order, and the closed forms of docs/optimizer.md.
+Right: Adam on random gradients at n = 64 with every retraction.
 """
 
 import jax
@@ -27,7 +26,7 @@ ORDERS = {
 
 
 def errors(tx, x, grad_fn, steps):
-  """Orthogonality error after each of `steps` updates."""
+  """Returns the orthogonality error after each of `steps` updates."""
 
   def body(carry, key):
     x, state = carry

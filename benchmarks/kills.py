@@ -1,12 +1,11 @@
-"""A run killed again and again: does it end where the undisturbed one ends?
+"""Kills a run again and again: does it end in the numbers of a calm run?
 
     python -m benchmarks.kills --config=configs/digits.py --kills 50
 
 Runs the command line to its end once, and once more with SIGKILL at random
 moments, each time followed by the same command. Every other kill falls into one
-of the first saves after its start; the rest fall where they may, into starting,
-stepping or saving. Fails unless the final checkpoints are the same bit for bit,
-and the certificates with them.
+of the first saves after a start; the others fall into starting, stepping or
+saving. Fails unless final checkpoints and certificates are equal bit for bit.
 """
 
 import argparse
@@ -20,29 +19,17 @@ import time
 import numpy as np
 
 from benchmarks import corruption
+from benchmarks import runs
 
 
 def launch(config, workdir):
-  """Starts a run whose checkpoints come often, so that kills meet saves."""
-  command = [
-    sys.executable,
-    '-m',
-    'lipnext_jax.main',
-    f'--config={config}',
-    f'--workdir={workdir}',
-    '--config.checkpoint.every=50 steps',
-  ]
-  return subprocess.Popen(
-    command,
-    stdin=subprocess.DEVNULL,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  """Starts a run that saves often, so that kills meet saves."""
+  flag = '--config.checkpoint.every=50 steps'
+  return runs.launch(config, workdir, flag, stderr=subprocess.PIPE)
 
 
 def finish(config, workdir):
-  """Runs to the end."""
+  """Runs to the end, or exits with the error of the run."""
   process = launch(config, workdir)
   _, stderr = process.communicate()
   if process.returncode:
@@ -50,22 +37,26 @@ def finish(config, workdir):
 
 
 def is_saving(workdir):
-  """Whether there is a checkpoint without its final name."""
+  """Returns whether there is a checkpoint without its final name."""
   saved = os.path.join(workdir, 'checkpoints')
   names = os.listdir(saved) if os.path.isdir(saved) else []
   return any('tmp' in name for name in names)
 
 
 def kill_once(config, workdir, seconds, save):
-  """Starts, waits, kills. True: during a save; None: it finished first.
+  """Starts a run, waits and kills it.
 
   Args:
     config: path of the config.
-    workdir: of the run.
-    seconds: to wait; from the beginning of the save, if there is one.
-    save: which one after the start, from 1; 0: none, from the start.
+    workdir: folder of the run.
+    seconds: time to wait.
+    save: number of the save, from 1, whose beginning the time is counted from;
+      0: the time is counted from the start of the run.
+
+  Returns:
+    Whether the kill fell into a save; None if the run finished first.
   """
-  # What a kill left behind is no save of the next process, until it is gone.
+  # Leftovers of the last kill look like a save until this process removes them.
   process, saving = launch(config, workdir), is_saving(workdir)
   stale, seen, begin = saving, 0, time.monotonic()
   while process.poll() is None:
@@ -87,7 +78,7 @@ def kill_once(config, workdir, seconds, save):
 
 
 def main():
-  """Runs both, compares, prints."""
+  """Parses the command line, runs both, compares them."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--config', default='configs/digits.py')
   parser.add_argument('--workdir', help='for both runs; default: a new one')

@@ -1,15 +1,12 @@
-"""What an orthogonal step costs, how far it drifts, how fast it converges.
+"""Time, drift, precision and convergence of orthogonal steps.
 
     python -m benchmarks.optimizer --what time --sizes 256 512 1024
     python -m benchmarks.optimizer --what drift
-    python -m benchmarks.optimizer --what tall --shape 30000 50
     python -m benchmarks.optimizer --what precision --n 1024
-    python -m benchmarks.optimizer --what presets --n 4096
     python -m benchmarks.optimizer --what converge
 
-Needs jax, optax and numpy. Prints Markdown tables; benchmarks/RESULTS.md has
-the recorded ones. `optimizer_rivals` has what ours is compared with,
-`optimizer_convergence` the problems.
+Prints Markdown tables; benchmarks/RESULTS.md has recorded ones.
+`optimizer_rivals` has the other methods, `optimizer_convergence` the problems.
 """
 
 import argparse
@@ -38,19 +35,11 @@ from lipnext_jax.optim import orthogonal
 from lipnext_jax.optim import orthogonality_error
 from lipnext_jax.optim import polar_retract
 
-PRESETS: dict[str, lax.PrecisionLike] = {
-  'float32': lax.Precision.HIGHEST,
-  'tf32': lax.DotAlgorithmPreset.TF32_TF32_F32,
-  'bfloat16, three products': lax.DotAlgorithmPreset.BF16_BF16_F32_X3,
-  'bfloat16': lax.DotAlgorithmPreset.BF16_BF16_F32,
-}
-
-
 # -- Time ---------------------------------------------------------------------
 
 
 def measure_time(n, stack, repeats, only):
-  """Rows: one whole step, inner Adam included, over one batched product."""
+  """Yields rows: time of a step, Adam included, over that of one product."""
   g = jax.random.normal(jax.random.key(0), (stack, n, n))
   x = jnp.broadcast_to(jnp.eye(n)[None], g.shape) + 0
   product = functools.partial(jax.jit(mm), x, g)
@@ -60,7 +49,7 @@ def measure_time(n, stack, repeats, only):
     return n, name, f'{1e3 * took:.1f}', f'{took / one:.2f}'
 
   yield row('one batched product', product)
-  # Adam's first steps have entries ±lr: ‖Δ‖_F is lr·n.
+  # Entries of Adam's first steps are ±lr, so that ‖Δ‖_F = lr·n.
   bands = {'order 2': 0.04, 'order 3': 0.2, 'order 4': 0.8, 'exact': 2.0}
   adam = {band: optax.adam(norm / n) for band, norm in bands.items()}
   steps = {f'ours, {band}': orthogonal(rule) for band, rule in adam.items()}
@@ -77,7 +66,7 @@ def measure_time(n, stack, repeats, only):
   for name, tx in steps.items():
     if re.search(only, name):
       state = jax.jit(tx.init)(x)
-      # Donated in training; kept here so that calls can be repeated.
+      # Not donated, unlike in training, so that calls can be repeated.
       yield row(name, functools.partial(jax.jit(tx.update), g, state, x))
   for method in ('newton_schulz', 'svd'):
     name = f'(one retraction, {method})'
@@ -90,16 +79,16 @@ def measure_time(n, stack, repeats, only):
 
 
 def measure_drift(n, learning_rate):
-  """Orthogonality error after 1,000 and 10,000 steps of Adam."""
+  """Prints the orthogonality error after 1,000 and 10,000 steps of Adam."""
   x = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (n, n)))[0]
 
   def runner(tx, same):
-    """(x, state, key, steps) → (x, state), gradients fresh or all the same."""
+    """Jits (x, state, key, steps) → (x, state, key) for a kind of gradient."""
 
     def body(_, carry):
       x, state, key = carry
       key, sub = jax.random.split(key)
-      # The gradient of ⟨X, X·W⟩-like problems: fixed in the algebra.
+      # A gradient XW is the same in the algebra at every X.
       w = jax.random.normal(jax.random.key(2) if same else sub, x.shape)
       updates, state = tx.update(mm(x, w), state, x)
       return optax.apply_updates(x, updates), state, key
@@ -126,7 +115,7 @@ def measure_drift(n, learning_rate):
       go = runner(tx, same)
       carry = go(x, tx.init(x), jax.random.key(3), 1000 * calls)
       early = error(carry[0])
-      with tempfile.TemporaryDirectory() as folder:  # Saved and restored.
+      with tempfile.TemporaryDirectory() as folder:  # Saves and restores.
         leaves, treedef = jax.tree.flatten(carry[:2])
         path = os.path.join(folder, 'state.npz')
         np.savez(path, *leaves)
@@ -134,7 +123,7 @@ def measure_drift(n, learning_rate):
           leaves = [jnp.asarray(saved[k]) for k in saved.files]
         restored = jax.tree.unflatten(treedef, leaves)
       carry = go(*restored, carry[2], 8999 * calls)
-      before = error(carry[0])  # The longest without a retraction.
+      before = error(carry[0])  # 99 steps after the last retraction.
       carry = go(*carry, calls)
       gradients = 'all the same' if same else 'fresh'
       rows.append((name, gradients, early, before, error(carry[0])))
@@ -142,37 +131,10 @@ def measure_drift(n, learning_rate):
   table(('', 'gradients', '1,000 steps', '9,999 steps', '10,000 steps'), rows)
 
 
-def measure_tall(shape, learning_rate, steps):
-  """Orthogonality error of one tall matrix, to `steps` steps of Adam."""
-  keys = jax.random.split(jax.random.key(1))
-  x, noise = (jax.random.normal(key, shape) for key in keys)
-  x = polar_retract(x)
-  tx = orthogonal(optax.adam, learning_rate)
-
-  def body(t, carry):
-    x, state = carry
-    # The rows of one gradient, in another order every time.
-    updates, state = tx.update(jnp.roll(noise, 7 * t, axis=0), state, x)
-    return optax.apply_updates(x, updates), state
-
-  go = jax.jit(
-    lambda x, state, first, last: lax.fori_loop(first, last, body, (x, state))
-  )
-  rows, done, carry = [], 0, (x, tx.init(x))
-  for until in (steps // 10, steps - 1, steps):
-    carry = go(*carry, done, until)
-    done = until
-    wide = np.asarray(carry[0], np.float64)
-    error = np.linalg.norm(wide.T @ wide - np.eye(shape[1]), 2)
-    rows.append((f'{until:,}', f'{error:.1e}'))
-  print(f'{shape}, Adam, learning rate {learning_rate:g}, retracted every 100.')
-  table(('steps', 'defect in float64'), rows)
-
-
 def measure_precision(n, learning_rate, steps=100):
-  """The defect by the operands' precision in the step's products.
+  """Prints the defect for several precisions of the step's products.
 
-  Emulated: operands are rounded, sums are float32, as tensor cores do it.
+  Emulates tensor cores: operands are rounded, sums are float32.
   """
   bits = {'float32': None, 'tf32': 10, 'bfloat16': 7}
   start = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (n, n)))[0]
@@ -199,46 +161,11 @@ def measure_precision(n, learning_rate, steps=100):
   table(("step's operands", 'defect', 'after one retraction'), rows)
 
 
-def measure_presets(n, learning_rate, steps=100):
-  """The same with what this device's products really do, and their time."""
-  start = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (n, n)))[0]
-  rows = []
-  for name, preset in PRESETS.items():
-    tx = orthogonal(
-      optax.adam(learning_rate), precision=preset, retraction_period=None
-    )
-
-    def body(t, carry, tx=tx):
-      x, state = carry
-      g = jax.random.normal(jax.random.fold_in(jax.random.key(2), t), (n, n))
-      updates, state = tx.update(g, state, x)
-      return optax.apply_updates(x, updates), state
-
-    go = jax.jit(
-      lambda x, state, body=body: lax.fori_loop(0, steps, body, (x, state))
-    )
-    try:
-      drifted, _ = go(start, tx.init(start))
-    except ValueError:  # Not every device has every arithmetic.
-      rows.append((name, 'not on this device', '', ''))
-      continue
-    (took,) = fastest((functools.partial(go, start, tx.init(start)),), 2)
-    before, after = (
-      f'{float(orthogonality_error(x)):.1e}'
-      for x in (drifted, polar_retract(drifted))
-    )
-    rows.append((name, before, after, f'{1e3 * took / steps:.2f}'))
-  print(f'n={n}, Adam, learning rate {learning_rate:g}, {steps} steps.')
-  table(
-    ("step's operands", 'defect', 'after one retraction', 'ms a step'), rows
-  )
-
-
 # -- Convergence --------------------------------------------------------------
 
 
 def show_convergence(problems, n, only, horizons, rates, gap, seeds):
-  """One table a problem; the methods whose name matches `only`."""
+  """Prints a table for each problem, with the methods that `only` matches."""
   methods = [m for m in convergence.METHODS if re.search(only, ', '.join(m))]
   for name in problems:
     problem = convergence.PROBLEMS[name]
@@ -264,15 +191,13 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument(
     '--what',
-    choices=('time', 'drift', 'tall', 'precision', 'presets', 'converge'),
+    choices=('time', 'drift', 'precision', 'converge'),
     required=True,
   )
   parser.add_argument('--sizes', type=int, nargs='+', default=(256, 512, 1024))
   parser.add_argument('--stack', type=int, default=8)
   parser.add_argument('--repeats', type=int, default=7)
   parser.add_argument('--n', type=int, default=256)
-  parser.add_argument('--shape', type=int, nargs=2, default=(30000, 50))
-  parser.add_argument('--steps', type=int, default=10_000)
   parser.add_argument('--learning_rate', type=float, default=1e-3)
   parser.add_argument(
     '--horizons', type=int, nargs='+', default=tuple(range(20, 121, 4))
@@ -294,10 +219,6 @@ def main():
   )
   if args.what == 'precision':
     measure_precision(args.n, args.learning_rate)
-  elif args.what == 'tall':
-    measure_tall(tuple(args.shape), args.learning_rate, args.steps)
-  elif args.what == 'presets':
-    measure_presets(args.n, args.learning_rate)
   elif args.what == 'time':
     for n in args.sizes:
       rows = measure_time(n, args.stack, args.repeats, args.only)

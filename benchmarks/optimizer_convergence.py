@@ -1,10 +1,10 @@
-"""How many steps to the optimum: problems, optimizers, a way to count.
+"""Counts the steps to the optimum: problems, optimizers and the counting.
 
     python -m benchmarks.optimizer --what converge
 
-Every way to step (ours, with the exponential and with the projection; Cayley;
-QR) is combined with every inner rule, and the published optimizers stand
-beside them. All have the same learning rates to choose from.
+Combines every map of a step (our exponential and projection, Cayley, QR) with
+every inner rule, and adds published optimizers. All choose from the same
+learning rates.
 """
 
 import jax
@@ -22,19 +22,19 @@ from lipnext_jax.optim import scheduled_nadam
 
 
 def procrustes(n, seed):
-  """min ‖XA − B‖²/2 over X ∈ O(n), in the component of the start."""
+  """Makes min ‖XA − B‖²/2 over X ∈ O(n), in the component of the start."""
   rng = np.random.default_rng(seed)
   a = rng.normal(size=(n, 2 * n)) / np.sqrt(2 * n)
   target, start = (np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2))
   b = target @ a + 0.1 * rng.normal(size=a.shape) / np.sqrt(2 * n)
   u, _, vt = np.linalg.svd(b @ a.T)
   sign = np.sign(np.linalg.det(u @ vt))
-  # O(n) has two components and no step leaves its own (Kabsch's remark).
+  # No step leaves its component of O(n).
   if np.sign(np.linalg.det(start)) != sign:
     start[0] *= -1
   best = u @ vt
   value = 0.5 * np.sum((best @ a - b) ** 2)
-  # A = LQ: the same function from products half the size.
+  # With A = LQ, the same function takes products of half the size.
   q, r = np.linalg.qr(a.T)
   rest = 0.5 * (np.sum(b**2) - np.sum((b @ q) ** 2))
 
@@ -47,7 +47,7 @@ def procrustes(n, seed):
 
 
 def eigenspace(n, seed):
-  """min −tr(D XᵀSX) over X ∈ O(n): the eigenvectors of S, in order."""
+  """Makes min −tr(D XᵀSX) over X ∈ O(n): the eigenvectors of S, in order."""
   rng = np.random.default_rng(seed)
   q, start = (np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2))
   weights = np.linspace(1, 0, n)
@@ -62,7 +62,7 @@ def eigenspace(n, seed):
 
 
 def joint_diagonalisation(n, seed, count=8):
-  """min 1 + Σ off(XᵀS_kX)/Σ‖S_k‖²: common eigenvectors of `count` matrices."""
+  """Makes min 1 + Σ off(XᵀS_kX)/Σ‖S_k‖²: the eigenvectors that S_k share."""
   rng = np.random.default_rng(seed)
   q, start = (np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2))
   s = np.einsum('ij,kj,lj->kil', q, rng.normal(size=(count, n)), q)
@@ -94,10 +94,10 @@ INNER = {
 
 
 def ours(rule, large_steps='exponential'):
-  """`orthogonal`, retracted often: the best rates make the largest steps.
+  """Returns `orthogonal`, retracted every 10 steps.
 
-  At the paper's thresholds a truncated step loses up to 2e-3, and the default
-  period of 100 is longer than most runs here.
+  At rates this large a truncated step loses up to 2e-3 of orthogonality, and
+  most runs here are shorter than the default period of 100.
   """
   return orthogonal(rule, large_steps=large_steps, retraction_period=10)
 
@@ -132,7 +132,7 @@ METHODS = {
 
 
 def descent(method, loss):
-  """(x, data, rate, steps) → the loss after `steps` steps.
+  """Jits (x, data, rate, steps) → the loss after `steps` steps.
 
   The rate follows a cosine to zero over the run.
   """
@@ -143,7 +143,7 @@ def descent(method, loss):
       x, state = carry
       g = jax.grad(loss)(x, data)
       decay = (1 + jnp.cos(jnp.pi * t / steps)) / 2
-      # The rate is no part of any state: build the rule with today's.
+      # States do not hold the rate, so the rule can be made anew in every step.
       updates, state = method(rate * decay).update(g, state, x)
       return optax.apply_updates(x, updates), state
 
@@ -154,12 +154,11 @@ def descent(method, loss):
 
 
 def measure_convergence(make, methods, lengths, rates, gap, seeds):
-  """The shortest run that ends within `gap`, each optimizer at its best rate.
+  """Yields rows: the shortest run of a method that ends within `gap`.
 
-  The rate decays to zero over every run: a run that may take longer decays
-  later, so the length of the run is what there is to compare. One rate has to
-  serve all seeds. Found by bisection over `lengths` (ascending), which takes
-  it for granted that a longer run does as well. Yields the rows of a table.
+  A run has one rate for all seeds, which decays to zero over its length. The
+  shortest length is found by bisection over `lengths`, ascending, under the
+  assumption that longer runs end within the gap, too.
   """
   instances = [make(seed) for seed in seeds]
   for lift, rule in methods:
@@ -167,7 +166,7 @@ def measure_convergence(make, methods, lengths, rates, gap, seeds):
 
     def ends(steps, rate, descend=descend):
       for _, data, x, best in instances:
-        # A gap of nan is none.
+        # `not … <=` refuses nan.
         if not abs(float(descend(x, data, rate, steps)) / best - 1) <= gap:
           return False
       return True

@@ -1,8 +1,8 @@
-"""Adapters of the optimizers that `optimizer_peers` compares.
+"""Adapters to the optimizers that `optimizer_peers` compares.
 
-A contender starts at a point with reset(x), moves it with step(gradient, rate),
-which returns the seconds that the optimizer itself took, and shows it with
-point(). `memory` is the peak of a step in copies of the point, as a text.
+A contender starts at a point with reset(x) and moves it with step(gradient,
+rate), which returns the seconds that the optimizer took; point() returns the
+point. `memory` is the peak memory of a step in copies of the point, as a text.
 """
 
 import time
@@ -16,7 +16,7 @@ from lipnext_jax.optim import orthogonal
 
 
 class Compiled:
-  """Steps in JAX, compiled once per shape; gradient and state are donated."""
+  """A contender in JAX, compiled once per shape; donates its state."""
 
   def __init__(self, init, apply):
     """Takes init(x) → state and apply(g, state, x, rate) → (x, state)."""
@@ -35,7 +35,7 @@ class Compiled:
 
   @property
   def memory(self):
-    """Arguments, temporaries and outputs, less the outputs written in place."""
+    """Peak memory: arguments, temporaries, and outputs not written in place."""
     used = self._step.memory_analysis()
     peak = used.argument_size_in_bytes + used.temp_size_in_bytes
     peak += used.output_size_in_bytes - used.alias_size_in_bytes
@@ -67,14 +67,14 @@ def ours(rule, **options):
 def riemannax(name, **options):
   """Returns an optimizer of riemannax on its Stiefel manifold.
 
-  The wheel of 0.0.3 has no package `riemannax`, but its modules at top level.
+  Its version 0.0.3 installs its modules at top level, not as a package.
   """
   import manifolds
   import optimizers
 
   make = getattr(optimizers, name)
 
-  def leaves(state):  # The first one is the point.
+  def leaves(state):  # The first leaf is the point.
     return [jnp.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
   def init(x):
@@ -96,7 +96,7 @@ class Geoopt:
   memory = 'not measured'
 
   def __init__(self, name, canonical, **options):
-    """Takes the optimizer's name and options, and which metric it is to use."""
+    """Takes name and options of the optimizer, and the metric."""
     import geoopt
     import torch
 
@@ -153,7 +153,7 @@ class Geojax:
     solver = self._lib.StochasticGradient(
       step_schedule=self._lib.ConstantSchedule(rate), maxiter=1, verbosity=0
     )
-    # problem.solve() would start from the polar factor, by an SVD.
+    # problem.solve() would first project the start with an SVD.
     self._x, _, (start, end) = solver.solve(problem)
     return end.time - start.time
 
@@ -196,11 +196,11 @@ def geojax_solve(solver, loss, x, reached, max_steps, max_seconds):
 
 
 def momentum(rate):
-  """Returns the rule that suits Procrustes best, and several libraries have."""
+  """Returns the rule that suits Procrustes, and that several libraries have."""
   return optax.sgd(rate, momentum=0.5)
 
 
-# Name → what builds it, and the tables that it is in.
+# Name → (function that builds the contender, tables that it is in).
 EVERYWHERE = ('square', 'tall', 'converge', 'defect')
 CONTENDERS = {
   'ours, Adam': (lambda: ours(optax.adam), EVERYWHERE),
@@ -228,8 +228,8 @@ CONTENDERS = {
     lambda: Geoopt('RiemannianSGD', canonical=False, momentum=0.5),
     ('converge',),
   ),
-  # Projects its second moment onto the tangent space, where it turns negative:
-  # nan from the second step on.
+  # Is nan from the second step on, because it projects its second moment onto
+  # the tangent space, where it becomes negative.
   'riemannax Adam': (lambda: riemannax('riemannian_adam'), EVERYWHERE),
   'riemannax momentum': (
     lambda: riemannax('riemannian_momentum', momentum=0.5),
@@ -237,7 +237,7 @@ CONTENDERS = {
   ),
   'geojax StochasticGradient': (Geojax, ('square', 'tall', 'defect')),
 }
-# Those whose steps on [m, n] make arrays of size m×m.
+# Contenders whose steps on [m, n] make arrays of size m×m.
 NEEDS_MXM = (
   'ours, Adam in the algebra',
   'geoopt Adam, canonical',

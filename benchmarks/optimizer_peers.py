@@ -3,18 +3,18 @@
     python -m benchmarks.optimizer_peers
     python -m benchmarks.optimizer_peers --what converge --only 'ours|geoopt'
 
-Needs jax, optax and numpy. The others are no dependencies of this project: one
-that is not installed is reported. They are best kept in their own environment:
+The other libraries are not dependencies of this project; the tables say which
+are not installed. Keep them in an environment of their own:
 
     python3.11 -m venv peers
     peers/bin/pip install jax optax torch
     peers/bin/pip install geoopt==0.5.1 riemannax==0.0.3 geojax==0.1.1
     JAX_PLATFORMS=cpu peers/bin/python -m benchmarks.optimizer_peers
 
-All is float32, with each library's defaults and the same gradients, from JAX.
-The memory of a step is that of one program that also applies the update.
-Prints Markdown tables, in about 8 minutes on two cores that nobody else uses;
-`optimizer_libraries` has the contenders.
+Everything is float32, with the defaults of each library and gradients from JAX.
+The memory of a step includes the application of the update. Prints Markdown
+tables in about 8 minutes on two idle cores; `optimizer_libraries` has the
+contenders.
 """
 
 import argparse
@@ -37,15 +37,15 @@ from benchmarks.optimizer_convergence import procrustes
 from benchmarks.optimizer_rivals import mm
 from benchmarks.timing import table
 
-# Solvers of geojax that find their own steps; the fastest one is shown.
+# Solvers of geojax that find their own steps; the table has the fastest.
 SOLVERS = ('TrustRegions', 'BarzilaiBorwein', 'ConjugateGradient', 'LBFGS')
 
 
 def build(table_name, args, rows, side=0):
   """Returns the contenders of a table by name.
 
-  Appends (name, reason) to `rows` for those that are missing, or would make
-  arrays of size side×side beyond the largest.
+  Appends (name, reason) to `rows` for contenders that are not installed, or
+  that would make arrays of size side×side with side > args.largest.
   """
   built = {}
   for name, (make, tables) in optimizer_libraries.CONTENDERS.items():
@@ -86,9 +86,9 @@ def measure_defect(x):
 def measure_time(shape, args):
   """Returns rows: the fastest step over the fastest XᵀX, and peak memory.
 
-  A product is timed before every step, and the steps are timed in turns. Adam's
-  first steps have entries as large as the rate, which gives ‖Δ‖_F: ours takes
-  another path from 1 on.
+  Contenders take turns, with a product before every step. Entries of Adam's
+  first steps are as large as the rate, which sets ‖Δ‖_F: from 1 on, ours uses
+  the exact exponential.
   """
   x = jnp.asarray(random_orthonormal(shape, 0))
   g = random_gradient(shape, np.random.default_rng(1))
@@ -111,7 +111,7 @@ def measure_time(shape, args):
       if turn == 0:
         contender.reset(x)
       step = contender.step(g, rate)
-      if turn > 0:  # The first one warms up.
+      if turn > 0:  # The first turn compiles.
         products.append(product)
         took.append(step)
   one = min(products, default=math.nan)
@@ -125,9 +125,9 @@ def measure_time(shape, args):
 
 
 def eigenspace(shape, seed):
-  """min −tr(D XᵀSX) over X [m, n]: the first n eigenvectors of S, in order.
+  """Makes min −tr(D XᵀSX) over X [m, n]: n eigenvectors of S, in order.
 
-  The eigenvalues of S fall by a tenth each, those of D from 1 to 1/n.
+  The eigenvalues of S are powers of 0.9, those of D fall from 1 to 1/n.
   """
   m, n = shape
   rng = np.random.default_rng(seed)
@@ -145,7 +145,7 @@ def eigenspace(shape, seed):
 
 
 class Found(NamedTuple):
-  """How a contender came within the gap; infinite where it did not."""
+  """Steps, seconds and defect when the gap was reached; infinite if never."""
 
   steps: float = math.inf
   seconds: float = math.inf
@@ -159,15 +159,14 @@ class Found(NamedTuple):
 
 
 def medians(runs):
-  """Returns the medians of what several `Found` hold."""
+  """Returns the medians of several results."""
   return Found(*map(statistics.median, zip(*runs, strict=True)))
 
 
 def descend(contender, problem, rate, limit, args):
-  """Returns how far away the first point within the gap is.
+  """Takes at most `limit` steps to the gap, and returns what it took.
 
-  Takes at most `limit` steps; the rate follows a cosine to zero over
-  args.length steps.
+  The rate follows a cosine to zero over args.length steps.
   """
   value_and_grad, data, start, best = problem
   contender.reset(start)
@@ -186,8 +185,8 @@ def descend(contender, problem, rate, limit, args):
 def best_rate(contender, problems, args):
   """Returns the medians at the rate of the fewest steps, and that rate.
 
-  Rates are tried from the middle outwards, and one that cannot be the best any
-  more is given up.
+  Tries rates from the middle outwards, and gives up a rate once it cannot be
+  the best.
   """
   found, best = Found(), math.nan
   middle = statistics.median(map(math.log, args.rates))
@@ -205,7 +204,7 @@ def best_rate(contender, problems, args):
 
 
 def solve(solver, problem, seconds, args):
-  """Returns what `descend` does, of a solver of geojax in at most `seconds`."""
+  """Runs a solver of geojax for at most `seconds`; see `descend`."""
   loss, data, start, best = problem
   steps, took, value, x = optimizer_libraries.geojax_solve(
     solver,
@@ -233,7 +232,7 @@ def best_solver(problems, args):
 
 
 def measure_convergence(make, args):
-  """Returns rows: steps and seconds to the gap, each at its best rate."""
+  """Returns rows: steps and seconds to the gap at the best rate."""
   problems = [make(seed) for seed in range(args.seeds)]
   compiled = []
   for loss, data, start, best in problems:
@@ -259,7 +258,7 @@ def measure_convergence(make, args):
 def measure_drift(shape, args):
   """Returns rows: the defect one step before the last, and after it.
 
-  Ours retracts every 100 steps, which the last one is.
+  Ours retracts every 100 steps, thus in the last.
   """
   rows: list[tuple[str, ...]] = []
   for name, contender in build('defect', args, rows, shape[0]).items():
@@ -278,20 +277,20 @@ def measure_drift(shape, args):
 
 
 def show(title, head, rows):
-  """Prints a table, filling rows that are short."""
+  """Prints a table, with empty cells at the end of short rows."""
   print(title)
   blank = [''] * len(head)
   table(head, [[*row, *blank[len(row) :]] for row in rows])
 
 
 def shape(text):
-  """Returns (m, n) of a text like 4096x512."""
+  """Parses a shape such as 4096x512."""
   m, n = map(int, text.split('x'))
   return m, n
 
 
 def parse_arguments():
-  """Returns the options of the command line."""
+  """Parses the command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   option = parser.add_argument
   parts = ('time', 'converge', 'defect')

@@ -1,10 +1,10 @@
-"""Other ways to step on O(n), for the optimizer benchmarks to compare with.
+"""Other ways to step on O(n), which the optimizer benchmarks compare with ours.
 
-Two kinds. Lifted: our tangent and our choice of inner rule, another step
-(Cayley, QR, the paper's FastExp as printed). Published: the optimizers that
-use these steps elsewhere, with their own moments: Cayley SGD and Cayley Adam
-(J. Li, L. Fuxin, S. Todorovic, ICLR 2020), Riemannian SGD and Riemannian Adam
-with a QR retraction (G. Bécigneul, O. Ganea, ICLR 2019, as in geoopt).
+Maps for our lift: Cayley, QR, and the paper's FastExp as printed, with our
+tangent and any inner rule. Published optimizers with these maps and moments of
+their own: Cayley SGD and Adam (J. Li, L. Fuxin, S. Todorovic, ICLR 2020), and
+Riemannian SGD and Adam with a QR retraction (G. Bécigneul, O. Ganea, ICLR 2019,
+as in geoopt).
 """
 
 import jax
@@ -16,28 +16,28 @@ HIGHEST = lax.Precision.HIGHEST
 
 
 def mm(x, y):
-  """A product in full float32."""
+  """Multiplies in full float32."""
   return jnp.matmul(x, y, precision=HIGHEST)
 
 
 def skew(a):
-  """The skew-symmetric part of [..., n, n]."""
+  """Returns the skew-symmetric part of [..., n, n]."""
   return (a - jnp.swapaxes(a, -1, -2)) / 2
 
 
 def cayley(x, delta):
-  """X (I − Δ/2)⁻¹ (I + Δ/2)."""
+  """Returns X (I − Δ/2)⁻¹ (I + Δ/2)."""
   eye = jnp.eye(delta.shape[-1])
   return mm(x, jnp.linalg.solve(eye - delta / 2, eye + delta / 2))
 
 
 def qr(x, delta):
-  """The Q of X (I + Δ), signs fixed."""
+  """Returns the Q of X (I + Δ) = QR, with a positive diagonal of R."""
   return positive_q(x + mm(x, delta))
 
 
 def literal(x, delta):
-  """The paper's FastExp as printed: separate powers, then X·F."""
+  """Returns X·FastExp(Δ) as the paper prints it, with separate powers."""
   eye = jnp.eye(delta.shape[-1])
 
   def order2(a):
@@ -59,10 +59,7 @@ def literal(x, delta):
 
 
 def lifted(step, inner):
-  """`inner` lifted with x ← step(x, Δ), matrix by matrix in Python."""
-
-  def init(x):
-    return inner.init(x)
+  """Lifts `inner` with x ← step(x, Δ), matrix by matrix in Python."""
 
   def update(g, state, x):
     delta, state = inner.update(skew(mm(jnp.swapaxes(x, -1, -2), g)), state)
@@ -74,30 +71,27 @@ def lifted(step, inner):
     new = jnp.stack([step(*pair) for pair in matrices]).reshape(x.shape)
     return new - x, state
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformation(inner.init, update)
 
 
 def cayley_sgd(learning_rate, momentum=0.9, iterations=2, q=0.5):
-  """Cayley SGD with momentum (ICLR 2020, algorithm 1)."""
-
-  def init(x):
-    return jnp.zeros_like(x)
+  """Returns Cayley SGD with momentum (ICLR 2020, algorithm 1)."""
 
   def update(g, m, x):
     w = cayley_generator(x, momentum * m - g)
     return cayley_step(x, w, learning_rate, iterations, q), mm(w, x)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformation(jnp.zeros_like, update)
 
 
 def cayley_generator(x, m):
-  """W skew with W·X the tangent part of m."""
+  """Returns the skew W with W·X the tangent part of m."""
   w = mm(m, x.T) - mm(x, mm(x.T, mm(m, x.T))) / 2
   return w - w.T
 
 
 def cayley_step(x, w, learning_rate, iterations, q):
-  """Cayley(rate·W)·X − X by fixed-point iteration; the rate is capped."""
+  """Returns Cayley(rate·W)·X − X by fixed-point iteration, the rate capped."""
   rate = jnp.minimum(learning_rate, 2 * q / (jnp.linalg.norm(w) + 1e-8))
   y = x + rate * mm(w, x)
   for _ in range(iterations):
@@ -106,10 +100,10 @@ def cayley_step(x, w, learning_rate, iterations, q):
 
 
 def cayley_adam(learning_rate, b1=0.9, b2=0.99, iterations=2, q=0.5):
-  """Cayley Adam (ICLR 2020, algorithm 2); scaled so that steps are entrywise.
+  """Returns Cayley Adam (ICLR 2020, algorithm 2).
 
-  The published second moment is the scalar ‖G‖²; here it is the mean square
-  of the entries, which only rescales the learning rate by n.
+  The published second moment is ‖G‖²; the mean square of the entries, used
+  here, rescales the learning rate by n.
   """
 
   def init(x):
@@ -129,7 +123,7 @@ def cayley_adam(learning_rate, b1=0.9, b2=0.99, iterations=2, q=0.5):
 
 
 def riemannian_sgd(learning_rate, momentum=0.9):
-  """Riemannian SGD on the Stiefel manifold with a QR retraction (geoopt)."""
+  """Returns Riemannian SGD with a QR retraction, as in geoopt."""
 
   def update(g, m, x):
     m = momentum * m + project(x, g)
@@ -140,19 +134,19 @@ def riemannian_sgd(learning_rate, momentum=0.9):
 
 
 def project(x, u):
-  """The tangent part of u at x."""
+  """Returns the tangent part of u at x."""
   xu = mm(x.T, u)
   return u - mm(x, xu + xu.T) / 2
 
 
 def positive_q(a):
-  """The Q of a = QR with a positive diagonal of R."""
+  """Returns the Q of a = QR with a positive diagonal of R."""
   q, r = jnp.linalg.qr(a)
   return q * jnp.sign(jnp.diagonal(r))[None]
 
 
 def riemannian_adam(learning_rate, b1=0.9, b2=0.999):
-  """Riemannian Adam on the Stiefel manifold with a QR retraction (geoopt)."""
+  """Returns Riemannian Adam with a QR retraction, as in geoopt."""
 
   def init(x):
     return jnp.zeros([], jnp.int32), jnp.zeros_like(x), jnp.zeros([])

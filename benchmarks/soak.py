@@ -1,19 +1,17 @@
-"""A long run of tiny steps: do memory, orthogonality or speed drift?
+"""Runs many tiny steps: do memory, orthogonality error or step time grow?
 
     python -m benchmarks.soak --steps 100000 --window 10000
 
-Runs the command line (the true loop: batches, log lines, evaluations and
-checkpoints on the way) and reads its resident memory from outside, every window
-of steps. Fails if the memory grows by more than 1 MiB per 10,000 steps (least
-squares, without the first window), if the orthogonality error of the last
-window is above twice that of the second, or if a step takes 1.2 times as much
-time of the processor (which, unlike the clock, is not that of others).
+Runs the command line, with its log lines, evaluations and checkpoints, and
+reads its memory from outside once per window of steps. Compares the last window
+with the second. Fails if the memory grows by more than 1 MiB per 10,000 steps
+(least squares), the orthogonality error doubles, or a step takes 1.2 times as
+much processor time.
 """
 
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,12 +19,17 @@ import time
 import numpy as np
 import psutil
 
-# Per window, of the defaults; what a run of weeks does more often still.
+from benchmarks import runs
+
+# Number of each per window.
 _LOGS, _EVALUATIONS, _CHECKPOINTS = 100, 2, 5
 
 
 def launch(workdir, steps, window, stderr):
-  """Starts a run of tiny steps, on as many threads as it may have."""
+  """Starts a run of tiny steps.
+
+  Its stderr must be a file: a pipe that nobody empties would stop the run.
+  """
   flags = {
     'duration': f'{steps} steps',
     'batch_size': 8,
@@ -41,24 +44,12 @@ def launch(workdir, steps, window, stderr):
     'eval.monitor_examples': 64,
     'checkpoint.every': f'{max(1, window // _CHECKPOINTS)} steps',
   }
-  command = [
-    sys.executable,
-    '-m',
-    'lipnext_jax.main',
-    '--config=configs/digits.py',
-    f'--workdir={workdir}',
-    *(f'--config.{name}={value}' for name, value in flags.items()),
-  ]
-  return subprocess.Popen(
-    command,
-    stdin=subprocess.DEVNULL,
-    stdout=subprocess.DEVNULL,
-    stderr=stderr,  # A file: a pipe that nobody empties would stop it.
-  )
+  flags = [f'--config.{name}={value}' for name, value in flags.items()]
+  return runs.launch('configs/digits.py', workdir, *flags, stderr=stderr)
 
 
 def read_metrics(workdir):
-  """The log lines so far; a line that is being written is left out."""
+  """Returns the log lines so far, without one that is being written."""
   try:
     with open(os.path.join(workdir, 'metrics.jsonl'), encoding='utf-8') as file:
       lines = [line for line in file if line.endswith('\n')]
@@ -68,7 +59,7 @@ def read_metrics(workdir):
 
 
 def follow(process, workdir, window, seconds):
-  """Looks now and then; {window: (resident MiB, processor s, step)}."""
+  """Watches a run; returns {window: (resident MiB, processor s, step)}."""
   running = psutil.Process(process.pid)
   seen: dict[int, tuple[float, float, int]] = {}
   while process.poll() is None:
@@ -86,7 +77,7 @@ def follow(process, workdir, window, seconds):
 
 
 def main():
-  """Runs, follows, prints, judges."""
+  """Parses the command line, runs, prints the windows, judges."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--steps', type=int, default=100_000)
   parser.add_argument('--window', type=int, default=10_000)
@@ -110,7 +101,7 @@ def main():
     logged = [m for m in metrics if at - 1 < m['step'] / args.window <= at]
     error = max(m['train/orthogonality_error'] for m in logged)
     before = seen.get(at - 1)
-    each = float('nan')  # Of the first window, compilation would be in it.
+    each = float('nan')  # The first window includes compilation.
     if before is not None:
       each = 1e3 * (spent - before[1]) / (step - before[2])
     rows.append((step, memory, error, each))

@@ -1,4 +1,4 @@
-"""Wall times of compiled calls, taken in turns, and Markdown tables."""
+"""Times compiled calls in turns, and prints Markdown tables."""
 
 import statistics
 import time
@@ -7,10 +7,9 @@ import jax
 
 
 def samples(calls, repeats):
-  """Wall times of every call, in seconds: [len(calls)][repeats].
+  """Returns the wall times of every call in seconds, [len(calls)][repeats].
 
-  Others share the machine, for minutes at a time: what is to be compared is
-  measured side by side, one of each and again.
+  The calls take turns, so that other load on the machine slows all of them.
   """
   for call in calls:
     jax.block_until_ready(call())
@@ -24,12 +23,12 @@ def samples(calls, repeats):
 
 
 def fastest(calls, repeats):
-  """The least of `samples`, call by call."""
+  """Returns the shortest time of every call."""
   return [min(took) for took in samples(calls, repeats)]
 
 
 def medians(calls, repeats):
-  """The median of `samples`, call by call."""
+  """Returns the median time of every call."""
   return [statistics.median(took) for took in samples(calls, repeats)]
 
 

@@ -1,20 +1,20 @@
-"""Where a train step's time goes, against a matmul ceiling measured beside it.
+"""Times the parts of a train step, and compares with the speed of products.
 
     python -m benchmarks.train_step --size L8W512 --batch_size 32 \
       --rivals literal torch
     python -m benchmarks.train_step --size 1B --batch_size 768 --unroll \
       --remat products --dtype bfloat16 --optimizer_precision bfloat16
 
-Forward, forward with backward, optimizer, data and the whole step, in
-milliseconds (medians); images/s; model FLOP utilisation; peak memory; compile
-time. Model FLOPs count the products that a block needs, (1 + 8α) c² a token,
-times three for the backward pass, whatever a candidate really computes; in
-brackets, the 2 c² of M Rᵀ as one matrix. The ceiling
-is the fastest of the three forms of that product (forward, by the weight, by
-the input) at the same shapes and dtype in the same run, before the candidates
-and after them: the better one counts, since a ceiling that a burst of others'
-work has lowered would flatter. Needs jax, flax, optax and numpy; the rival
-'torch' needs PyTorch. RESULTS.md has recorded runs.
+Prints medians of forward, forward with backward, optimizer, data and the whole
+step, images/s, the share of the ceiling, peak memory and compile time.
+
+The ceiling is the speed of the fastest form (forward, by the weight, by the
+input) of one token product at the same shapes and dtype. It is measured before
+and after the candidates, and the better value counts. A step's share of it
+counts the products that a block needs, (1 + 8α) c² a token, three times for
+forward and backward, whatever a candidate computes; in brackets, it counts the
+2 c² of a block that has M Rᵀ as one matrix. The rival 'torch' needs PyTorch.
+RESULTS.md has recorded runs.
 """
 
 import argparse
@@ -33,12 +33,12 @@ import optax
 from benchmarks import timing
 from benchmarks import train_step_candidates as candidates_lib
 
-STEPS = 4  # In a row, per sample of the step's time.
-UPDATES = 4  # Samples of the optimizer's time, short as it is, per other one.
+STEPS = 4  # Steps in a row per sample of the step's time.
+UPDATES = 4  # Samples of the optimizer's short time per sample of another part.
 
 
 def ceiling(shape: candidates_lib.Shape, repeats) -> float:
-  """FLOP/s of the fastest form of one token product."""
+  """Returns the FLOP/s of the fastest form of one token product."""
   keys = jax.random.split(jax.random.key(1), 3)
   x, g = (
     jax.random.normal(k, (shape.tokens, shape.width), shape.dtype)
@@ -58,7 +58,7 @@ def ceiling(shape: candidates_lib.Shape, repeats) -> float:
     functools.partial(product(0, 0), g, x),
   )
   one = 2 * shape.tokens * shape.width**2
-  # Many in a row: a product alone may be shorter than its dispatch.
+  # Many in a row, since one may take less time than its dispatch.
   count = max(1, min(50, int(2e13 / one)) if _on_gpu() else 1)
   times = timing.medians(
     [lambda f=f: [f() for _ in range(count)][-1] for f in ways], repeats
@@ -81,7 +81,7 @@ def _on_gpu():
 
 
 def profile(candidate, folder, rows=60):
-  """Traces a few steps and prints where the device spent its time."""
+  """Traces a few steps and prints the time of every kernel."""
   with jax.profiler.trace(folder):
     jax.block_until_ready(candidate.steps(STEPS))
   paths = glob.glob(f'{folder}/**/*.xplane.pb', recursive=True)
@@ -108,7 +108,7 @@ def profile(candidate, folder, rows=60):
 
 
 def measure(shape: candidates_lib.Shape, candidates, repeats):
-  """Times every part; returns the numbers by candidate."""
+  """Times every part of every candidate; returns {name: {quantity: value}}."""
   before = ceiling(shape, repeats)
   parts = {
     part: timing.medians([getattr(c, part) for c in candidates], repeats)
@@ -144,7 +144,7 @@ def measure(shape: candidates_lib.Shape, candidates, repeats):
 
 
 def show(results):
-  """One row a candidate."""
+  """Prints a table with a row for each candidate."""
   head = {
     '': lambda r: '',
     'parameters': lambda r: f'{r["parameters"] / 2**20:.1f}·2²⁰',
@@ -177,7 +177,7 @@ def show(results):
 
 
 def main() -> None:
-  """Parses the command line, measures, prints."""
+  """Parses the command line, measures, prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument(
     '--size', choices=list(candidates_lib.SIZES), required=True

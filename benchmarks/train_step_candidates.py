@@ -1,6 +1,6 @@
-"""What `train_step` times: this package's step, literal ones and rivals'.
+"""Candidates that `train_step` times: our step, literal ones, baselines.
 
-Each is a model and its optimizer as the parts of a step; all see one batch.
+A candidate is a model with its optimizer, cut into the parts of a step.
 """
 
 import bisect
@@ -22,7 +22,7 @@ from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
 
-# depth, width, patch, image side, channels, classes
+# Name → depth, width, patch, image side, channels, classes.
 SIZES = {
   'tiny': (2, 16, 2, 8, 3, 10),
   'digits': (8, 128, 2, 8, 1, 10),
@@ -37,16 +37,14 @@ PRECISIONS: dict[str, Any] = {
   'highest': lax.Precision.HIGHEST,
   'default': lax.Precision.DEFAULT,
   'tf32': lax.DotAlgorithmPreset.TF32_TF32_F32,
-  'tf32_x3': lax.DotAlgorithmPreset.TF32_TF32_F32_X3,
   'bfloat16': lax.DotAlgorithmPreset.BF16_BF16_F32,
-  'bfloat16_x3': lax.DotAlgorithmPreset.BF16_BF16_F32_X3,
 }
 EPSILON = 36 / 255
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """What is trained on: a model size and a batch."""
+  """Sizes of a model and of a batch."""
 
   depth: int
   width: int
@@ -59,7 +57,7 @@ class Shape:
   shift_ratio: float = 1 / 8
 
   def lipnext(self, **options) -> models.LipNeXt:
-    """The model of this size."""
+    """Returns the model of this size."""
     return models.LipNeXt(
       self.classes,
       self.depth,
@@ -72,11 +70,11 @@ class Shape:
 
   @property
   def tokens(self) -> int:
-    """Tokens of the whole batch."""
+    """Number of tokens in the batch."""
     return self.batch * (self.side // self.patch) ** 2
 
   def flops(self, products: float) -> float:
-    """Model FLOPs of forward and backward, `products` of c² a token a block."""
+    """Counts the FLOPs of both passes, with `products` c² a token a block."""
     per_token = products * self.depth * self.width**2
     per_token += self.width * self.channels * self.patch**2
     head = self.batch * self.width * self.classes
@@ -84,7 +82,7 @@ class Shape:
 
   @property
   def saved(self) -> int:
-    """Bytes that backward needs: of a block, u and the channels that move."""
+    """Bytes saved for backward: u and the moved channels of every block."""
     one = self.tokens * self.width * jnp.dtype(self.dtype).itemsize
     return round(((1 + 4 * self.shift_ratio) * self.depth + 1) * one)
 
@@ -123,15 +121,15 @@ class Candidate:
     self._on_device = on_device
 
   def forward(self):
-    """The loss."""
+    """Returns the loss."""
     return self._forward(self.params, *self._on_device)
 
   def backward(self):
-    """Its gradients, forward pass included."""
+    """Returns the gradients, by a forward and a backward pass."""
     return self._grad(self.params, *self._on_device)
 
   def optimizer(self):
-    """One update; gradients of the same size, not of the same values."""
+    """Updates the parameters with old gradients; returns the seconds taken."""
     if self._grads is None:
       self._grads = self.backward()
     keep = jax.tree.map(jnp.copy, self._grads)
@@ -144,7 +142,10 @@ class Candidate:
     return time.perf_counter() - begin
 
   def steps(self, count):
-    """As the training loop does it: a batch travels while the last computes."""
+    """Takes steps as the training loop does, and returns the last loss.
+
+    A batch travels to the device while the step before computes.
+    """
     self._grads = None
     batch = jax.device_put(self.batch)
     value = None
@@ -156,20 +157,20 @@ class Candidate:
     return value
 
   def data(self):
-    """One batch onto the device."""
+    """Puts a batch on the device."""
     return jax.device_put(self.batch)
 
   def parameters(self):
-    """Their number."""
+    """Counts the parameters."""
     return models.parameter_count(self.params)
 
   def state_bytes(self):
-    """Of parameters and optimizer."""
+    """Counts the bytes of parameters and optimizer."""
     leaves = jax.tree.leaves((self.params, self.opt_state))
     return sum(leaf.nbytes for leaf in leaves)
 
   def peak_bytes(self):
-    """What the compiled step needs, state included."""
+    """Returns the memory of the compiled step, state included."""
     m = self._step.memory_analysis()
     return (
       m.argument_size_in_bytes
@@ -180,7 +181,7 @@ class Candidate:
 
 
 def make_batch(shape: Shape):
-  """Random pixels and labels, on the host."""
+  """Makes random pixels and labels on the host."""
   rng = np.random.default_rng(0)
   size = (shape.batch, shape.side, shape.side, shape.channels)
   images = rng.integers(0, 256, size, np.uint8)
@@ -189,7 +190,7 @@ def make_batch(shape: Shape):
 
 
 def lipnext(shape: Shape, remat, unroll, precision, batch):
-  """This package, as training composes it."""
+  """Makes the candidate of this package, as training composes it."""
   model = shape.lipnext(remat=remat, unroll=unroll)
   tx = optim.lipnext_optimizer(
     1e-3, precision=PRECISIONS[precision], retraction_period=100
@@ -204,7 +205,7 @@ def lipnext(shape: Shape, remat, unroll, precision, batch):
 
 
 def literal(shape: Shape, batch):
-  """The paper as printed, R square."""
+  """Makes the candidate of the paper as printed, with a square R."""
   model = shape.lipnext()
 
   def logits_fn(params, images):
@@ -219,7 +220,7 @@ def literal(shape: Shape, batch):
 
 
 def _count(model, shape):
-  """Numbers among its parameters; nothing is computed."""
+  """Counts the parameters of a model from their shapes."""
   init = functools.partial(_init, model, shape)
   return models.parameter_count(jax.eval_shape(init, jax.random.key(0)))
 
@@ -230,27 +231,26 @@ def _init(model, shape, rng):
 
 
 def torch(shape: Shape, batch):
-  """The same in eager PyTorch."""
+  """Makes the candidate of the paper as printed in eager PyTorch."""
   if jax.default_backend() == 'gpu' or jnp.dtype(shape.dtype) != jnp.float32:
     raise SystemExit('--rivals torch needs a CPU and --dtype=float32.')
   return train_step_torch.Candidate(shape, EPSILON, batch)
 
 
 def liresnet(shape: Shape, batch):
-  """LiResNet with as many parameters."""
+  """Makes a LiResNet with as many parameters as LipNeXt."""
   return _baseline(models.LiResNet, shape, batch)
 
 
 def bronet(shape: Shape, batch):
-  """BRONet with as many parameters."""
+  """Makes a BRONet with as many parameters as LipNeXt."""
   return _baseline(models.BRONet, shape, batch)
 
 
 def _baseline(kind, shape: Shape, batch):
-  """A rival of the same depth, as wide as the same parameters allow.
+  """Makes a baseline of the same depth, as wide as the parameters allow.
 
-  Its neck sees all tokens of an image at once, and makes an eighth of LipNeXt's
-  width of them.
+  Its neck maps all tokens of an image to an eighth of LipNeXt's width.
   """
   wanted = _count(shape.lipnext(), shape)
 

@@ -1,8 +1,8 @@
-"""The paper's equations as printed, in JAX, to hold the train step against.
+"""The paper's equations as printed, in JAX, to compare the train step with.
 
-Three token products a block (R, Rᵀ, M), blocks and matrices one after another
-in Python, autodiff throughout, and FastExp with separate powers followed by
-X·F. The recipe around it (NAdam, lookahead, clip) is the same.
+A block has three token products (R, Rᵀ, M). Blocks and matrices follow each
+other in Python, all gradients come from autodiff, and FastExp uses separate
+powers, then X·F. NAdam, lookahead and clip are those of the package.
 """
 
 import jax
@@ -14,7 +14,7 @@ from lipnext_jax import optim
 
 
 def square(params):
-  """Completes R [l, k, c] to square matrices; their first k rows stay."""
+  """Completes R [l, k, c] to square matrices with the same first k rows."""
   r = params['blocks']['R']
   rest = jnp.linalg.svd(r, full_matrices=True)[2][:, r.shape[1] :]
   whole = jnp.concatenate([r, rest], axis=1)
@@ -22,7 +22,7 @@ def square(params):
 
 
 def logits(params, images, shift_ratio):
-  """images [b, H, W, ch] → (logits [b, k], unit-norm head rows [k, c])."""
+  """Maps images [b, H, W, ch] to logits [b, k] and head rows [k, c]."""
   stem, blocks = params['stem'], params['blocks']
   depth, h, w, _ = blocks['pos'].shape
   width = blocks['bias'].shape[1]
@@ -66,7 +66,7 @@ def _shift(x, shift_ratio):
 
 
 def orthogonal(inner, lookahead_period=6, alpha=0.5):
-  """NAdam in the algebra, FastExp as printed, lookahead; matrix by matrix."""
+  """Lifts `inner` with FastExp as printed and lookahead, matrix by matrix."""
 
   def split(x):
     return list(x.reshape(-1, *x.shape[-2:]))
@@ -117,7 +117,7 @@ def orthogonal(inner, lookahead_period=6, alpha=0.5):
 
 
 def optimizer(learning_rate):
-  """The recipe of `optim.lipnext_optimizer`, with the literal manifold part."""
+  """Returns `optim.lipnext_optimizer` with the literal manifold part."""
   return optax.chain(
     optax.clip_by_global_norm(3.0),
     optax.partition(

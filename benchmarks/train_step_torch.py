@@ -1,9 +1,9 @@
-"""The paper as printed, in eager PyTorch on the CPU: another rival of the step.
+"""The paper as printed, in eager PyTorch on the CPU, to compare the step with.
 
-A module a block with three token products, autograd, and an optimizer that
-walks the matrices in Python: NAdam in the algebra, FastExp with separate powers
-by the norm of the step, lookahead, a global clip. PyTorch is no dependency of
-this project; `pip install torch` to run this.
+A block has three token products, gradients come from autograd, and the
+optimizer walks the matrices in Python: NAdam in the algebra, FastExp with
+separate powers by the norm of the step, lookahead, a global clip. The project
+does not depend on PyTorch: `pip install torch`.
 """
 
 import importlib
@@ -20,7 +20,7 @@ B1, B2, EPS, DECAY = 0.9, 0.999, 1e-8, 0.004  # torch's NAdam.
 
 
 class Candidate:
-  """The parts of a step, as `train_step_candidates.Candidate` has them."""
+  """The parts of a step, with the methods of `train_step_candidates`."""
 
   name = 'literal, PyTorch'
 
@@ -140,25 +140,25 @@ class Candidate:
         x.copy_(x @ self._fast_exp(delta))
     for i, x in enumerate(self.vectors, len(self.matrices)):
       x += self._nadam(i, x.grad)
-      if sync:  # The first one makes the slow copy.
+      if sync:  # The first sync creates the slow copy.
         self.slow[i].lerp_(x, ALPHA if self.count > PERIOD else 1)
         x.copy_(self.slow[i])
 
   # -- What is timed ----------------------------------------------------------
 
   def forward(self):
-    """The loss."""
+    """Returns the loss."""
     with self.torch.no_grad():
       return float(self._loss())
 
   def backward(self):
-    """Its gradients, forward pass included."""
+    """Computes the gradients, by a forward and a backward pass."""
     for p in (*self.matrices, *self.vectors):
       p.grad = None
     self._loss().backward()
 
   def optimizer(self):
-    """Seconds of one update."""
+    """Updates the parameters; returns the seconds it took."""
     if self.vectors[0].grad is None:
       self.backward()
     begin = time.perf_counter()
@@ -167,21 +167,21 @@ class Candidate:
     return time.perf_counter() - begin
 
   def steps(self, count):
-    """So many whole steps."""
+    """Takes `count` steps."""
     for _ in range(count):
       self.backward()
       self.optimizer()
 
   def data(self):
-    """One batch as tensors, without a copy."""
+    """Returns a batch as tensors, without a copy."""
     return [self.torch.from_numpy(part) for part in self.batch]
 
   def parameters(self):
-    """Their number."""
+    """Counts the parameters."""
     return sum(x.numel() for x in (*self.matrices, *self.vectors))
 
   def state_bytes(self):
-    """Of parameters and optimizer."""
+    """Counts the bytes of parameters and optimizer."""
     kept = (self.mu, self.nu, self.slow, self.total)
     leaves = [
       *self.matrices,
@@ -191,5 +191,5 @@ class Candidate:
     return sum(x.numel() * x.element_size() for x in leaves)
 
   def peak_bytes(self):
-    """Not known: eager."""
+    """Returns nan: eager PyTorch on a CPU does not tell."""
     return math.nan

@@ -13,16 +13,16 @@ reproduced here yet:
 | `L32W1024` | 64·2²⁰ | 81.5 | 71.2 | 59.2 | 45.9 |
 | `L32W2048`, the default | 256·2²⁰ | 85.0 | 73.2 | 58.8 | 43.3 |
 
-Hardware and time are not known, neither published nor measured here;
-docs/reproduce.md counts memory and operations.
+Hardware and time are neither published nor measured here; docs/reproduce.md
+counts memory and operations.
 
-Three synthetic images to each real one (an npz file of `image` and `label`):
-`--config.dataset.extra_npz=FILE --config.dataset.extra_ratio=3
+To mix in three synthetic images per real one, from an npz file with `image` and
+`label`: `--config.dataset.extra_npz=FILE --config.dataset.extra_ratio=3
 --config.augment.extra.as_real=False --config.augment.extra.crop_padding=2
 --config.augment.extra.flip=True`.
 
-The argument `smoke`, beside any other (`:L32W1024,smoke`), makes it two steps
-of a tiny model on random images.
+The argument `smoke`, alone or with another (`:L32W1024,smoke`), reduces the run
+to two steps of a tiny model on random images.
 """
 
 import ml_collections

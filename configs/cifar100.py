@@ -13,12 +13,12 @@ reproduced here yet:
 | `L32W1024` | 64·2²⁰ | | | | |
 | `L32W2048`, the default | 256·2²⁰ | 57.4 | 44.1 | 31.9 | 22.2 |
 
-Hardware and time are not known, neither published nor measured here;
-docs/reproduce.md counts memory and operations. Synthetic images are mixed in as
-configs/cifar10.py says.
+Hardware and time are neither published nor measured here; docs/reproduce.md
+counts memory and operations. configs/cifar10.py says how synthetic images are
+mixed in.
 
-The argument `smoke`, beside any other (`:L32W1024,smoke`), makes it two steps
-of a tiny model on random images.
+The argument `smoke`, alone or with another (`:L32W1024,smoke`), reduces the run
+to two steps of a tiny model on random images.
 """
 
 import ml_collections

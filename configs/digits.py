@@ -2,18 +2,18 @@
 
     python -m lipnext_jax.main --config=configs/digits.py --workdir=runs/digits
 
-Every example ships inside scikit-learn: no download. Arguments, after a colon:
-`model=liresnet` and `model=bronet` train the paper's baselines on the same data
-with the same loss (`--config=configs/digits.py:model=bronet`); `smoke`, beside
-them or alone, makes it two steps of a tiny model.
+The data are part of scikit-learn. Arguments after a colon: `model=liresnet` and
+`model=bronet` train the paper's baselines on the same data with the same loss
+(`--config=configs/digits.py:model=bronet`); `smoke`, alone or with one of them,
+reduces the run to two steps of a tiny model.
 
-A digit has 4×4 tokens of 2×2 pixels, and a neck in the place of pooling. The
-configuration was chosen on examples held out of the training split
-(`dataset.holdout` and `eval.split` do the same from the command line). With the
-paper's pool instead, tokens certified about 5 per cent fewer of these images at
-ε = 0.5 than whole digits as single tokens; with a neck, they certify as many
-(80.0 per cent of 360, seed 0; 80.3 and 80.0 for single tokens, seeds 0 and 1).
-docs/results.md has what the test split gives over three seeds.
+A digit has 4×4 tokens of 2×2 pixels, and a neck in place of the paper's pool.
+The configuration was chosen on examples held out of the training split
+(`dataset.holdout` and `eval.split` do the same from the command line). At
+ε = 0.5, tokens with the paper's pool certified about 5 per cent fewer of these
+images than whole digits as single tokens; tokens with a neck certify as many
+(80.0 per cent of 360, seed 0; single tokens 80.3 and 80.0, seeds 0 and 1).
+docs/results.md has the results of three seeds on the test split.
 """
 
 import ml_collections
@@ -29,7 +29,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   model = model.removeprefix('model=')
   c = config_lib.default_config()
   c.dataset.name = 'digits'
-  c.augment.warp = 0.35  # Pixels; what a writer's hand would vary.
+  c.augment.warp = 0.35  # Pixels.
 
   c.model.depth = 4
   c.model.width = 64
@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
 
   c.loss.epsilon = 0.25
   c.loss.epsilon_end = 2.1
-  c.loss.logit_scale = 11.0  # τ: lower certifies more at 1, higher at 0.25.
+  c.loss.logit_scale = 11.0  # A lower τ certifies more at 1, a higher at 0.25.
 
   c.batch_size = 64
   c.duration = '400 epochs'
@@ -56,7 +56,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.model.baseline.dense_width = 128
   if model == 'liresnet':
     c.model.padding = 'zero'
-    c.loss.logit_scale = 4.0  # Its own constant K scales the logits as well.
+    c.loss.logit_scale = 4.0  # The model's constant K scales logits, too.
 
   c.eval.batch_size = 360
   c.eval.epsilons = (36 / 255, 0.25, 0.5, 1.0)

@@ -3,19 +3,19 @@
     python -m lipnext_jax.main --config=configs/folder.py --workdir=runs/mine \
       --config.dataset.data_dir=/my/images
 
-The folder holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), or
-CLASS/IMAGE, of which a fifth of each class is held out as the test split. Words
-after a colon, in any order:
+The folder holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE), or
+CLASS/IMAGE, of which a fifth of each class becomes the test split. Words after
+a colon, in any order:
 
 * `size=64`, the default, or `size=32`, `size=96`, `size=128`, `size=224`: side
-  in pixels that images are scaled and cropped to;
-* `cpu`, the default: L4W256 on 8×8 tokens, 1200 steps of 64 images, for two CPU
-  cores in under ten minutes;
-* `gpu`: L16W1024 on 16×16 tokens, 40,000 steps of 256 images, meant for one GPU
-  in about an hour;
+  in pixels to which images are scaled and cropped;
+* `cpu`, the default: L4W256 on 8×8 tokens, 1200 steps of 64 images, under ten
+  minutes on two CPU cores;
+* `gpu`: L16W1024 on 16×16 tokens, 40,000 steps of 256 images, meant for about
+  an hour on one GPU;
 * `smoke`: two steps of a tiny model on random images.
 
-`--config.dataset.image_size=…` takes any other size that
+`--config.dataset.image_size=…` sets any other side that
 `--config.model.patch_size=…` divides. Both models train for ε = 36/255 (ℓ2, in
 [0, 1] pixel units), with the paper's schedule.
 
@@ -35,7 +35,7 @@ ARGUMENTS = (SIZES, ('cpu', 'gpu'), config_lib.SMOKE)
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   size, machine, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
-  if smoke:  # One size will do.
+  if smoke:  # All sizes have the same smoke config.
     size = SIZES[0]
   c = config_lib.default_config()
   c.dataset.name = 'folder'
@@ -45,7 +45,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.loss.epsilon_start = 0.1
   c.loss.epsilon_end = 3.0
 
-  # In steps: as long for a small folder as for a large one.
+  # In steps, so that training takes the same time for every folder.
   tokens = 8
   c.model.depth, c.model.width = 4, 256
   c.batch_size, c.duration = 64, '1200 steps'

@@ -1,4 +1,4 @@
-"""The paper's scaling study: width and depth, 400 classes of ImageNet, ε = 1.
+"""The paper's study of width and depth: 400 classes of ImageNet, ε = 1.
 
     python -m lipnext_jax.data.prepare imagenet --data_dir=/data --source=DIR
     python -m lipnext_jax.main \
@@ -21,14 +21,13 @@ yet:
 | `L128W2048` | 1024·2²⁰ | 47.5 | 26.9 |
 | `L64W2896` | 2·64·2896² | 51.2 | 29.6 |
 
-Figures are known of the ends of both scales; the doublings between them are
-listed without. Parameters and optimizer state are spread over all devices,
-whose number has to divide the blocks: for 8 blocks on 16 devices, add
-`--config.mesh.data=2`. Hardware and time are not known, neither published nor
-measured here; docs/reproduce.md counts memory and operations.
+The paper has figures for the ends of both scales only. Parameters and optimizer
+state are split over all devices, whose number must divide the blocks: for 8
+blocks on 16 devices, add `--config.mesh.data=2`. Hardware and time are neither
+published nor measured here; docs/reproduce.md counts memory and operations.
 
-The argument `smoke`, beside any other (`:L8W2048,smoke`), makes it two steps of
-a tiny model on random images.
+The argument `smoke`, alone or with another (`:L8W2048,smoke`), reduces the run
+to two steps of a tiny model on random images.
 """
 
 import ml_collections

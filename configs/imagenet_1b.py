@@ -15,15 +15,14 @@ Table 3), in per cent; not reproduced here yet:
 | `eps1` | 1 | | | 21.1 |
 
 R and M hold 1024·2²⁰ numbers. Published time: 8.9 minutes an epoch on 16 H100.
-Measured here: a batch of 768 on one H200 takes 2.22 s, 346 images/s (62 minutes
-an epoch, without its data), and peaked at 126.2 GiB (130 MiB of saved tensors
-an image; 6 GiB more of optimizer state than now); run D of
-benchmarks/RESULTS.md. Parameters and optimizer state, 14 GiB, are spread over
-all devices; their number has to divide the 32 blocks, or 'data' is more than 1.
-What fits which machine: docs/pods.md.
+Measured here, with an older block (run D of benchmarks/RESULTS.md): a step of
+768 images on one H200 took 2.22 s, 346 images/s or 62 minutes an epoch without
+data, and 126.2 GiB at its peak. Parameters and optimizer state, 14 GiB, are
+split over all devices, whose number must divide the 32 blocks; otherwise raise
+`mesh.data`. docs/pods.md says which machines a run fits.
 
-The argument `smoke`, beside any other (`:eps1,smoke`), makes it two steps of a
-tiny model on random images.
+The argument `smoke`, alone or with another (`:eps1,smoke`), reduces the run to
+two steps of a tiny model on random images.
 """
 
 import ml_collections

@@ -15,12 +15,12 @@ Table 3), in per cent; not reproduced here yet:
 | `eps1` | 1 | | | 22.4 |
 
 R and M hold 2·32·5792² numbers. Published time: 17.8 minutes an epoch on 16
-H100. Parameters and optimizer state, 29 GiB, are spread over all devices; their
-number has to divide the 32 blocks, or 'data' is more than 1. What fits which
-machine: docs/pods.md.
+H100. Parameters and optimizer state, 29 GiB, are split over all devices, whose
+number must divide the 32 blocks; otherwise raise `mesh.data`. docs/pods.md says
+which machines a run fits.
 
-The argument `smoke`, beside any other (`:eps1,smoke`), makes it two steps of a
-tiny model on random images.
+The argument `smoke`, alone or with another (`:eps1,smoke`), reduces the run to
+two steps of a tiny model on random images.
 """
 
 import ml_collections

@@ -5,17 +5,17 @@
       --workdir=runs/imagenet_8b --config.dataset.data_dir=/data \
       --config.dataset.workers=16
 
-Four times the paper's largest model; nobody has trained it, and no number is
-published. It is here to show what the layout carries: 64 chips of 95 GB hold
-it (docs/pods.md). DIR holds ILSVRC2012_img_train.tar and
-ILSVRC2012_img_val.tar, see docs/data.md. The recipe is that of
-configs/imagenet_2b.py.
+Nobody has trained this model, which is four times the paper's largest. It shows
+the reach of the layout: 64 chips of 95 GB hold it (docs/pods.md). The recipe is
+that of configs/imagenet_2b.py. DIR holds ILSVRC2012_img_train.tar and
+ILSVRC2012_img_val.tar, see docs/data.md.
 
-R and M hold 2·64·8192² numbers. Parameters and optimizer state are spread over
-all devices; their number has to divide the 64 blocks, or 'data' is more than 1.
+R and M hold 2·64·8192² numbers. Parameters and optimizer state are split over
+all devices, whose number must divide the 64 blocks; otherwise raise
+`mesh.data`.
 
-The argument `eps1` trains for ε = 1; `smoke`, beside it or alone, makes it two
-steps of a tiny model on random images.
+The argument `eps1` trains for ε = 1; `smoke`, alone or with it, reduces the run
+to two steps of a tiny model on random images.
 """
 
 import ml_collections

@@ -3,9 +3,9 @@
     python -m lipnext_jax.main --config=configs/synthetic.py \
       --workdir=runs/dry --config.model.width=512
 
-The labels can be learned (each class mixes a fixed pattern into its images),
-so that a falling loss shows a working set-up; the numbers mean nothing else.
-The argument `smoke` makes it two steps of a tiny model.
+Each class mixes a fixed pattern into its images, so that a falling loss shows
+that a set-up works; the numbers mean nothing else. The argument `smoke` reduces
+the run to two steps of a tiny model.
 """
 
 import ml_collections

@@ -12,13 +12,14 @@ reproduced here yet:
 |---|---|---|---|---|
 | 256·2²⁰ | 45.5 | 35.0 | 25.9 | 18.0 |
 
-The split 'test' is the official validation split: labels of the official test
-images were never published. Hardware and time are not known, neither published
-nor measured here; docs/reproduce.md counts memory and operations. Synthetic
-images are mixed in as configs/cifar10.py says, with
+The split 'test' is the official validation split, because the labels of the
+official test images are not public. Hardware and time are neither published nor
+measured here; docs/reproduce.md counts memory and operations. To mix in
+synthetic images, see configs/cifar10.py, with
 `--config.augment.extra.crop_padding=4`.
 
-The argument `smoke` makes it two steps of a tiny model on random images.
+The argument `smoke` reduces the run to two steps of a tiny model on random
+images.
 """
 
 import ml_collections

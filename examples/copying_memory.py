@@ -1,12 +1,11 @@
-"""An orthogonal recurrent network on the copying-memory task.
+"""Trains an orthogonal recurrent network on the copying-memory task.
 
     python examples/copying_memory.py --delay 100 --steps 1000
 
-Ten symbols must be repeated after a long delay (M. Arjovsky, A. Shah,
+The network repeats ten symbols after a long delay (M. Arjovsky, A. Shah,
 Y. Bengio, "Unitary Evolution Recurrent Neural Networks", ICML 2016, §4.1). An
-orthogonal recurrent matrix neither explodes nor forgets; it is trained by
-`orthogonal(adam)`, everything else by plain Adam. Uses `lipnext_jax.optim`
-and nothing else of this package. Guessing blindly costs
+orthogonal recurrent matrix neither explodes nor forgets. `orthogonal(adam)`
+trains it, and plain Adam everything else. Guessing costs
 10·log(8)/(delay + 20) nats a step: 0.173 at delay 100.
 """
 
@@ -25,7 +24,7 @@ SYMBOLS, BLANK, GO, CLASSES = 8, 8, 9, 10
 
 
 def make_batch(key, batch, delay, length=10):
-  """Inputs and targets [batch, delay + 2·length] int32."""
+  """Returns inputs and targets [batch, delay + 2·length] int32."""
   data = jax.random.randint(key, (batch, length), 0, SYMBOLS)
   wait = jnp.full((batch, delay - 1), BLANK)
   go = jnp.full((batch, 1), GO)
@@ -36,7 +35,7 @@ def make_batch(key, batch, delay, length=10):
 
 
 def init_params(key, width):
-  """A Haar-random recurrent matrix R; small everything else."""
+  """Returns parameters with a Haar-random recurrent matrix R."""
   keys = jax.random.split(key, 3)
   gaussian = jax.random.normal(keys[0], (width, width))
   return {
@@ -48,12 +47,12 @@ def init_params(key, width):
 
 
 def modrelu(x, bias):
-  """sign(x)·max(|x| + bias, 0): an isometry where the bias is zero."""
+  """Returns sign(x)·max(|x| + bias, 0), an isometry if the bias is zero."""
   return jnp.sign(x) * jax.nn.relu(jnp.abs(x) + bias)
 
 
 def loss_fn(params, inputs, targets):
-  """Mean cross-entropy over batch and time."""
+  """Returns the mean cross-entropy over batch and time."""
   bias = params['bias'][None]
 
   def step(h, token):
@@ -67,7 +66,7 @@ def loss_fn(params, inputs, targets):
 
 
 def make_optimizer(learning_rate):
-  """R on the manifold, the rest as usual."""
+  """Returns Adam, for R on the manifold."""
   return optax.partition(
     {
       'manifold': orthogonal(optax.adam(learning_rate)),
@@ -104,7 +103,7 @@ def main():
   parser.add_argument('--steps', type=int, default=1000)
   args = parser.parse_args()
   params, losses = train(args.delay, args.steps)
-  print(f'blind guessing: {10 * math.log(SYMBOLS) / (args.delay + 20):.4f}')
+  print(f'guessing: {10 * math.log(SYMBOLS) / (args.delay + 20):.4f}')
   for step in range(0, args.steps, max(1, args.steps // 10)):
     print(f'step {step:5d}: {losses[step]:.4f}')
   print(f'the end: {losses[-1]:.6f}')

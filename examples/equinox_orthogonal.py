@@ -1,10 +1,10 @@
-"""Orthogonal layers in an equinox model.
+"""Trains orthogonal layers in an equinox model.
 
     python examples/equinox_orthogonal.py
 
-A 1-Lipschitz regression of a rotated distance: orthogonal layers with absolute
-values in between. Equinox models are trees of arrays, so `lipnext_jax.optim`
-takes their parameters as they are. Needs the package equinox.
+A 1-Lipschitz network of orthogonal layers and absolute values fits a rotated
+distance. Equinox models are trees of arrays, which `lipnext_jax.optim` takes as
+they are. Needs the package equinox.
 """
 
 import equinox as eqx
@@ -23,7 +23,7 @@ RULES = ((r'weight$', 'orthogonal'), (r'bias$', 'euclidean'))
 
 
 class Orthogonal(eqx.Module):
-  """x ↦ x Wᵀ + b with W of orthonormal columns or rows, [out, in]."""
+  """The layer x ↦ W x + b; W [out, in] has orthonormal columns or rows."""
 
   weight: jax.Array
   bias: jax.Array
@@ -57,13 +57,13 @@ class Net(eqx.Module):
 
 
 def make_batch(key, batch=256):
-  """Points [batch, 2] and |x₀ + x₁|/√2 − 0.2, which is 1-Lipschitz."""
+  """Returns points [batch, 2] and |x₀ + x₁|/√2 − 0.2, which is 1-Lipschitz."""
   x = jax.random.uniform(key, (batch, 2), minval=-1, maxval=1)
   return x, jnp.abs(x[:, 0] + x[:, 1]) / jnp.sqrt(2) - 0.2
 
 
 def make_optimizer(learning_rate):
-  """Weights on the manifold with lookahead, biases with Adam."""
+  """Returns Adam, for weights on the manifold with lookahead."""
   return optax.partition(
     {
       'orthogonal': orthogonal(optax.adam, learning_rate, lookahead_period=6),

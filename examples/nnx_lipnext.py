@@ -1,10 +1,10 @@
-"""LipNeXt as a flax `nnx` module: trained, then certified.
+"""Trains and certifies LipNeXt as a flax `nnx` module.
 
     python examples/nnx_lipnext.py
 
-flax's bridge wraps the Linen model; `lipnext_jax.optim` goes into
-`nnx.Optimizer` like any optax rule. The data, handwritten digits of 8×8
-pixels, ship with scikit-learn, which this needs.
+A bridge of flax wraps the Linen model, and `nnx.Optimizer` takes the optimizer
+like any optax rule. The data, handwritten digits of 8×8 pixels, are part of
+scikit-learn, which this example needs.
 """
 
 from flax import nnx
@@ -28,7 +28,7 @@ RULES = (
 
 
 def load_digits(test_count=360):
-  """Returns (images [n, 8, 8, 1] in [0, 1], labels [n]), to train and test."""
+  """Returns images [n, 8, 8, 1] in [0, 1] and labels [n], to train and test."""
   digits = datasets.load_digits()
   images = jnp.asarray(digits.images, jnp.float32)[..., None] / 16
   labels = jnp.asarray(digits.target, jnp.int32)
@@ -38,14 +38,14 @@ def load_digits(test_count=360):
 
 
 def make_model(image_shape, *, depth=4, width=64, seed=0):
-  """Wraps a small LipNeXt as an `nnx` module, with its parameters drawn."""
+  """Wraps a small LipNeXt as an `nnx` module and draws its parameters."""
   linen = models.LipNeXt(10, depth=depth, width=width, patch_size=4)
   image = jnp.zeros((1, *image_shape))
   return nnx.bridge.ToNNX(linen).lazy_init(image, rngs=nnx.Rngs(seed))
 
 
 def make_optimizer(model, learning_rate):
-  """The paper's optimizer: matrices stay orthogonal, the rest is NAdam's."""
+  """Returns the paper's optimizer, under which matrices stay orthogonal."""
   tx = optim.lipnext_optimizer(
     learning_rate,
     label_fn=lambda params: optim.orthogonal_labels(params, RULES),
@@ -54,7 +54,7 @@ def make_optimizer(model, learning_rate):
 
 
 def loss_fn(model, images, labels):
-  """Mean cross-entropy of the logits that an attack within ε could reach."""
+  """Returns the cross-entropy of logits that an attack within ε may cause."""
   kernel = models.head_kernel({'params': pure_params(model)})
   logits = model(images)
   return losses.emma_loss(logits, labels, kernel, EPSILON, logit_scale=8.0)
@@ -62,7 +62,7 @@ def loss_fn(model, images, labels):
 
 @nnx.jit
 def train_step(model, optimizer, images, labels, key):
-  """One update in place, on 64 examples; returns the loss."""
+  """Updates the model in place on 64 examples; returns the loss."""
   batch = jax.random.randint(key, (64,), 0, len(labels))
   loss, grads = nnx.value_and_grad(loss_fn)(model, images[batch], labels[batch])
   optimizer.update(model, grads)

@@ -1,10 +1,10 @@
-"""Orthogonal layers in a flax `nnx` model.
+"""Trains orthogonal layers in a flax `nnx` model.
 
     python examples/nnx_orthogonal.py
 
-A 1-Lipschitz classifier: orthogonal layers with absolute values in between.
-The layer is a dozen lines; `lipnext_jax.optim` does the rest, through
-`nnx.Optimizer` and `optax.partition`. The data, two rings, needs no download.
+A 1-Lipschitz network of orthogonal layers and absolute values tells two rings
+apart. The layer takes a dozen lines; `lipnext_jax.optim` does the rest, through
+`nnx.Optimizer` and `optax.partition`.
 """
 
 import itertools
@@ -25,7 +25,7 @@ RULES = ((r'/kernel\b', 'orthogonal'), (r'\b(bias|scale)\b', 'euclidean'))
 
 
 class Orthogonal(nnx.Module):
-  """x ↦ x Qᵀ + b with Q of orthonormal columns or rows, [out, in]."""
+  """The layer x ↦ x Qᵀ + b; Q [out, in] has orthonormal columns or rows."""
 
   def __init__(self, din: int, dout: int, *, rngs: nnx.Rngs):
     gaussian = jax.random.normal(rngs.params(), (dout, din))
@@ -38,7 +38,7 @@ class Orthogonal(nnx.Module):
 
 
 class Net(nnx.Module):
-  """1-Lipschitz up to the trained scale of its logits."""
+  """A classifier that is 1-Lipschitz up to the trained scale of its logits."""
 
   def __init__(self, width: int, depth: int, *, rngs: nnx.Rngs):
     sizes = [2] + [width] * depth
@@ -56,7 +56,7 @@ class Net(nnx.Module):
 
 
 def make_batch(key, batch):
-  """Points [batch, 2] on two rings of radius 1 and 2, and which, [batch]."""
+  """Returns points [batch, 2] on rings of radius 1 and 2, and their labels."""
   keys = jax.random.split(key, 3)
   label = jax.random.bernoulli(keys[0], shape=(batch,)).astype(jnp.float32)
   angle = jax.random.uniform(keys[1], (batch,), maxval=2 * jnp.pi)
@@ -66,12 +66,12 @@ def make_batch(key, batch):
 
 
 def loss_fn(model, x, label):
-  """Mean cross-entropy."""
+  """Returns the mean cross-entropy."""
   return optax.sigmoid_binary_cross_entropy(model(x), label).mean()
 
 
 def make_optimizer(learning_rate):
-  """Kernels on the manifold with lookahead, the rest with Adam."""
+  """Returns Adam, for kernels on the manifold with lookahead."""
   return optax.partition(
     {
       'orthogonal': orthogonal(optax.adam(learning_rate), lookahead_period=6),
@@ -83,7 +83,7 @@ def make_optimizer(learning_rate):
 
 @nnx.jit
 def train_step(model, optimizer, key):
-  """One update in place; returns the loss."""
+  """Updates the model in place; returns the loss."""
   loss, grads = nnx.value_and_grad(loss_fn)(model, *make_batch(key, 128))
   optimizer.update(model, grads)
   return loss

@@ -5,26 +5,28 @@
 #     --config=configs/imagenet_2b.py --workdir=/data/runs/imagenet_2b \
 #     --config.dataset.data_dir=/data
 #
-# One pod per node, one process per pod. A pod that is evicted gets SIGTERM and
-# GRACE seconds, in which the run saves a checkpoint; the JobSet starts all pods
-# again, and they go on from there. The workdir may be in a bucket, e.g.
+# A node runs one pod with one process. An evicted pod gets SIGTERM, and GRACE
+# seconds to save a checkpoint; the JobSet then starts all pods again, and they
+# resume. The workdir may be in a bucket, e.g.
 # --workdir=gs://my-bucket/imagenet_2b, if the image has the extra gcs
 # (docs/recovery.md).
 #
-#   NAME         of the JobSet (lipnext)
-#   IMAGE        made with the Dockerfile, or another that has the repository in
-#                /lipnext_jax, installed (required)
-#   NODES        pods (1)
-#   RESOURCE     what a pod asks for: nvidia.com/gpu or google.com/tpu (the first)
-#   CHIPS        how many of it (8)
+# Variables, with their defaults in brackets:
+#
+#   NAME         name of the JobSet (lipnext)
+#   IMAGE        image from the Dockerfile, or another one with the repository
+#                installed in /lipnext_jax (required)
+#   NODES        number of pods (1)
+#   RESOURCE     nvidia.com/gpu or google.com/tpu (nvidia.com/gpu)
+#   CHIPS        chips per pod (8)
 #   SELECTOR     labels of the nodes, 'key=value key=value'; for TPU e.g.
 #                'cloud.google.com/gke-tpu-accelerator=tpu-v5p-slice
 #                cloud.google.com/gke-tpu-topology=2x2x4'
-#   CLAIM        PersistentVolumeClaim mounted at /data (data)
+#   CLAIM        PersistentVolumeClaim to mount at /data (data)
 #   RUN_AS       user and group of the pods, and group of the volume, e.g. 1000
 #                (root, which may write to any volume)
-#   GRACE        seconds between SIGTERM and the end (180)
-#   RESTARTS     at most (100)
+#   GRACE        seconds from SIGTERM to SIGKILL (180)
+#   RESTARTS     maximum number of restarts (100)
 #   DRY_RUN      1: print the manifest, apply nothing
 set -euo pipefail
 
@@ -33,7 +35,7 @@ set -euo pipefail
 name=${NAME:-lipnext} nodes=${NODES:-1}
 resource=${RESOURCE:-nvidia.com/gpu} chips=${CHIPS:-8}
 
-# A YAML string in double quotes.
+# Prints a text as a YAML string in double quotes.
 quote() {
   printf '"%s"' "$(printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g')"
 }

@@ -3,9 +3,9 @@
 #
 #   launch/local.sh 2 --config=configs/digits.py --workdir=runs/two
 #
-# DEVICES (default 8) CPU devices are shared out evenly, at least one each. Ends when all processes
-# have ended; the first failure becomes the exit code, and ends the others.
-# SIGTERM and Ctrl-C are handed on: all processes save after the same step.
+# The processes share DEVICES (8) CPU devices evenly. The script ends when all
+# processes have ended. The first failure ends the others and becomes the exit
+# code. SIGTERM and Ctrl-C reach all processes, which save the same step.
 set -euo pipefail
 
 processes=${1:?usage: launch/local.sh PROCESSES --config=… --workdir=…}
@@ -34,15 +34,15 @@ for ((i = 0; i < processes; i++)); do
 done
 code=0
 for ((i = 0; i < processes; i++)); do
-  wait -n 2>/dev/null || { code=$?; break; }  # Bash' own words on a kill go.
+  wait -n 2>/dev/null || { code=$?; break; }  # Hides bash's message of a kill.
 done
-# The others notice that one is gone, say so and end, or save and end.
+# Gives the others time to save, or to report the lost process.
 for ((seconds = 0; code && seconds < 60; seconds++)); do
   [[ $(jobs -pr) ]] || break
   sleep 1
 done 2>/dev/null
 if [[ -z $stopped ]] && ((code > 128)); then
   echo "error: a process was ended by signal $((code - 128));" \
-    'the same command goes on at the last checkpoint.' >&2
+    'the same command resumes at the last checkpoint.' >&2
 fi
 exit "$code"

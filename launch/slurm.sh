@@ -6,24 +6,26 @@
 #     --config.dataset.data_dir=/shared/data \
 #     --config.mesh.data=2 --config.mesh.fsdp=8
 #
-# Submits itself; the flags are those of lipnext_jax.main. Before the time limit
-# and before a preemption SLURM sends SIGTERM: the run saves a checkpoint, ends
-# with code 143 and is queued again, to go on from there.
+# The script submits itself; its flags are those of lipnext_jax.main. Before the
+# time limit and before a preemption SLURM sends SIGTERM: the run saves a
+# checkpoint, ends with code 143, is queued again and resumes.
 #
-#   NODES         machines (1)
-#   GPUS          of each (8)
-#   TIME          limit, as sbatch takes it (24:00:00)
-#   GRACE         seconds between SIGTERM and the end (180)
-#   PARTITION     of the cluster (its default)
+# Variables, with their defaults in brackets:
+#
+#   NODES         number of machines (1)
+#   GPUS          GPUs per machine (8)
+#   TIME          time limit in the format of sbatch (24:00:00)
+#   GRACE         seconds from SIGTERM to the time limit (180)
+#   PARTITION     partition of the cluster (its default)
 #   CPUS          cores per GPU, for data workers (8)
-#   PYTHON        with the package and its extras `train` and `cuda`
+#   PYTHON        Python with the package and its extras `train` and `cuda`
 #                 (.venv/bin/python; in a CONTAINER: python)
-#   CONTAINER     .sif file of Apptainer to run in (none); docs/pods.md makes one.
-#                 It sees your home, the current folder and what APPTAINER_BIND
-#                 names, e.g. APPTAINER_BIND=/shared
-#   SETUP         shell commands that the job starts with, e.g. 'module load
+#   CONTAINER     .sif file of Apptainer to run in, see docs/pods.md (none).
+#                 It sees your home, the current folder and those that
+#                 APPTAINER_BIND names, e.g. APPTAINER_BIND=/shared
+#   SETUP         shell commands that start the job, e.g. 'module load
 #                 apptainer' (none)
-#   SBATCH_FLAGS  anything else for sbatch, e.g. '--account=me'
+#   SBATCH_FLAGS  further flags of sbatch, e.g. '--account=me' (none)
 #   DRY_RUN       1: print the commands, run nothing
 set -euo pipefail
 
@@ -67,9 +69,8 @@ if [[ -n ${CONTAINER:-} ]]; then
 fi
 
 code=0
-# Every process sees all GPUs of its node, so that NCCL can use NVLink; JAX
-# takes the one of its rank.
-# srun does not take over --cpus-per-task from sbatch (since SLURM 22.05).
+# Every process sees all GPUs of its node, so that NCCL can use NVLink; JAX uses
+# the one of its rank. Since SLURM 22.05 srun needs --cpus-per-task, too.
 run srun --kill-on-bad-exit=1 --gpu-bind=none \
   --cpus-per-task="${CPUS:-8}" \
   "${python[@]}" -m lipnext_jax.main --coordinator=auto "$@" ||

@@ -5,21 +5,23 @@
 #     --config=configs/imagenet_2b.py --workdir=/mnt/shared/imagenet_2b \
 #     --config.dataset.data_dir=/mnt/shared/data
 #
-# Starts the same command on every host over ssh; JAX finds the others. Ctrl-C
-# here ends the ssh sessions; SIGTERM, which a preempted host sends, saves a
-# checkpoint. The same command again goes on from there. The workdir has to be
-# on storage that all hosts have mounted (Filestore or another NFS), or in a
+# Starts the same command on every host over ssh; JAX finds the other hosts.
+# Ctrl-C ends the ssh sessions. A preempted host gets SIGTERM and saves a
+# checkpoint; the same command again resumes there. The workdir must be on
+# storage that all hosts have mounted (Filestore or another NFS), or in a
 # bucket: --workdir=gs://my-bucket/imagenet_2b, with the extra gcs on all hosts
-# (docs/recovery.md). A run whose hosts do not see one directory is refused.
+# (docs/recovery.md). A run whose hosts see different directories is refused.
+#
+# Variables, with their defaults in brackets:
 #
 #   TPU      name of the slice (required)
-#   ZONE     its zone (required)
-#   PROJECT  of Google Cloud (gcloud's default)
-#   REPO     where the repository lies on the hosts (lipnext_jax)
-#   SETUP    1: first copy the last commit of this repository there, over what
-#            an earlier SETUP left, and install it
-#   PYTHON   of the hosts, 3.11 or later, for SETUP (python3; an Ubuntu 22.04
-#            image needs python3.11 and python3.11-venv installed)
+#   ZONE     zone of the slice (required)
+#   PROJECT  project of Google Cloud (gcloud's default)
+#   REPO     folder of the repository on the hosts (lipnext_jax)
+#   SETUP    1: first copy the last commit of this repository to the hosts, over
+#            that of an earlier SETUP, and install it
+#   PYTHON   Python of the hosts, 3.11 or later, for SETUP (python3; an Ubuntu
+#            22.04 image needs python3.11 and python3.11-venv)
 #   DRY_RUN  1: print the commands, run nothing
 set -euo pipefail
 
@@ -49,7 +51,7 @@ if [[ ${SETUP:-0} == 1 ]]; then
   trap 'rm -r "${archive%/*}"' EXIT
   run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
   run gcloud compute tpus tpu-vm scp "$archive" "$TPU:" "${where[@]}"
-  # Runs and the environment stay; code that is gone from the commit goes.
+  # Keeps runs and the environment, removes code that the commit lacks.
   on_all "mkdir -p $repo && cd $repo && rm -rf lipnext_jax configs &&\
  tar -xzf ~/lipnext_jax.tar.gz && ${PYTHON:-python3} -m venv .venv &&\
  .venv/bin/pip install -q -c constraints.txt -e '.[train,data,gcs,tpu]'"
