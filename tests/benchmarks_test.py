@@ -1,4 +1,4 @@
-"""Every benchmark runs, in small, through its command line."""
+"""Runs every benchmark at a small size through its command line."""
 
 import collections
 import importlib
@@ -33,7 +33,7 @@ from lipnext_jax.models import registry
 from lipnext_jax.optim import orthogonality_error
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.slow  # Whole programs, and what compares rivals.
+pytestmark = pytest.mark.slow  # Whole programs, and comparisons of optimizers.
 
 
 @pytest.fixture
@@ -52,7 +52,6 @@ def run(monkeypatch, capsys):
 
 
 def test_train_step_times_every_part_of_every_candidate(run, tmp_path):
-  """Other rivals are built below, or trained by their configs."""
   options = (
     '--size tiny --batch_size 8 --repeats 1 --remat products '
     f'--shift_ratio 0.0625 --rivals liresnet --json {tmp_path}/out.jsonl '
@@ -69,7 +68,7 @@ def test_train_step_times_every_part_of_every_candidate(run, tmp_path):
 
 @pytest.mark.parametrize('name', ['literal', 'torch'])
 def test_a_transcription_is_the_same_step(name):
-  """It is slower, not something else: what it is compared with computes it."""
+  """A comparison of times is fair only if both compute the same."""
   if name == 'torch':
     pytest.importorskip('torch', reason='PyTorch is no dependency')
   shape = train_step_candidates.Shape(
@@ -77,18 +76,18 @@ def test_a_transcription_is_the_same_step(name):
   )
   batch = train_step_candidates.make_batch(shape)
   ours = train_step_candidates.lipnext(shape, 'none', False, 'highest', batch)
-  with jax.numpy_rank_promotion('allow'):  # As printed.
+  with jax.numpy_rank_promotion('allow'):  # The paper's equations promote.
     theirs = getattr(train_step_candidates, name)(shape, batch)
-    for steps in (0, 7, 7):  # Past two syncs of the lookahead.
+    for steps in (0, 7, 7):  # Two syncs of the lookahead.
       ours.steps(steps)
       theirs.steps(steps)
-      # A loss of 2.7 rounds at 2e-7; fourteen steps add up to a few of these.
+      # A loss of 2.7 has an ulp of 2e-7; 14 steps add up to several ulps.
       np.testing.assert_allclose(theirs.forward(), ours.forward(), rtol=5e-6)
 
 
 @pytest.mark.parametrize('rival', ['liresnet', 'bronet'])
-def test_rivals_have_as_many_parameters(rival, monkeypatch):
-  """To within one step of their width, 8 of 152 and more channels."""
+def test_baselines_have_as_many_parameters(rival, monkeypatch):
+  """Their width, 152 channels and more, changes in steps of 8."""
   counts = []
 
   def candidate(name, logits_fn, init_fn, *_):
@@ -137,7 +136,7 @@ def test_the_formulae_of_weak_scaling_are_those_of_programs(make_tiny_config):
   assert sent['all-to-all', fsdp] == step.swaps
   replicas = sent['all-gather', data] + sent['all-reduce', data]
   assert replicas == pytest.approx(step.replicas, rel=0.02)
-  # Products of the passes; stem and head are small, of a width of 32 too.
+  # Stem and head, which the formulae leave out, are small even at width 32.
   whole = flops.count(compiled.jaxpr).total
   update = flops.count(compiled.jaxpr, 'optimizer').total
   assert step.passes < (whole - update) / (data * fsdp) < 1.1 * step.passes
@@ -243,7 +242,7 @@ def test_the_comparison_with_other_libraries_prints_its_tables(
   rows = [row for row in rows if row not in missing + too_large]
   assert len(rows) == 2 * 2 + 2 + 1
   assert all(float(cell) > 0 for row in rows[:4] for cell in row[1:])
-  # Within the gap at one of the rates, and not at the start.
+  # The gap is reached at the larger rate, and not at the start.
   for _, steps, _, rate, defect in rows[4:6]:
     assert 0 < int(steps) <= 100
     assert rate == '0.1'
@@ -280,7 +279,7 @@ def test_the_certificate_benchmark_prints_its_table(run):
   assert values['largest difference of fast and rigorous radii'] < 1e-4
 
 
-def test_crafted_weights_break_nothing_but_the_untested(run, trained_run):
+def test_crafted_weights_break_untested_certificates_alone(run, trained_run):
   options = ['--workdir', trained_run[0], '--examples', '20', '--rounds', '2']
   lines = run('crafted_weights', *options).splitlines()
   rows = [line.split(' | ') for line in lines[3:14]]
@@ -304,8 +303,8 @@ def test_the_optimum_of_each_problem_is_one(problem):
 
 
 @pytest.mark.parametrize('method', optimizer_convergence.METHODS, ids=', '.join)
-def test_every_rival_descends_and_stays_orthogonal(method):
-  """Comparing with a broken rival would show nothing."""
+def test_every_method_descends_and_stays_orthogonal(method):
+  """Comparing with a broken method would show nothing."""
   loss, data, x, best = optimizer_convergence.procrustes(6, seed=0)
   tx = optimizer_convergence.METHODS[method](0.03)
   gap = loss(x, data) / best - 1
@@ -315,11 +314,11 @@ def test_every_rival_descends_and_stays_orthogonal(method):
     updates, state = update(jax.grad(loss)(x, data), state, x)
     x = optax.apply_updates(x, updates)
   assert loss(x, data) / best - 1 < gap / 3
-  # Cayley's fixed point is iterated twice: its defect is third order.
+  # Two fixed-point iterations leave Cayley's map a defect of third order.
   assert orthogonality_error(x) < 1e-2
 
 
-def test_rival_steps_are_their_definitions():
+def test_cayley_and_qr_steps_are_their_definitions():
   a = np.random.default_rng(0).normal(size=(5, 5)).astype(np.float32)
   a = a - a.T
   x = np.linalg.qr(a + np.eye(5, dtype=np.float32))[0]
@@ -376,7 +375,7 @@ def write_log(path, errors):
 def test_the_soak_benchmark_sees_what_drifts(
   tmp_path, monkeypatch, capsys, memory, error, spent, verdict
 ):
-  """Its judgement, on planted figures."""
+  """Judges planted figures."""
   windows = range(1, 11)
   write_log(
     tmp_path / 'metrics.jsonl', [(10_000 * at, error(at)) for at in windows]

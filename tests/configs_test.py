@@ -84,7 +84,7 @@ def test_a_docstring_names_every_argument_and_says_how_to_launch(name):
 
 # ── The command line ─────────────────────────────────────────────────────────
 
-# Inside one and the same program: numbers, and what becomes of the data.
+# Fields that do not change the compiled program.
 NOT_THE_PROGRAM = ('loss.epsilon', 'eval.epsilons', 'augment.', 'dataset.syn')
 
 
@@ -95,7 +95,7 @@ def program(name, arg):
   )
 
 
-# One case of every program that the smoke words make.
+# One smoke config for every compiled program.
 SMOKES = {program(*case): case for case in CASES if 'smoke' in case[1]}
 
 
@@ -116,7 +116,7 @@ def test_every_program_runs_two_steps_through_the_command_line(
   config = FILES[name].get_config(arg)
   flags = [f'--config=configs/{name}.py:{arg}', f'--workdir={tmp_path}/run']
   if config.dataset.name == 'synthetic':
-    # Images of 3×3 tokens, ten classes: files of one family share a program.
+    # With 3×3 tokens and ten classes, configs of a family share a program.
     side = config.dataset.synthetic.image_size
     validation.check_image(config.model, (side, side, 3))
     flags.append('--config.dataset.synthetic.num_classes=10')
@@ -131,7 +131,7 @@ def test_every_program_runs_two_steps_through_the_command_line(
 
 # ── What is trained ──────────────────────────────────────────────────────────
 
-# Of R and M together, as the paper counts; 2B is named after 2.15e9.
+# Numbers in R and M, as the paper counts; 2B has 2.15e9.
 COUNTS = {
   ('cifar10', 'L32W1024'): 64 * 2**20,
   ('cifar10', ''): 256 * 2**20,
@@ -140,7 +140,7 @@ COUNTS = {
   ('tiny_imagenet', ''): 256 * 2**20,
   ('imagenet_1b', ''): 1024 * 2**20,
   ('imagenet_2b', ''): 2 * 32 * 5792**2,
-  ('imagenet_8b', ''): 2 * 64 * 8192**2,  # Ours.
+  ('imagenet_8b', ''): 2 * 64 * 8192**2,  # Not in the paper.
   ('imagenet400_scaling', 'L32W1024'): 64 * 2**20,
   ('imagenet400_scaling', ''): 256 * 2**20,
   ('imagenet400_scaling', 'L32W4096'): 1024 * 2**20,
@@ -150,7 +150,7 @@ COUNTS = {
   ('imagenet400_scaling', 'L128W2048'): 1024 * 2**20,
   ('imagenet400_scaling', 'L64W2896'): 2 * 64 * 2896**2,
 }
-# Side, classes, train examples (400 classes: not needed to count).
+# Side, classes, training examples (about, for imagenet400).
 SETS = {
   'cifar10': (32, 10, 50_000),
   'cifar100': (32, 100, 50_000),
@@ -162,11 +162,11 @@ SETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """What a config costs, counted from shapes."""
+  """The cost of a config, counted from shapes."""
 
   orthogonal: int  # Numbers in R and M.
-  tokens: int  # Of an image.
-  state: int  # Bytes of the whole train state.
+  tokens: int  # Tokens of an image.
+  state: int  # Bytes of the train state.
 
 
 @functools.cache
@@ -246,7 +246,7 @@ def test_a_figure_of_another_row_is_found_out():
 
 
 def test_every_row_of_the_paper_is_there():
-  """Of LipNeXt: four of Table 1, two sizes at two radii, five of Table 4."""
+  """Table 1 has four rows of LipNeXt, Table 3 four, Table 4 five."""
   assert len({row[:2] for row in PUBLISHED}) == len(PUBLISHED) == 4 + 4 + 5
 
 
@@ -280,7 +280,7 @@ def test_the_command_of_a_rival_in_the_docs_is_as_they_say(run_main):
   code, out, err = run_main(*flags)
   assert not code, err
   assert "model.name = 'liresnet'" in out
-  # The ImageNet configs set fields that its optimizer does not have.
+  # The ImageNet configs set fields that LiResNet's optimizer does not have.
   other = [flag.replace('cifar10', 'imagenet_2b') for flag in flags]
   code, _, err = run_main(*other)
   assert code == 2

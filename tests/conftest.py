@@ -1,4 +1,4 @@
-"""Strict by default: 8 CPU devices, and nothing is promoted in silence."""
+"""Fixtures; tests have 8 CPU devices and strict rank promotion."""
 
 import contextlib
 import gc
@@ -11,24 +11,22 @@ import sys
 import tempfile
 import warnings
 
-# Before JAX is imported anywhere: the platform and the number of devices are
-# read once.
+# JAX reads the platform and the number of devices once, when it is imported.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Compiling takes longest: a third less if no program is split into parts, and
-# half as long by XLA's older code generator, where there still is one. With the
-# newest JAX, the tests run through the one that users have.
+# Compiling takes longest: a third less without splitting programs into parts,
+# and half as long with XLA's older code generator. Tests with a newer JAX use
+# the code generator that users have.
 _flags = ['--xla_cpu_parallel_codegen_split_count=1']
 if metadata.version('jaxlib').startswith('0.10.'):
   _flags.append('--xla_cpu_use_fusion_emitters=false')
 _flags.append('--xla_force_host_platform_device_count=8')
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_flags])
-# Programs compiled once serve the whole session, its subprocesses included.
-# What is tested about compilation is counted in traces, which no cache saves.
+# The whole session, subprocesses included, shares compiled programs. Tests of
+# compilation count traces, which are not cached.
 _cache = tempfile.TemporaryDirectory(prefix='lipnext-compiled-')
 os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-# What most tests see no optimization changes. The others ask for the fixture
-# `optimized`.
+# Most tests do not depend on optimizations; others use the fixture `optimized`.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 from absl.testing import flagsaver
@@ -43,9 +41,9 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 @pytest.hookimpl(tryfirst=True)  # Before `-m` reads the markers.
 def pytest_collection_modifyitems(items):
-  """Puts files with slow tests first, so that all workers end together.
+  """Marks tests that start programs or need a trained run as slow.
 
-  Tests that ask for a trained run or start a program are slow.
+  Files with slow tests come first, so that all workers end together.
   """
   for item in items:
     if {'trained_run', 'run_command'} & {*getattr(item, 'fixturenames', ())}:
@@ -55,14 +53,14 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-  """Spares the garbage collector all that was imported, a tenth of the time."""
+  """Hides imports from the garbage collector, to save a tenth of the time."""
   gc.collect()
   gc.freeze()
 
 
 @pytest.fixture(scope='session')
 def run_command():
-  """Runs a command of the project; returns what it said."""
+  """Runs a command in the repository; returns the completed process."""
 
   def run(command, **environment):
     return subprocess.run(
@@ -71,7 +69,7 @@ def run_command():
       env=os.environ | {'PYTHON': sys.executable} | environment,
       capture_output=True,
       text=True,
-      timeout=600,  # Some machines are busy.
+      timeout=600,
       check=False,
     )
 
@@ -95,9 +93,9 @@ def run_main():
       contextlib.redirect_stdout(out),
       contextlib.redirect_stderr(err),
     ):
-      # Flags of the config's fields are found in sys.argv.
+      # ml_collections looks for flags of config fields in sys.argv.
       patch.setattr(sys, 'argv', ['main', *argv])
-      # What ml_collections imports config files with.
+      # ml_collections imports config files with this method.
       warnings.filterwarnings('ignore', r'the load_module\(\) method')
       try:
         main.main(main._parse(sys.argv))
@@ -110,9 +108,9 @@ def run_main():
 
 @pytest.fixture(scope='module')
 def optimized():
-  """Compiles with all optimizations: for rounding, and for kernels.
+  """Turns all optimizations on, for tests of rounding and of kernels.
 
-  Programs of tests before it are forgotten, and its own after it.
+  Clears the caches of compiled programs before and after the module.
   """
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '0')
@@ -156,16 +154,16 @@ def make_tiny_config():
 
 @pytest.fixture
 def tiny_config(make_tiny_config):
-  """One of them."""
+  """A config of `make_tiny_config`."""
   return make_tiny_config()
 
 
 @pytest.fixture(scope='session')
 def trained_run(tmp_path_factory):
-  """(workdir, its eval.json, its config) of a run on 8 devices. Never write.
+  """(workdir, eval.json, config) of a run on 8 devices; never write to it.
 
-  Trained in bfloat16, checkpoints at the steps 2 ('best') and 4 ('last'); once
-  for all workers of a session.
+  The run trains in bfloat16 and has checkpoints at the steps 2 ('best') and 4
+  ('last'). All workers of a session share it.
   """
   from lipnext_jax import train  # Slow to import, and needed here only.
 

@@ -61,7 +61,7 @@ def test_radii_are_those_of_the_certificate(setup):
 
 
 def test_lipschitz_bound_is_never_rounded_down(setup):
-  # 1 + 1e-12 is 1 in float32: the device must still get more than 1.
+  # float32 rounds 1 + 1e-12 to 1; the device must get a larger number.
   exact, above = run(setup, 8, 1.0).radii, run(setup, 8, 1 + 1e-12).radii
   ratio = above[exact > 0] / exact[exact > 0]
   assert np.all(ratio <= 1)
@@ -116,7 +116,7 @@ def test_rigorous_evaluation_is_the_rigorous_certificate(setup, tiny_config):
                  run_rigorous(setup, 16, tiny_config.mesh)):  # fmt: skip
     assert result.ids.tolist() == list(range(37))
     np.testing.assert_array_equal(result.predictions, direct.predictions)
-    # Another order of summation: within what E allows, over distances > 0.1.
+    # Sums in another order differ by at most E, over distances above 0.1.
     largest = np.max(direct.logit_errors)
     np.testing.assert_allclose(result.radii, direct.radii, atol=40 * largest)
     assert result.radii.dtype == np.float64
@@ -146,7 +146,7 @@ def test_every_operator_is_bounded_once(setup, monkeypatch, certificate):
   )
 
 
-def test_monitoring_takes_the_constant_of_training_and_proves_nothing(
+def test_monitoring_uses_the_constant_of_training_and_proves_nothing(
   setup, monkeypatch
 ):
   mesh, model, params, source, _ = setup
@@ -167,7 +167,7 @@ def test_rigorous_and_fast_radii_differ_by_float32_alone(setup):
 
 
 def test_widening_keeps_numbers_that_float32_calls_subnormal(setup):
-  """XLA would make zeros of them: another model than the stored one."""
+  """XLA would convert them to zeros, which makes another model."""
   mesh = setup[0]
   stored = np.float32([[1e-40, -1e-45, 1e-38, 1 / 3]]).repeat(8, 0)
   p = jax.device_put(stored, mesh_lib.batch_sharding(mesh))
@@ -176,7 +176,7 @@ def test_widening_keeps_numbers_that_float32_calls_subnormal(setup):
     on_device = np.asarray(p.astype(np.float64))
   assert wide.sharding == p.sharding
   np.testing.assert_array_equal(np.asarray(wide), stored.astype(np.float64))
-  if mesh.devices.flat[0].platform == 'cpu':  # The fault, as XLA has it there.
+  if mesh.devices.flat[0].platform == 'cpu':  # Shows that XLA does so.
     assert np.any(on_device != stored.astype(np.float64))
 
 

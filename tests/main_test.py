@@ -51,7 +51,7 @@ def finish(process):
   return process.returncode, out, err
 
 
-# {mistake: (flags, what the error says)}.
+# Mistake → (flags, parts of the error).
 MISTAKES = {
   'an unknown field': (
     ['--config.model.dept=3'],
@@ -118,7 +118,7 @@ MISTAKES = {
 
 
 def check_mistake(result, parts):
-  """Raises unless it is one line, exit code 2, with these parts."""
+  """Raises unless a result is one line with these parts and exit code 2."""
   code, out, err = result
   assert code == 2
   assert not out
@@ -184,7 +184,7 @@ def test_help_names_modes_configs_and_where_the_fields_are():
 
 @pytest.fixture(scope='module')
 def calm(tmp_path_factory, run_main):
-  """(workdir, stdout) of a run that nothing disturbed."""
+  """(workdir, stdout) of an undisturbed run."""
   workdir = str(tmp_path_factory.mktemp('calm') / 'run')
   code, out, err = run_main(f'--workdir={workdir}', *LONGER)
   assert not code, err
@@ -193,7 +193,7 @@ def calm(tmp_path_factory, run_main):
 
 
 def check_same_numbers(workdir, calm, run_main):
-  """Finishes a run, and compares it with the one that nothing disturbed."""
+  """Finishes a run and compares it with the undisturbed one."""
   code, out, err = run_main(f'--workdir={workdir}', *LONGER)
   assert not code, err
   assert out == calm[1]
@@ -227,7 +227,7 @@ def test_signals_at_any_moment_end_in_the_same_numbers(
 
   process = start(*flags)
   wait_for(metrics.exists, process)
-  # The loop is about to begin or has begun: the lock is held, and stays so.
+  # The loop begins: the lock is held.
   with pytest.raises(errors.ConfigError, match=f'process {process.pid} on'):
     lock.Lock(workdir).acquire()
   wait_for(lambda: metrics.stat().st_size, process)
@@ -251,7 +251,7 @@ def test_signals_at_any_moment_end_in_the_same_numbers(
 def test_a_disk_that_is_full_is_one_line_and_costs_nothing(
   tmp_path, calm, run_main
 ):
-  """No file may grow beyond the limit: what a full disk does, for anyone."""
+  """A limit on the size of files stands for a full disk."""
   workdir = f'{tmp_path}/run'
   shutil.copytree(calm[0], workdir)
   shutil.rmtree(f'{workdir}/checkpoints/80')
@@ -267,7 +267,7 @@ def test_a_disk_that_is_full_is_one_line_and_costs_nothing(
       f'--workdir={workdir}',
       *LONGER,
       prefix=limited,
-      # A copy: a program that is not there may be left half written.
+      # A copy, since a cached program may be left half written.
       JAX_COMPILATION_CACHE_DIR=str(cache),
     )
     found, _, err = finish(full)

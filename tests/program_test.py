@@ -1,6 +1,6 @@
-"""The step on every mesh is the step on one device; what it sends and counts.
+"""The step on several meshes: its results, its transfers, its operations.
 
-One compilation a mesh, shared by all tests here.
+All tests share one compilation per mesh.
 """
 
 import functools
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow  # A train step is compiled for every mesh.
 DEPTH, WIDTH, BATCH, STEPS = 8, 16, 16, 20
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]
 ONE = (1, 1, 1)
-# Twenty steps of a tiny model: compiling takes longest.
+# Options that shorten compilation, which takes longer than the steps.
 QUICK = {
   'xla_backend_optimization_level': 0,
   'xla_llvm_disable_expensive_passes': True,
@@ -72,15 +72,15 @@ def batch_of(step):
 
 
 class Run:
-  """20 steps, with what the compiler made of them."""
+  """20 steps of a config, and the compiled program."""
 
   def __init__(self, config):
     self.program = program = build(config)
     compiled = trace(program).lower().compile(QUICK)
     self.compiled = compiled
     self.sent = collectives.read(compiled.as_text())
-    # The same start everywhere: initialisation is sharded, too, and a QR
-    # decomposition may round differently.
+    # All meshes start with the same arrays, since a sharded initialisation may
+    # round differently.
     state = jax.device_put(start(), program.shardings)
     on_batch = mesh_lib.batch_sharding(program.mesh)
     losses = []
@@ -116,12 +116,12 @@ def test_every_mesh_makes_the_run_of_one_device(sizes):
   one, many = run_on(ONE), run_on(sizes)
   np.testing.assert_allclose(many.losses, one.losses, atol=1e-5)
   assert largest_difference(many.params, one.params) < 1e-5
-  # Training moved them by far more than that.
+  # Training moved them much further.
   assert largest_difference(one.params, start().params) > 1e-2
 
 
 def test_another_batch_is_told_apart():
-  """The tolerance would see one example of 320 that is another one."""
+  """The tolerance tells apart runs that differ in one of 320 examples."""
   run = run_on((2, 2, 2))
   state = jax.device_put(start(), run.program.shardings)
   on_batch = mesh_lib.batch_sharding(run.program.mesh)
@@ -132,7 +132,7 @@ def test_another_batch_is_told_apart():
 
 
 def large_transfers(run):
-  """(kind, devices) → how often a step moves as many bytes as R has."""
+  """Returns {(kind, devices): number} of transfers at least as large as R."""
   counts: dict[tuple[str, int], int] = {}
   for c in run.sent:
     if c.size * c.trips >= WIDTH * WIDTH * 4 // 2:  # Half of M, at α = 1/8.
@@ -141,22 +141,22 @@ def large_transfers(run):
   return counts
 
 
-# Of R and M each: one all-to-all to the layout of a step, one back to layers.
+# R and M each move to the layout of a step and back by an all-to-all.
 SWAPS = 4
-# A layer's R and M, in forward and, recomputed, in backward; their gradients.
+# R and M of a layer are gathered in forward and again in backward; their
+# gradients are scattered.
 GATHERS, SCATTERS = 4 * DEPTH, 2 * DEPTH
 
 
 @pytest.mark.parametrize('replicas', [1, 2])
-def test_what_is_sent_is_what_was_meant(replicas):
+def test_a_step_sends_each_matrix_as_often_as_intended(replicas):
   rows = 8 // replicas
   found = large_transfers(run_on((replicas, rows, 1)))
-  # Stem, head, biases and positions: every gradient once, all at once or, of
-  # a block, layer by layer.
+  # Gradients of stem, head, biases and positions, together or by layers.
   assert found.pop(('all-reduce', 8)) <= 2 + DEPTH
   if replicas > 1:
-    # Rows of gradients and the working copy go over them, no more. The compiler
-    # may send R's and M's gradients as one.
+    # Replicas exchange rows of gradients and the working copy. The compiler may
+    # join the gradients of R and M.
     assert found.pop(('all-reduce', replicas)) in (DEPTH, 2 * DEPTH)
     assert found.pop(('all-gather', replicas)) == 2
   assert found == {
@@ -174,7 +174,7 @@ def test_with_width_shards_layers_still_swap_without_being_gathered():
   assert SWAPS <= swaps <= 2 * SWAPS
   assert not any(kind == 'collective-permute' for kind, _ in found)
   moved = [c for c in run.sent if c.op_name.endswith('sharding_constraint')]
-  # The working copy goes over the two replicas, and nothing over more.
+  # Only the working copy is gathered, over the two replicas.
   stacks = [c for c in moved if c.size >= WIDTH * WIDTH * 4]
   assert {c.group for c in stacks if c.kind == 'all-gather'} == {2}
 
@@ -182,14 +182,14 @@ def test_with_width_shards_layers_still_swap_without_being_gathered():
 @pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_nothing_is_sent_inside_the_manifold_update(sizes):
   inside = [c for c in run_on(sizes).sent if 'optimizer/' in c.op_name]
-  # The squares of the clipped norm, and Euclidean leaves it is summed with.
+  # The norm of the gradient for the clip, and Euclidean leaves joined with it.
   assert all(c.kind == 'all-reduce' and c.trips == 1 for c in inside)
   walks = [c for c in inside if 'shard_map' in c.op_name]
   assert not walks
 
 
 def test_the_update_of_stacks_falls_as_one_over_the_devices():
-  """Together the devices do the work of one, and each Q on its own."""
+  """Devices share the update of stacks, and each one updates Q."""
   shared, copied = {}, {}
   for sizes in [ONE, (1, 2, 1), (2, 2, 1), (1, 8, 1), (2, 2, 2)]:
     config = make_config(sizes)
@@ -200,8 +200,8 @@ def test_the_update_of_stacks_falls_as_one_over_the_devices():
     copied[sizes] = (every - shared[sizes]) / max(devices - 1, 1)
   assert shared[ONE] > 0
   assert set(shared.values()) == {shared[ONE]}
-  # Q is one matrix of the size of M; R has half of its rows, so that XᵀG and
-  # the product with X are half of 2·C³ less.
+  # Q has the size of M. R has half of its rows, which saves half of 2·C³ in XᵀG
+  # and in the product with X.
   del copied[ONE]
   (q,) = set(copied.values())
   assert shared[ONE] == q + DEPTH * (2 * q - 2 * WIDTH**3)
@@ -239,7 +239,8 @@ def test_evaluation_gets_retracted_weights_in_the_layout_of_a_step():
   )
   assert largest_difference(jax.device_get(params), expected) < 1e-6
   assert optim.orthogonality_error(r).max() < 1e-6
-  # After 20 steps of periods 3 and 7 that was neither fast nor retracted.
+  # Step 20 is no multiple of the periods 3 and 7: slow weights differ from fast
+  # ones, and are not retracted.
   assert largest_difference(state.params, expected) > 1e-3
   assert largest_difference(slow, expected) > 1e-7
 
@@ -269,7 +270,7 @@ def test_first_moments_in_bfloat16_are_half_as_large():
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
   def moment(p, label):
-    """Entries of one: skew matrices [C, C] have each of theirs once."""
+    """Returns the entries of a moment; skew matrices [C, C] are packed."""
     skew = math.prod(p.shape[:-2]) * max(p.shape[-2:]) ** 2 // 2
     return skew if label == 'orthogonal' else p.size
 

@@ -82,7 +82,7 @@ def test_every_module_has_a_mirrored_test():
   assert not missing
 
 
-# Words that make a fragment of what they open.
+# Words that start a fragment.
 OPENINGS = re.compile('Of|What|So|By|How|Where|As|See|From|For')
 
 
@@ -128,8 +128,8 @@ def test_odd_docstrings_are_found():
 LIGHT = ('optim', 'models', 'losses', 'certify')
 
 
-# What the extra `train` brings, except absl and orbax: optax and flax import
-# those themselves.
+# Packages of the extra `train`, except absl and orbax, which optax and flax
+# import themselves.
 TRAIN_PACKAGES = (
   'PIL cloudpickle filelock flatbuffers grain jinja2 ml_collections '
   'safetensors scipy sklearn tensorboardX tqdm'
@@ -148,8 +148,8 @@ for module in {LIGHT!r}:
   importlib.import_module('lipnext_jax.' + module)
 print('light')
 for program in {PROGRAMS!r}:
-  if program == '.report':  # Its package lacks packages: as `-m` imports it.
-    sys.argv[0] = '-m'
+  if program == '.report':  # Its package needs the extra, too.
+    sys.argv[0] = '-m'  # As Python has it while it imports the package.
   try:
     runpy.run_module('lipnext_jax' + program, run_name='__main__')
   except SystemExit as stop:
@@ -178,7 +178,7 @@ def test_the_core_is_declared_to_need_no_more():
 
 def test_every_benchmark_is_run_by_a_test_or_needs_what_ci_lacks():
   paths = sorted((ROOT / 'benchmarks').glob('*.py'))
-  # Named in the tests, or a part of a benchmark.
+  # A benchmark must be named in the tests or imported by another one.
   readers = [ROOT / 'tests' / 'benchmarks_test.py', *paths]
   tests = '\n'.join(path.read_text() for path in readers)
   for path in paths:
@@ -210,7 +210,7 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 @pytest.mark.slow  # They train.
 def test_python_blocks_of_the_documentation_run(run_command):
-  """One after the other in one process, each with names of its own."""
+  """Blocks run one after the other in one process, with names of their own."""
   code = [b for path in MARKDOWN for b in blocks(path.read_text(), 'python')]
   assert len(code) > 5
   program = (

@@ -34,9 +34,9 @@ def test_the_schedule_of_the_radius_is_that_of_the_recipe():
 
 
 def test_less_precise_steps_on_the_manifold_go_with_early_retractions():
-  """What bfloat16 products add to the defect is taken back 12 times an epoch.
+  """bfloat16 products add to the defect, which retractions reset.
 
-  The default of once an epoch would leave it growing over 1251 steps.
+  The default of one retraction an epoch would let it grow for 1251 steps.
   """
   optimizer = recipes.imagenet('eps1').optimizer
   assert optimizer.precision == 'bfloat16'

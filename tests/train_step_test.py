@@ -64,7 +64,7 @@ def counted(make_tiny_config):
   traces = []
 
   def counting_loss(*args, **kwargs):
-    traces.append(None)  # Runs once per trace, not once per step.
+    traces.append(None)  # Called when a step is traced, not when it runs.
     return losses.emma_loss(*args, **kwargs)
 
   with pytest.MonkeyPatch.context() as patch:
@@ -99,7 +99,7 @@ def test_parameters_are_born_in_their_shardings(harness):
     # 2 layers over fsdp; data, which would not divide them, is left out.
     shards = params['blocks']['R'].addressable_shards
     assert {s.data.shape for s in shards} == {(1, 4, 16)}
-  # No device ever holds a whole stack: not even as a temporary of init.
+  # No device holds a whole stack, not even as a temporary of init.
   memory = harness.init.lower(jax.random.key(0)).compile().memory_analysis()
   whole = sum(x.nbytes for x in jax.tree.leaves(state))
   assert memory.output_size_in_bytes < 0.75 * whole
@@ -183,8 +183,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     assert not np.array_equal(r, moved)
 
 
-def test_the_step_that_always_updates_is_seen_to(tiny_config, monkeypatch):
-  """The planted fault: were all found finite, one batch poisons everything."""
+def test_a_step_that_always_updates_is_found_out(tiny_config, monkeypatch):
+  """Planted fault: if NaN passed as finite, one batch would spoil the state."""
   monkeypatch.setattr(jnp, 'isfinite', lambda x: jnp.ones_like(x, bool))
   harness = Harness(tiny_config)
   after = harness.run(harness.start(), batch_with_nan())
@@ -236,7 +236,7 @@ def test_monitor_reports_what_the_last_step_used(harness, tiny_config):
   estimate = float(monitored['train/orthogonality_error'])
   # Power iteration approaches from below; float32 rounds both at 1e-7.
   assert 0.3 * exact - 2e-7 < estimate < exact + 2e-7
-  # And a matrix that left the manifold is seen.
+  # A matrix off the manifold shows.
   scaled = state.params['blocks']['M'].at[1].mul(1.001)
   params = state.params | {'blocks': state.params['blocks'] | {'M': scaled}}
   error = program.monitor(state._replace(params=params))[
@@ -248,7 +248,7 @@ def test_monitor_reports_what_the_last_step_used(harness, tiny_config):
 def test_the_loss_is_told_the_radius_that_the_backbone_stretches_to(
   tiny_config,
 ):
-  """ε·K of LiResNet: what reaches the features of a ball of radius ε."""
+  """LiResNet maps a ball of radius ε into one of radius K·ε."""
   tiny_config.model.name = 'liresnet'
   tiny_config.model.baseline.dense_depth = 1
 

@@ -1,4 +1,4 @@
-"""The whole way, in this process: train, resume, evaluate."""
+"""Whole runs in this process: train, resume, evaluate."""
 
 import fcntl
 import json
@@ -38,7 +38,7 @@ def stored_arrays(workdir, step):
 
 
 def read_metrics(workdir):
-  """The lines of a run's metrics, without what depends on the clock."""
+  """Returns the lines of a run's metrics, without speeds."""
   lines = map(json.loads, read(workdir, 'metrics.jsonl').splitlines())
   return [
     {k: v for k, v in line.items() if 'per_second' not in k} for line in lines
@@ -99,7 +99,7 @@ def test_a_run_leaves_everything_it_promises(finished):
   assert start['mesh'] == {'data': 4, 'fsdp': 2, 'tensor': 1}
   table = read(workdir, 'parameters.txt').splitlines()
   (row,) = (line for line in table if line.startswith('params/blocks/R '))
-  # Whole matrices: two layers over the two devices of fsdp; data divides not.
+  # Two layers are split over fsdp = 2; data = 4 does not divide them.
   assert "(('fsdp', 'tensor'), None, None)" in row
   assert os.listdir(os.path.join(workdir, 'tensorboard'))
   product = math.prod(map(math.prod, summary['lipschitz_bounds'].values()))
@@ -115,9 +115,9 @@ def test_a_run_leaves_everything_it_promises(finished):
 
 
 def test_resuming_is_bitwise(finished, resumable, tmp_path):
-  """4 steps = 2 + restore + 2: parameters, optimizer, data order, numbers.
+  """4 steps equal 2 steps, a restore and 2 steps, in all arrays and numbers.
 
-  The line of step 3 covers the steps before the resume: its sums are saved.
+  The sums of the log line at step 3 start before the restore.
   """
   whole, summary = finished
   workdir = str(tmp_path / 'cut')
@@ -125,7 +125,7 @@ def test_resuming_is_bitwise(finished, resumable, tmp_path):
   shutil.rmtree(os.path.join(workdir, 'checkpoints', '4'))
   os.remove(os.path.join(workdir, 'eval.json'))
   with open(os.path.join(workdir, 'metrics.jsonl'), 'a') as file:
-    file.write('{"step": 5, "tr')  # Whatever a kill left behind.
+    file.write('{"step": 5, "tr')  # A line that a kill cut.
   assert train.train_and_evaluate(resumable(), workdir) == summary
   assert len(stored_arrays(workdir, 4)) > 10
   assert same_arrays(workdir, 4, whole, 4)
@@ -139,7 +139,7 @@ def test_resuming_is_bitwise(finished, resumable, tmp_path):
 def test_a_signal_at_the_end_is_not_forgotten(
   finished, resumable, tmp_path, monkeypatch, asked
 ):
-  """In the last step, or during the save after it: no long evaluation."""
+  """A signal in the last step, or in the save after it, skips evaluation."""
   asks = []
 
   def received(self, step):
@@ -162,7 +162,7 @@ def test_a_signal_at_the_end_is_not_forgotten(
 
 
 def plant(monkeypatch, is_bad):
-  """The loss is NaN at the steps whose radius ε_t says so."""
+  """Makes the loss NaN at steps whose radius ε_t fulfils `is_bad`."""
   emma = losses.emma_loss
 
   def planted(logits, labels, kernel, epsilon, **options):
@@ -183,7 +183,7 @@ def test_skipped_steps_are_counted_and_said(
   assert [m['train/skipped_steps'] for m in logged] == [1, 0, 0, 0]
   assert [m['train/skipped_in_a_row'] for m in logged] == [1, 0, 0, 0]
   assert ['train/loss' in m for m in logged] == [False, True, True, True]
-  # No float32 matrix that moved is as orthogonal as that.
+  # float32 cannot be that orthogonal.
   assert logged[-1]['train/drifts'] == 1
   said = capsys.readouterr().err
   assert 'step 1: 1 steps skipped, whose loss or gradient was not' in said
@@ -205,14 +205,14 @@ def test_too_many_skipped_steps_end_the_run_and_leave_the_checkpoint(
   assert 'last 2 steps (first: loss)' in message
   assert 'the checkpoint of step 2 is intact' in message
   assert os.listdir(os.path.join(workdir, 'checkpoints')) == ['2']
-  # What follows is the run that nothing disturbed.
+  # The resumed run ends as the undisturbed one.
   whole, summary = finished
   assert train.train_and_evaluate(config, workdir) == summary
   assert same_arrays(workdir, 4, whole, 4)
 
 
 def test_an_update_that_is_not_finite_is_never_saved(tiny_config, tmp_path):
-  """Loss and gradient were finite, the step along them was not."""
+  """Loss and gradient are finite, and the step overflows."""
   tiny_config.optimizer.learning_rate = 2e9
   tiny_config.checkpoint.every = '1 steps'
   workdir = str(tmp_path / 'run')
@@ -255,7 +255,7 @@ def test_training_in_bfloat16_certifies_in_float32(trained_run):
     ({'eval.batch_size': 100}, r'eval\.batch_size=100'),
   ],
 )
-def test_what_does_not_fit_is_refused_without_a_trace(
+def test_a_config_that_does_not_fit_is_refused_and_nothing_is_written(
   finished, resumable, tmp_path, fields, problem
 ):
   config = resumable(**fields)
@@ -296,7 +296,7 @@ def test_a_holdout_is_monitored_and_kept_out_of_training(tmp_path, tiny_config):
   assert summary['examples'] == 100
 
 
-RIVALS = {
+OTHER_MODELS = {
   'liresnet': {'model.name': 'liresnet', 'model.activation': 'minmax'},
   'bronet': {'model.name': 'bronet', 'model.patch_size': 2},
   'cayley': {
@@ -308,8 +308,8 @@ RIVALS = {
 }
 
 
-@pytest.mark.parametrize('name', RIVALS)
-def test_rivals_train_certify_and_resume_bitwise(
+@pytest.mark.parametrize('name', OTHER_MODELS)
+def test_other_models_train_certify_and_resume_bitwise(
   name, make_tiny_config, tmp_path
 ):
   def config():
@@ -319,13 +319,13 @@ def test_rivals_train_certify_and_resume_bitwise(
     c.checkpoint.every = '2 steps'
     if name != 'cayley':
       c.model.baseline.update({'dense_depth': 1, 'dense_width': 8})
-    c.update_from_flattened_dict(RIVALS[name])
+    c.update_from_flattened_dict(OTHER_MODELS[name])
     return c
 
   workdir = str(tmp_path / 'run')
   summary = train.train_and_evaluate(config(), workdir)
   if name == 'liresnet':
-    assert summary['lipschitz_bound'] > 1.1  # Its convolutions are free.
+    assert summary['lipschitz_bound'] > 1.1  # Its convolutions may stretch.
     assert 'blocks/conv_circular' in summary['lipschitz_bounds']
   else:
     assert 1 <= summary['lipschitz_bound'] < 1 + 1e-4

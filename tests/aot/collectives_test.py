@@ -21,7 +21,7 @@ def compile_on(sizes, fn, in_specs, out_specs, *shapes):
 @pytest.mark.parametrize(
   ('fn', 'kind', 'size', 'sent'),
   [
-    # Of [2, 16] float32 per device, 128 bytes, among the four of axis b.
+    # A device has [2, 16] float32, 128 bytes; four devices exchange data.
     (lambda x: jax.lax.all_gather(x, 'b'), 'all-gather', 512, 384),
     (lambda x: jax.lax.psum(x, 'b'), 'all-reduce', 128, 192),
     (
@@ -120,7 +120,7 @@ def test_a_loop_that_depends_on_data_counts_once():
   assert [c.trips for c in collectives.read(text)] == [1, 1, 1]
 
 
-def test_what_stays_on_a_device_is_left_out():
+def test_transfers_within_a_device_are_left_out():
   text = HLO.replace('{{0,1,2,3}}', '{{0},{1},{2},{3}}')
   kinds = [c.kind for c in collectives.read(text)]
   assert kinds == ['reduce-scatter', 'all-to-all']

@@ -1,4 +1,4 @@
-"""The mode itself: CPU always, accelerators where their compilers are."""
+"""Runs `--mode=compile` for CPUs, and for accelerators with a compiler here."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from lipnext_jax.aot import compile as compile_lib
 from lipnext_jax.aot import topology
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-# Few branches, so that the compilers of accelerators take seconds.
+# A step with few branches, which accelerators' compilers take seconds for.
 PLAIN = (
   '--config.optimizer.name=momentum',
   '--config.optimizer.lookahead_period=0',
@@ -23,7 +23,7 @@ PLAIN = (
 
 def run(*flags):
   command = [sys.executable, '-m', 'lipnext_jax.main', '--mode=compile']
-  # Of the suite's flags, all but the number of devices.
+  # The suite's flags without the number of devices.
   flag = '--xla_force_host_platform_device_count=8'
   environment = {'XLA_FLAGS': os.environ['XLA_FLAGS'].replace(flag, '')}
   return subprocess.run(
@@ -55,7 +55,7 @@ def test_sixteen_cpu_devices_and_a_copy_in_the_workdir(tmp_path):
     summary = json.load(file)
   assert summary['mesh'] == {'data': 2, 'fsdp': 4, 'tensor': 2}
   assert os.listdir(tmp_path / 'run') == ['compile.json']
-  # Every array of the state is in the table, with what a device has of it.
+  # The table has the bytes per device of every array of the state.
   row = next(
     line
     for line in summary['sharding'].splitlines()
@@ -64,7 +64,7 @@ def test_sixteen_cpu_devices_and_a_copy_in_the_workdir(tmp_path):
   assert row.split()[-1] == f'{16 * 4 * 16 * 4 // 16:,}'  # At α = 1/16.
   assert row.split('  ')[0] in done.stdout
   memory = summary['memory']
-  # R, M and Q in full for the parameters; their moment is skew, and packed.
+  # Moments of R, M and Q are skew and packed: half the size.
   assert 2 * memory['optimizer'] >= memory['parameters'] > 0
   assert memory['peak'] >= memory['parameters'] + memory['optimizer']
 
@@ -91,7 +91,9 @@ def fail_with(monkeypatch):
   return plant
 
 
-def test_what_is_too_large_is_said_with_code_3(plain_config, fail_with, capsys):
+def test_a_program_that_is_too_large_ends_with_code_3(
+  plain_config, fail_with, capsys
+):
   fail_with(
     'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory '
     'in memory space hbm. Used 22.65G of 15.75G hbm. Exceeded hbm capacity '
@@ -120,7 +122,7 @@ ACCELERATORS = {'tpu': 'v5e:2x2', 'cuda': 'h100:1x1x4'}
 
 
 @pytest.mark.parametrize('platform', ACCELERATORS)
-def test_accelerators_that_are_not_here(platform, tmp_path):
+def test_compiling_for_accelerators_that_need_not_exist(platform, tmp_path):
   extra = topology.missing_extra(platform)
   if extra:
     pytest.skip(f"needs the extra '{extra}'")
@@ -133,7 +135,7 @@ def test_accelerators_that_are_not_here(platform, tmp_path):
   with open(tmp_path / 'compile.json', encoding='utf-8') as file:
     summary = json.load(file)
   counts = {(c['kind'], c['dtype']): c['count'] for c in summary['collectives']}
-  # R and P of every layer; a compiler that unrolls 4 layers may keep them.
+  # R and M of every layer, in forward; backward may reuse those of 4 layers.
   assert counts['all-gather', 'bf16'] >= 2 * 4
   swaps = sum(n for (kind, _), n in counts.items() if kind == 'all-to-all')
   assert swaps == 4

@@ -36,8 +36,7 @@ def test_a_convolution_counts_its_kernel_at_every_place():
   x, w = jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 5))
   one = 2 * (2 * 4 * 4) * (3 * 3 * 3 * 5)
   assert total(convolve, x, w) == one
-  # The gradients of both are convolutions of as many products, and more where
-  # padding is computed as well.
+  # The two gradients are convolutions of the same size, or larger by padding.
   whole = total(
     jax.grad(lambda x, w: convolve(x, w).sum(), argnums=(0, 1)), x, w
   )
@@ -49,7 +48,7 @@ def test_a_scan_counts_its_body_as_often_as_it_runs():
     return jax.lax.scan(lambda c, _: (c, x @ W), 0, length=7)[1]
 
   assert total(loop, X) == 7 * ONE
-  # What the compiler says of the same program: one of them.
+  # The compiler counts the body once.
   compiled = jax.jit(loop).lower(X).compile()
   assert compiled.cost_analysis()['flops'] < 2 * ONE
 
@@ -114,7 +113,7 @@ def test_saved_activations_are_the_stacks_of_whole_batches(shape):
 
   ws, x = jnp.ones((5, 8, 8)), jnp.ones(shape)
   jaxpr = jax.make_jaxpr(jax.grad(loss))(ws, x)
-  # The input of every layer.
+  # The inputs of five layers.
   saved = functools.partial(flops.saved_activations, jaxpr)
   assert saved(batch=3, tokens=12) == 5 * x.size * 4
   assert saved(batch=7, tokens=28) == 0

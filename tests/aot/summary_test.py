@@ -24,14 +24,14 @@ def test_bytes_are_those_of_a_hand_count(found):
   assert summary['parameter_count'] == stacks + whole
   assert summary['paper_parameter_count'] == 2 * depth * c * c
   assert summary['memory']['parameters'] == 4 * (stacks // 2 + whole)
-  # NAdam's two moments and the slow copy; of the orthogonal ones the slow copy
-  # and, packed, two moments and ΣΔ of Ω [c, c]: and counters.
+  # Euclidean leaves have two moments and a slow copy, orthogonal ones a slow
+  # copy and, packed, two moments and ΣΔ of Ω [c, c]. A few counters remain.
   euclidean = whole - 16 * 16
-  algebra = depth * c * c + 16 * 16  # Of R and M half on each device; and Q.
+  algebra = depth * c * c + 16 * 16  # Half of R's and M's on a device; and Q's.
   slow = stacks // 2 + 16 * 16
   moments = 4 * (slow + 3 * algebra // 2 + 3 * euclidean)
   assert 0 <= summary['memory']['optimizer'] - moments < 64
-  # The input of every block, of half of the batch.
+  # Inputs of all blocks, for half of the batch.
   saved = depth * config.batch_size // 2 * tokens * c * 4
   assert summary['memory']['saved_activations'] == saved
 
@@ -59,9 +59,8 @@ def test_model_flops_are_those_of_a_hand_count(found):
   k = 4 * math.floor(config.model.shift_ratio * c)
   blocks = config.model.depth * 2 * tokens * c * (c + 2 * k)
   head = 2 * config.batch_size * c * 10
-  # Twice as much again in backward, the gradient of the images included: it is
-  # in the program as traced, and the compiler leaves it out.
-  # Of matrices alone: B R and Bᵀ M, in backward.
+  # Backward takes twice as much again, with the gradient of the images, which
+  # the compiler leaves out later. B R and Bᵀ M are products of matrices alone.
   matrices = config.model.depth * 2 * (2 * k * c * c)
   expected = 3 * (stem + blocks + head) + matrices
   assert summary['flops']['model'] == expected
@@ -87,7 +86,7 @@ def gather(size, crosses):
 
 
 def test_the_estimate_is_split_over_devices_and_networks():
-  """Half of 8 bytes, three times, near; and the same over the network."""
+  """Half of 8 bytes is sent three times over links and over the network."""
   chip = chips.CHIPS['h100']
   work = flops.Flops(chip.compute, chip.float32)
   sent = [gather(8, False), gather(8, True)]

@@ -84,7 +84,7 @@ FLAGS = (
   '--config.log.every=5 steps',
   '--config.mesh.data=2',
   '--config.mesh.fsdp=2',
-  # Linear in the gradient, so that what rounding changes stays small.
+  # Momentum is linear in the gradient and keeps rounding errors small.
   '--config.optimizer.name=momentum',
 )
 
@@ -114,9 +114,9 @@ def last_checkpoint(workdir):
 
 
 def end(workdir, reached, signum, which):
-  """Signals one process (or, None, the launcher) once `reached` is saved.
+  """Signals process `which`, or the launcher if None, once `reached` is saved.
 
-  Returns its exit code, stderr, and the seconds from the signal to the end.
+  Returns the launcher's exit code, its stderr, and the seconds to its end.
   """
   process = launch(workdir)
   target = psutil.Process(process.pid)
@@ -134,8 +134,7 @@ def end(workdir, reached, signum, which):
   begin = time.monotonic()
   _, stderr = process.communicate(timeout=300)
   seconds = time.monotonic() - begin
-  # Their ends of the pipes close a moment before they are gone, and nobody may
-  # be there to collect what is left of them.
+  # Pipes close a moment before their processes end, which may stay as zombies.
   while any(map(still_runs, workers)):
     assert time.monotonic() - begin < 300
     time.sleep(0.02)
@@ -160,10 +159,10 @@ def calm(tmp_path_factory):
 
 @pytest.mark.slow  # A launch of two processes, and one more.
 def test_two_processes_make_the_run_of_one(calm, tmp_path, run_command):
-  """The same 4 devices in one process.
+  """Compares two processes with one process of the same 4 devices.
 
-  The examples of a batch lie on other devices (processes interleave them), so
-  sums round differently: some 1e-7 per step on radii of order 0.1.
+  Processes interleave the examples of a batch, so that sums round differently:
+  by some 1e-7 a step, on radii of order 0.1.
   """
   one = tmp_path / 'one'
   devices = '--xla_force_host_platform_device_count=4'
@@ -186,10 +185,10 @@ def test_two_processes_make_the_run_of_one(calm, tmp_path, run_command):
 def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
   calm, tmp_path
 ):
-  """Either is killed, then both asked to stop: the same numbers, bit for bit.
+  """Kills either process, then stops both; numbers end the same, bit for bit.
 
-  JAX's coordination service and a collective that fails race to end the other
-  process; it says so in the second case only. The launcher has the last word.
+  The other process is ended by JAX's coordination service or by a failing
+  collective, which alone is reported in one line. The launcher's line is last.
   """
   ended = tmp_path / 'ended'
   for which, reached in ((1, 10), (0, 20)):
@@ -206,7 +205,7 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
   assert code == 143, stderr
   assert stderr.count('error: stopped by SIGTERM; step ') == 2
   assert 30 <= last_checkpoint(ended) < 80
-  finish(ended)  # Gloo writes into the table that is printed.
+  finish(ended)
   for name in ('eval.json', 'radii.csv'):
     assert (ended / name).read_text() == (calm / name).read_text()
   abstract = corruption.make_abstract(str(calm))
@@ -243,7 +242,7 @@ def test_what_fails_in_another_process_fails_in_all(run_command):
   with futures.ThreadPoolExecutor() as pool:
     first, other = pool.map(lambda i: run_command([*command, i]), ['0', '1'])
   assert first.returncode == other.returncode == 0, first.stderr + other.stderr
-  # What Gloo says of its connections stands before it.
+  # Messages of Gloo come before it.
   last = [done.stdout.splitlines()[-1] for done in (first, other)]
   assert last == [
     'process 1 failed; its message says why',

@@ -59,7 +59,7 @@ def test_a_batch_that_does_not_split_names_the_next_that_does():
 
 
 def hosts(count, each):
-  """What JAX says of GPUs: every host is a slice of its own."""
+  """Returns stand-ins for GPUs: JAX makes every host a slice."""
   return [
     types.SimpleNamespace(
       id=each * host + i,
@@ -83,12 +83,12 @@ def test_data_goes_over_the_slices_and_else_as_little_as_can_be(sizes):
   assert (slices == slices[..., :1]).all()  # No example is split over them.
   if sizes[0] % count == 0:
     assert (slices == slices[:, :1]).all()
-  # Slice by slice along the mesh: rows of more than one span neighbours only.
+  # Devices are in the order of slices: an axis spans neighbouring slices only.
   assert (np.diff(slices.ravel()) >= 0).all()
 
 
 def test_a_mesh_over_slices_that_data_does_not_cover_is_made(monkeypatch):
-  """One axis of 16 over two hosts: `jax.make_mesh` knows no such mesh."""
+  """`jax.make_mesh` cannot make one axis of 16 over two hosts."""
   devices = hosts(2, 8)
   with pytest.raises(ValueError, match='slice'):
     jax.make_mesh((1, 16, 1), mesh_lib.AXES, devices=devices)

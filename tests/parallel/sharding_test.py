@@ -56,7 +56,7 @@ def test_rules_that_do_not_fit_are_refused(mesh, spec, problem):
 
 def test_the_default_rules_keep_layers_and_use_rows_and_columns(mesh):
   rules = config_lib.default_config().sharding
-  # Two rows of R, over no axis: two devices share rows, and two channels.
+  # R has two rows, which four devices of fsdp cannot split: its columns are.
   stacks = {'blocks': shapes(R=(8, 2, 8), M=(8, 8, 8), bias=(8, 8))}
   tree = {
     'compute': stacks,
@@ -97,7 +97,7 @@ def test_moving_changes_places_without_gathering_all(sizes, name):
     assert y.sharding.is_equivalent_to(target, 3)
     np.testing.assert_array_equal(y, x)
     text = compiled.as_text()
-    # Nothing is as big as the whole, unless the target is.
+    # No array is whole on a device, unless the target is.
     whole = 'f32[8,16,16]'
     assert (whole in text) == (axes['data'] == 8)
     expected = axes['fsdp'] * axes['tensor'] > 1
