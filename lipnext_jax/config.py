@@ -483,11 +483,13 @@ _EVAL = section(
     'test',
     "Split of the final numbers; 'validation' is for choosing a config.",
     choices=sources.FINAL_SPLITS,
+    only_with={'dataset.holdout': SET},
   ),
   certificate=Field(
     'fast',
     "'fast': float32; 'rigorous': float64 with its rounding subtracted.",
     choices=certify.CERTIFICATES,
+    only_with={'model.name': ('lipnext',)},
   ),
   batch_size=Field(512, 'Examples per step of evaluation.', minimum=1),
   epsilons=Field(

@@ -135,6 +135,8 @@ UNREAD = [
     'optimizer.lookahead_period',
   ),
   ({'reduce_dtype': 'bfloat16'}, 'model.dtype'),
+  ({'eval.split': 'validation'}, 'dataset.holdout'),
+  ({'model.name': 'bronet', 'eval.certificate': 'rigorous'}, 'model.name'),
   (
     {'augment.resize.max': 288, 'augment.crop_padding': 4},
     'augment.resize.max',

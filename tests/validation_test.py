@@ -18,12 +18,7 @@ CONTRADICTIONS = [
     "model.m_init='identity' is out of reach of model.parametrization="
     'block_reflector; choose haar',
   ),
-  (
-    {'model.name': 'bronet', 'eval.certificate': 'rigorous'},
-    "eval.certificate='rigorous' covers model.name=lipnext alone, not bronet",
-  ),
   ({'loss.epsilon_end': 0.01}, 'loss.epsilon_end=0.01 is below loss.epsilon_s'),
-  ({'eval.split': 'validation'}, "eval.split='validation' is empty with"),
   ({'health.loss_spike': 1.0}, 'health.loss_spike=1.0 would call every other'),
   ({'eval.epsilons': (0.1, 'x')}, "eval.epsilons=(0.1, 'x') is not a list of"),
   (
