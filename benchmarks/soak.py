@@ -30,7 +30,7 @@ def launch(workdir, steps, window, stderr):
 
   Its stderr must be a file: a pipe that nobody empties would stop the run.
   """
-  flags = {
+  fields = {
     'duration': f'{steps} steps',
     'batch_size': 8,
     'model.depth': 2,
@@ -44,7 +44,7 @@ def launch(workdir, steps, window, stderr):
     'eval.monitor_examples': 64,
     'checkpoint.every': f'{max(1, window // _CHECKPOINTS)} steps',
   }
-  flags = [f'--config.{name}={value}' for name, value in flags.items()]
+  flags = [f'--config.{name}={value}' for name, value in fields.items()]
   return runs.launch('configs/digits.py', workdir, *flags, stderr=stderr)
 
 

@@ -32,7 +32,7 @@ pytestmark = [
   ),
 ]
 RUN = 'gs://bucket/runs/x'
-# What depends on the clock, and what a process remembers.
+# Values that depend on the clock or on the process.
 CLOCK = ('train/images_per_second', 'train/failing')
 
 

@@ -1,4 +1,4 @@
-"""A folder of one's own images, from files to a predictor, as a user goes."""
+"""The way of a user with images of their own, from a folder to a predictor."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ ROOT = os.path.dirname(os.path.dirname(__file__))
 
 
 def program(code, home):
-  """Runs command lines in one real process, in an empty folder that is ~."""
+  """Runs command lines in one process; `home` is its folder and its ~."""
   flag = '--xla_force_host_platform_device_count=8'
   done = subprocess.run(
     [sys.executable, '-c', code],
@@ -25,11 +25,11 @@ def program(code, home):
     | {
       'HOME': home,
       'PYTHONPATH': ROOT,
-      'PYTHONIOENCODING': 'ascii',
+      'PYTHONIOENCODING': 'utf-8',
       'XLA_FLAGS': os.environ['XLA_FLAGS'].replace(flag, ''),  # One device.
     },
     capture_output=True,
-    text=True,
+    encoding='utf-8',
     check=False,
   )
   assert done.returncode == 0, done.stderr
@@ -71,10 +71,10 @@ def home(tmp_path):
 def test_a_folder_becomes_a_predictor_that_agrees_on_every_file(home):
   out, err = program(JOURNEY, home)
   assert 'no test split: 4 of 24 images are held out' in err
-  assert 'compiling the train step ...' in err
-  assert 'CRA at l2 eps = 36/255' in out
+  assert 'compiling the train step …' in err
   table = out[: out.index('{')]
-  assert 'Lambda' in table
+  assert 'CRA at ℓ2 ε = 36/255' in table
+  assert 'Lipschitz bound Λ' in table
   decoder, found = json.JSONDecoder(), []
   rest = out[len(table) :]
   while rest:
@@ -97,7 +97,7 @@ def test_a_folder_becomes_a_predictor_that_agrees_on_every_file(home):
     by_predictor[path]['class'] == entry['class']
     for path, entry in by_run.items()
   )
-  # The colleague's side, and what there is to read.
+  # The predictor file and the report hold the names of the classes.
   predictor = certify.load_predictor(f'{home}/x.lipnext')
   assert predictor.class_names == ('night <b>', 'noon')
   assert predictor.manifest['resize'] == 32

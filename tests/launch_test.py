@@ -1,5 +1,7 @@
-"""The launchers and the image, as far as they go without a cluster; local.sh
-for real is in parallel/distributed_test.py."""
+"""Launchers and the image without a cluster; tools of clusters are scripts.
+
+parallel/distributed_test.py runs local.sh.
+"""
 
 import configparser
 import json
@@ -53,7 +55,7 @@ def test_the_linters_can_fail(tmp_path):
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_scripts_are_clean_and_explain_themselves(script):
-  """And say so where something that they need is missing."""
+  """Without a required variable they point to their head."""
   path = ROOT / 'launch' / script
   done = lint(path)
   assert done.returncode == 0, done.stdout
@@ -88,12 +90,11 @@ def test_slurm_submits_itself_with_a_process_per_gpu():
   assert submit[-5:] == ['-A', 'me', 'launch/slurm.sh', *FLAGS]
   assert srun[:2] == ['srun', '--kill-on-bad-exit=1']
   assert '--cpus-per-task=8' in submit
-  assert '--cpus-per-task=8' in srun  # It would not take it over.
+  assert '--cpus-per-task=8' in srun  # srun ignores that of sbatch.
   assert srun[-4:] == ['lipnext_jax.main', '--coordinator=auto', *FLAGS]
 
 
-def test_slurm_queues_again_what_saved_a_checkpoint(tmp_path):
-  """srun, scontrol and their exit codes, played by scripts."""
+def test_slurm_queues_a_run_again_that_saved_a_checkpoint(tmp_path):
   for name, code in (('srun', 143), ('scontrol', 0)):
     tool = tmp_path / name
     tool.write_text(f'#!/bin/sh\necho {name} "$@"\nexit {code}\n')
@@ -137,13 +138,12 @@ def test_slurm_runs_in_a_container_after_the_setup():
   ]
 
 
-def test_slurm_finds_what_the_setup_loads(tmp_path):
-  """And does not start without it."""
+def test_slurm_runs_after_its_setup_and_not_without(tmp_path):
   tool = tmp_path / 'srun'
   tool.write_text('#!/bin/sh\necho "$@"\n')
   tool.chmod(0o755)
   job = {'LIPNEXT_IN_JOB': '1', 'SLURM_JOB_ID': '7'}
-  # As modules do: a variable that may be unset, and a longer PATH.
+  # Modules read variables that may be unset, and extend PATH.
   setup = f'export OLD=$UNSET PATH={tmp_path}:$PATH'
   done = run('slurm.sh', *FLAGS, SETUP=setup, **job)
   assert done.returncode == 0, done.stderr
@@ -162,13 +162,13 @@ def test_tpu_hosts_all_get_the_same_command():
   assert copy[6] == 'pod:'
   assert '[train,data,gcs,tpu]' in install[-1]
   assert start[4:8] == ['ssh', 'pod', '--zone=z', '--worker=all']
-  # What the remote shell makes of it is what was written here.
+  # The remote shell parses the flags as they were given.
   remote = shlex.split(start[-1].removeprefix('--command='))
   assert remote[-3:] == ['--coordinator=auto', *FLAGS]
 
 
 def test_a_second_setup_renews_the_code_and_keeps_the_runs(tmp_path):
-  """gcloud, played by a script that has the host in a folder."""
+  """A script in place of gcloud has the host in a folder."""
   host = tmp_path / 'host'
   old = host / 'lipnext_jax' / 'lipnext_jax'
   for folder in (old, host / 'lipnext_jax' / 'runs'):
@@ -220,7 +220,7 @@ def test_a_failure_of_one_process_is_the_exit_code(tmp_path):
 
 
 @pytest.mark.parametrize('processes', ['0', '-1', 'two', '9'])
-def test_a_number_of_processes_that_makes_no_sense_is_refused(processes):
+def test_a_wrong_number_of_processes_is_refused(processes):
   done = run('local.sh', processes, *FLAGS)
   assert done.returncode == 2
   assert done.stderr == (
@@ -236,7 +236,7 @@ def manifest(**options):
 
 
 def check_jobset(found):
-  """A JobSet's own fields by its documentation, the Job by its schema."""
+  """Checks a JobSet by its documentation and its Job by the schema."""
   assert found['apiVersion'] == 'jobset.x-k8s.io/v1alpha2'
   assert set(found) == {'apiVersion', 'kind', 'metadata', 'spec'}
   assert set(found['spec']) == {'failurePolicy', 'replicatedJobs'}
@@ -273,7 +273,7 @@ def test_the_manifest_is_valid_and_carries_the_flags():
   ]
 
 
-def test_pods_run_as_root_or_as_whom_they_are_told():
+def test_pods_run_as_root_or_as_another_user():
   assert check_jobset(manifest())['template']['spec']['securityContext'] == {
     'runAsUser': 0
   }
@@ -295,7 +295,7 @@ def test_a_field_that_kubernetes_does_not_know_is_found():
 
 
 def image():
-  """The instructions of the Dockerfile: [(word, rest)], lines joined."""
+  """Returns the instructions of the Dockerfile, [(word, rest)]."""
   lines = (ROOT / 'Dockerfile').read_text().splitlines()
   text = '\n'.join(line for line in lines if not line.startswith('#'))
   text = text.replace('\\\n', '')
@@ -313,7 +313,7 @@ def test_the_dockerfile_is_clean():
   assert re.fullmatch(r'python:3\.11\.\d+-slim-\w+', base)
 
 
-def test_what_the_image_copies_exists_and_reaches_it():
+def test_files_that_the_image_copies_exist_and_are_not_ignored():
   copied = [path for rest in of('COPY') for path in rest.split()[:-1]]
   assert {'setup.cfg', 'constraints.txt', 'lipnext_jax/'} <= {*copied}
   ignored, *seen = (ROOT / '.dockerignore').read_text().splitlines()[1:]
@@ -324,7 +324,7 @@ def test_what_the_image_copies_exists_and_reaches_it():
 
 
 def test_the_layer_of_the_dependencies_can_be_installed(tmp_path):
-  """Its files alone make the package's metadata."""
+  """The files copied before it suffice for the package's metadata."""
   words = [word for word, _ in image()]
   last = max(i for i, (_, rest) in enumerate(image()) if '[$extras]' in rest)
   for word, rest in image()[:last]:
@@ -353,7 +353,7 @@ def test_the_layer_of_the_dependencies_can_be_installed(tmp_path):
 
 @pytest.mark.parametrize('accelerator', ['cuda', 'tpu', 'cpu'])
 def test_the_image_installs_extras_that_exist(accelerator, tmp_path):
-  """Its commands as they are, with pip played by a script."""
+  """Runs the image's commands with a script in place of pip."""
   pip = tmp_path / 'pip'
   pip.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
   pip.chmod(0o755)
