@@ -245,8 +245,8 @@ _DATASET = section(
 # images as they are.
 _AUGMENT = section(
   resize=section(
-    min=Field(0, 'Smallest shorter side, drawn in pixels, before a crop.'),
-    max=Field(0, 'Largest shorter side, drawn in pixels; 0: no resizing.'),
+    min=Field(0, 'Smallest random shorter side in pixels, before a crop.'),
+    max=Field(0, 'Largest random shorter side in pixels; 0: no resizing.'),
   ),
   randaugment=section(
     probability=Field(0.0, 'Probability of RandAugment.', maximum=1),
@@ -271,10 +271,10 @@ _AUGMENT = section(
   flip=Field(False, 'Whether to flip horizontally with probability 1/2.'),
   rotate=Field(0.0, 'Largest random rotation either way, in degrees.'),
   scale=Field(
-    0.0, 'Largest log-uniform zoom of an axis, and shear.', maximum=1
+    0.0, 'Largest log zoom of an axis, and largest shear.', maximum=1
   ),
   translate=Field(0.0, 'Largest random subpixel shift either way, in pixels.'),
-  warp=Field(0.0, 'Deviation of smooth random displacements, in pixels.'),
+  warp=Field(0.0, 'Standard deviation of smooth displacements, in pixels.'),
   extra=section(
     as_real=Field(
       True,
@@ -299,7 +299,7 @@ _MANIFOLD = {'model.name': ('lipnext',), 'model.parametrization': ('none',)}
 # `models.registry` hands each model the fields of this section that it has.
 _MODEL = section(
   name=Field('lipnext', 'Model to train.', choices=models.MODELS),
-  depth=Field(32, 'Blocks, L; of a baseline, its convolutions.', minimum=1),
+  depth=Field(32, 'Blocks, L; in a baseline, convolutions.', minimum=1),
   width=Field(1024, 'Channels, C.', minimum=1),
   patch_size=Field(2, "Side of the stem's patches in pixels.", minimum=1),
   beta=Field(
@@ -310,7 +310,7 @@ _MODEL = section(
   ),
   padding=Field(
     'circular',
-    "Padding of the shift or of convolutions; 'zero' loses norm.",
+    "Padding of the shift or of convolutions; 'zero' does not keep norms.",
     choices=layers.PADDINGS,
     only_with={'model.name': ('lipnext', 'liresnet')},  # BRONet is circular.
   ),
@@ -352,9 +352,9 @@ _MODEL = section(
     maximum=1 / 4,
   ),
   r_init=Field(
-    'haar', 'Start of R and of the stem.', choices=parametrizations.ORTHOGONAL
+    'haar', 'Initial R and stem.', choices=parametrizations.ORTHOGONAL
   ),
-  m_init=Field('identity', 'Start of M.', choices=parametrizations.ORTHOGONAL),
+  m_init=Field('identity', 'Initial M.', choices=parametrizations.ORTHOGONAL),
   remat=Field(
     'none',
     "What the backward pass recomputes: 'block' everything, 'products' "
@@ -415,7 +415,7 @@ _OPTIMIZER = section(
   ),
   clip_norm=Field(3.0, 'Norm that gradients are clipped to; 0: no clipping.'),
   lookahead_period=Field(
-    6, 'Steps between two lookaheads, in both geometries; 0: none.'
+    6, 'Steps between two syncs of the lookahead; 0: no lookahead.'
   ),
   lookahead_alpha=Field(
     0.5,
