@@ -19,7 +19,6 @@ from benchmarks import compare
 from benchmarks import optimizer_convergence
 from benchmarks import optimizer_peers
 from benchmarks import optimizer_rivals
-from benchmarks import runs
 from benchmarks import soak
 from benchmarks import train_step_candidates
 from benchmarks import weak_scaling
