@@ -590,25 +590,25 @@ def default_config() -> ml_collections.ConfigDict:
   )
 
 
-def build_field_list(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns all fields as {'model.depth': 32, …}, sorted by name.
 
-  >>> build_field_list(default_config())['model.depth']
+  >>> flatten(default_config())['model.depth']
   32
   """
   fields = traverse_util.flatten_dict(config.to_dict(), sep='.')
   return dict(sorted(fields.items()))
 
 
-def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def fixed_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns the fields that must not change when a run is resumed, sorted.
 
-  >>> 'model.depth' in identity(default_config())
+  >>> 'model.depth' in fixed_fields(default_config())
   True
-  >>> 'log.every' in identity(default_config())
+  >>> 'log.every' in fixed_fields(default_config())
   False
   """
-  fields = build_field_list(config)
+  fields = flatten(config)
   return {
     name: value for name, value in fields.items() if not FIELDS[name].free
   }
@@ -630,7 +630,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     ConfigError: a field is unknown or missing, has a wrong value, has no
       effect, or contradicts another one.
   """
-  fields = build_field_list(config)
+  fields = flatten(config)
   for name, value in fields.items():
     if name not in FIELDS:
       raise errors.ConfigError(
@@ -675,7 +675,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
       Seed of initialisation, data order and augmentation. At least 0.
   """
   lines = []
-  fields = build_field_list(config)
+  fields = flatten(config)
   for name, field in FIELDS.items():
     value = _format(fields[name])
     if fields[name] != field.default:

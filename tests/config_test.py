@@ -191,14 +191,14 @@ def test_unknown_missing_and_mistyped_fields_are_refused():
       config_lib.validate(mistyped)
 
 
-def test_identity_ignores_exactly_the_free_fields():
-  before = config_lib.identity(config_lib.default_config())
+def test_fixed_fields_are_exactly_those_that_are_not_free():
+  before = config_lib.fixed_fields(config_lib.default_config())
   for name, field in FIELDS.items():
     config = config_lib.default_config()
     other = {bool: not field.default, tuple: (1.0,), str: 'other'}
     value = other.get(type(field.default), 7)
     config.update_from_flattened_dict({name: value})
-    assert (config_lib.identity(config) == before) == field.free, name
+    assert (config_lib.fixed_fields(config) == before) == field.free, name
   sections = ('checkpoint', 'eval', 'health', 'log', 'mesh', 'sharding')
   assert {name for name in FIELDS if FIELDS[name].free} == {
     *(name for name in FIELDS if name.split('.')[0] in sections),
@@ -216,7 +216,7 @@ def test_the_fixed_fields_are_those_of_the_runs_that_exist():
   A new field changes the digest, and older runs have its default. The former
   default of `dataset.resize` is tested in tests/checkpoint/workdir_test.py.
   """
-  assert digest(config_lib.identity(config_lib.default_config())) == (
+  assert digest(config_lib.fixed_fields(config_lib.default_config())) == (
     '4bb70416c2aade847d9cae50cbcb88996226b058ae9cfa4412ab8daa5330cd7e'
   )
 
@@ -241,8 +241,8 @@ def test_the_fixed_fields_are_those_of_the_runs_that_exist():
 def test_the_hash_of_a_run_is_that_of_its_fields_off_their_defaults(
   config, expected
 ):
-  default = config_lib.identity(config_lib.default_config())
-  own = config_lib.identity(config)
+  default = config_lib.fixed_fields(config_lib.default_config())
+  own = config_lib.fixed_fields(config)
   changed = {name: own[name] for name in own if own[name] != default[name]}
   changed.pop('dataset.resize', None)  # 256 was its default.
   assert digest(changed) == expected == checkpoint.hash_config(config)

@@ -89,7 +89,7 @@ NOT_THE_PROGRAM = ('loss.epsilon', 'eval.epsilons', 'augment.', 'dataset.syn')
 
 
 def program(name, arg):
-  fields = config_lib.build_field_list(FILES[name].get_config(arg))
+  fields = config_lib.flatten(FILES[name].get_config(arg))
   return tuple(
     (k, v) for k, v in fields.items() if not k.startswith(NOT_THE_PROGRAM)
   )

@@ -120,7 +120,7 @@ def _export(args: argparse.Namespace) -> int:
         certificate=args.certificate or 'fast',
         class_names=run.class_names,
         resize=run.resize,
-        config={**config_lib.build_field_list(run.config), 'step': run.step},
+        config={**config_lib.flatten(run.config), 'step': run.step},
       )
       kind = manifest['certificate']
       excess = decimals.excess_up(manifest['lipschitz_bound'])

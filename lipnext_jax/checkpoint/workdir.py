@@ -33,8 +33,8 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
   if not files.exists(os.path.join(workdir, CONFIG_FILE)):
     return
   # `read_config` gives fields that are newer than the run their defaults.
-  stored = config_lib.identity(read_config(workdir))
-  for name, value in config_lib.identity(config).items():
+  stored = config_lib.fixed_fields(read_config(workdir))
+  for name, value in config_lib.fixed_fields(config).items():
     if stored[name] != value:
       raise errors.ConfigError(
         name,
@@ -51,8 +51,8 @@ def hash_config(config: ml_collections.ConfigDict) -> str:
   Fields at their defaults are left out, so that a new field does not change the
   hashes of older runs.
   """
-  defaults = config_lib.identity(config_lib.default_config())
-  own = config_lib.identity(config)
+  defaults = config_lib.fixed_fields(config_lib.default_config())
+  own = config_lib.fixed_fields(config)
   for name, value in _FORMER_DEFAULTS.items():
     if own[name] == value:
       del own[name]
@@ -67,7 +67,7 @@ def write_config(workdir: str, config: ml_collections.ConfigDict) -> None:
     return
   files.make_folder(workdir)
   files.write_json(
-    os.path.join(workdir, CONFIG_FILE), config_lib.build_field_list(config)
+    os.path.join(workdir, CONFIG_FILE), config_lib.flatten(config)
   )
 
 
@@ -89,8 +89,8 @@ def read_config(
   if fields.get('dataset.name') not in sources.VARYING:
     fields.pop('dataset.resize', None)  # Unread, and perhaps a former default.
   config = config_lib.default_config()
-  defaults = config_lib.build_field_list(config)
-  fixed = config_lib.identity(config)
+  defaults = config_lib.flatten(config)
+  fixed = config_lib.fixed_fields(config)
   for name, value in (overrides or {}).items():
     if name in fixed:
       raise errors.ConfigError(

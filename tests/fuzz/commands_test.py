@@ -13,7 +13,7 @@ import pytest
 from lipnext_jax import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-FIELDS = sorted(config_lib.build_field_list(config_lib.default_config()))
+FIELDS = sorted(config_lib.flatten(config_lib.default_config()))
 
 # argv holds no NUL, and is no lone surrogate.
 TEXT = st.text(
