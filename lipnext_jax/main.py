@@ -17,6 +17,7 @@ any folder, lipnext_jax:digits stands for configs/digits.py:
 
   configs/folder.py              size=32 … size=224, gpu, smoke
   configs/digits.py              model=liresnet, model=bronet, smoke
+  configs/fashion_mnist.py       model=liresnet, model=bronet, quick, smoke
   configs/cifar10.py             L32W1024, smoke
   configs/cifar100.py            L32W1024, smoke
   configs/tiny_imagenet.py       smoke

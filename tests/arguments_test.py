@@ -52,7 +52,7 @@ def test_a_config_of_the_package_is_found_by_name():
   for path in ('configs/digits.py:smoke', 'lipnext_jax', '/a/lipnext_jax:x'):
     assert arguments.find_config(path) == path
   for bad in ('lipnext_jax:', 'lipnext_jax:digit', 'lipnext_jax:digits.py'):
-    with pytest.raises(errors.ConfigError, match=r'one of .*digits, folder'):
+    with pytest.raises(errors.ConfigError, match=r'one of .*digits, f'):
       arguments.find_config(bad)
 
 

@@ -62,7 +62,7 @@ def test_a_workdir_of_another_config_is_refused(tmp_path, tiny_config):
 
 
 def test_what_is_no_workdir_is_refused(tmp_path, tiny_config):
-  with pytest.raises(errors.ConfigError, match=r"'s3://b/run' is not a path or"):
+  with pytest.raises(errors.ConfigError, match=r"'s3://b/run' is not a path"):
     checkpoint.check_workdir('s3://b/run', tiny_config)
   (tmp_path / 'file').touch()
   with pytest.raises(errors.ConfigError, match='is a file'):
