@@ -255,7 +255,7 @@ def test_a_description_holds_every_field_with_its_value_and_meaning():
     assert any(line.startswith(f'{name} = ') for line in lines)
     assert field.meaning in text
     assert field.meaning.endswith('.')
-  assert 'model.width = 128  (default: 1024)' in lines
+  assert 'model.width = 64  (default: 1024)' in lines
   assert 'model.beta = 0.5' in lines
   assert '    Channels, C. At least 1.' in lines
   for rule in (
