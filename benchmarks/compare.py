@@ -20,13 +20,13 @@ import json
 import pathlib
 import re
 import statistics
-import subprocess
 import sys
 
 import numpy as np
 from scipy import stats
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from benchmarks import runs
+
 FASHION = 'configs/fashion_mnist.py'
 _POOLED = {
   'model.pool': 'l2',
@@ -74,15 +74,9 @@ def train(
 ) -> None:
   """Trains and certifies a run, or finishes it."""
   given = [f'--config.{name}={value}' for name, value in fields.items()]
-  subprocess.run(
-    [
-      sys.executable, '-m', 'lipnext_jax.main', f'--config={config}',
-      f'--workdir={workdir}', *given, *flags,
-    ],
-    cwd=ROOT,
-    check=True,
-    stdout=subprocess.DEVNULL,
-  )  # fmt: skip
+  code = runs.launch(config, workdir, *given, *flags).wait()
+  if code:
+    sys.exit(code)
 
 
 def count_steps(
