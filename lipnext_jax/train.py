@@ -43,8 +43,8 @@ class Program(NamedTuple):
   model: Any  # `CertifiedModel` to initialise and to evaluate.
   parts: step_lib.Parts  # Model, optimizer, loss and schedules of the step.
   init_fn: Callable[[jax.Array], step_lib.TrainState]  # Key → state.
-  # Shapes with shardings: of the state, of the copy of the weights that a step
-  # works with, and of a batch of all processes.
+  # Shapes with shardings, of the state, of the copy of the weights that the
+  # forward and backward pass use, and of a batch of all processes together.
   abstract: step_lib.TrainState
   working: Any
   batch: dict[str, jax.ShapeDtypeStruct]
@@ -86,7 +86,7 @@ def build(
   validation.check_image(config.model, info.image_shape)
   validation.check_width_sharding(config.model, mesh.shape['tensor'])
   model = registry.build_model(config.model, info.num_classes)
-  # The same model; its blocks split their products over the mesh by hand.
+  # The same model, with explicit communication in its blocks (`shard_map`).
   sharded_model = registry.build_model(
     config.model, info.num_classes, parallel.model_layout(mesh)
   )
@@ -101,7 +101,7 @@ def build(
   shardings = step_lib.TrainState(**find_shardings(shapes._asdict()))
   working = find_shardings({'compute': shapes.params})['compute']
   stacks = parallel.stack_sharding(shardings.opt_state)
-  # The same optimizer; it updates each stack of matrices where it is stored.
+  # The same optimizer, told which device stores which matrices of a stack.
   sharded_tx = step_lib.build_optimizer(config.optimizer, plan, stacks)
 
   # ------------------------------------------------------------ loss, step
@@ -129,7 +129,7 @@ def build(
   monitor = functools.partial(step_lib.monitor, parts)
   certified_params = functools.partial(step_lib.certified_params, parts)
   abstract = parallel.with_shardings(shapes, shardings)
-  # Not `working`: explicit matrices have other names than those they map from.
+  # Not `working`: mapped matrices (`R_raw`) are computed there, and named R.
   certified_shapes = jax.eval_shape(certified_params, abstract)
   certified = find_shardings({'compute': certified_shapes})['compute']
   return Program(
@@ -247,7 +247,7 @@ def train_and_evaluate(
     try:
       state = _train(run, state, step or 0)
     except (runtime.NonFiniteError, runtime.StoppedError):
-      lock.release()  # Nothing is being written: the run may be resumed.
+      lock.release()  # All writing has ended: another process may resume.
       raise
 
   # ------------------------------------------------------------ evaluation
@@ -392,7 +392,7 @@ def _monitor_and_save(
   monitors = plan.is_due(plan.eval_every, step) and step < plan.total_steps
   saves = ends or monitors or plan.is_due(plan.checkpoint_every, step)
   if saves and not ends and state.health.in_a_row > 0:
-    saves = False  # Every step from this state on may be skipped.
+    saves = False  # A resumed run might skip every step, as this one does.
   if saves and not program.is_finite((state.params, state.opt_state)):
     raise _not_finite(run, 'the update is not finite', state, batch)
   certified = None

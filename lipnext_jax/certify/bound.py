@@ -23,8 +23,8 @@ from lipnext_jax.models import parametrizations
 from lipnext_jax.optim import recipe
 from lipnext_jax.optim import trees
 
-# Largest sum of norms of constants, over √tokens, that `lipschitz_bound`
-# accepts. A model trained on digits has 15.
+# Largest value of (sum of the norms of constants)/√tokens that
+# `lipschitz_bound` accepts. That of a model trained on digits is 15.
 LARGEST_CONSTANTS = 2.0**10
 
 
@@ -60,14 +60,14 @@ def lipschitz_bound(
       Λ = ‖Q‖₂ Π ‖M‖₂ (2·max(1, ‖R‖₂²) − 1).
 
   For other models, Λ is the product over all orthogonal matrices and
-  convolutions. The proof is about exact arithmetic on the stored numbers.
+  convolutions. Λ bounds the network in exact arithmetic; the rounding of this
+  computation is included, and that of the network is not.
 
-  Λ does not see constants that one layer adds and another takes away, but
-  float32 loses digits to them, and with these the margins that
-  `certify.certified_radius` divides by Λ. Constants whose norms sum to more
-  than 2¹⁰·√tokens are therefore refused. With smaller ones, only radii below
-  0.004·√tokens can be rounding: this is 64·2⁻²⁴·2¹⁰·√tokens, 64 units of it, as
-  `certify.fast` estimates.
+  Λ does not depend on the constants that layers add, but large ones cost the
+  logits digits in float32, and `certify.certified_radius` takes the logits for
+  exact. So constants whose norms sum to more than 2¹⁰·√tokens are refused. With
+  smaller ones, rounding may fake a radius of up to 0.004·√tokens. That is an
+  estimate, of 64 units of rounding: 64·2⁻²⁴·2¹⁰·√tokens.
 
   Args:
     params: explicit parameters of a model, or `{'params': …}`.
@@ -108,17 +108,18 @@ def lipschitz_bounds(
   """Bounds each operator of each layer: the factors of Λ.
 
   Args:
-    params: see `lipschitz_bound`, as for the next two.
-    label_fn: function that labels the matrices.
-    factor_fn: function that bounds an operator by the norm of its matrix.
+    params: see `lipschitz_bound`.
+    label_fn: see `lipschitz_bound`.
+    factor_fn: see `lipschitz_bound`.
     part: (i, n) to split the work between n processes: matrix i and every n-th
       after it are bounded, and the others get 0. The elementwise maximum over
       the processes has all bounds. Convolutions are bounded in every part.
 
   Returns:
-    {name: a bound per layer} for leaves that `label_fn` calls orthogonal, and
-    for leaves named `conv_zero`, `conv_circular` and `spectrum`, convolutions
-    on the grid of `stem/pos`.
+    {name: a bound per layer}: for matrices, which are the leaves that
+    `label_fn` calls orthogonal, and for convolutions on the grid of `stem/pos`,
+    which are the leaves named `conv_zero`, `conv_circular` (kernels) and
+    `spectrum` (a matrix per frequency).
 
   Raises:
     ValueError: a leaf is raw, not finite or not held by float64.

@@ -1,12 +1,15 @@
 """The stem of LipNeXt and the block that it repeats (paper §3.1).
 
 The paper's block is Z = σ( M Rᵀ S( R (X + p) ) + b ) with a square R. The
-spatial shift S moves k = 4⌊αc⌋ of the channels (α: `shift_ratio`), so only the
-k rows of R that make these channels matter. With R for these rows, [k, c], and
-S for the shift of their channels, the middle of the block is I + Rᵀ(S − I)R.
+spatial shift S moves k = 4⌊αc⌋ of the c channels (α: `shift_ratio`). The other
+rows of R cancel in RᵀSR, so they are not stored. From here on, R [k, c] has the
+rows of the channels that move, and S shifts only these:
 
-Here a block takes u and returns v, both before σ, because the backward pass
-needs the signs that σ removes: σ of the last v is applied after the blocks.
+    RᵀSR  becomes  I + Rᵀ(S − I)R.
+
+A block takes u and returns v, both before the activation σ (β-Abs), because the
+backward pass needs the signs that σ removes. The next block applies σ to v;
+after the last block, the network does.
 
 Shapes: `t` tokens, t = b·h·w; `b` batch, `h w` token grid, `c` channels.
 """
@@ -44,7 +47,7 @@ class BlockSpec:
 
 
 class Weights(NamedTuple):
-  """Parameters of one block, float32 (or, for a layout, the spec of each)."""
+  """Parameters of one block, float32 (or something for each of them)."""
 
   r: Any  # Shape [k, c], orthonormal rows; None if k = 0.
   m: Any  # Shape [c, c], orthogonal.
@@ -55,8 +58,8 @@ class Weights(NamedTuple):
 class Devices:
   """Communication of a block between devices; here for one device: none.
 
-  `sharded.Layout` implements it for a mesh: of n devices that share the
-  channels, each holds c/n, and the columns of R and M that multiply these.
+  `sharded.Layout` implements it for a mesh. There, n devices may share the
+  channels: each has c/n of them, and the matching columns of R and M.
   """
 
   def run(
@@ -125,8 +128,8 @@ def apply_block(
 class Block(nn.Module):
   """Block with its parameters, as a scan body: (u, None) → (v, None).
 
-  Tokens are [t, c] between blocks, not [b, h, w, c]: XLA would lay the latter
-  out anew for the weight gradients, which copies all of them.
+  Tokens are [t, c] between blocks. XLA would copy tokens [b, h, w, c] into
+  another layout for the weight gradients.
   """
 
   spec: BlockSpec

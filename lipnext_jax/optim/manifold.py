@@ -1,4 +1,4 @@
-"""Lifts elementwise, odd optax rules to the orthogonal group (paper §3.2).
+"""Lifts elementwise optax rules that are odd functions to the orthogonal group.
 
 A step of X ∈ O(n) is made in the Lie algebra of skew-symmetric matrices:
 
@@ -108,7 +108,8 @@ def orthogonal(
     inner: elementwise and odd optax rule (sgd, adam, nadam, lion, …), or a
       function from a learning rate to one. It is given Ω, and zeros as
       parameters, so that weight decay has no effect.
-    learning_rate: number or schedule for `inner`; None: `inner` is a rule.
+    learning_rate: number or schedule that `inner` is called with; None if
+      `inner` is a rule, which has its learning rate.
     lookahead_period: updates between syncs (the paper: 6); None: no lookahead.
     lookahead_alpha: weight η of the lookahead, in (0, 1].
     retraction_period: updates between retractions; None: never.
@@ -116,11 +117,12 @@ def orthogonal(
     thresholds: norms of Δ at which FastExp's order rises, see `fast_expm1`.
     large_steps: 'exponential' (the paper's) or 'projection', which forgives
       learning rates that are far too large; see `fast_expm1`.
-    moments: what `inner` works on: 'algebra' (skew N×N matrices, N the longer
-      side, packed into their upper half), 'ambient' (tangent vectors [m, n] in
-      their place, see `ambient`), or 'auto' (by the leaf's shape).
-    precision: precision of the step's products. The step is small, so less than
-      float32 loses little accuracy. Retractions take full precision.
+    moments: what `inner` is given and keeps moments of: 'algebra' (skew N×N
+      matrices, N the longer side, of which half is stored), 'ambient' (tangent
+      vectors of the leaf's shape, see `ambient`), or 'auto' (ambient from a
+      ratio of the sides of `AMBIENT_RATIO` on).
+    precision: precision of the step's products. A low one costs little
+      accuracy, as the step is small. Retractions always take full precision.
     stack_sharding: sharding of stacks [L, …, m, n] and of their state along L.
       Each device updates its own matrices without communication; stacks that
       do not divide are padded.
@@ -217,8 +219,8 @@ def _update(
   )
   delta = optax.tree.cast_like(delta, params)
 
-  # The update X·(FastExp(Δ) − I), unless this step syncs. `replace=1` writes it
-  # over the gradient, which is not read again.
+  # The update X·(FastExp(Δ) − I), unless this step syncs. It overwrites the
+  # gradient, the first of the trees (`replace=1`), which is not read again.
   def step(_, x, delta):
     return options.rotate(x, delta)
 
@@ -282,8 +284,8 @@ def rotate(
     return ambient.rotate(x, delta, precision=precision, **options)
   if x.shape[0] > x.shape[1]:
     return rotate(x.T, delta, precision=precision, **options).T
-  # Δ is unpacked only here. The inner rule works on packed stacks, where it can
-  # write over its moments; entry (j, i) of an unpacked one reads entry (i, j).
+  # Unpacking reads every entry twice. Fused with the inner rule, it would keep
+  # that from overwriting its moments; so Δ stays packed until here.
   expm1 = exponential.fast_expm1(
     algebra.unpack(delta), precision=precision, **options
   )
