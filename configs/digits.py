@@ -34,9 +34,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.model.depth = 4
   c.model.width = 64
   c.model.patch_size = 2
-  c.model.pool = 'neck'
-  c.model.neck_width = 128
-  c.model.neck_depth = 4
 
   c.loss.epsilon = 0.25
   c.loss.epsilon_end = 2.1
@@ -47,11 +44,14 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.optimizer.learning_rate = 5e-3
   c.optimizer.warmup = '10 epochs'
 
-  if model != 'lipnext':
+  if model == 'lipnext':
+    c.model.pool = 'neck'
+    c.model.neck_width = 128
+    c.model.neck_depth = 4
+  else:
     c.model.name = model
     c.model.activation = 'minmax'
     c.model.depth, c.model.width = 4, 32
-    c.model.pool, c.model.neck_width, c.model.neck_depth = 'l2', 256, 0
     c.model.baseline.dense_depth = 4
     c.model.baseline.dense_width = 128
   if model == 'liresnet':

@@ -35,18 +35,18 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.model.depth = 4
   c.model.width = 64
   c.model.patch_size = 4  # 7×7 tokens.
-  c.model.pool = 'neck'
-  c.model.neck_width = 128
-  c.model.neck_depth = 4
 
   c.loss.epsilon = 0.25
   c.loss.epsilon_end = 2.0
   c.loss.logit_scale = 6.0
 
-  if model != 'lipnext':
+  if model == 'lipnext':
+    c.model.pool = 'neck'
+    c.model.neck_width = 128
+    c.model.neck_depth = 4
+  else:
     c.model.name = model
     c.model.activation = 'minmax'
-    c.model.pool, c.model.neck_width, c.model.neck_depth = 'l2', 256, 0
     c.model.baseline.dense_depth = 4
   if model == 'liresnet':
     c.model.padding = 'zero'

@@ -99,9 +99,8 @@ def orthogonal(
   """Lifts an optax rule to matrices with orthonormal rows or columns.
 
   Give the learning rate to `orthogonal`: an update that is scaled or shifted
-  afterwards leaves the manifold, and the next call of `update` raises, or
-  returns nan if it is traced.
-  Leaves are stacks [..., m, n]. No step changes the sign of a determinant.
+  afterwards leaves the manifold, and the next `update` raises, or returns nan
+  if traced. Leaves are stacks [..., m, n]. Determinants keep their signs.
   docs/optimizer.md has costs, limits and comparisons.
 
   Args:
