@@ -1,11 +1,13 @@
 """Fixtures; tests have 8 CPU devices and strict rank promotion."""
 
+import atexit
 import contextlib
 import gc
 from importlib import metadata
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,8 +25,9 @@ _flags.append('--xla_force_host_platform_device_count=8')
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_flags])
 # The whole session, subprocesses included, shares compiled programs. Tests of
 # compilation count traces, which are not cached.
-_cache = tempfile.TemporaryDirectory(prefix='lipnext-compiled-')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
+_cache = tempfile.mkdtemp(prefix='lipnext-compiled-')
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 # Most tests do not depend on optimizations; others use the fixture `optimized`.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
