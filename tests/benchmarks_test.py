@@ -166,14 +166,14 @@ def test_compare_trains_rows_for_equal_time_and_prints_their_spread(
   ]
   steps = f'{50 * 64 // batch} steps'
   durations = [c['--config.duration'] for c in commands]
-  assert durations == ['100 steps', steps, steps] * 2
+  assert durations == ['2 epochs', steps, steps] * 2
   assert [c.get('--config.seed') for c in commands] == [None, '0', '7'] * 2
   assert commands[0]['--config'] == 'configs/fashion_mnist.py:model=bronet'
   assert commands[-1]['--config.model.pool'] == 'l2'
   assert commands[-1]['--config.log.every'] == '1 steps'
   run('compare', *options, *only)
   assert len(commands) == 6  # All were finished.
-  head, _, *rows = run('compare', *options, '--table').splitlines()
+  head, _, *rows, interval = run('compare', *options, '--table').splitlines()
   assert [row.split(' | ')[0] for row in rows] == [
     '| lipnext, L2 pool',
     '| bronet',
@@ -182,7 +182,9 @@ def test_compare_trains_rows_for_equal_time_and_prints_their_spread(
   clean = json.loads(pathlib.Path(trained_run[0], 'eval.json').read_text())[
     'clean'
   ]
-  assert rows[0].split(' | ')[4] == f'{clean:.2f} ± 0.00 (0.00)'
+  assert rows[0].split(' | ')[4] == f'{clean:.2f} ± 0.00'
+  # Student's t of one degree of freedom is 12.7 at 97.5 %.
+  assert interval.endswith('of 2 seeds: ± 8.98 standard deviations')
 
 
 @pytest.mark.parametrize('group', compare.ROWS)
