@@ -53,7 +53,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
     c.model.width = 32
     c.model.baseline.dense_depth = 2
     c.model.baseline.dense_width = 228
-    c.loss.logit_scale = 1.2  # Its own constant K scales the logits as well.
+    c.loss.logit_scale = 0.8  # Its own constant K scales the logits as well.
     c.optimizer.learning_rate = 6e-3
   if model == 'bronet':
     c.model.depth = 3
