@@ -62,7 +62,6 @@ _ABLATIONS: dict[str, Mapping[str, object]] = {
   'L2 pool': _POOLED,
   'L2 pool, α = 0': {**_POOLED, 'model.shift_ratio': 0.0},
   'no dense layers': {'model.neck_depth': 0},
-  '4 blocks': {'model.depth': 4},
   'zero padding': {'model.padding': 'zero'},
   'no position': {'model.position': False},
   'M Haar': {'model.m_init': 'haar'},
