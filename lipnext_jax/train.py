@@ -88,7 +88,7 @@ def build(
   model = registry.build_model(config.model, info.num_classes)
   # The same model, with explicit communication in its blocks (`shard_map`).
   sharded_model = registry.build_model(
-    config.model, info.num_classes, parallel.model_layout(mesh)
+    config.model, info.num_classes, parallel.model_devices(mesh)
   )
 
   # ----------------------------------------------------- optimizer, layout

@@ -58,9 +58,17 @@ class Weights(NamedTuple):
 class Devices:
   """Communication of a block between devices; here for one device: none.
 
-  `sharded.Layout` implements it for a mesh. There, n devices may share the
-  channels: each has c/n of them, and the matching columns of R and M.
+  `parallel.blocks.Layout` implements it for a mesh. There, n devices may share
+  the channels: each has c/n of them, and the matching columns of R and M.
   """
+
+  # What blocks keep for the backward pass (a policy of `jax.checkpoint`) unless
+  # a model says otherwise; None: everything.
+  saveable: Callable[..., bool] | None = None
+
+  def constrain(self, u: jax.Array) -> jax.Array:
+    """Lays out the tokens [t, c] that enter the first block."""
+    return u
 
   def run(
     self,

@@ -34,7 +34,6 @@ from lipnext_jax.models import layers
 from lipnext_jax.models import neck as neck_lib
 from lipnext_jax.models import parametrizations
 from lipnext_jax.models import products
-from lipnext_jax.models import sharded
 
 # What a block keeps for the backward pass besides its input. 'products' keeps
 # (S − I) R y, and mapped R and M, so that no product is computed again.
@@ -80,7 +79,7 @@ class LipNeXt(interface.CertifiedModel):
     neck_depth: m, dense layers after the neck.
     parametrization: 'none' (R, M, Q are optimised on the manifold) or one of
       `parametrizations.PARAMETRIZATIONS`, which maps `R_raw`, … in every pass.
-    layout: layout of the blocks on a mesh; None: the compiler chooses.
+    devices: communication of the blocks on a mesh; by default, the compiler's.
 
   >>> model = LipNeXt(num_classes=10, depth=2, width=16, patch_size=4)
   >>> images = jnp.full((3, 8, 8, 1), 0.25)
@@ -108,7 +107,7 @@ class LipNeXt(interface.CertifiedModel):
   neck_width: int = 256
   neck_depth: int = 0
   parametrization: str = 'none'
-  layout: sharded.Layout | None = None
+  devices: block_lib.Devices = block_lib.ONE_DEVICE
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -140,11 +139,7 @@ class LipNeXt(interface.CertifiedModel):
       parametrization=self.parametrization,
       numerics=numerics,
     )
-    u = x.reshape(-1, self.width)
-    policy = REMAT_POLICIES[self.remat]
-    if self.layout is not None:
-      u = sharded.constrain(self.layout, u)
-      policy = policy or sharded.keep_all_but_gathers
+    policy = REMAT_POLICIES[self.remat] or self.devices.saveable
     block: Any = block_lib.Block
     if policy is not None:  # prevent_cse is needless inside a loop.
       block = nn.remat(block, policy=policy, prevent_cse=self.unroll)
@@ -155,8 +150,8 @@ class LipNeXt(interface.CertifiedModel):
       split_rngs={'params': True},
       length=self.depth,
       unroll=self.depth if self.unroll else 1,
-    )(spec, self.layout or block_lib.ONE_DEVICE, name='blocks')
-    v, _ = blocks(u, None)
+    )(spec, self.devices, name='blocks')
+    v, _ = blocks(self.devices.constrain(x.reshape(-1, self.width)), None)
 
     z = layers.activate(v, self.activation, self.beta).reshape(x.shape)
     wide = jnp.promote_types(z.dtype, jnp.float32)

@@ -8,22 +8,22 @@ import ml_collections
 
 from lipnext_jax import config
 from lipnext_jax import models
+from lipnext_jax.models import block
 from lipnext_jax.models import interface
-from lipnext_jax.models import sharded
 
 
 def build_model(
   c: ml_collections.ConfigDict,
   num_classes: int,
-  layout: sharded.Layout | None = None,
+  devices: block.Devices = block.ONE_DEVICE,
 ) -> interface.CertifiedModel:
   """Builds the model of `config.model`, in its training precision.
 
   Args:
     c: `config.model`, validated. A model is given the fields that it has.
     num_classes: number of classes.
-    layout: layout of a LipNeXt's blocks on a mesh; the compiler chooses that of
-      other models.
+    devices: communication of a LipNeXt's blocks on a mesh; the compiler chooses
+      that of other models.
   """
   kind = models.MODELS[c.name]
   fields = {**c, **c.baseline}
@@ -36,9 +36,9 @@ def build_model(
   given['dtype'] = config.DTYPES[c.dtype]
   given['precision'] = config.PRECISIONS[c.precision]
   model = kind(**given)
-  if layout is None or c.name != 'lipnext' or c.parametrization != 'none':
+  if c.name != 'lipnext' or c.parametrization != 'none':
     return model  # Maps need whole matrices.
-  return model.clone(layout=layout)
+  return model.clone(devices=devices)
 
 
 def for_evaluation(

@@ -8,7 +8,7 @@ from lipnext_jax.parallel.distributed import to_host
 from lipnext_jax.parallel.mesh import batch_sharding
 from lipnext_jax.parallel.mesh import check_batch_size
 from lipnext_jax.parallel.mesh import make_mesh
-from lipnext_jax.parallel.mesh import model_layout
+from lipnext_jax.parallel.mesh import model_devices
 from lipnext_jax.parallel.mesh import put_batch
 from lipnext_jax.parallel.mesh import replicated
 from lipnext_jax.parallel.sharding import stack_sharding
@@ -21,7 +21,7 @@ __all__ = [
   'check_batch_size',
   'largest',
   'make_mesh',
-  'model_layout',
+  'model_devices',
   'on_first',
   'on_others',
   'put_batch',

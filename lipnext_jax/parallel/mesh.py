@@ -10,7 +10,8 @@ import ml_collections
 import numpy as np
 
 from lipnext_jax import errors
-from lipnext_jax.models import sharded
+from lipnext_jax.models import block
+from lipnext_jax.parallel import blocks
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')  # Axes that split the batch.
@@ -145,11 +146,11 @@ def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def model_layout(mesh: jax.sharding.Mesh) -> sharded.Layout | None:
-  """Returns how a model's blocks use the mesh, or None on a single device."""
+def model_devices(mesh: jax.sharding.Mesh) -> block.Devices:
+  """Returns how a model's blocks use the mesh."""
   if mesh.size == 1:
-    return None
-  return sharded.Layout(mesh, replicas=('data',), rows='fsdp', width='tensor')
+    return block.ONE_DEVICE
+  return blocks.Layout(mesh, replicas=('data',), rows='fsdp', width='tensor')
 
 
 def check_batch_size(

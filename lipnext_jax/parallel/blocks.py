@@ -45,6 +45,20 @@ class Layout(block_lib.Devices):
     """Number of devices that share the channels."""
     return self.mesh.shape[self.width]
 
+  def saveable(self, primitive: Any, *_: Any, **params: Any) -> bool:
+    """Returns whether to keep an array: all but gathered matrices.
+
+    Gathered matrices together are the whole model.
+    """
+    inner = params.get('call_jaxpr')  # Policies see `gather` as one call.
+    eqns = inner.jaxpr.eqns if inner else []
+    return lax.all_gather_p not in (primitive, *(e.primitive for e in eqns))
+
+  def constrain(self, u: jax.Array) -> jax.Array:
+    """Constrains tokens [t, c] to the layout of the blocks."""
+    sharding = jax.sharding.NamedSharding(self.mesh, self.tokens)
+    return lax.with_sharding_constraint(u, sharding)
+
   def run(
     self,
     block: Callable[[block_lib.Weights, jax.Array], jax.Array],
@@ -102,22 +116,6 @@ class Layout(block_lib.Devices):
     if self.width_shards == 1:
       return x
     return lax.psum_scatter(x, self.width, scatter_dimension=1, tiled=True)
-
-
-def constrain(layout: Layout, u: jax.Array) -> jax.Array:
-  """Constrains tokens [t, c] to the layout of the blocks."""
-  sharding = jax.sharding.NamedSharding(layout.mesh, layout.tokens)
-  return lax.with_sharding_constraint(u, sharding)
-
-
-def keep_all_but_gathers(primitive: Any, *_: Any, **params: Any) -> bool:
-  """Returns whether to keep an array: the policy of `remat='none'`.
-
-  All are kept but gathered matrices, which together are the whole model.
-  """
-  inner = params.get('call_jaxpr')  # Policies see `gather` as one call.
-  eqns = inner.jaxpr.eqns if inner else []
-  return lax.all_gather_p not in (primitive, *(e.primitive for e in eqns))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))

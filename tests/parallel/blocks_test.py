@@ -10,7 +10,8 @@ import pytest
 
 from lipnext_jax import models
 from lipnext_jax.models import layers
-from lipnext_jax.models import sharded
+from lipnext_jax.models.block import ONE_DEVICE
+from lipnext_jax.parallel import blocks
 from tests import networks
 
 AUTO = (jax.sharding.AxisType.Auto,) * 3
@@ -19,7 +20,7 @@ WIDTH = 16
 
 def layout_of(*sizes):
   mesh = jax.make_mesh(sizes, ('data', 'fsdp', 'tensor'), AUTO)
-  return sharded.Layout(mesh, ('data',), 'fsdp', 'tensor')
+  return blocks.Layout(mesh, ('data',), 'fsdp', 'tensor')
 
 
 def gradients(model, variables, images):
@@ -42,7 +43,7 @@ def check_gradients(sizes, **options):
     )
   }
   plain = gradients(model, variables, images)
-  spread = gradients(model.clone(layout=layout_of(*sizes)), variables, images)
+  spread = gradients(model.clone(devices=layout_of(*sizes)), variables, images)
   for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(spread), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5 * float(jnp.abs(a).max()))
 
@@ -79,15 +80,17 @@ FAULTS = {
 @pytest.mark.parametrize('name', FAULTS)
 def test_gradient_check_rejects(name, monkeypatch):
   method, fault = FAULTS[name]
-  monkeypatch.setattr(sharded.Layout, method, fault)
+  monkeypatch.setattr(blocks.Layout, method, fault)
   with pytest.raises(AssertionError):
     check_gradients((2, 2, 2), shift_ratio=3 / 16)
 
 
 @pytest.mark.parametrize('remat', models.lipnext.REMAT_POLICIES)
 def test_no_gathered_matrix_is_kept_for_the_backward_pass(remat):
-  model = models.LipNeXt(3, 2, WIDTH, 4, remat=remat, layout=layout_of(1, 8, 1))
-  plain = model.clone(layout=None)
+  model = models.LipNeXt(
+    3, 2, WIDTH, 4, remat=remat, devices=layout_of(1, 8, 1)
+  )
+  plain = model.clone(devices=ONE_DEVICE)
   images = jnp.zeros((8, 8, 8, 1))
   variables = jax.eval_shape(plain.init, jax.random.key(0), images)
   grad = jax.grad(lambda v: model.apply(v, images).sum())
@@ -114,16 +117,14 @@ def test_gathered_parts_have_their_gradients_summed_in_their_own_dtype(axis):
     w = jax.lax.pcast(w.astype(jnp.bfloat16), ('data',), to='varying')
     return jax.lax.all_gather(w, 'fsdp', axis=axis, tiled=True)
 
-  wide = functools.partial(
-    sharded.gather, jnp.bfloat16, ('data',), 'fsdp', axis
-  )
+  wide = functools.partial(blocks.gather, jnp.bfloat16, ('data',), 'fsdp', axis)
   np.testing.assert_array_equal(gradient(wide), 8 * (1 + 2.0**-10))
   assert np.all(gradient(narrow) != 8 * (1 + 2.0**-10))
 
 
 def test_channels_that_are_paired_cannot_be_split():
   model = models.LipNeXt(
-    3, 2, WIDTH, 4, activation='minmax', layout=layout_of(1, 1, 8)
+    3, 2, WIDTH, 4, activation='minmax', devices=layout_of(1, 1, 8)
   )
   images = jnp.zeros((8, 8, 8, 1))
   with pytest.raises(ValueError, match="'minmax' cannot be split"):
