@@ -24,26 +24,21 @@ def load(path):
 
 def check(path, schema):
   """Validates against a schema that check-jsonschema brings along."""
+  flags = ['--builtin-schema', f'vendor.{schema}', str(path)]
   return subprocess.run(
-    [
-      sys.executable,
-      *('-m', 'check_jsonschema', '--builtin-schema', f'vendor.{schema}'),
-      str(path),
-    ],
+    [sys.executable, '-m', 'check_jsonschema', *flags],
     capture_output=True,
     text=True,
     check=False,
   )
 
 
-SCHEMAS = [
-  (ROOT / 'CITATION.cff', 'citation-file-format'),
-  *((path, 'github-workflows') for path in WORKFLOWS),
-]
-
-
 @pytest.mark.parametrize(
-  ('path', 'schema'), SCHEMAS, ids=lambda x: getattr(x, 'name', x)
+  ('path', 'schema'),
+  [
+    (ROOT / 'CITATION.cff', 'citation-file-format'),
+    *((path, 'github-workflows') for path in WORKFLOWS),
+  ],
 )
 def test_a_file_is_what_its_schema_wants(path, schema, tmp_path):
   done = check(path, schema)
