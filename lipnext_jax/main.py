@@ -209,10 +209,5 @@ def main(argv: Sequence[str]) -> None:
     _exit(known, at_once=isinstance(error, KeyboardInterrupt))
 
 
-def run() -> None:
-  """Runs the program with the command line of this process."""
-  app.run(main, flags_parser=_parse)
-
-
 if __name__ == '__main__':
-  run()
+  app.run(main, flags_parser=_parse)
