@@ -50,16 +50,11 @@ def test_a_file_is_what_its_schema_wants(path, schema, tmp_path):
 
 def test_the_citation_is_the_readmes():
   found, paper = load('CITATION.cff'), load('CITATION.cff')['references'][0]
-  setup = SETUP['metadata']
   assert found['version'] == lipnext_jax.__version__
-  assert found['license'] == setup['license']
-  assert found['title'] == setup['name']
-  assert found['authors'] == [{'name': 'The lipnext_jax authors'}]
+  assert found['license'] == SETUP['metadata']['license']
   article, software = re.findall(r'^@(?s:.*?)^}', README, re.MULTILINE)
   names = (f'{a["family-names"]}, {a["given-names"]}' for a in paper['authors'])
   assert f'author = {{{" and ".join(names)}}}' in article
-  plain = article.replace('{', '').replace('}', '')
-  assert f'title = {paper["title"]},' in plain
   assert f'year = {{{paper["year"]}}}' in article
   assert f'version = {{{found["version"]}}}' in software
 
