@@ -24,15 +24,15 @@ SCRIPTS = sorted(path.name for path in (ROOT / 'launch').glob('*.sh'))
 FLAGS = ['--config=configs/imagenet_2b.py', '--config.duration=40 epochs\'"$x']
 
 
-def run(script, *flags, **environment):
+def call(*command, **options):
   return subprocess.run(
-    ['bash', f'launch/{script}', *flags],
-    cwd=ROOT,
-    env={'PATH': '/usr/bin:/bin', **environment},
-    capture_output=True,
-    text=True,
-    check=False,
+    command, capture_output=True, text=True, check=False, **options
   )
+
+
+def run(script, *flags, **environment):
+  environment = {'PATH': '/usr/bin:/bin', **environment}
+  return call('bash', f'launch/{script}', *flags, cwd=ROOT, env=environment)
 
 
 @pytest.fixture
@@ -50,10 +50,7 @@ def fake(tmp_path):
 
 
 def lint(path, linter='shellcheck'):
-  linter = pathlib.Path(sys.executable).parent / linter
-  return subprocess.run(
-    [linter, str(path)], capture_output=True, text=True, check=False
-  )
+  return call(pathlib.Path(sys.executable).parent / linter, path)
 
 
 def test_the_linters_can_fail(tmp_path):
@@ -293,13 +290,7 @@ def test_the_layer_of_the_dependencies_can_be_installed(tmp_path):
       for path in paths:
         shutil.copy(ROOT / path, tmp_path / target)
   setup = 'import setuptools; setuptools.setup()'
-  done = subprocess.run(
-    [sys.executable, '-c', setup, '--version'],
-    cwd=tmp_path,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
+  done = call(sys.executable, '-c', setup, '--version', cwd=tmp_path)
   assert done.stdout.split()[-1] == lipnext_jax.__version__
 
 
@@ -309,13 +300,8 @@ def test_the_image_installs_extras_that_exist(accelerator, fake):
   install, last = [rest for rest in of('RUN') if 'pip install' in rest]
   assert last.endswith('--no-deps -e .')
   path = fake(pip='printf "%s\\n" "$@"')
-  done = subprocess.run(
-    ['sh', '-c', install],
-    env={'PATH': path, 'ACCELERATOR': accelerator},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  environment = {'PATH': path, 'ACCELERATOR': accelerator}
+  done = call('sh', '-c', install, env=environment)
   if accelerator == 'gpu':
     assert done.returncode == 2
     assert done.stderr == 'error: ACCELERATOR=gpu; give cuda, tpu or cpu\n'

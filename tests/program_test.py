@@ -29,12 +29,6 @@ QUICK = {
   'xla_backend_optimization_level': 0,
   'xla_llvm_disable_expensive_passes': True,
 }
-INFO = sources.DatasetInfo(
-  image_shape=(8, 8, 1),
-  image_dtype=np.dtype(np.float32),
-  num_classes=10,
-  train_examples=160,
-)
 
 
 def make_config(sizes=ONE, **fields):
@@ -57,7 +51,8 @@ def make_config(sizes=ONE, **fields):
 def build(config):
   sizes = [config.mesh[axis] for axis in mesh_lib.AXES]
   devices = jax.devices()[: int(np.prod(sizes))]
-  return train.build(config, mesh_lib.make_mesh(config.mesh, devices), INFO)
+  mesh = mesh_lib.make_mesh(config.mesh, devices)
+  return train.build(config, mesh, sources.describe(config.dataset))
 
 
 def trace(program):
