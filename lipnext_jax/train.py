@@ -339,7 +339,7 @@ def _log(
   progress: report.Progress,
   watch: runtime.Watch,
 ) -> tuple[step_lib.TrainState, int]:
-  """Logs metrics; returns a state with new sums, and skips in a row."""
+  """Logs metrics; returns the state with zero sums, and skips in a row."""
   health = run.config.health
   sums, metrics = jax.device_get((state.sums, run.program.monitor(state)))
   scalars = sums.means() | {name: float(x) for name, x in metrics.items()}
