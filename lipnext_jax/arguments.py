@@ -58,8 +58,7 @@ def find_config(value: str) -> str:
   """Replaces the name of a config of the package by the path of its file.
 
   Args:
-    value: value of `--config`: 'lipnext_jax:NAME' or 'lipnext_jax:NAME:WORDS'
-      for a config of the package, or a path.
+    value: value of `--config`, 'lipnext_jax:NAME' or 'lipnext_jax:NAME:WORDS'.
 
   Returns:
     'PATH' or 'PATH:WORDS'.
@@ -69,13 +68,8 @@ def find_config(value: str) -> str:
 
   >>> find_config('lipnext_jax:digits:smoke').endswith('digits.py:smoke')
   True
-  >>> find_config('my/config.py:smoke')
-  'my/config.py:smoke'
   """
-  package, colon, rest = value.partition(':')
-  if package != 'lipnext_jax' or not colon:
-    return value
-  name, colon, words = rest.partition(':')
+  _, name, *words = value.split(':', maxsplit=2)
   inside = pathlib.Path(__file__).parent
   # Inside of an installed package, beside that of a clone.
   folders = [inside / 'configs', inside.parent / 'configs']
@@ -89,7 +83,7 @@ def find_config(value: str) -> str:
       'is not a config of the package',
       f'choose lipnext_jax: and one of {", ".join(sorted(shipped))}',
     )
-  return f'{shipped[name]}{colon}{words}'
+  return ':'.join([str(shipped[name]), *words])
 
 
 def smoke(
@@ -103,7 +97,7 @@ def smoke(
 
   Args:
     config: config that is changed in place.
-    arg: word of the config file's argument, '' or 'smoke'.
+    arg: word of the group `SMOKE`, as `parse_argument` returns it.
     image_size: side in pixels of random images that replace the dataset, which
       need not be on the disk then; 0 keeps the dataset.
     num_classes: number of classes of the random images.
@@ -111,15 +105,11 @@ def smoke(
   Returns:
     `config`.
 
-  Raises:
-    ConfigError: `arg` is another word.
-
   >>> from lipnext_jax import config
   >>> smoke(config.default_config(), 'smoke').duration
   '2 steps'
   """
-  (word,) = parse_argument(arg, SMOKE)
-  if not word:
+  if not arg:
     return config
   config.model.depth, config.model.width = 2, 16
   if config.model.name != 'lipnext':

@@ -138,17 +138,16 @@ number that is in [0, 1].
 
 
 def section(
-  *,
-  free: bool = False,
   only_with: Mapping[str, tuple[Any, ...]] | None = None,
+  /,
   **members: Field | dict[str, Field],
 ) -> dict[str, Field]:
   """Flattens fields and nested sections into one dict of dotted names.
 
   Args:
-    free: makes all fields of the section free; see `Field`.
     only_with: condition that is added to those of each field; see `Field`.
-    **members: fields and sections by name.
+    **members: fields and sections by name. `**section({…}, …)` has fields that
+      share a condition beside the others of a section.
 
   Returns:
     {'field': …, 'section.field': …}, in the order of `members`.
@@ -162,11 +161,17 @@ def section(
     inner = {'': member} if isinstance(member, Field) else member
     for rest, field in inner.items():
       fields[f'{name}.{rest}' if rest else name] = dataclasses.replace(
-        field,
-        free=field.free or free,
-        only_with={**(only_with or {}), **field.only_with},
+        field, only_with={**(only_with or {}), **field.only_with}
       )
   return fields
+
+
+def free(**members: Field | dict[str, Field]) -> dict[str, Field]:
+  """Returns a section whose fields may change when a run is resumed."""
+  return {
+    name: dataclasses.replace(field, free=True)
+    for name, field in section(**members).items()
+  }
 
 
 # ── The fields ───────────────────────────────────────────────────────────────
@@ -174,7 +179,6 @@ def section(
 _ON_DISK = tuple(
   name for name in sources.SOURCES if name not in ('digits', 'synthetic')
 )
-_EXTRA = {'augment.extra.as_real': (False,)}
 
 _DATASET = section(
   name=Field('digits', 'Dataset to train on.', choices=sources.SOURCES),
@@ -194,17 +198,15 @@ _DATASET = section(
     'Whether to leave out files that are not whole images.',
     only_with={'dataset.name': ('folder',)},
   ),
-  test_share=Field(
-    0.2,
-    'Share of each class held out as the test split of a set without one.',
-    above=0,
-    maximum=0.5,
-    only_with={'dataset.name': sources.USER_SETS},
-  ),
-  split_seed=Field(
-    0,
-    'Seed of the draw of that test split.',
-    only_with={'dataset.name': sources.USER_SETS},
+  **section(
+    {'dataset.name': sources.USER_SETS},
+    test_share=Field(
+      0.2,
+      'Share of each class held out as the test split of a set without one.',
+      above=0,
+      maximum=0.5,
+    ),
+    split_seed=Field(0, 'Seed of the draw of that test split.'),
   ),
   holdout=Field(0, "Training examples set aside as the split 'validation'."),
   workers=Field(0, 'Processes that read the data; 0: threads.', free=True),
@@ -220,7 +222,7 @@ _DATASET = section(
     free=True,
   ),
   synthetic=section(
-    only_with={'dataset.name': ('synthetic',)},
+    {'dataset.name': ('synthetic',)},
     image_size=Field(32, 'Side of the random images in pixels.', minimum=1),
     channels=Field(3, 'Channels of the random images.', minimum=1),
     num_classes=Field(10, 'Classes of the random images.', minimum=1),
@@ -228,7 +230,7 @@ _DATASET = section(
     test_examples=Field(256, 'Random images to test on.', minimum=1),
   ),
 ) | section(  # Sets whose images vary in size.
-  only_with={'dataset.name': sources.VARYING},
+  {'dataset.name': sources.VARYING},
   image_size=Field(
     0,
     'Side of the images in pixels, as the network sees them; 0: their own '
@@ -250,17 +252,10 @@ _AUGMENT = section(
   ),
   randaugment=section(
     probability=Field(0.0, 'Probability of RandAugment.', maximum=1),
-    ops=Field(
-      2,
-      'Operations of RandAugment per image.',
-      minimum=1,
-      only_with={'augment.randaugment.probability': SET},
-    ),
-    magnitude=Field(
-      9,
-      'Magnitude of RandAugment.',
-      maximum=randaugment.BINS - 1,
-      only_with={'augment.randaugment.probability': SET},
+    **section(
+      {'augment.randaugment.probability': SET},
+      ops=Field(2, 'Operations per image.', minimum=1),
+      magnitude=Field(9, 'Their magnitude.', maximum=randaugment.BINS - 1),
     ),
   ),
   crop_padding=Field(
@@ -281,13 +276,10 @@ _AUGMENT = section(
       'Whether synthetic images are augmented like real ones.',
       only_with={'dataset.extra_ratio': SET},
     ),
-    crop_padding=Field(
-      0,
-      'The same as augment.crop_padding, for synthetic images.',
-      only_with=_EXTRA,
-    ),
-    flip=Field(
-      False, 'The same as augment.flip, for synthetic images.', only_with=_EXTRA
+    **section(
+      {'augment.extra.as_real': (False,)},
+      crop_padding=Field(0, 'As augment.crop_padding, for synthetic images.'),
+      flip=Field(False, 'As augment.flip, for synthetic images.'),
     ),
   ),
 )
@@ -325,7 +317,7 @@ _MODEL = section(
   activation=Field('beta_abs', 'Activation σ.', choices=layers.ACTIVATIONS),
   position=Field(True, 'Whether the position p is trained; it starts at 0.'),
   baseline=section(
-    only_with={'model.name': _BASELINES},
+    {'model.name': _BASELINES},
     dense_depth=Field(2, 'Dense layers after the neck.'),
     dense_width=Field(64, 'Features of neck and dense layers.', minimum=1),
     kernel_size=Field(3, 'Side of the kernels.', minimum=1),
@@ -344,7 +336,7 @@ _MODEL = section(
     ),
   ),
 ) | section(
-  only_with={'model.name': ('lipnext',)},
+  {'model.name': ('lipnext',)},
   shift_ratio=Field(
     # The paper found 1/8 and 1/16 best; 1/16 costs a quarter less.
     1 / 16,
@@ -372,14 +364,10 @@ _MODEL = section(
     'tokens, signed and in their places, by one orthogonal matrix.',
     choices=lipnext.POOLS,
   ),
-  neck_width=Field(
-    256,
-    'Features of the neck and its dense layers.',
-    minimum=1,
-    only_with={'model.pool': ('neck',)},
-  ),
-  neck_depth=Field(
-    0, 'Dense layers after the neck.', only_with={'model.pool': ('neck',)}
+  **section(
+    {'model.pool': ('neck',)},
+    neck_width=Field(256, 'Features of neck and dense layers.', minimum=1),
+    neck_depth=Field(0, 'Dense layers after the neck.'),
   ),
   parametrization=Field(
     'none',
@@ -398,7 +386,7 @@ _LOSS = section(
     1.0, 'λ of TRADES.', only_with={'loss.name': ('trades',)}
   ),
 ) | section(
-  only_with={'loss.name': ('logit_annealing',)},
+  {'loss.name': ('logit_annealing',)},
   annealing_offset=Field(2.0, 'ξ of annealing.'),
   annealing_temperature=Field(0.75, 'T of annealing.', above=0),
   annealing_gamma=Field(5.0, 'γ of annealing.'),
@@ -426,7 +414,7 @@ _OPTIMIZER = section(
   ),
   mu_dtype=Field('float32', 'Dtype of the first moment.', choices=DTYPES),
 ) | section(
-  only_with=_MANIFOLD,
+  _MANIFOLD,
   retraction=Field(
     'newton_schulz',
     'How matrices are retracted to the manifold.',
@@ -467,7 +455,6 @@ _SHARDING = (
 
 # At most one size is −1. 'data' sends the least: it goes over slow networks.
 _MESH = section(
-  free=True,
   data=Field(-1, 'Devices that split the batch; −1: all others.', minimum=-1),
   fsdp=Field(
     1, 'Devices that split batch and parameters; −1: all others.', minimum=-1
@@ -478,7 +465,6 @@ _MESH = section(
 )
 
 _EVAL = section(
-  free=True,
   split=Field(
     'test',
     "Split of the final numbers; 'validation' is for choosing a config.",
@@ -511,7 +497,6 @@ _EVAL = section(
 
 # Checked during training, at log lines.
 _HEALTH = section(
-  free=True,
   max_skipped=Field(
     10, 'Skipped (not finite) steps in a row that end the run; 0: never.'
   ),
@@ -526,15 +511,6 @@ _HEALTH = section(
   ),
   drift=Field(
     1e-3, '‖XᵀX − I‖₂ of an orthogonal X that is warned of; 0: never.'
-  ),
-)
-
-_CHECKPOINT = section(
-  free=True,
-  every=Field(
-    '10 epochs',
-    "Time between two checkpoints; '0 steps': only at the end.",
-    duration=True,
   ),
 )
 
@@ -558,19 +534,25 @@ FIELDS = section(
     only_with={**_MANIFOLD, 'model.dtype': ('bfloat16',)},
   ),
   duration=Field('800 epochs', 'Length of training.', duration=True),
-  mesh=_MESH,
-  sharding=Field(
-    _SHARDING,
-    '(regular expression, mesh axes) for paths of the train state; the first '
-    "match counts. An axis with '?' is left out where it does not divide.",
-    free=True,
-  ),
-  eval=_EVAL,
-  checkpoint=_CHECKPOINT,
-  health=_HEALTH,
-  log=section(
-    free=True,
-    every=Field('1 epochs', 'Time between two log lines.', duration=True),
+  **free(
+    mesh=_MESH,
+    sharding=Field(
+      _SHARDING,
+      '(regular expression, mesh axes) for paths of the train state; the first '
+      "match counts. An axis with '?' is left out where it does not divide.",
+    ),
+    eval=_EVAL,
+    checkpoint=section(
+      every=Field(
+        '10 epochs',
+        "Time between two checkpoints; '0 steps': only at the end.",
+        duration=True,
+      ),
+    ),
+    health=_HEALTH,
+    log=section(
+      every=Field('1 epochs', 'Time between two log lines.', duration=True),
+    ),
   ),
 )
 

@@ -40,6 +40,7 @@ further programs (each has --help):
 
 from collections.abc import Sequence
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -129,16 +130,15 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _find_configs(argv: Sequence[str]) -> list[str]:
-  """Replaces `lipnext_jax:NAME` as the value of --config by a path."""
-  found = []
-  for previous, argument in zip(['', *argv], argv, strict=False):
-    flag, equals, value = argument.partition('=')
-    if equals and flag.lstrip('-') == 'config':
-      argument = f'{flag}={arguments.find_config(value)}'
-    elif previous.lstrip('-') == 'config':
-      argument = arguments.find_config(argument)
-    found.append(argument)
-  return found
+  """Replaces `lipnext_jax:NAME`, a value of --config, by a path."""
+  return [
+    re.sub(
+      '^(|--?config=)(lipnext_jax:.*)',
+      lambda found: found[1] + arguments.find_config(found[2]),
+      argument,
+    )
+    for argument in argv
+  ]
 
 
 def _explain_override(
@@ -209,10 +209,5 @@ def main(argv: Sequence[str]) -> None:
     _exit(known, at_once=isinstance(error, KeyboardInterrupt))
 
 
-def run() -> None:
-  """Runs the program with the command line of this process."""
-  app.run(main, flags_parser=_parse)
-
-
 if __name__ == '__main__':
-  run()
+  app.run(main, flags_parser=_parse)

@@ -13,7 +13,7 @@ import optax
 
 from lipnext_jax import errors
 
-UNITS = ('steps', 'epochs', 'examples')
+_DURATION = re.compile(r'\s*(\d+(\.\d+)?(e\d+)?) +(steps|epochs|examples)\s*')
 
 
 class Plan(NamedTuple):
@@ -40,9 +40,8 @@ def parse_duration(field: str, duration: str) -> tuple[float, str]:
   >>> parse_duration('duration', '1.5 epochs')
   (1.5, 'epochs')
   """
-  match = re.fullmatch(r'\s*(\d+(?:\.\d+)?(?:e\d+)?) +(\w+)\s*', duration)
-  if match and match[2] in UNITS:
-    return float(match[1]), match[2]
+  if match := _DURATION.fullmatch(duration):
+    return float(match[1]), match[4]
   raise errors.ConfigError(
     field,
     duration,

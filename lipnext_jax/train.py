@@ -5,7 +5,6 @@ checkpoint, loop, evaluation, report. `build` makes the program: model,
 optimizer, layout, loss and the compiled step. `_train` is the loop.
 """
 
-from collections.abc import Callable
 import contextlib
 import functools
 import os
@@ -42,23 +41,18 @@ class Program(NamedTuple):
   plan: schedules.Plan
   model: Any  # `CertifiedModel` to initialise and to evaluate.
   parts: step_lib.Parts  # Model, optimizer, loss and schedules of the step.
-  init_fn: Callable[[jax.Array], step_lib.TrainState]  # Key → state.
   # Shapes with shardings, of the state, of the copy of the weights that the
   # forward and backward pass use, and of a batch of all processes together.
   abstract: step_lib.TrainState
   working: Any
   batch: dict[str, jax.ShapeDtypeStruct]
-  # Jitted functions, unlike `init_fn`.
+  # Jitted functions.
+  init: jax.stages.Wrapped  # Key → state.
   train_step: jax.stages.Wrapped  # (state, batch) → state.
   monitor: jax.stages.Wrapped  # state → metrics of a log line.
   zero_sums: jax.stages.Wrapped  # () → `Sums` over no steps.
   is_finite: jax.stages.Wrapped  # tree of arrays → whether all are finite.
   certified_params: jax.stages.Wrapped  # state → certified weights.
-
-  @property
-  def shardings(self) -> step_lib.TrainState:
-    """Shardings of the train state."""
-    return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
 
 
 def build(
@@ -138,10 +132,10 @@ def build(
     plan=plan,
     model=model,
     parts=parts,
-    init_fn=init_fn,
     abstract=abstract,
     working=parallel.with_shardings(shapes.params, working),
     batch=_batch_shapes(config, info, on_batch),
+    init=jax.jit(init_fn, out_shardings=shardings),
     train_step=train_step,
     monitor=jax.jit(monitor, out_shardings=on_all),
     zero_sums=jax.jit(step_lib.Sums.zeros, out_shardings=on_all),
@@ -233,8 +227,7 @@ def train_and_evaluate(
     reader = checkpoint.CheckpointReader(workdir, config_hash=config_hash)
     step = reader.choose(config.eval.checkpoint)
   if step is None:
-    init = jax.jit(program.init_fn, out_shardings=program.shardings)
-    state = init(jax.random.key(config.seed))
+    state = program.init(jax.random.key(config.seed))
   else:
     state = reader.restore(step, program.abstract)
 
@@ -346,11 +339,7 @@ def _log(
   progress: report.Progress,
   watch: runtime.Watch,
 ) -> tuple[step_lib.TrainState, int]:
-  """Fetches the metrics since the last log line, shows and writes them.
-
-  Returns:
-    The state with sums of zero, and the number of steps skipped in a row.
-  """
+  """Logs metrics; returns the state with zero sums, and skips in a row."""
   health = run.config.health
   sums, metrics = jax.device_get((state.sums, run.program.monitor(state)))
   scalars = sums.means() | {name: float(x) for name, x in metrics.items()}
@@ -374,19 +363,7 @@ def _monitor_and_save(
   writer: report.MetricWriter,
   batch: dict[str, jax.Array],
 ) -> None:
-  """Evaluates and saves a state if that is due, or if a signal came.
-
-  Args:
-    run: objects of the run.
-    state: state after `step` steps.
-    step: number of steps.
-    signum: signal that was received, or None.
-    writer: takes the metrics of the evaluation.
-    batch: batch of the last step, to find what is not finite.
-
-  Raises:
-    NonFiniteError: the state to be saved is not finite.
-  """
+  """Evaluates and saves a finite state if that is due, or if a signal came."""
   config, program, plan = run.config, run.program, run.program.plan
   ends = step == plan.total_steps or signum is not None
   monitors = plan.is_due(plan.eval_every, step) and step < plan.total_steps

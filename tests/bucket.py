@@ -1,7 +1,7 @@
 """A fake of Google Cloud Storage: a bucket in memory, on the loopback address.
 
 The part of its JSON API that gcsfs, google-cloud-storage and TensorStore use
-here, with generations and their preconditions, by which TensorStore commits.
+here. Only one client writes, so preconditions on generations are not checked.
 """
 
 from http import server
@@ -31,7 +31,6 @@ class Bucket(server.ThreadingHTTPServer):
   def __init__(self):
     super().__init__(('127.0.0.1', 0), _Handler)
     self.objects: dict[str, tuple[int, bytes]] = {}
-    self.uploads: dict[str, bytes] = {}  # Of several parts, by id.
     self.written: list[str] = []
     self.generation = 0
     self.refusal = 0
@@ -71,8 +70,6 @@ class _Handler(server.BaseHTTPRequestHandler):
     with self.server.lock:
       if status := self.server.refusal:
         return self._reply(status, {'error': {'message': 'no permission'}})
-      if path == '/batch/storage/v1':
-        return self._batch()
       match = re.fullmatch(f'/storage/v1/b/{NAME}(/o(/.*)?)?', path)
       if match is None:
         return self._reply(404, {'error': {'message': f'no {path}'}})
@@ -93,18 +90,6 @@ class _Handler(server.BaseHTTPRequestHandler):
       self.send_header(name.replace('_', '-'), str(value))
     self.end_headers()
     self.wfile.write(content)
-
-  def _refused(self, name):
-    """Replies where a precondition does not hold."""
-    generation = self.server.objects.get(name, (0,))[0]
-    wanted = self.query.get('ifGenerationMatch', generation)
-    if int(wanted) != generation:
-      self._reply(412, {'error': {'message': 'another generation'}})
-      return True
-    if self.query.get('ifGenerationNotMatch') == str(generation):
-      self._reply(304)
-      return True
-    return False
 
   def _describe(self, name):
     generation, content = self.server.objects[name]
@@ -141,29 +126,12 @@ class _Handler(server.BaseHTTPRequestHandler):
         rb'\r?\n--%b--\s*$' % re.escape(boundary[1].encode()), rest
       )
       content = re.split(rb'\r?\n\r?\n', rest[: end.start()], maxsplit=1)[1]
-    elif self.query['uploadType'] == 'resumable':
-      name, content = self._resume()
-      if content is None:
-        return None
-    if not self._refused(name):
-      self.server.write(name, content)
-      self._reply(200, self._describe(name))
-
-  def _resume(self):
-    """Takes a part of an upload; returns name and content of a whole one."""
-    name, uploads = self.query['name'], self.server.uploads
-    if 'upload_id' not in self.query:
-      key = str(len(uploads))
-      uploads[key] = b''
-      where = f'http://{self.server.address}{self.path}&upload_id={key}'
-      self._reply(200, Location=where)
-      return name, None
-    key = self.query['upload_id']
-    uploads[key] += self.body
-    if self.headers['Content-Range'].endswith('*'):
-      self._reply(308, Range=f'bytes=0-{len(uploads[key]) - 1}')
-      return name, None
-    return name, uploads[key]
+    elif self.query['uploadType'] != 'media' and 'upload_id' not in self.query:
+      # The content comes next, in one part.
+      where = f'http://{self.server.address}{self.path}&upload_id=0'
+      return self._reply(200, Location=where)
+    self.server.write(name, content)
+    return self._reply(200, self._describe(name))
 
   def _object(self, path):
     name, *target = map(
@@ -171,8 +139,6 @@ class _Handler(server.BaseHTTPRequestHandler):
     )
     if name not in self.server.objects:
       return self._reply(404, {'error': {'message': f'no {name}'}})
-    if self._refused(name):
-      return None
     generation, content = self.server.objects[name]
     if target:
       self.server.write(target[0], content)
@@ -186,21 +152,6 @@ class _Handler(server.BaseHTTPRequestHandler):
     status, headers, size = 200, {'X-Goog-Generation': generation}, len(content)
     if match := re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers['Range'] or ''):
       first, last = int(match[1]), min(int(match[2] or size), size - 1)
-      if first >= size:
-        return self._reply(416)
       status, content = 206, content[first : last + 1]
       headers['Content-Range'] = f'bytes {first}-{last}/{size}'
     return self._reply(status, content, 'application/octet-stream', **headers)
-
-  def _batch(self):
-    boundary = re.search('boundary="?([^";]+)', self.headers['Content-Type'])[1]
-    found = re.findall(
-      rf'DELETE /storage/v1/b/{NAME}/o/(\S+)'.encode(), self.body
-    )
-    text = ''
-    for name in found:
-      known = self.server.objects.pop(parse.unquote(name.decode()), None)
-      text += f'--{boundary}\r\nContent-Type: application/http\r\n\r\n'
-      text += f'HTTP/1.1 {204 if known else 404} done\r\n\r\n\r\n'
-    text += f'--{boundary}--'
-    self._reply(200, text.encode(), f'multipart/mixed; boundary={boundary}')

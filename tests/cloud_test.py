@@ -5,11 +5,8 @@ epath, gcsfs, google-cloud-storage and tensorboardX.
 """
 
 import importlib.util
-import json
 import signal
 
-import jax
-import numpy as np
 import pytest
 
 from lipnext_jax import checkpoint
@@ -23,6 +20,9 @@ from lipnext_jax.report import workdir as workdir_lib
 from lipnext_jax.runtime import explain
 from lipnext_jax.runtime import interrupts
 from tests import bucket as fake
+from tests.runs import read
+from tests.runs import read_metrics
+from tests.runs import same_arrays
 
 pytestmark = [
   pytest.mark.slow,  # It trains.
@@ -32,8 +32,6 @@ pytestmark = [
   ),
 ]
 RUN = 'gs://bucket/runs/x'
-# Values that depend on the clock or on the process.
-CLOCK = ('train/images_per_second', 'train/failing')
 
 
 @pytest.fixture(scope='module')
@@ -73,32 +71,12 @@ def resumed(bucket, trained_run):
   return train.train_and_evaluate(config, RUN)
 
 
-def stored_arrays(workdir, step):
-  from orbax import checkpoint as ocp
-
-  with ocp.StandardCheckpointer() as checkpointer:
-    tree = checkpointer.restore(f'{workdir}/checkpoints/{step}/default')
-  return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-def read(workdir, name):
-  with files.open_text(f'{workdir}/{name}') as file:
-    return file.read()
-
-
-def read_metrics(workdir):
-  lines = map(json.loads, read(workdir, 'metrics.jsonl').splitlines())
-  return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
-
-
 def test_resuming_in_a_bucket_ends_in_the_bits_of_a_run_on_disk(
   bucket, trained_run, resumed
 ):
   disk, summary, _ = trained_run
   assert resumed == summary == files.read_json(f'{RUN}/eval.json')
-  pairs = zip(stored_arrays(RUN, 4), stored_arrays(disk, 4), strict=True)
-  assert all(np.array_equal(a, b) for a, b in pairs)
-  assert len(stored_arrays(disk, 4)) > 10
+  assert same_arrays(RUN, 4, disk, 4)
   assert read(RUN, 'radii.csv') == read(disk, 'radii.csv')
   assert read_metrics(RUN) == read_metrics(disk)
   assert len(read_metrics(disk)) == 5
@@ -162,13 +140,13 @@ def test_a_bucket_that_is_not_there_is_one_line():
 def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch, status):
   """No run starts from scratch for that, and no checkpoint is damaged."""
   monkeypatch.setattr(bucket, 'refusal', status)
-  for read in (
+  for call in (
     lambda: checkpoint.check_workdir(RUN, None),
     checkpoint.CheckpointReader(RUN).list_steps,
     lambda: manifest.find_damage(f'{RUN}/checkpoints/2'),
   ):
     with pytest.raises(Exception, match='no permission') as refused:
-      read()
+      call()
     known = explain.explain(refused.value)
     assert isinstance(known, errors.WorkdirError)
     assert 'no permission' in str(known)

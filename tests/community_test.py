@@ -24,26 +24,21 @@ def load(path):
 
 def check(path, schema):
   """Validates against a schema that check-jsonschema brings along."""
+  flags = ['--builtin-schema', f'vendor.{schema}', str(path)]
   return subprocess.run(
-    [
-      sys.executable,
-      *('-m', 'check_jsonschema', '--builtin-schema', f'vendor.{schema}'),
-      str(path),
-    ],
+    [sys.executable, '-m', 'check_jsonschema', *flags],
     capture_output=True,
     text=True,
     check=False,
   )
 
 
-SCHEMAS = [
-  (ROOT / 'CITATION.cff', 'citation-file-format'),
-  *((path, 'github-workflows') for path in WORKFLOWS),
-]
-
-
 @pytest.mark.parametrize(
-  ('path', 'schema'), SCHEMAS, ids=lambda x: getattr(x, 'name', x)
+  ('path', 'schema'),
+  [
+    (ROOT / 'CITATION.cff', 'citation-file-format'),
+    *((path, 'github-workflows') for path in WORKFLOWS),
+  ],
 )
 def test_a_file_is_what_its_schema_wants(path, schema, tmp_path):
   done = check(path, schema)
@@ -55,16 +50,11 @@ def test_a_file_is_what_its_schema_wants(path, schema, tmp_path):
 
 def test_the_citation_is_the_readmes():
   found, paper = load('CITATION.cff'), load('CITATION.cff')['references'][0]
-  setup = SETUP['metadata']
   assert found['version'] == lipnext_jax.__version__
-  assert found['license'] == setup['license']
-  assert found['title'] == setup['name']
-  assert found['authors'] == [{'name': 'The lipnext_jax authors'}]
+  assert found['license'] == SETUP['metadata']['license']
   article, software = re.findall(r'^@(?s:.*?)^}', README, re.MULTILINE)
   names = (f'{a["family-names"]}, {a["given-names"]}' for a in paper['authors'])
   assert f'author = {{{" and ".join(names)}}}' in article
-  plain = article.replace('{', '').replace('}', '')
-  assert f'title = {paper["title"]},' in plain
   assert f'year = {{{paper["year"]}}}' in article
   assert f'version = {{{found["version"]}}}' in software
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -12,35 +11,11 @@ import pytest
 
 from lipnext_jax import certify
 
-ROOT = os.path.dirname(os.path.dirname(__file__))
-
-
-def program(code, home):
-  """Runs command lines in one process; `home` is its folder and its ~."""
-  flag = '--xla_force_host_platform_device_count=8'
-  done = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=home,
-    env=os.environ
-    | {
-      'HOME': home,
-      'PYTHONPATH': ROOT,
-      'PYTHONIOENCODING': 'utf-8',
-      'XLA_FLAGS': os.environ['XLA_FLAGS'].replace(flag, ''),  # One device.
-    },
-    capture_output=True,
-    encoding='utf-8',
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  return done.stdout, done.stderr
-
-
-JOURNEY = f"""
+JOURNEY = """
 import sys
 from lipnext_jax import main
 from lipnext_jax.certify import __main__ as certify
-sys.argv = ['main', '--config={ROOT}/configs/folder.py:size=32',
+sys.argv = ['main', '--config=configs/folder.py:size=32',
   '--config.dataset.data_dir=~/images', '--workdir=~/run',
   '--config.model.depth=2', '--config.model.width=16',
   '--config.batch_size=16', '--config.duration=3 steps',
@@ -68,8 +43,17 @@ def home(tmp_path):
 
 
 @pytest.mark.slow  # It trains.
-def test_a_folder_becomes_a_predictor_that_agrees_on_every_file(home):
-  out, err = program(JOURNEY, home)
+def test_a_folder_becomes_a_predictor_that_agrees_on_every_file(
+  home, run_command
+):
+  """The commands run in one process; `home` is its ~."""
+  flag = '--xla_force_host_platform_device_count=8'
+  flags = os.environ['XLA_FLAGS'].replace(flag, '')  # One device.
+  done = run_command(
+    [sys.executable, '-c', JOURNEY], HOME=home, XLA_FLAGS=flags
+  )
+  assert done.returncode == 0, done.stderr
+  out, err = done.stdout, done.stderr
   assert 'no test split: 4 of 24 images are held out' in err
   assert 'compiling the train step …' in err
   table = out[: out.index('{')]

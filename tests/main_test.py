@@ -11,7 +11,6 @@ import time
 import pytest
 import sklearn.datasets  # noqa: F401 (A run says so if it waits for it.)
 
-from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax.checkpoint import lock
 
@@ -51,104 +50,54 @@ def finish(process):
   return process.returncode, out, err
 
 
-# Mistake → (flags, parts of the error).
+# Flags → a part of the error.
 MISTAKES = {
-  'an unknown field': (
-    ['--config.model.dept=3'],
-    ["--config.model.dept='3' is not a config field; did you mean model.dep"],
-  ),
-  'another unknown field': (
-    ['--config.loss.eps=1'],
-    ['--config.loss.eps', 'did you mean loss.epsilon?'],
-  ),
-  'an unknown section': (
-    ['--config.optimiser.name=adam'],
-    ['--config.optimiser.name', 'did you mean optimizer.name?'],
-  ),
-  'a wrong type': (
-    ['--config.model.depth=deep'],
-    ['config.model.depth=deep', 'invalid literal'],
-  ),
-  'too many shifted channels': (
-    ['--config.model.shift_ratio=0.3'],
-    ['model.shift_ratio=0.3', 'in [0, 0.25]'],
-  ),
-  'a patch that does not divide the image': (
-    ['--config.model.patch_size=3'],
-    ['model.patch_size=3', 'choose one of 1, 2, 4, 8'],
-  ),
-  'a mesh that does not match the devices': (
-    ['--config.mesh.data=3'],
-    ['mesh', "'data': 3", '8 devices'],
-  ),
-  'a missing data directory': (
-    ['--config.dataset.name=npz', '--config.dataset.data_dir=/no/where'],
-    ['dataset.data_dir', '/no/where', 'is not a directory'],
-  ),
-  'no checkpoint to evaluate': (
-    ['--mode=eval'],
-    ['--workdir', 'holds no checkpoint', '--mode=train'],
-  ),
-  'an unknown mode': (['--mode=test'], ['mode=test', 'train|eval']),
-  'a machine that is none': (
-    ['--mode=compile', '--topology=v5p'],
-    ['--topology', 'v5p', 'is not a machine'],
-  ),
-  'a machine to train on': (['--topology=cpu:2'], ['add --mode=compile']),
-  'an unknown flag': (['--wordir=x'], ['wordir']),
-  'a stray argument': (['extra'], ["argument='extra' is not a flag"]),
-  'a crop of a sixteenth': (
-    [
-      '--config.dataset.name=folder',
-      '--config.dataset.image_size=64',
-      '--config.dataset.resize=256',
-    ],
-    ['dataset.resize=256 leaves 6 % of an image'],
-  ),
-  'no config': (['--config='], ['--config']),
-  'a config that the package lacks': (
-    ['--config=lipnext_jax:digit'],
-    ["--config='lipnext_jax:digit' is not a config of the package", 'digits,'],
-  ),
-  'a config that is not there': (
-    ['--config=configs/none.py'],
-    ['configs/none.py'],
-  ),
+  '--config.model.dept=3': 'is not a config field; did you mean model.depth?',
+  '--config.optimiser.name=adam': 'did you mean optimizer.name?',
+  '--config.model.depth=deep': 'config.model.depth=deep: invalid literal',
+  '--config.model.patch_size=3': 'choose one of 1, 2, 4, 8',
+  '--config.mesh.data=3': '8 devices',
+  '--config.dataset.name=npz --config.dataset.data_dir=/no': 'is not a dir',
+  '--mode=eval': 'holds no checkpoint',
+  '--mode=test': 'train|eval',
+  '--topology=cpu:2': 'add --mode=compile',
+  'extra': "argument='extra' is not a flag",
+  '--config=': '--config',
+  '--config=lipnext_jax:digit': 'is not a config of the package; choose',
+  '--config=configs/none.py': 'configs/none.py',
 }
 
 
-def check_mistake(result, parts):
-  """Raises unless a result is one line with these parts and exit code 2."""
+def check_mistake(result, part):
+  """Raises unless a result is one line with this part and exit code 2."""
   code, out, err = result
   assert code == 2
   assert not out
   (line,) = err.splitlines()
   assert line.startswith('error: ')
-  for part in parts:
-    assert part in line
+  assert part in line
 
 
-@pytest.mark.parametrize('mistake', MISTAKES)
+@pytest.mark.parametrize('flags', MISTAKES)
 def test_a_mistake_is_one_line_exit_2_and_nothing_on_disk(
-  mistake, tmp_path, run_main
+  flags, tmp_path, run_main
 ):
-  flags, parts = MISTAKES[mistake]
-  check_mistake(run_main(DIGITS, f'--workdir={tmp_path}/run', *flags), parts)
+  result = run_main(DIGITS, f'--workdir={tmp_path}/run', *flags.split())
+  check_mistake(result, MISTAKES[flags])
   assert not os.listdir(tmp_path)
 
 
-def test_missing_flags_are_named(run_main):
-  check_mistake(run_main('--workdir=x'), ['--config', 'is missing'])
-  check_mistake(run_main(DIGITS), ['--workdir', 'is missing'])
+def test_a_missing_workdir_is_named(run_main):
+  check_mistake(run_main(DIGITS), '--workdir=None is missing')
   with pytest.raises(AssertionError):
-    check_mistake(run_main('--mode=config', DIGITS), [])
+    check_mistake(run_main('--mode=config', DIGITS), '')
 
 
 @pytest.mark.slow  # It starts a program.
 def test_the_real_program_says_the_same():
   check_mistake(
     finish(start(DIGITS, '--workdir=x', '--coordinator=auto')),
-    ["--coordinator='auto' finds no cluster here", 'leave it out'],
+    "--coordinator='auto' finds no cluster here",
   )
 
 
@@ -158,25 +107,8 @@ def test_mode_config_prints_every_field_or_what_is_wrong(run_main):
   assert not code
   assert not err
   assert '\nmodel.depth = 3  (default: 32)\n' in out
-  for name, field in config_lib.FIELDS.items():
-    assert f'{name} = ' in out
-    assert field.meaning.split()[0] in out
-  check_mistake(
-    run_main('--mode=config', DIGITS, '--config.model.beta=1.5'),
-    ['model.beta=1.5', '[0, 1]'],
-  )
-
-
-@pytest.mark.slow  # It starts a program.
-def test_help_names_modes_configs_and_where_the_fields_are():
-  code, out, _ = finish(start('--help'))
-  assert not code
-  for mode in ('train', 'eval', 'compile', 'config'):
-    assert f'--mode={mode}' in out
-  for path in (ROOT / 'configs').glob('*.py'):
-    assert f'configs/{path.name}' in out
-  assert 'lipnext_jax/config.py' in out
-  assert '--config.model.depth=16' in out
+  wrong = '--config.model.beta=1.5'
+  check_mistake(run_main('--mode=config', DIGITS, wrong), 'in [0, 1]')
 
 
 # ── What happens to runs ─────────────────────────────────────────────────────
