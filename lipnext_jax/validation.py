@@ -29,6 +29,14 @@ def check_combinations(c: ml_collections.ConfigDict) -> None:
       f'is below loss.epsilon_start={c.loss.epsilon_start}',
       'the training radius never shrinks: swap them',
     )
+  if 0 < c.health.loss_spike <= 1:
+    raise errors.ConfigError(
+      'health.loss_spike',
+      c.health.loss_spike,
+      'would call every other loss a spike',
+      'choose a factor above 1, e.g. 4, or 0 for none',
+    )
+  _check_geometry(c)
   resize = c.augment.resize
   if resize.min > resize.max or (resize.max and not resize.min):
     raise errors.ConfigError(
@@ -37,28 +45,8 @@ def check_combinations(c: ml_collections.ConfigDict) -> None:
       f'does not go with augment.resize.max={resize.max}',
       'choose 0 < min <= max, e.g. 224 and 288, or both 0',
     )
-  maps = parametrizations.PARAMETRIZATIONS
-  if c.model.parametrization in maps:
-    starts = maps[c.model.parametrization].initializers
-    for field in ('r_init', 'm_init'):
-      if c.model[field] not in starts:
-        raise errors.ConfigError(
-          f'model.{field}',
-          c.model[field],
-          f'is out of reach of model.parametrization={c.model.parametrization}',
-          f'choose {" or ".join(starts)}',
-        )
-  numbers = [
-    e for e in c.eval.epsilons if isinstance(e, int | float) and e >= 0
-  ]
-  if not numbers or len(numbers) < len(c.eval.epsilons):
-    raise errors.ConfigError(
-      'eval.epsilons',
-      c.eval.epsilons,
-      'is not a list of radii',
-      'give numbers >= 0 in [0, 1] pixel units, e.g. (0.25, 0.5)',
-    )
-  _check_geometry(c)
+  _check_starts(c.model)
+  _check_epsilons(c.eval.epsilons)
   sharding.check_rules(c.sharding)
 
 
@@ -96,6 +84,33 @@ def _check_geometry(c: ml_collections.ConfigDict) -> None:
       resize,
       problem,
       f'choose {size} … {2 * size}, or 0 for dataset.image_size={size}',
+    )
+
+
+def _check_starts(c: ml_collections.ConfigDict) -> None:
+  """Raises if a parametrization cannot represent its initial matrices."""
+  if c.parametrization == 'none':
+    return
+  starts = parametrizations.PARAMETRIZATIONS[c.parametrization].initializers
+  for field in ('r_init', 'm_init'):
+    if c[field] not in starts:
+      raise errors.ConfigError(
+        f'model.{field}',
+        c[field],
+        f'is out of reach of model.parametrization={c.parametrization}',
+        f'choose {" or ".join(starts)}',
+      )
+
+
+def _check_epsilons(epsilons: tuple[float, ...]) -> None:
+  """Raises unless there is a radius, and every radius is a number >= 0."""
+  numbers = all(isinstance(e, int | float) and e >= 0 for e in epsilons)
+  if not epsilons or not numbers:
+    raise errors.ConfigError(
+      'eval.epsilons',
+      epsilons,
+      'is not a list of radii',
+      'give numbers >= 0 in [0, 1] pixel units, e.g. (0.25, 0.5)',
     )
 
 
