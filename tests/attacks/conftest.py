@@ -43,8 +43,8 @@ def isometry():
 @pytest.fixture(scope='session')
 def exact_target(isometry):
   """Returns the rigorous certificates of `isometry`."""
-  return target_lib.rigorous_target(
-    isometry.model, isometry.params, isometry.images
+  return target_lib.certified_target(
+    'rigorous', isometry.model, isometry.params, isometry.images
   )
 
 

@@ -15,12 +15,9 @@ from lipnext_jax.attacks import target as target_lib
 pytestmark = pytest.mark.usefixtures('optimized')
 
 SETTINGS = run.Settings(
-  restarts=2,
-  steps=20,
-  searches=(('apgd', 'rival_margin'),),
-  rounds=10,
-  candidates=8,
-)
+  restarts=2, steps=20, searches=(('apgd', 'rival_margin'),),
+  rounds=10, candidates=8,
+)  # fmt: skip
 
 
 def attack(target, epsilons=()):
@@ -45,7 +42,9 @@ def assumed(isometry, params, gap=None):
     params: its changed parameters.
     gap: taken for ‖w_i − w_j‖ of every pair, if given.
   """
-  target = target_lib.rigorous_target(isometry.model, params, isometry.images)
+  target = target_lib.certified_target(
+    'rigorous', isometry.model, params, isometry.images
+  )
   with jax.enable_x64(True):
     kernel = models.head_kernel({'params': target.params})
     logits = jnp.asarray(target.logits(target.images))
