@@ -15,7 +15,6 @@ import numpy as np
 
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax.data import official
 from lipnext_jax.report import metrics as metrics_lib
 
 Arrays = Mapping[str, np.ndarray]
@@ -26,7 +25,14 @@ _UNREADABLE = (
 )  # fmt: skip
 _EVALUATE = 'evaluate the run first (python -m lipnext_jax.main … --mode=eval)'
 _COLUMNS = {'id': int, 'label': int, 'prediction': int, 'radius': float}
-_SHOWN = ('shown_id', 'original', 'adversarial', 'adversarial_prediction')
+_ATTACK = (
+  'step', 'split', 'certificate', 'seed', 'examples', 'runs', 'broken',
+  'broken_ids', 'epsilons', 'attacks', 'lipschitz_lower_bound',
+)  # fmt: skip
+_ATTACKED = (
+  *_COLUMNS, 'distance', 'distance_in_box', 'shown_id', 'original',
+  'adversarial', 'adversarial_prediction',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +78,7 @@ class Run:
     """Names of the classes by label; empty if the files do not have them."""
     data = self.starts[-1].get('data') if self.starts else None
     names = data.get('class_names') if isinstance(data, dict) else None
-    if isinstance(names, list):
-      return [str(name) for name in names]
-    if (name := self.config.get('dataset.name')) in ('cifar10', 'cifar100'):
-      return official.class_names(name)
-    return ()
+    return names if isinstance(names, list) else []
 
   def name_of(self, c: int) -> str:
     """Returns the name of a class, or 'class 3'."""
@@ -133,7 +135,11 @@ def read_run(workdir: str) -> Run:
     config=read('config.json', lambda path: _read_json(path, dict), {}),
     starts=[start for start in starts if isinstance(start, dict)],
     metrics=read('metrics.jsonl', _read_metrics, {}),
-    inputs=read('inputs.npz', _read_inputs, {}),
+    inputs=read(
+      'inputs.npz',
+      lambda path: _read_arrays(path, ('training', 'evaluation')),
+      {},
+    ),
     gallery=read('gallery.npz', lambda path: _read_gallery(path, table), {}),
     attack=attack,
     attacked=attacked,
@@ -145,6 +151,8 @@ def _read_evaluation(path: str) -> dict[str, Any]:
   value = files.read_json(path)
   return {
     **value,
+    'split': value['split'],
+    'certificate': value['certificate'],
     'step': int(value['step']),
     'examples': int(value['examples']),
     'clean': float(value['clean']),
@@ -152,7 +160,7 @@ def _read_evaluation(path: str) -> dict[str, Any]:
     'lipschitz_bound': float(value['lipschitz_bound']),
     'lipschitz_bounds': {
       name: np.array(layers, np.float64)
-      for name, layers in (value.get('lipschitz_bounds') or {}).items()
+      for name, layers in value['lipschitz_bounds'].items()
       if layers
     },
   }
@@ -191,11 +199,7 @@ def _read_metrics(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _read_arrays(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-  # Pickles are refused: they run code.
-  with (
-    files.open_binary(path) as file,
-    np.load(file, allow_pickle=False) as arrays,
-  ):
+  with files.open_binary(path) as file, np.load(file) as arrays:
     return {name: arrays[name] for name in names}
 
 
@@ -211,39 +215,24 @@ def _check_same(arrays: Arrays, table: Arrays, columns: Sequence[str]) -> None:
     raise ValueError('it belongs to another evaluation')
 
 
-def _read_inputs(path: str) -> Arrays:
-  inputs = _read_arrays(path, ('training', 'evaluation'))
-  for name, images in inputs.items():
-    if images.ndim != 4:
-      raise ValueError(f'{name} has shape {images.shape}')
-  return inputs
-
-
 def _read_gallery(path: str, table: Arrays) -> Arrays:
   gallery = _read_arrays(path, ('group', 'image', *_COLUMNS))
   _check_same(gallery, table, ('label', 'prediction', 'radius'))
-  if gallery['image'].ndim != 4:
-    raise ValueError(f'image has shape {gallery["image"].shape}')
   return gallery
 
 
 def _read_attack(path: str, evaluation: dict[str, Any]) -> dict[str, Any]:
   attack = _read_json(path, dict)
   for field in ('step', 'split'):
-    theirs, own = attack.get(field), evaluation.get(field)
-    if theirs != own and not (field == 'split' and None in (theirs, own)):
+    if attack[field] != evaluation[field]:
       raise ValueError(
-        f'it is stale, of {field} {theirs}; the evaluation is of {field} {own}'
+        f'it is stale, of {field} {attack[field]}; the evaluation is of '
+        f'{field} {evaluation[field]}'
       )
-  counts = {field: int(attack[field]) for field in ('runs', 'broken')}
-  return {**attack, **counts, 'examples': int(attack['examples'])}
+  return {field: attack[field] for field in _ATTACK}
 
 
 def _read_attacked(path: str, table: Arrays) -> Arrays:
-  attacked = _read_arrays(path, (*_COLUMNS, 'distance', *_SHOWN))
+  attacked = _read_arrays(path, _ATTACKED)
   _check_same(attacked, table, ('label',))
-  if not np.isin(attacked['shown_id'], attacked['id']).all():
-    raise ValueError('it shows an example that was not attacked')
-  if attacked['original'].shape != attacked['adversarial'].shape:
-    raise ValueError('originals and adversarials differ in shape')
   return attacked
