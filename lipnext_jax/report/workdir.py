@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import csv
 import dataclasses
-import functools
 import os
 from typing import Any
 import zipfile
@@ -24,6 +23,7 @@ _UNREADABLE = (
   ValueError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _EVALUATE = 'evaluate the run first (python -m lipnext_jax.main … --mode=eval)'
+_REQUIRED = ('eval.json', 'radii.csv')
 _COLUMNS = {'id': int, 'label': int, 'prediction': int, 'radius': float}
 _ATTACK = (
   'step', 'split', 'certificate', 'seed', 'examples', 'runs', 'broken',
@@ -73,12 +73,10 @@ class Run:
     level = round(255 * epsilon) / 255
     return max(epsilon, level) if abs(level - epsilon) < 1e-6 else epsilon
 
-  @functools.cached_property
+  @property
   def class_names(self) -> Sequence[str]:
     """Names of the classes by label; empty if the files do not have them."""
-    data = self.starts[-1].get('data') if self.starts else None
-    names = data.get('class_names') if isinstance(data, dict) else None
-    return names if isinstance(names, list) else []
+    return self.starts[-1]['data']['class_names'] if self.starts else ()
 
   def name_of(self, c: int) -> str:
     """Returns the name of a class, or 'class 3'."""
@@ -87,9 +85,7 @@ class Run:
 
   def file_of(self, example: int) -> str:
     """Returns the name of an example's file or record, or ''."""
-    names = self.table.get('file', np.array([]))
-    names = names[self.table['id'][: len(names)] == example]
-    return names[-1] if len(names) else ''
+    return self.table['file'][example] if 'file' in self.table else ''
 
 
 def read_run(workdir: str) -> Run:
@@ -101,18 +97,18 @@ def read_run(workdir: str) -> Run:
   """
   notes: dict[str, str] = {}
 
-  def read(name: str, reader: Callable[[str], Any], missing: Any = None) -> Any:
+  def read(name: str, reader: Callable[..., Any], *args: Any) -> Any:
     path = os.path.join(workdir, name)
     try:
-      return reader(path)
+      return reader(path, *args)
     except FileNotFoundError:
       problem = 'is missing'
     except _UNREADABLE as error:
       problem = f'cannot be read ({type(error).__name__}: {error})'
-    if missing is None:
+    if name in _REQUIRED:
       raise errors.UserError(f'{path} {problem}; {_EVALUATE}.')
     notes[name] = f'{name} {problem}'
-    return missing
+    return {}
 
   evaluation = read('eval.json', _read_evaluation)
   table = read('radii.csv', _read_radii)
@@ -122,27 +118,20 @@ def read_run(workdir: str) -> Run:
       f'{workdir}: radii.csv has {rows} examples, eval.json {examples}: they '
       f'are of different evaluations; {_EVALUATE}.'
     )
-  starts = read('run.json', lambda path: _read_json(path, list), [])
-  attack = read('attack.json', lambda path: _read_attack(path, evaluation), {})
-  attacked: Arrays = {}
-  if attack:
-    attacked = read('attack.npz', lambda path: _read_attacked(path, table), {})
+  attack = read('attack.json', _read_attack, evaluation)
   return Run(
     workdir=workdir,
     name=os.path.basename(os.path.abspath(workdir)),
     evaluation=evaluation,
     table=table,
-    config=read('config.json', lambda path: _read_json(path, dict), {}),
-    starts=[start for start in starts if isinstance(start, dict)],
-    metrics=read('metrics.jsonl', _read_metrics, {}),
-    inputs=read(
-      'inputs.npz',
-      lambda path: _read_arrays(path, ('training', 'evaluation')),
-      {},
-    ),
-    gallery=read('gallery.npz', lambda path: _read_gallery(path, table), {}),
+    config=read('config.json', lambda path: dict(files.read_json(path))),
+    starts=read('run.json', lambda path: [*map(dict, files.read_json(path))])
+    or [],
+    metrics=read('metrics.jsonl', _read_metrics),
+    inputs=read('inputs.npz', _read_arrays, ('training', 'evaluation')),
+    gallery=read('gallery.npz', _read_gallery, table),
     attack=attack,
-    attacked=attacked,
+    attacked=read('attack.npz', _read_attacked, table) if attack else {},
     notes=notes,
   )
 
@@ -178,13 +167,6 @@ def _read_radii(path: str) -> Arrays:
   }
 
 
-def _read_json(path: str, kind: type) -> Any:
-  value = files.read_json(path)
-  if not isinstance(value, kind):
-    raise ValueError('it does not hold what it should')
-  return value
-
-
 def _read_metrics(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   points: dict[str, list[tuple[int, float]]] = {}
   for _, scalars in metrics_lib.read_metrics(path):
@@ -205,14 +187,11 @@ def _read_arrays(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _check_same(arrays: Arrays, table: Arrays, columns: Sequence[str]) -> None:
   """Raises ValueError unless `arrays` and `table` agree on their common ids."""
-  row_of = {int(name): row for row, name in enumerate(table['id'])}
-  rows = [row_of.get(int(name), -1) for name in arrays['id']]
-  # Numbers in radii.csv have all digits, so they must be equal exactly.
-  if -1 in rows or not all(
-    np.array_equal(arrays[name], table[name][rows], equal_nan=True)
-    for name in columns
-  ):
-    raise ValueError('it belongs to another evaluation')
+  for name in columns:
+    # Numbers in radii.csv have all digits, so they must be equal exactly.
+    own, theirs = table[name][arrays['id']], arrays[name]
+    if not np.array_equal(own, theirs, equal_nan=True):
+      raise ValueError('it belongs to another evaluation')
 
 
 def _read_gallery(path: str, table: Arrays) -> Arrays:
@@ -222,7 +201,7 @@ def _read_gallery(path: str, table: Arrays) -> Arrays:
 
 
 def _read_attack(path: str, evaluation: dict[str, Any]) -> dict[str, Any]:
-  attack = _read_json(path, dict)
+  attack = files.read_json(path)
   for field in ('step', 'split'):
     if attack[field] != evaluation[field]:
       raise ValueError(

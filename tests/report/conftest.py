@@ -18,8 +18,13 @@ CONFIG = types.SimpleNamespace(
 FIELDS = {'dataset.name': 'rings', 'loss.epsilon': 0.25, 'seed': 0}
 START = {
   'command': ['main.py', '--workdir=x'],
+  'commit': 'c0ffee',
   'uncommitted_changes': True,
+  'python': '3.11',
+  'packages': {'jax': '0.10'},
   'devices': {'kind': 'cpu', 'count': 1},
+  'mesh': {'data': 1},
+  'data': {'class_names': []},
 }
 
 

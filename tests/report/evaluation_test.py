@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 import numpy as np
 
 from lipnext_jax import evaluate
+from lipnext_jax.parallel import mesh as mesh_lib
 from lipnext_jax.report import evaluation
 from lipnext_jax.report import records
 
@@ -61,8 +62,9 @@ class Named:
 def test_files_and_classes_keep_their_names(tmp_path, tiny_config, capsys):
   names = [f'class of {i}' for i in range(7)]
   folder = str(tmp_path)
-  data = {'data': {'class_names': names}}
-  (tmp_path / 'run.json').write_text(json.dumps([data]))
+  mesh = mesh_lib.make_mesh(tiny_config.mesh)
+  start = records.describe_run(mesh) | {'data': {'class_names': names}}
+  (tmp_path / 'run.json').write_text(json.dumps([start]))
   batch = np.zeros((9, 4, 4, 3), np.uint8)
   records.write_inputs(folder, batch, Named())
   evaluation.write(folder, tiny_config, 7, RESULT, Named(), names)
