@@ -52,7 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   least = {}
   for name, default, smallest, meaning in (
     ('examples', 0, 0, 'number of examples, from the first on; 0: all'),
-    ('restarts', defaults.restarts, 0, 'restarts of each gradient attack'),
+    ('restarts', defaults.restarts, 1, 'starts of each gradient attack'),
     ('steps', defaults.steps, 1, 'steps of each gradient attack'),
     ('seed', 0, 0, 'seed of every random draw'),
     ('batch_size', target_lib.BATCH_SIZE, 1, 'images in one forward pass'),

@@ -154,12 +154,7 @@ def _select(condition: jax.Array, new: Any, old: Any) -> Any:
 def _climb(evaluate, project, start, epsilon, schedule: _Schedule) -> jax.Array:
   """Maximises the loss from `start`; returns the point of the largest lead.
 
-  Args:
-    evaluate: function of a point to its loss, `rival_lead` and gradient.
-    project: projection to the set to search.
-    start: first point, of any shape.
-    epsilon: radius of the ball, a scalar.
-    schedule: rounds of the method.
+  `evaluate` maps a point to its loss, `rival_lead` and gradient.
   """
 
   def step(s: _State, now):

@@ -24,7 +24,7 @@ _BEYOND = 1.5
 class Settings(NamedTuple):
   """The effort of the attacks; the defaults take two minutes on digits."""
 
-  restarts: int = 5  # Restarts of a gradient attack, with and without [0, 1].
+  restarts: int = 5  # Starts of a gradient attack, with and without [0, 1].
   steps: int = 40  # Steps of a gradient attack.
   # (method, loss); the last one also searches the nearest adversarial example.
   searches: tuple[tuple[str, str], ...] = (
@@ -68,7 +68,7 @@ def attack_target(
   s = settings or Settings()
   ledger = ledger_lib.Ledger(target)
   rng = np.random.default_rng(seed)
-  ranks = range(max(s.restarts, 1))
+  ranks = range(s.restarts)
   rivals = [gradient.nearest_rivals(target, rank) for rank in ranks]
   radii = np.minimum(target.radii, exact.FARTHEST)
 
@@ -99,7 +99,7 @@ def attack_target(
 
   starts: collections.deque[np.ndarray] = collections.deque(maxlen=2)
   for box, (method, loss), rival in itertools.product(
-    (False, True), s.searches, rivals[: s.restarts]
+    (False, True), s.searches, rivals
   ):
     starts.append(
       search(
@@ -193,11 +193,11 @@ def arrays(
     labels: [n] int, true classes.
   """
   target, best = ledger.target, ledger.in_box
-  usable = (target.predictions == labels) & (target.radii > 0)
-  usable &= np.isfinite(best.distances)
-  ratio = np.full(len(labels), np.inf)
-  ratio[usable] = best.distances[usable] / target.radii[usable]
-  shown = np.argsort(ratio, kind='stable')[: min(_SHOWN, int(np.sum(usable)))]
+  held = (target.predictions == labels) & (target.radii > 0)
+  ratios = np.full(len(labels), np.inf)
+  np.divide(best.distances, target.radii, out=ratios, where=held)
+  shown = np.argsort(ratios, kind='stable')[:_SHOWN]
+  shown = shown[np.isfinite(ratios[shown])]
   return {
     'id': np.arange(len(labels)),
     'label': labels,

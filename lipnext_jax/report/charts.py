@@ -69,14 +69,7 @@ def make_axis(
 
 
 def path(x_axis: Axis, y_axis: Axis, x: np.ndarray, y: np.ndarray) -> str:
-  """Formats a line as an SVG path over 100 × 100, with gaps at NaNs.
-
-  Args:
-    x_axis: horizontal axis, from left to right.
-    y_axis: vertical axis, from bottom to top.
-    x: x of the points.
-    y: y of the points.
-  """
+  """Formats points x [n], y [n] as an SVG path over 100 × 100, gaps at NaNs."""
   x, y = x_axis.place(x), 100 - y_axis.place(y)
   if len(x) > _MOST_POINTS:  # Keeps the extremes of short pieces.
     parts = np.array_split(np.arange(len(x)), _MOST_POINTS // 2)

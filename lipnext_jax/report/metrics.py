@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from typing import Any
-from typing import Self
 
 import jax
 from tensorboardX import event_file_writer
@@ -127,7 +126,7 @@ class MetricWriter:
       self._board.close()
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
   """Shows a bar on stderr: step, ETA, images/s and the last metrics."""
 
   def __init__(self, total_steps: int, start_step: int, batch_size: int):
@@ -210,9 +209,6 @@ class Progress:
     start = time.perf_counter()
     yield
     self._paused += time.perf_counter() - start
-
-  def __enter__(self) -> Self:
-    return self
 
   def __exit__(self, *exception: object) -> None:
     """Closes the bar, so that an error is printed below it."""

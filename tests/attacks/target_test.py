@@ -29,14 +29,13 @@ def test_fast_targets_are_the_rigorous_ones_but_for_rounding(
   assert target.lipschitz == certify.lipschitz_bound(isometry.params)
 
 
-def test_rigorous_targets_hold_what_the_certifier_says(isometry, exact_target):
+def test_rigorous_targets_hold_what_the_certifier_says(
+  isometry, make_target, exact_target
+):
   found = certify.rigorous_radius(
     isometry.model, isometry.params, isometry.images
   )
-  chunked = target_lib.certified_target(
-    'rigorous', isometry.model, isometry.params, isometry.images, batch_size=5
-  )
-  for target in (exact_target, chunked):
+  for target in (exact_target, make_target(batch_size=5)):
     np.testing.assert_array_equal(target.predictions, found.predictions)
     np.testing.assert_allclose(target.radii, found.radii, rtol=1e-12)
     assert target.closed
