@@ -180,7 +180,7 @@ def _classes(run: workdir_lib.Run) -> dict[str, Any]:
         'label': c,
         'images': len(radii),
         'correct': int(np.sum(right[members[c]])),
-        'certified': int(np.sum(radii > run.exact(run.epsilon))),
+        'certified': int(np.sum(radii > run.epsilon)),
         'uncertified': int(np.sum(radii == 0)),
         'median': float(np.median(radii)),
         'bars': (bins / len(radii)).tolist(),

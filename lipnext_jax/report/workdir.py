@@ -25,6 +25,10 @@ _UNREADABLE = (
 _EVALUATE = 'evaluate the run first (python -m lipnext_jax.main … --mode=eval)'
 _REQUIRED = ('eval.json', 'radii.csv')
 _COLUMNS = {'id': int, 'label': int, 'prediction': int, 'radius': float}
+_EVALUATION = (
+  'step', 'split', 'certificate', 'examples', 'clean', 'epsilons',
+  'lipschitz_bound', 'lipschitz_bounds',
+)  # fmt: skip
 _ATTACK = (
   'step', 'split', 'certificate', 'seed', 'examples', 'runs', 'broken',
   'broken_ids', 'epsilons', 'attacks', 'lipschitz_lower_bound',
@@ -61,17 +65,10 @@ class Run:
 
   @property
   def epsilon(self) -> float:
-    """The ε of the headline: the closest to `loss.epsilon` in eval.json."""
-    reported = [float(key) for key in self.evaluation['cra']] or [0.0]
-    wanted = self.config.get('loss.epsilon')
-    if not isinstance(wanted, int | float):
-      return reported[0]
+    """The ε of the headline: the reported one closest to `loss.epsilon`."""
+    reported = self.evaluation['epsilons']
+    wanted = self.config.get('loss.epsilon', reported[0])
     return min(reported, key=lambda epsilon: abs(epsilon - wanted))
-
-  def exact(self, epsilon: float) -> float:
-    """Returns k/255 for an ε of eval.json that is k/255 to its six digits."""
-    level = round(255 * epsilon) / 255
-    return max(epsilon, level) if abs(level - epsilon) < 1e-6 else epsilon
 
   @property
   def class_names(self) -> Sequence[str]:
@@ -136,23 +133,19 @@ def read_run(workdir: str) -> Run:
   )
 
 
+def _read_record(path: str, fields: Sequence[str]) -> dict[str, Any]:
+  """Reads a JSON object that must have certain fields."""
+  record = files.read_json(path)
+  if missing := {*fields} - record.keys():
+    raise ValueError(f'it lacks {", ".join(sorted(missing))}')
+  return record
+
+
 def _read_evaluation(path: str) -> dict[str, Any]:
-  value = files.read_json(path)
-  return {
-    **value,
-    'split': value['split'],
-    'certificate': value['certificate'],
-    'step': int(value['step']),
-    'examples': int(value['examples']),
-    'clean': float(value['clean']),
-    'cra': {f'{float(key):.6g}': float(v) for key, v in value['cra'].items()},
-    'lipschitz_bound': float(value['lipschitz_bound']),
-    'lipschitz_bounds': {
-      name: np.array(layers, np.float64)
-      for name, layers in value['lipschitz_bounds'].items()
-      if layers
-    },
-  }
+  evaluation = _read_record(path, _EVALUATION)
+  bounds = evaluation['lipschitz_bounds'].items()
+  factors = {name: np.array(layers) for name, layers in bounds if layers}
+  return evaluation | {'lipschitz_bounds': factors}
 
 
 def _read_radii(path: str) -> Arrays:
@@ -201,14 +194,14 @@ def _read_gallery(path: str, table: Arrays) -> Arrays:
 
 
 def _read_attack(path: str, evaluation: dict[str, Any]) -> dict[str, Any]:
-  attack = files.read_json(path)
+  attack = _read_record(path, _ATTACK)
   for field in ('step', 'split'):
     if attack[field] != evaluation[field]:
       raise ValueError(
         f'it is stale, of {field} {attack[field]}; the evaluation is of '
         f'{field} {evaluation[field]}'
       )
-  return {field: attack[field] for field in _ATTACK}
+  return attack
 
 
 def _read_attacked(path: str, table: Arrays) -> Arrays:
