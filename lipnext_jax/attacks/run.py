@@ -16,7 +16,7 @@ from lipnext_jax.attacks import gradient
 from lipnext_jax.attacks import ledger as ledger_lib
 from lipnext_jax.attacks import target as target_lib
 
-_SHOWN = 6  # Number of adversarial examples to show.
+_SHOWN = 4  # Number of adversarial examples to show.
 # The nearest adversarial example is searched within so many certified radii.
 _BEYOND = 1.5
 
