@@ -79,9 +79,9 @@ def search(target: target_lib.Target, rounds: int) -> int:
     d /= np.sqrt(np.sum(d**2, axis=axes, keepdims=True))
     sizes = 0.9 * np.minimum(target.radii, 3) * rng.random(len(images)) ** 3
     points = images + sizes.reshape(-1, 1, 1, 1) * d
-    ledger.judge('random', points, {})
+    ledger.judge('random', points)
     others = images[rng.permutation(len(images))]
-    ledger.judge('edges', floating.bisect(target, others), {})
+    ledger.judge('edges', floating.bisect(target, others))
   return int(np.sum(ledger.broken))
 
 
@@ -102,8 +102,10 @@ def main():
   print('| weights | float32, untested | fast | rigorous |\n|---|---|---|---|')
   for name, constants in list_cases():
     params = craft(run.params, *constants)
-    fast = target_lib.fast_target(run.model, params, images)
-    exact = target_lib.rigorous_target(run.model, params, images)
+    fast, exact = (
+      target_lib.certified_target(kind, run.model, params, images)
+      for kind in ('fast', 'rigorous')
+    )
     if name == 'untouched':
       untouched = without_test(fast), fast, exact
     cells = [

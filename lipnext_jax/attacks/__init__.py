@@ -4,8 +4,7 @@ from lipnext_jax.attacks.ledger import Ledger
 from lipnext_jax.attacks.lower_bound import lipschitz_lower_bound
 from lipnext_jax.attacks.run import attack_target
 from lipnext_jax.attacks.run import Settings
-from lipnext_jax.attacks.target import fast_target
-from lipnext_jax.attacks.target import rigorous_target
+from lipnext_jax.attacks.target import certified_target
 from lipnext_jax.attacks.target import Target
 
 __all__ = [
@@ -13,7 +12,6 @@ __all__ = [
   'Settings',
   'Target',
   'attack_target',
-  'fast_target',
+  'certified_target',
   'lipschitz_lower_bound',
-  'rigorous_target',
 ]

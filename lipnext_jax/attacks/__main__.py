@@ -28,7 +28,6 @@ with errors.needing_extra('train', __name__):
   from lipnext_jax import report
   from lipnext_jax.checkpoint import restore
   from lipnext_jax.data import sources
-  from lipnext_jax.data import views
   from lipnext_jax.runtime import command
 
 
@@ -36,24 +35,6 @@ class BrokenCertificateError(errors.UserError):
   """A certificate or the bound Λ is wrong."""
 
   exit_code = 5
-
-
-_SETTINGS = run_lib.Settings()
-# Flag: (default, smallest value, help).
-_NUMBERS = {
-  'examples': (0, 0, 'number of examples, from the first on; 0: all'),
-  'restarts': (_SETTINGS.restarts, 0, 'restarts of each gradient attack'),
-  'steps': (_SETTINGS.steps, 1, 'steps of each gradient attack'),
-  'seed': (0, 0, 'seed of every random draw'),
-  'batch_size': (target_lib.BATCH_SIZE, 1, 'images in one forward pass'),
-}
-# Flag: (field of the config that it overrides, its choices).
-_OVERRIDES = {
-  'certificate': ('eval.certificate', certify.CERTIFICATES),
-  'split': ('eval.split', sources.FINAL_SPLITS),
-  'checkpoint': ('eval.checkpoint', ('last', 'best')),
-  'data_dir': ('dataset.data_dir', None),
-}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -67,16 +48,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   add = parser.add_argument
   add('--workdir', required=True, help='workdir of a run of lipnext_jax.main')
-  for name, (default, _, meaning) in _NUMBERS.items():
+  defaults = run_lib.Settings()
+  least = {}
+  for name, default, smallest, meaning in (
+    ('examples', 0, 0, 'number of examples, from the first on; 0: all'),
+    ('restarts', defaults.restarts, 1, 'starts of each gradient attack'),
+    ('steps', defaults.steps, 1, 'steps of each gradient attack'),
+    ('seed', 0, 0, 'seed of every random draw'),
+    ('batch_size', target_lib.BATCH_SIZE, 1, 'images in one forward pass'),
+  ):
     add(f'--{name}', type=int, default=default, help=meaning)
-  for name, (field, choices) in _OVERRIDES.items():
-    add(f'--{name}', choices=choices, help=f'instead of {field} of the run')
+    least[name] = smallest
+  for field, choices in (  # Each flag overrides a field of the run's config.
+    ('eval.certificate', certify.CERTIFICATES),
+    ('eval.split', sources.FINAL_SPLITS),
+    ('eval.checkpoint', ('last', 'best')),
+    ('dataset.data_dir', None),
+  ):
+    name, meaning = field.split('.')[1], f'instead of {field} of the run'
+    add(f'--{name}', dest=field, choices=choices, help=meaning)
   flags = parser.parse_args(argv)
-  for name, (_, least, _) in _NUMBERS.items():
-    value = vars(flags)[name]
-    if value < least:
-      problem, remedy = 'is out of range', f'choose at least {least}'
-      raise errors.ConfigError(f'--{name}', value, problem, remedy)
+  for name, smallest in least.items():
+    if vars(flags)[name] < smallest:
+      parser.error(f'--{name} must be at least {smallest}')
   return flags
 
 
@@ -89,9 +83,9 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   """
   start = time.perf_counter()
   overrides = {
-    field: vars(flags)[name]
-    for name, (field, _) in _OVERRIDES.items()
-    if vars(flags)[name] is not None
+    name: value
+    for name, value in vars(flags).items()
+    if '.' in name and value is not None
   }
   found = restore.restore(flags.workdir, overrides)
   dataset = sources.load_dataset(found.config.dataset)
@@ -100,19 +94,15 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   examples = [source[i] for i in range(count)]
   images = np.stack([example['image'] for example in examples])
   labels = np.array([int(example['label']) for example in examples])
-  names = [errors.printable(n) for n in views.names_of(source)[:count]]
 
   certificate = found.config.eval.certificate
-  target = target_lib.TARGETS[certificate](
-    found.model, found.params, images, batch_size=flags.batch_size
+  target = target_lib.certified_target(
+    certificate, found.model, found.params, images, batch_size=flags.batch_size
   )
   epsilons = found.config.eval.epsilons
+  settings = run_lib.Settings(restarts=flags.restarts, steps=flags.steps)
   ledger = run_lib.attack_target(
-    target,
-    epsilons,
-    run_lib.Settings(restarts=flags.restarts, steps=flags.steps),
-    seed=flags.seed,
-    log=report.log,
+    target, epsilons, settings, seed=flags.seed, log=report.log
   )
   lower = lower_bound.lipschitz_lower_bound(
     found.model, found.params, target.images, seed=flags.seed
@@ -122,9 +112,8 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
     'split': found.config.eval.split,
     'certificate': certificate,
     'seed': flags.seed,
+    'settings': settings._asdict(),
     **run_lib.summarise(ledger, labels, epsilons),
-    'class_names': found.class_names,
-    'broken_names': [names[i] for i in np.flatnonzero(ledger.broken) if names],
     'lipschitz_bound': target.lipschitz,
     'lipschitz_lower_bound': lower.backbone,
     'logit_lipschitz_lower_bound': lower.logits,
@@ -132,8 +121,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   }
   files.write_arrays(
     os.path.join(flags.workdir, 'attack.npz'),
-    run_lib.arrays(ledger, labels)
-    | ({'file': np.array(names)} if names else {}),
+    run_lib.arrays(ledger, labels),
   )
   files.write_json(os.path.join(flags.workdir, 'attack.json'), summary)
   print_table(summary, found.config.dataset.name, epsilons)
@@ -146,8 +134,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
 def check(summary: Mapping[str, Any]) -> None:
   """Raises BrokenCertificateError for a broken certificate or Λ."""
   if summary['broken']:
-    broken = summary.get('broken_names') or summary['broken_ids']
-    some = ', '.join(map(str, broken[:5]))
+    some = ', '.join(map(str, summary['broken_ids'][:5]))
     raise BrokenCertificateError(
       f'{summary["broken"]} of {summary["examples"]} {summary["certificate"]} '
       f'certificates are BROKEN (examples {some}, …): see attack.json'
@@ -163,16 +150,11 @@ def check(summary: Mapping[str, Any]) -> None:
 
 
 def print_table(
-  summary: Mapping[str, Any], name: str, epsilons: Sequence[float] = ()
+  summary: Mapping[str, Any], name: str, epsilons: Sequence[float]
 ) -> None:
-  """Prints the table of the results.
-
-  Args:
-    summary: contents of `attack.json`.
-    name: name of the dataset.
-    epsilons: reported radii with all digits.
-  """
-  exact = {f'{e:.6g}': decimals.epsilon_name(e) for e in epsilons}
+  """Prints `attack.json`, given the dataset's name and the reported radii."""
+  lower, upper = summary['lipschitz_lower_bound'], summary['lipschitz_bound']
+  ratio = summary['least_ratio']
   print(
     f'{name}, {summary["split"]} split, {summary["certificate"]} certificates '
     'under attack:'
@@ -180,17 +162,15 @@ def print_table(
   print(f'  examples                    {summary["examples"]:>10d}')
   print(f'  clean accuracy              {summary["clean"]:>10.2f} %')
   print('  ℓ2 ε       certified   robust (found)   gap   robust in [0, 1]')
-  for key, row in summary['epsilons'].items():
-    epsilon = exact.get(key, key)
+  for epsilon in epsilons:
+    row = summary['epsilons'][f'{epsilon:.6g}']
     print(
-      f'  {epsilon:<9s} {decimals.down(row["cra"], 2):>8s} % '
-      f'{row["robust"]:>13.2f} %'
-      f' {row["gap"]:>6.2f} {row["robust_in_box"]:>16.2f} %'
+      f'  {decimals.epsilon_name(epsilon):<9s} '
+      f'{decimals.down(row["cra"], 2):>8s} % {row["robust"]:>13.2f} % '
+      f'{row["gap"]:>6.2f} {row["robust_in_box"]:>16.2f} %'
     )
-  ratio = summary['least_ratio']
   if ratio is not None:
     print(f'  least distance/radius       {ratio:>10.4f}')
-  lower, upper = summary['lipschitz_lower_bound'], summary['lipschitz_bound']
   print(f'  Lipschitz constant, less 1  {lower - 1:>+10.1e} … {upper - 1:+.1e}')
   print(f'  runs at a certified radius  {summary["runs"]:>10d}')
   print(f'  certificates broken         {summary["broken"]:>10d}', flush=True)

@@ -41,35 +41,32 @@ def squared_distance(x: np.ndarray, y: np.ndarray) -> fractions.Fraction:
   mantissas, exponents = np.frexp(both)
   lowest = int(np.min(exponents, initial=0, where=mantissas != 0))
   # Three times as fast as `float.as_integer_ratio` of each number.
-  integers = (mantissas * 2.0**53).astype(np.int64).tolist()
-  shifts = np.maximum(exponents - lowest, 0).tolist()
-  xs, ys = (
-    [m << s for m, s in zip(*row, strict=True)]
-    for row in zip(integers, shifts, strict=True)
-  )
-  total = sum((a - b) ** 2 for a, b in zip(xs, ys, strict=True))
-  return total * fractions.Fraction(2) ** (2 * (lowest - 53))
+  integers = (mantissas * 2.0**53).astype(np.int64).astype(object)
+  xs, ys = integers << np.maximum(exponents - lowest, 0).astype(object)
+  return np.sum((xs - ys) ** 2) * fractions.Fraction(4) ** (lowest - 53)
 
 
-def compare(
-  images: np.ndarray, points: np.ndarray, radii: np.ndarray
+def is_inside(
+  images: np.ndarray, points: np.ndarray, radii: np.ndarray, *, closed: bool
 ) -> np.ndarray:
-  """Computes the exact sign of ‖point − image‖ − radius for every row.
+  """Returns whether each point lies in its ball, decided exactly.
 
   Args:
     images: [n, ...], any float dtype.
     points: [n, ...]; points that are not finite lie outside.
     radii: [n] float64, >= 0 or infinite, ℓ2 in the unit of the images.
+    closed: whether the sphere belongs to the ball.
 
   Returns:
-    [n] int: −1 inside the open ball, 0 on the sphere, 1 outside.
+    [n] bool.
 
-  >>> compare(np.zeros([3, 2]), np.array([[3, 4]] * 3), np.array([4, 5, 6]))
-  array([ 1,  0, -1])
+  >>> x, y, radii = np.zeros([3, 2]), np.array([[3, 4]] * 3), np.arange(4, 7)
+  >>> is_inside(x, y, radii, closed=True).tolist()
+  [False, True, True]
   """
   squares, r = _squares(images, points), np.asarray(radii, np.longdouble)
   limits, finite = r * r, np.isfinite(squares)
-  signs = np.where(finite & (squares <= limits), -1, 1)
+  inside = finite & (squares <= limits)
   # Each term of the sum rounds by at most 3 units, each addition and the limit
   # by one. The factor 2 covers the rounding of this expression.
   slack = 2 * (images[0].size + 4) * np.finfo(np.longdouble).eps
@@ -80,8 +77,8 @@ def compare(
   for i in np.flatnonzero(unsure & finite & np.isfinite(r)):
     square = squared_distance(images[i], points[i])
     limit = fractions.Fraction(float(radii[i])) ** 2
-    signs[i] = (square > limit) - (square < limit)
-  return signs
+    inside[i] = square < limit or (closed and square == limit)
+  return inside
 
 
 def blocks(images: np.ndarray, copies: int = 1) -> Iterator[slice]:
@@ -92,14 +89,6 @@ def blocks(images: np.ndarray, copies: int = 1) -> Iterator[slice]:
   rows = max(_BLOCK // (copies * max(images[0].size, 1)), 1)
   for start in range(0, len(images), rows):
     yield slice(start, start + rows)
-
-
-def is_inside(
-  images: np.ndarray, points: np.ndarray, radii: np.ndarray, *, closed: bool
-) -> np.ndarray:
-  """Returns whether each point lies in its ball, exactly: [n] bool."""
-  signs = compare(images, points, radii)
-  return signs <= 0 if closed else signs < 0
 
 
 def distances(images: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from lipnext_jax.attacks import exact
 from lipnext_jax.attacks import target as target_lib
 
 _LARGEST_EXPONENT = 11  # Steps of up to 2¹¹ units in the last place.
+_BISECTIONS = 30
 
 
 def margins(target: target_lib.Target, points: np.ndarray, labels: np.ndarray):
@@ -97,9 +98,7 @@ def attack(
   return best
 
 
-def bisect(
-  target: target_lib.Target, points: np.ndarray, *, steps: int = 30
-) -> np.ndarray:
+def bisect(target: target_lib.Target, points: np.ndarray) -> np.ndarray:
   """Moves adversarial points towards their images by bisection.
 
   The points [n, H, W, ch] stay adversarial; others do not move.
@@ -109,7 +108,7 @@ def bisect(
   delta = points.astype(np.float64) - images
   low, high = np.zeros(len(points)), np.ones(len(points))
   best = points
-  for _ in range(steps):
+  for _ in range(_BISECTIONS):
     middle = (low + high) / 2
     wide = middle.reshape(-1, *[1] * (points.ndim - 1))
     tried = (images + wide * delta).astype(points.dtype)

@@ -7,7 +7,7 @@ robustness with an ensemble of diverse parameter-free attacks", ICML 2020, in
 without momentum.
 
 Both return for each example the iterate where the answer was closest to
-changing (the largest `objectives.rival_lead`), whatever the loss.
+changing (the largest `rival_lead`), whatever the loss.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipnext_jax.attacks import objectives
 from lipnext_jax.attacks import target as target_lib
 
 # Constants of APGD, from its paper.
@@ -29,13 +28,63 @@ _FIRST_CHECKPOINT = 0.22  # Share of all steps, like the next two.
 _CHECKPOINT_DECREMENT = 0.03
 _SHORTEST_PERIOD = 0.06
 
+METHODS = ('pgd', 'apgd')
 
-class Search(NamedTuple):
-  """The settings of a gradient attack."""
 
-  method: str = 'apgd'  # One of `METHODS`.
-  loss: str = 'cross_entropy'  # One of `objectives.LOSSES`.
-  steps: int = 40
+def rival_lead(logits: jax.Array, label: jax.Array) -> jax.Array:
+  """Returns max_{j≠y} f_j − f_y, which is positive if the answer is not y."""
+  own = jnp.arange(logits.size) == label
+  return jnp.max(jnp.where(own, -jnp.inf, logits)) - logits[label]
+
+
+def dlr(logits: jax.Array, label: jax.Array) -> jax.Array:
+  """Computes the difference of logits ratio (F. Croce, M. Hein, ICML 2020).
+
+  It is (max_{j≠y} f_j − f_y)/(f_(1) − f_(3)) for the largest and third largest
+  logit, invariant to shifts and scales of the logits. For two classes, which
+  have no third logit, it is the numerator.
+  """
+  difference = rival_lead(logits, label)
+  if logits.size < 3:
+    return difference
+  top = jax.lax.top_k(logits, 3)[0]
+  spread = top[0] - top[2]
+  return difference / jnp.where(spread > 0, spread, 1)
+
+
+# Losses of logits f [k], the answer y to change, and a rival r to change it to.
+LOSSES: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
+  'cross_entropy': lambda f, y, r: jax.nn.logsumexp(f) - f[y],
+  'dlr': lambda f, y, r: dlr(f, y),
+  'rival_margin': lambda f, y, r: f[r] - f[y],
+}
+
+
+def normalize(x: jax.Array) -> jax.Array:
+  """Scales an array to unit ℓ2 norm; zeros stay."""
+  size = jnp.linalg.norm(x.ravel())
+  return x / jnp.where(size > 0, size, 1)
+
+
+def project(
+  x: jax.Array,
+  center: jax.Array,
+  epsilon: jax.Array,
+  box: jax.typing.ArrayLike,
+) -> jax.Array:
+  """Projects `x` to the ball of radius ε, and then to [0, 1] if `box`.
+
+  For a center in [0, 1], clipping moves every coordinate towards it, so that
+  the point stays in the ball. It may not be the nearest point of both sets.
+
+  >>> project(jnp.array([3.0, 4.0]), jnp.zeros(2), 2.5, False).tolist()
+  [1.5, 2.0]
+  """
+  delta = x - center
+  size = jnp.linalg.norm(delta.ravel())
+  factor = jnp.where(size > epsilon, epsilon / jnp.where(size > 0, size, 1), 1)
+  x = center + factor * delta
+  return jnp.where(box, jnp.clip(x, 0, 1), x)
 
 
 class _Schedule(NamedTuple):
@@ -67,19 +116,13 @@ def checkpoints(steps: int) -> np.ndarray:
   return windows
 
 
-def _pgd(steps: int) -> _Schedule:
-  """Plans PGD: steps of constant length, 2.5 ε in total."""
-  return _Schedule(2.5 / steps, np.ones(steps + 1), np.zeros(steps + 1, int))
-
-
-def _apgd(steps: int) -> _Schedule:
-  """Plans APGD: momentum, and checkpoints that may halve the steps."""
+def _plan(method: str, steps: int) -> _Schedule:
+  """Plans PGD, or APGD with momentum and checkpoints that may halve steps."""
+  if method == 'pgd':  # Steps of constant length, 2.5 ε in total.
+    return _Schedule(2.5 / steps, np.ones(steps + 1), np.zeros(steps + 1, int))
   shares = np.full(steps + 1, _STEP_SHARE)
   shares[:2] = 1  # The first step has no momentum.
   return _Schedule(2.0, shares, np.concatenate([[-1], checkpoints(steps)]))
-
-
-METHODS: dict[str, Callable[[int], _Schedule]] = {'pgd': _pgd, 'apgd': _apgd}
 
 
 class _Point(NamedTuple):
@@ -111,18 +154,13 @@ def _select(condition: jax.Array, new: Any, old: Any) -> Any:
 def _climb(evaluate, project, start, epsilon, schedule: _Schedule) -> jax.Array:
   """Maximises the loss from `start`; returns the point of the largest lead.
 
-  Args:
-    evaluate: function of a point to its loss, `rival_lead` and gradient.
-    project: projection to the set to search.
-    start: first point, of any shape.
-    epsilon: radius of the ball, a scalar.
-    schedule: rounds of the method.
+  `evaluate` maps a point to its loss, `rival_lead` and gradient.
   """
 
   def step(s: _State, now):
     share, window = now
     x = s.here.x
-    ahead = project(x + s.length * objectives.normalize(s.here.grad))
+    ahead = project(x + s.length * normalize(s.here.grad))
     x = project(x + share * (ahead - x) + (1 - share) * (x - s.previous))
     loss, lead, grad = evaluate(x)
     here = _Point(x, loss, grad)
@@ -163,8 +201,6 @@ def _climb(evaluate, project, start, epsilon, schedule: _Schedule) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=('apply', 'method', 'steps'))
 def _run(apply, params, key, box, loss, examples, method, steps):
-  loss_fns = list(objectives.LOSSES.values())
-
   def search(key, image, label, rival, epsilon):
     center = image.astype(epsilon.dtype)
 
@@ -173,8 +209,8 @@ def _run(apply, params, key, box, loss, examples, method, steps):
       narrow = jnp.expand_dims(x.astype(image.dtype), 0)
       logits = apply(params, narrow)[0].astype(x.dtype)
       # The loss is chosen at run time: compiling takes longer than an attack.
-      value = jax.lax.switch(loss, loss_fns, logits, label, rival)
-      return value, objectives.rival_lead(logits, label)
+      value = jax.lax.switch(loss, [*LOSSES.values()], logits, label, rival)
+      return value, rival_lead(logits, label)
 
     def evaluate(x):
       (value, lead), grad = jax.value_and_grad(objective, has_aux=True)(x)
@@ -182,21 +218,25 @@ def _run(apply, params, key, box, loss, examples, method, steps):
       lead = jnp.where(jnp.isnan(lead), jnp.inf, lead)
       return value, lead, jnp.where(jnp.isfinite(grad), grad, 0)
 
-    def project(x):
-      return objectives.project(x, center, epsilon, box)
+    def clip(x):
+      return project(x, center, epsilon, box)
 
-    start = project(objectives.random_start(key, center, epsilon))
-    return _climb(evaluate, project, start, epsilon, METHODS[method](steps))
+    # In many dimensions, almost all of the ball lies next to its sphere.
+    direction = jax.random.normal(key, center.shape, center.dtype)
+    start = clip(center + epsilon * normalize(direction))
+    return _climb(evaluate, clip, start, epsilon, _plan(method, steps))
 
   return jax.vmap(search)(jax.random.split(key, len(examples[0])), *examples)
 
 
 def attack(
   target: target_lib.Target,
-  search: Search,
+  method: str,
+  loss: str,
   epsilons: np.ndarray,
   rivals: np.ndarray,
   *,
+  steps: int,
   seed: int,
   box: bool = False,
 ) -> np.ndarray:
@@ -204,9 +244,11 @@ def attack(
 
   Args:
     target: target whose predictions are to change.
-    search: settings of the attack.
+    method: one of `METHODS`.
+    loss: one of `LOSSES`.
     epsilons: [n], ℓ2 radii of the balls to search.
     rivals: [n] int, classes to reach, for the loss `rival_margin`.
+    steps: number of gradient steps.
     seed: seed of the random start.
     box: whether to stay in [0, 1], too.
 
@@ -215,7 +257,6 @@ def attack(
     `exact.pull_inside` removes.
   """
   wide = np.promote_types(target.images.dtype, np.float32)
-  loss = list(objectives.LOSSES).index(search.loss)
   labels, rivals = target.predictions.astype(np.int32), rivals.astype(np.int32)
   batches = target_lib.batches(
     target.batch_size, target.images, labels, rivals, epsilons.astype(wide)
@@ -225,8 +266,8 @@ def attack(
     for part, (*examples, valid) in enumerate(batches):
       key = jax.random.fold_in(jax.random.key(seed), part)
       found: Any = _run(
-        target.apply, target.params, key, box, loss, tuple(examples),
-        search.method, search.steps,
+        target.apply, target.params, key, box, [*LOSSES].index(loss),
+        tuple(examples), method, steps,
       )  # fmt: skip
       points.append(np.asarray(found)[:valid])
   return np.concatenate(points)

@@ -4,7 +4,6 @@ The function under attack says, in its own arithmetic, whether the answer
 changed. `exact` decides whether the point is in the ball.
 """
 
-from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +34,7 @@ class Ledger:
     anywhere: nearest adversarial examples with any pixels.
     in_box: nearest adversarial examples with all pixels in [0, 1].
     broken: [n] bool, certificates with a counterexample in their ball.
-    attacks: {name: {'runs', 'successes', settings of the attack}}.
+    attacks: {name: {'runs', 'successes'}}.
     certified_runs: number of runs that searched up to a certified radius.
   """
 
@@ -51,26 +50,18 @@ class Ledger:
       for _ in range(2)
     )
     self.broken = np.zeros(len(target.images), bool)
-    self.attacks: dict[str, dict[str, Any]] = {}
+    self.attacks: dict[str, dict[str, int]] = {}
     self.certified_runs = 0
-    self.judge('unperturbed', target.images, {})
+    self.judge('unperturbed', target.images)
 
   def judge(
-    self,
-    name: str,
-    points: np.ndarray,
-    settings: dict[str, Any],
-    *,
-    epsilons: np.ndarray | None = None,
-    at_radius: bool = False,
+    self, name: str, points: np.ndarray, *, at_radius: bool = False
   ) -> None:
     """Records one point per image.
 
     Args:
       name: name of the attack, for which runs and successes are added up.
       points: [n, H, W, ch], rounded here to the dtype of the images.
-      settings: settings to record with the name.
-      epsilons: [n], largest distances of a success; None: any distance.
       at_radius: whether the attack searched up to the certified radius.
     """
     target = self.target
@@ -88,10 +79,7 @@ class Ledger:
     boxed = np.all((wide >= 0) & (wide <= 1), axis=-1)
     self.in_box.update(np.where(boxed, found, np.inf), points, answers)
 
-    if epsilons is not None:
-      changed = changed & (distances <= epsilons)
-    nothing = {'runs': 0, 'successes': 0, **settings}
-    entry = self.attacks.setdefault(name, nothing)
+    entry = self.attacks.setdefault(name, {'runs': 0, 'successes': 0})
     entry['runs'] += len(points)
     entry['successes'] += int(np.sum(changed))
     self.certified_runs += len(points) * at_radius

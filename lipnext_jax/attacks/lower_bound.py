@@ -21,7 +21,7 @@ import optax
 
 from lipnext_jax import losses
 from lipnext_jax import models
-from lipnext_jax.attacks import objectives
+from lipnext_jax.attacks import gradient
 from lipnext_jax.certify import rigorous
 
 # Range of distances of a pair, ℓ2 in [0, 1] pixel units. Small ones measure the
@@ -57,7 +57,7 @@ def _ascend(model, params, keys, images, distances, steps):
 
     def objective(pair):
       x, direction = pair
-      both = jnp.stack([x, x + distance * objectives.normalize(direction)])
+      both = jnp.stack([x, x + distance * gradient.normalize(direction)])
       g: Any = features.apply({'params': params}, both)
       moved = (g[1] - g[0]) / distance
       backbone = jnp.linalg.norm(moved)
@@ -74,7 +74,7 @@ def _ascend(model, params, keys, images, distances, steps):
       return (optax.apply_updates(pair, updates), state, best), None
 
     noise = jax.random.normal(direction_key, image.shape, image.dtype)
-    pair = (image, objectives.normalize(noise))
+    pair = (image, gradient.normalize(noise))
     nothing = (jnp.zeros([]), jnp.zeros([]))
     carry, _ = jax.lax.scan(step, (pair, tx.init(pair), nothing), length=steps)
     return carry[2]

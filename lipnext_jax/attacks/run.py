@@ -1,7 +1,9 @@
 """Runs all attacks on a target, and summarises the results."""
 
+import collections
 from collections.abc import Callable
 from collections.abc import Sequence
+import itertools
 from typing import Any
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ from lipnext_jax.attacks import gradient
 from lipnext_jax.attacks import ledger as ledger_lib
 from lipnext_jax.attacks import target as target_lib
 
-_SHOWN = 6  # Number of adversarial examples to show.
+_SHOWN = 4  # Number of adversarial examples to show.
 # The nearest adversarial example is searched within so many certified radii.
 _BEYOND = 1.5
 
@@ -22,7 +24,7 @@ _BEYOND = 1.5
 class Settings(NamedTuple):
   """The effort of the attacks; the defaults take two minutes on digits."""
 
-  restarts: int = 5  # Restarts of a gradient attack, with and without [0, 1].
+  restarts: int = 5  # Starts of a gradient attack, with and without [0, 1].
   steps: int = 40  # Steps of a gradient attack.
   # (method, loss); the last one also searches the nearest adversarial example.
   searches: tuple[tuple[str, str], ...] = (
@@ -51,7 +53,7 @@ def attack_target(
      the certified radius, for the nearest adversarial examples. Their results
      are bisected towards the image.
   3. The floating-point walk to the certified sphere, from the nearest
-     adversarial example and from the results of two gradient attacks.
+     adversarial example and from the results of the last two gradient attacks.
 
   Args:
     target: target under attack.
@@ -65,67 +67,66 @@ def attack_target(
   """
   s = settings or Settings()
   ledger = ledger_lib.Ledger(target)
-  searches = [gradient.Search(m, loss, s.steps) for m, loss in s.searches]
   rng = np.random.default_rng(seed)
-  ranks = range(max(s.restarts, 1))
+  ranks = range(s.restarts)
   rivals = [gradient.nearest_rivals(target, rank) for rank in ranks]
+  radii = np.minimum(target.radii, exact.FARTHEST)
 
-  def search_balls(search, where, limits, rival, box, closed, **options):
+  def search(method, loss, limits, rival, where, *, box, at_radius=False):
     points = gradient.attack(
-      target, search, limits, rival, seed=int(rng.integers(2**31)), box=box
-    )
+      target, method, loss, limits, rival,
+      steps=s.steps, seed=int(rng.integers(2**31)), box=box,
+    )  # fmt: skip
+    closed = target.closed or not at_radius
     points = exact.pull_inside(target.images, points, limits, closed=closed)
     pixels = 'in [0, 1]' if box else 'anywhere'
-    name = f'{search.method} {search.loss}, {pixels}, {where}'
-    ledger.judge(name, points, search._asdict(), **options)
+    name = f'{method} {loss}, {pixels}, {where}'
+    ledger.judge(name, points, at_radius=at_radius)
     return points
 
-  def search_beyond(where, limits, rival, chosen):
-    for box in (False, True):
-      for search in chosen:
-        points = search_balls(
-          search, where, limits, rival, box, True, epsilons=limits
-        )
-        ledger.judge('bisection', floating.bisect(target, points), {})
+  def search_beyond(searches, limits, rival, where):
+    for box, (method, loss) in itertools.product((False, True), searches):
+      points = search(method, loss, limits, rival, where, box=box)
+      ledger.judge('bisection', floating.bisect(target, points))
 
-  starts: list[np.ndarray] = []
-  radii = np.minimum(target.radii, exact.FARTHEST)
-  for box in (False, True):
-    for search in searches:
-      for rival in rivals[: s.restarts]:
-        points = search_balls(
-          search, 'at the radius', radii, rival, box, target.closed,
-          at_radius=True,
-        )  # fmt: skip
-        starts = [*starts[-1:], points]  # The last two results.
-  log(_found(ledger, 'gradient attacks at the certified radii'))
+  def report(stage):
+    known = np.isfinite(ledger.anywhere.distances)
+    log(
+      f'{stage}: {np.sum(known)} of {known.size} answers changed, '
+      f'{ledger.certified_runs} runs up to a certified radius, '
+      f'{np.sum(ledger.broken)} certificates broken'
+    )
+
+  starts: collections.deque[np.ndarray] = collections.deque(maxlen=2)
+  for box, (method, loss), rival in itertools.product(
+    (False, True), s.searches, rivals
+  ):
+    starts.append(
+      search(
+        method, loss, radii, rival, 'at the radius', box=box, at_radius=True
+      )
+    )
+  report('gradient attacks at the certified radii')
 
   for epsilon in epsilons:
     limits = np.full(len(radii), float(epsilon))
-    search_beyond('at ε', limits, rivals[0], searches)
+    search_beyond(s.searches, limits, rivals[0], 'at ε')
   for rival in rivals:  # Balls shrink to the nearest example so far.
     limits = np.minimum(_BEYOND * radii, ledger.anywhere.distances)
-    search_beyond('beyond the radius', limits, rival, searches[-1:])
-  log(_found(ledger, 'gradient attacks beyond them'))
+    search_beyond(s.searches[-1:], limits, rival, 'beyond the radius')
+  report('gradient attacks beyond them')
 
-  options = {'rounds': s.rounds, 'candidates': s.candidates}
   for start in (ledger.anywhere.points, *starts):
     points = floating.attack(
-      target, start, seed=int(rng.integers(2**31)), **options
+      target,
+      start,
+      rounds=s.rounds,
+      candidates=s.candidates,
+      seed=int(rng.integers(2**31)),
     )
-    ledger.judge('floating-point walk', points, options, at_radius=True)
-  log(_found(ledger, 'floating-point walk to the certified spheres'))
+    ledger.judge('floating-point walk', points, at_radius=True)
+  report('floating-point walk to the certified spheres')
   return ledger
-
-
-def _found(ledger: ledger_lib.Ledger, what: str) -> str:
-  """Returns the line that reports a stage."""
-  known = np.isfinite(ledger.anywhere.distances)
-  return (
-    f'{what}: {np.sum(known)} of {known.size} answers changed, '
-    f'{ledger.certified_runs} runs up to a certified radius, '
-    f'{np.sum(ledger.broken)} certificates broken'
-  )
 
 
 def summarise(
@@ -192,11 +193,11 @@ def arrays(
     labels: [n] int, true classes.
   """
   target, best = ledger.target, ledger.in_box
-  usable = (target.predictions == labels) & (target.radii > 0)
-  usable &= np.isfinite(best.distances)
-  ratio = np.full(len(labels), np.inf)
-  ratio[usable] = best.distances[usable] / target.radii[usable]
-  shown = np.argsort(ratio, kind='stable')[: min(_SHOWN, int(np.sum(usable)))]
+  held = (target.predictions == labels) & (target.radii > 0)
+  ratios = np.full(len(labels), np.inf)
+  np.divide(best.distances, target.radii, out=ratios, where=held)
+  shown = np.argsort(ratios, kind='stable')[:_SHOWN]
+  shown = shown[np.isfinite(ratios[shown])]
   return {
     'id': np.arange(len(labels)),
     'label': labels,

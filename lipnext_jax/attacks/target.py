@@ -115,10 +115,8 @@ def certified_target(
   closed = certificate == 'rigorous'
   if closed:
     images = rigorous.to_unit64(images)
-    model, params = (
-      rigorous.float64_model(model),
-      rigorous.float64_params(params),
-    )
+    model = rigorous.float64_model(model)
+    params = rigorous.float64_params(params)
   else:
     images = np.asarray(layers.to_unit(images), np.float32)
   batch_size = min(batch_size, len(images))
@@ -137,8 +135,3 @@ def certified_target(
     closed=closed,
     batch_size=batch_size,
   )
-
-
-fast_target = functools.partial(certified_target, 'fast')
-rigorous_target = functools.partial(certified_target, 'rigorous')
-TARGETS = {'fast': fast_target, 'rigorous': rigorous_target}

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 _TICKS = 5  # Approximate number of ticks on an axis.
-_MOST_POINTS = 400  # Of a line: a plot has fewer columns of pixels.
-_MOST_STEPS = 1000  # Of an accuracy curve; a longer one is sampled evenly.
+_MOST_POINTS = 1000  # Of a line: a plot has hardly more columns of pixels.
 
 
 class Axis(NamedTuple):
@@ -47,84 +46,59 @@ def make_axis(
   [2.0, 3.0, 5.0, 10.0, 20.0]
   """
   shown = np.concatenate([np.ravel(v).astype(np.float64) for v in values])
-  shown = np.clip(shown[np.isfinite(shown)], -1e300, 1e300)
-  if log:
-    shown = np.maximum(shown[shown > 0], 1e-300)
+  shown = shown[np.isfinite(shown) & ((shown > 0) | (not log))]
   low, high = (shown.min(), shown.max()) if len(shown) else (1.0, 1.0)
   if log:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 2)
     marks = [digit * 10.0**k for k in powers for digit in (1, 2, 3, 5)]
-    low, top = low * (1 + 1e-9), high * (1 - 1e-9)
-    low = max(mark for mark in marks if mark <= low)
-    high = min(mark for mark in marks if mark > low and mark >= top)
+    low = max(mark for mark in marks if mark <= low * (1 + 1e-9))
+    high = min(m for m in marks if m > low and m >= high * (1 - 1e-9))
     ticks = [mark for mark in marks if low <= mark <= high]
     if len(ticks) > _TICKS + 2:
       ticks = [10.0**k for k in powers if low <= 10.0**k <= high]
       ticks = ticks[:: math.ceil(len(ticks) / (_TICKS + 2))]
     return Axis(label, low, high, ticks, log)
-  if not high - low > 1e-12 * max(abs(low), abs(high), 1e-280):
-    high = low + (abs(low) if abs(low) > 1e-280 else 1.0)  # Not a subnormal.
-  step = _round_step((high - low) / _TICKS)
+  if not high - low > 1e-9 * abs(low):
+    high = low + (abs(low) or 1.0)
+  step = (high - low) / _TICKS
+  base = 10.0 ** math.floor(math.log10(step))
+  step = base * min(m for m in (1, 2, 5, 10) if m * base >= step * (1 - 1e-9))
   step = max(step, 1.0) if whole else step
   first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
   return Axis(label, low, high, [k * step for k in range(first, last + 1)])
 
 
-def _round_step(step: float) -> float:
-  """Rounds up to 1, 2 or 5 times a power of ten."""
-  base = 10.0 ** math.floor(math.log10(step))
-  return base * min(m for m in (1, 2, 5, 10) if m * base >= step * (1 - 1e-9))
-
-
-def path(
-  x_axis: Axis, y_axis: Axis, x: np.ndarray, y: np.ndarray, steps: bool = False
-) -> str:
-  """Formats a line as an SVG path over 100 × 100, with gaps at NaNs.
-
-  Args:
-    x_axis: horizontal axis, from left to right.
-    y_axis: vertical axis, from bottom to top.
-    x: x of the points.
-    y: y of the points.
-    steps: whether the line is a right-continuous step function.
-  """
+def path(x_axis: Axis, y_axis: Axis, x: np.ndarray, y: np.ndarray) -> str:
+  """Formats points x [n], y [n] as an SVG path over 100 × 100, gaps at NaNs."""
   x, y = x_axis.place(x), 100 - y_axis.place(y)
-  if not steps and len(x) > _MOST_POINTS:
+  if len(x) > _MOST_POINTS:  # Keeps the extremes of short pieces.
     parts = np.array_split(np.arange(len(x)), _MOST_POINTS // 2)
     kept = [at(y[p]) + p[0] for p in parts for at in (np.argmin, np.argmax)]
     x, y = x[np.sort(kept)], y[np.sort(kept)]
-  commands, drawing = [], False
+  commands, command = [], 'M'
   for across, down in zip(x, y, strict=True):
-    if not math.isfinite(down):
-      drawing = False
-      continue
-    if drawing and steps:
-      commands.append(f'H{across:.2f}V{down:.2f}')
-    else:
-      commands.append(f'{"L" if drawing else "M"}{across:.2f} {down:.2f}')
-    drawing = True
+    if math.isfinite(down):
+      commands.append(f'{command}{across:.2f} {down:.2f}')
+    command = 'L' if math.isfinite(down) else 'M'
   return ''.join(commands)
 
 
 def accuracy_curve(
   radii: np.ndarray, end: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Computes the share of radii above ε, for every ε from 0 to `end`.
+  """Computes the share of radii above ε, at even steps of ε from 0 to `end`.
 
   Args:
     radii: [n], ℓ2 in [0, 1] pixel units; 0 for a wrong answer.
     end: largest ε.
 
   Returns:
-    ε [m] and per cent [m] of a right-continuous step function.
+    ε [m] and per cent [m].
 
   >>> x, y = accuracy_curve(np.array([0.5, 0.25]), 1.0)
-  >>> x.tolist(), y.tolist()
-  ([0.0, 0.25, 0.5, 1.0], [100.0, 50.0, 0.0, 0.0])
+  >>> np.interp([0, 0.3, 0.7, 1], x, y).tolist()
+  [100.0, 50.0, 0.0, 0.0]
   """
-  ordered = np.sort(radii)
-  x = np.unique([*ordered[np.isfinite(ordered)], 0.0, end])
-  if len(x) > _MOST_STEPS:
-    x = np.linspace(0.0, end, _MOST_STEPS)
-  above = len(ordered) - np.searchsorted(ordered, x, side='right')
-  return x, 100 * above / len(ordered)
+  x = np.linspace(0, end, _MOST_POINTS)
+  above = len(radii) - np.searchsorted(np.sort(radii), x, side='right')
+  return x, 100 * above / len(radii)

@@ -99,11 +99,11 @@ def print_table(summary: Mapping[str, Any], title: str) -> None:
     f'  examples                {n:>8d}',
     f'  clean accuracy          {summary["clean"]:>8.2f} %',
   ]
-  exact = {f'{e:.6g}': e for e in summary.get('epsilons', ())}
-  for key, value in summary['cra'].items():
-    certified = page.percent(round(value * n / 100), n).replace('\u00a0', ' ')
-    epsilon = decimals.epsilon_name(exact.get(key, float(key)))
-    lines.append(f'  CRA at ℓ2 ε = {epsilon:<9s} {certified:>10s}')
+  for epsilon in summary['epsilons']:  # The keys of 'cra' have six digits.
+    hits = round(summary['cra'][f'{epsilon:.6g}'] * n / 100)
+    certified = page.percent(hits, n).replace('\u00a0', ' ')
+    name = decimals.epsilon_name(epsilon)
+    lines.append(f'  CRA at ℓ2 ε = {name:<9s} {certified:>10s}')
   constant = page.constant(summary['lipschitz_bound'])
   lines.append(f'  Lipschitz bound Λ       {constant} (proved)')
   if 'logit_error' in summary:

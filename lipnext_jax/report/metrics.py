@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from typing import Any
-from typing import Self
 
 import jax
 from tensorboardX import event_file_writer
@@ -79,8 +78,9 @@ class MetricWriter:
 
   def __init__(self, workdir: str, start_step: int = 0):
     """Opens the files below `workdir` for appending."""
-    self._enabled = jax.process_index() == 0
-    if not self._enabled:
+    self._board: Any = None
+    if jax.process_index() != 0:
+      self._jsonl = files.append(os.devnull)
       return
     path = os.path.join(workdir, 'metrics.jsonl')
     if files.exists(path):
@@ -91,7 +91,6 @@ class MetricWriter:
         kept.append(line)
       files.write_text(path, ''.join(kept))
     self._jsonl = files.append(path)
-    self._board: Any = None
     if files.is_remote(workdir):
       return
     # `SummaryWriter` writes in a thread that dies on a full disk: a hang.
@@ -104,8 +103,6 @@ class MetricWriter:
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes a line, and an event per scalar."""
-    if not self._enabled:
-      return
     with files.naming(self._jsonl.name):
       self._jsonl.write(json.dumps({'step': step, **scalars}) + '\n')
     if self._board is None:
@@ -116,8 +113,7 @@ class MetricWriter:
 
   def flush(self) -> None:
     """Sends the lines to a bucket; on a disk, they are written already."""
-    if self._enabled:
-      self._jsonl.flush()
+    self._jsonl.flush()
 
   def _write_event(self, step: int, **content: Any) -> None:
     event = event_pb2.Event(step=step, wall_time=time.time(), **content)
@@ -125,13 +121,12 @@ class MetricWriter:
 
   def close(self) -> None:
     """Closes the files."""
-    if self._enabled:
-      self._jsonl.close()
-      if self._board is not None:
-        self._board.close()
+    self._jsonl.close()
+    if self._board is not None:
+      self._board.close()
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
   """Shows a bar on stderr: step, ETA, images/s and the last metrics."""
 
   def __init__(self, total_steps: int, start_step: int, batch_size: int):
@@ -214,9 +209,6 @@ class Progress:
     start = time.perf_counter()
     yield
     self._paused += time.perf_counter() - start
-
-  def __enter__(self) -> Self:
-    return self
 
   def __exit__(self, *exception: object) -> None:
     """Closes the bar, so that an error is printed below it."""

@@ -9,7 +9,6 @@ import collections
 import functools
 import io
 import json
-import math
 import os
 import re
 from typing import Any
@@ -46,7 +45,6 @@ def build_page(run: workdir_lib.Run) -> str:
     run=run,
     classes=_classes(run),
     confusion=_confusion(run),
-    adversarial=_adversarial(run),
     distances=_distances(run),
   )
 
@@ -182,7 +180,7 @@ def _classes(run: workdir_lib.Run) -> dict[str, Any]:
         'label': c,
         'images': len(radii),
         'correct': int(np.sum(right[members[c]])),
-        'certified': int(np.sum(radii > run.exact(run.epsilon))),
+        'certified': int(np.sum(radii > run.epsilon)),
         'uncertified': int(np.sum(radii == 0)),
         'median': float(np.median(radii)),
         'bars': (bins / len(radii)).tolist(),
@@ -206,40 +204,11 @@ def _confusion(run: workdir_lib.Run) -> dict[str, Any]:
   }
 
 
-def _adversarial(run: workdir_lib.Run) -> list[dict[str, Any]]:
-  """Collects the adversarial images, sorted by distance over radius."""
-  arrays, shown = run.attacked, []
-  for k, name in enumerate(arrays.get('shown_id', ())):
-    row = int(np.flatnonzero(arrays['id'] == name)[0])
-    own = float(arrays['radius'][row])
-    original = arrays['original'][k].astype(np.float64)
-    difference = arrays['adversarial'][k] - original
-    distance = float(np.linalg.norm(difference))
-    largest = float(np.max(np.abs(difference), initial=0.0))
-    shown.append(
-      {
-        'id': int(name),
-        'before': int(arrays['prediction'][row]),
-        'after': int(arrays['adversarial_prediction'][k]),
-        'radius': own,
-        'distance': distance,
-        'ratio': distance / own if own > 0 else math.inf,
-        'original': original,
-        'adversarial': arrays['adversarial'][k],
-        'difference': difference,
-        'factor': max(1, int(0.5 / largest)) if largest > 1e-9 else 1,
-      }
-    )
-  return sorted(shown, key=lambda one: one['ratio'])
-
-
 def _distances(run: workdir_lib.Run) -> dict[str, np.ndarray]:
   """Sorts the attacks that changed an answer by distance over radius."""
   names = ('id', 'radius', 'distance')
   columns = {name: run.attacked.get(name, np.zeros(0)) for name in names}
   radii, distances = columns['radius'], columns['distance']
-  found = np.flatnonzero(
-    np.isfinite(distances) & np.isfinite(radii) & (radii > 0)
-  )
+  found = np.flatnonzero(np.isfinite(distances) & (radii > 0))
   order = found[np.argsort(distances[found] / radii[found], kind='stable')]
   return {name: column[order] for name, column in columns.items()}

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import csv
 import dataclasses
-import functools
 import os
 from typing import Any
 import zipfile
@@ -15,7 +14,6 @@ import numpy as np
 
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax.data import official
 from lipnext_jax.report import metrics as metrics_lib
 
 Arrays = Mapping[str, np.ndarray]
@@ -25,8 +23,20 @@ _UNREADABLE = (
   ValueError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 _EVALUATE = 'evaluate the run first (python -m lipnext_jax.main … --mode=eval)'
+_REQUIRED = ('eval.json', 'radii.csv')
 _COLUMNS = {'id': int, 'label': int, 'prediction': int, 'radius': float}
-_SHOWN = ('shown_id', 'original', 'adversarial', 'adversarial_prediction')
+_EVALUATION = (
+  'step', 'split', 'certificate', 'examples', 'clean', 'epsilons',
+  'lipschitz_bound', 'lipschitz_bounds',
+)  # fmt: skip
+_ATTACK = (
+  'step', 'split', 'certificate', 'seed', 'examples', 'runs', 'broken',
+  'broken_ids', 'epsilons', 'attacks', 'lipschitz_lower_bound',
+)  # fmt: skip
+_ATTACKED = (
+  *_COLUMNS, 'distance', 'distance_in_box', 'shown_id', 'original',
+  'adversarial', 'adversarial_prediction',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,28 +65,15 @@ class Run:
 
   @property
   def epsilon(self) -> float:
-    """The ε of the headline: the closest to `loss.epsilon` in eval.json."""
-    reported = [float(key) for key in self.evaluation['cra']] or [0.0]
-    wanted = self.config.get('loss.epsilon')
-    if not isinstance(wanted, int | float):
-      return reported[0]
+    """The ε of the headline: the reported one closest to `loss.epsilon`."""
+    reported = self.evaluation['epsilons']
+    wanted = self.config.get('loss.epsilon', reported[0])
     return min(reported, key=lambda epsilon: abs(epsilon - wanted))
 
-  def exact(self, epsilon: float) -> float:
-    """Returns k/255 for an ε of eval.json that is k/255 to its six digits."""
-    level = round(255 * epsilon) / 255
-    return max(epsilon, level) if abs(level - epsilon) < 1e-6 else epsilon
-
-  @functools.cached_property
+  @property
   def class_names(self) -> Sequence[str]:
     """Names of the classes by label; empty if the files do not have them."""
-    data = self.starts[-1].get('data') if self.starts else None
-    names = data.get('class_names') if isinstance(data, dict) else None
-    if isinstance(names, list):
-      return [str(name) for name in names]
-    if (name := self.config.get('dataset.name')) in ('cifar10', 'cifar100'):
-      return official.class_names(name)
-    return ()
+    return self.starts[-1]['data']['class_names'] if self.starts else ()
 
   def name_of(self, c: int) -> str:
     """Returns the name of a class, or 'class 3'."""
@@ -85,9 +82,7 @@ class Run:
 
   def file_of(self, example: int) -> str:
     """Returns the name of an example's file or record, or ''."""
-    names = self.table.get('file', np.array([]))
-    names = names[self.table['id'][: len(names)] == example]
-    return names[-1] if len(names) else ''
+    return self.table['file'][example] if 'file' in self.table else ''
 
 
 def read_run(workdir: str) -> Run:
@@ -99,18 +94,18 @@ def read_run(workdir: str) -> Run:
   """
   notes: dict[str, str] = {}
 
-  def read(name: str, reader: Callable[[str], Any], missing: Any = None) -> Any:
+  def read(name: str, reader: Callable[..., Any], *args: Any) -> Any:
     path = os.path.join(workdir, name)
     try:
-      return reader(path)
+      return reader(path, *args)
     except FileNotFoundError:
       problem = 'is missing'
     except _UNREADABLE as error:
       problem = f'cannot be read ({type(error).__name__}: {error})'
-    if missing is None:
+    if name in _REQUIRED:
       raise errors.UserError(f'{path} {problem}; {_EVALUATE}.')
     notes[name] = f'{name} {problem}'
-    return missing
+    return {}
 
   evaluation = read('eval.json', _read_evaluation)
   table = read('radii.csv', _read_radii)
@@ -120,42 +115,37 @@ def read_run(workdir: str) -> Run:
       f'{workdir}: radii.csv has {rows} examples, eval.json {examples}: they '
       f'are of different evaluations; {_EVALUATE}.'
     )
-  starts = read('run.json', lambda path: _read_json(path, list), [])
-  attack = read('attack.json', lambda path: _read_attack(path, evaluation), {})
-  attacked: Arrays = {}
-  if attack:
-    attacked = read('attack.npz', lambda path: _read_attacked(path, table), {})
+  attack = read('attack.json', _read_attack, evaluation)
   return Run(
     workdir=workdir,
     name=os.path.basename(os.path.abspath(workdir)),
     evaluation=evaluation,
     table=table,
-    config=read('config.json', lambda path: _read_json(path, dict), {}),
-    starts=[start for start in starts if isinstance(start, dict)],
-    metrics=read('metrics.jsonl', _read_metrics, {}),
-    inputs=read('inputs.npz', _read_inputs, {}),
-    gallery=read('gallery.npz', lambda path: _read_gallery(path, table), {}),
+    config=read('config.json', lambda path: dict(files.read_json(path))),
+    starts=read('run.json', lambda path: [*map(dict, files.read_json(path))])
+    or [],
+    metrics=read('metrics.jsonl', _read_metrics),
+    inputs=read('inputs.npz', _read_arrays, ('training', 'evaluation')),
+    gallery=read('gallery.npz', _read_gallery, table),
     attack=attack,
-    attacked=attacked,
+    attacked=read('attack.npz', _read_attacked, table) if attack else {},
     notes=notes,
   )
 
 
+def _read_record(path: str, fields: Sequence[str]) -> dict[str, Any]:
+  """Reads a JSON object that must have certain fields."""
+  record = files.read_json(path)
+  if missing := {*fields} - record.keys():
+    raise ValueError(f'it lacks {", ".join(sorted(missing))}')
+  return record
+
+
 def _read_evaluation(path: str) -> dict[str, Any]:
-  value = files.read_json(path)
-  return {
-    **value,
-    'step': int(value['step']),
-    'examples': int(value['examples']),
-    'clean': float(value['clean']),
-    'cra': {f'{float(key):.6g}': float(v) for key, v in value['cra'].items()},
-    'lipschitz_bound': float(value['lipschitz_bound']),
-    'lipschitz_bounds': {
-      name: np.array(layers, np.float64)
-      for name, layers in (value.get('lipschitz_bounds') or {}).items()
-      if layers
-    },
-  }
+  evaluation = _read_record(path, _EVALUATION)
+  bounds = evaluation['lipschitz_bounds'].items()
+  factors = {name: np.array(layers) for name, layers in bounds if layers}
+  return evaluation | {'lipschitz_bounds': factors}
 
 
 def _read_radii(path: str) -> Arrays:
@@ -168,13 +158,6 @@ def _read_radii(path: str) -> Arrays:
     name: np.array([convert(row[name]) for row in rows], dtype=convert)
     for name, convert in columns.items()
   }
-
-
-def _read_json(path: str, kind: type) -> Any:
-  value = files.read_json(path)
-  if not isinstance(value, kind):
-    raise ValueError('it does not hold what it should')
-  return value
 
 
 def _read_metrics(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -191,59 +174,37 @@ def _read_metrics(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _read_arrays(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-  # Pickles are refused: they run code.
-  with (
-    files.open_binary(path) as file,
-    np.load(file, allow_pickle=False) as arrays,
-  ):
+  with files.open_binary(path) as file, np.load(file) as arrays:
     return {name: arrays[name] for name in names}
 
 
 def _check_same(arrays: Arrays, table: Arrays, columns: Sequence[str]) -> None:
   """Raises ValueError unless `arrays` and `table` agree on their common ids."""
-  row_of = {int(name): row for row, name in enumerate(table['id'])}
-  rows = [row_of.get(int(name), -1) for name in arrays['id']]
-  # Numbers in radii.csv have all digits, so they must be equal exactly.
-  if -1 in rows or not all(
-    np.array_equal(arrays[name], table[name][rows], equal_nan=True)
-    for name in columns
-  ):
-    raise ValueError('it belongs to another evaluation')
-
-
-def _read_inputs(path: str) -> Arrays:
-  inputs = _read_arrays(path, ('training', 'evaluation'))
-  for name, images in inputs.items():
-    if images.ndim != 4:
-      raise ValueError(f'{name} has shape {images.shape}')
-  return inputs
+  for name in columns:
+    # Numbers in radii.csv have all digits, so they must be equal exactly.
+    own, theirs = table[name][arrays['id']], arrays[name]
+    if not np.array_equal(own, theirs, equal_nan=True):
+      raise ValueError('it belongs to another evaluation')
 
 
 def _read_gallery(path: str, table: Arrays) -> Arrays:
   gallery = _read_arrays(path, ('group', 'image', *_COLUMNS))
   _check_same(gallery, table, ('label', 'prediction', 'radius'))
-  if gallery['image'].ndim != 4:
-    raise ValueError(f'image has shape {gallery["image"].shape}')
   return gallery
 
 
 def _read_attack(path: str, evaluation: dict[str, Any]) -> dict[str, Any]:
-  attack = _read_json(path, dict)
+  attack = _read_record(path, _ATTACK)
   for field in ('step', 'split'):
-    theirs, own = attack.get(field), evaluation.get(field)
-    if theirs != own and not (field == 'split' and None in (theirs, own)):
+    if attack[field] != evaluation[field]:
       raise ValueError(
-        f'it is stale, of {field} {theirs}; the evaluation is of {field} {own}'
+        f'it is stale, of {field} {attack[field]}; the evaluation is of '
+        f'{field} {evaluation[field]}'
       )
-  counts = {field: int(attack[field]) for field in ('runs', 'broken')}
-  return {**attack, **counts, 'examples': int(attack['examples'])}
+  return attack
 
 
 def _read_attacked(path: str, table: Arrays) -> Arrays:
-  attacked = _read_arrays(path, (*_COLUMNS, 'distance', *_SHOWN))
+  attacked = _read_arrays(path, _ATTACKED)
   _check_same(attacked, table, ('label',))
-  if not np.isin(attacked['shown_id'], attacked['id']).all():
-    raise ValueError('it shows an example that was not attacked')
-  if attacked['original'].shape != attacked['adversarial'].shape:
-    raise ValueError('originals and adversarials differ in shape')
   return attacked

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lipnext_jax import certify
 from lipnext_jax import models
 from lipnext_jax.attacks import target as target_lib
 
@@ -41,11 +42,38 @@ def isometry():
 
 
 @pytest.fixture(scope='session')
-def exact_target(isometry):
+def make_target(isometry):
+  """Returns a function (parameters, kind) → certificates of `isometry`."""
+
+  def make(params=isometry.params, kind='rigorous', **options):
+    model, images = isometry.model, isometry.images
+    return target_lib.certified_target(kind, model, params, images, **options)
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def exact_target(make_target):
   """Returns the rigorous certificates of `isometry`."""
-  return target_lib.rigorous_target(
-    isometry.model, isometry.params, isometry.images
-  )
+  return make_target()
+
+
+@pytest.fixture(scope='session')
+def assume():
+  """Returns a function: target → it with a given Λ, and nothing subtracted."""
+
+  def assume(target, lipschitz=1.0):
+    with target.arithmetic():
+      logits = jnp.asarray(target.logits(target.images))
+      kernel = models.head_kernel({'params': target.params})
+      predictions, radii = certify.certified_radius(logits, kernel, lipschitz)
+    return target._replace(
+      predictions=np.asarray(predictions),
+      radii=np.float64(radii),
+      closed=False,
+    )
+
+  return assume
 
 
 def linear_logits(params, images):

@@ -1,13 +1,41 @@
 """Tests gradient attacks on linear functions, where the answer is known."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lipnext_jax.attacks import exact
 from lipnext_jax.attacks import gradient
-from lipnext_jax.attacks import objectives
 
-STEPS = 20
+
+def test_losses_are_their_formulas():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(20, 5)).astype(np.float32)
+  batch = logits, rng.integers(0, 5, 20), rng.integers(0, 5, 20)
+  found = {
+    name: jax.jit(jax.vmap(loss))(*batch)
+    for name, loss in gradient.LOSSES.items()
+  }
+  leads = jax.vmap(gradient.rival_lead)(*batch[:2])
+  for i, (f, y, r) in enumerate(zip(*batch, strict=True)):
+    top = np.sort(f)[::-1]
+    lead = np.max(np.delete(f, y)) - f[y]
+    expected = {
+      'cross_entropy': np.log(np.sum(np.exp(f))) - f[y],
+      'dlr': lead / (top[0] - top[2]),
+      'rival_margin': f[r] - f[y],
+    }
+    np.testing.assert_allclose(leads[i], lead, rtol=1e-5)
+    for name, right in expected.items():
+      np.testing.assert_allclose(found[name][i], right, rtol=1e-5, atol=1e-6)
+
+
+def test_dlr_with_two_classes_and_with_ties():
+  assert gradient.dlr(jnp.array([1.0, 3.0]), jnp.array(0)).item() == 2
+  value, grad = jax.value_and_grad(gradient.dlr)(jnp.zeros(4), jnp.array(0))
+  assert value == 0
+  assert not np.isnan(grad).any()
 
 
 @pytest.fixture(scope='module')
@@ -29,79 +57,64 @@ def linear(make_linear):
   return target, distances.argmin(axis=-1)
 
 
-def answers_changed(target, points):
-  return np.mean(target.answers(points) != target.predictions)
+def attack(linear, method, loss, radii, **options):
+  target, nearest = linear
+  options = {'steps': 20, 'seed': 0} | options
+  points = gradient.attack(target, method, loss, radii, nearest, **options)
+  return points, np.mean(target.answers(points) != target.predictions)
 
 
-@pytest.mark.parametrize('loss', objectives.LOSSES)
+@pytest.mark.parametrize('loss', gradient.LOSSES)
 @pytest.mark.parametrize('method', gradient.METHODS)
 def test_attacks_find_the_nearest_edge_and_nothing_before(linear, method, loss):
-  target, nearest = linear
-  search = gradient.Search(method, loss, STEPS)
+  target, _ = linear
   # PGD's constant step leaves an angle; cross-entropy climbs towards all rivals
   # at once, which is not where the nearest edge is.
   enough = {'pgd': 1.15, 'apgd': 1.02}[method]
   enough = 3.0 if loss == 'cross_entropy' else enough
   for factor in (0.9999, enough):
     radii = target.radii * factor
-    points = gradient.attack(target, search, radii, nearest, seed=0)
+    points, changed = attack(linear, method, loss, radii)
     assert np.all(exact.distances(target.images, points) <= radii + 1e-12)
-    if factor < 1:
-      assert answers_changed(target, points) == 0
-    else:
-      assert answers_changed(target, points) > 0.95
+    assert changed > 0.95 if factor > 1 else changed == 0
 
 
 def test_shrinking_steps_come_closer_than_constant_ones(linear):
   """At 1.002 times the distance, APGD succeeds where PGD mostly fails."""
-  target, nearest = linear
-  rates = {}
-  for method in gradient.METHODS:
-    search = gradient.Search(method, 'rival_margin', STEPS)
-    points = gradient.attack(
-      target, search, target.radii * 1.002, nearest, seed=0
-    )
-    rates[method] = answers_changed(target, points)
-  assert rates['apgd'] > 0.9
-  assert rates['pgd'] < 0.5
+  radii = 1.002 * linear[0].radii
+  assert attack(linear, 'apgd', 'rival_margin', radii)[1] > 0.9
+  assert attack(linear, 'pgd', 'rival_margin', radii)[1] < 0.5
 
 
 def test_the_box_is_kept(linear):
-  target, nearest = linear
-  search = gradient.Search('apgd', 'rival_margin', STEPS)
   radii = np.full(40, 5.0)  # Reaches far beyond [0, 1].
-  points = gradient.attack(target, search, radii, nearest, seed=0, box=True)
+  points, _ = attack(linear, 'apgd', 'rival_margin', radii, box=True)
   assert np.all((points >= 0) & (points <= 1))
   assert np.any((points == 0) | (points == 1))
-  free = gradient.attack(target, search, radii, nearest, seed=0)
+  free, _ = attack(linear, 'apgd', 'rival_margin', radii)
   assert np.any((free < 0) | (free > 1))
 
 
 def test_seeds_restart_elsewhere_and_repeat(linear):
-  target, nearest = linear
-  search = gradient.Search('pgd', 'rival_margin', STEPS)
-
-  def run(seed):
-    return gradient.attack(target, search, target.radii, nearest, seed=seed)
-
-  np.testing.assert_array_equal(run(0), run(0))
-  assert np.any(run(0) != run(1))
+  first, again, other = (
+    attack(linear, 'pgd', 'rival_margin', linear[0].radii, seed=seed)[0]
+    for seed in (0, 0, 1)
+  )
+  np.testing.assert_array_equal(first, again)
+  assert np.any(first != other)
 
 
 def test_checkpoints_are_those_of_the_paper():
   """p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06)."""
-  at = np.flatnonzero(gradient.checkpoints(100)) + 1
-  assert at.tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
   windows = gradient.checkpoints(100)
-  assert windows[at - 1].tolist() == [22, 19, 16, 13, 10, 7, 6, 6]
+  at = np.array([22, 41, 57, 70, 80, 87, 93, 99])
+  assert (np.flatnonzero(windows) + 1).tolist() == at.tolist()
+  assert windows[at - 1].tolist() == np.diff(at, prepend=0).tolist()
 
 
 def test_nearest_rivals_are_sorted_and_never_the_answer(linear):
   target, _ = linear
-  logits = target.logits(target.images)
-  first = gradient.nearest_rivals(target, 0)
-  second = gradient.nearest_rivals(target, 1)
-  np.testing.assert_array_equal(gradient.nearest_rivals(target, 2), first)
-  order = np.argsort(-logits, axis=-1)
-  np.testing.assert_array_equal(first, order[:, 1])
-  np.testing.assert_array_equal(second, order[:, 2])
+  order = np.argsort(-target.logits(target.images), axis=-1)
+  for rank, column in ((0, 1), (1, 2), (2, 1)):
+    rivals = gradient.nearest_rivals(target, rank)
+    np.testing.assert_array_equal(rivals, order[:, column])

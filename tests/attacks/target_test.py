@@ -12,8 +12,8 @@ def test_fast_targets_are_the_rigorous_ones_but_for_rounding(
   isometry, exact_target
 ):
   low = isometry.model.clone(dtype=jnp.bfloat16)  # However it was trained.
-  target = target_lib.fast_target(
-    low, isometry.params, isometry.images, batch_size=5
+  target = target_lib.certified_target(
+    'fast', low, isometry.params, isometry.images, batch_size=5
   )
   np.testing.assert_array_equal(target.predictions, exact_target.predictions)
   # Logits are differences of numbers of size 12: rounding of 1e-6 each.
@@ -29,14 +29,13 @@ def test_fast_targets_are_the_rigorous_ones_but_for_rounding(
   assert target.lipschitz == certify.lipschitz_bound(isometry.params)
 
 
-def test_rigorous_targets_hold_what_the_certifier_says(isometry, exact_target):
+def test_rigorous_targets_hold_what_the_certifier_says(
+  isometry, make_target, exact_target
+):
   found = certify.rigorous_radius(
     isometry.model, isometry.params, isometry.images
   )
-  chunked = target_lib.rigorous_target(
-    isometry.model, isometry.params, isometry.images, batch_size=5
-  )
-  for target in (exact_target, chunked):
+  for target in (exact_target, make_target(batch_size=5)):
     np.testing.assert_array_equal(target.predictions, found.predictions)
     np.testing.assert_allclose(target.radii, found.radii, rtol=1e-12)
     assert target.closed
@@ -60,12 +59,3 @@ def test_answers_of_ties_and_of_what_is_no_number(make_linear):
   images = np.array([[1.0], [0.0], [np.nan]])
   target = make_linear([[-1.0, 1.0]], [0.0, 0.0], images, [1, 1, 1])
   assert target.answers(images).tolist() == [1, 0, -1]
-
-
-def test_every_batch_has_the_same_shape():
-  parts = list(target_lib.batches(4, np.arange(10), np.arange(10) * 2))
-  assert {a.shape for a, _, _ in parts} == {(4,)}
-  joined = np.concatenate([a[:valid] for a, _, valid in parts])
-  np.testing.assert_array_equal(joined, np.arange(10))
-  for a, b, _ in parts:
-    np.testing.assert_array_equal(2 * a, b)

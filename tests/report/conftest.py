@@ -18,8 +18,13 @@ CONFIG = types.SimpleNamespace(
 FIELDS = {'dataset.name': 'rings', 'loss.epsilon': 0.25, 'seed': 0}
 START = {
   'command': ['main.py', '--workdir=x'],
+  'commit': 'c0ffee',
   'uncommitted_changes': True,
+  'python': '3.11',
+  'packages': {'jax': '0.10'},
   'devices': {'kind': 'cpu', 'count': 1},
+  'mesh': {'data': 1},
+  'data': {'class_names': []},
 }
 
 
@@ -60,26 +65,32 @@ def _make(workdir, *, classes=10, per_class=12, depth=8, attack=True):
 
 def _attack(workdir, rng, result, images):
   n, radii = len(images), result.radii
-  noise = rng.normal(size=images[:4].shape)
-  noise /= np.linalg.norm(noise.reshape(4, -1), axis=1)[:, None, None, None]
+  shown = np.flatnonzero(radii > 0)[:4]
+  noise = rng.normal(size=images[shown].shape)
+  noise /= np.linalg.norm(noise, axis=(1, 2), keepdims=True)
+  distances = 1.1 * (0.01 + radii)
   np.savez(
     workdir / 'attack.npz',
     id=result.ids,
     label=result.labels,
     prediction=result.predictions,
     radius=radii,
-    distance=np.where(rng.random(n) < 0.1, np.inf, 1.5 * radii),
-    shown_id=np.arange(4),
-    original=images[:4],
-    adversarial=images[:4] + 1.1 * (0.01 + radii[:4, None, None, None]) * noise,
-    adversarial_prediction=(result.predictions[:4] + 1) % 2,
+    distance=np.where(rng.random(n) < 0.1, np.inf, distances),
+    distance_in_box=distances,
+    shown_id=shown,
+    original=images[shown],
+    adversarial=images[shown] + distances[shown, None, None, None] * noise,
+    adversarial_prediction=(result.predictions[shown] + 1) % 2,
   )
   summary = {
     'step': 40,
     'split': 'test',
+    'certificate': 'fast',
+    'seed': 0,
     'examples': n,
     'runs': 12345,
     'broken': 0,
+    'broken_ids': [],
     'epsilons': {'0.25': {'cra': 200 / 3, 'robust': 68.5, 'gap': 11 / 6}},
     'attacks': {'pgd': {'runs': 10000, 'successes': 900}},
     'lipschitz_lower_bound': 0.9871,

@@ -254,11 +254,7 @@ def test_odd_values_make_a_page(run, value):
 
 
 def test_the_run_and_its_config_are_told(run, text):
-  for words in (
-    '– with uncommitted changes',
-    'kind cpu, count 1',
-    'main.py --w',
-  ):
+  for words in ('c0ffee with uncommitted', 'kind cpu, count 1', 'main.py --w'):
     assert words in text
   fields = text.split('fields</summary>')[1]
   assert fields.count('<th scope="row">') == len(run.config) == 3

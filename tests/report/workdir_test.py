@@ -53,11 +53,8 @@ def test_a_required_file_is_named_in_one_line(copy, name):
     (copy / name).unlink()
     if content is not None:
       (copy / name).write_text(content)
-    with pytest.raises(
-      errors.UserError, match=f'{name} .*--mode=eval'
-    ) as error:
+    with pytest.raises(errors.UserError, match=f'{name} .*--mode=eval'):
       workdir_lib.read_run(str(copy))
-    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('name', OPTIONAL)
@@ -68,21 +65,17 @@ def test_an_optional_file_may_be_missing_or_garbage(copy, name):
       (copy / name).write_bytes(content)
     run = read(copy)
     assert not getattr(run, OPTIONAL[name])
-    # Metrics end where they are damaged; [3] is a list, though of no start.
-    quiet = name == 'metrics.jsonl' or (name, content) == ('run.json', b'[3]')
-    assert name in run.notes or (quiet and content)
+    # Metrics end where they are damaged.
+    assert name in run.notes or (name == 'metrics.jsonl' and content)
 
 
 @pytest.mark.parametrize(
   ('name', 'arrays'),
   [
     ('gallery.npz', {'radius': np.ones(24, np.float32)}),
-    ('gallery.npz', {'image': np.zeros((24, 8))}),
     ('gallery.npz', {'image': np.array([object()])}),  # A pickle: refused.
     ('attack.npz', {'id': np.arange(1, 121)}),
     ('attack.npz', {'label': np.zeros(120, int)}),
-    ('attack.npz', {'shown_id': np.full(4, 999)}),
-    ('attack.npz', {'original': np.zeros((4, 2, 2, 1))}),
   ],
 )
 def test_arrays_that_do_not_fit_are_not_shown(copy, name, arrays):
@@ -111,17 +104,4 @@ def test_the_headline_is_the_radius_trained_for_or_the_next_reported(copy):
   change(copy / 'config.json', **{'loss.epsilon': 0.9})
   assert read(copy).epsilon == 1.0
   (copy / 'config.json').unlink()
-  run = read(copy)
-  assert run.epsilon == 0.141176
-  assert run.exact(run.epsilon) == 36 / 255  # Six digits of it are less.
-  assert run.exact(0.25) == 0.25
-
-
-def test_classes_have_the_names_that_the_files_tell(copy):
-  assert read(copy).name_of(3) == 'class 3'
-  change(copy / 'config.json', **{'dataset.name': 'cifar10'})
-  run = read(copy)
-  assert [run.name_of(c) for c in (3, 10)] == ['cat', 'class 10']
-  starts = [{'data': {'class_names': ['<b>', 'two']}}]
-  (copy / 'run.json').write_text(json.dumps(starts))
-  assert read(copy).name_of(0) == '<b>'
+  assert read(copy).epsilon == 36 / 255
