@@ -24,7 +24,7 @@ import tqdm
 from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax.data import records
-from lipnext_jax.data.formats import layouts
+from lipnext_jax.data.formats import archives
 
 EXAMPLES_PER_SHARD = 1250  # 140 MB of ImageNet, a thousandth of the set.
 
@@ -33,28 +33,32 @@ class _Job(NamedTuple):
   """A shard to be written."""
 
   path: str
-  result_path: str
-  items: Sequence[layouts.Item]
+  items: Sequence[archives.Item]
   form: records.Form
+
+  @property
+  def result_path(self) -> str:
+    """Path of the description of the finished shard."""
+    work, name = os.path.split(self.path)
+    return os.path.join(work, 'progress', f'{name}.json')
 
 
 def write_splits(
   work: str,
-  splits: dict[str, list[layouts.Item]],
+  splits: dict[str, list[archives.Item]],
   form: records.Form,
   *,
   workers: int,
-  redo_bad: bool,
 ) -> dict[str, list[records.ShardResult]]:
   """Writes the unfinished shards of a set, with a progress bar.
+
+  Shards with bad images are written again, as the source may have been mended.
 
   Args:
     work: working folder, which is emptied if it was begun for other examples.
     splits: examples to be stored, by split.
     form: form in which they are stored.
     workers: number of worker processes; 0: this process writes.
-    redo_bad: whether to write shards with bad examples again, whose source may
-      have been mended.
 
   Returns:
     The contents of the shards in order, by split.
@@ -63,25 +67,27 @@ def write_splits(
     DataError: a shard cannot be written, or a worker died.
   """
   _start_or_continue(work, splits, form)
-  jobs = {
-    split: _divide(work, split, items, form) for split, items in splits.items()
-  }
-  everything = [job for split in jobs.values() for job in split]
-  pending = [job for job in everything if not _is_finished(job, redo_bad)]
-  total = sum(len(job.items) for job in everything)
-  done = total - sum(len(job.items) for job in pending)
   name = form.official_set.name
+  jobs: dict[str, list[_Job]] = {}
+  for split, items in splits.items():
+    count = -(-len(items) // EXAMPLES_PER_SHARD)
+    bounds = np.linspace(0, len(items), count + 1).astype(int)
+    paths = records.shard_paths(work, name, split, count)
+    jobs[split] = [
+      _Job(path, items[start:end], form)
+      for path, start, end in zip(paths, bounds[:-1], bounds[1:], strict=True)
+    ]
+  pending = [j for of_split in jobs.values() for j in of_split if _is_due(j)]
+  total = sum(len(items) for items in splits.values())
+  done = total - sum(len(job.items) for job in pending)
   with tqdm.tqdm(total=total, initial=done, unit=' images', desc=name) as bar:
     for size in _run(pending, workers):
       bar.update(size)
-  return {
-    split: [_read_result(job) for job in split_jobs]
-    for split, split_jobs in jobs.items()
-  }
+  return {split: list(map(_read_result, jobs[split])) for split in splits}
 
 
 def _start_or_continue(
-  work: str, splits: dict[str, list[layouts.Item]], form: records.Form
+  work: str, splits: dict[str, list[archives.Item]], form: records.Form
 ) -> None:
   """Makes the working folder; empties one begun for other examples."""
   path = os.path.join(work, 'progress', 'plan.json')
@@ -108,25 +114,6 @@ def _start_or_continue(
   shutil.rmtree(work, ignore_errors=True)
   os.makedirs(os.path.dirname(path))
   files.write_json(path, plan)
-
-
-def _divide(
-  work: str, split: str, items: list[layouts.Item], form: records.Form
-) -> list[_Job]:
-  """Divides a split into shards of the same size, up to one example."""
-  count = -(-len(items) // EXAMPLES_PER_SHARD)
-  bounds = np.linspace(0, len(items), count + 1).astype(int)
-  paths = records.shard_paths(work, form.official_set.name, split, count)
-  progress = os.path.join(work, 'progress')
-  return [
-    _Job(
-      path=path,
-      result_path=os.path.join(progress, f'{os.path.basename(path)}.json'),
-      items=items[start:end],
-      form=form,
-    )
-    for path, start, end in zip(paths, bounds[:-1], bounds[1:], strict=True)
-  ]
 
 
 def _run(pending: Sequence[_Job], workers: int) -> Iterator[int]:
@@ -175,10 +162,8 @@ def _write(job: _Job) -> int:
   return len(job.items)
 
 
-def _is_finished(job: _Job, redo_bad: bool) -> bool:
-  if not os.path.exists(job.result_path):
-    return False
-  return not (redo_bad and _read_result(job).bad)
+def _is_due(job: _Job) -> bool:
+  return not os.path.exists(job.result_path) or bool(_read_result(job).bad)
 
 
 def _read_result(job: _Job) -> records.ShardResult:
