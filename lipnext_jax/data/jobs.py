@@ -1,8 +1,7 @@
 """Writes the shards of a set in parallel; finished shards are skipped.
 
-In the working folder, progress/plan.json identifies the examples to be stored,
-and progress/SHARD.json, written after a shard, describes its contents. A shard
-without this file is unfinished.
+In the working folder, progress/SHARD.json, written after a shard, describes its
+contents. A shard without this file is unfinished.
 """
 
 from collections.abc import Iterator
@@ -12,9 +11,7 @@ from concurrent.futures import process
 import hashlib
 import multiprocessing
 import os
-import shutil
 import signal
-import sys
 import threading
 from typing import NamedTuple
 
@@ -43,6 +40,17 @@ class _Job(NamedTuple):
     return os.path.join(work, 'progress', f'{name}.json')
 
 
+def digest(splits: dict[str, list[archives.Item]], form: records.Form) -> str:
+  """Identifies examples by their names, labels, sizes in bytes and `form`."""
+  found = hashlib.sha256(f'{form.resize} {EXAMPLES_PER_SHARD}\n'.encode())
+  for split, items in splits.items():
+    for item in items:
+      content = item.content
+      size = len(content) if isinstance(content, bytes) else content.size
+      found.update(f'{split} {item.key} {item.labels} {size}\n'.encode())
+  return found.hexdigest()[:16]
+
+
 def write_splits(
   work: str,
   splits: dict[str, list[archives.Item]],
@@ -55,7 +63,7 @@ def write_splits(
   Shards with bad images are written again, as the source may have been mended.
 
   Args:
-    work: working folder, which is emptied if it was begun for other examples.
+    work: working folder, whose name has the `digest` of the examples.
     splits: examples to be stored, by split.
     form: form in which they are stored.
     workers: number of worker processes; 0: this process writes.
@@ -66,7 +74,7 @@ def write_splits(
   Raises:
     DataError: a shard cannot be written, or a worker died.
   """
-  _start_or_continue(work, splits, form)
+  os.makedirs(os.path.join(work, 'progress'), exist_ok=True)
   name = form.official_set.name
   jobs: dict[str, list[_Job]] = {}
   for split, items in splits.items():
@@ -84,36 +92,6 @@ def write_splits(
     for size in _run(pending, workers):
       bar.update(size)
   return {split: list(map(_read_result, jobs[split])) for split in splits}
-
-
-def _start_or_continue(
-  work: str, splits: dict[str, list[archives.Item]], form: records.Form
-) -> None:
-  """Makes the working folder; empties one begun for other examples."""
-  path = os.path.join(work, 'progress', 'plan.json')
-  digest = hashlib.sha256()
-  for split, items in splits.items():
-    digest.update(split.encode())
-    for item in items:
-      content = item.content
-      size = len(content) if isinstance(content, bytes) else content.size
-      labels = sorted(item.labels.items())
-      digest.update(f'{item.key} {labels} {size}\n'.encode())
-  plan = {
-    'resize': form.resize,
-    'examples_per_shard': EXAMPLES_PER_SHARD,
-    'items': digest.hexdigest(),
-  }
-  if os.path.exists(path):
-    if files.read_json(path) == plan:
-      return
-    print(
-      f'{work} was begun with other data or another --resize: starting over',
-      file=sys.stderr,
-    )
-  shutil.rmtree(work, ignore_errors=True)
-  os.makedirs(os.path.dirname(path))
-  files.write_json(path, plan)
 
 
 def _run(pending: Sequence[_Job], workers: int) -> Iterator[int]:

@@ -12,6 +12,7 @@ only when it is complete. docs/data.md has the formats, the checks, the limits.
 from collections.abc import Callable
 from collections.abc import Sequence
 import functools
+import glob
 import os
 import shutil
 import sys
@@ -83,7 +84,8 @@ def prepare(options: Options) -> str:
     return final
   contents = read_set(options)
   form = records.Form(official_set, contents.class_names, options.resize)
-  work = os.path.join(parent, f'incomplete.{official_set.version}')
+  digest = jobs.digest(contents.splits, form)
+  work = os.path.join(parent, f'incomplete.{official_set.version}.{digest}')
   os.makedirs(parent, exist_ok=True)
   try:  # A killed process does not keep this lock.
     lock = filelock.FileLock(os.path.join(parent, 'lock')).acquire(
@@ -94,6 +96,10 @@ def prepare(options: Options) -> str:
       f'{parent}: another process is preparing this set'
     ) from None
   with lock:
+    for other in glob.glob('incomplete.*', root_dir=parent):
+      if other != os.path.basename(work):
+        print(f'{parent}/{other}: has other data, deleted', file=sys.stderr)
+        shutil.rmtree(os.path.join(parent, other))
     shards = jobs.write_splits(
       work, contents.splits, form, workers=options.workers
     )

@@ -147,7 +147,7 @@ def write_zip(path, files, root='tiny-imagenet-200/'):
   return str(path)
 
 
-def write_tree(directory, files):
+def tree(directory, files):
   for name, data in files.items():
     path = os.path.join(directory, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -184,7 +184,7 @@ def imagenet_files(per_class=3):
   return train, validation, labels
 
 
-def write_imagenet(directory, train, validation):
+def imagenet(directory, train, validation):
   """Writes the two tars."""
   directory.mkdir(exist_ok=True)
   inner = {}
@@ -234,10 +234,10 @@ def idx_files():
   return files, truth
 
 
-def write_idx(directory, files=None):
+def idx(directory, files=None):
   """Writes a folder with the four files, compressed like the official ones."""
   files = idx_files()[0] if files is None else files
-  return write_tree(
+  return tree(
     directory, {f'{n}.gz': gzip.compress(data) for n, data in files.items()}
   )
 
@@ -245,23 +245,4 @@ def write_idx(directory, files=None):
 @pytest.fixture(scope='session')
 def formats():
   """The functions of this file, which make archives."""
-  return types.SimpleNamespace(
-    pixels=pixels,
-    items=items,
-    encode=encode,
-    jpeg=jpeg,
-    pickle=python2_pickle,
-    tar=write_tar,
-    tar_bytes=tar_bytes,
-    zip=write_zip,
-    tree=write_tree,
-    cifar=cifar,
-    cifar_files=cifar_files,
-    idx=write_idx,
-    idx_files=idx_files,
-    tiny=tiny,
-    tiny_files=tiny_files,
-    tiny_wnids=TINY_WNIDS,
-    imagenet=write_imagenet,
-    imagenet_files=imagenet_files,
-  )
+  return types.SimpleNamespace(**globals())

@@ -18,12 +18,12 @@ def test_labels_are_positions_in_wnids(tmp_path, formats):
     tmp_path / 'renamed',
   ):
     contents = read(source)
-    assert contents.class_names['label'] == formats.tiny_wnids
+    assert contents.class_names['label'] == formats.TINY_WNIDS
     train = contents.splits['train']
     labels = [item.labels['label'] for item in train]
     assert labels == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for item in train:
-      wnid = formats.tiny_wnids[item.labels['label']]
+      wnid = formats.TINY_WNIDS[item.labels['label']]
       name = f'train/{wnid}/images/{item.key}'
       assert item.content == files[name]
     validation = contents.splits['validation']
