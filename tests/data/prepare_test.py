@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+from absl.testing import flagsaver
 import filelock
 import numpy as np
 import pytest
@@ -297,10 +298,8 @@ MISTAKES = {
 
 def in_process(arguments, capsys):
   """Runs the command line in this process; returns exit code and stderr."""
-  for name in list(prepare.flags.FLAGS):
-    if prepare.flags.FLAGS[name].present:
-      prepare.flags.FLAGS[name].unparse()
-  return prepare.main(['prepare', *arguments]), capsys.readouterr().err
+  with flagsaver.flagsaver():
+    return prepare.main(['prepare', *arguments]), capsys.readouterr().err
 
 
 @pytest.mark.parametrize('mistake', MISTAKES)

@@ -8,7 +8,6 @@ from lipnext_jax.data import official
 from lipnext_jax.data.formats import archives
 
 _ROOT = 'tiny-imagenet-200'
-_CLASSES = official.TINY_IMAGENET.num_classes
 
 
 def read_tiny_imagenet(
@@ -37,10 +36,9 @@ def read_tiny_imagenet(
       for name, data in archives.read_zip(path).items()
     }
   wnids = _read_lines(path, files, 'wnids.txt')
-  if len(set(wnids)) != len(wnids) or len(wnids) != _CLASSES:
-    raise errors.DataError(
-      f'{path}, wnids.txt: does not list {_CLASSES} classes'
-    )
+  count = official.TINY_IMAGENET.num_classes
+  if not len(set(wnids)) == len(wnids) == count:
+    raise errors.DataError(f'{path}, wnids.txt: does not list {count} classes')
   wnid_of = {
     name: match[1]
     for name in files
