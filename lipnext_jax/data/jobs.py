@@ -1,8 +1,7 @@
 """Writes the shards of a set in parallel; finished shards are skipped.
 
-In the working folder, progress/plan.json identifies the examples to be stored,
-and progress/SHARD.json, written after a shard, describes its contents. A shard
-without this file is unfinished.
+In the working folder, progress/SHARD.json, written after a shard, describes its
+contents. A shard without this file is unfinished.
 """
 
 from collections.abc import Iterator
@@ -12,9 +11,7 @@ from concurrent.futures import process
 import hashlib
 import multiprocessing
 import os
-import shutil
 import signal
-import sys
 import threading
 from typing import NamedTuple
 
@@ -24,7 +21,7 @@ import tqdm
 from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax.data import records
-from lipnext_jax.data.formats import layouts
+from lipnext_jax.data.formats import archives
 
 EXAMPLES_PER_SHARD = 1250  # 140 MB of ImageNet, a thousandth of the set.
 
@@ -33,28 +30,43 @@ class _Job(NamedTuple):
   """A shard to be written."""
 
   path: str
-  result_path: str
-  items: Sequence[layouts.Item]
+  items: Sequence[archives.Item]
   form: records.Form
+
+  @property
+  def result_path(self) -> str:
+    """Path of the description of the finished shard."""
+    work, name = os.path.split(self.path)
+    return os.path.join(work, 'progress', f'{name}.json')
+
+
+def digest(splits: dict[str, list[archives.Item]], form: records.Form) -> str:
+  """Identifies examples by their names, labels, sizes in bytes and `form`."""
+  found = hashlib.sha256(f'{form.resize} {EXAMPLES_PER_SHARD}\n'.encode())
+  for split, items in splits.items():
+    for item in items:
+      content = item.content
+      size = len(content) if isinstance(content, bytes) else content.size
+      found.update(f'{split} {item.key} {item.labels} {size}\n'.encode())
+  return found.hexdigest()[:16]
 
 
 def write_splits(
   work: str,
-  splits: dict[str, list[layouts.Item]],
+  splits: dict[str, list[archives.Item]],
   form: records.Form,
   *,
   workers: int,
-  redo_bad: bool,
 ) -> dict[str, list[records.ShardResult]]:
   """Writes the unfinished shards of a set, with a progress bar.
 
+  Shards with bad images are written again, as the source may have been mended.
+
   Args:
-    work: working folder, which is emptied if it was begun for other examples.
+    work: working folder, whose name has the `digest` of the examples.
     splits: examples to be stored, by split.
     form: form in which they are stored.
     workers: number of worker processes; 0: this process writes.
-    redo_bad: whether to write shards with bad examples again, whose source may
-      have been mended.
 
   Returns:
     The contents of the shards in order, by split.
@@ -62,71 +74,24 @@ def write_splits(
   Raises:
     DataError: a shard cannot be written, or a worker died.
   """
-  _start_or_continue(work, splits, form)
-  jobs = {
-    split: _divide(work, split, items, form) for split, items in splits.items()
-  }
-  everything = [job for split in jobs.values() for job in split]
-  pending = [job for job in everything if not _is_finished(job, redo_bad)]
-  total = sum(len(job.items) for job in everything)
-  done = total - sum(len(job.items) for job in pending)
+  os.makedirs(os.path.join(work, 'progress'), exist_ok=True)
   name = form.official_set.name
+  jobs: dict[str, list[_Job]] = {}
+  for split, items in splits.items():
+    count = -(-len(items) // EXAMPLES_PER_SHARD)
+    bounds = np.linspace(0, len(items), count + 1).astype(int)
+    paths = records.shard_paths(work, name, split, count)
+    jobs[split] = [
+      _Job(path, items[start:end], form)
+      for path, start, end in zip(paths, bounds[:-1], bounds[1:], strict=True)
+    ]
+  pending = [j for of_split in jobs.values() for j in of_split if _is_due(j)]
+  total = sum(len(items) for items in splits.values())
+  done = total - sum(len(job.items) for job in pending)
   with tqdm.tqdm(total=total, initial=done, unit=' images', desc=name) as bar:
     for size in _run(pending, workers):
       bar.update(size)
-  return {
-    split: [_read_result(job) for job in split_jobs]
-    for split, split_jobs in jobs.items()
-  }
-
-
-def _start_or_continue(
-  work: str, splits: dict[str, list[layouts.Item]], form: records.Form
-) -> None:
-  """Makes the working folder; empties one begun for other examples."""
-  path = os.path.join(work, 'progress', 'plan.json')
-  digest = hashlib.sha256()
-  for split, items in splits.items():
-    digest.update(split.encode())
-    for item in items:
-      content = item.content
-      size = len(content) if isinstance(content, bytes) else content.size
-      labels = sorted(item.labels.items())
-      digest.update(f'{item.key} {labels} {size}\n'.encode())
-  plan = {
-    'resize': form.resize,
-    'examples_per_shard': EXAMPLES_PER_SHARD,
-    'items': digest.hexdigest(),
-  }
-  if os.path.exists(path):
-    if files.read_json(path) == plan:
-      return
-    print(
-      f'{work} was begun with other data or another --resize: starting over',
-      file=sys.stderr,
-    )
-  shutil.rmtree(work, ignore_errors=True)
-  os.makedirs(os.path.dirname(path))
-  files.write_json(path, plan)
-
-
-def _divide(
-  work: str, split: str, items: list[layouts.Item], form: records.Form
-) -> list[_Job]:
-  """Divides a split into shards of the same size, up to one example."""
-  count = -(-len(items) // EXAMPLES_PER_SHARD)
-  bounds = np.linspace(0, len(items), count + 1).astype(int)
-  paths = records.shard_paths(work, form.official_set.name, split, count)
-  progress = os.path.join(work, 'progress')
-  return [
-    _Job(
-      path=path,
-      result_path=os.path.join(progress, f'{os.path.basename(path)}.json'),
-      items=items[start:end],
-      form=form,
-    )
-    for path, start, end in zip(paths, bounds[:-1], bounds[1:], strict=True)
-  ]
+  return {split: list(map(_read_result, jobs[split])) for split in splits}
 
 
 def _run(pending: Sequence[_Job], workers: int) -> Iterator[int]:
@@ -175,10 +140,8 @@ def _write(job: _Job) -> int:
   return len(job.items)
 
 
-def _is_finished(job: _Job, redo_bad: bool) -> bool:
-  if not os.path.exists(job.result_path):
-    return False
-  return not (redo_bad and _read_result(job).bad)
+def _is_due(job: _Job) -> bool:
+  return not os.path.exists(job.result_path) or bool(_read_result(job).bad)
 
 
 def _read_result(job: _Job) -> records.ShardResult:

@@ -149,66 +149,37 @@ ARCHIVES = {
 }
 
 
-class IdxFile(NamedTuple):
-  """SHA-256 checksums of an official IDX file, in hexadecimal digits."""
-
-  compressed: str  # Checksum of the published .gz file.
-  content: str = ''  # Checksum of the decompressed file; '' if not known.
-
-
-# TFDS has the checksums of the compressed files, and several projects those of
-# MNIST's contents. The contents of Fashion-MNIST were read from Debian's files;
-# with the published gzip headers, these have TFDS's checksums.
-IDX_FILES = {
+# The SHA-256 checksums of the four published .gz files of each set, and of what
+# they contain, in hexadecimal digits. TFDS has those of the compressed files,
+# and several projects those of MNIST's contents. The contents of Fashion-MNIST
+# were read from Debian's files; with the published gzip headers, these have
+# TFDS's checksums. Those of KMNIST's contents are not known.
+IDX_CHECKSUMS = {
   'mnist': {
-    'train-images-idx3-ubyte': IdxFile(
-      '440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609',
-      'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
-    ),
-    'train-labels-idx1-ubyte': IdxFile(
-      '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c',
-      '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
-    ),
-    't10k-images-idx3-ubyte': IdxFile(
-      '8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6',
-      '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
-    ),
-    't10k-labels-idx1-ubyte': IdxFile(
-      'f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6',
-      'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2',
-    ),
+    '440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609',
+    'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
+    '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c',
+    '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
+    '8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6',
+    '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7',
+    'f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6',
+    'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2',
   },
   'fashion_mnist': {
-    'train-images-idx3-ubyte': IdxFile(
-      '3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84',
-      'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
-    ),
-    'train-labels-idx1-ubyte': IdxFile(
-      'a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845',
-      'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9',
-    ),
-    't10k-images-idx3-ubyte': IdxFile(
-      '346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073',
-      '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b',
-    ),
-    't10k-labels-idx1-ubyte': IdxFile(
-      '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5',
-      '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34',
-    ),
+    '3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84',
+    'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
+    'a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845',
+    'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9',
+    '346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073',
+    '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b',
+    '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5',
+    '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34',
   },
   'kmnist': {
-    'train-images-idx3-ubyte': IdxFile(
-      '51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4',
-    ),
-    'train-labels-idx1-ubyte': IdxFile(
-      'e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17',
-    ),
-    't10k-images-idx3-ubyte': IdxFile(
-      'edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5',
-    ),
-    't10k-labels-idx1-ubyte': IdxFile(
-      '20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c',
-    ),
+    '51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4',
+    'e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17',
+    'edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5',
+    '20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c',
   },
 }
 
@@ -236,10 +207,7 @@ def imagenet_wnids() -> list[str]:
   >>> len(wnids), wnids[0], wnids == sorted(wnids)
   (1000, 'n01440764', True)
   """
-  import tensorflow_datasets as tfds  # An extra that the facts do not need.
-
-  path = tfds.core.tfds_path('datasets/imagenet2012/labels.txt')
-  return path.read_text().split()
+  return _read_words('labels.txt')
 
 
 def imagenet_validation_wnids() -> list[str]:
@@ -250,10 +218,16 @@ def imagenet_validation_wnids() -> list[str]:
   >>> len(imagenet_validation_wnids())
   50000
   """
-  import tensorflow_datasets as tfds
+  return _read_words('validation_labels.txt')
 
-  path = tfds.core.tfds_path('datasets/imagenet2012/validation_labels.txt')
-  return path.read_text().split()
+
+def _read_words(name: str) -> list[str]:
+  """Reads a file about ImageNet that is part of TFDS."""
+  import tensorflow_datasets as tfds  # An extra that the facts do not need.
+
+  return (
+    tfds.core.tfds_path(f'datasets/imagenet2012/{name}').read_text().split()
+  )
 
 
 def build_features(

@@ -12,7 +12,7 @@ only when it is complete. docs/data.md has the formats, the checks, the limits.
 from collections.abc import Callable
 from collections.abc import Sequence
 import functools
-import json
+import glob
 import os
 import shutil
 import sys
@@ -32,22 +32,23 @@ with errors.needing_extra('data', __name__):
   from lipnext_jax.data import jobs
   from lipnext_jax.data import official
   from lipnext_jax.data import records
+  from lipnext_jax.data.formats import archives
   from lipnext_jax.data.formats import cifar
   from lipnext_jax.data.formats import idx
   from lipnext_jax.data.formats import imagenet
-  from lipnext_jax.data.formats import layouts
   from lipnext_jax.data.formats import tiny_imagenet
 
 _SHOWN = 10  # Bad records on the screen; the file has all.
+_FACTS = 'prepared.json'  # File with the options that a set was prepared with.
 
-READERS: dict[str, Callable[..., layouts.Contents]] = {
+READERS: dict[str, Callable[..., archives.Contents]] = {
   'cifar10': functools.partial(cifar.read_cifar, 'cifar10'),
   'cifar100': functools.partial(cifar.read_cifar, 'cifar100'),
   'tiny_imagenet': tiny_imagenet.read_tiny_imagenet,
   'imagenet': imagenet.read_imagenet,
   **{
     name: functools.partial(idx.read_idx, official.SETS[name])
-    for name in official.IDX_FILES
+    for name in official.IDX_CHECKSUMS
   },
 }
 
@@ -83,7 +84,8 @@ def prepare(options: Options) -> str:
     return final
   contents = read_set(options)
   form = records.Form(official_set, contents.class_names, options.resize)
-  work = os.path.join(parent, f'incomplete.{official_set.version}')
+  digest = jobs.digest(contents.splits, form)
+  work = os.path.join(parent, f'incomplete.{official_set.version}.{digest}')
   os.makedirs(parent, exist_ok=True)
   try:  # A killed process does not keep this lock.
     lock = filelock.FileLock(os.path.join(parent, 'lock')).acquire(
@@ -94,12 +96,12 @@ def prepare(options: Options) -> str:
       f'{parent}: another process is preparing this set'
     ) from None
   with lock:
+    for other in glob.glob('incomplete.*', root_dir=parent):
+      if other != os.path.basename(work):
+        print(f'{parent}/{other}: has other data, deleted', file=sys.stderr)
+        shutil.rmtree(os.path.join(parent, other))
     shards = jobs.write_splits(
-      work,
-      contents.splits,
-      form,
-      workers=options.workers,
-      redo_bad=not options.skip_bad,
+      work, contents.splits, form, workers=options.workers
     )
     bad = [
       f'{split}, {key}: {problem}'
@@ -107,36 +109,29 @@ def prepare(options: Options) -> str:
       for result in results
       for key, problem in result.bad.items()
     ]
-    _report_bad(bad, work, options.skip_bad)
-    examples = {}
+    if bad:
+      _report_bad(bad, work, options.skip_bad)
+    counts = []
     for split, results in shards.items():
       labels = [label for result in results for label in result.labels]
-      if not labels:
-        raise errors.DataError(
-          f'{options.source}, split {split}: every example is bad'
-        )
-      examples[split] = len(labels)
+      counts.append(f'{len(labels)} {split}')
       np.save(records.labels_path(work, split), np.array(labels, np.int32))
     records.write_metadata(work, form, shards)
     facts = {
       'resize': options.resize,
       'allow_partial': options.allow_partial,
-      'examples': examples,
       'skipped': bad,
     }
-    files.write_json(_facts_path(work), facts)
+    files.write_json(os.path.join(work, _FACTS), facts)
     os.rename(work, final)
     shutil.rmtree(os.path.join(final, 'progress'))
-  counts = ', '.join(f'{n} {split}' for split, n in examples.items())
-  print(
-    f'{final}: {counts}' + (f'; {len(bad)} skipped' if bad else ''),
-    file=sys.stderr,
-  )
+  skipped = f'; {len(bad)} skipped' if bad else ''
+  print(f'{final}: {", ".join(counts)}{skipped}', file=sys.stderr)
   return final
 
 
-def read_set(options: Options) -> layouts.Contents:
-  """Reads an official set, and checks its names and counts.
+def read_set(options: Options) -> archives.Contents:
+  """Reads an official set, and checks its labels and counts.
 
   Raises:
     DataError: a file is missing, malformed or not official.
@@ -148,16 +143,15 @@ def read_set(options: Options) -> layouts.Contents:
   for split, expected in official_set.splits.items():
     items = contents.splits[split]
     where = f'{options.source}, split {split}'
-    seen: set[str] = set()
     for item in items:
-      if item.key in seen or not item.key.isprintable():
-        raise errors.DataError(
-          f'{where}: the name {item.key!a} occurs twice or is not UTF-8'
-        )
-      seen.add(item.key)
+      for feature, label in item.labels.items():
+        count = len(contents.class_names[feature])
+        if not 0 <= label < count:
+          raise errors.DataError(
+            f'{where}, {item.key}: has {feature} {label} of {count} classes'
+          )
     labels = np.array([item.labels['label'] for item in items], int)
-    valid = (labels >= 0) & (labels < official_set.num_classes)
-    counts = np.bincount(labels[valid], minlength=official_set.num_classes)
+    counts = np.bincount(labels, minlength=official_set.num_classes)
     uneven = split in official_set.balanced and counts.min() != counts.max()
     if options.allow_partial and 0 < len(items) <= expected:
       continue
@@ -170,18 +164,16 @@ def read_set(options: Options) -> layouts.Contents:
   return contents
 
 
-def _facts_path(directory: str) -> str:
-  return os.path.join(directory, 'prepared.json')
-
-
 def _check(options: Options) -> None:
   """Checks that the options are complete and go together."""
   if options.name not in READERS:
     raise errors.ConfigError(
       'NAME', options.name, 'is unknown', f'choose one of {", ".join(READERS)}'
     )
-  for flag in ('source', 'data_dir'):
-    if not getattr(options, flag):
+  for flag, value in (
+    ('source', options.source), ('data_dir', options.data_dir)
+  ):  # fmt: skip
+    if not value:
       raise errors.ConfigError(f'--{flag}', '', 'is missing', f'add --{flag}=…')
   if options.resize and options.name != 'imagenet':
     raise errors.ConfigError(
@@ -190,42 +182,29 @@ def _check(options: Options) -> None:
       f'has no effect on {options.name}, whose images have one size',
       'leave it out',
     )
-  if 0 < options.resize < 224:
-    raise errors.ConfigError(
-      '--resize',
-      options.resize,
-      'is below the 224 pixels that the crops take',
-      'choose 288 (no train transform enlarges then) or more, or 0',
-    )
 
 
 def _check_finished(final: str, options: Options) -> None:
+  """Checks that a set was prepared with these options."""
   try:
-    with open(_facts_path(final), encoding='utf-8') as file:
-      facts = json.load(file)
+    facts = files.read_json(os.path.join(final, _FACTS))
   except (OSError, ValueError):
     facts = {}  # TFDS prepared the set: nothing was scaled or left out.
-  remedy = 'delete that folder to prepare it anew, or choose another --data_dir'
-  if facts.get('resize', 0) != options.resize:
-    raise errors.ConfigError(
-      '--resize',
-      options.resize,
-      f'differs from the {facts.get("resize", 0)} that {final} was prepared '
-      'with',
-      remedy,
-    )
-  if facts.get('allow_partial', False) and not options.allow_partial:
-    raise errors.ConfigError(
-      '--allow_partial',
-      False,
-      f'does not fit {final}, which was prepared with it',
-      remedy,
-    )
+  wanted = {'resize': options.resize}
+  if not options.allow_partial:
+    wanted['allow_partial'] = False
+  for flag, value in wanted.items():
+    if (found := facts.get(flag, 0)) != value:
+      raise errors.ConfigError(
+        f'--{flag}',
+        value,
+        f'differs from the {found} that {final} was prepared with',
+        'delete that folder to prepare it anew, or choose another --data_dir',
+      )
 
 
 def _report_bad(bad: Sequence[str], work: str, skip: bool) -> None:
-  if not bad:
-    return
+  """Lists the bad images; raises unless they are to be skipped."""
   path = os.path.join(work, 'progress', 'bad_records.txt')
   files.write_text(path, '\n'.join(bad) + '\n')
   for line in bad[:_SHOWN]:
@@ -274,16 +253,10 @@ def main(argv: Sequence[str]) -> int:
   terminal.show_help(argv)
   try:
     names = flags.FLAGS(terminal.expand_home(argv))[1:]
-    if len(names) != 1:
-      raise errors.ConfigError(
-        'NAME',
-        ' '.join(names),
-        'is not the name of one set',
-        f'choose one of {", ".join(READERS)}',
-      )
-    fields = Options._fields[1:]
-    values: dict[str, Any] = {name: flags.FLAGS[name].value for name in fields}
-    prepare(Options(names[0], **values))
+    values: dict[str, Any] = {
+      field: flags.FLAGS[field].value for field in Options._fields[1:]
+    }
+    prepare(Options(' '.join(names), **values))
     return 0
   except flags.Error as error:
     known = errors.ConfigError(

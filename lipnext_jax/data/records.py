@@ -19,7 +19,6 @@ from lipnext_jax import errors
 from lipnext_jax.data import images
 from lipnext_jax.data import official
 from lipnext_jax.data.formats import archives
-from lipnext_jax.data.formats import layouts
 
 # Features of TFDS sets that name a record.
 _KEYS = ('id', 'file_name', 'filename', 'image/filename')
@@ -57,9 +56,9 @@ def labels_path(directory: str, split: str) -> str:
 
 
 def write_shard(
-  path: str, items: Sequence[layouts.Item], form: Form
+  path: str, items: Sequence[archives.Item], form: Form
 ) -> ShardResult:
-  """Writes a shard; leaves out examples that are damaged or do not fit.
+  """Writes a shard; leaves out images that are damaged or do not fit.
 
   Args:
     path: path of the shard, which appears when the shard is complete.
@@ -286,26 +285,19 @@ def _template(directory, name, split) -> tfds.core.ShardedFileTemplate:
   )
 
 
-def _encode(item: layouts.Item, form: Form) -> bytes:
-  """Returns the image file to store; raises if the example does not fit."""
-  for feature, label in item.labels.items():
-    count = len(form.class_names[feature])
-    if not 0 <= label < count:
-      raise images.BadImageError(f'has {feature} {label} of {count} classes')
-  if isinstance(item.content, bytes):
-    assert form.official_set.image_shape is not None
-    h, w, ch = form.official_set.image_shape
-    planes = np.frombuffer(item.content, np.uint8).reshape(ch, h, w)
-    return images.encode_png(np.ascontiguousarray(planes.transpose(1, 2, 0)))
-  where = archives.describe(item.content)
-  try:
-    stored = images.to_stored(archives.read(item.content), form.resize)
-  except images.BadImageError as error:
-    raise images.BadImageError(f'{where}: {error}') from None
+def _encode(item: archives.Item, form: Form) -> bytes:
+  """Returns the image file to store; raises if the image does not fit."""
+  content = item.content
+  if isinstance(content, np.ndarray):
+    stored = images.Stored(images.encode_png(content), content.shape)
+  else:
+    if isinstance(content, archives.Entry):
+      content = archives.read(content)
+    stored = images.to_stored(content, form.resize)
   wanted = form.official_set.image_shape
   if wanted and stored.shape != wanted:
     raise images.BadImageError(
-      f'{where}: is {list(stored.shape)} instead of {list(wanted)}'
+      f'is {list(stored.shape)} instead of {list(wanted)}'
     )
   return stored.data
 

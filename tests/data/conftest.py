@@ -3,9 +3,10 @@
 import gzip
 import io
 import os
+import pickle
+import pickletools
 import struct
 import tarfile
-import tempfile
 import types
 import zipfile
 
@@ -14,7 +15,7 @@ from PIL import Image
 import pytest
 
 from lipnext_jax.data import official
-from lipnext_jax.data.formats import layouts
+from lipnext_jax.data.formats import archives
 
 
 def pixels(seed, height, width, channels=3):
@@ -32,39 +33,23 @@ def jpeg(seed, height=64, width=64):
   return encode(Image.fromarray(pixels(seed, height, width)))
 
 
+# Python 3's opcode of bytes → Python 2's of a string, with equal arguments.
+STRINGS = {'SHORT_BINBYTES': b'U', 'BINBYTES': b'T'}
+
+
 def python2_pickle(value):
-  """Pickles like Python 2 and its NumPy, which wrote the official batches.
-
-  Python 3 cannot write it: its bytes become calls of `_codecs.encode`.
-  """
-  return b'\x80\x02' + _python2(value) + b'.'
-
-
-def _python2(value):
-  if isinstance(value, dict):
-    items = b''.join(_python2(k) + _python2(v) for k, v in value.items())
-    return b'}(' + items + b'u'
-  if isinstance(value, list):
-    return b'](' + b''.join(map(_python2, value)) + b'e'
-  if isinstance(value, int):
-    return b'J' + struct.pack('<i', value)
-  if isinstance(value, bytes):
-    return b'T' + struct.pack('<i', len(value)) + value
-  shape = b'(' + b''.join(map(_python2, value.shape)) + b't'
-  return (
-    b'cnumpy.core.multiarray\n_reconstruct\n'
-    b'cnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01'
-    + shape
-    + b'cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R'
-    b'(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89'
-    + _python2(value.tobytes())
-    + b'tb'
-  )
+  """Pickles like Python 2 and its NumPy, which wrote the official batches."""
+  data = bytearray(pickle.dumps(value, protocol=3))
+  data[1] = 2  # The protocol.
+  for opcode, _, at in pickletools.genops(bytes(data)):
+    if opcode.name in STRINGS:
+      data[at : at + 1] = STRINGS[opcode.name]
+  return bytes(data).replace(b'numpy._core', b'numpy.core')
 
 
-def write_tar(path, members, mode='w'):
+def write_tar(path, members, mode='w', file=None):
   """Writes a tar of `members`: name → bytes, or a TarInfo."""
-  with tarfile.open(path, mode) as tar:
+  with tarfile.open(path, mode, file) as tar:
     for name, data in members.items():
       if isinstance(data, tarfile.TarInfo):
         tar.addfile(data)
@@ -76,9 +61,9 @@ def write_tar(path, members, mode='w'):
 
 
 def tar_bytes(files):
-  with tempfile.NamedTemporaryFile() as file:
-    write_tar(file.name, files)
-    return file.read()
+  file = io.BytesIO()
+  write_tar(None, files, file=file)
+  return file.getvalue()
 
 
 def cifar_files(name, count=4):
@@ -162,7 +147,7 @@ def write_zip(path, files, root='tiny-imagenet-200/'):
   return str(path)
 
 
-def write_tree(directory, files):
+def tree(directory, files):
   for name, data in files.items():
     path = os.path.join(directory, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -199,7 +184,7 @@ def imagenet_files(per_class=3):
   return train, validation, labels
 
 
-def write_imagenet(directory, train, validation):
+def imagenet(directory, train, validation):
   """Writes the two tars."""
   directory.mkdir(exist_ok=True)
   inner = {}
@@ -227,11 +212,7 @@ def tiny(directory, files=None):
 def items(count, first=0):
   """Returns examples as the reader of CIFAR-10 lists them; the labels count."""
   return [
-    layouts.Item(
-      f'train_{i:05d}',
-      {'label': i % 10},
-      pixels(i, 32, 32).transpose(2, 0, 1).tobytes(),
-    )
+    archives.Item(f'train_{i:05d}', {'label': i % 10}, pixels(i, 32, 32))
     for i in range(first, first + count)
   ]
 
@@ -253,10 +234,10 @@ def idx_files():
   return files, truth
 
 
-def write_idx(directory, files=None):
+def idx(directory, files=None):
   """Writes a folder with the four files, compressed like the official ones."""
   files = idx_files()[0] if files is None else files
-  return write_tree(
+  return tree(
     directory, {f'{n}.gz': gzip.compress(data) for n, data in files.items()}
   )
 
@@ -264,23 +245,4 @@ def write_idx(directory, files=None):
 @pytest.fixture(scope='session')
 def formats():
   """The functions of this file, which make archives."""
-  return types.SimpleNamespace(
-    pixels=pixels,
-    items=items,
-    encode=encode,
-    jpeg=jpeg,
-    pickle=python2_pickle,
-    tar=write_tar,
-    tar_bytes=tar_bytes,
-    zip=write_zip,
-    tree=write_tree,
-    cifar=cifar,
-    cifar_files=cifar_files,
-    idx=write_idx,
-    idx_files=idx_files,
-    tiny=tiny,
-    tiny_files=tiny_files,
-    tiny_wnids=TINY_WNIDS,
-    imagenet=write_imagenet,
-    imagenet_files=imagenet_files,
-  )
+  return types.SimpleNamespace(**globals())

@@ -69,18 +69,3 @@ def test_a_set_of_other_classes_is_refused(data_dir):
   os.rename(f'{data_dir}/imagenet2012', f'{data_dir}/tiny_imagenet')
   with pytest.raises(errors.DataError, match='1000 classes instead of 200'):
     open_set('tiny_imagenet', data_dir)
-
-
-def test_folders_are_a_set_of_their_own(tmp_path, formats):
-  files = {
-    f'{split}/{name}/a.jpg': formats.jpeg(1, 30, 40)
-    for split in ('train', 'val')
-    for name in ('cat', 'dog', 'eel')
-  }
-  formats.tree(tmp_path, files)
-  splits = open_set('folder', str(tmp_path))
-  assert (len(splits.class_names), splits.image_shape) == (3, None)
-  assert labels(splits.train) == labels(splits.test) == [0, 1, 2]
-  os.rename(tmp_path / 'val' / 'cat', tmp_path / 'val' / 'cats')
-  with pytest.raises(errors.DataError, match='cats: is not a class'):
-    open_set('folder', str(tmp_path))

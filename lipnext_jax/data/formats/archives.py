@@ -1,4 +1,4 @@
-"""Reads files in tars, zips and folders in place.
+"""Reads the files of official sets, in archives or in extracted folders.
 
 Nothing is extracted, so that no name in an archive decides where a file is
 written. Checksums identify official archives. Others are used only if the user
@@ -6,8 +6,9 @@ allows it.
 """
 
 from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
-import functools
+import glob
 import gzip
 import hashlib
 import os
@@ -16,35 +17,62 @@ import sys
 import tarfile
 from typing import NamedTuple
 import zipfile
-import zlib
+
+import numpy as np
+import tqdm
 
 from lipnext_jax import errors
 from lipnext_jax.data import official
 
-MAX_BYTES = 256 << 20  # Per file; CIFAR-100's largest batch has 155 MB.
-_LARGE = 1 << 30  # Bytes; verifying a larger archive takes a while.
-# Errors that tarfile and zipfile raise for damaged archives.
-_UNREADABLE = (
-  EOFError,
-  LookupError,
-  NotImplementedError,  # An unknown compression method of a zip.
-  OSError,
-  OverflowError,
-  RuntimeError,  # An encrypted zip.
-  ValueError,
-  tarfile.TarError,
-  zipfile.BadZipFile,
-  zlib.error,
-)
+MAX_BYTES = 256 << 20  # Per file; ImageNet's largest image has 15 MB.
 
 
 class Entry(NamedTuple):
-  """The location of a file."""
+  """The location of a file on disk or in a tar."""
 
-  name: str  # Path within the archive or folder.
-  path: str  # Path of the archive, or of the file in a folder.
-  offset: int  # In bytes; −1 for zip entries, which are found by name.
+  name: str  # Path of the tar, if any, followed by the path within it.
+  path: str  # Path of the file or tar on disk.
+  offset: int  # In bytes.
   size: int  # In bytes.
+
+
+class Item(NamedTuple):
+  """One labelled image to be stored."""
+
+  key: str  # Name in records and messages.
+  labels: dict[str, int]
+  content: Entry | bytes | np.ndarray  # An image file, or uint8 [h, w, ch].
+
+
+class Contents(NamedTuple):
+  """An official set as it was read, every split in its official order."""
+
+  class_names: dict[str, list[str]]  # Label feature → names by label.
+  splits: dict[str, list[Item]]
+
+
+def find(source: str, *names: str) -> str:
+  """Returns the path of the first of `names` that `source` is or holds.
+
+  Raises:
+    DataError: there is none.
+
+  >>> find('/', 'x.zip', 'x')
+  Traceback (most recent call last):
+  lipnext_jax.errors.DataError: --source=/: is or holds none of x.zip, x
+  """
+  source = os.path.normpath(source)
+  if not os.path.exists(source):
+    raise errors.DataError(f'--source={source}: does not exist')
+  for name in names:
+    if os.path.basename(source) == name:
+      return source
+    path = os.path.join(source, name)
+    if os.path.exists(path):
+      return path
+  raise errors.DataError(
+    f'--source={source}: is or holds none of {", ".join(names)}'
+  )
 
 
 def verify(path: str, *, allow_partial: bool) -> None:
@@ -70,8 +98,7 @@ def verify(path: str, *, allow_partial: bool) -> None:
     if size != archive.size:
       problem = f'has {size} bytes instead of {archive.size}'
     else:
-      if size > _LARGE:
-        print(f'{path}: checking {size >> 30} GiB', file=sys.stderr)
+      print(f'{path}: verifying its checksum', file=sys.stderr)
       with open(path, 'rb') as file:
         digest = hashlib.file_digest(file, archive.algorithm).hexdigest()
       if digest == archive.checksum:
@@ -99,189 +126,132 @@ def refuse(path: str, problem: str, *, allow_partial: bool) -> None:
   print(f'{path}: {problem}: its contents are not verified', file=sys.stderr)
 
 
-def stat_file(path: str) -> Entry | None:
-  """Returns the entry of a file on disk, or None for a folder.
+def stat_file(path: str) -> Entry:
+  """Returns the entry of a file on disk.
 
   Raises:
-    DataError: the path does not exist, or is a device or pipe.
+    DataError: the path does not exist, or is a folder, device or pipe.
   """
   try:
     status = os.stat(path)
   except OSError as error:
     raise errors.DataError(f'{path}: {error.strerror}') from None
-  if stat.S_ISDIR(status.st_mode):
-    return None
   if not stat.S_ISREG(status.st_mode):  # Reading a pipe would never end.
     raise errors.DataError(f'{path}: is not a regular file')
-  return Entry(os.path.basename(path), path, 0, status.st_size)
+  return Entry(path, path, 0, status.st_size)
 
 
 def list_folder(path: str) -> list[Entry]:
-  """Lists the files in a folder by name, without subfolders.
+  """Lists the files with an extension below a folder, by path.
 
   Raises:
     DataError: the folder holds a device, a pipe, or a broken link.
   """
-  entries = [stat_file(os.path.join(path, n)) for n in sorted(os.listdir(path))]
-  return [entry for entry in entries if entry is not None]
+  names = glob.iglob('**/*.*', root_dir=path, recursive=True)
+  return [stat_file(os.path.join(path, name)) for name in sorted(names)]
 
 
-def list_tar(path: str, outer: Entry | None = None) -> list[Entry]:
-  """Lists the files of an uncompressed tar, in its order.
-
-  Args:
-    path: path of the tar on disk.
-    outer: a member of this tar that is the tar to be listed, or None.
+def list_tar(path: str) -> list[Entry]:
+  """Lists the files of an uncompressed tar, and of the tars in it, in order.
 
   Raises:
-    DataError: the tar is damaged or cut off, or holds a link, a device, a name
-      twice, or a name that leads outside of it.
+    DataError: a tar is damaged or cut off.
   """
-  where = path if outer is None else describe(outer)
-  with _naming(where), open(path, 'rb') as file:
-    file.seek(outer.offset if outer else 0)
-    with tarfile.open(fileobj=file, mode='r:') as tar:
-      entries = [
-        Entry(m.name, path, m.offset_data, m.size) for m in _members(tar, where)
-      ]
-      if outer and tar.offset > outer.offset + outer.size:
-        raise errors.DataError(f'{where}: cannot be read (it is cut off)')
+  entries = []
+  with _naming(path), tarfile.open(path, 'r:') as tar:
+    # ImageNet's 1.28 million headers take a minute or two.
+    for member in tqdm.tqdm(_files(tar), 'listing', unit=' files', delay=1):
+      name = f'{path}/{member.name}'
+      start = member.offset_data
+      if not name.endswith('.tar'):
+        entries.append(Entry(name, path, start, member.size))
+        continue
+      with (
+        _naming(name),
+        tarfile.open(fileobj=tar.extractfile(member), mode='r:') as inner,
+      ):
+        entries += [
+          Entry(f'{name}/{m.name}', path, start + m.offset_data, m.size)
+          for m in _files(inner)
+        ]
   return entries
 
 
-def read_tar_gz(path: str, wanted: frozenset[str]) -> dict[str, bytes]:
-  """Reads the files named `wanted` from any folder of a compressed tar.
+def read_files(path: str, names: Sequence[str]) -> dict[str, bytes]:
+  """Reads files from a folder, or from any folder of a compressed tar.
 
   Raises:
-    DataError: see `list_tar`.
+    DataError: a file is missing, or the tar is damaged or cut off.
   """
-  found: dict[str, bytes] = {}
+  if os.path.isdir(path):
+    return {name: read(stat_file(os.path.join(path, name))) for name in names}
+  found = {}
   with _naming(path), tarfile.open(path, 'r:gz') as tar:
-    for member in _members(tar, path):
-      name = os.path.basename(member.name)
-      if name not in wanted:
-        continue
-      if name in found:
-        raise errors.DataError(f'{path}: holds {name} twice')
-      _check_size(f'{path}, {name}', member.size)
+    for member in _files(tar):
       file = tar.extractfile(member)
-      assert file is not None  # It is a regular file.
-      found[name] = file.read()
-    # Read to the end, where gzip verifies its checksum.
-    while tar.fileobj is not None and tar.fileobj.read(1 << 20):
-      pass
+      if file and (name := os.path.basename(member.name)) in names:
+        found[name] = file.read()
+  for name in names:
+    if name not in found:
+      raise errors.DataError(f'{path}: holds no {name}')
   return found
 
 
-def list_zip(path: str) -> list[Entry]:
-  """Lists the files of a zip, in its order.
+def read_zip(path: str) -> dict[str, bytes]:
+  """Reads the files of a zip, by their path within it.
 
   Raises:
-    DataError: see `list_tar`.
+    DataError: the zip is damaged, cut off or encrypted.
   """
-  entries, seen = [], set[str]()
-  _open_zip.cache_clear()  # The file may have changed.
-  with _naming(path):
-    for info in _open_zip(path).infolist():
-      _check_name(path, info.filename, seen)
-      kind = stat.S_IFMT(info.external_attr >> 16)
-      if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise errors.DataError(f'{path}, {info.filename}: is a link or device')
-      if not info.is_dir():
-        entries.append(Entry(info.filename, path, -1, info.file_size))
-  return entries
+  with _naming(path), zipfile.ZipFile(path) as archive:
+    return {
+      info.filename: archive.read(info)
+      for info in archive.infolist()
+      if not info.is_dir()
+    }
 
 
 def read(entry: Entry) -> bytes:
   """Reads the bytes of a file.
 
   Raises:
-    DataError: the file is too large, cut off, or fails the checksum of its zip.
+    DataError: the file is too large or cut off.
   """
-  where = describe(entry)
-  _check_size(where, entry.size)
-  with _naming(where):
-    if entry.offset < 0:
-      with _open_zip(entry.path).open(entry.name) as file:
-        # zipfile verifies the checksum at the end: one byte more than the file.
-        data = file.read(entry.size + 1)
-    else:
-      with open(entry.path, 'rb') as file:
-        file.seek(entry.offset)
-        data = file.read(entry.size)
+  if entry.size > MAX_BYTES:
+    raise errors.DataError(
+      f'{entry.name}: has {entry.size} bytes, more than {MAX_BYTES}'
+    )
+  with _naming(entry.name), open(entry.path, 'rb') as file:
+    file.seek(entry.offset)
+    data = file.read(entry.size)
   if len(data) != entry.size:
     raise errors.DataError(
-      f'{where}: ends after {len(data)} of {entry.size} bytes'
+      f'{entry.name}: ends after {len(data)} of {entry.size} bytes'
     )
   return data
 
 
-def read_gz(path: str, limit: int) -> bytes:
+def read_gz(path: str) -> bytes:
   """Decompresses a gzip file.
 
-  Args:
-    path: path of the file.
-    limit: largest number of bytes to be decompressed.
-
   Raises:
-    DataError: the file has more bytes, or is damaged or cut off.
+    DataError: the file is too large, damaged or cut off.
   """
   with _naming(path), gzip.open(path) as file:
     # gzip verifies its checksum at the end: one byte more than the contents.
-    data = file.read(limit + 1)
-  if len(data) > limit:
-    raise errors.DataError(f'{path}: holds more than {limit} bytes')
+    data = file.read(MAX_BYTES + 1)
+  if len(data) > MAX_BYTES:
+    raise errors.DataError(f'{path}: holds more than {MAX_BYTES} bytes')
   return data
 
 
-def describe(entry: Entry) -> str:
-  """Returns the name of a file for messages.
-
-  >>> describe(Entry('a.jpg', '/data/a.tar', 512, 9))
-  '/data/a.tar, a.jpg'
-  >>> describe(Entry('a.jpg', '/data/a.jpg', 0, 9))
-  '/data/a.jpg'
-  """
-  if os.path.basename(entry.path) == entry.name:
-    return entry.path
-  return f'{entry.path}, {entry.name}'
-
-
-def _members(tar: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
-  """Yields the regular files of a tar; raises for links, devices and damage."""
-  seen = set[str]()
+def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+  """Yields the files of a tar, without its folders, links and devices."""
   for member in tar:
-    member.name = member.name.removeprefix('./')
-    _check_name(where, member.name, seen)
-    if member.isdir():
-      continue
-    if not member.isreg() or member.issparse():
-      raise errors.DataError(f'{where}, {member.name}: is a link or device')
     if member.size < 0:  # An endless loop: the next header is an earlier one.
       raise tarfile.ReadError(f'{member.name} has {member.size} bytes')
-    yield member
-  # tarfile takes a damaged header for the end of the archive.
-  assert tar.fileobj is not None
-  tar.fileobj.seek(tar.offset)
-  if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
-    raise errors.DataError(f'{where}: is damaged at byte {tar.offset}')
-
-
-def _check_name(where: str, name: str, seen: set[str]) -> None:
-  """Checks that a name is new and leads nowhere outside; adds it to `seen`."""
-  if not name:
-    raise errors.DataError(f'{where}: holds a file without a name')
-  parts = name.replace('\\', '/').split('/')
-  if name.startswith(('/', '\\')) or '..' in parts or ':' in parts[0]:
-    raise errors.DataError(f'{where}: holds {name!r}, which leads outside')
-  if name in seen:
-    raise errors.DataError(f'{where}: holds {name} twice')
-  seen.add(name)
-
-
-def _check_size(where: str, size: int) -> None:
-  if size > MAX_BYTES:
-    raise errors.DataError(f'{where}: has {size} bytes, more than {MAX_BYTES}')
+    if member.isreg():
+      yield member
 
 
 @contextlib.contextmanager
@@ -289,12 +259,8 @@ def _naming(where: str) -> Iterator[None]:
   """Turns errors of an archive into a DataError that names it."""
   try:
     yield
-  except _UNREADABLE as error:
+  except errors.DataError:
+    raise
+  except Exception as error:  # tarfile and zipfile raise many kinds.
     reason = ' '.join(str(error).split()) or type(error).__name__
     raise errors.DataError(f'{where}: cannot be read ({reason})') from None
-
-
-@functools.lru_cache(maxsize=1)
-def _open_zip(path: str) -> zipfile.ZipFile:
-  # Kept open: listing the 120,000 files of Tiny-ImageNet takes a second.
-  return zipfile.ZipFile(path)

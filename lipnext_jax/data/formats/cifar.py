@@ -11,17 +11,8 @@ import numpy as np
 from lipnext_jax import errors
 from lipnext_jax.data import official
 from lipnext_jax.data.formats import archives
-from lipnext_jax.data.formats import layouts
 
 _PIXELS = 3 * 32 * 32  # Values of an image: red, then green, then blue.
-
-
-class _Label(NamedTuple):
-  """The keys and files of a label and of the names of its classes."""
-
-  prefix: str  # Prefix of the keys `labels` and `label_names` in pickles.
-  names_file: str  # File of the names in the binary archive.
-  names: list[str]  # The official names.
 
 
 class _Layout(NamedTuple):
@@ -31,7 +22,9 @@ class _Layout(NamedTuple):
   binary: tuple[str, str]  # The archive of bytes, and its extracted folder.
   batches: dict[str, tuple[str, ...]]  # Split → files; binary ones end in .bin.
   meta: str  # The pickle with the names of the classes.
-  labels: dict[str, _Label]  # By feature, in the order of the binary records.
+  names_file: str  # File of the names in the binary archive, after a prefix.
+  prefixes: dict[str, str]  # Label feature → prefix, in the binary order.
+  class_names: dict[str, list[str]]  # Label feature → official names.
 
 
 _LAYOUTS = {
@@ -43,24 +36,20 @@ _LAYOUTS = {
       'test': ('test_batch',),
     },
     meta='batches.meta',
-    labels={
-      'label': _Label('', 'batches.meta.txt', official.class_names('cifar10'))
-    },
+    names_file='batches.meta.txt',
+    prefixes={'label': ''},
+    class_names={'label': official.class_names('cifar10')},
   ),
   'cifar100': _Layout(
     python=('cifar-100-python.tar.gz', 'cifar-100-python'),
     binary=('cifar-100-binary.tar.gz', 'cifar-100-binary'),
     batches={'train': ('train',), 'test': ('test',)},
     meta='meta',
-    labels={
-      'coarse_label': _Label(
-        'coarse_',
-        'coarse_label_names.txt',
-        official.class_names('cifar100_coarse'),
-      ),
-      'label': _Label(
-        'fine_', 'fine_label_names.txt', official.class_names('cifar100')
-      ),
+    names_file='label_names.txt',
+    prefixes={'coarse_label': 'coarse_', 'label': 'fine_'},
+    class_names={
+      'coarse_label': official.class_names('cifar100_coarse'),
+      'label': official.class_names('cifar100'),
     },
   ),
 }
@@ -68,120 +57,76 @@ _LAYOUTS = {
 
 def read_cifar(
   name: str, source: str, *, allow_partial: bool
-) -> layouts.Contents:
+) -> archives.Contents:
   """Reads one of the archives, or an extracted folder.
 
   Raises:
     DataError: a file is missing or malformed.
-
-  >>> read_cifar('cifar10', '/no/where', allow_partial=False)
-  Traceback (most recent call last):
-  lipnext_jax.errors.DataError: --source=/no/where: does not exist
   """
   layout = _LAYOUTS[name]
-  path = layouts.find(source, (*layout.python, *layout.binary))
-  if path is None:
-    raise layouts.not_found(
-      source,
-      f'{layout.python[0]}, {layout.binary[0]}',
-      f'the folder {layout.python[1]}',
-    )
+  path = archives.find(source, *layout.python, *layout.binary)
   archives.verify(path, allow_partial=allow_partial)
   binary = os.path.basename(path) in layout.binary
   suffix, parse = ('.bin', _parse_binary) if binary else ('', _parse_pickle)
-  files = _read_files(path, layout, suffix)
-  _check_names(path, layout, files, binary)
-  splits = {}
-  for split, batches in layout.batches.items():
-    items: list[layouts.Item] = []
-    for name in batches:
-      where, data = f'{path}, {name}{suffix}', files[name + suffix]
-      pixels, labels = parse(where, data, layout.labels)
-      for i, image in enumerate(pixels):
-        key = f'{split}_{len(items):05d}'  # The same as in TFDS.
-        of_image = {feature: column[i] for feature, column in labels.items()}
-        items.append(layouts.Item(key, of_image, image.tobytes()))
-    splits[split] = items
-  names = {feature: label.names for feature, label in layout.labels.items()}
-  return layouts.Contents(names, splits)
-
-
-def _read_files(path: str, layout: _Layout, suffix: str) -> dict[str, bytes]:
-  """Reads the files of the batches and of the names of the classes."""
-  wanted = {
-    name + suffix for batch in layout.batches.values() for name in batch
+  names_files = {
+    feature: prefix + layout.names_file if binary else layout.meta
+    for feature, prefix in layout.prefixes.items()
   }
-  if suffix:
-    wanted |= {label.names_file for label in layout.labels.values()}
-  else:
-    wanted.add(layout.meta)
-  if os.path.isdir(path):
-    entries = archives.list_folder(path)
-    files = {e.name: archives.read(e) for e in entries if e.name in wanted}
-  else:
-    files = archives.read_tar_gz(path, frozenset(wanted))
-  for name in sorted(wanted - set(files)):
-    raise errors.DataError(f'{path}: holds no {name}')
-  return files
-
-
-def _check_names(
-  path: str, layout: _Layout, files: dict[str, bytes], binary: bool
-) -> None:
-  """Checks that the classes are the official ones, in their order."""
-  for label in layout.labels.values():
-    name = label.names_file if binary else layout.meta
-    key = f'{label.prefix}label_names'
-    found: Any = files[name].split()
-    if not binary:
-      found = _load(f'{path}, {name}', files[name]).get(key)
-    if found not in (label.names, [word.encode() for word in label.names]):
+  batches = [b + suffix for split in layout.batches.values() for b in split]
+  files = archives.read_files(path, [*batches, *names_files.values()])
+  for feature, file in names_files.items():
+    where, key = f'{path}, {file}', f'{layout.prefixes[feature]}label_names'
+    if binary:
+      found = files[file].decode('utf-8', 'replace').split()
+    else:
+      (column,) = _unpickle(where, files[file], [key])
+      found = column.tolist()
+    if found != layout.class_names[feature]:
       raise errors.DataError(
-        f'{path}, {name}: {key} is not the official list of classes'
+        f'{where}: {key} is not the official list of classes'
       )
+  splits = {}
+  for split, batches_of_split in layout.batches.items():
+    items: list[archives.Item] = []
+    for batch in batches_of_split:
+      where = f'{path}, {batch}{suffix}'
+      data = files[batch + suffix]
+      pixels, *columns = parse(where, data, list(layout.prefixes.values()))
+      fits = pixels.dtype == np.uint8 and pixels.shape[1:] == (_PIXELS,)
+      for column in columns:
+        fits &= column.dtype.kind in 'iu' and column.shape == pixels.shape[:1]
+      if not fits:
+        raise errors.DataError(
+          f'{where}: is not `data`, uint8 [n, {_PIXELS}], and n labels'
+        )
+      images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+      for image, *labels in zip(images, *columns, strict=True):
+        key = f'{split}_{len(items):05d}'  # The same as in TFDS.
+        of_image = zip(layout.prefixes, map(int, labels), strict=True)
+        items.append(archives.Item(key, dict(of_image), image))
+    splits[split] = items
+  return archives.Contents(layout.class_names, splits)
 
 
 def _parse_pickle(
-  where: str, data: bytes, labels: dict[str, _Label]
-) -> tuple[np.ndarray, dict[str, list[int]]]:
-  """Returns the pixels [n, 3072] of a batch, and its labels by feature."""
-  batch = _load(where, data)
-  pixels = batch.get('data')
-  if (
-    not isinstance(pixels, np.ndarray)
-    or pixels.dtype != np.uint8
-    or pixels.shape[1:] != (_PIXELS,)
-  ):
-    raise errors.DataError(f'{where}: `data` is not uint8 [n, {_PIXELS}]')
-  columns = {}
-  for feature, label in labels.items():
-    key = f'{label.prefix}labels'
-    column = batch.get(key)
-    if (
-      not isinstance(column, list)
-      or len(column) != len(pixels)
-      or not all(type(value) is int for value in column)
-    ):
-      raise errors.DataError(
-        f'{where}: `{key}` is not a list of {len(pixels)} ints'
-      )
-    columns[feature] = column
-  return pixels, columns
+  where: str, data: bytes, prefixes: list[str]
+) -> list[np.ndarray]:
+  """Returns the pixels of a batch and a column of labels for each prefix."""
+  keys = [f'{prefix}labels' for prefix in prefixes]
+  return _unpickle(where, data, ['data', *keys])
 
 
 def _parse_binary(
-  where: str, data: bytes, labels: dict[str, _Label]
-) -> tuple[np.ndarray, dict[str, list[int]]]:
-  """Parses a binary batch, whose records are labels followed by pixels."""
-  record = np.dtype(
-    [*((feature, 'u1') for feature in labels), ('pixels', 'u1', _PIXELS)]
-  )
-  if len(data) % record.itemsize:
+  where: str, data: bytes, prefixes: list[str]
+) -> list[np.ndarray]:
+  """Does the same for a batch of records: labels, followed by pixels."""
+  columns = len(prefixes)
+  if len(data) % (columns + _PIXELS):
     raise errors.DataError(
-      f'{where}: has {len(data)} bytes, no multiple of {record.itemsize}'
+      f'{where}: has {len(data)} bytes, no multiple of {columns + _PIXELS}'
     )
-  rows = np.frombuffer(data, record)
-  return rows['pixels'], {name: rows[name].tolist() for name in labels}
+  rows = np.frombuffer(data, np.uint8).reshape(-1, columns + _PIXELS)
+  return [rows[:, columns:], *rows[:, :columns].T]
 
 
 # The functions that rebuild NumPy arrays, under the names of several versions.
@@ -204,14 +149,12 @@ class _Unpickler(pickle.Unpickler):
     return _ALLOWED[module, name]
 
 
-def _load(where: str, data: bytes) -> dict[str, Any]:
-  """Unpickles a dict, and decodes its keys."""
+def _unpickle(where: str, data: bytes, keys: list[str]) -> list[np.ndarray]:
+  """Unpickles a dict, and returns its values of `keys` as arrays."""
   try:
-    value = _Unpickler(io.BytesIO(data), encoding='bytes').load()
-    return {
-      key.decode() if isinstance(key, bytes) else key: item
-      for key, item in value.items()
-    }
+    # The official files are Python 2's; NumPy reads its arrays as Latin-1.
+    batch = _Unpickler(io.BytesIO(data), encoding='latin1').load()
+    return [np.asarray(batch[key]) for key in keys]
   except Exception as error:  # A malformed pickle raises any error.
     reason = ' '.join(str(error).split())[:200]
     raise errors.DataError(f'{where}: is malformed ({reason})') from None
