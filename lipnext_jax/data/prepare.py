@@ -114,6 +114,8 @@ def prepare(options: Options) -> str:
     counts = []
     for split, results in shards.items():
       labels = [label for result in results for label in result.labels]
+      if not labels:
+        raise errors.DataError(f'{options.source}, {split}: all images are bad')
       counts.append(f'{len(labels)} {split}')
       np.save(records.labels_path(work, split), np.array(labels, np.int32))
     records.write_metadata(work, form, shards)

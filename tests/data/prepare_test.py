@@ -242,6 +242,12 @@ def test_bad_records_are_collected_and_left_out_when_told(
   assert len(skipped) == 2
   assert f'{names[0]}: is not a JPEG' in skipped[0]
 
+  shutil.rmtree(final)
+  bad = dict.fromkeys(validation, b'text')
+  formats.imagenet(tmp_path / 'tars', train, bad)
+  with pytest.raises(errors.DataError, match='validation: all images are bad'):
+    do('imagenet', source, tmp_path, skip_bad=True)
+
 
 def test_a_mended_source_is_looked_at_again(tmp_path, formats):
   files = formats.tiny_files()
