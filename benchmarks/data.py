@@ -33,6 +33,7 @@ from lipnext_jax.data import pillow
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import randaugment
 from lipnext_jax.data import transforms
+from lipnext_jax.data import views
 
 _CROP, _SMALLEST, _LARGEST = 224, 224, 288  # The recipe's.
 _TARGET = 2400  # Images/s that the paper trains at.
@@ -63,7 +64,7 @@ def decode_raw(jpeg: bytes) -> Image.Image:
   return image
 
 
-class JpegSource:
+class JpegSource(views.Source):
   """A source as long as ImageNet that repeats a few JPEGs in memory.
 
   Grain's shuffle is slow on short sources: 0.2 ms an example for 64 of them,

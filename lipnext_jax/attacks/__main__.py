@@ -28,7 +28,6 @@ with errors.needing_extra('train', __name__):
   from lipnext_jax import report
   from lipnext_jax.checkpoint import restore
   from lipnext_jax.data import sources
-  from lipnext_jax.data import views
   from lipnext_jax.runtime import command
 
 
@@ -100,7 +99,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   examples = [source[i] for i in range(count)]
   images = np.stack([example['image'] for example in examples])
   labels = np.array([int(example['label']) for example in examples])
-  names = [errors.printable(n) for n in views.names_of(source)[:count]]
+  names = [errors.printable(n) for n in source.names()[:count]]
 
   certificate = found.config.eval.certificate
   target = target_lib.TARGETS[certificate](

@@ -9,8 +9,10 @@ import os
 
 import numpy as np
 
+from lipnext_jax.data import views
 
-class NpzSource:
+
+class NpzSource(views.Source):
   """Examples of a file or folder, which is pickled as its path.
 
   Attributes:
@@ -58,7 +60,7 @@ class NpzSource:
   def __len__(self) -> int:
     return len(self.labels)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray | np.generic]:
+  def __getitem__(self, index: int) -> views.Example:
     """Returns {'image': uint8 [H, W, ch], 'label': int32}."""
     image = np.array(self.images[index])  # A copy that is not mapped.
     return {'image': image, 'label': np.int32(self.labels[index])}

@@ -242,7 +242,7 @@ def _image_set(config: ml_collections.ConfigDict) -> Dataset:
     image_shape = (size, size, splits.channels)
     test = views.resized(test, resize, size)
   elif not config.workers and len(train) * math.prod(image_shape) <= _CACHE:
-    train = views.Cached(train, image_shape)
+    train = views.Cached(train)
   return Dataset(
     image_shape=image_shape,
     num_classes=len(splits.class_names),

@@ -171,7 +171,7 @@ def test_a_set_without_a_test_split_is_split_class_by_class(folder, tmp_path):
   for seed in (0, 0, 1):
     config = dataset_config(**fields, test_share=0.25, split_seed=seed)
     dataset = sources.load_dataset(config)
-    names = [views.names_of(s) for s in (dataset.train, dataset.test)]
+    names = [s.names() for s in (dataset.train, dataset.test)]
     assert not {*names[0]} & {*names[1]}
     assert [len(n) for n in names] == [6, 2]
     assert [name[:3] for name in names[1]] == ['cat', 'dog']
@@ -180,7 +180,7 @@ def test_a_set_without_a_test_split_is_split_class_by_class(folder, tmp_path):
   assert 'dataset.test_share=0.25, dataset.split_seed=1' in dataset.notes[0]
   assert dataset.class_names == ('cat', 'dog')
   held = sources.load_dataset(dataset_config(**fields, holdout=3))
-  names = [views.names_of(s) for s in (held.train, held.validation)]
+  names = [s.names() for s in (held.train, held.validation)]
   assert [len(n) for n in names] == [3, 3]
 
 
@@ -202,7 +202,7 @@ def test_small_sets_are_kept_in_memory_where_one_process_reads(
   for i in range(len(read)):
     np.testing.assert_array_equal(cached[i]['image'], read[i]['image'])
     assert cached[i]['label'] == read[i]['label']
-  assert views.names_of(cached) == views.names_of(read)
+  assert cached.names() == read.names()
   monkeypatch.setattr(sources, '_CACHE', len(read) * 32 * 32 * 3 - 1)
   assert not isinstance(load(), views.Cached)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 import numpy as np
 
 from lipnext_jax import evaluate
+from lipnext_jax.data import views
 from lipnext_jax.report import evaluation
 from lipnext_jax.report import records
 
@@ -88,7 +89,7 @@ def test_radii_are_named_as_they_were_given(capsys):
   assert '0.141176' in capsys.readouterr().out
 
 
-class Unreadable:
+class Unreadable(views.Source):
   """A split whose images cannot be read."""
 
   def __len__(self):
