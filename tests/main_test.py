@@ -83,7 +83,7 @@ MISTAKES = {
   ),
   'a missing data directory': (
     ['--config.dataset.name=npz', '--config.dataset.data_dir=/no/where'],
-    ['dataset.data_dir', '/no/where', 'is not a directory'],
+    ['dataset.data_dir', '/no/where', 'does not exist'],
   ),
   'no checkpoint to evaluate': (
     ['--mode=eval'],

@@ -67,6 +67,7 @@ class NpzSource(views.Source):
 
 
 def find(data_dir: str, name: str) -> str:
-  """Returns `name`.npz in a folder if it is there, else the folder `name`."""
-  path = os.path.join(data_dir, f'{name}.npz')
-  return path if os.path.exists(path) else path.removesuffix('.npz')
+  """Returns the folder `name` if there is only that, else `name`.npz."""
+  folder = os.path.expanduser(os.path.join(data_dir, name))
+  file = f'{folder}.npz'
+  return folder if os.path.isdir(folder) and not os.path.exists(file) else file

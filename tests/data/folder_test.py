@@ -126,5 +126,5 @@ def test_other_layouts_come_with_the_one_expected(tree, change, problem):
 def test_an_image_damaged_later_is_named_when_it_is_read(tree):
   train, *_ = folder.open_folder(tree)
   os.truncate(f'{tree}/train/dog/deep/er/2.jpeg', 300)
-  with pytest.raises(errors.DataError, match=r'dog/deep/er/2\.jpeg: ends'):
+  with pytest.raises(errors.DataError, match=r'2\.jpeg: cannot be decoded'):
     _ = train[5]
