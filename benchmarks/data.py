@@ -29,10 +29,10 @@ import psutil
 
 from lipnext_jax import config as config_lib
 from lipnext_jax.data import images
-from lipnext_jax.data import pillow
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import randaugment
 from lipnext_jax.data import transforms
+from lipnext_jax.data import views
 
 _CROP, _SMALLEST, _LARGEST = 224, 224, 288  # The recipe's.
 _TARGET = 2400  # Images/s that the paper trains at.
@@ -63,7 +63,7 @@ def decode_raw(jpeg: bytes) -> Image.Image:
   return image
 
 
-class JpegSource:
+class JpegSource(views.Source):
   """A source as long as ImageNet that repeats a few JPEGs in memory.
 
   Grain's shuffle is slow on short sources: 0.2 ms an example for 64 of them,
@@ -98,22 +98,22 @@ def time_stages(jpegs: Sequence[bytes], repeats: int) -> dict[str, float]:
   """Returns CPU seconds an image of every stage, in the pipeline's order."""
   rng = np.random.default_rng(0)
   arrays = [images.decode(jpeg) for jpeg in jpegs]
-  pictures = [pillow.from_array(image) for image in arrays]
+  pictures = [images.from_array(image) for image in arrays]
   resize = transforms.random_resize(_SMALLEST, _LARGEST)
   resized = [resize(picture, rng) for picture in pictures]
   augment = randaugment.randaugment(1.0, 2, 9)
-  small = [pillow.to_array(picture) for picture in resized]
-  crop, flip = transforms.crop_to(_CROP, _CROP), transforms.flip()
+  small = [images.to_array(picture) for picture in resized]
+  crop, flip = transforms.crop_to(_CROP, _CROP), transforms.flip
   cropped = [flip(crop(image, rng), rng) for image in small]
   groups = [cropped[i : i + 16] for i in range(0, len(cropped), 16)]
   each = functools.partial(seconds_each, repeats=repeats)
   stack = sum(each(np.stack, [group]) for group in groups)
   return {
     'decode to an array': each(images.decode, jpegs),
-    'to Pillow': each(pillow.from_array, arrays),
+    'to Pillow': each(images.from_array, arrays),
     'resize': each(lambda picture: resize(picture, rng), pictures),
     'RandAugment': each(lambda picture: augment(picture, rng), resized),
-    'to an array again': each(pillow.to_array, resized),
+    'to an array again': each(images.to_array, resized),
     'crop, flip': each(lambda image: flip(crop(image, rng), rng), small),
     'batch': stack / len(cropped),
   }

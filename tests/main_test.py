@@ -57,7 +57,7 @@ MISTAKES = {
   '--config.model.depth=deep': 'config.model.depth=deep: invalid literal',
   '--config.model.patch_size=3': 'choose one of 1, 2, 4, 8',
   '--config.mesh.data=3': '8 devices',
-  '--config.dataset.name=npz --config.dataset.data_dir=/no': 'is not a dir',
+  '--config.dataset.name=npz --config.dataset.data_dir=/no': 'does not exist',
   '--mode=eval': 'holds no checkpoint',
   '--mode=test': 'train|eval',
   '--topology=cpu:2': 'add --mode=compile',

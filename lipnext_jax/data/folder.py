@@ -3,8 +3,7 @@
 DIR/CLASS/IMAGE is a set without a test split.
 """
 
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Mapping
 from multiprocessing import pool
 import os
 import sys
@@ -14,7 +13,7 @@ import tqdm
 
 from lipnext_jax import errors
 from lipnext_jax.data import images
-from lipnext_jax.data.formats import archives
+from lipnext_jax.data import views
 
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 # Files and folders that Windows and macOS leave behind.
@@ -23,34 +22,28 @@ _TEST_SPLITS = ('test', 'val')
 _SHOWN = 100  # Problems that are listed.
 
 
-class FolderSource:
+class FolderSource(views.Source):
   """Images of one split, decoded when they are read."""
 
-  def __init__(
-    self,
-    data_dir: str,
-    entries: Sequence[archives.Entry],
-    labels: Sequence[int],
-  ):
-    """Takes the files of the split and their labels."""
-    self._data_dir = data_dir
-    self._entries = entries
-    self._labels = np.array(labels, np.int32)
+  def __init__(self, data_dir: str, labels: Mapping[str, int]):
+    """Takes the label of every file, by its path below `data_dir`."""
+    self._data_dir, self._names = data_dir, list(labels)
+    self._labels = np.array(list(labels.values()), np.int32)
 
   def __len__(self) -> int:
-    return len(self._entries)
+    return len(self._names)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray | np.generic]:
+  def __getitem__(self, index: int) -> views.Example:
     """Returns {'image': uint8 [h, w, 3], 'label': int32}.
 
     Raises:
       DataError: the file cannot be read or decoded.
     """
-    entry = self._entries[index]
+    path = os.path.join(self._data_dir, self._names[index])
     try:
-      image = images.decode(archives.read(entry))
+      image = images.decode(images.read(path))
     except images.BadImageError as error:
-      raise errors.DataError(f'{entry.path}: {error}') from None
+      raise errors.DataError(f'{path}: {error}') from None
     return {'image': image, 'label': self._labels[index]}
 
   def read_labels(self) -> np.ndarray:
@@ -59,7 +52,7 @@ class FolderSource:
 
   def names(self) -> list[str]:
     """Returns the path of every file below `data_dir`."""
-    return [os.path.relpath(e.path, self._data_dir) for e in self._entries]
+    return self._names
 
 
 def open_folder(
@@ -91,136 +84,126 @@ def open_folder(
     if test_dir:
       problems.append(f'{test_dir}: needs {train_dir} beside it')
     train_dir, test_dir = data_dir, None
-  classes = _subfolders(train_dir)
+  classes = _list_visible(train_dir)[0]
   if len(classes) < 2:
     problems.append(
       f'{train_dir}: holds {len(classes)} folders of images; at least two '
       'classes are needed'
     )
-  splits: list[FolderSource] = []
   bad: list[str] = []
+  splits = []
   for directory in filter(None, (train_dir, test_dir)):
-    found = _list_split(directory, classes, problems, bad)
-    splits.append(FolderSource(data_dir, *found))
-  if bad and not skip_bad:
-    problems += bad
-  if problems:
-    raise _refuse(data_dir, problems, bool(bad) and not skip_bad)
+    labels = _list_split(directory, classes, problems, bad)
+    below = {os.path.relpath(path, data_dir): labels[path] for path in labels}
+    splits.append(FolderSource(data_dir, below))
+  if problems or (bad and not skip_bad):
+    raise _refuse(data_dir, problems, [] if skip_bad else bad)
   notes = (
     (f'{data_dir}: {len(bad)} files left out: {bad[0]}, …',) if bad else ()
   )
   return splits[0], (splits[1] if test_dir else None), classes, notes
 
 
-def _list_split(
-  directory: str, classes: list[str], problems: list[str], bad: list[str]
-) -> tuple[list[archives.Entry], list[int]]:
-  """Returns the images of a split and their labels.
+def list_files(directory: str) -> list[str]:
+  """Returns the sorted paths of the visible files at any depth of a folder.
 
-  Adds problems of the folders to `problems`, and of files to `bad`.
+  Every link to a folder is followed once.
   """
-  for name in sorted(os.listdir(directory)):
-    path = os.path.join(directory, name)
-    if not _is_hidden(name) and _is_image(name) and not os.path.isdir(path):
-      problems.append(f'{path}: is not in the folder of a class')
-  folders = _subfolders(directory)
-  if not folders:
-    problems.append(f'{directory}: holds no folders of images')
-  paths: list[str] = []
-  path_labels: list[int] = []
-  for name in folders:
-    path = os.path.join(directory, name)
-    if name in classes:
-      found = sorted(_walk(path))
-      paths += found
-      path_labels += [classes.index(name)] * len(found)
-    else:
-      problems.append(f'{path}: is not a class of the training images')
-  entries, labels = [], []
-  for checked, label in zip(_check(directory, paths), path_labels, strict=True):
-    if isinstance(checked, str):
-      bad.append(checked)
-    else:
-      entries.append(checked)
-      labels.append(label)
-  present = {classes[label] for label in labels}
-  problems += [
-    f'{os.path.join(directory, name)}: holds no images'
-    for name in folders
-    if name in classes and name not in present
-  ]
-  return entries, labels
-
-
-def _check(
-  directory: str, paths: Sequence[str]
-) -> Iterator[archives.Entry | str]:
-  """Yields an entry for every file, or why it is not a whole image."""
-
-  def check(path: str) -> archives.Entry | str:
-    if not _is_image(path):
-      return f'{path}: is not a {", ".join(EXTENSIONS)} file'
-    try:
-      entry = archives.stat_file(path)
-      assert entry is not None  # `os.walk` lists no folders among files.
-      images.decode(archives.read(entry))
-    except images.BadImageError as error:
-      return f'{path}: {error}'
-    except errors.DataError as error:
-      return str(error)
-    return entry
-
-  # Pillow releases the interpreter lock while it decodes.
-  with pool.ThreadPool(os.cpu_count()) as threads:
-    yield from tqdm.tqdm(
-      threads.imap(check, paths, chunksize=16),
-      total=len(paths),
-      desc=f'checking {directory}',
-      unit=' images',
-      leave=False,
-      delay=1,
-    )
-
-
-def _walk(directory: str) -> Iterator[str]:
-  """Yields the visible files below a folder; follows every link once."""
+  found: list[str] = []
   seen: set[str] = set()
   for path, folders, files in os.walk(directory, followlinks=True):
     if (real := os.path.realpath(path)) in seen:
       folders.clear()
       continue
     seen.add(real)
-    folders[:] = [name for name in folders if not _is_hidden(name)]
-    yield from (os.path.join(path, n) for n in files if not _is_hidden(n))
+    folders[:] = sorted(filter(_is_visible, folders))
+    found += [os.path.join(path, name) for name in filter(_is_visible, files)]
+  return sorted(found)
 
 
-def _subfolders(directory: str) -> list[str]:
-  with os.scandir(directory) as scan:
-    return sorted(e.name for e in scan if e.is_dir() and not _is_hidden(e.name))
+def _list_split(
+  directory: str, classes: list[str], problems: list[str], bad: list[str]
+) -> dict[str, int]:
+  """Returns the label of every whole image of a split, by its path.
+
+  Adds problems of the folders to `problems`, and of files to `bad`.
+  """
+  folders, files = _list_visible(directory)
+  problems += [
+    f'{os.path.join(directory, name)}: is not in the folder of a class'
+    for name in files
+    if _is_image(name)
+  ]
+  if not folders:
+    problems.append(f'{directory}: holds no folders of images')
+  labels: dict[str, int] = {}
+  for name in folders:
+    path = os.path.join(directory, name)
+    if name in classes:
+      labels |= dict.fromkeys(list_files(path), classes.index(name))
+    else:
+      problems.append(f'{path}: is not a class of the training images')
+  # Pillow releases the interpreter lock while it decodes.
+  with pool.ThreadPool() as threads:
+    checks = tqdm.tqdm(
+      threads.imap(_find_problem, labels, chunksize=16),
+      total=len(labels),
+      desc=f'checking {directory}',
+      unit=' images',
+      leave=False,
+      delay=1,
+    )
+    found = dict(zip(labels, checks, strict=True))
+  bad += [f'{path}: {problem}' for path, problem in found.items() if problem]
+  whole = {path: labels[path] for path in labels if not found[path]}
+  present = {classes[label] for label in whole.values()}
+  problems += [
+    f'{os.path.join(directory, name)}: holds no images'
+    for name in folders
+    if name in classes and name not in present
+  ]
+  return whole
 
 
-def _is_hidden(name: str) -> bool:
-  return name.startswith('.') or name in _LITTER
+def _find_problem(path: str) -> str:
+  """Returns why a file is not a whole image, or ''."""
+  if not _is_image(path):
+    return f'is not a {", ".join(EXTENSIONS)} file'
+  try:
+    images.decode(images.read(path))
+  except images.BadImageError as error:
+    return str(error)
+  return ''
+
+
+def _list_visible(directory: str) -> tuple[list[str], list[str]]:
+  """Returns the sorted names of the visible folders, and of the files."""
+  names = sorted(filter(_is_visible, os.listdir(directory)))
+  folders = [n for n in names if os.path.isdir(os.path.join(directory, n))]
+  return folders, sorted({*names} - {*folders})
+
+
+def _is_visible(name: str) -> bool:
+  return not name.startswith('.') and name not in _LITTER
 
 
 def _is_image(name: str) -> bool:
-  return os.path.splitext(name)[1].lower() in EXTENSIONS
+  return name.lower().endswith(EXTENSIONS)
 
 
 def _refuse(
-  data_dir: str, problems: list[str], skippable: bool
+  data_dir: str, problems: list[str], bad: list[str]
 ) -> errors.DataError:
   """Lists the problems on stderr, and returns an error that sums them up."""
-  for problem in problems[:_SHOWN]:
+  found = [*problems, *bad]
+  for problem in found[:_SHOWN]:
     print(errors.printable(problem), file=sys.stderr)
-  if len(problems) > _SHOWN:
-    print(f'… and {len(problems) - _SHOWN} more', file=sys.stderr)
-  count = len(problems)
-  text = problems[0] if count == 1 else f'{count} problems, first {problems[0]}'
-  leave_out = (
-    ', or leave out bad files with dataset.skip_bad=True' if skippable else ''
-  )
+  if len(found) > _SHOWN:
+    print(f'… and {len(found) - _SHOWN} more', file=sys.stderr)
+  count = f'{len(found)} problems, first ' if len(found) > 1 else ''
+  leave_out = ', or leave out bad files with dataset.skip_bad=True'
   return errors.DataError(
-    f'{data_dir}: {text}. Expected: train/CLASS/IMAGE and test/CLASS/IMAGE (or '
-    f'val/), or CLASS/IMAGE, which is split automatically; mend it{leave_out}'
+    f'{data_dir}: {count}{found[0]}. Expected: train/CLASS/IMAGE and '
+    'test/CLASS/IMAGE (or val/), or CLASS/IMAGE, which is split automatically; '
+    f'mend it{leave_out if bad else ""}'
   )

@@ -10,6 +10,7 @@ import numpy as np
 
 from lipnext_jax import errors
 from lipnext_jax.data import images
+from lipnext_jax.data import views
 
 _SAMPLE = 32  # Images read to find out whether all have the same shape.
 
@@ -20,7 +21,7 @@ def list_splits(path: str) -> list[str]:
   return list(loaded) if isinstance(loaded, dict) else []
 
 
-class HfSource:
+class HfSource(views.Source):
   """Images of a saved split, decoded when they are read.
 
   It is pickled as a path, and worker processes map the files again.
@@ -57,29 +58,26 @@ class HfSource:
   def __len__(self) -> int:
     return len(self._rows)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray | np.generic]:
+  def __getitem__(self, index: int) -> views.Example:
     """Returns {'image': uint8 [h, w, 3], 'label': int32}.
 
     Raises:
-      DataError: the record is damaged or has no label.
+      DataError: the record is damaged, or has no image or label.
     """
-    if not 0 <= index < len(self):
-      raise IndexError(index)
-    row = self._rows[int(index)]
-    where = ', '.join(
-      filter(None, (self._path, self._split, f'record {index}'))
-    )
+    row = self._rows[index]
+    stored, label = row[self._image], row[self._label]
     try:
-      stored, label = row[self._image], row[self._label]
+      if label not in range(len(self.class_names)):
+        raise images.BadImageError(f'has the label {label}')
+      if stored is None:
+        raise images.BadImageError('has no image')
       data = stored['bytes']
       if data is None:
-        with open(stored['path'], 'rb') as file:
-          data = file.read(images.MAX_BYTES + 1)
+        data = images.read(stored['path'])
       image = images.decode(data)
-    except (images.BadImageError, OSError, TypeError) as error:
-      raise errors.DataError(f'{where}: {error}') from None
-    if label is None or not 0 <= label < len(self.class_names):
-      raise errors.DataError(f'{where}: has the label {label}')
+    except images.BadImageError as error:
+      where = f'{self._path}, {self._split}'.removesuffix(', ')
+      raise errors.DataError(f'{where}, record {index}: {error}') from None
     return {'image': image, 'label': np.int32(label)}
 
   def read_labels(self) -> np.ndarray:
@@ -88,10 +86,7 @@ class HfSource:
 
   def names(self) -> list[str]:
     """Returns the saved file names; [] if there are none."""
-    from pyarrow import compute
-
-    column = self._rows.data.column(self._image)  # Its bytes stay on disk.
-    paths = compute.struct_field(column, 'path').to_pylist()
+    paths = self._rows.flatten()[f'{self._image}.path'][:]
     return [os.path.basename(p or '') for p in paths] if any(paths) else []
 
   def find_shape(self) -> tuple[int, int, int] | None:

@@ -1,14 +1,14 @@
-"""Decodes image files to RGB, and refuses those that are damaged."""
+"""Decodes image files, and refuses damaged ones; scales and encodes images."""
 
 import contextlib
 import io
+import os
+import stat
 from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags
 from PIL import Image
-
-from lipnext_jax.data import pillow
 
 # The formats of image datasets. Pillow's other decoders are not used.
 FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP')
@@ -16,11 +16,14 @@ FORMATS = ('JPEG', 'PNG', 'BMP', 'WEBP')
 # Alpha channels are dropped, as by torchvision's loader.
 _MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 MAX_BYTES = 64 << 20  # The largest JPEG of ImageNet has 15 MB.
+# Pixels of the largest image, decoded or scaled. Pillow warns of decompression
+# bombs from here on.
+MAX_PIXELS = 89_478_485
 JPEG_QUALITY = 95  # Of scaled images; Pillow advises against more.
 
 
 class BadImageError(ValueError):
-  """A file is not a whole image of a known format."""
+  """An image that is damaged, too large, or of a kind that is not supported."""
 
 
 class Stored(NamedTuple):
@@ -28,6 +31,21 @@ class Stored(NamedTuple):
 
   data: bytes  # JPEG or PNG, RGB.
   shape: tuple[int, int, int]  # (h, w, 3), decoded.
+
+
+def read(path: str) -> bytes:
+  """Reads the bytes of an image file, for `decode`.
+
+  Raises:
+    BadImageError: the path is not a regular file, or cannot be read.
+  """
+  try:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # A pipe may block for ever.
+      raise BadImageError('is not a regular file')
+    with open(path, 'rb') as file:
+      return file.read(MAX_BYTES + 1)  # `decode` refuses so many.
+  except OSError as error:
+    raise BadImageError(f'cannot be read ({error.strerror})') from None
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -46,7 +64,7 @@ def decode(data: bytes) -> np.ndarray:
   >>> decode(encode_png(np.full((2, 3, 3), 7, np.uint8))).shape
   (2, 3, 3)
   """
-  return pillow.to_array(_open(data)[0])
+  return to_array(_open(data)[0])
 
 
 def list_conversions(data: bytes) -> list[str]:
@@ -69,9 +87,57 @@ def list_conversions(data: bytes) -> list[str]:
   return done
 
 
+def from_array(image: np.ndarray) -> Image.Image:
+  """Converts uint8 [h, w, 3] to 'RGB', [h, w, 1] to 'L'.
+
+  Raises:
+    BadImageError: the array has another dtype or shape.
+  """
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+    raise BadImageError(
+      f'is {image.dtype}{list(image.shape)}; resizing and RandAugment need '
+      'uint8 [h, w, 1 or 3]'
+    )
+  return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+  """Converts 'RGB' to uint8 [h, w, 3], 'L' to [h, w, 1]."""
+  array = np.asarray(image)
+  return array[..., None] if array.ndim == 2 else array
+
+
+def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
+  """Scales an image so that its shorter side has `size` pixels.
+
+  Does what torchvision's `Resize(size)` does with PIL images: bilinear and
+  antialiased, the longer side rounded down. An image of that size is returned
+  unchanged.
+
+  Raises:
+    BadImageError: the longer side would become too long. A file of 1×8000
+      pixels takes a hundred bytes; scaled to a width of 256, two gigabytes.
+
+  >>> resize_shorter_side(Image.new('RGB', (500, 375)), 256).size
+  (341, 256)
+  """
+  width, height = image.size
+  shorter = min(width, height)
+  if shorter == size:
+    return image
+  target = (size * width // shorter, size * height // shorter)
+  if target[0] * target[1] > MAX_PIXELS:
+    raise BadImageError(
+      f'has {width}×{height} pixels, which become {target[0]}×{target[1]} when '
+      f'the shorter side is scaled to {size}, more than {MAX_PIXELS} pixels; '
+      'crop it, or leave it out'
+    )
+  return image.resize(target, Image.Resampling.BILINEAR)
+
+
 def encode_png(pixels: np.ndarray) -> bytes:
   """Encodes uint8 [h, w, 1 or 3] as a PNG file."""
-  return _save(pillow.from_array(pixels), 'PNG')
+  return _save(from_array(pixels), 'PNG')
 
 
 def to_stored(data: bytes, shorter_side: int = 0) -> Stored:
@@ -91,7 +157,7 @@ def to_stored(data: bytes, shorter_side: int = 0) -> Stored:
   """
   image, storable = _open(data)
   if shorter_side and min(image.size) > shorter_side:
-    image = pillow.resize_shorter_side(image, shorter_side)
+    image = resize_shorter_side(image, shorter_side)
     data = _save(image, 'JPEG', quality=JPEG_QUALITY)
   elif not storable:
     data = _save(image, 'PNG')
@@ -107,9 +173,9 @@ def _open(data: bytes) -> tuple[Image.Image, bool]:
   try:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
       width, height = image.size
-      if width * height > pillow.MAX_PIXELS:
+      if width * height > MAX_PIXELS:
         raise BadImageError(
-          f'has {width}×{height} pixels, more than {pillow.MAX_PIXELS}'
+          f'has {width}×{height} pixels, more than {MAX_PIXELS}'
         )
       # The decoder's mode: that of the image has been cut to 8 bits by Pillow.
       if any(';16B' in str(tile[3]) for tile in image.tile):
@@ -119,11 +185,10 @@ def _open(data: bytes) -> tuple[Image.Image, bool]:
       fit = image.mode == 'RGB' and image.format in ('JPEG', 'PNG')
       image.load()
       # Pillow warns of palettes with transparency unless RGBA comes first.
-      if 'transparency' in image.info and image.mode == 'P':
+      if image.mode == 'P' and 'transparency' in image.info:
         return image.convert('RGBA').convert('RGB'), fit
-      if image.mode == 'RGB':  # `convert` would copy: 15 % of the time.
-        return image, fit
-      return image.convert('RGB'), fit
+      # `convert` would copy: 15 % of the time.
+      return image if image.mode == 'RGB' else image.convert('RGB'), fit
   except BadImageError:
     raise
   except Image.UnidentifiedImageError:

@@ -3,19 +3,15 @@
 from collections.abc import Iterator
 from collections.abc import Sequence
 import os
-import stat
 from typing import NamedTuple
 from typing import TextIO
 
 import numpy as np
 
 from lipnext_jax import errors
+from lipnext_jax.data import folder
 from lipnext_jax.data import images
-from lipnext_jax.data import pillow
 from lipnext_jax.data import transforms
-
-# ITU-R 601-2 luma: the weights of red, green and blue in Pillow's mode 'L'.
-_LUMA = np.array([299, 587, 114]) / 1000
 
 
 class Preprocessing(NamedTuple):
@@ -47,19 +43,13 @@ class BadInputError(errors.UserError):
 def expand(names: Sequence[str], stdin: TextIO) -> Iterator[str]:
   """Yields file names: folders as the files below them, '-' as stdin's lines.
 
-  The files of a folder are sorted; hidden ones are left out.
+  The files of a folder are those of `folder.list_files`.
   """
   for name in names:
     if name == '-':
       yield from expand([line.rstrip('\n') for line in stdin], stdin)
     elif os.path.isdir(name):
-      for folder, folders, found in os.walk(name):
-        folders.sort()
-        yield from (
-          os.path.join(folder, file)
-          for file in sorted(found)
-          if not file.startswith('.')
-        )
+      yield from folder.list_files(name)
     elif name:
       yield name
 
@@ -87,26 +77,18 @@ def read(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
     BadInputError: the file is not an image, or does not fit the model.
   """
   try:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # A pipe may block for ever.
-      raise BadInputError('is not a regular file')
+    data = images.read(path)  # Refuses pipes, which `np.load` would wait for.
     if path.endswith('.npy'):
-      return _check_array(_load(path), how.image_shape)
-    with open(path, 'rb') as file:
-      data = file.read(images.MAX_BYTES + 1)
+      return _read_array(path, how.image_shape)
     pixels, done = images.decode(data), images.list_conversions(data)
-  except OSError as error:
-    raise BadInputError(f'cannot be read ({error.strerror})') from None
+    h, w, ch = how.image_shape
+    if how.resize:
+      done += _list_scaling(pixels.shape[:2], how)
+      pixels = transforms.resize_center_crop(pixels, how.resize, h)
   except BadInputError:
     raise
   except Exception as error:  # NumPy evaluates headers: any error.
     raise BadInputError(' '.join(str(error).split()) or repr(error)) from None
-  h, w, ch = how.image_shape
-  if how.resize:
-    done += _list_scaling(pixels.shape[:2], how)
-    try:
-      pixels = transforms.resize_center_crop(pixels, how.resize, h)
-    except pillow.TooLargeError as error:
-      raise BadInputError(str(error)) from None
   if pixels.shape[:2] != (h, w):
     found = '×'.join(map(str, pixels.shape[:2]))
     raise BadInputError(
@@ -116,7 +98,7 @@ def read(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
     if np.any(pixels != pixels[..., :1]):
       done.append('colours weighed to grey')
     done = [phrase for phrase in done if phrase != 'grey repeated as RGB']
-    pixels = np.round(pixels @ _LUMA)[..., None]
+    pixels = images.to_array(images.from_array(pixels).convert('L'))
   return pixels.astype(np.float64) / 255, done
 
 
@@ -139,18 +121,15 @@ def _list_scaling(size: tuple[int, int], how: Preprocessing) -> list[str]:
   return done
 
 
-def _load(path: str) -> np.ndarray:
+def _read_array(
+  path: str, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, list[str]]:
+  """Does for a .npy file what `read` does."""
   # Mapped, because a header may claim more bytes than the file has.
   array = np.load(path, mmap_mode='r', allow_pickle=False)
-  if isinstance(array, np.ndarray):
-    return array
-  array.close()
-  raise BadInputError('holds several arrays (.npz); save one with numpy.save')
-
-
-def _check_array(
-  array: np.ndarray, shape: tuple[int, int, int]
-) -> tuple[np.ndarray, list[str]]:
+  if not isinstance(array, np.ndarray):
+    array.close()
+    raise BadInputError('holds several arrays (.npz); save one with numpy.save')
   if array.ndim == 2:
     array = array[..., None]
   if array.shape != shape:

@@ -9,8 +9,10 @@ import os
 
 import numpy as np
 
+from lipnext_jax.data import views
 
-class NpzSource:
+
+class NpzSource(views.Source):
   """Examples of a file or folder, which is pickled as its path.
 
   Attributes:
@@ -58,13 +60,14 @@ class NpzSource:
   def __len__(self) -> int:
     return len(self.labels)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray | np.generic]:
+  def __getitem__(self, index: int) -> views.Example:
     """Returns {'image': uint8 [H, W, ch], 'label': int32}."""
     image = np.array(self.images[index])  # A copy that is not mapped.
     return {'image': image, 'label': np.int32(self.labels[index])}
 
 
 def find(data_dir: str, name: str) -> str:
-  """Returns `name`.npz in a folder if it is there, else the folder `name`."""
-  path = os.path.join(data_dir, f'{name}.npz')
-  return path if os.path.exists(path) else path.removesuffix('.npz')
+  """Returns the folder `name` if there is only that, else `name`.npz."""
+  folder = os.path.expanduser(os.path.join(data_dir, name))
+  file = f'{folder}.npz'
+  return folder if os.path.isdir(folder) and not os.path.exists(file) else file

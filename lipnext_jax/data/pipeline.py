@@ -4,10 +4,9 @@ The training batches are a pure function of (seed, step): order and augmentation
 do not depend on the number of workers, and a run can resume at any step.
 """
 
+from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Sequence
-import os
-import struct
 from typing import NamedTuple
 
 import grain
@@ -15,8 +14,7 @@ import ml_collections
 import numpy as np
 
 from lipnext_jax import errors
-from lipnext_jax.data import npz
-from lipnext_jax.data import pillow
+from lipnext_jax.data import images
 from lipnext_jax.data import sources
 from lipnext_jax.data import transforms as transforms_lib
 from lipnext_jax.data import views
@@ -29,6 +27,7 @@ class Stream(NamedTuple):
   source: views.Source
   transforms: Sequence[transforms_lib.Transform] = ()
   batch_size: int = 1  # Examples per batch, over all processes.
+  kind: str = 'training example'  # Name of an example in errors.
 
 
 def build_streams(
@@ -40,57 +39,29 @@ def build_streams(
   as many mixed-in ones.
 
   Raises:
-    ConfigError: transforms or mixed-in images that do not fit the dataset.
-    UserError: the first example cannot be read.
+    ConfigError: the mixed-in images are malformed, or have other classes.
+    DataError: the first example of a stream cannot be read or transformed.
   """
-  shape, resize, augment = dataset.image_shape, dataset.resize, config.augment
-  first = _Readable(dataset.train, 'training example')[0]['image']
-  transforms_lib.check_image(augment, np.asarray(first))
-  transforms = transforms_lib.build_transforms(augment, shape, resize)
+  augment, c = config.augment, config.dataset
+  shape = dataset.image_shape
+  transforms = transforms_lib.build_transforms(augment, shape, dataset.resize)
   streams = [Stream(dataset.train, transforms, config.batch_size)]
-  if config.dataset.extra_ratio:
+  if c.extra_ratio:
+    extra = sources.open_npz('dataset.extra_npz', c.extra_npz)
+    if extra.labels.max() >= dataset.num_classes:
+      raise errors.ConfigError(
+        'dataset.extra_npz',
+        c.extra_npz,
+        f'has labels up to {extra.labels.max()}',
+        f'the {dataset.num_classes} classes are 0 … {dataset.num_classes - 1}',
+      )
     if not augment.extra.as_real:
       transforms = transforms_lib.crop_and_flip(augment.extra)
-    size = config.dataset.extra_ratio * config.batch_size
-    streams.append(Stream(_open_extra(config, dataset), transforms, size))
+    size = c.extra_ratio * config.batch_size
+    streams.append(Stream(extra, transforms, size, 'synthetic example'))
+  for stream in streams:  # Errors come before anything is written.
+    _example_maker(stream, shape)(0, np.random.default_rng(0))
   return streams
-
-
-def _open_extra(
-  config: ml_collections.ConfigDict, dataset: sources.Dataset
-) -> npz.NpzSource:
-  """Opens the images of `dataset.extra_npz`; checks that they fit `dataset`."""
-  path = os.path.expanduser(config.dataset.extra_npz)
-
-  def error(problem: object) -> errors.ConfigError:
-    return errors.ConfigError(
-      'dataset.extra_npz',
-      path,
-      str(problem),
-      'it needs `image` [n, H, W, ch] uint8 and `label` [n] int, with the '
-      'classes and the shape of the real images',
-    )
-
-  try:
-    source = npz.NpzSource(path)
-  except ValueError as problem:
-    raise error(problem) from None
-  # Images of another size need a resize, after which they are cropped.
-  augment = config.augment
-  resized = augment.extra.as_real and (augment.resize.max or dataset.resize)
-  kept = slice(2 if resized else 0, 3)
-  shape = source.images.shape[1:]
-  if shape[kept] != dataset.image_shape[kept]:
-    raise error(
-      f'has images of shape {shape}, but the real ones have '
-      f'{dataset.image_shape} after their transforms'
-    )
-  if source.labels.max() >= dataset.num_classes:
-    raise error(
-      f'has labels up to {source.labels.max()}; the {dataset.num_classes} '
-      f'classes are 0 … {dataset.num_classes - 1}'
-    )
-  return source
 
 
 def train_batches(
@@ -123,15 +94,15 @@ def train_batches(
     sizes over `process_count`.
 
   Raises:
-    UserError: an example cannot be read, or ends in another shape.
+    DataError: an example cannot be read, or ends in another shape.
   """
   parts = []
   for number, stream in enumerate(streams):
     # The first stream keeps its order whatever is mixed into it.
     own_seed = np.random.SeedSequence([seed, number]).generate_state(1)[0]
-    ds = grain.MapDataset.source(_Readable(stream.source, 'training example'))
+    ds = grain.MapDataset.range(len(stream.source))
     ds = ds.seed(seed if number == 0 else int(own_seed)).shuffle().repeat()
-    ds = ds.random_map(_Augment(stream.transforms, image_shape))
+    ds = ds.random_map(_example_maker(stream, image_shape))
     # After the random map, so that its randomness depends on the position in
     # the batch of all processes.
     ds = ds[process_index::process_count]
@@ -170,14 +141,16 @@ def eval_batches(
     padding. Every process yields the same number of batches.
 
   Raises:
-    UserError: an example cannot be read.
+    DataError: an example cannot be read.
   """
-  readable = _Readable(source, 'example')
   length = -(-len(source) // batch_size) * batch_size
 
   def read(index: int) -> views.Example:
     is_real = index < len(source)
-    example = readable[index if is_real else 0]
+    try:
+      example = source[index if is_real else 0]
+    except images.BadImageError as error:
+      raise errors.DataError(f'example {index} {error}') from None
     return {
       'image': example['image'],
       'label': example['label'],
@@ -190,59 +163,28 @@ def eval_batches(
   return workers_lib.iterate(ds, workers)
 
 
-# Errors that decoders raise for bytes that are not a whole image.
-_UNREADABLE = (EOFError, OSError, SyntaxError, ValueError, struct.error)
+def _example_maker(
+  stream: Stream, image_shape: tuple[int, int, int]
+) -> Callable[[int, np.random.Generator], views.Example]:
+  """Returns a function that reads and transforms the example at an index."""
 
-
-class _Readable:
-  """A source that adds indices, and names an example that cannot be read."""
-
-  def __init__(self, source: views.Source, kind: str):
-    self._source = source
-    self._kind = kind
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> views.Example:
+  def make(index: int, rng: np.random.Generator) -> views.Example:
+    example = stream.source[index]
+    image = stored = np.asarray(example['image'])
     try:
-      return {**self._source[index], 'index': np.int64(index)}
-    except _UNREADABLE as error:
-      text = ' '.join(f'{type(error).__name__}: {error}'.split())
-      raise errors.UserError(
-        f'{self._kind} {index} cannot be read ({text})'
-      ) from error
-
-
-class _Augment(grain.transforms.RandomMap):
-  """Applies transforms in order, with one random generator per example."""
-
-  def __init__(
-    self,
-    transforms: Sequence[transforms_lib.Transform],
-    image_shape: tuple[int, int, int],
-  ):
-    self._transforms = transforms
-    self._shape = image_shape
-
-  def random_map(self, element, rng: np.random.Generator):
-    """Applies the transforms; Grain seeds `rng` by the position."""
-    image = element['image']
-    try:
-      for transform in self._transforms:
+      for transform in stream.transforms:
         image = transform(image, rng)
-    except pillow.TooLargeError as error:
-      raise errors.UserError(
-        f'training example {element["index"]} {error}'
-      ) from None
-    if image.shape != self._shape:
-      raise errors.UserError(
-        f'training example {element["index"]} has shape '
-        f'{element["image"].shape}, which becomes {image.shape}, not '
-        f'{self._shape}; set dataset.image_size or augment.resize, or prepare '
-        'images of one size'
+    except images.BadImageError as error:
+      raise errors.DataError(f'{stream.kind} {index} {error}') from None
+    if image.shape != image_shape:
+      raise errors.DataError(
+        f'{stream.kind} {index} has shape {stored.shape}, which becomes '
+        f'{image.shape}, not {image_shape}; set dataset.image_size or '
+        'augment.resize, or prepare images of one size'
       )
-    return {'image': image, 'label': element['label']}
+    return {'image': image, 'label': example['label']}
+
+  return make
 
 
 def _concatenate(batches: tuple[workers_lib.Batch, ...]) -> workers_lib.Batch:

@@ -39,39 +39,19 @@ def randaugment(
   >>> randaugment(1.0, 2, 9)(image, np.random.default_rng(0)).size
   (8, 6)
   """
-  names = list(OPS)
+  ops_by_index = list(OPS.values())
 
   def apply(image, rng):
     if rng.random() >= probability:
       return image
-    picks = rng.integers(len(names), size=ops)
-    signs = rng.integers(2, size=ops)
-    for pick, sign in zip(picks, signs, strict=True):
-      image = apply_op(image, names[pick], magnitude, negate=bool(sign))
+    picks = rng.integers(len(ops_by_index), size=ops)
+    is_negative = rng.integers(2, size=ops)
+    for pick, negative in zip(picks, is_negative, strict=True):
+      share = magnitude / (BINS - 1)
+      image = ops_by_index[pick](image, -share if negative else share)
     return image
 
   return apply
-
-
-def apply_op(
-  image: Image.Image, name: str, magnitude: int, *, negate: bool
-) -> Image.Image:
-  """Applies one operation at one magnitude.
-
-  Args:
-    image: 'RGB' or 'L'.
-    name: a key of `OPS`.
-    magnitude: from 0 to `BINS` − 1.
-    negate: whether to take the other direction, of operations with two.
-
-  >>> image = Image.new('L', (1, 1), 200)
-  >>> apply_op(image, 'Solarize', 30, negate=False).getpixel((0, 0))
-  55
-  >>> apply_op(image, 'Brightness', 30, negate=True).getpixel((0, 0))
-  20
-  """
-  share = magnitude / (BINS - 1)
-  return OPS[name](image, -share if negate else share)
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:

@@ -169,32 +169,36 @@ def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
   )
 
 
+def open_npz(field: str, path: str) -> npz.NpzSource:
+  """Opens the arrays at the path that a config field gives.
+
+  Raises:
+    ConfigError: the arrays are missing or malformed.
+  """
+  try:
+    return npz.NpzSource(os.path.expanduser(path))
+  except ValueError as problem:
+    raise errors.ConfigError(
+      field,
+      path,
+      str(problem),
+      'give a file with `image` [n, H, W, ch] uint8 and `label` [n] int',
+    ) from None
+
+
 def _npz(config: ml_collections.ConfigDict) -> Dataset:
   """Opens the arrays `train` and `test` in `dataset.data_dir`; see `npz`."""
-
-  def error(problem: str) -> errors.ConfigError:
-    return errors.ConfigError(
+  train, test = (
+    open_npz('dataset.data_dir', npz.find(config.data_dir, name))
+    for name in ('train', 'test')
+  )
+  if train.images.shape[1:] != test.images.shape[1:]:
+    raise errors.ConfigError(
       'dataset.data_dir',
       config.data_dir,
-      problem,
-      'it needs train.npz and test.npz, each with `image` [n, H, W, ch] uint8 '
-      'and `label` [n] int',
-    )
-
-  data_dir = os.path.expanduser(config.data_dir)
-  if not os.path.isdir(data_dir):
-    raise error('is not a directory')
-  splits = []
-  for name in ('train', 'test'):
-    try:
-      splits.append(npz.NpzSource(npz.find(data_dir, name)))
-    except ValueError as problem:
-      raise error(f'has no usable {name}.npz: it {problem}') from None
-  train, test = splits
-  if train.images.shape[1:] != test.images.shape[1:]:
-    raise error(
       f'holds train images of shape {train.images.shape[1:]} but test images '
-      f'of {test.images.shape[1:]}'
+      f'of {test.images.shape[1:]}',
+      'give them one shape',
     )
   num_classes = int(max(train.labels.max(), test.labels.max())) + 1
   return Dataset(
@@ -242,7 +246,7 @@ def _image_set(config: ml_collections.ConfigDict) -> Dataset:
     image_shape = (size, size, splits.channels)
     test = views.resized(test, resize, size)
   elif not config.workers and len(train) * math.prod(image_shape) <= _CACHE:
-    train = views.Cached(train, image_shape)
+    train = views.Cached(train)
   return Dataset(
     image_shape=image_shape,
     num_classes=len(splits.class_names),

@@ -13,24 +13,18 @@ import numpy as np
 from scipy import ndimage
 
 from lipnext_jax import errors
-from lipnext_jax.data import pillow
+from lipnext_jax.data import images
 from lipnext_jax.data import randaugment
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def crop(padding: int) -> Transform:
-  """Returns a transform that pads with zeros and crops back at random.
-
-  Args:
-    padding: number of zeros added on each side.
-  """
+  """Returns a transform that pads with zeros and crops back at random."""
 
   def apply(image, rng):
-    top, left = rng.integers(2 * padding + 1, size=2)
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    height, width = image.shape[:2]
-    return padded[top : top + height, left : left + width]
+    return crop_to(*image.shape[:2])(padded, rng)
 
   return apply
 
@@ -51,7 +45,7 @@ def random_resize(smallest: int, largest: int) -> randaugment.PillowTransform:
 
   def apply(image, rng):
     size = rng.integers(smallest, largest + 1)
-    return pillow.resize_shorter_side(image, int(size))
+    return images.resize_shorter_side(image, int(size))
 
   return apply
 
@@ -60,21 +54,17 @@ def on_pillow(steps: Sequence[randaugment.PillowTransform]) -> Transform:
   """Joins transforms of Pillow images into one transform of arrays."""
 
   def apply(image, rng):
-    picture = pillow.from_array(image)
+    picture = images.from_array(image)
     for step in steps:
       picture = step(picture, rng)
-    return pillow.to_array(picture)
+    return images.to_array(picture)
 
   return apply
 
 
-def flip() -> Transform:
-  """Returns a transform that mirrors left and right with probability 1/2."""
-
-  def apply(image, rng):
-    return image[:, ::-1] if rng.random() < 0.5 else image
-
-  return apply
+def flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Mirrors an image left and right with probability 1/2."""
+  return image[:, ::-1] if rng.random() < 0.5 else image
 
 
 def affine(
@@ -95,13 +85,10 @@ def affine(
     size = np.array(image.shape[:2])[:, None]
     pixels = np.indices(image.shape[:2]).reshape(2, -1)
     centre = (size - 1) / 2
-    angle, zoom_row, zoom_column, shear = largest * rng.uniform(-1, 1, size=4)
+    angle, *zooms, shear = largest * rng.uniform(-1, 1, size=4)
     cos, sin = np.cos(angle), np.sin(angle)
-    zoom_row, zoom_column = np.exp(zoom_row), np.exp(zoom_column)
-    matrix = np.array(
-      [[zoom_row * cos, shear - zoom_row * sin],
-       [zoom_column * sin, zoom_column * cos]]
-    )  # fmt: skip
+    matrix = np.exp(zooms)[:, None] * [[cos, -sin], [sin, cos]]
+    matrix[0, 1] += shear
     shift = rng.uniform(-translate, translate, 2)[:, None]
     points = matrix @ (pixels - centre) + centre + shift
     if warp:
@@ -109,9 +96,7 @@ def affine(
       places = 2 * pixels / np.maximum(size - 1, 1)  # In the 3×3 grid.
       points += _sample(control, places).T
     out = _sample(image.astype(np.float32), points).reshape(image.shape)
-    return (np.rint(out) if image.dtype == np.uint8 else out).astype(
-      image.dtype
-    )
+    return np.rint(out).astype(np.uint8) if image.dtype == np.uint8 else out
 
   return apply
 
@@ -140,18 +125,15 @@ def resize_center_crop(image: np.ndarray, resize: int, size: int) -> np.ndarray:
     uint8 [size, size, ch].
 
   Raises:
-    ValueError: `size` is above `resize`.
-    TooLargeError: the scaled image would have too many pixels.
+    BadImageError: the scaled image would have too many pixels.
 
   >>> resize_center_crop(np.zeros((375, 500, 3), np.uint8), 256, 224).shape
   (224, 224, 3)
   """
-  if size > resize:
-    raise ValueError(f'size={size} is above resize={resize}')
-  scaled = pillow.resize_shorter_side(pillow.from_array(image), resize)
+  scaled = images.resize_shorter_side(images.from_array(image), resize)
   left = round((scaled.width - size) / 2)
   top = round((scaled.height - size) / 2)
-  return pillow.to_array(scaled.crop((left, top, left + size, top + size)))
+  return images.to_array(scaled.crop((left, top, left + size, top + size)))
 
 
 def build_transforms(
@@ -174,58 +156,30 @@ def build_transforms(
   Raises:
     ConfigError: the resize yields images smaller than `image_shape`.
   """
-  transforms: list[Transform] = []
-  geometry = (augment.rotate, augment.scale, augment.translate, augment.warp)
-  if any(geometry):
-    transforms.append(affine(*geometry))
-  on_images = []
+  height, width, _ = image_shape
   smallest, largest = augment.resize.min, augment.resize.max
   if not largest:
     smallest = largest = resize
-  elif smallest < max(image_shape[:2]):
+  elif smallest < max(height, width):
     raise errors.ConfigError(
       'augment.resize.min',
       smallest,
-      f'is below the {max(image_shape[:2])} pixels of the crop',
-      f'choose at least {max(image_shape[:2])}',
+      f'is below the {max(height, width)} pixels of the crop',
+      f'choose at least {max(height, width)}',
     )
-  if largest:
-    on_images.append(random_resize(smallest, largest))
+  geometry = (augment.rotate, augment.scale, augment.translate, augment.warp)
+  first = [affine(*geometry)] if any(geometry) else []
+  steps = [random_resize(smallest, largest)] if largest else []
   if augment.randaugment.probability:
-    on_images.append(randaugment.randaugment(**augment.randaugment))
+    steps.append(randaugment.randaugment(**augment.randaugment))
+  on_images = [on_pillow(steps)] if steps else []
   if largest:
-    transforms += [on_pillow(on_images), crop_to(*image_shape[:2])]
-  transforms += crop_and_flip(augment)
-  if on_images and not largest:
-    transforms.append(on_pillow(on_images))
-  return transforms
+    crops = [crop_to(height, width), *crop_and_flip(augment)]
+    return [*first, *on_images, *crops]
+  return [*first, *crop_and_flip(augment), *on_images]
 
 
 def crop_and_flip(c: ml_collections.ConfigDict) -> list[Transform]:
   """Builds the transforms of `c.crop_padding` and `c.flip`."""
-  transforms = []
-  if c.crop_padding:
-    transforms.append(crop(c.crop_padding))
-  if c.flip:
-    transforms.append(flip())
-  return transforms
-
-
-def check_image(augment: ml_collections.ConfigDict, image: np.ndarray) -> None:
-  """Checks that the transforms of `config.augment` fit an image of a dataset.
-
-  Raises:
-    ConfigError: a transform needs another dtype or number of channels.
-  """
-  for field, used in (
-    ('augment.resize.max', augment.resize.max),
-    ('augment.randaugment.probability', augment.randaugment.probability),
-  ):
-    if used and (image.dtype != np.uint8 or image.shape[2] not in (1, 3)):
-      raise errors.ConfigError(
-        field,
-        used,
-        'needs uint8 images with 1 or 3 channels, and the dataset has '
-        f'{image.dtype}{list(image.shape)}',
-        'set it to 0',
-      )
+  crops = [crop(c.crop_padding)] if c.crop_padding else []
+  return [*crops, flip] if c.flip else crops

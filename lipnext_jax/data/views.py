@@ -5,6 +5,7 @@ An example is {'image': [H, W, ch] uint8 or float32 in [0, 1], 'label': int32}.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import dataclasses
 from typing import Protocol
 
 import numpy as np
@@ -25,8 +26,12 @@ class Source(Protocol):
     """Returns the example at `index`."""
     ...
 
+  def names(self) -> list[str]:
+    """Returns the file or record name of every example, or [] without names."""
+    return []
 
-class ArraySource:
+
+class ArraySource(Source):
   """Examples in memory.
 
   >>> source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([3, 4]))
@@ -46,7 +51,7 @@ class ArraySource:
     return {'image': self._images[index], 'label': self._labels[index]}
 
 
-class View:
+class View(Source):
   """Chosen examples of another source, each passed through a function.
 
   >>> source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([3, 4]))
@@ -78,42 +83,36 @@ class View:
     return self._change(example) if self._change else example
 
   def names(self) -> list[str]:
-    """Returns the names of the chosen examples; see `names_of`."""
-    names = names_of(self._source)
+    """Returns the names of the chosen examples."""
+    names = self._source.names()
     return [names[i] for i in self._indices] if names else []
 
 
-class Cached:
-  """A view of all examples that decodes each of them once and keeps it.
+class Cached(Source):
+  """All examples of another source, each read once and kept in memory."""
 
-  >>> source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([3, 4]))
-  >>> int(Cached(source, (8, 8, 1))[1]['label'])
-  4
-  """
-
-  def __init__(self, source: Source, image_shape: tuple[int, int, int]):
-    """Takes a source of uint8 images of one shape, with labels >= 0."""
+  def __init__(self, source: Source):
     self._source = source
-    self._images = np.empty((len(source), *image_shape), np.uint8)
-    self._labels = np.full(len(source), -1, np.int32)  # −1: not read yet.
+    self._examples: dict[int, Example] = {}
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: int) -> Example:
-    if self._labels[index] < 0:
+    if index not in self._examples:
       example = self._source[index]
-      self._images[index] = example['image']
-      # Last, so that another thread finds the image complete.
-      self._labels[index] = example['label']
-    return {'image': self._images[index], 'label': self._labels[index]}
+      # Grey images may be views of RGB ones, which need not be kept.
+      image = np.ascontiguousarray(example['image'])
+      self._examples[index] = {**example, 'image': image}
+    return self._examples[index]
 
   def names(self) -> list[str]:
-    """Returns the names of the examples; see `names_of`."""
-    return names_of(self._source)
+    """Returns the names of the examples."""
+    return self._source.names()
 
 
-class SyntheticSource:
+@dataclasses.dataclass(frozen=True)
+class SyntheticSource(Source):
   """Random uint8 images of any shape, a pure function of (seed, index).
 
   Every class has a fixed random pattern, and every image is the pattern of its
@@ -123,26 +122,19 @@ class SyntheticSource:
   (8, 8, 3)
   """
 
-  def __init__(
-    self,
-    length: int,
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    seed: int,
-  ):
-    self._length = length
-    self._shape = image_shape
-    self._num_classes = num_classes
-    self._seed = seed
+  length: int
+  image_shape: tuple[int, int, int]
+  num_classes: int
+  seed: int
 
   def __len__(self) -> int:
-    return self._length
+    return self.length
 
   def __getitem__(self, index: int) -> Example:
-    label = index % self._num_classes
-    pattern = np.random.default_rng((0, label))
-    noise = np.random.default_rng((1, self._seed, index))
-    image = pattern.random(self._shape) + noise.random(self._shape)
+    label = index % self.num_classes
+    pattern = np.random.default_rng((0, label)).random(self.image_shape)
+    noise = np.random.default_rng((1, self.seed, index))
+    image = pattern + noise.random(self.image_shape)
     return {
       'image': (image * 127.5).astype(np.uint8),
       'label': np.int32(label),
@@ -168,16 +160,6 @@ def resized(source: Source, resize: int, size: int) -> View:
     return {**example, 'image': image}
 
   return View(source, np.arange(len(source)), change)
-
-
-def names_of(source: Source) -> list[str]:
-  """Returns the file or record name of every example; [] if there are none.
-
-  >>> names_of(ArraySource(np.zeros((1, 8, 8, 1)), np.zeros(1)))
-  []
-  """
-  find = getattr(source, 'names', None)
-  return find() if find else []
 
 
 def split_classes(

@@ -122,6 +122,7 @@ def _work(batches: bytes, pipe: connection.Connection) -> None:
     signal.signal(signum, signal.SIG_IGN)
 
   def send(value: object) -> None:
+    # The highest protocol copies arrays once less than `pipe.send` does.
     pipe.send_bytes(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
 
   try:

@@ -56,7 +56,7 @@ def write(
   if jax.process_index() != 0:
     return summary
   with metrics.stopwatch('reading the names of the examples', patience=2):
-    names = views.names_of(source)
+    names = source.names()
   columns = _columns(result, class_names, names)
   table = io.StringIO(newline='')
   writer = csv.writer(table)

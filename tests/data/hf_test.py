@@ -1,7 +1,7 @@
 """Sets of Hugging Face `datasets`; the library is an extra."""
 
-import builtins
 import pickle
+import sys
 
 import numpy as np
 from PIL import Image
@@ -19,14 +19,7 @@ def load(path, **fields):
 
 
 def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
-  real = builtins.__import__
-
-  def block(name, *args, **options):
-    if name == 'datasets':
-      raise ModuleNotFoundError(name, name=name)
-    return real(name, *args, **options)
-
-  monkeypatch.setattr(builtins, '__import__', block)
+  monkeypatch.setitem(sys.modules, 'datasets', None)  # Its import fails.
   with pytest.raises(errors.ConfigError, match=r"\(datasets\).*'\.\[hf\]'"):
     load(tmp_path)
 

@@ -31,13 +31,13 @@ def test_files_keep_their_values_and_colours_become_grey_by_luma(tmp_path):
   np.testing.assert_array_equal(found, colour / 255)
 
   colour = pixels((8, 8, 3))
-  expected = np.asarray(Image.fromarray(colour).convert('L'))
+  luma = colour @ np.array([299, 587, 114]) / 1000  # ITU-R 601-2.
   found, _ = inputs.read(save(tmp_path / 'c.png', colour), GREY)
-  # Pillow rounds weights of 16 bits: one level of difference at most.
-  assert np.max(np.abs(255 * found[..., 0] - expected)) <= 1
+  # Pillow rounds weights of 16 bits, and the result.
+  assert np.max(np.abs(255 * found[..., 0] - luma)) <= 0.51
   other = save(tmp_path / 'd.png', colour[..., ::-1].copy())
   found, _ = inputs.read(other, GREY)
-  assert np.max(np.abs(255 * found[..., 0] - expected)) > 10
+  assert np.max(np.abs(255 * found[..., 0] - luma)) > 10
 
 
 def test_photographs_are_scaled_and_cut_where_the_model_says_so(tmp_path):
@@ -47,7 +47,6 @@ def test_photographs_are_scaled_and_cut_where_the_model_says_so(tmp_path):
   with pytest.raises(inputs.BadInputError, match=r'30×40 pixels.*--resize'):
     inputs.read(path, inputs.Preprocessing((8, 8, 3), 0))
   Image.new('1', (1, 8000)).save(path)
-  assert os.path.getsize(path) < 200
   with pytest.raises(inputs.BadInputError, match=r'1×8000 .* crop it'):
     inputs.read(path, inputs.Preprocessing((224, 224, 3), 256))
 
@@ -68,41 +67,36 @@ def test_arrays_are_taken_as_they_are(tmp_path, dtype, shape):
   assert done == f'{np.dtype(dtype)} array {suffix}'
 
 
-@pytest.mark.parametrize(
-  ('array', 'problem'),
-  [
-    (np.zeros((8, 9, 1)), 'has shape'),
-    (np.zeros((8, 8, 1), np.int64), 'holds int64'),
-    (np.zeros((8, 8, 1), np.longdouble), 'holds float128'),
-    (np.full((8, 8, 1), 1.5), 'outside'),
-    (np.full((8, 8, 1), np.nan), 'outside'),
-    (np.array([[None] * 8] * 8), 'Python objects'),
-  ],
-)
-def test_arrays_that_do_not_fit_are_refused(tmp_path, array, problem):
-  np.save(tmp_path / 'a.npy', array)
-  with pytest.raises(inputs.BadInputError, match=problem):
-    inputs.read(str(tmp_path / 'a.npy'), GREY)
-
-
-def test_files_that_are_no_images_are_refused(tmp_path):
+def test_files_that_do_not_fit_are_refused(tmp_path):
+  whole = (tmp_path / save(tmp_path / 'b.png', pixels((8, 8)))).read_bytes()
+  (tmp_path / 'cut.png').write_bytes(whole[:60])
   (tmp_path / 'a.txt').write_text('no image')
-  whole = save(tmp_path / 'b.png', pixels((8, 8)))
-  with open(whole, 'rb') as file:
-    (tmp_path / 'cut.png').write_bytes(file.read()[:60])
-  np.savez(tmp_path / 'a.npz', pixels((8, 8)))
-  os.rename(tmp_path / 'a.npz', tmp_path / 'several.npy')
   for name in ('pipe.png', 'pipe.npy'):  # An error, and no hang.
     os.mkfifo(tmp_path / name)
-  for name, problem in (
-    ('a.txt', 'is not a'),
-    ('cut.png', 'cannot be'),
-    ('missing.png', 'cannot be'),
-    ('', 'is not a'),  # The folder.
-    ('several.npy', 'several arrays'),
-    ('pipe.png', 'not a regular file'),
-    ('pipe.npy', 'not a regular file'),
+  cases = {
+    'a.txt': 'is not a',
+    'cut.png': 'cannot be',
+    'missing.png': 'cannot be read',
+    '': 'is not a regular file',  # The folder.
+    'pipe.png': 'is not a regular file',
+    'pipe.npy': 'is not a regular file',
+    'several.npy': 'several arrays',
+  }
+  np.savez(tmp_path / 'several.npz', pixels((8, 8)))
+  os.rename(tmp_path / 'several.npz', tmp_path / 'several.npy')
+  for number, (array, problem) in enumerate(
+    (
+      (np.zeros((8, 9, 1)), 'has shape'),
+      (np.zeros((8, 8, 1), np.int64), 'holds int64'),
+      (np.zeros((8, 8, 1), np.longdouble), 'holds float128'),
+      (np.full((8, 8, 1), 1.5), 'outside'),
+      (np.full((8, 8, 1), np.nan), 'outside'),
+      (np.array([[None] * 8] * 8), 'Python objects'),
+    )
   ):
+    np.save(tmp_path / f'{number}.npy', array)
+    cases[f'{number}.npy'] = problem
+  for name, problem in cases.items():
     with pytest.raises(inputs.BadInputError, match=problem):
       inputs.read(os.path.join(tmp_path, name), GREY)
 

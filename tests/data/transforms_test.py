@@ -3,29 +3,29 @@ import pytest
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
-from lipnext_jax.data import pillow
+from lipnext_jax.data import images
 from lipnext_jax.data import randaugment
 from lipnext_jax.data import transforms
 
 
-def images(dtype, count=1, size=8, channels=2):
-  rng = np.random.default_rng(3)
-  out = rng.integers(1, 256, size=(count, size, size, channels))
-  return (
-    out.astype(np.uint8) if dtype == np.uint8 else (out / 255).astype(dtype)
-  )
+def make_image(dtype, height=8, width=8, channels=2, seed=3):
+  rng = np.random.default_rng(seed)
+  image = rng.integers(1, 256, size=(height, width, channels))
+  return (image if dtype == np.uint8 else image / 255).astype(dtype)
+
+
+def make_augment(**fields):
+  augment = config_lib.default_config().augment
+  augment.update_from_flattened_dict(fields)
+  return augment
 
 
 def test_flip_mirrors_half_of_the_images():
-  image = images(np.uint8)[0]
+  image = make_image(np.uint8)
   rng = np.random.default_rng(0)
-  flipped = 0
-  for _ in range(400):
-    out = transforms.flip()(image, rng)
-    if np.array_equal(out, image[:, ::-1]):
-      flipped += 1
-    else:
-      np.testing.assert_array_equal(out, image)
+  outs = [transforms.flip(image, rng).tobytes() for _ in range(400)]
+  flipped = outs.count(image[:, ::-1].tobytes())
+  assert flipped + outs.count(image.tobytes()) == 400
   assert abs(flipped - 200) < 5 * 10  # Five deviations of a fair coin.
 
 
@@ -43,7 +43,7 @@ class Fixed:
 
 
 def test_affine_moves_turns_and_zooms():
-  image = images(np.float32)[0]
+  image = make_image(np.float32)
   out = transforms.affine(1, 1, 3, 0)(image, Fixed([0, 0, 0, 0], [1, -2]))
   expected = np.zeros_like(image)
   expected[:-1, 2:] = image[1:, :-2]  # Output (r, c) reads (r + 1, c − 2).
@@ -55,7 +55,7 @@ def test_affine_moves_turns_and_zooms():
   turns = [np.rot90(image, k) for k in (1, 3)]
   assert min(np.abs(out - turn).max() for turn in turns) < 1e-5
   # exp(log 2): the output at distance d from the centre reads distance 2d.
-  image = images(np.float32, size=9)[0]
+  image = make_image(np.float32, 9, 9)
   zoom = transforms.affine(0, np.log(2), 0, 0)
   out = zoom(image, Fixed([0, 1, 1, 0], [0, 0]))
   np.testing.assert_allclose(out[2:7, 2:7], image[::2, ::2], atol=1e-5)
@@ -66,7 +66,8 @@ def test_affine_moves_turns_and_zooms():
 def test_affine_keeps_range_shape_and_dtype(dtype):
   top = 255 if dtype == np.uint8 else 1
   rng = np.random.default_rng(0)
-  for image in images(dtype, count=20):
+  for seed in range(20):
+    image = make_image(dtype, seed=seed)
     out = transforms.affine(30, 0.3, 3, 1.0)(image, rng)
     assert (out.shape, out.dtype) == (image.shape, image.dtype)
     assert out.min() >= 0
@@ -86,8 +87,7 @@ def test_warp_bends_without_moving_on_average():
 
 
 def test_build_transforms_reads_every_field():
-  augment = config_lib.default_config().augment
-  assert transforms.build_transforms(augment, (8, 8, 3)) == []
+  assert transforms.build_transforms(make_augment(), (8, 8, 3)) == []
   for field, value in (
     ('rotate', 5.0),
     ('scale', 0.1),
@@ -97,19 +97,12 @@ def test_build_transforms_reads_every_field():
     ('flip', True),
     ('randaugment.probability', 1.0),
   ):
-    augment = config_lib.default_config().augment
-    augment.update_from_flattened_dict({field: value})
+    augment = make_augment(**{field: value})
     (transform,) = transforms.build_transforms(augment, (8, 8, 3))
     rng = np.random.default_rng(0)
-    image = images(np.uint8, channels=3)[0]
+    image = make_image(np.uint8, channels=3)
     outs = [transform(image, rng) for _ in range(20)]
     assert any(not np.array_equal(out, image) for out in outs), field
-
-
-def make_augment(**fields):
-  augment = config_lib.default_config().augment
-  augment.update_from_flattened_dict(fields)
-  return augment
 
 
 def run(steps, image, seed):
@@ -125,7 +118,7 @@ def test_steps_follow_in_the_order_of_the_recipes():
   The same steps, written out, from the same generator.
   """
   always = randaugment.randaugment(1.0, 2, 9)
-  image = images(np.uint8, size=40, channels=3)[0][:30]
+  image = make_image(np.uint8, 30, 40, 3)
   fields = {'randaugment.probability': 1.0, 'flip': True}
   resize = {'resize.min': 12, 'resize.max': 16}
   imagenet = transforms.build_transforms(
@@ -137,26 +130,23 @@ def test_steps_follow_in_the_order_of_the_recipes():
   for seed in range(10):
     rng = np.random.default_rng(seed)
     size = int(rng.integers(12, 17))
-    picture = pillow.resize_shorter_side(pillow.from_array(image), size)
-    assert picture.size == (size * 40 // 30, size)
-    expected = pillow.to_array(always(picture, rng))
-    expected = transforms.crop_to(9, 9)(expected, rng)
-    expected = transforms.flip()(expected, rng)
+    picture = images.resize_shorter_side(images.from_array(image), size)
+    expected = images.to_array(always(picture, rng))
+    expected = transforms.flip(transforms.crop_to(9, 9)(expected, rng), rng)
     np.testing.assert_array_equal(run(imagenet, image, seed), expected)
     rng = np.random.default_rng(seed)
-    expected = transforms.flip()(transforms.crop(2)(image, rng), rng)
-    expected = pillow.to_array(always(pillow.from_array(expected), rng))
+    expected = transforms.flip(transforms.crop(2)(image, rng), rng)
+    expected = images.to_array(always(images.from_array(expected), rng))
     np.testing.assert_array_equal(run(cifar, image, seed), expected)
 
 
 def test_without_a_range_training_scales_as_evaluation_does():
   """The scale is fixed, and the crop is random."""
-  image = images(np.uint8, size=40, channels=3)[0][:30]
+  image = make_image(np.uint8, 30, 40, 3)
   steps = transforms.build_transforms(make_augment(), (9, 9, 3), resize=12)
-  scaled = pillow.resize_shorter_side(pillow.from_array(image), 12)
-  assert scaled.size == (16, 12)
+  scaled = images.resize_shorter_side(images.from_array(image), 12)
   windows = {
-    pillow.to_array(scaled)[top : top + 9, left : left + 9].tobytes()
+    images.to_array(scaled)[top : top + 9, left : left + 9].tobytes()
     for top in range(4)
     for left in range(8)
   }
@@ -165,31 +155,10 @@ def test_without_a_range_training_scales_as_evaluation_does():
   assert 20 < len(seen) <= len(seen | windows) == len(windows) == 32
 
 
-@pytest.mark.parametrize(
-  ('fields', 'image', 'field'),
-  [
-    ({'randaugment.probability': 0.5}, np.zeros((8, 8, 3)), 'randaugment'),
-    (
-      {'resize.min': 8, 'resize.max': 9},
-      np.zeros((8, 8, 2), np.uint8),
-      'augment.resize.max=9',
-    ),
-  ],
-)
-def test_transforms_that_do_not_fit_the_images_are_refused(
-  fields, image, field
-):
-  with pytest.raises(errors.ConfigError, match=field):
-    transforms.check_image(make_augment(**fields), image)
-  transforms.check_image(make_augment(**fields), np.zeros((8, 8, 3), np.uint8))
-
-
-def test_crops_larger_than_what_they_are_cut_from_are_refused():
-  augment = make_augment(**{'resize.min': 8, 'resize.max': 16})
-  with pytest.raises(errors.ConfigError, match=r'augment\.resize\.min=8'):
+def test_crops_larger_than_the_smallest_image_are_refused():
+  augment = make_augment(**{'resize.min': 8, 'resize.max': 9})
+  with pytest.raises(errors.ConfigError, match=r'resize\.min=8.*at least 9'):
     transforms.build_transforms(augment, (9, 9, 3))
-  with pytest.raises(ValueError, match='size=13 is above resize=12'):
-    transforms.resize_center_crop(np.zeros((40, 40, 3), np.uint8), 12, 13)
 
 
 def chi_square(counts):
@@ -232,26 +201,23 @@ def test_crops_are_uniform_over_all_windows():
     assert len(counts) == windows
     statistic, bound = chi_square(counts)
     assert statistic < bound
-  # One that is not would be noticed.
+  # One that is not would be noticed, although every window occurs.
   counts = windows_of(biased, 6, 6)
-  assert len(counts) == 25  # Every window occurs.
   statistic, bound = chi_square(counts)
+  assert len(counts) == 25
   assert statistic > 2 * bound
 
 
 def test_resize_draws_every_size_equally_often():
-  picture = pillow.from_array(np.zeros((10, 20, 1), np.uint8))
+  picture = images.from_array(np.zeros((10, 20, 1), np.uint8))
   rng = np.random.default_rng(0)
   resize = transforms.random_resize(5, 12)
   sizes = [resize(picture, rng).height for _ in range(2000)]
-  counts = np.bincount(sizes, minlength=13)
+  counts = np.bincount(sizes)
   assert not counts[:5].any()
   statistic, bound = chi_square(counts[5:])
   assert len(counts) == 13  # Both ends are reached, nothing beyond.
   assert statistic < bound
-  # One end missing, as with an exclusive upper bound, would be noticed.
-  statistic, bound = chi_square([*counts[5:12], 0])
-  assert statistic > 2 * bound
 
 
 @pytest.mark.parametrize(
@@ -266,8 +232,8 @@ def test_resize_draws_every_size_equally_often():
   ],
 )
 def test_resize_center_crop_cuts_the_middle(height, width, top, left):
-  image = images(np.uint8, size=40, channels=3)[0][:height, :width]
+  image = make_image(np.uint8, height, width, 3)
   out = transforms.resize_center_crop(image, 12, 9)
-  scaled = pillow.resize_shorter_side(pillow.from_array(image), 12)
-  whole = pillow.to_array(scaled)
+  scaled = images.resize_shorter_side(images.from_array(image), 12)
+  whole = images.to_array(scaled)
   np.testing.assert_array_equal(out, whole[top : top + 9, left : left + 9])

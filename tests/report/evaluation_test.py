@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 import numpy as np
 
 from lipnext_jax import evaluate
+from lipnext_jax.data import views
 from lipnext_jax.parallel import mesh as mesh_lib
 from lipnext_jax.report import evaluation
 from lipnext_jax.report import records
@@ -85,7 +86,7 @@ def test_files_and_classes_keep_their_names(tmp_path, tiny_config, capsys):
   assert page.count('As evaluation sees them, ') == 3
 
 
-class Unreadable:
+class Unreadable(views.Source):
   """A split whose images cannot be read."""
 
   def __len__(self):
