@@ -23,7 +23,6 @@ GONE = jax.errors.JaxRuntimeError(
       '/run/metrics.jsonl: No space left on device; what was saved before is '
       'intact: make room or permit writing',
     ),
-    (OSError('no more threads'), errors.WorkdirError, 'no more threads'),
     (MemoryError('8 EiB'), errors.OutOfMemoryError, 'lower dataset.workers'),
   ],
 )
