@@ -76,11 +76,12 @@ def warnings(
       f'{spikes:.0f} losses above health.loss_spike={c.loss_spike:g} times '
       'their running mean'
     )
-  if drifted(c, scalars):
+  error = scalars['train/orthogonality_error']
+  if c.drift > 0 and not error <= c.drift:  # NaN is drift.
     lines.append(
-      f'orthogonality error {scalars["train/orthogonality_error"]:.1e} above '
-      f'health.drift={c.drift:g}: shorten optimizer.retraction_period, raise '
-      'optimizer.precision, or lower optimizer.learning_rate'
+      f'orthogonality error {error:.1e} above health.drift={c.drift:g}: '
+      'shorten optimizer.retraction_period, raise optimizer.precision, or '
+      'lower optimizer.learning_rate'
     )
   return lines
 
@@ -191,9 +192,3 @@ def constant_loss(
   zeros = jnp.zeros((num_classes, num_classes))
   loss = jax.jit(loss_fn)(zeros, labels, jnp.eye(num_classes), epsilon)
   return float(loss)
-
-
-def drifted(c: ml_collections.ConfigDict, scalars: Mapping[str, float]) -> bool:
-  """Returns whether the orthogonality error is above `health.drift`."""
-  error = scalars['train/orthogonality_error']
-  return c.drift > 0 and not error <= c.drift  # NaN is drift.
