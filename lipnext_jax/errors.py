@@ -34,12 +34,6 @@ class UserError(Exception):
 class ConfigError(UserError):
   """A config field, a flag, a dataset or a workdir that does not fit.
 
-  Args:
-    field: field or flag at fault, e.g. 'model.beta'.
-    value: value of the field.
-    problem: what is wrong with the value.
-    remedy: what to do.
-
   >>> str(ConfigError('model.beta', 2, 'is outside [0, 1]', 'choose 0.5'))
   'model.beta=2 is outside [0, 1]; choose 0.5.'
   """
@@ -57,11 +51,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-  """Data on disk that are damaged, missing or of the wrong kind.
-
-  >>> str(DataError('train.tar, n01440764_1.JPEG: is truncated'))
-  'train.tar, n01440764_1.JPEG: is truncated'
-  """
+  """Data on disk that are damaged, missing or of the wrong kind."""
 
   exit_code = 3
 
@@ -75,13 +65,7 @@ class CheckpointError(UserError):
 class NonFiniteError(UserError):
   """Training that reached infinities or NaNs and cannot leave them.
 
-  Args:
-    step: step at which training stops.
-    problem: what is not finite.
-    saved: step of the newest checkpoint, or None if there is none.
-
-  >>> str(NonFiniteError(7, 'the loss is NaN', None))[:40]
-  'step 7: the loss is NaN; no checkpoint w'
+  `saved` is the step of the newest checkpoint, or None if there is none.
   """
 
   exit_code = 6

@@ -15,7 +15,6 @@ import os
 import re
 import stat
 from typing import Any
-from typing import BinaryIO
 from typing import TextIO
 
 import numpy as np
@@ -27,11 +26,7 @@ MAX_JSON = 1 << 28
 
 
 def is_remote(path: str) -> bool:
-  """Returns whether a path is an address in an object store.
-
-  >>> is_remote('gs://bucket/runs/x'), is_remote('/runs/x')
-  (True, False)
-  """
+  """Returns whether a path is an address, such as gs://bucket/runs/x."""
   return '://' in os.fspath(path)
 
 
@@ -71,13 +66,9 @@ def exists(path: str) -> bool:
   return _store(path).exists(path) if is_remote(path) else os.path.exists(path)
 
 
-def is_folder(path: str) -> bool:
-  """Returns whether a folder exists; a bucket has those that hold an object."""
-  if not is_remote(path):
-    return os.path.isdir(path)
-  with contextlib.suppress(FileNotFoundError):
-    return _store(path).info(path)['type'] == 'directory'
-  return False
+def is_file(path: str) -> bool:
+  """Returns whether a file exists that is not a folder."""
+  return _store(path).isfile(path) if is_remote(path) else os.path.isfile(path)
 
 
 def make_folder(path: str) -> None:
@@ -87,11 +78,9 @@ def make_folder(path: str) -> None:
 
 
 def list_folder(path: str) -> list[str]:
-  """Lists the names in a folder.
-
-  Raises:
-    OSError: the folder does not exist.
-  """
+  """Lists the names in a folder; none if it does not exist."""
+  if not exists(path):
+    return []
   if is_remote(path):
     return [os.path.basename(p) for p in _store(path).ls(path, detail=False)]
   return os.listdir(path)
@@ -109,11 +98,9 @@ def walk(folder: str) -> Iterator[str]:
         yield os.path.relpath(path, folder)
 
 
-def absolute(path: str, *, follow_links: bool = False) -> str:
-  """Returns the absolute path of a path; an address is one already."""
-  if is_remote(path):
-    return path
-  return os.path.realpath(path) if follow_links else os.path.abspath(path)
+def real_path(path: str) -> str:
+  """Returns a path without links; an address stays as it is."""
+  return path if is_remote(path) else os.path.realpath(path)
 
 
 def move_aside(folder: str, parent: str) -> str:
@@ -126,33 +113,20 @@ def move_aside(folder: str, parent: str) -> str:
   """
   name = os.path.basename(folder)
   targets = (f'{parent}/{name}-{i}' for i in itertools.count())
+  target = next(path for path in targets if not exists(path))
   if is_remote(folder):
     store = _store(folder)
-    target = next(path for path in targets if not store.exists(path))
     store.copy(f'{folder}/', f'{target}/', recursive=True)
     store.rm(folder, recursive=True)
-    return target
-  os.makedirs(parent, exist_ok=True)
-  target = next(path for path in targets if not os.path.lexists(path))
-  os.rename(folder, target)
+  else:
+    os.makedirs(parent, exist_ok=True)
+    os.rename(folder, target)
   return target
-
-
-def may_pass(path: str, error: Exception) -> bool:
-  """Returns whether an error may be temporary: of the network to a bucket."""
-  found = not isinstance(error, FileNotFoundError)
-  return is_remote(path) and isinstance(error, OSError) and found
 
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-  """Adds the path to an `OSError` that lacks it, as those of writing do.
-
-  >>> with naming('a.json'):
-  ...   raise OSError(28, 'No space left on device')
-  Traceback (most recent call last):
-  OSError: [Errno 28] No space left on device: 'a.json'
-  """
+  """Adds the path to an `OSError` that lacks it, as those of writing do."""
   try:
     yield
   except OSError as error:
@@ -161,31 +135,22 @@ def naming(path: str) -> Iterator[None]:
     raise
 
 
-@contextlib.contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-  """Yields a new file that replaces `path` once it is complete.
+def write_bytes(path: str, data: bytes | bytearray) -> None:
+  """Writes a file of bytes that appears, or replaces another, at once.
 
   A kill or a power cut never leaves half a file. Links are not followed.
   """
   if is_remote(path):
-    data = io.BytesIO()
-    yield data
-    _store(path).pipe_file(path, data.getvalue())
+    _store(path).pipe_file(path, bytes(data))
     return
   temporary = f'{path}.tmp'
   with contextlib.suppress(FileNotFoundError):
     os.unlink(temporary)
   with naming(path), open(temporary, 'xb') as file:
-    yield file
+    file.write(data)
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)
-
-
-def write_bytes(path: str, data: bytes | bytearray) -> None:
-  """Writes a file of bytes atomically."""
-  with _replacing(path) as file:
-    file.write(data)
 
 
 def write_text(path: str, text: str) -> None:
@@ -200,8 +165,9 @@ def write_json(path: str, value: Any) -> None:
 
 def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
   """Writes a compressed `.npz` of named arrays atomically."""
-  with _replacing(path) as file:
-    np.savez_compressed(file, **arrays)
+  data = io.BytesIO()
+  np.savez_compressed(data, **arrays)
+  write_bytes(path, data.getvalue())
 
 
 class _Object(io.StringIO):
@@ -235,11 +201,13 @@ def append(path: str) -> TextIO:
   """
   if is_remote(path):
     return _Object(path)
-
-  def opener(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NOFOLLOW, 0o666)
-
-  return open(path, 'a+', buffering=1, encoding='utf-8', opener=opener)
+  return open(
+    path,
+    'a+',
+    buffering=1,
+    encoding='utf-8',
+    opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666),
+  )
 
 
 def open_binary(path: str) -> io.BufferedReader:
@@ -260,16 +228,14 @@ def read_json(path: str) -> Any:
     ValueError: the file is not regular, exceeds `MAX_JSON` bytes, is not JSON,
       or nests too deeply.
   """
-  if is_remote(path):
-    info = _store(path).info(path)
-    regular, size = info['type'] == 'file', info['size']
-  else:  # Reading a pipe or a device never ends.
-    found = os.stat(path)
-    regular, size = stat.S_ISREG(found.st_mode), found.st_size
-  if not regular or size > MAX_JSON:
-    raise ValueError('it is not a regular file, or too large')
-  with open_text(path) as file:
-    try:
-      return json.load(file)
-    except RecursionError:
-      raise ValueError('it nests too deeply') from None
+  # Reading a pipe or a device never ends.
+  if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
+    raise ValueError('it is not a regular file')
+  with open_binary(path) as file:
+    data = file.read(MAX_JSON + 1)
+  if len(data) > MAX_JSON:
+    raise ValueError('it is too large')
+  try:
+    return json.loads(data)
+  except RecursionError:
+    raise ValueError('it nests too deeply') from None

@@ -1,7 +1,7 @@
 """Helpers of command lines: encodings, closed pipes, --help, ~ in flags."""
 
 from collections.abc import Sequence
-import contextlib
+import io
 import os
 import signal
 import sys
@@ -15,19 +15,18 @@ def open_streams() -> None:
   """Makes stdout and stderr escape what their encoding lacks."""
   for stream in (sys.stdout, sys.stderr):
     # Stand-ins for a stream, in tests and notebooks, take any text.
-    with contextlib.suppress(AttributeError):
-      stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
 
 
 def drop_output() -> None:
   """Drops buffered output whose reader has gone."""
-  with contextlib.suppress(AttributeError, OSError, ValueError):
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-      try:
-        stream.flush()
-      except BrokenPipeError:  # Python would flush again when it exits.
-        os.dup2(nowhere, stream.fileno())
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      stream.flush()
+    except BrokenPipeError:  # Python would flush again when it exits.
+      os.dup2(nowhere, stream.fileno())
 
 
 def show_help(argv: Sequence[str]) -> None:
@@ -48,12 +47,11 @@ def expand_home(argv: Sequence[str]) -> list[str]:
   >>> expand_home(['--workdir=~/x', '~']) == [f'--workdir={home}/x', home]
   True
   """
-  expanded = []
-  for argument in argv:
+
+  def expand(argument: str) -> str:
     flag, equals, value = argument.partition('=')
     if equals and flag.startswith('-'):
-      argument = f'{flag}={os.path.expanduser(value)}'
-    else:
-      argument = os.path.expanduser(argument)
-    expanded.append(argument)
-  return expanded
+      return f'{flag}={os.path.expanduser(value)}'
+    return os.path.expanduser(argument)
+
+  return [expand(argument) for argument in argv]

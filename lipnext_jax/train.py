@@ -347,7 +347,6 @@ def _log(
   progress.failing = watch.failing
   scalars['train/failing'] = float(bool(watch.failing))
   scalars['train/images_per_second'] = progress.update(step, scalars)
-  scalars['train/drifts'] = float(runtime.drifted(health, scalars))
   writer.write(step, scalars)
   for line in failures + runtime.warnings(health, scalars):
     progress.log(f'step {step}: {line}')

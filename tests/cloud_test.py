@@ -132,8 +132,9 @@ def test_another_config_is_refused_in_a_bucket_too(trained_run):
 
 @pytest.mark.usefixtures('bucket')
 def test_a_bucket_that_is_not_there_is_one_line():
-  with pytest.raises(errors.WorkdirError, match=r'cannot be written .*other'):
+  with pytest.raises(OSError, match='other') as refused:
     checkpoint.Lock('gs://other/x').acquire()
+  assert isinstance(explain.explain(refused.value), errors.WorkdirError)
 
 
 @pytest.mark.parametrize('status', [401, 403])
@@ -159,5 +160,3 @@ def test_a_torn_write_leaves_the_object_as_it_was():
   with pytest.raises(TypeError):
     files.write_json(path, object())
   assert files.read_json(path) == [1]
-  with pytest.raises(ValueError, match='not a regular file'):
-    files.read_json(RUN)

@@ -157,11 +157,9 @@ def test_skipped_steps_are_counted_and_said(
   assert [m['train/skipped_steps'] for m in logged] == [1, 0, 0, 0]
   assert [m['train/skipped_in_a_row'] for m in logged] == [1, 0, 0, 0]
   assert ['train/loss' in m for m in logged] == [False, True, True, True]
-  # float32 cannot be that orthogonal.
-  assert logged[-1]['train/drifts'] == 1
   said = capsys.readouterr().err
   assert 'step 1: 1 steps skipped, whose loss or gradient was not' in said
-  assert 'step 4: orthogonality error' in said
+  assert 'step 4: orthogonality error' in said  # Float32 is not that exact.
 
 
 def test_too_many_skipped_steps_end_the_run_and_leave_the_checkpoint(

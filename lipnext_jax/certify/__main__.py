@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       return _export(args)
     return _certify_all(args)
 
-  return command.run(run, closed=0)  # `| head` has seen all it wants.
+  return command.run(run)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

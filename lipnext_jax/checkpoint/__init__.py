@@ -2,17 +2,10 @@
 
 A workdir holds `config.json`, with every field of the config, and a folder
 `checkpoints/<step>/` per checkpoint, each with a manifest of checksums. The
-newest two and the best are kept. What a run does when it starts depends on what
-the workdir holds:
-
-  1. nothing: the run starts from scratch;
-  2. a config.json that differs in a field that matters: it is refused;
-  3. checkpoints: it verifies and restores the newest, and resumes at its step;
-  4. a damaged checkpoint: it sets it aside with a message, and uses the next
-     older one;
-  5. only damaged checkpoints: it is refused, because a new start would replace
-     what can perhaps be saved;
-  6. a config.json without a finished checkpoint: it starts from scratch.
+newest two and the best are kept. A run that starts refuses a workdir of another
+config, sets damaged checkpoints aside, and resumes at the newest that is left.
+Without any checkpoint it starts from scratch; if all are damaged it is refused,
+because a new start would replace what can perhaps be saved.
 
 `checkpoint.restore` turns a workdir back into a trained model.
 """

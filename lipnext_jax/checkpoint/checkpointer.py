@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import glob
+import math
 import os
 import sys
 from typing import Any
@@ -18,10 +19,9 @@ from lipnext_jax.checkpoint import reader
 from lipnext_jax.parallel import distributed
 from lipnext_jax.runtime import explain
 
-DAMAGED = 'damaged'  # Folder beside that of the checkpoints.
-
 
 def _metric(metrics: Any) -> float:
+  """Returns the accuracy by which the best checkpoint is chosen."""
   return metrics[reader.METRIC]
 
 
@@ -36,11 +36,9 @@ class Checkpointer(reader.CheckpointReader):
       config_hash: hash from `checkpoint.hash_config`.
     """
     super().__init__(workdir, config_hash=config_hash)
-    # A rename works only within the file system that holds the checkpoints,
-    # whose folder may be a link.
-    real = files.absolute(self._directory, follow_links=True)
-    self._damaged = os.path.join(os.path.dirname(real), DAMAGED)
-    self._saving: tuple[int, dict[str, Any]] | None = None
+    # On the file system of the checkpoints, so that moving there is a rename.
+    self._damaged = os.path.join(os.path.dirname(self._directory), 'damaged')
+    self._saving: tuple[str, dict[str, Any]] | None = None
     distributed.on_first(self._set_damaged_aside)
     keep = ocp.checkpoint_managers.AnyPreservationPolicy(
       [
@@ -62,19 +60,14 @@ class Checkpointer(reader.CheckpointReader):
 
   def _set_damaged_aside(self) -> None:
     """Moves damaged checkpoints into `damaged/`, each with a message."""
-    whole = False
+    largest = math.inf
     for step in reversed(self.list_steps()):
-      # Of checkpoints older than the first whole one, Orbax reads metrics only.
-      largest = reader.SMALL if whole else None
-      damage = manifest.find_damage(self._path(step), largest)
-      if damage is None:
-        whole = True
-        continue
-      target = files.move_aside(self._path(step), self._damaged)
-      print(
-        f'checkpoint {step} is damaged ({damage}): set aside as {target}',
-        file=sys.stderr,
-      )
+      if self._is_whole(step, largest):
+        # Of those older than the first whole one, Orbax reads metrics only.
+        largest = reader.SMALL
+      else:
+        target = files.move_aside(self._path(step), self._damaged)
+        print(f'checkpoint {step} is set aside as {target}', file=sys.stderr)
 
   def find_newest(self) -> int | None:
     """Returns the newest step, or None if there is no checkpoint.
@@ -83,7 +76,7 @@ class Checkpointer(reader.CheckpointReader):
       CheckpointError: all checkpoints are damaged.
     """
     step = self._manager.latest_step()
-    if step is None and files.is_folder(self._damaged):
+    if step is None and files.exists(self._damaged):
       raise errors.CheckpointError(
         f'{self._workdir} holds only damaged checkpoints, now in '
         f'{self._damaged}; put a good copy back, or remove that folder to '
@@ -105,7 +98,7 @@ class Checkpointer(reader.CheckpointReader):
     self.wait()
     with self._explained():
       # `_write_manifest` needs this when Orbax has written the arrays.
-      self._saving = step, manifest.describe_arrays(state)
+      self._saving = self._path(step), manifest.describe_arrays(state)
       # On CPU, Orbax reads the buffers in the background, where the next step
       # may write.
       state = jax.tree.map(jnp.copy, state)
@@ -118,15 +111,11 @@ class Checkpointer(reader.CheckpointReader):
 
   def _write_manifest(self) -> None:
     """Writes the manifest; Orbax calls this before it names the directory."""
-    if jax.process_index() != 0 or self._saving is None:
-      return
-    step, arrays = self._saving
-    path = self._path(step)
-    # In a bucket, the directory has its final name from the start.
-    (directory,) = glob.glob(f'{glob.escape(path)}.orbax-*') or (path,)
-    manifest.write(
-      directory, step=step, arrays=arrays, config_hash=self._config_hash
-    )
+    if jax.process_index() == 0 and self._saving is not None:
+      path, arrays = self._saving
+      # In a bucket, the directory has its final name from the start.
+      (directory,) = glob.glob(f'{glob.escape(path)}.orbax-*') or (path,)
+      manifest.write(directory, arrays=arrays, config_hash=self._config_hash)
 
   def wait(self) -> None:
     """Waits until the current save is complete.

@@ -13,7 +13,6 @@ import filelock
 from lipnext_jax import errors
 from lipnext_jax import files
 
-FILE = 'lock'
 HOLDER = 'lock.txt'  # File that names the process that holds the lock.
 
 # Seconds after which another host must see a new file. NFS clients cache
@@ -32,7 +31,7 @@ class Lock:
     """Does not take the lock yet."""
     self._workdir = workdir
     self._lock = filelock.FileLock(
-      os.path.join(workdir, FILE), thread_local=False, is_singleton=True
+      os.path.join(workdir, 'lock'), thread_local=False, is_singleton=True
     )
 
   def acquire(self) -> int:
@@ -43,37 +42,31 @@ class Lock:
 
     Raises:
       ConfigError: another process holds the lock.
-      WorkdirError: the workdir cannot be written.
+      OSError: the workdir cannot be written.
     """
-    try:
-      files.make_folder(self._workdir)
-      if files.is_remote(self._workdir):
-        last = _read_holder(self._workdir) or 'none'
-        print(
-          f'{self._workdir} cannot be locked: make sure that no other run uses '
-          f'it (the last to start was {last})',
-          file=sys.stderr,
-        )
-      else:
-        self._lock.acquire(blocking=False)
-      since = time.strftime('%Y-%m-%d %H:%M:%S')
-      files.write_text(
-        os.path.join(self._workdir, HOLDER),
-        f'process {os.getpid()} on {socket.gethostname()} since {since}',
+    files.make_folder(self._workdir)
+    if files.is_remote(self._workdir):
+      last = _read_holder(self._workdir) or 'none'
+      print(
+        f'{self._workdir} cannot be locked: make sure that no other run uses '
+        f'it (the last to start was {last})',
+        file=sys.stderr,
       )
-    except filelock.Timeout:
-      raise errors.ConfigError(
-        '--workdir',
-        self._workdir,
-        f'is in use by {_read_holder(self._workdir) or "another process"}',
-        'wait for it, stop it, or choose another directory',
-      ) from None
-    except OSError as error:
-      raise errors.WorkdirError(
-        f'--workdir={self._workdir!r} cannot be written ('
-        f'{error.strerror or error}); choose another directory or permit '
-        'writing'
-      ) from None
+    else:
+      try:
+        self._lock.acquire(blocking=False)
+      except filelock.Timeout:
+        raise errors.ConfigError(
+          '--workdir',
+          self._workdir,
+          f'is in use by {_read_holder(self._workdir) or "another process"}',
+          'wait for it, stop it, or choose another directory',
+        ) from None
+    since = time.strftime('%Y-%m-%d %H:%M:%S')
+    files.write_text(
+      os.path.join(self._workdir, HOLDER),
+      f'process {os.getpid()} on {socket.gethostname()} since {since}',
+    )
     return os.getpid()
 
   def release(self) -> None:
@@ -106,6 +99,7 @@ def check_seen(workdir: str, holder: int, seconds: float = _VISIBLE) -> None:
 
 
 def _read_holder(workdir: str) -> str:
+  """Reads who took the lock last; '' if nobody did."""
   try:
     with files.open_text(os.path.join(workdir, HOLDER)) as file:
       return file.read()

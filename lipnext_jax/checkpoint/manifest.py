@@ -11,6 +11,7 @@ from concurrent import futures
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 from typing import Any
@@ -25,8 +26,6 @@ NAME = 'manifest.json'
 # Orbax changes these after the manifest is written, when it gives the directory
 # its name: it adds the time to the first, and creates the second.
 _METADATA, _COMMITTED = '_CHECKPOINT_METADATA', 'commit_success.txt'
-_SUCCESS = 'Checkpoint commit was successful to'
-_COMMIT_TIME = 'commit_timestamp_nsecs'
 _THREADS = 8  # hashlib releases the interpreter lock; disks like a queue.
 
 
@@ -38,26 +37,24 @@ def describe_arrays(tree: Any) -> dict[str, list[Any]]:
   }
 
 
-def hash_fields(fields: Mapping[str, Any]) -> str:
-  """Hashes plain fields, independently of their order."""
+def hash_fields(fields: Any) -> str:
+  """Hashes plain JSON, independently of the order of its fields."""
   text = json.dumps(fields, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write(
-  directory: str, *, step: int, arrays: Mapping[str, Any], config_hash: str
+  directory: str, *, arrays: Mapping[str, Any], config_hash: str
 ) -> None:
   """Writes the manifest of a checkpoint.
 
   Args:
     directory: directory of the checkpoint, complete but for the manifest.
-    step: number of updates.
     arrays: shapes and dtypes from `describe_arrays`.
     config_hash: hash from `hash_fields`.
   """
   names = sorted(files.walk(directory))
   manifest = {
-    'step': step,
     'config_hash': config_hash,
     'arrays': arrays,
     'files': dict(zip(names, _measure_all(directory, names), strict=True)),
@@ -70,22 +67,13 @@ def read(directory: str) -> dict[str, Any]:
   """Reads the manifest of a checkpoint, and verifies its checksum.
 
   Raises:
-    ValueError: the manifest is missing or damaged.
-    OSError: the bucket that holds it cannot be reached.
+    ValueError: the manifest is damaged.
+    OSError: the manifest is missing or cannot be read.
   """
-  try:
-    manifest = files.read_json(os.path.join(directory, NAME))
-    own = manifest.pop('own')
-  except FileNotFoundError:
-    raise ValueError(f'it has no {NAME}') from None
-  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-    if files.may_pass(directory, error):
-      raise
-    raise ValueError(
-      f'its {NAME} cannot be read ({type(error).__name__})'
-    ) from None
-  if hash_fields(manifest) != own:
-    raise ValueError(f'its {NAME} does not have its checksum')
+  manifest = files.read_json(os.path.join(directory, NAME))
+  own = manifest.pop('own', None) if isinstance(manifest, dict) else None
+  if own != hash_fields(manifest):
+    raise ValueError('it does not have its checksum')
   return manifest
 
 
@@ -99,12 +87,12 @@ def is_committed(directory: str) -> bool:
   return not files.is_remote(directory) or files.exists(last)
 
 
-def find_damage(directory: str, largest: int | None = None) -> str | None:
+def find_damage(directory: str, largest: float = math.inf) -> str | None:
   """Compares the files of a checkpoint with its manifest.
 
   Args:
     directory: directory of the checkpoint.
-    largest: size in bytes above which files are not read; None: no limit.
+    largest: size in bytes above which files are not read.
 
   Returns:
     A few words on the first difference, or None if there is none.
@@ -114,24 +102,24 @@ def find_damage(directory: str, largest: int | None = None) -> str | None:
   """
   try:
     expected = read(directory)['files']
-  except ValueError as error:
-    return str(error)
-  found = set(files.walk(directory)) - {NAME, _COMMITTED}
-  if missing := expected.keys() - found:
-    return f'{min(missing)} is missing'
-  if extra := found - expected.keys():
-    return f'{min(extra)} does not belong to it'
-  names = [
-    n for n in sorted(expected) if largest is None or expected[n][0] <= largest
-  ]
-  try:
+    found = set(files.walk(directory)) - {NAME, _COMMITTED}
+    if missing := expected.keys() - found:
+      return f'{min(missing)} is missing'
+    if extra := found - expected.keys():
+      return f'{min(extra)} does not belong to it'
+    names = [name for name in sorted(expected) if expected[name][0] <= largest]
     measured = _measure_all(directory, names)
-    with files.open_text(os.path.join(directory, _COMMITTED)) as file:
+    with files.open_text(
+      os.path.join(directory, _COMMITTED), errors='replace'
+    ) as file:
       committed = file.read()
-  except (OSError, ValueError) as error:
-    if files.may_pass(directory, error):
+  except ValueError as error:
+    return f'{NAME}: {error}'
+  except OSError as error:
+    # The network to a bucket may fail, which does not damage a file there.
+    if files.is_remote(directory) and not isinstance(error, FileNotFoundError):
       raise
-    return f'a file cannot be read ({error})'
+    return str(error)
   for name, (size, digest) in zip(names, measured, strict=True):
     wanted, checksum = expected[name]
     if size != wanted:
@@ -140,7 +128,9 @@ def find_damage(directory: str, largest: int | None = None) -> str | None:
       return f'{name} does not have its checksum'
   # The directory may have been moved since: only its own name is compared.
   step = os.path.basename(os.path.normpath(directory))
-  if not re.fullmatch(f'{_SUCCESS} .*/{step}', committed):
+  if not re.fullmatch(
+    f'Checkpoint commit was successful to .*/{step}', committed
+  ):
     return f'{_COMMITTED} does not say what it should'
   return None
 
@@ -160,7 +150,7 @@ def _measure(directory: str, name: str) -> tuple[int, str]:
     data = file.read()
   try:
     fields = json.loads(data)
-    fields.pop(_COMMIT_TIME, None)
+    fields.pop('commit_timestamp_nsecs', None)
     data = json.dumps(fields, sort_keys=True).encode()
   except (ValueError, AttributeError):
     pass  # Damaged: the checksum of the unchanged bytes will differ.
@@ -198,6 +188,7 @@ def check_matches(
 
 
 def _describe(name: str, array: list[Any] | None) -> str:
+  """Names an array with its dtype and shape, or says that there is none."""
   if array is None:
     return f'no {name}'
   shape, dtype = array

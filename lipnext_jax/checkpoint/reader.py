@@ -4,6 +4,7 @@ A reader writes, renames and removes nothing: evaluation, certification, attacks
 and exports do not hold the lock of the run.
 """
 
+import math
 import os
 import sys
 from typing import Any
@@ -33,13 +34,11 @@ class CheckpointReader:
         '' accepts any config.
     """
     self._workdir = workdir
-    self._directory = files.absolute(os.path.join(workdir, FOLDER))
+    self._directory = files.real_path(os.path.join(workdir, FOLDER))
     self._config_hash = config_hash
 
   def list_steps(self) -> list[int]:
     """Lists the steps of the finished checkpoints, ascending."""
-    if not files.is_folder(self._directory):
-      return []
     names = files.list_folder(self._directory)
     steps = sorted(int(name) for name in names if name.isdecimal())
     return [s for s in steps if manifest.is_committed(self._path(s))]
@@ -53,53 +52,48 @@ class CheckpointReader:
       which: 'last', or 'best' by monitored certified accuracy.
 
     Raises:
-      ConfigError: there is no such checkpoint.
-      CheckpointError: all checkpoints are damaged.
+      ConfigError: there are no checkpoints.
+      CheckpointError: all checkpoints are damaged, or none was monitored.
     """
     return distributed.on_first(lambda: self._choose(which))
 
   def _choose(self, which: str) -> int:
-    candidates = steps = self.list_steps()
-    damages: dict[int, str] = {}
-    if which == 'best':
-      candidates = self._sort_by_metric(steps, damages)
-    for step in reversed(candidates):
-      if self._is_whole(step, damages):
-        return step
-    if damages and len(damages) == len(steps):
-      step, damage = max(damages.items())
-      raise errors.CheckpointError(
-        f'{self._directory} holds only damaged checkpoints ({step}: {damage}); '
-        'put a good copy there, or train again in another directory'
+    """Chooses in the first process."""
+    steps = self.list_steps()
+    if not steps:
+      raise errors.ConfigError(
+        '--workdir',
+        self._workdir,
+        'holds no checkpoint to evaluate',
+        'train there first (--mode=train)',
       )
-    raise errors.ConfigError(
-      '--workdir',
-      self._workdir,
-      f'holds no checkpoint to evaluate ({which})',
-      'train there first (--mode=train)',
+    candidates = self._sort_by_metric(steps) if which == 'best' else steps
+    for step in reversed(candidates):
+      if self._is_whole(step):
+        return step
+    monitored = 'monitored ' if which == 'best' else ''
+    raise errors.CheckpointError(
+      f'{self._directory} holds no {monitored}checkpoint that is not damaged; '
+      'put a good copy there, choose another eval.checkpoint, or train in '
+      'another directory'
     )
 
-  def _sort_by_metric(
-    self, steps: list[int], damages: dict[int, str]
-  ) -> list[int]:
+  def _sort_by_metric(self, steps: list[int]) -> list[int]:
     """Sorts the monitored steps by metric, then by age; the best is last."""
     found = []
     for step in steps:
-      if self._is_whole(step, damages, SMALL):
+      if self._is_whole(step, SMALL):
         path = os.path.join(self._path(step), 'metrics', 'metrics')
         value = files.read_json(path)[METRIC]
         if value != UNMONITORED:
           found.append((value, step))
     return [step for _, step in sorted(found)]
 
-  def _is_whole(
-    self, step: int, damages: dict[int, str], largest: int | None = None
-  ) -> bool:
-    """Verifies a checkpoint; prints damage and adds it to `damages`."""
+  def _is_whole(self, step: int, largest: float = math.inf) -> bool:
+    """Verifies a checkpoint up to a size of files; prints its damage."""
     damage = manifest.find_damage(self._path(step), largest)
     # A checkpoint that is gone was removed by its run, and is not damaged.
-    if damage is not None and files.is_folder(self._path(step)):
-      damages[step] = damage
+    if damage is not None and files.exists(self._path(step)):
       print(
         f'checkpoint {step} is damaged ({damage}): it is not used',
         file=sys.stderr,
@@ -126,7 +120,7 @@ class CheckpointReader:
           os.path.join(path, 'default'), abstract_state
         )
     except (OSError, ValueError) as error:
-      if files.is_folder(path):
+      if files.exists(path):
         raise
       raise errors.CheckpointError(
         f'{path} was removed while it was read, by the run that goes on there: '
@@ -134,4 +128,5 @@ class CheckpointReader:
       ) from error
 
   def _path(self, step: int) -> str:
+    """Returns the directory of a checkpoint."""
     return os.path.join(self._directory, str(step))

@@ -16,7 +16,6 @@ from lipnext_jax.data import sources
 CONFIG_FILE = 'config.json'
 # Former defaults of fields, with which runs of earlier versions were made.
 _FORMER_DEFAULTS = {'dataset.resize': 256}
-_REMEDY = 'name the directory of a training run'
 
 
 def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
@@ -26,7 +25,7 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
     ConfigError: a field differs from that of the run, or the workdir is not a
       directory.
   """
-  if files.exists(workdir) and not files.is_folder(workdir):
+  if files.is_file(workdir):
     raise errors.ConfigError(
       '--workdir', workdir, 'is a file', 'name a directory'
     )
@@ -88,41 +87,33 @@ def read_config(
   fields = _read_fields(workdir)
   if fields.get('dataset.name') not in sources.VARYING:
     fields.pop('dataset.resize', None)  # Unread, and perhaps a former default.
-  config = config_lib.default_config()
-  defaults = config_lib.flatten(config)
-  fixed = config_lib.fixed_fields(config)
-  for name, value in (overrides or {}).items():
-    if name in fixed:
+  overrides = overrides or {}
+  for name, value in overrides.items():
+    if not config_lib.FIELDS[name].free:
       raise errors.ConfigError(
         name,
         value,
         f'cannot change what was trained in {workdir}',
         'leave it out',
       )
-    fields[name] = value
-  for name, value in fields.items():
-    if name not in defaults:
+  config = config_lib.default_config()
+  for name, value in {**fields, **overrides}.items():
+    if name not in config_lib.FIELDS:
       raise errors.ConfigError(
         '--workdir',
         workdir,
         f'has the unknown field {name!r} in its {CONFIG_FILE}',
         'use the version of lipnext_jax that wrote it',
       )
-    try:
-      config.update_from_flattened_dict({name: _tuples(value)})
-    except (TypeError, ValueError, AttributeError, KeyError):
-      raise errors.ConfigError(
-        name,
-        value,
-        f'in {os.path.join(workdir, CONFIG_FILE)} is not of type '
-        f'{type(defaults[name]).__name__}',
-        _REMEDY,
-      ) from None
+    value = _tuples(value)
+    config_lib.FIELDS[name].check(name, value)
+    config.update_from_flattened_dict({name: value})
   config_lib.validate(config)
   return config
 
 
 def _read_fields(workdir: str) -> dict[str, Any]:
+  """Reads the fields of config.json, none of them checked."""
   try:
     fields = files.read_json(os.path.join(workdir, CONFIG_FILE))
     if isinstance(fields, dict):
@@ -132,7 +123,9 @@ def _read_fields(workdir: str) -> dict[str, Any]:
     problem = f'holds no {CONFIG_FILE}'
   except (OSError, ValueError) as error:
     problem = f'has an unreadable {CONFIG_FILE} ({error})'
-  raise errors.ConfigError('--workdir', workdir, problem, _REMEDY)
+  raise errors.ConfigError(
+    '--workdir', workdir, problem, 'name the directory of a training run'
+  )
 
 
 def _tuples(value: Any) -> Any:

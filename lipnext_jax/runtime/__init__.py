@@ -3,7 +3,6 @@
 from lipnext_jax.errors import NonFiniteError
 from lipnext_jax.runtime.diagnosis import all_finite
 from lipnext_jax.runtime.diagnosis import find_not_finite
-from lipnext_jax.runtime.health import drifted
 from lipnext_jax.runtime.health import warnings
 from lipnext_jax.runtime.health import Watch
 from lipnext_jax.runtime.interrupts import Interrupts
@@ -15,7 +14,6 @@ __all__ = [
   'StoppedError',
   'Watch',
   'all_finite',
-  'drifted',
   'find_not_finite',
   'warnings',
 ]

@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
   """An argument parser that raises instead of printing its usage."""
 
   def __init__(self, prog: str, description: str):
-    """Takes the texts of --help. Flags cannot be abbreviated."""
+    """Takes the texts of --help; flags cannot be abbreviated."""
     super().__init__(prog=prog, description=description, allow_abbrev=False)
 
   def parse_args(self, args=None, namespace=None):
@@ -29,12 +29,8 @@ class Parser(argparse.ArgumentParser):
     )
 
 
-def run(main: Callable[[], int], closed: int = terminal.CLOSED) -> int:
+def run(main: Callable[[], int]) -> int:
   """Calls `main`, prints a known error in one line, and returns the exit code.
-
-  Args:
-    main: () → exit code.
-    closed: exit code if the reader of the output has closed it.
 
   >>> run(lambda: 0)
   0
@@ -44,7 +40,7 @@ def run(main: Callable[[], int], closed: int = terminal.CLOSED) -> int:
     return main()
   except BrokenPipeError:  # For example, `head` has read enough.
     terminal.drop_output()
-    return closed
+    return terminal.CLOSED
   except (Exception, KeyboardInterrupt) as error:
     if (known := explain.explain(error)) is None:
       raise

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 
 import jax
@@ -9,27 +10,11 @@ import jax
 from lipnext_jax import errors
 from lipnext_jax.runtime import interrupts
 
-# Errors of disks. Other libraries quote their texts.
-_DISK = (
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EFBIG,
-  errno.EROFS,
-  errno.EACCES,
-  errno.EPERM,
-  errno.EIO,
-)
 # Words in the errors of collectives and of JAX's coordination service when a
-# process does not answer, in lower case.
+# process does not answer.
 _GONE = (
-  'gloo',
-  'nccl',
-  'connection closed',
-  'connection reset',
-  'heartbeat',
-  'coordination',
-  'unavailable',
-  'deadline_exceeded',
+  'gloo|nccl|connection closed|connection reset|heartbeat|coordination|'
+  'unavailable|deadline_exceeded'
 )
 # Packages that reach buckets, and raise their own kinds of errors.
 _CLOUD = ('aiohttp', 'gcsfs', 'google')
@@ -37,14 +22,7 @@ _LONGEST = 200  # Characters that are quoted of a message.
 
 
 def explain(error: BaseException) -> errors.UserError | None:
-  """Explains an error of the machine in one line, or returns None.
-
-  >>> explain(OSError(errno.ENOSPC, 'No space left on device', 'a.json')).args
-  ('a.json: No space left on device; what was saved before is intact: make \
-room or permit writing, then start again',)
-  >>> explain(ValueError('a mistake')) is None
-  True
-  """
+  """Explains an error of the machine in one line, or returns None."""
   if isinstance(error, errors.UserError):
     return error
   if isinstance(error, KeyboardInterrupt):
@@ -74,8 +52,7 @@ room or permit writing, then start again',)
       "eval.batch_size, set model.remat='products' or 'block', or split the "
       'parameters over more devices (mesh.fsdp); what was saved is intact'
     )
-  text = str(error).lower()
-  if jax.process_count() > 1 and any(word in text for word in _GONE):
+  if jax.process_count() > 1 and re.search(_GONE, str(error), re.IGNORECASE):
     return errors.LostProcessError(
       f'process {jax.process_index()} of {jax.process_count()}: another one is '
       f'gone or does not answer ({quote(error)}); its own message says why. '
@@ -85,13 +62,11 @@ room or permit writing, then start again',)
 
 
 def quote(error: BaseException) -> str:
-  r"""Quotes an error in one line: the text of a disk's error, or the start.
+  r"""Quotes an error in one line: the system's reason in it, or its start.
 
   >>> quote(ValueError('write failed:\n  No space left on device [1]'))
   'No space left on device'
   """
   text = ' '.join(str(error).split())
-  for number in _DISK:
-    if os.strerror(number) in text:
-      return os.strerror(number)
-  return text[:_LONGEST]
+  reasons = [os.strerror(number) for number in errno.errorcode]
+  return next((reason for reason in reasons if reason in text), text[:_LONGEST])

@@ -36,7 +36,7 @@ class Health(NamedTuple):
   def after(
     self, loss: jax.Array, finite: jax.Array, spike_factor: float
   ) -> tuple['Health', jax.Array]:
-    """Returns the health after a step, and whether the loss of it is a spike.
+    """Returns the health after a step, and whether its loss is a spike.
 
     Up to 100 losses are averaged with equal weights, and none is a spike. From
     then on, every new loss has the weight 1/100.
@@ -45,10 +45,6 @@ class Health(NamedTuple):
       loss: loss of the step, float32.
       finite: whether the step was not skipped.
       spike_factor: ratio to the mean above which a loss is a spike; 0: never.
-
-    >>> health, spike = Health.start().after(jnp.float32(2), jnp.bool(True), 3)
-    >>> float(health.loss), bool(spike)
-    (2.0, False)
     """
     spike = (
       finite
@@ -69,12 +65,7 @@ class Health(NamedTuple):
 def warnings(
   c: ml_collections.ConfigDict, scalars: Mapping[str, float]
 ) -> list[str]:
-  """Returns the warnings about the metrics of a log line.
-
-  Args:
-    c: `config.health`.
-    scalars: metrics of the log line.
-  """
+  """Returns the warnings of `config.health`, c, about a log line's metrics."""
   lines = []
   if skipped := scalars['train/skipped_steps']:
     lines.append(
@@ -85,11 +76,12 @@ def warnings(
       f'{spikes:.0f} losses above health.loss_spike={c.loss_spike:g} times '
       'their running mean'
     )
-  if drifted(c, scalars):
+  error = scalars['train/orthogonality_error']
+  if c.drift > 0 and not error <= c.drift:  # NaN is drift.
     lines.append(
-      f'orthogonality error {scalars["train/orthogonality_error"]:.1e} above '
-      f'health.drift={c.drift:g}: shorten optimizer.retraction_period, raise '
-      'optimizer.precision, or lower optimizer.learning_rate'
+      f'orthogonality error {error:.1e} above health.drift={c.drift:g}: '
+      'shorten optimizer.retraction_period, raise optimizer.precision, or '
+      'lower optimizer.learning_rate'
     )
   return lines
 
@@ -124,7 +116,7 @@ class Watch:
     """
     self._c = c
     self._warmup = plan.warmup_steps
-    self._patience = c.health.patience * plan.total_steps
+    self._patience = c.health.patience * plan.total_steps  # In steps.
     self._chance = 1 / num_classes
     self._constant_loss = constant_loss(
       loss_fn, num_classes, c.loss.epsilon * c.loss.epsilon_end
@@ -137,12 +129,7 @@ class Watch:
     self.failing = ''
 
   def observe(self, step: int, scalars: Mapping[str, float]) -> list[str]:
-    """Checks a log line, and returns messages about new failures.
-
-    Args:
-      step: number of updates.
-      scalars: metrics of the log line.
-    """
+    """Checks the metrics of the log line at `step`; returns new failures."""
     examples = (step - self._step) * self._c.batch_size
     self._step, self.failing, lines = step, '', []
     if not self._patience or step <= self._warmup:
@@ -151,7 +138,7 @@ class Watch:
     self._since = {sign: self._since.get(sign, step) for sign in signs}
     for sign, text in signs.items():
       since = self._since[sign]
-      if step == since or step - since < self._patience:
+      if step - since < self._patience:
         continue
       self.failing = self.failing or sign
       if sign not in self._said:
@@ -168,14 +155,13 @@ class Watch:
     self, scalars: Mapping[str, float], examples: int
   ) -> dict[str, str]:
     """Returns the signs of failure in a log line, each with its message."""
-    clean, loss = scalars.get('train/clean'), scalars.get('train/loss')
-    norm, clip = scalars.get('train/grad_norm'), self._c.optimizer.clip_norm
-    if clean is None or loss is None or norm is None:
-      return {}  # All steps were skipped: see `warnings`.
-    signs, p = {}, self._chance
-    if self._reference is None:
-      self._reference = loss, norm
+    if 'train/loss' not in scalars:  # All steps were skipped: see `warnings`.
+      return {}
+    clean, loss = scalars['train/clean'], scalars['train/loss']
+    norm, clip = scalars['train/grad_norm'], self._c.optimizer.clip_norm
+    self._reference = self._reference or (loss, norm)
     first_loss, first_norm = self._reference
+    signs, p = {}, self._chance
     # Guessing rarely exceeds p by three standard deviations.
     if clean / 100 <= p + 3 * math.sqrt(p * (1 - p) / max(examples, 1)):
       signs['accuracy of guessing'] = (
@@ -199,27 +185,10 @@ def constant_loss(
 ) -> float:
   """Returns the loss of a model whose logits are all 0.
 
-  Args:
-    loss_fn: (logits, labels, head rows, ε) → mean loss.
-    num_classes: number of classes; the rows of the head are orthonormal.
-    epsilon: largest training radius.
-
-  >>> from lipnext_jax import losses
-  >>> round(constant_loss(losses.cross_entropy_loss, 10, 0.5), 3)
-  2.303
+  The rows of the head are taken to be orthonormal; `epsilon` is the largest
+  training radius.
   """
   labels = jnp.arange(num_classes)
   zeros = jnp.zeros((num_classes, num_classes))
   loss = jax.jit(loss_fn)(zeros, labels, jnp.eye(num_classes), epsilon)
   return float(loss)
-
-
-def drifted(c: ml_collections.ConfigDict, scalars: Mapping[str, float]) -> bool:
-  """Returns whether the orthogonality error is above `health.drift`.
-
-  >>> c = ml_collections.ConfigDict({'drift': 1e-3})
-  >>> drifted(c, {'train/orthogonality_error': 2e-3})
-  True
-  """
-  error = scalars['train/orthogonality_error']
-  return c.drift > 0 and not error <= c.drift  # NaN is drift.

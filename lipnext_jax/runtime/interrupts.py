@@ -9,7 +9,6 @@ for SIGTERM, and chooses a step at which all of them stop.
 import os
 import signal
 from types import FrameType
-from typing import Any
 from typing import Self
 
 import jax
@@ -30,9 +29,9 @@ class StoppedError(errors.UserError):
   def __init__(self, signum: int, step: int | None):
     """Takes the signal, and the step that was saved, if any."""
     name = signal.Signals(signum).name
-    saved = 'what was saved is intact'
-    if step is not None:
-      saved = f'step {step} is saved'
+    saved = (
+      'what was saved is intact' if step is None else f'step {step} is saved'
+    )
     super().__init__(
       f'stopped by {name}; {saved}, the same command goes on there'
     )
@@ -40,31 +39,26 @@ class StoppedError(errors.UserError):
 
 
 class Interrupts:
-  """A context manager that remembers signals.
-
-  >>> with Interrupts() as interrupts:
-  ...   interrupts.received(step=1)
-  """
-
-  def __init__(self) -> None:
-    """Starts without any signal."""
-    self._signum: int | None = None
-    self._before: dict[signal.Signals, Any] = {}
+  """A context manager that remembers signals."""
 
   def __enter__(self) -> Self:
+    """Starts without any signal."""
+    self._signum: int | None = None
     # JAX's preemption service has a SIGTERM handler of its own.
     watched = SIGNALS if jax.process_count() == 1 else ()
     self._before = {s: signal.signal(s, self._handle) for s in watched}
     return self
 
   def __exit__(self, *error: object) -> None:
+    """Restores the handlers from before."""
     for signum, handler in self._before.items():
       signal.signal(signum, handler)
 
   def _handle(self, signum: int, frame: FrameType | None) -> None:
+    """Takes a signal: the first is remembered, the second ends the process."""
     del frame  # Unused.
     if self._signum is not None:
-      os._exit(128 + signum)  # The second signal.
+      os._exit(128 + signum)
     self._signum = signum
 
   def received(self, step: int) -> int | None:

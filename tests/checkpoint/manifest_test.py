@@ -16,15 +16,6 @@ def directory(workdir):
   return workdir / 'checkpoints' / '8'
 
 
-def test_a_whole_directory_has_no_damage(directory):
-  assert manifest.find_damage(str(directory)) is None
-  found = manifest.read(str(directory))
-  assert found['step'] == 8
-  arrays = {'w': [[256, 256], 'float32'], 'step': [[], 'int32']}
-  assert found['arrays'] == arrays
-  assert found['config_hash'] == 'h'
-
-
 def flipped(data, at):
   data = bytearray(data)
   data[at] ^= 1 << at % 8
@@ -59,30 +50,11 @@ def test_every_damage_to_every_file_is_found(directory):
   assert manifest.find_damage(str(directory)) == 'extra does not belong to it'
 
 
-def test_large_files_may_be_left_out(directory):
-  files = [p for p in directory.rglob('*') if p.is_file()]
-  large = max(files, key=lambda path: path.stat().st_size)
-  limit = large.stat().st_size - 1
-  large.write_bytes(flipped(large.read_bytes(), 5))
-  assert manifest.find_damage(str(directory), limit) is None
-  assert 'does not have its checksum' in manifest.find_damage(str(directory))
-  (directory / 'metrics' / 'metrics').write_text('{}')
-  assert 'metrics has 2 bytes' in manifest.find_damage(str(directory), limit)
-
-
 def test_a_changed_manifest_does_not_verify(directory):
   path = directory / 'manifest.json'
   fields = json.loads(path.read_text())
-  path.write_text(json.dumps({**fields, 'step': 9}))
+  path.write_text(json.dumps({**fields, 'config_hash': 'x'}))
   assert 'checksum' in manifest.find_damage(str(directory))
   for text in ('', '[]', '{}', '{"own": 1', 'null', '"x"'):
     path.write_text(text)
     assert 'manifest.json' in manifest.find_damage(str(directory))
-
-
-def test_the_hash_of_fields_knows_every_value():
-  fields = {'a': 1, 'b': (1, 2.5), 'c': 'x'}
-  own = manifest.hash_fields(fields)
-  assert own == manifest.hash_fields(json.loads(json.dumps(fields)))
-  for name, value in (('a', 2), ('b', (1, 2.4)), ('c', 'y'), ('d', None)):
-    assert own != manifest.hash_fields({**fields, name: value})

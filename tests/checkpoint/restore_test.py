@@ -58,17 +58,10 @@ def test_a_program_in_float64_restores_the_same_arrays(trained_run):
 def test_what_is_no_run_is_refused(trained_run, tmp_path):
   workdir, _, _ = trained_run
   shutil.copy(f'{workdir}/config.json', tmp_path)
-  with open(f'{workdir}/run.json') as file:
-    starts = json.load(file)
-  facts = starts[-1]['data']
-  for change in (
-    {'image_shape': [0, 8, 1]},
-    {'image_shape': [8, 8]},
-    {'num_classes': 8.5},
-    {'num_classes': 1e400},
-    {'train_examples': True},
-  ):
-    starts[-1]['data'] = facts | change
+  for change in ({'image_shape': [0, 8, 1]}, {'num_classes': 8.5}):
+    with open(f'{workdir}/run.json') as file:
+      starts = json.load(file)
+    starts[-1]['data'].update(change)
     (tmp_path / 'run.json').write_text(json.dumps(starts))
     with pytest.raises(errors.ConfigError, match=r'no run\.json that describe'):
       restore.restore(str(tmp_path))
@@ -77,16 +70,14 @@ def test_what_is_no_run_is_refused(trained_run, tmp_path):
     restore.restore(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-  ('field', 'value'), [('model.beta', 0.25), ('model.padding', 'zero')]
-)
 def test_a_config_that_did_not_make_the_weights_is_refused(
-  trained_run, tmp_path, field, value
+  trained_run, tmp_path
 ):
   """All arrays have the same shapes, but the function is another."""
   workdir, _, _ = trained_run
   shutil.copytree(workdir, tmp_path / 'run')
   path = tmp_path / 'run' / 'config.json'
-  path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+  fields = json.loads(path.read_text()) | {'model.beta': 0.25}
+  path.write_text(json.dumps(fields))
   with pytest.raises(errors.CheckpointError, match='another config'):
     restore.restore(str(tmp_path / 'run'))
