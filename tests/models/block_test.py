@@ -239,7 +239,7 @@ def train(logits_fn, params, steps=40):
     clip_norm=None,
     lookahead_period=6,
     retraction_period=10,
-    exponential='exact',
+    thresholds=(0, 0, 0),
   )
   images = draw_images(8)
   labels = jnp.arange(8) % CLASSES
