@@ -10,10 +10,10 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
+from lipnext_jax import trees
 from lipnext_jax.optim import euclidean
 from lipnext_jax.optim import exponential
 from lipnext_jax.optim import manifold
-from lipnext_jax.optim import trees
 
 # (regular expression on 'a/b/leaf', label), for the leaves of
 # `lipnext_jax.models`.
