@@ -39,7 +39,7 @@ from lipnext_jax.data import sources
 from lipnext_jax.models import layers
 from lipnext_jax.models import lipnext
 from lipnext_jax.models import parametrizations
-from lipnext_jax.optim import recipe
+from lipnext_jax.optim import exponential
 from lipnext_jax.optim import retraction
 
 # The dtypes and product precisions that a config can name.
@@ -51,6 +51,8 @@ PRECISIONS = {
   # Operands rounded to bfloat16, sums in float32: what tensor cores do best.
   'bfloat16': jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
 }
+# Thresholds of `optim.fast_expm1`.
+EXPONENTIALS = {'fast': exponential.THRESHOLDS, 'exact': (0.0, 0.0, 0.0)}
 
 
 # ── Fields and sections ──────────────────────────────────────────────────────
@@ -429,7 +431,7 @@ _OPTIMIZER = section(
   exponential=Field(
     'fast',
     "Exponential of a step; 'fast' approximates it for small steps.",
-    choices=recipe.EXPONENTIALS,
+    choices=EXPONENTIALS,
   ),
   precision=Field(
     'highest',

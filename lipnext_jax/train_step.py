@@ -184,7 +184,7 @@ def build_optimizer(
     lookahead_alpha=c.lookahead_alpha,
     retraction=c.retraction,
     retraction_period=plan.retraction_period or None,
-    exponential=c.exponential,
+    thresholds=config_lib.EXPONENTIALS[c.exponential],
     precision=config_lib.PRECISIONS[c.precision],
     stack_sharding=stack_sharding,
   )

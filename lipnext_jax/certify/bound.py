@@ -17,11 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from lipnext_jax import trees
 from lipnext_jax.certify import convolution
 from lipnext_jax.certify import norms
 from lipnext_jax.models import parametrizations
 from lipnext_jax.optim import recipe
-from lipnext_jax.optim import trees
 
 # Largest value of (sum of the norms of constants)/√tokens that
 # `lipschitz_bound` accepts. That of a model trained on digits is 15.

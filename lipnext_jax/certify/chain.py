@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from lipnext_jax import trees
 from lipnext_jax.certify import bound
 from lipnext_jax.certify import rounding
 from lipnext_jax.certify.norms import frobenius_norm_bound
-from lipnext_jax.optim import trees
 
 
 def lipnext_chain(

@@ -29,12 +29,12 @@ import numpy as np
 from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax import models
+from lipnext_jax import trees
 from lipnext_jax.certify import bound
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
-from lipnext_jax.optim import trees
 
 FORMAT = 2  # Raised whenever an older loader would misread a newer file.
 PLATFORMS = ('cpu', 'cuda', 'tpu')

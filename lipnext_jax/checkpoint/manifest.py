@@ -20,7 +20,7 @@ import jax
 
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax.optim import trees
+from lipnext_jax import trees
 
 NAME = 'manifest.json'
 # Orbax changes these after the manifest is written, when it gives the directory

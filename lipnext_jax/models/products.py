@@ -109,8 +109,8 @@ def _dot(numerics, x, y, axes, out_dtype):
     if axes != (0, 0):
       return contract(x, y)
     dims = (((1,), (0,)), ((), ()))
-    # Without the barrier XLA merges the transpose again. Pinning the layout, as
-    # `optim.products.transposed` does, would gather tokens of all devices.
+    # Without the barrier XLA merges the transpose again. Pinning the layout
+    # would gather tokens of all devices.
     xt = lax.optimization_barrier(x.T)
     out = lax.dot_general(xt, y, dims, precision=numerics.precision)
     return out.astype(out_dtype)

@@ -4,12 +4,10 @@ This library needs jax, optax and numpy alone.
 """
 
 from lipnext_jax.optim.euclidean import lookahead
-from lipnext_jax.optim.euclidean import scale_by_scheduled_nadam
 from lipnext_jax.optim.euclidean import scheduled_nadam
 from lipnext_jax.optim.exponential import fast_exp
 from lipnext_jax.optim.exponential import fast_expm1
 from lipnext_jax.optim.manifold import orthogonal
-from lipnext_jax.optim.manifold import OrthogonalState
 from lipnext_jax.optim.recipe import lipnext_optimizer
 from lipnext_jax.optim.recipe import orthogonal_labels
 from lipnext_jax.optim.recipe import slow_params
@@ -17,7 +15,6 @@ from lipnext_jax.optim.retraction import orthogonality_error
 from lipnext_jax.optim.retraction import polar_retract
 
 __all__ = [
-  'OrthogonalState',
   'fast_exp',
   'fast_expm1',
   'lipnext_optimizer',
@@ -26,7 +23,6 @@ __all__ = [
   'orthogonal_labels',
   'orthogonality_error',
   'polar_retract',
-  'scale_by_scheduled_nadam',
   'scheduled_nadam',
   'slow_params',
 ]

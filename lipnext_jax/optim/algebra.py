@@ -7,8 +7,6 @@ halves the memory of an optimizer's moments.
 import jax
 import jax.numpy as jnp
 
-from lipnext_jax.optim import products
-
 
 def pack(a: jax.Array) -> jax.Array:
   """Packs skew(a) = (a − aᵀ)/2, [n, n], into ⌈n/2⌉ rows.
@@ -22,7 +20,7 @@ def pack(a: jax.Array) -> jax.Array:
          [6., 0., 4., 5.]], dtype=float32)
   """
   above = jnp.triu((a - a.T) / 2, 1)
-  return (above + above[::-1, ::-1])[: packed_rows(len(a))]
+  return (above + above[::-1, ::-1])[: (len(a) + 1) // 2]
 
 
 def unpack(packed: jax.Array) -> jax.Array:
@@ -34,9 +32,4 @@ def unpack(packed: jax.Array) -> jax.Array:
   """
   rotated = packed[::-1, ::-1][2 * len(packed) - packed.shape[1] :]
   above = jnp.triu(jnp.concatenate([packed, rotated]), 1)
-  return above - products.transposed(above)
-
-
-def packed_rows(n: int) -> int:
-  """Returns the row count of the packed form of an n×n matrix, ⌈n/2⌉."""
-  return (n + 1) // 2
+  return above - above.T

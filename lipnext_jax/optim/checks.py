@@ -15,8 +15,7 @@ import optax
 
 from lipnext_jax.optim import retraction
 
-# Largest ‖XᵀX − I‖₂ of a matrix that was changed between updates.
-MAX_CHANGE = 1e-3
+_MAX_CHANGE = 1e-3  # Largest ‖XᵀX − I‖₂ of a matrix changed between updates.
 _CORNER = 64  # Number of rows and columns that a fingerprint reads.
 
 
@@ -24,12 +23,6 @@ def period(name: str, value: Any) -> None:
   """Raises ValueError for a number of steps below 1."""
   if isinstance(value, int) and value < 1:
     raise ValueError(f'{name}={value} must be at least 1, or None.')
-
-
-def weight(name: str, value: Any) -> None:
-  """Raises ValueError for a lookahead weight outside (0, 1]."""
-  if isinstance(value, float | int) and not 0 < value <= 1:
-    raise ValueError(f'{name}={value} must lie in (0, 1].')
 
 
 def choice(name: str, value: str, choices: Collection[str]) -> None:
@@ -42,56 +35,39 @@ def rule(
   inner: Any, learning_rate: optax.ScalarOrSchedule | None
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the rule of `orthogonal`'s first arguments, or raises TypeError."""
-  if isinstance(inner, optax.GradientTransformation):
-    if learning_rate is not None:
-      raise TypeError(
-        f'orthogonal() got {learning_rate=} for a rule that is built already: '
-        'give orthogonal(optax.adam, learning_rate) or '
-        'orthogonal(optax.adam(learning_rate)).'
-      )
-    return optax.with_extra_args_support(inner)
-  if not callable(inner) or learning_rate is None:
+  built = isinstance(inner, optax.GradientTransformation)
+  if not (built or callable(inner)) or built != (learning_rate is None):
     raise TypeError(
-      f'orthogonal() got {inner!r} and {learning_rate=}: give an optax rule, '
-      'as in orthogonal(optax.adam, learning_rate=1e-3).'
+      f'orthogonal() got {inner!r} and {learning_rate=}: give the rate once, '
+      'as in orthogonal(optax.adam, learning_rate=1e-3) or '
+      'orthogonal(optax.adam(1e-3)).'
     )
-  return optax.with_extra_args_support(inner(learning_rate))
+  return optax.with_extra_args_support(inner if built else inner(learning_rate))
 
 
-def matrices(params: optax.Params) -> None:
-  """Raises ValueError for leaves that are not real matrices [..., m, n]."""
-  for path, x in jax.tree_util.tree_leaves_with_path(params):
-    name = _name(path)
-    if jnp.ndim(x) < 2:
-      raise ValueError(
-        f'orthogonal(): {name} has shape {jnp.shape(x)}, not [..., m, n]; '
-        'send it to another transformation with optax.partition (see '
-        'orthogonal_labels).'
-      )
-    if x.dtype not in (jnp.float32, jnp.float64):
-      raise ValueError(
-        f'orthogonal(): {name} has dtype {x.dtype}; store it in float32 or '
-        'float64, and cast it to compute (bfloat16 is 1e-2 off the manifold); '
-        'store a unitary A + iB as the orthogonal [[A, -B], [B, A]].'
-      )
-
-
-def gradients(grads: optax.Updates, params: optax.Params | None) -> None:
-  """Raises ValueError for gradients that do not have the shapes of `params`."""
+def given(params: optax.Params | None) -> None:
+  """Raises ValueError if `update` gets no parameters."""
   if params is None:
     raise ValueError(
       'update needs the parameters: update(grads, state, params).'
     )
 
-  def check(path, x, g):
-    given, needed = jnp.shape(g), jnp.shape(x)
-    if given != needed:
-      name = _name(path)
-      raise ValueError(
-        f'the gradient of {name} has shape {given}; it needs {needed}.'
-      )
 
-  jax.tree_util.tree_map_with_path(check, params, grads)
+def matrices(params: optax.Params) -> None:
+  """Raises ValueError for leaves that are not real matrices [..., m, n]."""
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    if jnp.ndim(x) < 2:
+      raise ValueError(
+        f'orthogonal(): {_name(path)} has shape {jnp.shape(x)}, not '
+        '[..., m, n]; send it to another transformation with optax.partition '
+        '(see orthogonal_labels).'
+      )
+    if x.dtype not in (jnp.float32, jnp.float64):
+      raise ValueError(
+        f'orthogonal(): {_name(path)} has dtype {x.dtype}; store it in float32 '
+        'or float64, and cast it to compute (bfloat16 is 1e-2 off the '
+        'manifold); store a unitary A + iB as the orthogonal [[A, -B], [B, A]].'
+      )
 
 
 def on_manifold(params: optax.Params, tolerance: Any) -> None:
@@ -100,10 +76,9 @@ def on_manifold(params: optax.Params, tolerance: Any) -> None:
   A tolerance of None, and values that are not known here, are not checked.
   """
   for path, x in jax.tree_util.tree_leaves_with_path(params):
-    x = jnp.asarray(x)
-    if tolerance is None or not (_is_known(x) and _is_known(tolerance)):
+    if tolerance is None or not _are_known(x, tolerance):
       continue
-    errors = retraction.orthogonality_error(x, iterations=20)
+    errors = retraction.orthogonality_error(jnp.asarray(x), iterations=20)
     error = float(jnp.max(errors, initial=0))
     if not error <= tolerance:  # Also where it is nan.
       raise ValueError(
@@ -121,49 +96,40 @@ def fingerprint(x: jax.Array) -> jax.Array:
   """
 
   def weights(size):  # Irregular numbers in [-½, ½).
-    golden = jnp.arange(1, size + 1, dtype=x.dtype) * ((math.sqrt(5) - 1) / 2)
-    return golden - jnp.floor(golden) - 0.5
+    return jnp.arange(1, size + 1, dtype=x.dtype) * math.sqrt(1.25) % 1 - 0.5
 
   x = x[..., :_CORNER, :_CORNER]
-  m, n = x.shape[-2:]
-  v = jnp.broadcast_to(weights(m)[:, None] * weights(n)[None], x.shape)
-  return jnp.sum(x * v, axis=(-2, -1), keepdims=True)
+  v = jnp.outer(*map(weights, x.shape[-2:]))
+  return jnp.sum(x * jnp.broadcast_to(v, x.shape), (-2, -1), keepdims=True)
 
 
 def is_spoilt(x: jax.Array, expected: jax.Array) -> jax.Array:
   """Returns whether x [m, n] was moved off the manifold since the last update.
 
   A matrix whose fingerprint differs from `expected` by more than rounding was
-  changed. Only then is its distance from orthonormal estimated and compared
-  with `MAX_CHANGE`.
+  changed. Only then is its distance from orthonormal estimated.
   """
   m, n = (min(size, _CORNER) for size in x.shape)
   rounding = float(jnp.finfo(x.dtype).eps) * math.sqrt(m * n * (m + n))
   changed = jnp.abs(fingerprint(x) - expected) > rounding
 
   def is_off(x):
-    return retraction.orthogonality_error(x, iterations=4) > MAX_CHANGE
+    return retraction.orthogonality_error(x, iterations=4) > _MAX_CHANGE
 
   return lax.cond(changed[0, 0], is_off, lambda _: jnp.zeros([], bool), x)
 
 
 def unspoilt(params: optax.Params, expected: optax.Params) -> None:
   """Raises ValueError for a leaf that `is_spoilt`, unless it is traced."""
-
-  def check(path, x, expected):
-    x = jnp.asarray(x)
-    if not (x.size and _is_known(x) and _is_known(expected)):
-      return
-    if jnp.any(
-      jnp.vectorize(is_spoilt, signature='(m,n),(i,j)->()')(x, expected)
-    ):
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  spoilt = jnp.vectorize(is_spoilt, signature='(m,n),(i,j)->()')
+  for (path, x), e in zip(leaves, jax.tree.leaves(expected), strict=True):
+    if jnp.size(x) and _are_known(x, e) and jnp.any(spoilt(x, e)):
       raise ValueError(
         f'orthogonal(): {_name(path)} is not what the last update left, and is '
         'off the manifold; do not scale or shift updates after orthogonal(), '
         'whose learning rate goes inside: orthogonal(optax.adam, 1e-3).'
       )
-
-  jax.tree_util.tree_map_with_path(check, params, expected)
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -171,8 +137,10 @@ def _name(path: tuple[Any, ...]) -> str:
   return f'leaf {jax.tree_util.keystr(path)}' if path else 'the only leaf'
 
 
-def _is_known(x: Any) -> bool:
-  """Returns whether the values of `x` are known on this host."""
-  if isinstance(x, jax.Array):
-    return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
-  return True
+def _are_known(*values: Any) -> bool:
+  """Returns whether this host can read all of the values."""
+  return all(
+    not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
+    for x in values
+    if isinstance(x, jax.Array)
+  )

@@ -12,7 +12,7 @@ from lipnext_jax.optim import checks
 
 
 class ScheduledNadamState(NamedTuple):
-  """State of `scale_by_scheduled_nadam`."""
+  """State of NAdam in `scheduled_nadam`."""
 
   step: jax.Array  # Shape (): int32.
   mu_product: jax.Array  # Shape (): float32, Π μ_i over all steps.
@@ -20,14 +20,15 @@ class ScheduledNadamState(NamedTuple):
   nu: optax.Updates  # Second moment.
 
 
-def scale_by_scheduled_nadam(
+def scheduled_nadam(
+  learning_rate: optax.ScalarOrSchedule,
   b1: float = 0.9,
   b2: float = 0.999,
   eps: float = 1e-8,
   momentum_decay: float = 0.004,
   mu_dtype: Any = None,
 ) -> optax.GradientTransformation:
-  """Rescales updates by NAdam with torch's momentum schedule.
+  """Returns NAdam as in torch, with its momentum schedule.
 
       μ_t = b1 (1 − 0.96^(momentum_decay·t)/2),  m ← b1 m + (1 − b1) g,
       v ← b2 v + (1 − b2) g²,
@@ -36,42 +37,35 @@ def scale_by_scheduled_nadam(
 
   μ rises slowly from b1/2 to b1, where `optax.nadam` has it from the start. The
   rule is elementwise and odd, so `orthogonal` can lift it. For complex
-  gradients, g² is |g|². Reference: T. Dozat, "Incorporating Nesterov Momentum
-  into Adam", ICLR 2016 workshop.
+  gradients, g² is |g|². Updates have the dtypes of `params`, or of the
+  gradients where `update` gets no `params`. Reference: T. Dozat, "Incorporating
+  Nesterov Momentum into Adam", ICLR 2016 workshop.
 
   Args:
+    learning_rate: number, or schedule of the step.
     b1: decay of the first moment.
     b2: decay of the second moment.
     eps: constant added to the root of the second moment.
     momentum_decay: rate at which μ approaches b1.
-    mu_dtype: dtype of the first moment of real leaves; None: that of the
-      second moment, the parameters' own but at least float32.
+    mu_dtype: dtype of the first moment; None: that of the parameters, but at
+      least float32.
 
-  Returns:
-    A transformation whose updates have the dtypes of `params`, or of the
-    gradients where `update` gets no `params`.
-
-  >>> tx = scale_by_scheduled_nadam()
+  >>> tx = scheduled_nadam(1e-3)
   >>> u, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
-  >>> round(u.item(), 3)  # Sign-like: Adam's first step times 1.056.
-  1.056
+  >>> round(u.item(), 6)  # Sign-like: Adam's first step times 1.056.
+  -0.001056
   """
 
   def momentum(t):
     return b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
 
   def init_fn(params):
-    def wide(p):
-      return jnp.promote_types(p.dtype, jnp.float32)
+    def zeros(p):
+      return jnp.zeros_like(p, dtype=jnp.promote_types(p.dtype, jnp.float32))
 
-    def first(p):
-      real = not jnp.issubdtype(p.dtype, jnp.complexfloating)
-      return mu_dtype if mu_dtype and real else wide(p)
-
-    mu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=first(p)), params)
-    nu = jax.tree.map(
-      lambda p: jnp.zeros_like(p, dtype=jnp.finfo(wide(p)).dtype), params
-    )
+    mu = jax.tree.map(zeros, params)
+    nu = jax.tree.map(lambda m: jnp.zeros_like(m.real), mu)
+    mu = optax.tree.cast(mu, mu_dtype)
     step, mu_product = jnp.zeros([], jnp.int32), jnp.ones([], jnp.float32)
     return ScheduledNadamState(step, mu_product, mu, nu)
 
@@ -84,16 +78,14 @@ def scale_by_scheduled_nadam(
     m_weight = mu_next / (1 - product * mu_next)
     # 1 − b2^t; the subtraction would lose digits, 1e-5 at t = 1. The logarithm
     # of a Python number is taken in float64.
-    known = isinstance(b2, int | float) and b2 > 0
-    unbias = -jnp.expm1(t * (math.log(b2) if known else jnp.log(b2)))
+    log_b2 = math.log(b2) if isinstance(b2, float) else jnp.log(b2)
+    unbias = -jnp.expm1(t * log_b2)
 
-    # Moments are updated in the wide dtype of nu.
+    def widen(g, v):  # Moments are updated in the wide dtype of nu.
+      return g.astype(jnp.promote_types(g.dtype, v.dtype))
+
     like = updates if params is None else params
-    g = jax.tree.map(
-      lambda g, v: g.astype(jnp.promote_types(g.dtype, v.dtype)),
-      updates,
-      state.nu,
-    )
+    g = jax.tree.map(widen, updates, state.nu)
     nu = optax.tree.update_moment_per_elem_norm(g, state.nu, b2, 2)
     mu = optax.tree.update_moment(g, optax.tree.cast_like(state.mu, g), b1, 1)
 
@@ -101,33 +93,11 @@ def scale_by_scheduled_nadam(
       return (g_weight * g + m_weight * m) / (jnp.sqrt(v / unbias) + eps)
 
     updates = optax.tree.cast_like(jax.tree.map(rescale, g, mu, nu), like)
-    mu = optax.tree.cast_like(mu, state.mu)
-    nu = optax.tree.cast_like(nu, state.nu)
+    mu, nu = optax.tree.cast_like((mu, nu), (state.mu, state.nu))
     return updates, ScheduledNadamState(count, product, mu, nu)
 
-  return optax.GradientTransformation(init_fn, update_fn)
-
-
-def scheduled_nadam(
-  learning_rate: optax.ScalarOrSchedule,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  momentum_decay: float = 0.004,
-  mu_dtype: Any = None,
-) -> optax.GradientTransformation:
-  """Returns NAdam as in torch.
-
-  The learning rate is a number or a schedule of the step. The other arguments
-  are those of `scale_by_scheduled_nadam`.
-
-  >>> tx = scheduled_nadam(1e-3)
-  >>> u, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
-  >>> round(u.item(), 6)
-  -0.001056
-  """
   return optax.chain(
-    scale_by_scheduled_nadam(b1, b2, eps, momentum_decay, mu_dtype),
+    optax.GradientTransformation(init_fn, update_fn),
     optax.scale_by_learning_rate(learning_rate),
   )
 
@@ -148,20 +118,13 @@ def lookahead(
       slow ← slow + η·(fast − slow),   fast ← slow,   η = weight
 
   The first sync creates the slow copy from the fast weights, as the recipe's
-  torch code does; `optax.lookahead` creates it at step 0. Reference: M. Zhang
-  et al., "Lookahead Optimizer", NeurIPS 2019.
+  torch code does; `optax.lookahead` creates it at step 0. `update` needs
+  `params`. Reference: M. Zhang et al., "Lookahead Optimizer", NeurIPS 2019.
 
   Args:
     inner: optimizer of the fast weights.
-    period: number of steps between syncs.
+    period: number of steps between syncs, at least 1.
     weight: share of the fast weights in a sync, in (0, 1].
-
-  Returns:
-    A transformation whose `update` needs `params`.
-
-  Raises:
-    ValueError: `period` or `weight` is out of range, or `update` gets no
-      `params` or updates of other shapes.
 
   >>> tx = lookahead(optax.sgd(1.0), period=1)
   >>> p, state = jnp.array([0.0]), tx.init(jnp.array([0.0]))
@@ -173,7 +136,6 @@ def lookahead(
   1.5
   """
   checks.period('period', period)
-  checks.weight('weight', weight)
   inner = optax.with_extra_args_support(inner)
 
   def init_fn(params):
@@ -181,22 +143,22 @@ def lookahead(
     return LookaheadState(jnp.zeros([], jnp.int32), inner.init(params), slow)
 
   def update_fn(updates, state, params=None, **extra_args):
-    checks.gradients(updates, params)
+    checks.given(params)
     count = optax.safe_increment(state.step)
     updates, inner_state = inner.update(
       updates, state.inner, params, **extra_args
     )
     syncs = (count % period == 0) & (count > period)
 
-    def new_slow(p, u, slow):
-      fast = (p + u).astype(p.dtype)
+    def new_slow(fast, slow):
       slow = jnp.where(syncs, slow + weight * (fast - slow), slow)
-      return jnp.where(count <= period, fast, slow).astype(p.dtype)
+      return jnp.where(count <= period, fast, slow).astype(fast.dtype)
 
     def new_update(p, u, slow):
       return jnp.where(syncs, slow - p, u).astype(p.dtype)
 
-    slow = jax.tree.map(new_slow, params, updates, state.slow)
+    fast = optax.apply_updates(params, updates)
+    slow = jax.tree.map(new_slow, fast, state.slow)
     updates = jax.tree.map(new_update, params, updates, slow)
     return updates, LookaheadState(count, inner_state, slow)
 

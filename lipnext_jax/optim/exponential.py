@@ -16,7 +16,6 @@ from jax import lax
 import jax.numpy as jnp
 
 from lipnext_jax.optim import checks
-from lipnext_jax.optim import products
 from lipnext_jax.optim import retraction
 from lipnext_jax.optim import stack
 
@@ -38,7 +37,7 @@ _Y2 = (857 - 58 * _ROOT) / 630
 
 # Largest relative error of exp(A), eps·‖A‖₂ for the rounding of A alone, at
 # which a result is returned instead of nan.
-MAX_ROUNDING = 2.0**-7
+_MAX_ROUNDING = 2.0**-7
 
 
 def fast_expm1(
@@ -66,14 +65,10 @@ def fast_expm1(
       used; (0, 0, 0): none of them is.
     large_steps: branch above the last threshold, 'exponential' (the paper's)
       or 'projection'.
-    precision: precision of every product; the default is full float32.
-
-  Returns:
-    [..., n, n], the dtype of `a`.
+    precision: precision of every product.
 
   Raises:
-    ValueError: `a` is not square, the thresholds are not three ascending
-      numbers, or `large_steps` is unknown.
+    ValueError: `a` is not square, or an option is none of the above.
 
   >>> a = jnp.array([[0.0, -0.01], [0.01, 0.0]])
   >>> round(fast_expm1(a)[1, 0].item(), 6)  # sin(0.01)
@@ -87,9 +82,27 @@ def fast_expm1(
   if len(thresholds) != 3 or list(thresholds) != sorted(thresholds):
     raise ValueError(f'{thresholds=} must be three ascending numbers.')
   checks.choice('large_steps', large_steps, LARGE_STEPS)
-  one = functools.partial(
-    _expm1_one, tuple(thresholds), LARGE_STEPS[large_steps], precision
-  )
+  mm = functools.partial(jnp.matmul, precision=precision)
+
+  def order2(a):
+    return a + mm(a, a) / 2
+
+  def order3(a):
+    a2 = mm(a, a)
+    return a + a2 / 2 + mm(a2, a) / 6
+
+  def order4(a):
+    a2 = mm(a, a)
+    return a + a2 / 2 + mm(a2, a / 6 + a2 / 24)
+
+  last = functools.partial(LARGE_STEPS[large_steps], precision)
+
+  def one(a):
+    norm = jnp.linalg.norm(a)
+    # A nan passes no threshold; order 2 hands it on.
+    branch = sum((norm >= t).astype(jnp.int32) for t in thresholds)
+    return lax.switch(branch, [order2, order3, order4, last], a)
+
   return stack.map_stacks(one, a)
 
 
@@ -105,69 +118,52 @@ def fast_exp(a: jax.Array, **options: Any) -> jax.Array:
   return fast_expm1(a, **options) + jnp.broadcast_to(eye, a.shape)
 
 
-def _expm1_one(thresholds, large, precision, a: jax.Array) -> jax.Array:
-  """Returns `fast_expm1` of one matrix [n, n]."""
-  mm = functools.partial(products.product, precision=precision)
-
-  def order2(a):
-    return a + mm(a, a) / 2
-
-  def order3(a):
-    a2 = mm(a, a)
-    return a + a2 / 2 + mm(a2, a) / 6
-
-  def order4(a):
-    a2 = mm(a, a)
-    return a + a2 / 2 + mm(a2, a / 6 + a2 / 24)
-
-  norm = jnp.linalg.norm(a)
-  # A nan passes no threshold; order 2 hands it on.
-  branch = sum((norm >= t).astype(jnp.int32) for t in thresholds)
-  last = functools.partial(large, precision)
-  return lax.switch(branch, [order2, order3, order4, last], a)
-
-
 def _exact_expm1(precision: lax.PrecisionLike, a: jax.Array) -> jax.Array:
   """Returns exp(a) − I by scaling and squaring.
 
   Squaring exp(B) turns exp(B) − I = C into exp(2B) − I = 2C + C².
   """
-  mm = functools.partial(products.product, precision=precision)
+  mm = functools.partial(jnp.matmul, precision=precision)
   a2 = mm(a, a)
-  # The eigenvalues of a skew-symmetric A come in pairs ±it. Those of A² are
-  # double, so 2‖A‖₂⁴ = 2‖A²‖₂² <= ‖A²‖_F². The steps of elementwise rules
-  # spread over many planes, where this bound is far sharper than ‖A‖_F.
-  spectral = jnp.minimum(
-    jnp.linalg.norm(a) / math.sqrt(2),
-    jnp.sqrt(jnp.linalg.norm(a2) / math.sqrt(2)),
-  )
-  # The truncation error θ⁹/9! is at most half an ulp of θ.
-  eps = float(jnp.finfo(a.dtype).eps)
-  theta = (math.factorial(9) * eps / 2) ** (1 / 8)
-  lost = ~(spectral * eps < MAX_ROUNDING)  # True for nan.
-  squarings = jnp.ceil(jnp.log2(jnp.maximum(spectral / theta, 1)))
-  squarings = jnp.where(lost, 0, squarings)
-  scale = jnp.where(lost, jnp.nan, jnp.exp2(-squarings))
-
+  _, squarings, scale = halvings(jnp.linalg.norm(a), jnp.sum(a2 * a2), 8)
   a, a2 = a * scale, a2 * jnp.square(scale)
   a4 = mm(a2, _X1 * a + _X2 * a2)
   right = _X5 * a + _X6 * a2 + _X7 * a4
   left = _X3 * a2 + a4
   a8 = mm(left, right) + _X4 * left
   c = a + _Y2 * a2 + a8
-  times = squarings.astype(jnp.int32)
-  return lax.fori_loop(0, times, lambda _, c: 2 * c + mm(c, c), c)
+  return lax.fori_loop(0, squarings, lambda _, c: 2 * c + mm(c, c), c)
+
+
+def halvings(norm, fourth, terms: int) -> tuple[jax.Array, ...]:
+  """Bounds ‖A‖₂ by `norm` ‖A‖_F and `fourth` tr A⁴; counts the halvings of A.
+
+  The eigenvalues of a skew A come in pairs ±it, so 2‖A‖₂² <= ‖A‖_F² and
+  2‖A‖₂⁴ <= tr A⁴. The steps of elementwise rules spread over many planes, where
+  the second bound is far sharper. At θ, where halving ends, the first omitted
+  term of a Taylor series, θ^terms/(terms + 1)!, is half an ulp.
+
+  Returns the bound, the number of halvings, and 2^−number: nan where the bound
+  is nan or leaves no accuracy.
+  """
+  fourth_root = (jnp.maximum(fourth, 0) / 2) ** 0.25
+  bound = jnp.minimum(norm / math.sqrt(2), fourth_root)
+  eps = float(jnp.finfo(norm.dtype).eps)
+  theta = (math.factorial(terms + 1) * eps / 2) ** (1 / terms)
+  kept = bound * eps < _MAX_ROUNDING
+  count = jnp.ceil(jnp.log2(jnp.maximum(bound / theta, 1)))
+  count = jnp.where(kept, count, 0)
+  scale = jnp.where(kept, jnp.exp2(-count), jnp.nan)
+  return bound, count.astype(jnp.int32), scale
 
 
 def _projected_expm1(precision: lax.PrecisionLike, a: jax.Array) -> jax.Array:
   """Returns polar(I + a) − I, by subtraction: `a` is not small."""
   eye = jnp.eye(a.shape[-1], dtype=a.dtype)
+  q = retraction.polar_retract(eye + a, precision=precision)
   # Rounding of I + a changes its polar factor by eps·‖I + a‖₂.
-  spectral = jnp.linalg.norm(a) / math.sqrt(2)
-  kept = spectral * float(jnp.finfo(a.dtype).eps) < MAX_ROUNDING
-  start = jnp.where(kept, eye + a, eye)
-  q = retraction.polar_retract(start, precision=precision)
-  return jnp.where(kept, q - eye, jnp.nan)
+  rounding = float(jnp.finfo(a.dtype).eps) * jnp.linalg.norm(a) / math.sqrt(2)
+  return jnp.where(rounding < _MAX_ROUNDING, q - eye, jnp.nan)
 
 
 LARGE_STEPS = {'exponential': _exact_expm1, 'projection': _projected_expm1}

@@ -10,11 +10,10 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from lipnext_jax.optim import checks
+from lipnext_jax import trees
 from lipnext_jax.optim import euclidean
-from lipnext_jax.optim import exponential as exponential_lib
+from lipnext_jax.optim import exponential
 from lipnext_jax.optim import manifold
-from lipnext_jax.optim import trees
 
 # (regular expression on 'a/b/leaf', label), for the leaves of
 # `lipnext_jax.models`.
@@ -23,9 +22,6 @@ LABEL_RULES = (
   (r'(^|/)(bias|pos|head/kernel)$', 'euclidean'),
   (r'(^|/)(\w+_raw|conv_(circular|zero)|spectrum)$', 'euclidean'),
 )
-
-# Thresholds of `fast_expm1`, by the names that a config gives them.
-EXPONENTIALS = {'fast': exponential_lib.THRESHOLDS, 'exact': (0.0, 0.0, 0.0)}
 
 
 def orthogonal_labels(
@@ -65,10 +61,7 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> Any:
   Args:
     opt_state: state of an optax transformation of `params`, with states of
       `orthogonal` and `lookahead` at any depth (chain, MultiSteps, …).
-    params: fast weights.
-
-  Returns:
-    A tree like `params`, with the fast weight where a leaf has no slow one.
+    params: fast weights, which are returned where a leaf has no slow one.
 
   >>> tx = euclidean.lookahead(optax.sgd(0.1))
   >>> p = {'bias': jnp.ones(2)}
@@ -77,9 +70,8 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> Any:
   """
   kinds = (manifold.OrthogonalState, euclidean.LookaheadState)
   slow: dict[Any, jax.Array] = {}
-  for node in jax.tree.leaves(
-    opt_state, is_leaf=lambda s: isinstance(s, kinds)
-  ):
+  nodes = jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, kinds))
+  for node in nodes:
     if isinstance(node, kinds):
       slow |= jax.tree_util.tree_leaves_with_path(node.slow)
   return jax.tree_util.tree_map_with_path(slow.get, params)
@@ -95,7 +87,7 @@ def lipnext_optimizer(
   lookahead_alpha: float = 0.5,
   retraction_period: int | None = 100,
   retraction: str = 'newton_schulz',
-  exponential: str = 'fast',
+  thresholds: Sequence[float] = exponential.THRESHOLDS,
   precision: lax.PrecisionLike = lax.Precision.HIGHEST,
   stack_sharding: jax.sharding.NamedSharding | None = None,
   label_fn: Callable[[optax.Params], Any] | None = None,
@@ -104,7 +96,7 @@ def lipnext_optimizer(
 
   Gradients are clipped by their global norm. Orthogonal matrices are then
   updated by `orthogonal(inner)`, all other parameters by `lookahead(inner)`
-  (paper §4, after LiResNet++).
+  (paper §4, after LiResNet++). `update` needs `params`.
 
   Args:
     learning_rate: number or schedule; the paper's has a warm-up to 1e-3, see
@@ -114,20 +106,14 @@ def lipnext_optimizer(
       `label_fn` in its `static_args`.)
     clip_norm: bound on the global gradient norm; None: no clipping.
     lookahead_period: steps between syncs of all weights; None: no lookahead.
-    lookahead_alpha: weight η of the lookahead, in (0, 1].
+    lookahead_alpha: see `orthogonal`.
     retraction_period: see `orthogonal`.
     retraction: see `orthogonal`.
-    exponential: 'fast' (FastExp) or 'exact'.
+    thresholds: see `orthogonal`; (0, 0, 0): the exact exponential.
     precision: see `orthogonal`.
     stack_sharding: see `orthogonal`.
     label_fn: function from parameters to a tree of 'orthogonal' and
       'euclidean'; None: `orthogonal_labels`.
-
-  Returns:
-    A transformation whose `update` needs `params`.
-
-  Raises:
-    ValueError: `exponential` is unknown, or `orthogonal` raises.
 
   >>> params = {'R': jnp.eye(3), 'bias': jnp.zeros(3)}
   >>> tx = lipnext_optimizer(1e-3)
@@ -135,42 +121,33 @@ def lipnext_optimizer(
   >>> jax.tree.map(jnp.shape, updates)
   {'R': (3, 3), 'bias': (3,)}
   """
-  checks.choice('exponential', exponential, EXPONENTIALS)
-  inner = euclidean.scheduled_nadam if inner is None else inner
-  label_fn = orthogonal_labels if label_fn is None else label_fn
-  on_manifold = manifold.orthogonal(
-    inner,
-    learning_rate,
-    lookahead_period=lookahead_period,
-    lookahead_alpha=lookahead_alpha,
-    retraction_period=retraction_period,
-    retraction=retraction,
-    thresholds=EXPONENTIALS[exponential],
-    precision=precision,
-    stack_sharding=stack_sharding,
-  )
-  plain = inner(learning_rate)
+  inner = inner or euclidean.scheduled_nadam
+  rules = {
+    'orthogonal': manifold.orthogonal(
+      inner,
+      learning_rate,
+      lookahead_period=lookahead_period,
+      lookahead_alpha=lookahead_alpha,
+      retraction_period=retraction_period,
+      retraction=retraction,
+      thresholds=thresholds,
+      precision=precision,
+      stack_sharding=stack_sharding,
+    ),
+    'euclidean': inner(learning_rate),
+  }
   if lookahead_period is not None:
-    plain = euclidean.lookahead(plain, lookahead_period, lookahead_alpha)
-  grouped = optax.partition(
-    {'orthogonal': on_manifold, 'euclidean': plain}, label_fn
-  )
+    rules['euclidean'] = euclidean.lookahead(
+      rules['euclidean'], lookahead_period, lookahead_alpha
+    )
+  tx = optax.partition(rules, label_fn or orthogonal_labels)
   if clip_norm is None:
-    return optax.with_extra_args_support(grouped)
-  return optax.chain(_clip_by_global_norm(clip_norm), grouped)
-
-
-def _clip_by_global_norm(bound: Any) -> optax.GradientTransformation:
-  """Returns `optax.clip_by_global_norm`, for leaves and bounds of any dtype."""
-  # optax 0.2.8 raises for bfloat16 leaves and an injected float32 bound.
+    return optax.with_extra_args_support(tx)
 
   def clip(updates, _):
-    norm = optax.tree.norm(updates)
+    # As `optax.clip_by_global_norm`, which in optax 0.2.8 raises for bfloat16
+    # leaves and an injected float32 bound.
+    scale = clip_norm / jnp.maximum(optax.tree.norm(updates), clip_norm)
+    return optax.tree.cast_like(optax.tree.scale(scale, updates), updates)
 
-    def one(g):
-      clipped = g / norm.astype(g.dtype) * bound
-      return jnp.where(norm < bound, g, clipped).astype(g.dtype)
-
-    return jax.tree.map(one, updates)
-
-  return optax.stateless(clip)
+  return optax.chain(optax.stateless(clip), tx)

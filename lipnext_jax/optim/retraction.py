@@ -33,9 +33,6 @@ def polar_retract(
     method: 'newton_schulz' or 'svd'.
     precision: precision of every product.
 
-  Returns:
-    [..., m, n], the dtype of `x`, orthonormal along the smaller side.
-
   Raises:
     ValueError: `method` is unknown, or `x` has fewer than two axes.
 
@@ -47,7 +44,15 @@ def polar_retract(
     raise ValueError(f'{method=} must be one of {sorted(METHODS)}.')
   if x.ndim < 2:
     raise ValueError(f'{x.shape=}: give matrices [..., m, n].')
-  one = functools.partial(_retract_one, METHODS[method], precision)
+
+  def one(x):
+    if x.shape[0] < x.shape[1]:
+      return one(x.T).T
+    # LAPACK's SVD of an infinity may not return.
+    finite = jnp.all(jnp.isfinite(x))
+    y = METHODS[method](_unit_scale(jnp.where(finite, x, 0)), precision)
+    return jnp.where(finite & jnp.all(jnp.isfinite(y)), y, x)
+
   return stack.map_stacks(one, x)
 
 
@@ -56,58 +61,55 @@ def orthogonality_error(
 ) -> jax.Array:
   """Returns ‖xᵀx − I‖₂ (‖xxᵀ − I‖₂ for wide x), the spectral norm, batched.
 
+  It is measured, up to rounding; `certify.lipschitz_bound` proves a bound.
+
   Args:
     x: [..., m, n].
     iterations: number of power iterations, O(n²) each, for an estimate from
       below; None: exact, from the eigenvalues of xᵀx − I, O(n³).
-
-  Returns:
-    [...], the dtype of `x`, up to rounding. `certify.lipschitz_bound` proves a
-    bound.
 
   >>> orthogonality_error(2 * jnp.eye(4)).item()
   3.0
   """
   if not x.size:
     return jnp.zeros(x.shape[:-2], x.dtype)
-  error = functools.partial(_error_of_one, iterations=iterations)
-  return jnp.vectorize(error, signature='(m,n)->()')(x)
+
+  def one(x):
+    x = x if x.shape[0] >= x.shape[1] else x.T
+    if iterations is None:
+      d = _defect(x, lax.Precision.HIGHEST)
+      return jnp.max(jnp.abs(jnp.linalg.eigvalsh(d)))
+    start = jax.random.normal(jax.random.key(0), x.shape[1:], x.dtype)
+    carry = start, jnp.linalg.norm(start)
+    step = functools.partial(_power_iteration, x)
+    return lax.fori_loop(0, iterations, step, carry)[1]
+
+  return jnp.vectorize(one, signature='(m,n)->()')(x)
 
 
-def _error_of_one(x: jax.Array, iterations: int | None) -> jax.Array:
-  """Returns `orthogonality_error` of one matrix [m, n]."""
-  x = x if x.shape[0] >= x.shape[1] else x.T
-  if iterations is None:
-    d = _defect(x, lax.Precision.HIGHEST)
-    return jnp.max(jnp.abs(jnp.linalg.eigvalsh(d)))
-
-  def step(_, carry):
-    # The defect D is symmetric but indefinite: power iteration converges in
-    # norm. D·v = Xᵀ(X·v) − v needs no product of matrices.
-    v, norm = carry
-    v = v / jnp.where(norm > 0, norm, 1)
-    xv = jnp.matmul(x, v, precision=lax.Precision.HIGHEST)
-    v = jnp.matmul(xv, x, precision=lax.Precision.HIGHEST) - v
-    return v, jnp.linalg.norm(v)
-
-  start = jax.random.normal(jax.random.key(0), x.shape[1:], x.dtype)
-  carry = start, jnp.linalg.norm(start)
-  return lax.fori_loop(0, iterations, step, carry)[1]
+def _power_iteration(x, _, carry) -> tuple[jax.Array, jax.Array]:
+  """Returns D·v/‖v‖ and its norm for v, ‖v‖, D = XᵀX − I and X [m, n]."""
+  # D is indefinite, so that only the norm converges. D·v = Xᵀ(X·v) − v.
+  v, norm = carry
+  v = v / jnp.where(norm > 0, norm, 1)
+  xv = jnp.matmul(x, v, precision=lax.Precision.HIGHEST)
+  v = jnp.matmul(xv, x, precision=lax.Precision.HIGHEST) - v
+  return v, jnp.linalg.norm(v)
 
 
 def _defect(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
   """Returns XᵀX − I of one matrix [m, n]."""
-  gram = jnp.matmul(x.T, x, precision=precision)
-  return jnp.where(jnp.eye(len(gram), dtype=bool), gram - 1, gram)
+  eye = jnp.eye(x.shape[1], dtype=x.dtype)
+  return jnp.matmul(x.T, x, precision=precision) - eye
 
 
 def _newton_schulz(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
   """Iterates X ← X − X·D/2, D = XᵀX − I, until D is rounding."""
-  n = x.shape[1]
+  eye = jnp.eye(x.shape[1], dtype=x.dtype)
   eps = float(jnp.finfo(x.dtype).eps)
   # An iteration takes ‖D‖ = δ to 3/4 δ² + O(δ³), so one from √eps ends at eps.
   # ‖D‖_F itself has a rounding error of about n·eps.
-  near = max(eps**0.5, 4 * n * eps)
+  near = max(eps**0.5, 4 * len(eye) * eps)
 
   def step(x, d):
     return x - jnp.matmul(x, d, precision=precision) / 2
@@ -126,7 +128,7 @@ def _newton_schulz(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
   d = _defect(x, precision)
   norm = jnp.linalg.norm(d)
   squared = jnp.where(norm < 1, 1, 1 + norm)
-  d = jnp.where(jnp.eye(n, dtype=bool), (d + 1) / squared - 1, d / squared)
+  d = (d + eye) / squared - eye
   # A zero matrix, the padding of a stack, takes no iterations.
   start = jnp.where(jnp.any(x != 0), 0, _MAX_ITERATIONS)
   x, d, _ = lax.while_loop(far, body, (x / jnp.sqrt(squared), d, start))
@@ -137,16 +139,6 @@ def _svd(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
   """Returns UVᵀ from a thin singular value decomposition."""
   u, _, vt = jnp.linalg.svd(x, full_matrices=False)
   return jnp.matmul(u, vt, precision=precision)
-
-
-def _retract_one(method, precision, x: jax.Array) -> jax.Array:
-  """Returns `polar_retract` of one matrix [m, n]."""
-  if x.shape[0] < x.shape[1]:
-    return _retract_one(method, precision, x.T).T
-  # LAPACK's SVD of an infinity may not return.
-  finite = jnp.all(jnp.isfinite(x))
-  y = method(_unit_scale(jnp.where(finite, x, 0)), precision)
-  return jnp.where(finite & jnp.all(jnp.isfinite(y)), y, x)
 
 
 def _unit_scale(x: jax.Array) -> jax.Array:

@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.experimental import layout
 import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
-
-from lipnext_jax.optim import products
 
 
 def map_stacks(
@@ -25,10 +24,10 @@ def map_stacks(
   replace: int = 0,
   when: jax.Array | None = None,
   sharding: NamedSharding | None = None,
-  **shared: Any,
 ) -> Any:
   """Applies `fn` to every matrix of stacks [..., m, n], one after the other.
 
+  Returns a tree of arrays [..., *shape of the result], or `replace` > 1 trees.
   In a loop, each matrix takes its own branch of a `switch`; `vmap` would take
   all of them. Each device loops over its part of a sharded stack, without
   communication if the arrays have that sharding already. Stacks that do not
@@ -36,7 +35,8 @@ def map_stacks(
 
   Args:
     fn: function of one matrix [m, n] from each tree, to an array, or to a tuple
-      of `replace` arrays if `replace` > 1.
+      of `replace` arrays if `replace` > 1. On an explicit mesh it cannot close
+      over arrays.
     *trees: trees of one structure, whose corresponding leaves are [..., m, n]
       with the same leading axes. Single matrices [m, n] are not sharded.
     replace: number of leading trees that the results replace, in the same
@@ -44,18 +44,13 @@ def map_stacks(
     when: bool scalar; where it is False, nothing is computed and the replaced
       trees are returned unchanged. It needs `replace`.
     sharding: sharding of stacks [L, …, m, n] along L; None: not sharded.
-    **shared: arrays that `fn` takes by keyword, the same for every matrix. (On
-      an explicit mesh `fn` cannot close over arrays.)
 
-  Returns:
-    A tree of arrays [..., *shape of the result], or `replace` > 1 such trees.
-
-  >>> map_stacks(lambda x, y: x * y, jnp.ones((2, 1, 1)), y=3.0).tolist()
-  [[[3.0]], [[3.0]]]
+  >>> map_stacks(jnp.add, jnp.ones((2, 1, 1)), jnp.ones((2, 1, 1))).tolist()
+  [[[2.0]], [[2.0]]]
   """
   treedef = jax.tree.structure(trees[0])
   results = [
-    _map_leaf(fn, stacks, replace, when, sharding, shared)
+    _map_leaf(fn, stacks, replace, when, sharding)
     for stacks in zip(*map(jax.tree.leaves, trees), strict=True)
   ]
   outputs = tuple(
@@ -65,14 +60,14 @@ def map_stacks(
   return outputs if replace > 1 else outputs[0]
 
 
-def _map_leaf(fn, stacks, replace, when, sharding, shared) -> list[jax.Array]:
+def _map_leaf(fn, stacks, replace, when, sharding) -> list[jax.Array]:
   """Maps `fn` over one leaf of each tree, on all devices."""
   if not stacks[0].size:
-    return list(stacks[:replace]) or [_zeros(fn, stacks, shared)]
+    return list(stacks[:replace]) or [_zeros(fn, stacks)]
   loop = functools.partial(_loop, fn, replace)
   local = _along_stack(stacks[0], sharding)
   if local is None:
-    return loop(stacks, when, shared)
+    return loop(stacks, when)
   length = len(stacks[0])
   padding = -length % _shards(local)
   if padding:
@@ -82,47 +77,56 @@ def _map_leaf(fn, stacks, replace, when, sharding, shared) -> list[jax.Array]:
   results = jax.shard_map(
     loop,
     mesh=local.mesh,
-    in_specs=(local.spec, PartitionSpec(), PartitionSpec()),
+    in_specs=(local.spec, PartitionSpec()),
     out_specs=local.spec,
     check_vma=False,  # There are no collectives to check.
-  )([_put(s, local) for s in stacks], when, shared)
+  )([_put(s, local) for s in stacks], when)
   if not padding:
     return results
   whole = NamedSharding(local.mesh, PartitionSpec())
   return [_put(r, whole)[:length] for r in results]
 
 
-def _zeros(fn, stacks, shared) -> jax.Array:
+def _zeros(fn, stacks) -> jax.Array:
   """Returns zeros of the shape and dtype that `map_stacks` returns."""
   matrices = [jax.ShapeDtypeStruct(s.shape[-2:], s.dtype) for s in stacks]
-  one = jax.eval_shape(functools.partial(fn, **shared), *matrices)
+  one = jax.eval_shape(fn, *matrices)
   return jnp.zeros((*stacks[0].shape[:-2], *one.shape), one.dtype)
 
 
-def _loop(fn, replace, stacks, when, shared) -> list[jax.Array]:
+def _loop(fn, replace, stacks, when) -> list[jax.Array]:
   """Maps `fn` over one leaf of each tree, on one device."""
   lead = stacks[0].shape[:-2]
   if not lead and when is None:
-    return jax.tree.leaves(fn(*stacks, **shared))
+    return jax.tree.leaves(fn(*stacks))
   flat = [s.reshape(-1, *s.shape[-2:]) for s in stacks]
   count = len(flat[0])
   results, others = flat[:replace], flat[replace:]
   if not replace:
-    results = [_zeros(fn, flat, shared)]
+    results = [_zeros(fn, flat)]
 
   def body(i, results):
     # A replaced stack is read from the loop's carry: it is updated in place.
     read = [*results, *others] if replace else others
     matrices = [lax.dynamic_index_in_dim(s, i, keepdims=False) for s in read]
-    out = jax.tree.leaves(fn(*map(products.by_rows, matrices), **shared))
+    out = jax.tree.leaves(fn(*map(_by_rows, matrices)))
     return [
-      lax.dynamic_update_index_in_dim(stack, products.by_rows(matrix), i, 0)
+      lax.dynamic_update_index_in_dim(stack, _by_rows(matrix), i, 0)
       for stack, matrix in zip(results, out, strict=True)
     ]
 
   trips = count if when is None else jnp.where(when, count, 0)
   results = lax.fori_loop(0, trips, body, results)
   return [r.reshape(*lead, *r.shape[1:]) for r in results]
+
+
+def _by_rows(x: jax.Array) -> jax.Array:
+  """Returns a matrix stored in rows.
+
+  Without this constraint the compiler may store it in columns, and transpose
+  the whole stack before and after a loop.
+  """
+  return layout.with_layout_constraint(x, layout.Layout((0, 1)))
 
 
 def lay_out(tree: Any, sharding: NamedSharding | None) -> Any:
@@ -135,30 +139,24 @@ def lay_out(tree: Any, sharding: NamedSharding | None) -> Any:
   return jax.tree.map(one, tree)
 
 
-def restore(tree: Any, like: Any, sharding: NamedSharding | None) -> Any:
-  """Gives stacks on an explicit mesh the shardings of those of `like`."""
+def restore(tree: Any, like: Any) -> Any:
+  """Gives arrays on an explicit mesh the shardings of those of `like`."""
 
   def one(x, like):
-    local = _along_stack(x, sharding)
-    if local is None or not _is_explicit(local):
-      return x
-    return _put(x, jax.typeof(like).sharding)
+    sharding = jax.typeof(like).sharding
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    return jax.sharding.reshard(x, sharding) if explicit else x
 
   return jax.tree.map(one, tree, like)
 
 
 def check(sharding: NamedSharding | None) -> None:
-  """Raises unless `sharding` shards the first axis alone, or is None."""
-  if sharding is None:
-    return
-  if not isinstance(sharding, NamedSharding):
-    raise TypeError(
-      f'stack_sharding={sharding!r} must be a NamedSharding or None.'
-    )
-  if any(axis is not None for axis in sharding.spec[1:]):
+  """Raises ValueError unless `sharding` shards the first axis, or is None."""
+  whole = isinstance(sharding, NamedSharding) and not any(sharding.spec[1:])
+  if sharding is not None and not whole:
     raise ValueError(
-      f'stack_sharding has spec {sharding.spec}: shard the first axis only, '
-      'so that each device holds whole matrices.'
+      f'stack_sharding={sharding!r} must be a NamedSharding of the first axis '
+      'only, so that each device holds whole matrices.'
     )
 
 
@@ -176,13 +174,8 @@ def _shards(local: NamedSharding) -> int:
   return math.prod(local.mesh.shape[name] for name in names)
 
 
-def _is_explicit(sharding: NamedSharding) -> bool:
-  """Returns whether shardings are part of the types on this mesh."""
-  return AxisType.Explicit in sharding.mesh.axis_types
-
-
 def _put(x: jax.Array, sharding: NamedSharding) -> jax.Array:
   """Shards `x`: by its type on explicit meshes, else by a constraint."""
-  if _is_explicit(sharding):
+  if AxisType.Explicit in sharding.mesh.axis_types:
     return jax.sharding.reshard(x, sharding)
   return lax.with_sharding_constraint(x, sharding)

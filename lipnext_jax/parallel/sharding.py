@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from lipnext_jax import errors
-from lipnext_jax.optim import trees
+from lipnext_jax import trees
 
 Rules = Sequence[tuple[str, tuple]]
 

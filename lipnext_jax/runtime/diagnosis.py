@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import models
+from lipnext_jax import trees
 from lipnext_jax.models import layers
-from lipnext_jax.optim import trees
 
 # Flax's collection for intermediate values, which scanned models carry.
 _COLLECTION = 'intermediates'

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from lipnext_jax.aot import flops
-from lipnext_jax.optim import products
 
 pytestmark = pytest.mark.usefixtures('optimized')
 
@@ -121,10 +120,16 @@ def test_saved_activations_are_the_stacks_of_whole_batches(shape):
 
 
 def test_a_branch_of_another_platform_is_not_counted():
-  """The manifold step's bfloat16 products are float32 ones on CPUs alone."""
   x = jnp.ones((4, 4))
+
+  def narrow(x):
+    return jnp.matmul(x, x, precision=lax.DotAlgorithmPreset.BF16_BF16_F32)
+
+  def wide(x):
+    return jnp.matmul(x, x, precision=lax.Precision.HIGHEST)
+
   jaxpr = jax.make_jaxpr(
-    lambda x: products.product(x, x, lax.DotAlgorithmPreset.BF16_BF16_F32)
+    lambda x: lax.platform_dependent(x, cpu=wide, default=narrow)
   )(x)
   assert flops.count(jaxpr, platform='cpu') == flops.Flops(wide=128)
   for platform in ('tpu', 'cuda'):

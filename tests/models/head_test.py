@@ -109,16 +109,6 @@ def test_logits_are_float32_or_wider_and_parameters_float32(dtype):
   assert {a.dtype.name for a in jax.tree.leaves(params)} == {'float32'}
 
 
-def test_the_product_asks_for_full_precision():
-  text = str(
-    jax.make_jaxpr(head.NormalizedHead(K).apply)(
-      jax.tree.map(jnp.float32, variables()), jnp.ones((2, C))
-    )
-  )
-  assert text.count('dot_general') == 1
-  assert 'HIGHEST' in text
-
-
 @pytest.mark.parametrize('tree', [{}, {'params': {}}, {'params': {'head': 1}}])
 def test_variables_without_a_head_raise(tree):
   with pytest.raises(ValueError, match='head_kernel needs variables'):

@@ -12,22 +12,16 @@ from lipnext_jax.optim import ambient
 from lipnext_jax.optim import orthogonal
 from lipnext_jax.optim import orthogonality_error
 
-SHAPES = [(9, 2), (2, 30), (5, 4), (6, 6), (7, 1)]
+SHAPES = [(9, 2), (5, 4), (6, 6), (7, 1)]
 ORDERS = {2: (9, 9, 9), 3: (0, 9, 9), 4: (0, 0, 9), None: (0, 0, 0)}
 
 
 def problem(shape, size=1.0, seed=0):
   """Returns X [m, n], m >= n, of orthonormal columns, and Y of norm `size`."""
   rng = np.random.default_rng(seed)
-  m, n = max(shape), min(shape)
-  x = np.linalg.qr(rng.normal(size=(m, n)))[0]
-  y = rng.normal(size=(m, n))
+  x = np.linalg.qr(rng.normal(size=shape))[0]
+  y = rng.normal(size=shape)
   return x, y * size / np.linalg.norm(y)
-
-
-def oriented(shape, *arrays):
-  """Returns the tall arrays, or their transposes, as JAX arrays."""
-  return [jnp.asarray(a if shape[0] >= shape[1] else a.T) for a in arrays]
 
 
 def generator(x, y):
@@ -37,7 +31,7 @@ def generator(x, y):
   return p @ x.T - x @ p.T
 
 
-def check_rotation(rotate, shape, size, order, tolerance=1e-13):
+def check_rotation(rotate, shape, size, order):
   """Raises unless the update is p(A)X − X for p of this order (None: exp)."""
   x, y = problem(shape, size)
   omega = generator(x, y)
@@ -49,9 +43,8 @@ def check_rotation(rotate, shape, size, order, tolerance=1e-13):
       term = omega @ term / k
       want = want + term
   with jax.enable_x64(True):
-    got = rotate(*oriented(shape, x, y), thresholds=ORDERS[order])
-  got = np.asarray(got) if shape[0] >= shape[1] else np.asarray(got).T
-  assert np.linalg.norm(got - want) <= tolerance * max(1, size**2)
+    got = rotate(jnp.asarray(x), jnp.asarray(y), thresholds=ORDERS[order])
+  assert np.linalg.norm(np.asarray(got) - want) <= 1e-13 * max(1, size**2)
 
 
 @pytest.mark.parametrize('order', ORDERS)
@@ -82,16 +75,6 @@ def first_order(x, y, **_):
 def test_the_dense_rotation_rejects(fault):
   with pytest.raises(AssertionError):
     check_rotation(fault, (9, 2), 0.3, None)
-
-
-def test_the_tangent_is_the_rotation_of_the_gradient():
-  for shape in SHAPES:
-    x, g = problem(shape)
-    want = (g @ x.T - x @ g.T) @ x / 2
-    with jax.enable_x64(True):
-      got = ambient.tangent(*oriented(shape, x, g), precision='highest')
-      (want,) = oriented(shape, want)
-      np.testing.assert_allclose(got, want, atol=1e-14)
 
 
 def test_a_rotation_keeps_what_is_off_the_manifold():
@@ -134,10 +117,10 @@ def descend(tx, x, loss, steps):
   return jax.lax.scan(step, (x, tx.init(x)), None, length=steps)[0][0]
 
 
-def eigenspace(shape, seed=0):
-  """Returns the loss −tr(D XᵀAX), and its minimum, at an eigenbasis of A."""
+def eigenspace(shape, dtype):
+  """Returns a start, the loss −tr(D XᵀAX), and its minimum."""
   m, n = max(shape), min(shape)
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(1)
   q = np.linalg.qr(rng.normal(size=(m, m)))[0]
   values, weights = np.linspace(1, 0, m), np.linspace(1, 0.5, n)
   s = jnp.asarray((q * values) @ q.T)
@@ -146,7 +129,9 @@ def eigenspace(shape, seed=0):
     x = x if shape[0] >= shape[1] else x.T
     return -jnp.sum(x * (s @ x) * jnp.asarray(weights)[None])
 
-  return loss, -np.sum(values[:n] * weights)
+  start = problem((m, n))[0].astype(dtype)
+  start = jnp.asarray(start if shape[0] >= shape[1] else start.T)
+  return start, loss, -np.sum(values[:n] * weights)
 
 
 @pytest.mark.slow  # Two optimizers are compiled, twice.
@@ -157,16 +142,10 @@ def eigenspace(shape, seed=0):
 def test_with_sgd_both_paths_are_the_same_mathematics(shape, exact):
   """Exact steps or retractions keep both on the manifold."""
   with jax.enable_x64(True):
-    loss, _ = eigenspace(shape, seed=1)
-    (x,) = oriented(shape, problem(shape)[0])
+    x, loss, _ = eigenspace(shape, np.float64)
     options = {'thresholds': (0, 0, 0)} if exact else {'retraction_period': 1}
     algebra, moved = (
-      descend(
-        orthogonal(optax.sgd, 0.05, moments=path, **options),
-        x,
-        loss,
-        40,
-      )
+      descend(orthogonal(optax.sgd, 0.05, moments=path, **options), x, loss, 40)
       for path in ('algebra', 'ambient')
     )
     assert np.linalg.norm(moved - algebra) <= 1e-8
@@ -175,9 +154,7 @@ def test_with_sgd_both_paths_are_the_same_mathematics(shape, exact):
 
 @pytest.mark.slow  # 800 steps.
 def test_adam_ends_at_the_same_optimum_on_both_paths():
-  shape = (20, 3)
-  loss, best = eigenspace(shape, seed=1)
-  (x,) = oriented(shape, problem(shape)[0].astype(np.float32))
+  x, loss, best = eigenspace((20, 3), np.float32)
   rate = optax.cosine_decay_schedule(0.1, 400)
   for path in ('algebra', 'ambient'):
     tx = orthogonal(optax.adam, rate, moments=path)
@@ -194,30 +171,14 @@ def largest(jaxpr):
   return max(sizes, default=0)
 
 
-def test_no_array_is_larger_than_the_matrix():
-  def entries(moments, shape):
+def test_the_shape_chooses_the_path_and_no_array_is_larger_than_the_matrix():
+  def entries(shape, moments='auto'):
     tx = orthogonal(optax.adam, 1e-3, lookahead_period=6, moments=moments)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     state = jax.eval_shape(tx.init, x)
-    assert max(leaf.size for leaf in jax.tree.leaves(state)) <= (
-      400 * 4 if moments != 'algebra' else 400**2
-    )
     return largest(jax.make_jaxpr(tx.update)(x, state, x).jaxpr)
 
-  for shape in ((400, 4), (4, 400)):
-    assert entries('auto', shape) == 400 * 4
-    assert entries('algebra', shape) >= 400**2  # The check can fail.
-
-
-def test_the_shape_chooses_the_path():
-  def moment(shape, moments='auto'):
-    tx = orthogonal(optax.adam, 1e-3, moments=moments)
-    state = jax.eval_shape(tx.init, jax.ShapeDtypeStruct(shape, jnp.float32))
-    return state.inner[0].mu.shape
-
-  assert moment((16, 2)) == moment((16, 2), 'ambient') == (16, 2)
-  assert moment((15, 2)) == moment((15, 2), 'algebra') == (8, 15)
-  assert moment((16, 2), 'algebra') == (8, 16)
-  assert moment((4, 4), 'ambient') == (4, 4)
-  with pytest.raises(ValueError, match=r"moments='dense' must be one of"):
-    orthogonal(optax.adam, 1e-3, moments='dense')
+  for shape in ((400, 50), (50, 400)):
+    assert entries(shape) == entries(shape, 'ambient') == 400 * 50
+    assert entries(shape, 'algebra') >= 400**2
+  assert entries((400, 51)) >= 400**2

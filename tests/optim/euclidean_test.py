@@ -61,77 +61,46 @@ def test_nadam_computes_in_float32_and_answers_in_its_parameters_type(
   grad_dtype, mu_dtype
 ):
   tx = scheduled_nadam(1e-3, mu_dtype=mu_dtype)
-  for param_dtype in ('bfloat16', 'float32'):
-    params = jnp.ones((2, 3), param_dtype)
-    grads = jnp.ones((2, 3), grad_dtype)
-    state = tx.init(params)
-    updates, new_state = tx.update(grads, state, params)
-    assert updates.dtype == param_dtype
-    types = jax.tree.map(jax.typeof, (state, new_state))
-    assert types[0] == types[1]
-    assert state[0].nu.dtype == jnp.float32
-    assert state[0].mu.dtype == (mu_dtype or jnp.float32)
-    bare, _ = tx.update(grads, state)  # Without parameters.
-    assert bare.dtype == grad_dtype
+  params, grads = jnp.ones(3, 'bfloat16'), jnp.ones(3, grad_dtype)
+  state = tx.init(params)
+  updates, new_state = tx.update(grads, state, params)
+  assert updates.dtype == params.dtype
+  assert jax.tree.map(jax.typeof, new_state) == jax.tree.map(jax.typeof, state)
+  assert state[0].nu.dtype == jnp.float32
+  assert state[0].mu.dtype == (mu_dtype or jnp.float32)
+  bare, _ = tx.update(grads, state)  # Without parameters.
+  assert bare.dtype == grad_dtype
 
 
-def check_complex(make, mu_dtype=None):
+def check_complex(tx):
   """Raises unless a rule goes straight to a complex optimum, and rests there.
 
   At 2 − i from 1 + i, along one ray: a rule that squares g without |·| turns
   the step. JAX's gradient of a real function is conjugated.
   """
   start, best = jnp.array([1 + 1j]), jnp.array([2 - 1j])
-  tx = make(1e-2)
 
-  @jax.jit
-  def step(z, state):
+  def step(carry, _):
+    z, state = carry
     grad = jax.grad(lambda z: jnp.sum(jnp.abs(z - best) ** 2) / 2)(z)
     updates, state = tx.update(grad.conj(), state, z)
-    return optax.apply_updates(z, updates), state
+    z = optax.apply_updates(z, updates)
+    return (z, state), jnp.imag((z - best) / (start - best))
 
-  z, state = start, tx.init(start)
-  types = jax.tree.map(jax.typeof, state)
-  for _ in range(900):
-    z, state = step(z, state)
-    across = jnp.imag((z - best) / (start - best)).item()
-    assert abs(across) < 1e-4  # In units of the way there.
-  assert jax.tree.map(jax.typeof, state) == types
+  carry = start, tx.init(start)
+  (z, _), across = jax.jit(lambda c: jax.lax.scan(step, c, length=900))(carry)
+  assert np.max(np.abs(across)) < 1e-4  # In units of the way there.
   assert abs(z - best).item() < 0.2
 
 
-def squared(learning_rate):
-  """Planted: NAdam of the complex square."""
-
-  def update(g, state, params=None):
-    u = g / (jnp.sqrt(g * g) + 1e-8)
-    return -learning_rate * u, state
-
-  return optax.GradientTransformation(lambda _: (), update)
-
-
 def test_complex_leaves_move_along_their_gradient():
-  check_complex(scheduled_nadam)
-  check_complex(lambda rate: scheduled_nadam(rate, mu_dtype='bfloat16'))
-  check_complex(lambda rate: lookahead(scheduled_nadam(rate)))
-  check_complex(
-    lambda rate: lipnext_optimizer(rate, label_fn=lambda _: 'euclidean')
-  )
+  check_complex(lipnext_optimizer(1e-2, label_fn=lambda _: 'euclidean'))
+
+  def squared(g, _):
+    return -1e-2 * g / (jnp.sqrt(g * g) + 1e-8)
+
   with pytest.raises(AssertionError):
-    check_complex(squared)
-
-
-def test_nadam_hyperparameters_can_be_injected():
-  tx = optax.inject_hyperparams(scheduled_nadam, static_args='mu_dtype')(
-    learning_rate=1e-2
-  )
-  params = jnp.zeros(3)
-  g = jnp.array([1.0, -2.0, 3e-4])
-  want, _ = scheduled_nadam(1e-2).update(g, scheduled_nadam(1e-2).init(params))
-  got, _ = jax.jit(tx.update)(g, tx.init(params), params)
-  # An injected b2 is float32: its logarithm is off by eps/(1 − b2), the root
-  # of the second moment by half of that.
-  np.testing.assert_allclose(got, want, rtol=0.5 * 1.2e-7 / 1e-3)
+    check_complex(optax.stateless(squared))
 
 
 NADAM_FAULTS = {
@@ -194,25 +163,10 @@ def test_lookahead_by_hand():
       check_lookahead(fault)
 
 
-def test_lookahead_refuses_what_makes_no_sense():
-  with pytest.raises(ValueError, match='period=0'):
-    lookahead(optax.sgd(1.0), period=0)
-  with pytest.raises(ValueError, match=r'weight=1\.5'):
-    lookahead(optax.sgd(1.0), weight=1.5)
-  tx = lookahead(optax.sgd(1.0))
-  with pytest.raises(ValueError, match='needs the parameters'):
-    tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
-
-
 def test_lookahead_passes_extra_arguments_on():
-  seen = []
-
-  def update(updates, state, params=None, *, value, **_):
-    seen.append(value)
-    return updates, state
-
-  inner = optax.GradientTransformationExtraArgs(lambda _: (), update)
+  inner = optax.GradientTransformationExtraArgs(
+    lambda _: 0, lambda updates, state, params, *, value: (updates, value)
+  )
   tx = lookahead(inner)
   x = jnp.ones(1)
-  tx.update(x, tx.init(x), x, value=7)
-  assert seen == [7]
+  assert tx.update(x, tx.init(x), x, value=7)[1].inner == 7

@@ -104,12 +104,6 @@ def test_a_fresh_state_can_be_donated(params):
     jax.jit(lambda s: s, donate_argnums=0)(shared)
 
 
-def test_without_matrices_and_without_vectors(run):
-  for params in ({'bias': jnp.ones(2)}, {'R': jnp.eye(2)}):
-    got, _ = run(lipnext_optimizer(1e-2), params, 1)
-    assert jax.tree.structure(got) == jax.tree.structure(params)
-
-
 WRAPPERS = {
   'alone': lambda tx: tx,
   'chain': lambda tx: optax.chain(optax.identity(), optax.chain(tx)),
@@ -149,35 +143,3 @@ def test_slow_weights_of_one_group_only(run):
   slow = slow_params(state, fast)
   np.testing.assert_array_equal(slow['R'], params['R'])  # Not yet synced.
   np.testing.assert_array_equal(slow['bias'], fast['bias'])
-
-
-def test_without_lookahead_slow_is_fast(params, run):
-  tx = lipnext_optimizer(1e-2, lookahead_period=None, retraction_period=None)
-  fast, state = run(tx, params, 2)
-  jax.tree.map(np.testing.assert_array_equal, slow_params(state, fast), fast)
-
-
-def turn(exponential, angle):
-  """Returns the identity after one step of gradient descent."""
-  x = jnp.eye(2)
-  tx = lipnext_optimizer(
-    1.0,
-    inner=optax.sgd,
-    clip_norm=None,
-    lookahead_period=None,
-    retraction_period=None,
-    exponential=exponential,
-  )
-  grad = {'R': jnp.array([[0.0, angle], [-angle, 0.0]])}
-  updates, _ = jax.jit(tx.update)(grad, tx.init({'R': x}), {'R': x})
-  return float(updates['R'][1, 0]), float(1 + updates['R'][0, 0])
-
-
-def test_the_exact_exponential_is_exact_for_small_steps_too():
-  angle = 0.035  # A norm of 0.0495: order 2, whose error is angle³/6 = 7e-6.
-  sine, cosine = np.sin(angle), np.cos(angle)
-  np.testing.assert_allclose(turn('exact', angle), (sine, cosine), atol=2e-7)
-  fast = turn('fast', angle)
-  assert abs(fast[0] - sine) == pytest.approx(angle**3 / 6, rel=0.1)
-  with pytest.raises(ValueError, match="exponential='slow'"):
-    lipnext_optimizer(1e-3, exponential='slow')

@@ -1,6 +1,6 @@
 import jax
 
-from lipnext_jax.optim import trees
+from lipnext_jax import trees
 
 
 def test_paths_name_every_kind_of_container():
