@@ -1,4 +1,4 @@
-"""The block is the paper's: one function, its gradients, fewer numbers.
+"""The block is the paper's: one function, one trajectory, fewer numbers.
 
 The oracle is the equation as printed, Z = σ( M Rᵀ S( R (X + p) ) + b ), with a
 square R and in float64; the model has the first k = 4⌊αC⌋ rows of it.
@@ -12,9 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from lipnext_jax import losses
 from lipnext_jax import models
+from lipnext_jax import optim
 from lipnext_jax.aot import flops
 from lipnext_jax.models import block as block_lib
 from lipnext_jax.models import layers
@@ -186,12 +189,15 @@ FUNCTION_FAULTS = {
   'R for Rᵀ': with_mix(
     lambda n, y, d, r, m: products.mix(n, y, d, r.reshape(r.shape[::-1]).T, m)
   ),
+  'rows of other channels': change('R', lambda r: r[:, ::-1]),
   'R off the manifold': change('R', lambda r: 1.0001 * r),
   'M transposed': change('M', lambda m: m.transpose(0, 2, 1)),
+  'blocks reversed': change('M', lambda m: m[::-1]),
   'bias subtracted': change('bias', lambda b: -b),
   'p of the first block alone': change('pos', lambda p: p * [[[[1]]], [[[0]]]]),
   'another padding': lambda p, x, a, _, shape: ours(p, x, a, 'zero', shape),
   'another beta': lambda p, x, *o: ours(p, x, *o[:2], Shape(beta=0.4)),
+  'images not centred': lambda p, x, *o: ours(p, x + 0.5, *o),
   'images scaled': lambda p, x, *o: ours(p, (x - 0.5) / 0.25 + 0.5, *o),
 }
 
@@ -216,6 +222,78 @@ def test_without_moved_channels_there_is_no_r():
     build(shift_ratio=1 / 32).init, jax.random.key(0), images
   )
   assert sorted(init['params']['blocks']) == ['M', 'bias', 'pos']
+
+
+# ── One trajectory ───────────────────────────────────────────────────────────
+
+
+def train(logits_fn, params, steps=40):
+  """Losses and weights of the recipe, but for two things.
+
+  Without the clip, which in the literal block sees a component normal to the
+  manifold that no step takes; and with the exact exponential: a truncated one
+  leaves the manifold by 1e-6, where the two blocks are two functions.
+  """
+  tx = optim.lipnext_optimizer(
+    2e-2,
+    clip_norm=None,
+    lookahead_period=6,
+    retraction_period=10,
+    thresholds=(0, 0, 0),
+  )
+  images = draw_images(8)
+  labels = jnp.arange(8) % CLASSES
+
+  def loss(params):
+    kernel = models.head_kernel({'params': params})
+    return losses.emma_loss(logits_fn(params, images), labels, kernel, 0.5)
+
+  def step(carry, _):
+    params, state = carry
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = tx.update(grads, state, params)
+    return (optax.apply_updates(params, updates), state), value
+
+  carry = jax.tree.map(jnp.asarray, params), tx.init(params)
+  run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps))
+  (params, state), values = run(carry)
+  return values, params, optim.slow_params(state, params)
+
+
+@functools.cache
+def train_literally():
+  logits = functools.partial(literal, alpha=1 / 16, padding='circular')
+  return train(logits, draw_square())
+
+
+def check_trajectory(logits_fn):
+  square, alpha = draw_square(), 1 / 16
+  expected = train_literally()
+  found = train(logits_fn, stored(square, alpha))
+  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-9)
+  close(found[0], expected[0])
+  for mine, theirs in zip(found[1:], expected[1:], strict=True):
+    jax.tree.map(close, mine, stored(theirs, alpha))
+  moved = np.abs(found[1]['blocks']['R'] - stored(square, alpha)['blocks']['R'])
+  assert moved.max() > 0.05  # A trajectory worth following.
+  assert expected[0][-1] < expected[0][0] - 0.1
+
+
+@pytest.mark.slow  # Two optimizers are compiled.
+def test_forty_steps_of_the_recipe_are_those_of_the_paper():
+  """With circular shifts; gradients with padding are compared below."""
+  model = build(shift_ratio=1 / 16, padding='circular')
+  check_trajectory(lambda params, x: model.apply({'params': params}, x))
+
+
+@pytest.mark.slow
+def test_trajectory_check_rejects_a_lost_gradient():
+  """R's gradient from one of the two products with it alone."""
+  half = with_mix(
+    lambda n, y, d, r, m: products.mix(n, y, d, jax.lax.stop_gradient(r), m)
+  )
+  with pytest.raises(AssertionError):
+    check_trajectory(lambda params, x: half(params, x, 1 / 16, 'circular'))
 
 
 # ── What it costs ────────────────────────────────────────────────────────────
