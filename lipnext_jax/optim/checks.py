@@ -25,6 +25,12 @@ def period(name: str, value: Any) -> None:
     raise ValueError(f'{name}={value} must be at least 1, or None.')
 
 
+def weight(name: str, value: Any) -> None:
+  """Raises ValueError for a lookahead weight outside (0, 1]."""
+  if isinstance(value, float | int) and not 0 < value <= 1:
+    raise ValueError(f'{name}={value} must lie in (0, 1].')
+
+
 def choice(name: str, value: str, choices: Collection[str]) -> None:
   """Raises ValueError for a name that is not among `choices`."""
   if value not in choices:
@@ -45,12 +51,17 @@ def rule(
   return optax.with_extra_args_support(inner if built else inner(learning_rate))
 
 
-def given(params: optax.Params | None) -> None:
-  """Raises ValueError if `update` gets no parameters."""
+def gradients(grads: optax.Updates, params: optax.Params | None) -> None:
+  """Raises ValueError for gradients that do not have the shapes of `params`."""
   if params is None:
-    raise ValueError(
-      'update needs the parameters: update(grads, state, params).'
-    )
+    raise ValueError('update needs params: update(grads, state, params).')
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  for (path, x), g in zip(leaves, jax.tree.leaves(grads), strict=True):
+    if jnp.shape(g) != jnp.shape(x):
+      raise ValueError(
+        f'the gradient of {_name(path)} has shape {jnp.shape(g)}; it needs '
+        f'{jnp.shape(x)}.'
+      )
 
 
 def matrices(params: optax.Params) -> None:

@@ -136,6 +136,7 @@ def lookahead(
   1.5
   """
   checks.period('period', period)
+  checks.weight('weight', weight)
   inner = optax.with_extra_args_support(inner)
 
   def init_fn(params):
@@ -143,7 +144,7 @@ def lookahead(
     return LookaheadState(jnp.zeros([], jnp.int32), inner.init(params), slow)
 
   def update_fn(updates, state, params=None, **extra_args):
-    checks.given(params)
+    checks.gradients(updates, params)
     count = optax.safe_increment(state.step)
     updates, inner_state = inner.update(
       updates, state.inner, params, **extra_args

@@ -151,8 +151,7 @@ def halvings(norm, fourth, terms: int) -> tuple[jax.Array, ...]:
   eps = float(jnp.finfo(norm.dtype).eps)
   theta = (math.factorial(terms + 1) * eps / 2) ** (1 / terms)
   kept = bound * eps < _MAX_ROUNDING
-  count = jnp.ceil(jnp.log2(jnp.maximum(bound / theta, 1)))
-  count = jnp.where(kept, count, 0)
+  count = jnp.where(kept, jnp.ceil(jnp.log2(jnp.maximum(bound / theta, 1))), 0)
   scale = jnp.where(kept, jnp.exp2(-count), jnp.nan)
   return bound, count.astype(jnp.int32), scale
 

@@ -115,6 +115,7 @@ def orthogonal(
   True
   """
   checks.period('lookahead_period', lookahead_period)
+  checks.weight('lookahead_alpha', lookahead_alpha)
   checks.period('retraction_period', retraction_period)
   checks.choice('retraction', retraction, retraction_lib.METHODS)
   checks.choice('large_steps', large_steps, exponential.LARGE_STEPS)
@@ -170,7 +171,7 @@ class _Lifted:
     **extra_args: Any,
   ) -> tuple[optax.Updates, OrthogonalState]:
     """Returns the update and the next state: step, sync, retraction."""
-    checks.given(params)
+    checks.gradients(grads, params)
     checks.unspoilt(params, state.expected)
     map_stacks = functools.partial(stack.map_stacks, sharding=self.sharding)
     count = optax.safe_increment(state.step)

@@ -80,8 +80,7 @@ def slow_params(opt_state: optax.OptState, params: optax.Params) -> Any:
 def lipnext_optimizer(
   learning_rate: optax.ScalarOrSchedule,
   *,
-  inner: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
-  | None = None,
+  inner: Callable[..., optax.GradientTransformation] | None = None,
   clip_norm: float | None = 3.0,
   lookahead_period: int | None = 6,
   lookahead_alpha: float = 0.5,
@@ -122,6 +121,9 @@ def lipnext_optimizer(
   {'R': (3, 3), 'bias': (3,)}
   """
   inner = inner or euclidean.scheduled_nadam
+  plain = inner(learning_rate)
+  if lookahead_period is not None:
+    plain = euclidean.lookahead(plain, lookahead_period, lookahead_alpha)
   rules = {
     'orthogonal': manifold.orthogonal(
       inner,
@@ -134,12 +136,8 @@ def lipnext_optimizer(
       precision=precision,
       stack_sharding=stack_sharding,
     ),
-    'euclidean': inner(learning_rate),
+    'euclidean': plain,
   }
-  if lookahead_period is not None:
-    rules['euclidean'] = euclidean.lookahead(
-      rules['euclidean'], lookahead_period, lookahead_alpha
-    )
   tx = optax.partition(rules, label_fn or orthogonal_labels)
   if clip_norm is None:
     return optax.with_extra_args_support(tx)

@@ -1,6 +1,5 @@
 """Polar retraction X = UΣVᵀ ↦ UVᵀ to the orthogonal group (paper §3.2(a))."""
 
-import functools
 import math
 
 import jax
@@ -79,22 +78,19 @@ def orthogonality_error(
     if iterations is None:
       d = _defect(x, lax.Precision.HIGHEST)
       return jnp.max(jnp.abs(jnp.linalg.eigvalsh(d)))
-    start = jax.random.normal(jax.random.key(0), x.shape[1:], x.dtype)
-    carry = start, jnp.linalg.norm(start)
-    step = functools.partial(_power_iteration, x)
-    return lax.fori_loop(0, iterations, step, carry)[1]
+
+    def step(_, carry):
+      # D = XᵀX − I is indefinite, so that only the norm converges.
+      v, norm = carry
+      v = v / jnp.where(norm > 0, norm, 1)
+      xv = jnp.matmul(x, v, precision=lax.Precision.HIGHEST)
+      v = jnp.matmul(xv, x, precision=lax.Precision.HIGHEST) - v  # D·v.
+      return v, jnp.linalg.norm(v)
+
+    v = jax.random.normal(jax.random.key(0), x.shape[1:], x.dtype)
+    return lax.fori_loop(0, iterations, step, (v, jnp.linalg.norm(v)))[1]
 
   return jnp.vectorize(one, signature='(m,n)->()')(x)
-
-
-def _power_iteration(x, _, carry) -> tuple[jax.Array, jax.Array]:
-  """Returns D·v/‖v‖ and its norm for v, ‖v‖, D = XᵀX − I and X [m, n]."""
-  # D is indefinite, so that only the norm converges. D·v = Xᵀ(X·v) − v.
-  v, norm = carry
-  v = v / jnp.where(norm > 0, norm, 1)
-  xv = jnp.matmul(x, v, precision=lax.Precision.HIGHEST)
-  v = jnp.matmul(xv, x, precision=lax.Precision.HIGHEST) - v
-  return v, jnp.linalg.norm(v)
 
 
 def _defect(x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:

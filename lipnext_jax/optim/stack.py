@@ -44,9 +44,6 @@ def map_stacks(
     when: bool scalar; where it is False, nothing is computed and the replaced
       trees are returned unchanged. It needs `replace`.
     sharding: sharding of stacks [L, …, m, n] along L; None: not sharded.
-
-  >>> map_stacks(jnp.add, jnp.ones((2, 1, 1)), jnp.ones((2, 1, 1))).tolist()
-  [[[2.0]], [[2.0]]]
   """
   treedef = jax.tree.structure(trees[0])
   results = [

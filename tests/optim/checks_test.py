@@ -15,6 +15,7 @@ from lipnext_jax.optim import orthogonal
   ('options', 'match'),
   [
     ({'lookahead_period': 0}, 'lookahead_period=0'),
+    ({'lookahead_alpha': 1.5}, 'lookahead_alpha=1.5 must lie in'),
     ({'retraction_period': -1}, 'retraction_period=-1'),
     ({'retraction': 'qr'}, r"='qr' must be .*'newton_schulz', 'svd"),
     ({'large_steps': 'cayley'}, 'projection'),
@@ -63,8 +64,18 @@ def test_a_start_off_the_manifold_is_refused_where_it_is_known(shape):
 
 def test_update_needs_the_parameters():
   for tx in (orthogonal(optax.sgd, 1.0), lookahead(optax.sgd(1.0))):
-    with pytest.raises(ValueError, match='needs the parameters'):
+    with pytest.raises(ValueError, match='needs params'):
       tx.update(jnp.eye(3), tx.init(jnp.eye(3)))
+
+
+@pytest.mark.parametrize('shape', [(3, 3), (1, 3, 3), ()])
+def test_gradients_of_another_shape_are_refused(shape):
+  """They could be broadcast, or read beyond their end, in silence."""
+  params = {'x': jnp.stack([jnp.eye(3)] * 2)}
+  for tx in (orthogonal(optax.sgd, 1.0), lookahead(optax.sgd(1.0))):
+    state = tx.init(params)
+    with pytest.raises(ValueError, match=r"leaf \['x'\] has shape .*needs \(2"):
+      tx.update({'x': jnp.ones(shape)}, state, params)
 
 
 def test_the_learning_rate_is_given_once_to_a_rule():
