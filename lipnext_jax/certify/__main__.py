@@ -242,7 +242,7 @@ def _certify_batch(
       'done': done,
     }
     if rounding is not None:
-      entry['logit_error'] = decimals.above(float(rounding[i]))
+      entry['logit_error'] = float(decimals.up(float(rounding[i]), 15))
     if top_k:
       order = np.argsort(rivals[i], kind='stable')
       entry['rivals'] = [

@@ -49,8 +49,8 @@ MODELS: dict[str, type[interface.CertifiedModel]] = {
 }
 _PACKAGES = (jax, flax, np)
 _REMEDY = 'write it again with `python -m lipnext_jax.certify --export`'
-# Fields of the metadata that the loader reads: name → whether the metadata have
-# a valid one. The loader refuses errors, too.
+# Fields that the loader reads: name → whether that of the metadata is valid. If
+# the function fails, it is not.
 _FIELDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
   'format': lambda m: m['format'] == FORMAT,
   'model': lambda m: (
@@ -204,9 +204,9 @@ def export_predictor(
     params: parameters of the model, float32.
     image_shape: (H, W, ch) of the images.
     certificate: default of `load_predictor`, 'fast' or 'rigorous'.
-    class_names: name of each label, if known.
+    class_names: see `Contents`.
     resize: see `Contents`.
-    config: plain data to keep in the metadata.
+    config: see `Contents`.
 
   Returns:
     The manifest: the metadata as plain data.

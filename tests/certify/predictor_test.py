@@ -118,29 +118,6 @@ def test_arrays_that_lie_elsewise_in_memory_are_written_right(made, tmp_path):
   assert certify.load_predictor(path, certificate='fast').certificate == 'fast'
 
 
-LIGHT = """
-import sys
-BLOCKED = ('grain', 'ml_collections', 'sklearn', 'tensorboardX', 'tqdm', 'PIL',
-           'tensorflow_datasets')
-class Blocker:
-  def find_spec(self, name, path=None, target=None):
-    if name.split('.')[0] in BLOCKED:
-      raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Blocker())
-import numpy as np
-from lipnext_jax import certify
-predictor = certify.load_predictor(sys.argv[1])
-print(predictor(np.full((1, 8, 8, 1), 0.5))[1].shape)
-"""
-
-
-@pytest.mark.slow  # It starts a program.
-def test_loading_needs_no_training_stack(made):
-  command = [sys.executable, '-c', LIGHT, made[0]]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert done.stdout == '(1,)\n', done.stderr
-
-
 def test_loading_needs_safetensors(made, monkeypatch):
   monkeypatch.setitem(sys.modules, 'safetensors', None)
   assert refusal(made[0]).endswith('pip install safetensors.')
