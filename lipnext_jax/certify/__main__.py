@@ -103,7 +103,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(args: argparse.Namespace) -> int:
-  """Exports, or certifies and prints all images; returns the exit code."""
+  """Exports or certifies, as the flags say; returns the exit code."""
   contents, name = _read(args)
   try:
     if args.export or args.export_program:

@@ -7,6 +7,7 @@ norm of every other operator is bounded from the stored weights: of matrices in
 float64 with rounding accounted for. An array's name tells which operator it is.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
@@ -47,7 +48,9 @@ def operator_factor(path: str, norm: float) -> float:
   return (2 * norm * norm - 1) * (1 + 8 * norms.UNIT_ROUNDOFF)
 
 
-def lipschitz_bound(params: Any) -> float:
+def lipschitz_bound(
+  params: Any, label_fn: Callable[[Any], Any] = recipe.orthogonal_labels
+) -> float:
   """Proves Λ, an upper bound on the backbone's ℓ2 Lipschitz constant.
 
   For LipNeXt, with an upper bound in the place of each norm,
@@ -66,6 +69,8 @@ def lipschitz_bound(params: Any) -> float:
 
   Args:
     params: explicit parameters of a model, or `{'params': …}`.
+    label_fn: function from parameters to a tree of 'orthogonal' (a stack of
+      matrices [..., m, n]) and 'euclidean'.
 
   Returns:
     A Python float >= the true constant.
@@ -87,30 +92,33 @@ def lipschitz_bound(params: Any) -> float:
       f'{LARGEST_CONSTANTS:g}, can hide changes in the rounding of float32; '
       'certify with rigorous_certifier or fast_certifier.'
     )
-  return bound_product(lipschitz_bounds(params))
+  return bound_product(lipschitz_bounds(params, label_fn))
 
 
 def lipschitz_bounds(
-  params: Any, part: tuple[int, int] = (0, 1)
+  params: Any,
+  label_fn: Callable[[Any], Any] = recipe.orthogonal_labels,
+  part: tuple[int, int] = (0, 1),
 ) -> dict[str, list[float]]:
   """Bounds each operator of each layer: the factors of Λ.
 
   Args:
     params: see `lipschitz_bound`.
+    label_fn: see `lipschitz_bound`.
     part: (i, n) to split the work between n processes: matrix i and every n-th
       after it are bounded, and the others get 0. The elementwise maximum over
       the processes has all bounds. Convolutions are bounded in every part.
 
   Returns:
     {name: a bound per layer}: for matrices, which are the leaves that
-    `orthogonal_labels` calls orthogonal, and for convolutions on the grid of
-    `stem/pos`, which are the leaves named `conv_zero`, `conv_circular`
-    (kernels) and `spectrum` (a matrix per frequency).
+    `label_fn` calls orthogonal, and for convolutions on the grid of `stem/pos`,
+    which are the leaves named `conv_zero`, `conv_circular` (kernels) and
+    `spectrum` (a matrix per frequency).
 
   Raises:
     ValueError: a leaf has no label, is raw, not finite or not held by float64.
   """
-  labels = jax.tree.leaves(recipe.orthogonal_labels(params))
+  labels = jax.tree.leaves(label_fn(params))
   leaves = trees.named_leaves(params)
   bounds: dict[str, list[float]] = {}
   index, parts = part

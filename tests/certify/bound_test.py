@@ -187,6 +187,12 @@ def test_the_check_of_blocks_rejects(of_r, of_m, monkeypatch):
     check_block('circular', 1 / 4)
 
 
+def test_a_user_brings_labels():
+  params = {'layer': 1.5 * np.eye(3), 'scale': np.ones(3)}
+  labels = {'layer': 'orthogonal', 'scale': 'euclidean'}
+  assert 1.5 <= certify.lipschitz_bound(params, lambda _: labels) < 1.501
+
+
 # ── What cannot be bounded ───────────────────────────────────────────────────
 
 
