@@ -73,9 +73,7 @@ def main():
   # The bound that a proof for float32 would have to subtract.
   norms = np.linalg.norm((images - 0.5).reshape(len(images), -1), axis=-1)
   reach = rounding.propagate(
-    chain.lipnext_chain(params),
-    (norms + found.radii)[:, None],
-    rounding.FLOAT32,
+    chain.lipnext_chain(params), norms + found.radii, rounding.FLOAT32
   )
   proved = rigorous.pair_errors(
     reach, rigorous.read_head(params), found.predictions, rounding.FLOAT32

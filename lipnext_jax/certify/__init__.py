@@ -1,6 +1,7 @@
 """Certified radii, the proved Lipschitz bound, and predictors in one file."""
 
 from lipnext_jax.certify.bound import bound_product
+from lipnext_jax.certify.bound import float32_above
 from lipnext_jax.certify.bound import lipschitz_bound
 from lipnext_jax.certify.bound import lipschitz_bounds
 from lipnext_jax.certify.fast import Constants
@@ -29,6 +30,7 @@ __all__ = [
   'export_predictor',
   'export_program',
   'fast_certifier',
+  'float32_above',
   'lipschitz_bound',
   'lipschitz_bounds',
   'load_predictor',

@@ -196,6 +196,12 @@ def sum_constants(params: Any) -> tuple[float, int]:
   return float(norm), tokens
 
 
+def float32_above(value: float) -> np.float32:
+  """Returns the next float32 above `value`."""
+  with np.errstate(over='ignore'):  # Infinity is above, too.
+    return np.nextafter(np.float32(value), np.float32(np.inf))
+
+
 def _grid(leaves: Mapping[str, Any], name: str) -> tuple[int, int]:
   """Returns (h, w) of `stem/pos` [h, w, 1], for the convolution `name`."""
   for other, leaf in leaves.items():

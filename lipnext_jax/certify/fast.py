@@ -46,9 +46,7 @@ class Constants(NamedTuple):
 
   def on_device(self) -> 'Constants':
     """Returns the constants in float32, rounded up."""
-    with np.errstate(over='ignore'):  # Infinity is above, too.
-      narrow = np.asarray(self, np.float32)
-    return Constants(*np.nextafter(narrow, np.float32(np.inf)))
+    return Constants(*map(bound.float32_above, self))
 
 
 def prove_constants(

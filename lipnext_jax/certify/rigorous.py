@@ -120,7 +120,7 @@ def pair_errors(
   predictions: np.ndarray,
   arithmetic: rounding.Arithmetic = rounding.FLOAT64,
 ) -> np.ndarray:
-  """Computes E_j [b, k] from bounds B and e [b, 1 or k] on c features.
+  """Computes E_j [b, k] from bounds B and e on c features, [b] or [b, k].
 
       E_j = ‖w_i − w_j‖ e + 2 γ_{2c+10} (B + e + max|b|)
 
@@ -129,11 +129,12 @@ def pair_errors(
   in the row, γ_c in the product, one unit in the bias.
   """
   roundings = 2 * head.features + 2 + 2 * rounding.ELEMENTARY_UNITS
-  computed = reach.norm + reach.error
+  norm, error = (np.reshape(part, (len(predictions), -1)) for part in reach)
+  computed = norm + error
   own = 2 * arithmetic.gamma(roundings) * (computed + head.largest_bias)
   # Entries of the rows, and products, may be flushed to zero.
   lost = 8 * head.features * arithmetic.tiny + 2.0**-700 * computed
-  common = head.distances[predictions] * reach.error
+  common = head.distances[predictions] * error
   return (common + own + lost) * rounding.OWN_ROUNDING
 
 

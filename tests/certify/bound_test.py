@@ -187,6 +187,13 @@ def test_the_check_of_blocks_rejects(of_r, of_m, monkeypatch):
     check_block('circular', 1 / 4)
 
 
+def test_float32_above_is_above():
+  for value in (1.0, 1 + 1e-12, 1 + 6e-6, 1.5, np.pi):
+    above = certify.float32_above(value)
+    assert above.dtype == np.float32
+    assert value < float(above) < value * (1 + 3e-7)
+
+
 def test_a_user_brings_labels():
   params = {'layer': 1.5 * np.eye(3), 'scale': np.ones(3)}
   labels = {'layer': 'orthogonal', 'scale': 'euclidean'}

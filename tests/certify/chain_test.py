@@ -57,7 +57,7 @@ def float32_gap(model, params, images):
   rows = np.arange(len(images))
   gap = (narrow[rows, winner] - exact[rows, winner])[:, None]
   steps = chain.lipnext_chain(params)
-  reach = rounding.propagate(steps, norms[:, None], rounding.FLOAT32)
+  reach = rounding.propagate(steps, norms, rounding.FLOAT32)
   head = rigorous.read_head(params, rounding.FLOAT32)
   bound = rigorous.pair_errors(reach, head, winner, rounding.FLOAT32)
   return np.abs(gap - (narrow - exact)), bound

@@ -181,7 +181,7 @@ def test_ties_nan_infinity_and_overflow_certify_nothing():
 
 def errors_in(ball, head, steps, p=0):
   """Returns E_j [balls, k] of the predicted class p on balls."""
-  reach = rounding.propagate(steps, ball[:, None])
+  reach = rounding.propagate(steps, ball)
   return rigorous.pair_errors(reach, head, np.full(len(ball), p))
 
 
@@ -238,7 +238,7 @@ def test_features_that_err_towards_a_rival_are_covered():
   """An error e of the features along w_i − w_j moves the margin by d·e."""
   _, params, _ = make()
   head = rigorous.read_head(params)
-  reach = rounding.Reach(np.ones((1, 1)), np.array([[0.5]]))
+  reach = rounding.Reach(np.ones(1), np.array([0.5]))
   found = rigorous.pair_errors(reach, head, np.array([0]))[0]
   rows = np.float64(params['head']['kernel'])
   rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -264,7 +264,7 @@ def head_error(kernel, bias, z):
   logits, exact = float32_head(kernel, bias, z)
   params = {'head': {'kernel': np.float32(kernel), 'bias': np.float32(bias)}}
   head = rigorous.read_head(params, rounding.FLOAT32)
-  reach = rounding.Reach(np.linalg.norm(z, keepdims=True)[:, None], 0.0)
+  reach = rounding.Reach(np.array([np.linalg.norm(z)]), np.zeros(1))
   bound = rigorous.pair_errors(reach, head, np.array([0]), rounding.FLOAT32)
   return abs((logits[0] - logits[1]) - (exact[0] - exact[1])), bound[0, 1]
 
