@@ -54,14 +54,7 @@ _BATCH = 64  # Images per call. The last batch is padded: one program.
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
-
-  def run() -> int:
-    args = _parse(argv)
-    if args.export or args.export_program:
-      return _export(args)
-    return _certify_all(args)
-
-  return command.run(run)
+  return command.run(lambda: _run(_parse(argv)))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -72,7 +65,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add = parser.add_argument
   add('images', nargs='*', metavar='IMAGE', help='file, folder, or -')
   add('--workdir', metavar='DIR', help='workdir of a training run')
-  add('--predictor', '--artifact', metavar='FILE', help='file of --export')
+  add('--predictor', metavar='FILE', help='file of --export')
   add('--export', metavar='FILE', help='file to write the predictor to')
   add(
     '--export_program',
@@ -108,74 +101,70 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   return args
 
 
-def _export(args: argparse.Namespace) -> int:
-  """Writes the files that --export and --export_program name."""
-  run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
-  model = run.model, run.params, run.image_shape
+def _run(args: argparse.Namespace) -> int:
+  """Exports or certifies, as the flags say; returns the exit code."""
+  contents, name = _read(args)
   try:
-    if args.export:
-      manifest = certify.export_predictor(
-        args.export,
-        *model,
-        certificate=args.certificate or 'fast',
-        class_names=run.class_names,
-        resize=run.resize,
-        config={**config_lib.flatten(run.config), 'step': run.step},
-      )
-      kind = manifest['certificate']
-      excess = decimals.excess_up(manifest['lipschitz_bound'])
-      print(f'{args.export}: {kind} predictor; Λ = 1 + {excess}')
-    if args.export_program:
-      certify.export_program(args.export_program, *model)
-      platforms = ', '.join(predictor_lib.PLATFORMS)
-      print(f'{args.export_program}: program for {platforms}')
-  except ValueError as error:
-    raise _refuse('--workdir', args.workdir, error) from None
-  return 0
-
-
-def _prepare(
-  args: argparse.Namespace,
-) -> tuple[certify.Predictor, inputs.Preprocessing, dict[str, Any]]:
-  """Returns the predictor, its preprocessing, and facts to print about it."""
-  if args.predictor:
-    flag, path, name = '--predictor', args.predictor, args.predictor
-    contents = predictor_lib.read_contents(path)
-  else:
-    flag, path = '--workdir', args.workdir
-    run = restore.restore(path, {'eval.checkpoint': args.checkpoint})
-    name = f'{path}, step {run.step}'
-    contents = predictor_lib.Contents(
-      run.model,
-      run.params,
-      run.image_shape,
-      class_names=run.class_names,
-      resize=run.resize,
-    )
-  certificate, note = _choose(args.certificate, contents.model)
-  try:
+    if args.export or args.export_program:
+      return _export(args, contents)
+    certificate, note = _choose(args.certificate, contents.model)
     predictor = certify.Predictor(contents._replace(certificate=certificate))
   except ValueError as error:
-    raise _refuse(flag, path, error) from None
+    raise errors.ConfigError(
+      '--predictor' if args.predictor else '--workdir',
+      args.predictor or args.workdir,
+      f'holds weights that cannot be certified ({error})',
+      'name another run, or another --checkpoint',
+    ) from None
+  h, w, ch = contents.image_shape
+  how = inputs.Preprocessing((h, w, ch), contents.resize or h * args.resize)
   facts = {
     'model': name,
     'certificate': _CLAIMS[certificate],
     'note': note,
     'lipschitz_bound': predictor.lipschitz,
+    'preprocessing': how.describe(),
+    'conversions': inputs.CONVERSIONS,
+    'units': _UNITS,
   }
-  h, w, ch = contents.image_shape
-  how = inputs.Preprocessing((h, w, ch), contents.resize or h * args.resize)
-  return predictor, how, facts
+  return _certify_all(args, predictor, how, facts)
 
 
-def _refuse(flag: str, path: str, error: ValueError) -> errors.ConfigError:
-  """Returns the error for weights that cannot be certified."""
-  return errors.ConfigError(
-    flag,
-    path,
-    f'holds weights that cannot be certified ({error})',
-    'name another run, or another --checkpoint',
+def _read(args: argparse.Namespace) -> tuple[certify.Contents, str]:
+  """Reads the model of --predictor or --workdir; returns a name for it, too."""
+  if args.predictor:
+    return predictor_lib.read_contents(args.predictor), args.predictor
+  run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
+  contents = certify.Contents(
+    run.model,
+    run.params,
+    run.image_shape,
+    class_names=run.class_names,
+    resize=run.resize,
+    config={**config_lib.flatten(run.config), 'step': run.step},
   )
+  return contents, f'{args.workdir}, step {run.step}'
+
+
+def _export(args: argparse.Namespace, contents: certify.Contents) -> int:
+  """Writes the files that --export and --export_program name."""
+  if args.export:
+    manifest = certify.export_predictor(
+      args.export,
+      *contents[:3],
+      certificate=args.certificate or 'fast',
+      class_names=contents.class_names,
+      resize=contents.resize,
+      config=contents.config,
+    )
+    kind = manifest['certificate']
+    excess = decimals.excess_up(manifest['lipschitz_bound'])
+    print(f'{args.export}: {kind} predictor; Λ = 1 + {excess}')
+  if args.export_program:
+    certify.export_program(args.export_program, *contents[:3])
+    platforms = ', '.join(predictor_lib.PLATFORMS)
+    print(f'{args.export_program}: program for {platforms}')
+  return 0
 
 
 def _choose(wanted: str | None, model: Any) -> tuple[str, str]:
@@ -191,24 +180,27 @@ def _choose(wanted: str | None, model: Any) -> tuple[str, str]:
   return 'rigorous', ''
 
 
-def _certify_all(args: argparse.Namespace) -> int:
+def _certify_all(
+  args: argparse.Namespace,
+  predictor: certify.Predictor,
+  how: inputs.Preprocessing,
+  facts: dict[str, Any],
+) -> int:
   """Certifies and prints all images; returns the exit code."""
-  predictor, preprocessing, facts = _prepare(args)
   found, failed = [], []
 
   def readable() -> Iterator[tuple[str, np.ndarray, list[str]]]:
     for path in inputs.expand(args.images, sys.stdin):
       try:
-        yield path, *inputs.read(path, preprocessing)
+        yield path, *inputs.read(path, how)
       except inputs.BadInputError as error:
         failed.append({'path': path, 'error': str(error)})
         print(f'error: {errors.printable(path)} {error}.', file=sys.stderr)
 
-  width = 0
+  names = predictor.class_names
+  width = max(map(len, ('name', *names))) + 2 if names else 0
   if not args.json:
-    names = predictor.class_names
-    width = max(map(len, ('name', *names))) + 2 if names else 0
-    _print_head(facts, preprocessing.describe(), width)
+    _print_head(facts, width)
   pairs = readable()
   while batch := list(itertools.islice(pairs, _BATCH)):
     for entry in _certify_batch(predictor, batch, args.top_k):
@@ -216,14 +208,7 @@ def _certify_all(args: argparse.Namespace) -> int:
       if not args.json:
         _print_entry(entry, width)
   if args.json:
-    output = {
-      **facts,
-      'preprocessing': preprocessing.describe(),
-      'conversions': inputs.CONVERSIONS,
-      'units': _UNITS,
-      'images': found,
-      'errors': failed,
-    }
+    output = {**facts, 'images': found, 'errors': failed}
     text = json.dumps(output, indent=2, ensure_ascii=False)
     # Bytes of file names that are no UTF-8 become JSON's \u escapes.
     print(text.encode('utf-8', 'backslashreplace').decode())
@@ -242,43 +227,41 @@ def _certify_batch(
     np.concatenate([images, padding])
   )
   rivals, names = rivals.astype(np.float64), predictor.class_names
+
+  def label(j: int) -> dict[str, Any]:
+    return {'class': int(j), **({'class_name': names[j]} if names else {})}
+
   for i, (path, _, done) in enumerate(batch):
     radius = float(np.min(rivals[i]))
     entry = {
       'path': path,
-      'class': int(classes[i]),
+      **label(classes[i]),
       'radius': decimals.below(radius),
       'grey_levels': decimals.below(radius, 255),
       'done': done,
     }
-    if names:
-      entry['class_name'] = names[int(classes[i])]
     if rounding is not None:
-      entry['logit_error'] = decimals.above(float(rounding[i]))
+      entry['logit_error'] = float(decimals.up(float(rounding[i]), 15))
     if top_k:
       order = np.argsort(rivals[i], kind='stable')
       entry['rivals'] = [
-        {
-          'class': int(j),
-          **({'class_name': names[j]} if names else {}),
-          'radius': decimals.below(float(rivals[i][j])),
-        }
+        {**label(j), 'radius': decimals.below(float(rivals[i][j]))}
         for j in order[order != classes[i]][:top_k]
       ]
     yield entry
 
 
-def _print_head(facts: dict[str, Any], preprocessing: str, width: int) -> None:
+def _print_head(facts: dict[str, Any], width: int) -> None:
   """Prints the facts about all images, for class names of a width."""
   excess = decimals.excess_up(facts['lipschitz_bound'])
   print(f'model         {facts["model"]}')
   print(f'certificate   {facts["certificate"]}; Λ = 1 + {excess}')
   if facts['note']:
     print(f'              {facts["note"]}')
-  print(f'images        {preprocessing}')
-  print(f'              {inputs.CONVERSIONS}')
-  print(f'units         {_UNITS}')
-  name = 'name'.ljust(width) if width else ''
+  print(f'images        {facts["preprocessing"]}')
+  print(f'              {facts["conversions"]}')
+  print(f'units         {facts["units"]}')
+  name = 'name'.ljust(width)[:width]
   print(f'class  {name}ℓ2 radius in [0, 1]  in grey levels  image')
 
 

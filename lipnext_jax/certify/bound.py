@@ -42,16 +42,14 @@ def operator_factor(path: str, norm: float) -> float:
   >>> operator_factor('blocks/M', 1.25), operator_factor('blocks/R', 1.0)
   (1.25, 1.0000000000000009)
   """
-  if _leaf_name(path) != 'R':
+  if _kind(path) != 'R':
     return norm
   # Three roundings, each of at most 2u times the factor: 8u covers them.
   return (2 * norm * norm - 1) * (1 + 8 * norms.UNIT_ROUNDOFF)
 
 
 def lipschitz_bound(
-  params: Any,
-  label_fn: Callable[[Any], Any] = recipe.orthogonal_labels,
-  factor_fn: Callable[[str, float], float] = operator_factor,
+  params: Any, label_fn: Callable[[Any], Any] = recipe.orthogonal_labels
 ) -> float:
   """Proves Λ, an upper bound on the backbone's ℓ2 Lipschitz constant.
 
@@ -73,8 +71,6 @@ def lipschitz_bound(
     params: explicit parameters of a model, or `{'params': …}`.
     label_fn: function from parameters to a tree of 'orthogonal' (a stack of
       matrices [..., m, n]) and 'euclidean'.
-    factor_fn: function from 'a/b/leaf' and an upper bound on max(1, ‖W‖₂) to a
-      bound on the Lipschitz constant of the operator that applies W.
 
   Returns:
     A Python float >= the true constant.
@@ -96,13 +92,12 @@ def lipschitz_bound(
       f'{LARGEST_CONSTANTS:g}, can hide changes in the rounding of float32; '
       'certify with rigorous_certifier or fast_certifier.'
     )
-  return bound_product(lipschitz_bounds(params, label_fn, factor_fn))
+  return bound_product(lipschitz_bounds(params, label_fn))
 
 
 def lipschitz_bounds(
   params: Any,
   label_fn: Callable[[Any], Any] = recipe.orthogonal_labels,
-  factor_fn: Callable[[str, float], float] = operator_factor,
   part: tuple[int, int] = (0, 1),
 ) -> dict[str, list[float]]:
   """Bounds each operator of each layer: the factors of Λ.
@@ -110,7 +105,6 @@ def lipschitz_bounds(
   Args:
     params: see `lipschitz_bound`.
     label_fn: see `lipschitz_bound`.
-    factor_fn: see `lipschitz_bound`.
     part: (i, n) to split the work between n processes: matrix i and every n-th
       after it are bounded, and the others get 0. The elementwise maximum over
       the processes has all bounds. Convolutions are bounded in every part.
@@ -122,27 +116,33 @@ def lipschitz_bounds(
     `spectrum` (a matrix per frequency).
 
   Raises:
-    ValueError: a leaf is raw, not finite or not held by float64.
+    ValueError: a leaf has no label, is raw, not finite or not held by float64.
   """
   labels = jax.tree.leaves(label_fn(params))
-  leaves = jax.tree_util.tree_leaves_with_path(params)
+  leaves = trees.named_leaves(params)
   bounds: dict[str, list[float]] = {}
   index, parts = part
   in_part = (i % parts == index for i in itertools.count())
-  for (path, leaf), label in zip(leaves, labels, strict=True):
-    name = trees.path_name(path)
-    check_explicit(name)
-    kind = _leaf_name(name)
+  for (name, leaf), label in zip(leaves.items(), labels, strict=True):
+    if name.endswith(parametrizations.RAW):
+      raise ValueError(
+        f'{name} is mapped to a matrix before it is applied; certify '
+        'model.explicit_params(params).'
+      )
+    stack = np.asarray(leaf)
+    kind = _kind(name)
     if kind in convolution.BOUNDS:
       grid = _grid(leaves, name)
-      bounds[name] = convolution.BOUNDS[kind](np.asarray(leaf), grid)
-    if label != 'orthogonal':
-      continue
-    stack = np.asarray(leaf)
-    bounds[name] = [
-      factor_fn(name, norms.spectral_norm_bound(w)) if next(in_part) else 0.0
-      for w in stack.reshape(-1, *stack.shape[-2:])
-    ]
+      ndim, bound = convolution.BOUNDS[kind]
+      operators = stack.reshape(-1, *stack.shape[-ndim:])
+      bounds[name] = [bound(operator, grid) for operator in operators]
+    if label == 'orthogonal':
+      bounds[name] = [
+        operator_factor(name, norms.spectral_norm_bound(w))
+        if next(in_part)
+        else 0.0
+        for w in stack.reshape(-1, *stack.shape[-2:])
+      ]
   return bounds
 
 
@@ -157,15 +157,6 @@ def bound_product(bounds: Mapping[str, Sequence[float]]) -> float:
   factors = [factor for layers in bounds.values() for factor in layers]
   # Each multiplication rounds by u at most.
   return math.prod(factors) * (1 + 2 * len(factors) * norms.UNIT_ROUNDOFF)
-
-
-def check_explicit(name: str) -> None:
-  """Raises ValueError for a raw leaf, from which the model makes a matrix."""
-  if name.endswith(parametrizations.RAW):
-    raise ValueError(
-      f'{name} is mapped to a matrix before it is applied; certify '
-      'model.explicit_params(params).'
-    )
 
 
 def sum_constants(params: Any) -> tuple[float, int]:
@@ -184,9 +175,8 @@ def sum_constants(params: Any) -> tuple[float, int]:
   of_tokens: list[np.ndarray] = []
   of_images: list[np.ndarray] = []
   positions: list[np.ndarray] = []
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    name = trees.path_name(path).removeprefix('params/')
-    group, kind = name.split('/')[0], _leaf_name(name)
+  for name, leaf in trees.named_leaves(params).items():
+    group, kind = name.removeprefix('params/').split('/')[0], _kind(name)
     if kind == 'pos':
       positions.append(norms.to_float64(leaf))
     elif kind == 'bias' and group != 'head':
@@ -212,14 +202,14 @@ def float32_above(value: float) -> np.float32:
     return np.nextafter(np.float32(value), np.float32(np.inf))
 
 
-def _grid(leaves: Any, name: str) -> tuple[int, int]:
+def _grid(leaves: Mapping[str, Any], name: str) -> tuple[int, int]:
   """Returns (h, w) of `stem/pos` [h, w, 1], for the convolution `name`."""
-  for path, leaf in leaves:
-    if trees.path_name(path).endswith('stem/pos'):
+  for other, leaf in leaves.items():
+    if other.endswith('stem/pos'):
       return leaf.shape[:2]
   raise ValueError(f'no stem/pos tells the grid of {name}.')
 
 
-def _leaf_name(path: str) -> str:
+def _kind(name: str) -> str:
   """Returns the last part of 'a/b/leaf'."""
-  return path.rsplit('/', maxsplit=1)[-1]
+  return name.rpartition('/')[2]

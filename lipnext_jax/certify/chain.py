@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from lipnext_jax import trees
@@ -31,12 +30,10 @@ def lipnext_chain(
   Raises:
     ValueError: a parameter is raw or not finite.
   """
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    name = trees.path_name(path)
-    bound.check_explicit(name)
+  factors = factors or bound.lipschitz_bounds(params)
+  for name, leaf in trees.named_leaves(params).items():
     if not np.all(np.isfinite(leaf)):
       raise ValueError(f'{name} is not finite.')
-  factors = factors or bound.lipschitz_bounds(params)
   stem, blocks = params['stem'], params['blocks']
   depth, h, w, _ = blocks['pos'].shape
   width, tokens = stem['bias'].shape[0], h * w

@@ -30,7 +30,7 @@ import numpy as np
 from lipnext_jax.certify import norms
 
 # Number of squarings of the first bound, which sorts the frequencies.
-_CHEAP = 3
+_CHEAP = 4
 # Largest side of a convolution's matrix that is bounded itself, in seconds.
 _DENSE = 1024
 
@@ -108,40 +108,35 @@ def _largest(matrices: np.ndarray) -> float:
   return best
 
 
-def spectrum_bound(spectrum: np.ndarray) -> float:
+def spectrum_bound(spectrum: np.ndarray, grid: tuple[int, int]) -> float:
   """Bounds max(1, ‖conv‖₂) from above for a half spectrum.
 
   Args:
     spectrum: [h, w//2 + 1, 2, c, c], finite, of any float dtype.
+    grid: (h, w).
+
+  Raises:
+    ValueError: `spectrum` does not fit the grid, is not finite or not held by
+      float64.
   """
+  if spectrum.shape[:3] != (grid[0], grid[1] // 2 + 1, 2):
+    raise ValueError(
+      f'a spectrum of shape {spectrum.shape} does not fit {grid=}.'
+    )
   wide = norms.to_float64(spectrum)
-  matrices = (wide[..., 0, :, :] + 1j * wide[..., 1, :, :]).reshape(
-    -1, *wide.shape[-2:]
+  matrices = wide[..., 0, :, :] + 1j * wide[..., 1, :, :]
+  return max(
+    norms.spectral_norm_bound(norms.realified(w))
+    for w in matrices.reshape(-1, *matrices.shape[-2:])
   )
-  return max(norms.spectral_norm_bound(norms.realified(w)) for w in matrices)
 
 
-def _kernels(
-  leaf: np.ndarray, grid: tuple[int, int], *, padding: str
-) -> list[float]:
-  """Bounds the convolutions of a stack [..., k, k, ch, c] of kernels."""
-  stack = leaf.reshape(-1, *leaf.shape[-4:])
-  return [kernel_bound(kernel, grid, padding) for kernel in stack]
-
-
-def _spectra(leaf: np.ndarray, grid: tuple[int, int]) -> list[float]:
-  """Bounds the convolutions of a stack [..., h, w//2 + 1, 2, c, c]."""
-  expected = (grid[0], grid[1] // 2 + 1, 2)
-  if leaf.shape[-5:-2] != expected:
-    raise ValueError(f'a spectrum of shape {leaf.shape} does not fit {grid=}.')
-  stack = leaf.reshape(-1, *leaf.shape[-5:])
-  return [spectrum_bound(spectrum) for spectrum in stack]
-
-
-# By the name of a leaf: function from its stack and the grid to a bound per
-# layer.
-BOUNDS: dict[str, Callable[[np.ndarray, tuple[int, int]], list[float]]] = {
-  'conv_circular': functools.partial(_kernels, padding='circular'),
-  'conv_zero': functools.partial(_kernels, padding='zero'),
-  'spectrum': _spectra,
+# By the name of a leaf: number of dimensions of one operator of its stack, and
+# function from the operator and the grid to its bound.
+BOUNDS: dict[
+  str, tuple[int, Callable[[np.ndarray, tuple[int, int]], float]]
+] = {
+  'conv_circular': (4, functools.partial(kernel_bound, padding='circular')),
+  'conv_zero': (4, functools.partial(kernel_bound, padding='zero')),
+  'spectrum': (5, spectrum_bound),
 }

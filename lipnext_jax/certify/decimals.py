@@ -59,13 +59,3 @@ def below(value: float, factor: int = 1) -> float:
   """
   context = decimal.Context(prec=15, rounding=decimal.ROUND_FLOOR)
   return float(context.multiply(decimal.Decimal(value), factor))
-
-
-def above(value: float) -> float:
-  """Returns a number rounded up to 15 digits, which JSON prints as such.
-
-  >>> above(0.1), above(0.25)
-  (0.100000000000001, 0.25)
-  """
-  context = decimal.Context(prec=15, rounding=decimal.ROUND_CEILING)
-  return float(context.plus(decimal.Decimal(value)))

@@ -30,7 +30,7 @@ _gamma = rounding_lib.FLOAT64.gamma
 _NEAR = 1e-4
 _SQUARINGS = 3  # m = 2³: ‖D^8‖_F^{1/8} <= n^{1/16} ‖D‖₂.
 # m = 2¹²: ‖(WᵀW)^m‖_F^{1/2m} <= n^{1/16384} ‖W‖₂, 1.0006 ‖W‖₂ for n = 10⁴.
-_NORM_SQUARINGS = 12
+_NORM_SQUARINGS = 13  # That of WᵀW, and twelve of it.
 
 
 def to_float64(array: Any) -> np.ndarray:
@@ -58,27 +58,35 @@ def _symmetric(a: np.ndarray) -> np.ndarray:
   return np.tril(a) + np.tril(a, -1).T
 
 
-def _symmetric_norm_upper(a: np.ndarray, squarings: int) -> float:
-  """Bounds ‖a‖₂ from above for a symmetric float64 matrix.
+def norm_bound(w: np.ndarray, squarings: int = _NORM_SQUARINGS) -> float:
+  """Bounds ‖w‖₂ from above for any matrix; the bound may be below 1.
 
-  ‖A‖₂² = ‖A²‖₂ <= ‖fl(A²)‖₂ + γ_n ‖A‖_F², where fl(A²) is bounded in the same
-  way, `squarings` times in all.
+  ‖W‖₂² = ‖WᵀW‖₂ <= ‖fl(WᵀW)‖₂ + γ_m ‖W‖_F², where the symmetric fl(WᵀW) is
+  bounded in the same way, with one squaring less.
+
+  Args:
+    w: [m, n] float64, finite.
+    squarings: number s of squarings, WᵀW included. The bound exceeds ‖w‖₂ by a
+      factor of n^(2^(−s − 1)) at most.
   """
   if not squarings:
-    return frobenius_norm_bound(a)
-  largest = float(np.max(np.abs(a), initial=0.0))
+    return frobenius_norm_bound(w)
+  if w.shape[0] < w.shape[1]:
+    w = w.T
+  largest = float(np.max(np.abs(w), initial=0.0))
   if not 0 < largest < math.inf:
     return largest
-  # A power of two scales the largest entry into [1/2, 1): A² cannot overflow,
-  # and the factor 2 of `rounding` covers what underflows, n²·2⁻¹⁰⁷³.
+  # A power of two scales the largest entry into [1/2, 1): WᵀW cannot overflow,
+  # and the factor 2 of `rounding` covers what underflows, mn·2⁻¹⁰⁷³.
   exponent = math.frexp(largest)[1]
-  a = np.ldexp(a, -exponent)
-  inner = _symmetric_norm_upper(_symmetric(a @ a), squarings - 1)
-  frobenius = frobenius_norm_bound(a)  # At most n: no overflow.
-  rounding = 2 * _gamma(a.shape[0]) * frobenius * frobenius
+  w = np.ldexp(w, -exponent)
+  inner = norm_bound(_symmetric(w.T @ w), squarings - 1)
+  frobenius = frobenius_norm_bound(w)
+  rounding = 2 * _gamma(w.shape[0]) * frobenius * frobenius
   # 1 + 8u covers the few scalar operations, the root included.
   scaled = math.sqrt(inner + rounding) * (1 + 8 * UNIT_ROUNDOFF)
-  return float(np.ldexp(scaled, exponent))
+  # Scaling back may round to a subnormal number.
+  return float(np.nextafter(np.ldexp(scaled, exponent), math.inf))
 
 
 def spectral_norm_bound(w: np.ndarray) -> float:
@@ -109,7 +117,7 @@ def spectral_norm_bound(w: np.ndarray) -> float:
     # The product rounds by γ_m ‖W‖_F². Subtracting I rounds the diagonal, in
     # norm by u(1 + ‖W‖_F²) at most.
     rounding = 2 * _gamma(m + 2) * (frobenius * frobenius + math.sqrt(n))
-    defect = _symmetric_norm_upper(d, _SQUARINGS)
+    defect = norm_bound(d, _SQUARINGS)
     if _NEAR < defect < math.inf:
       defect = min(defect, _largest_eigenvalue_upper(d, defect))
   return math.sqrt(1 + defect + rounding) * (1 + 8 * UNIT_ROUNDOFF)
@@ -123,32 +131,8 @@ def _largest_eigenvalue_upper(d: np.ndarray, norm: float) -> float:
   gets a bound near 1.
   """
   shifted = d + norm * np.eye(len(d))  # Rounds diagonal entries below 2·norm.
-  top = _symmetric_norm_upper(shifted, _NORM_SQUARINGS)
+  top = norm_bound(shifted, _NORM_SQUARINGS - 1)
   return max(0.0, top - norm) + 8 * UNIT_ROUNDOFF * (norm + top)
-
-
-def norm_bound(w: np.ndarray, squarings: int = _NORM_SQUARINGS) -> float:
-  """Bounds ‖w‖₂ from above for any matrix; the bound may be below 1.
-
-  Args:
-    w: [m, n] float64, finite.
-    squarings: number s of squarings of WᵀW. The bound exceeds ‖w‖₂ by a factor
-      of n^(2^(−s − 2)) at most.
-  """
-  if w.shape[0] < w.shape[1]:
-    w = w.T
-  largest = float(np.max(np.abs(w), initial=0.0))
-  if not 0 < largest < math.inf:
-    return largest
-  # A power of two scales all entries below 1, as in `_symmetric_norm_upper`.
-  exponent = math.frexp(largest)[1]
-  w = np.ldexp(w, -exponent)
-  frobenius = frobenius_norm_bound(w)
-  gram = _symmetric_norm_upper(_symmetric(w.T @ w), squarings)
-  rounding = 2 * _gamma(w.shape[0]) * frobenius * frobenius
-  scaled = math.sqrt(gram + rounding) * (1 + 8 * UNIT_ROUNDOFF)
-  # Scaling back may round to a subnormal number.
-  return float(np.nextafter(np.ldexp(scaled, exponent), math.inf))
 
 
 def realified(w: np.ndarray) -> np.ndarray:

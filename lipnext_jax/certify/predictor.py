@@ -21,6 +21,7 @@ from typing import Any
 from typing import NamedTuple
 
 import flax
+from flax import traverse_util
 import jax
 from jax import export
 import jax.numpy as jnp
@@ -49,18 +50,30 @@ MODELS: dict[str, type[interface.CertifiedModel]] = {
 }
 _PACKAGES = (jax, flax, np)
 _REMEDY = 'write it again with `python -m lipnext_jax.certify --export`'
-# Fields of the metadata that the loader reads: name → whether a value is valid.
-_FIELDS: dict[str, Callable[[Any], bool]] = {
-  'model': lambda m: 'name' in m and type(m['options']) is dict,
-  'image_shape': lambda s: [type(n) for n in s] == [int] * 3 and min(s) > 0,
-  'resize': lambda n: type(n) is int and n >= 0,
-  'certificate': lambda name: name in CERTIFICATES,
-  # Names are printed, and control characters can command a terminal.
-  'class_names': lambda names: (
-    type(names) is list and all(name.isprintable() for name in names)
+# Fields that the loader reads: name → whether that of the metadata is valid. If
+# the function fails, it is not.
+_FIELDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+  'format': lambda m: m['format'] == FORMAT,
+  'model': lambda m: (
+    m['model']['name'] in MODELS and type(m['model']['options']) is dict
   ),
-  'versions': lambda v: type(v) is dict,
-  'config': lambda c: type(c) is dict,
+  'image_shape': lambda m: (
+    [type(n) for n in m['image_shape']] == [int] * 3
+    and min(m['image_shape']) > 0
+  ),
+  'resize': lambda m: (
+    type(m['resize']) is int
+    and (m['resize'] == 0 or m['resize'] >= max(m['image_shape'][:2]))
+  ),
+  'certificate': lambda m: m['certificate'] in CERTIFICATES,
+  # Names are printed, and control characters can command a terminal.
+  'class_names': lambda m: (
+    type(m['class_names']) is list
+    and len(m['class_names']) in (0, m['model']['options']['num_classes'])
+    and all(name.isprintable() for name in m['class_names'])
+  ),
+  'versions': lambda m: type(m['versions']) is dict,
+  'config': lambda m: type(m['config']) is dict,
 }
 
 
@@ -92,12 +105,11 @@ class Contents(NamedTuple):
 class Predictor:
   """A certified model: images → classes, radii.
 
-  `model`, `params`, `image_shape`, `certificate`, `class_names` and `versions`
-  are those of its `Contents`.
+  `model`, `params`, `image_shape`, `certificate` and `class_names` are those of
+  its `Contents`.
 
   Attributes:
     lipschitz: Λ, proved from the weights.
-    offset: the other constant of fast certificates, see `fast.Constants`.
     manifest: metadata of the predictor's file, as plain data.
   """
 
@@ -111,18 +123,18 @@ class Predictor:
     """
     self.model, self.params, self.image_shape = contents[:3]
     self.certificate, self.class_names = contents[3:5]
-    self.versions = contents.versions
     bounds = bound.lipschitz_bounds(self.params)
     constants = fast.prove_constants(self.params, bounds)
-    self.lipschitz, self.offset = constants
+    self.lipschitz = constants.lipschitz
     self.manifest = _describe(contents, constants)
+    self._certifier: Callable[[np.ndarray], tuple[Any, ...]]
     if self.certificate == 'rigorous':
-      self._rigorous = rigorous.rigorous_certifier(
+      self._certifier = rigorous.rigorous_certifier(
         self.model, self.params, bounds
       )
     else:
       params = jax.device_put(self.params)
-      self._fast = fast.fast_certifier(self.model, params, constants)
+      self._certifier = fast.fast_certifier(self.model, params, constants)
 
   def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns classes [b] int32 and certified radii [b].
@@ -158,7 +170,8 @@ class Predictor:
     if images.ndim != 4 or images.shape[1:] != self.image_shape:
       shape = ', '.join(map(str, self.image_shape))
       raise ValueError(f'{images.shape=} is no batch [b, {shape}].')
-    if self.certificate == 'rigorous':
+    is_rigorous = self.certificate == 'rigorous'
+    if is_rigorous:
       unit = rigorous.to_unit64(images)
     else:
       unit = np.asarray(layers.to_unit(images), np.float32)
@@ -166,11 +179,11 @@ class Predictor:
       raise ValueError(
         'pixels outside [0, 1]: give floats in [0, 1], or uint8.'
       )
-    if self.certificate == 'rigorous':
-      found = self._rigorous(unit)
+    found: Any = self._certifier(unit)
+    if is_rigorous:
       return found.predictions, found.rival_radii, found.logit_errors
-    classes, radii = self._fast(unit)
-    return np.asarray(classes), np.asarray(radii), None
+    classes, radii = map(np.asarray, found)
+    return classes, radii, None
 
 
 def export_predictor(
@@ -192,9 +205,9 @@ def export_predictor(
     params: parameters of the model, float32.
     image_shape: (H, W, ch) of the images.
     certificate: default of `load_predictor`, 'fast' or 'rigorous'.
-    class_names: name of each label, if known.
+    class_names: see `Contents`.
     resize: see `Contents`.
-    config: plain data to keep in the metadata.
+    config: see `Contents`.
 
   Returns:
     The manifest: the metadata as plain data.
@@ -203,7 +216,7 @@ def export_predictor(
     ValueError: `load_predictor` could not build the model again, or the
       constants of the weights cannot be proved.
     ConfigError: safetensors is not installed.
-    WorkdirError: the file cannot be written.
+    OSError: the file cannot be written.
 
   >>> import tempfile
   >>> model = models.LipNeXt(num_classes=2, depth=1, width=8, patch_size=2)
@@ -231,22 +244,16 @@ def export_predictor(
     versions={p.__name__: p.__version__ for p in _PACKAGES},
   )
   manifest = _describe(contents, fast.prove_constants(contents.params))
-  arrays = _flatten(contents.params)
-  rebuilt, _ = _rebuild(manifest, arrays)
-  if type(rebuilt) is not type(model):
+  arrays = traverse_util.flatten_dict(contents.params, sep='/')
+  if type(_rebuild(manifest, arrays).model) is not type(model):
     raise ValueError(f'{type(model)} is not the model of that name.')
   metadata = {
     name: json.dumps(value, ensure_ascii=False)
     for name, value in manifest.items()
   }
   metadata['sha256'] = json.dumps(_digest(metadata, arrays))
-  temporary = f'{path}.tmp'
   safetensors = _import_safetensors(path)
-  try:
-    safetensors.numpy.save_file(arrays, temporary, metadata)
-  except safetensors.SafetensorError as error:  # A full disk raises it, too.
-    raise errors.WorkdirError(f'{path}: cannot be written ({error})') from None
-  os.replace(temporary, path)
+  files.write_bytes(path, safetensors.numpy.save(arrays, metadata))
   return manifest
 
 
@@ -277,12 +284,11 @@ def export_program(
   constants = fast.prove_constants(params).on_device()
 
   def predict(weights, images):
-    predictions, radii = fast.rival_radii(
-      model, _unflatten(params, weights), images, constants
-    )
+    params = traverse_util.unflatten_dict(weights, sep='/')
+    predictions, radii = fast.rival_radii(model, params, images, constants)
     return predictions, jnp.min(radii, axis=-1)
 
-  shapes = _flatten(jax.eval_shape(lambda: params))
+  shapes = traverse_util.flatten_dict(jax.eval_shape(lambda: params), sep='/')
   (b,) = export.symbolic_shape('b')
   images = jax.ShapeDtypeStruct((b, *image_shape), np.float32)
   program = export.export(jax.jit(predict), platforms=PLATFORMS)
@@ -317,41 +323,22 @@ def read_contents(path: str) -> Contents:
   Raises:
     ConfigError: see `load_predictor`.
   """
-
-  def refuse(problem: str, remedy: str = _REMEDY) -> errors.ConfigError:
-    return errors.ConfigError('predictor', path, problem, remedy)
-
   if not os.path.isfile(path):
-    raise refuse('is no file')
+    raise errors.ConfigError('predictor', path, 'is no file', _REMEDY)
   safetensors = _import_safetensors(path)
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
       texts, names = file.metadata() or {}, file.keys()
       arrays = {name: file.get_tensor(name) for name in names}
     manifest = {name: json.loads(text) for name, text in texts.items()}
-    if 'format' not in manifest:
-      raise ValueError('its metadata name no format')
-    if manifest['format'] != FORMAT:
-      raise refuse(
-        f'has format {manifest["format"]!r}, this code reads {FORMAT}',
-        'use the version of lipnext_jax that wrote it',
-      )
-    model, params = _rebuild(manifest, arrays)
+    contents = _rebuild(manifest, arrays)
     if manifest.get('sha256') != _digest(texts, arrays):
       raise ValueError('it does not have its checksum: it is damaged')
-  except errors.ConfigError:
-    raise
   except Exception as error:  # Damaged headers, JSON or sizes raise many kinds.
     reason = ' '.join(str(error).split())[:200]
-    raise refuse(f'is no predictor that can be read ({reason})') from None
-  plain = ('certificate', 'resize', 'config', 'versions')
-  return Contents(
-    model=model,
-    params=params,
-    image_shape=tuple(manifest['image_shape']),
-    class_names=tuple(manifest['class_names']),
-    **{name: manifest[name] for name in plain},
-  )
+    problem = f'is no predictor that can be read ({reason})'
+    raise errors.ConfigError('predictor', path, problem, _REMEDY) from None
+  return contents
 
 
 def _import_safetensors(path: str) -> Any:
@@ -402,56 +389,44 @@ def _describe(contents: Contents, constants: fast.Constants) -> dict[str, Any]:
 
 def _rebuild(
   manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> tuple[interface.CertifiedModel, Any]:
-  """Returns the model that the metadata describe, and its parameters.
+) -> Contents:
+  """Returns the contents that metadata and arrays describe.
 
   Raises:
     ValueError: the metadata or the arrays are not those of a model.
   """
-  _check_metadata(manifest)
-  model = _build_model(manifest)
+  for name, is_valid in _FIELDS.items():
+    try:
+      valid = is_valid(manifest)
+    except (AttributeError, KeyError, TypeError):
+      valid = False
+    if not valid:
+      raise ValueError(f'its {name} cannot be {manifest.get(name)!r}')
+  kind = MODELS[manifest['model']['name']]
+  options, fields = manifest['model']['options'], _fields(kind)
+  for name in sorted(options.keys() | fields.keys()):
+    types = fields.get(name), type(options.get(name))
+    if types[0] is not types[1] and types != (float, int):
+      raise ValueError(f'its option {name} cannot be {options.get(name)!r}')
+  model = kind(**options).explicit()
   image = jax.ShapeDtypeStruct((1, *manifest['image_shape']), np.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
   _check_arrays(variables['params'], arrays)
-  return model, _unflatten(variables['params'], arrays)
-
-
-def _check_metadata(manifest: Mapping[str, Any]) -> None:
-  """Raises ValueError naming the first field that is missing or not valid."""
-  for name, is_valid in _FIELDS.items():
-    try:
-      valid = is_valid(manifest[name])
-    except (AttributeError, KeyError, TypeError):
-      valid = False
-    if name == 'resize' and valid and manifest[name]:
-      valid = manifest[name] >= max(manifest['image_shape'][:2])
-    if not valid:
-      raise ValueError(f'its {name} cannot be {manifest.get(name)!r}')
-
-
-def _build_model(manifest: Mapping[str, Any]) -> interface.CertifiedModel:
-  """Builds the explicit model, or raises ValueError for its description."""
-  name, options = manifest['model']['name'], manifest['model']['options']
-  if name not in MODELS:
-    raise ValueError(f'its model is {name!r}, none of {", ".join(MODELS)}')
-  fields = _fields(MODELS[name])
-  if odd := sorted(set(options) ^ set(fields)):
-    raise ValueError(f'its model has the wrong options {odd}')
-  for option, kind in fields.items():
-    found = type(options[option])
-    if found is not kind and (kind, found) != (float, int):
-      raise ValueError(f'its option {option} is no {kind.__name__}')
-  names = manifest['class_names']
-  if len(names) not in (0, options['num_classes']):
-    raise ValueError(f'its class_names are {len(names)}, not one per class')
-  return MODELS[name](**options).explicit()
+  plain = ('certificate', 'resize', 'config', 'versions')
+  return Contents(
+    model=model,
+    params=traverse_util.unflatten_dict(arrays, sep='/'),
+    image_shape=tuple(manifest['image_shape']),
+    class_names=tuple(manifest['class_names']),
+    **{name: manifest[name] for name in plain},
+  )
 
 
 def _check_arrays(expected: Any, arrays: Mapping[str, np.ndarray]) -> None:
   """Raises ValueError naming the first array that differs from the model's."""
   wanted, found = (
     {name: f'{x.dtype}{list(x.shape)}' for name, x in named.items()}
-    for named in (_flatten(expected), arrays)
+    for named in (traverse_util.flatten_dict(expected, sep='/'), arrays)
   )
   for name in sorted(wanted.keys() | found.keys()):
     kind, right = found.get(name, 'missing'), wanted.get(name, 'no array')
@@ -473,16 +448,3 @@ def _digest(
     digest.update(json.dumps([name, array.shape]).encode())
     digest.update(np.asarray(array, order='C').data)
   return digest.hexdigest()
-
-
-def _flatten(params: Any) -> dict[str, Any]:
-  """Returns the leaves of a tree by their names, 'blocks/M'."""
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  return {trees.path_name(path): leaf for path, leaf in leaves}
-
-
-def _unflatten(tree: Any, leaves: Mapping[str, Any]) -> Any:
-  """Returns `tree` with its leaves taken by name from `leaves`."""
-  return jax.tree.map_with_path(
-    lambda path, _: leaves[trees.path_name(path)], tree
-  )

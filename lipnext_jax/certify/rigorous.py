@@ -15,7 +15,6 @@ docs/certificates.md has the proof.
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import math
 from typing import Any
 from typing import NamedTuple
 
@@ -121,7 +120,7 @@ def pair_errors(
   predictions: np.ndarray,
   arithmetic: rounding.Arithmetic = rounding.FLOAT64,
 ) -> np.ndarray:
-  """Computes E_j [b, k] from the bounds B and e on features of c channels.
+  """Computes E_j [b, k] from bounds B and e on c features, [b] or [b, k].
 
       E_j = ‖w_i − w_j‖ e + 2 γ_{2c+10} (B + e + max|b|)
 
@@ -130,11 +129,12 @@ def pair_errors(
   in the row, γ_c in the product, one unit in the bias.
   """
   roundings = 2 * head.features + 2 + 2 * rounding.ELEMENTARY_UNITS
-  computed = (reach.norm + reach.error)[:, None]
+  norm, error = (np.reshape(part, (len(predictions), -1)) for part in reach)
+  computed = norm + error
   own = 2 * arithmetic.gamma(roundings) * (computed + head.largest_bias)
   # Entries of the rows, and products, may be flushed to zero.
   lost = 8 * head.features * arithmetic.tiny + 2.0**-700 * computed
-  common = head.distances[predictions] * reach.error[:, None]
+  common = head.distances[predictions] * error
   return (common + own + lost) * rounding.OWN_ROUNDING
 
 
@@ -166,23 +166,23 @@ def radii_from_logits(
   # The subtraction rounds once, and so does each factor.
   margins = (np.max(logits, axis=-1, keepdims=True) - logits) * down
   slopes = constant * head.distances[predictions] * up
-  # E must hold on the ball of the final radius, which is at most `largest`,
-  # the radius for E = 0.
-  naive = margins / slopes
-  largest = np.min(np.where(own, np.inf, naive), axis=-1) * up
-  covered = np.maximum(norms + largest, 2.0**-100)  # Above 0: divided by.
-  reach = rounding.propagate(steps, covered)
-  sound &= reach.norm + reach.error < _LARGEST_NORM
-  rounded = pair_errors(reach, head, predictions)
-  radii = (margins - 2 * up * rounded) / slopes * down
-  # The radius against a farther rival needs an E for its own ball, where the
-  # norm is t >= 1 times as large. E is affine in the norm with a constant part
-  # >= 0, so t·E is enough.
-  t = np.maximum((norms[:, None] + naive) / covered[:, None] * up, 1)
-  fits = t * (reach.norm + reach.error)[:, None] < _LARGEST_NORM
-  farther = (margins - 2 * up * t * rounded) / slopes * down
-  within = np.minimum(radii, largest[:, None])
-  radii = np.where(fits, np.maximum(within, farther), within)
+
+  def errors_in(ball: np.ndarray) -> np.ndarray:
+    """Returns E_j [b, k] in balls [b, 1 or k]; infinity if they are vast."""
+    reach = rounding.propagate(steps, norms[:, None] + ball)
+    rounded = pair_errors(reach, head, predictions)
+    return np.where(reach.norm + reach.error < _LARGEST_NORM, rounded, np.inf)
+
+  # A radius needs E on a ball at least as large. Two are tried: the ball of the
+  # nearest rival for E = 0, which covers the certified radius, and the rival's
+  # own. A rival with the same row has so vast a ball that E leaves nothing.
+  own_ball = margins / slopes * up
+  nearest = np.min(np.where(own, np.inf, own_ball), axis=-1, keepdims=True)
+  rounded = errors_in(nearest)
+  sound &= np.all(np.isfinite(rounded), axis=-1)
+  shared = np.minimum((margins - 2 * up * rounded) / slopes * down, nearest)
+  farther = (margins - 2 * up * errors_in(own_ball)) / slopes * down
+  radii = np.maximum(shared, farther)
   radii = np.where(sound[:, None] & (radii > 0), radii, 0.0)
   # The predicted class bounds no radius; a tied rival keeps 0.
   radii = np.where(own & sound[:, None], np.inf, radii)
@@ -198,10 +198,15 @@ def radii_from_logits(
 def forward(
   model: Any, params: Any, images: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes float64 logits [b, k] and ‖x − 1/2‖ [b]; needs `enable_x64`."""
+  """Computes float64 logits [b, k], and upper bounds [b] on ‖x − 1/2‖.
+
+  Call it under `jax.enable_x64(True)`.
+  """
   logits = float64_model(model).apply({'params': params}, images)
-  axes = tuple(range(1, images.ndim))
-  return logits, jnp.sqrt(jnp.sum(jnp.square(images - 0.5), axis=axes))
+  pixels = (images - 0.5).reshape(len(images), -1)
+  norms = jnp.sqrt(jnp.sum(jnp.square(pixels), axis=-1))
+  roundings = pixels.shape[-1] + 2 + rounding.ELEMENTARY_UNITS
+  return logits, norms * (1 + 2 * rounding.FLOAT64.gamma(roundings))
 
 
 def to_unit64(images: np.ndarray) -> np.ndarray:
@@ -217,12 +222,6 @@ def to_unit64(images: np.ndarray) -> np.ndarray:
     raise ValueError(f'{images.dtype} images: give floats in [0, 1], or uint8.')
   radius.check_units(images)
   return norms_lib.to_float64(images)
-
-
-def raise_norms(norms: Any, image_size: int) -> Any:
-  """Bounds the exact norms of images by those that `forward` computed."""
-  roundings = image_size + 2 + rounding.ELEMENTARY_UNITS
-  return norms * (1 + 2 * rounding.FLOAT64.gamma(roundings))
 
 
 _forward = jax.jit(forward, static_argnums=0)
@@ -269,7 +268,6 @@ def rigorous_certifier(
       return Certificates(*(f[:0] if np.ndim(f) else f for f in some))
     with jax.enable_x64(True):
       logits, norms = map(np.asarray, _forward(model, params, images))
-    norms = raise_norms(norms, math.prod(images.shape[1:]))
     return radii_from_logits(logits, norms, head, steps)
 
   return certify

@@ -92,7 +92,7 @@ Step = AddConstant | Product | Shift | Pool
 
 
 class Reach(NamedTuple):
-  """Bounds on the features at all points of a ball, each of shape [b]."""
+  """Bounds on the features at all points of each of some balls."""
 
   norm: np.ndarray  # B >= ‖a‖.
   error: np.ndarray  # e >= ‖â − a‖.
@@ -112,12 +112,11 @@ def propagate(
 
   Args:
     steps: backbone, first step first.
-    norm: [b], upper bounds on the norm of the input over the ball.
+    norm: array of upper bounds on the norm of the input, one for each ball.
     arithmetic: floating-point format of the forward pass.
 
   Returns:
-    Bounds on the features that the head receives. Both are affine in `norm`
-    with a constant part >= 0: for t >= 1 times the norm, t times them hold.
+    Bounds on the features that the head receives, in arrays like `norm`.
   """
   reach = Reach(np.asarray(norm, np.float64), np.zeros(np.shape(norm)))
   for step in steps:

@@ -35,7 +35,7 @@ def test_numbers_are_rounded_down():
   check_down(decimals.down)
   check_product(decimals.below)
   for value in NUMBERS:
-    below, above = decimals.below(value), decimals.above(value)
+    below, above = decimals.below(value), float(decimals.up(value, 15))
     assert Fraction(repr(below)) <= Fraction(value) <= Fraction(repr(above))
     assert above - below <= 1.1e-14 * value
 

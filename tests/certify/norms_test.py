@@ -153,7 +153,6 @@ def test_what_shrinks_costs_nothing():
 
 def power_iteration(w, steps=20):
   """Planted: power iteration, as in training, from below."""
-  w = np.asarray(w, np.float64)
   v = np.ones(w.shape[1])
   for _ in range(steps):
     v = w.T @ (w @ v)
@@ -163,27 +162,14 @@ def power_iteration(w, steps=20):
 
 def normalised_defect(w):
   """Planted: 1 + ‖WᵀW − I‖_F/√n, a mean in the place of a maximum."""
-  n = w.shape[1]
-  d = w.T @ w - np.eye(n)
-  return 1 + float(np.linalg.norm(d)) / math.sqrt(n)
+  d = w.T @ w - np.eye(len(w))
+  return 1 + float(np.linalg.norm(d)) / math.sqrt(len(w))
 
 
-def assumed_one(w):
-  del w
-  return 1.0
-
-
-def one_bad_direction(n=6):
-  """Returns an orthogonal matrix with one singular value of 1.001."""
-  u, v = qr(n, n, 11), qr(n, n, 12)
-  return u @ np.diag([1.001] + [1.0] * (n - 1)) @ v
-
-
-@pytest.mark.parametrize(
-  'fault', [power_iteration, normalised_defect, assumed_one]
-)
+@pytest.mark.parametrize('fault', [power_iteration, normalised_defect])
 def test_exact_check_rejects(fault):
-  w = one_bad_direction()
+  """An orthogonal matrix gets one singular value of 1.001."""
+  w = qr(6, 6, 11) @ np.diag([1.001, 1, 1, 1, 1, 1]) @ qr(6, 6, 12)
   check_upper(norms.spectral_norm_bound, w)
   with pytest.raises(AssertionError, match='below the norm'):
     check_upper(fault, w)
@@ -234,7 +220,7 @@ def test_bounds_are_above_the_largest_singular_value_and_close(name):
     close = norms.norm_bound(scale * w) / (scale * largest)
     assert 1 - SVD_ERROR <= close <= 1.0003
   if name == 'gaussian':  # Planted: fewer squarings.
-    assert norms.norm_bound(w, 3) > 1.0003 * largest
+    assert norms.norm_bound(w, 4) > 1.0003 * largest
 
 
 def test_a_complex_matrix_and_its_real_form_have_one_norm():

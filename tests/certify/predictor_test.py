@@ -42,20 +42,17 @@ def loaded(made):
 
 def test_a_round_trip_gives_the_same_classes_and_radii(made, loaded):
   _, model, params, images, _ = made
-  variables = {'params': params}
-  logits = model.clone(precision='highest').apply(variables, images)
-  kernel = models.head_kernel(variables)
-  constants = certify.prove_constants(params)
-  floor = certify.margin_floor(images, constants)
-  classes, radii = certify.certified_radius(
-    logits, kernel, constants.lipschitz, floor
-  )
+  classes, rivals = certify.fast_certifier(model, params)(images)
+  radii = np.min(rivals, axis=-1)
   for size in (1, 7):  # Any batch size.
     found, found_radii = loaded(images[:size])
     np.testing.assert_array_equal(found, classes[:size])
     np.testing.assert_allclose(found_radii, radii[:size], rtol=1e-5, atol=1e-6)
-  assumed = certify.certified_radius(logits, kernel, 1.0, floor)[1]
-  assert np.max(np.abs(assumed - radii)) > 1e-4  # An assumed 1 would show.
+  # An assumed Λ of 1 would show.
+  offset = certify.prove_constants(params).offset
+  assumed = certify.Constants(1.0, offset)
+  _, rivals = certify.fast_certifier(model, params, assumed)(images)
+  assert np.max(np.abs(np.min(rivals, axis=-1) - radii)) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -82,72 +79,43 @@ def test_every_model_is_built_again_as_it_is_certified(model, tmp_path):
   np.testing.assert_allclose(found_radii, np.min(radii, axis=-1), rtol=1e-5)
 
 
-def test_rigorous_predictors_give_rigorous_radii(made, tmp_path):
-  _, model, params, images, _ = made
-  path = str(tmp_path / 'model.lipnext')
-  certify.export_predictor(path, model, params, SHAPE, certificate='rigorous')
+def test_rigorous_predictors_give_rigorous_radii(made):
+  path, model, params, images, _ = made
+  predictor = certify.load_predictor(path, certificate='rigorous')
   wanted = certify.rigorous_radius(model, params, images)
-  for found in (
-    certify.load_predictor(path),
-    certify.load_predictor(made[0], certificate='rigorous'),
-  ):
-    np.testing.assert_array_equal(found(images)[1], wanted.radii)
-  assert certify.load_predictor(path, certificate='fast').certificate == 'fast'
+  np.testing.assert_array_equal(predictor(images)[1], wanted.radii)
 
 
 def test_the_manifest_says_what_the_certificate_is_about(made, loaded):
-  _, _, params, _, manifest = made
+  path, _, params, _, manifest = made
   assert manifest == loaded.manifest
   assert manifest['lipschitz_bound'] == certify.lipschitz_bound(params)
   assert manifest['offset'] == certify.prove_constants(params).offset
   assert (manifest['colours'], manifest['certificate']) == ('grey', 'fast')
   assert manifest['config'] == {'model.depth': 2}
+  assert manifest['versions']['jax'] == jax.__version__
   assert loaded.lipschitz == manifest['lipschitz_bound']
   assert loaded.class_names == NAMES
   assert loaded.image_shape == SHAPE
-  assert loaded.versions['jax'] == jax.__version__
-
-
-def test_any_framework_finds_names_and_plain_json(made):
-  arrays = safetensors.numpy.load_file(made[0])
-  np.testing.assert_array_equal(arrays['blocks/M'], made[2]['blocks']['M'])
-  with safetensors.safe_open(made[0], framework='numpy') as file:
+  # Any framework finds the names and plain JSON.
+  arrays = safetensors.numpy.load_file(path)
+  np.testing.assert_array_equal(arrays['blocks/M'], params['blocks']['M'])
+  with safetensors.safe_open(path, framework='numpy') as file:
     texts = file.metadata()
   stated = {name: json.loads(text) for name, text in texts.items()}
-  assert {**made[4], 'sha256': stated['sha256']} == stated
+  assert {**manifest, 'sha256': stated['sha256']} == stated
 
 
 def test_arrays_that_lie_elsewise_in_memory_are_written_right(made, tmp_path):
   path = str(tmp_path / 'model.lipnext')
   params = jax.tree.map(lambda p: np.asarray(p, order='F'), made[2])
-  certify.export_predictor(path, made[1], params, SHAPE)
+  certify.export_predictor(path, made[1], params, SHAPE, certificate='rigorous')
   ours = safetensors.numpy.load_file(path)
   theirs = safetensors.numpy.load_file(made[0])
   for name, array in ours.items():
     np.testing.assert_array_equal(array, theirs[name])
-
-
-LIGHT = """
-import sys
-BLOCKED = ('grain', 'ml_collections', 'sklearn', 'tensorboardX', 'tqdm', 'PIL',
-           'tensorflow_datasets')
-class Blocker:
-  def find_spec(self, name, path=None, target=None):
-    if name.split('.')[0] in BLOCKED:
-      raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Blocker())
-import numpy as np
-from lipnext_jax import certify
-predictor = certify.load_predictor(sys.argv[1])
-print(predictor(np.full((1, 8, 8, 1), 0.5))[1].shape)
-"""
-
-
-@pytest.mark.slow  # It starts a program.
-def test_loading_needs_no_training_stack(made):
-  command = [sys.executable, '-c', LIGHT, made[0]]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert done.stdout == '(1,)\n', done.stderr
+  assert certify.load_predictor(path).certificate == 'rigorous'
+  assert certify.load_predictor(path, certificate='fast').certificate == 'fast'
 
 
 def test_loading_needs_safetensors(made, monkeypatch):
@@ -163,9 +131,8 @@ def test_images_are_floats_in_unit_pixels_or_bytes(made, certificate):
   for found, right in zip(predictor(pixels), wanted, strict=True):
     np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
   assert [len(found) for found in predictor(pixels[:0])] == [0, 0]
-  for dtype in (np.int64, np.int8, np.uint16, bool, np.complex64):
-    with pytest.raises(ValueError, match='give floats'):
-      predictor(pixels.astype(dtype))
+  with pytest.raises(ValueError, match='give floats'):
+    predictor(pixels.astype(np.int64))
   for wrong in (255 * made[3], np.full_like(made[3], np.nan), made[3] - 1e-3):
     with pytest.raises(ValueError, match=r'outside \[0, 1\]'):
       predictor(wrong)
@@ -214,40 +181,35 @@ def test_constants_come_from_the_weights_not_from_the_file(
   assert certify.load_predictor(path).lipschitz > 8 * loaded.lipschitz
 
 
-@pytest.mark.parametrize(
-  'values',
-  [
-    {'format': [..., 1, 3, '2', None]},
-    {'resize': [..., None, '8', 8.0, -1, 7, True, [8]]},
-    {'certificate': [..., None, 3, ['fast'], 'assumed', 'fast\x1b[2J']},
-    {'image_shape': [..., None, 'abc', [8, 8], [8, 8, 1, 1], [8, 8, 1.0]]},
-    {'image_shape': [[8, 8, 0], [-8, 8, 1], [8, 8, True], {'8': 8}, 8]},
-    {'class_names': [..., None, 'abcde', list('abcd'), ['a\n'] * 5, [1] * 5]},
-    {'config': [..., None, 3, []]},
-    {'versions': [..., None, 3, []]},
-    {'model': [..., None, 3, [], {}, {'options': {}}, {'name': 'LipNeXt'}]},
-  ],
-  ids=lambda values: next(iter(values)),
-)
-def test_fields_of_another_kind_are_refused_by_name(made, tmp_path, values):
-  ((name, wrong),) = values.items()
-  for value in wrong:
-    assert name in refusal(forge(made, tmp_path, **{name: value}))
+FIELDS = {
+  'format': [..., 1, '2'],
+  'resize': [..., '8', 8.0, -1, 7, True],
+  'certificate': [..., 'assumed', ['fast'], 'fast\x1b[2J'],
+  'image_shape': [..., 'abc', [8, 8], [8, 8, 1.0], [8, 8, 0], {'8': 8}, 8],
+  'class_names': [..., None, 'abcde', list('abcd'), ['a\n'] * 5, [1] * 5],
+  'config': [..., []],
+  'versions': [..., None],
+  'model': [..., 3, {}, {'name': 'LipNeXt'}, {'name': 'Flax', 'options': {}}],
+}
+
+
+@pytest.mark.parametrize('name', FIELDS)
+def test_fields_of_another_kind_are_refused_by_name(made, tmp_path, name):
+  for value in FIELDS[name]:
+    assert f'its {name} ' in refusal(forge(made, tmp_path, **{name: value}))
 
 
 OPTIONS = {
-  'num_classes': [0, -1, 6, 5.0, '5', True, 10**30],
-  'depth': [0, -2, 3, 10**9],
+  'num_classes': [0, -1, 6, 5.0, True, 10**30],
+  'depth': [0, 3, 10**9],
   'width': [0, 15, 17, 10**9],
-  'patch_size': [0, -4, 3, 2],
-  'shift_ratio': [-0.1, 0.3, 1e9, '1', float('nan'), float('inf')],
-  'beta': [-1.0, 2.0, float('nan'), None],
-  'padding': ['reflect', '', 3],
-  'activation': ['relu', 'square', None],
-  'parametrization': ['cayley', 'none '],
-  'remat': ['block'],
-  'position': [1, 'yes'],
-  'dtype': ['float64'],
+  'patch_size': [0, -4, 3],
+  'shift_ratio': [-0.1, 0.3, '1', float('nan'), float('inf')],
+  'beta': [-1.0, float('nan'), None],
+  'padding': ['reflect', 3],
+  'activation': ['relu', None],
+  'parametrization': ['cayley', None],
+  'position': [1],
   'r_init': ['ones'],
 }
 
@@ -262,19 +224,13 @@ def test_options_that_do_not_fit_the_weights_are_refused(
     refusal(forge(made, tmp_path, model=changed, class_names=[]))
 
 
-@pytest.mark.parametrize(
-  'model',
-  [
-    {'name': 'Flax', 'options': {}},
-    {'name': 'LipNeXt', 'options': {}},
-    {'name': 'BRONet', 'options': ...},
-    {'name': ['LipNeXt'], 'options': ...},
-  ],
-)
-def test_another_model_is_refused(made, tmp_path, model):
-  if model['options'] is ...:
-    model = model | {'options': made[4]['model']['options']}
-  refusal(forge(made, tmp_path, model=model, class_names=[]))
+def test_another_model_or_image_is_refused(made, tmp_path):
+  options = made[4]['model']['options']
+  for name, kept in (('LipNeXt', {'num_classes': 5}), ('BRONet', options)):
+    path = forge(made, tmp_path, model={'name': name, 'options': kept})
+    assert 'its option ' in refusal(path)
+  for shape in ([8, 8, 9], [12, 8, 1], [9, 8, 1], [10**9] * 3):
+    refusal(forge(made, tmp_path, image_shape=shape))
 
 
 @pytest.mark.parametrize(
@@ -284,9 +240,7 @@ def test_another_model_is_refused(made, tmp_path, model):
     ('x\x1b', lambda x: np.ones(1, np.float32), 'instead of no array'),
     ('blocks/M', lambda x: x[..., :1], 'blocks/M is float32['),
     ('blocks/M', np.float64, 'blocks/M is float64['),
-    ('blocks/M', np.int32, 'blocks/M is int32['),
     ('head/bias', lambda x: x * np.nan, 'head/bias is not finite'),
-    ('stem/Q', lambda x: x + np.inf, 'stem/Q is not finite'),
     ('head/kernel', lambda x: 0 * x, 'cannot be certified'),
   ],
 )
@@ -298,43 +252,26 @@ def test_weights_of_another_model_are_refused(
   assert problem in refusal(path)
 
 
-def test_images_of_another_shape_than_the_weights_are_refused(made, tmp_path):
-  for shape in ([8, 8, 9], [12, 8, 1], [9, 8, 1], [10**9] * 3):
-    refusal(forge(made, tmp_path, image_shape=shape))
-
-
-def test_silent_damage_is_found(made, tmp_path):
+def test_damaged_and_foreign_files_are_refused(made, tmp_path):
   with open(made[0], 'rb') as file:
     data = file.read()
   path = tmp_path / 'damaged.lipnext'
   for change in (
     data[:-1],
-    data[:200],
     data[:5],
-    b'',
     data + b'\0',
     data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
-    b'PK\3\4' + data,
     b'\xff' * 8 + data[8:],
   ):
     path.write_bytes(change)
     refusal(str(path))
   forged = forge(made, tmp_path, config={'seed': 1}, sign=False)
   assert 'does not have its checksum' in refusal(forged)
-
-
-def test_files_of_others_are_refused(made, tmp_path):
-  foreign = str(tmp_path / 'foreign.safetensors')
-  safetensors.numpy.save_file({'x': np.ones(2)}, foreign)
-  assert 'name no format' in refusal(foreign)
-  safetensors.numpy.save_file({'x': np.ones(2)}, foreign, {'format': 'pt'})
-  refusal(foreign)
-  safetensors.numpy.save_file(
-    {'x': np.ones(2)}, foreign, {'format': '[' * 10**5}
-  )
-  refusal(foreign)
-  assert 'is no file' in refusal(str(tmp_path / 'none'))
-  assert 'is no file' in refusal(str(tmp_path))
+  for metadata in (None, {'format': 'pt'}, {'format': '[' * 10**5}):
+    safetensors.numpy.save_file({'x': np.ones(2)}, path, metadata)
+    refusal(str(path))
+  for missing in (tmp_path / 'none', tmp_path):
+    assert 'is no file' in refusal(str(missing))
 
 
 def test_what_could_not_be_loaded_is_not_written(made, tmp_path):
@@ -346,7 +283,7 @@ def test_what_could_not_be_loaded_is_not_written(made, tmp_path):
   path = str(tmp_path / 'x.lipnext')
   other = Model(num_classes=5, depth=2, width=16, patch_size=4)
   for args, options, problem in (
-    ((other, params, SHAPE), {}, 'none of LipNeXt'),
+    ((other, params, SHAPE), {}, 'its model'),
     ((model.clone(width=32), params, SHAPE), {}, 'instead of'),
     ((model, params, (12, 8, 1)), {}, 'instead of'),
     ((model, params, SHAPE), {'resize': 4}, 'resize'),
@@ -358,8 +295,8 @@ def test_what_could_not_be_loaded_is_not_written(made, tmp_path):
     with pytest.raises(ValueError, match=problem):
       certify.export_predictor(path, *args, **options)
   assert not list(tmp_path.iterdir())
-  with pytest.raises(errors.WorkdirError, match='cannot be written'):
-    certify.export_predictor(f'{path}/x/y', model, params, SHAPE)
+  with pytest.raises(OSError, match='directory'):
+    certify.export_predictor(f'{path}/y', model, params, SHAPE)
 
 
 @pytest.mark.slow  # It starts a program.

@@ -57,6 +57,8 @@ def test_matches_brute_force(k):
   logits[1, :2] = logits[1].max() + 1  # A tie at the top.
   logits[2] = 0  # All tied.
   rows = unit(rng.normal(size=(k, 4)))
+  if k > 2:  # A rival with the same row never wins, but for a tie.
+    rows[1] = rows[0]
   for lipschitz in (1.0, 1.0001, 7.5):
     predictions, radii = certify64(logits, rows, lipschitz)
     expected = [brute_force(f, rows, lipschitz) for f in logits]
@@ -85,16 +87,6 @@ def test_what_is_not_finite_is_never_certified(bad):
       assert not certify64(logits, kernel, lipschitz)[1].any()
   rows = np.array([[1.0, 0.0, 0.0], [bad] * 3, [0.0, 0.0, 1.0]])
   assert not certify64(logits, rows)[1].any()
-
-
-def test_identical_rows_differ_by_a_constant():
-  rows = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-  _, radii = certify64(np.array([[3.0, 2.0, 1.0], [3.0, 3.0, 1.0]]), rows)
-  # Only the third class can win, from margin 2 at slope √2; a tie is a tie.
-  np.testing.assert_allclose(radii, [math.sqrt(2), 0], rtol=1e-15)
-  _, radii = certify64(np.array([[3.0, 2.0], [2.0, 2.0]]), rows[:2])
-  # As far as rounding lets rows be known to be the same: 64u apart.
-  np.testing.assert_array_equal(radii, [2.0**47, 0])
 
 
 def float32_radius(logits, kernel, lipschitz=1.0):
@@ -126,6 +118,9 @@ def test_rows_that_float32_cannot_tell_apart_give_no_infinite_radius():
   check_close_rows(float32_radius)
   with pytest.raises(AssertionError, match='too large'):
     check_close_rows(lambda f, w: math.inf)
+  # Rows that may be the same count as 64u apart.
+  _, radii = certify64(np.array([[3.0, 2.0], [2.0, 2.0]]), np.ones((2, 1)))
+  np.testing.assert_array_equal(radii, [2.0**47, 0])
 
 
 def test_what_overflows_or_is_out_of_range_certifies_nothing():
@@ -144,20 +139,15 @@ LOGITS, EYE = np.float32([[0, 3, 1], [2, 2, 0], [4, 0, 1]]), jnp.eye(3)
   ('args', 'problem'),
   [
     ((LOGITS, EYE[:1]), 'has 1 rows for 3'),
-    ((LOGITS, jnp.eye(4)), 'has 4 rows'),
     ((LOGITS[0], EYE), r'give \[b, k\]'),
     ((LOGITS, EYE[None]), r'give \[b, k\]'),
     ((jnp.bfloat16(LOGITS), EYE), 'logits of bfloat16'),
-    ((np.int32(LOGITS), EYE), 'logits of int32'),
     ((np.complex64(LOGITS), EYE), 'logits of complex64'),
     ((LOGITS, jnp.bfloat16(EYE)), 'head_kernel of bfloat16'),
-    ((LOGITS, EYE + 0j), 'head_kernel of complex64'),
     ((LOGITS, 0.01 * EYE), 'not unit'),
-    ((LOGITS, 1.01 * EYE), 'not unit'),
     ((LOGITS, EYE * jnp.nan), 'not unit'),
     ((LOGITS, EYE, np.ones(3)), 'Λ is one number'),
     ((LOGITS, EYE, -1.0), 'no bound'),
-    ((LOGITS, EYE, 1e-40), 'no bound'),
     ((LOGITS, EYE, math.nan), 'no bound'),
     ((LOGITS, EYE, 1.0, np.ones((3, 1))), 'floor'),
   ],
@@ -223,43 +213,34 @@ def test_no_attack_flips_a_linear_model_inside_and_one_does_outside():
   check_certificate(functools.partial(ours, lipschitz=1.25), backbone_norm=1.25)
 
 
-def naive(logits, rows, *, distance=None, spread=1.0):
-  """Planted: the radius with another ‖w_i − w_j‖ or a rescaled margin."""
+def naive(logits, rows, *, distance=None, spread=1.0, choose=np.min):
+  """Planted: another ‖w_i − w_j‖, a rescaled margin, or the farthest rival."""
   p = np.argmax(logits)
   d = np.sqrt(np.sum((rows - rows[p]) ** 2, axis=-1))
   d = np.full_like(d, distance) if distance else d
   margins = spread * (logits[p] - logits)
-  return np.min(np.delete(margins, p) / np.delete(d, p))
+  return choose(np.delete(margins, p) / np.delete(d, p))
 
 
+BROKEN, LOOSE = 'certificate broken', 'certificate not tight'
 FAULTS = {
-  '√2 for ‖w_i − w_j‖': (functools.partial(naive, distance=math.sqrt(2)), {}),
-  'Λ omitted': (ours, {'backbone_norm': 1.001}),
-  'head not normalised': (ours, {'head_scale': 1.3}),
-  'margin counted twice': (functools.partial(naive, spread=2.0), {}),
-  'largest rival distance': (
-    lambda f, w: max(
-      (np.max(f) - f[j]) / np.sqrt(np.sum((w[np.argmax(f)] - w[j]) ** 2))
-      for j in range(len(f))
-      if j != np.argmax(f)
-    ),
-    {},
+  '√2 for ‖w_i − w_j‖': (
+    functools.partial(naive, distance=math.sqrt(2)), {}, BROKEN,
   ),
-}
+  # ‖w_i − w_j‖ <= 2 always holds: sound, and wasteful.
+  '2 for ‖w_i − w_j‖': (functools.partial(naive, distance=2.0), {}, LOOSE),
+  'Λ omitted': (ours, {'backbone_norm': 1.001}, BROKEN),
+  'head not normalised': (ours, {'head_scale': 1.3}, BROKEN),
+  'margin counted twice': (functools.partial(naive, spread=2.0), {}, BROKEN),
+  'farthest rival': (functools.partial(naive, choose=np.max), {}, BROKEN),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize('name', FAULTS)
-def test_attack_breaks(name):
-  certify_fn, model = FAULTS[name]
-  with pytest.raises(AssertionError, match='certificate broken'):
+def test_the_attack_rejects(name):
+  certify_fn, model, problem = FAULTS[name]
+  with pytest.raises(AssertionError, match=problem):
     check_certificate(certify_fn, **model)
-
-
-def test_attack_finds_a_distance_of_two_not_tight():
-  # ‖w_i − w_j‖ <= 2 always holds: sound, and wasteful.
-  check_certificate(naive)
-  with pytest.raises(AssertionError, match='certificate not tight'):
-    check_certificate(functools.partial(naive, distance=2.0))
 
 
 # ── Certified accuracy ───────────────────────────────────────────────────────
@@ -308,7 +289,7 @@ def test_certified_accuracy_counts_strictly():
 
 def test_arrays_that_would_be_broadcast_are_refused():
   whole = np.arange(3)
-  for i, shape in itertools.product(range(3), [(3, 1), (3, 3), (1,), ()]):
+  for i, shape in itertools.product(range(3), [(3, 1), (1,)]):
     arrays = [whole, whole / 10, whole]
     arrays[i] = np.zeros(shape, int)
     with pytest.raises(ValueError, match=r'give \[n\] each'):
