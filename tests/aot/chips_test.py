@@ -8,9 +8,8 @@ from lipnext_jax.aot import chips
 
 
 def test_kinds_of_devices_are_told_apart():
-  for kind, name in (
-    ('TPU v5p', 'v5p'), ('TPU v5 lite', 'v5e'), ('NVIDIA H200', 'h200')
-  ):  # fmt: skip
+  kinds = {'TPU v5p': 'v5p', 'TPU v5 lite': 'v5e', 'NVIDIA H200': 'h200'}
+  for kind, name in kinds.items():
     assert chips.by_device_kind(kind) == chips.CHIPS[name]
   with pytest.raises(errors.ConfigError, match='is not a known chip'):
     chips.by_device_kind('NVIDIA A100')
