@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 
+from benchmarks import timing
 from lipnext_jax import certify
 from lipnext_jax import models
 from lipnext_jax.certify import chain
@@ -38,14 +39,6 @@ def make(depth: int, width: int, batch: int):
   return model, jax.tree_util.tree_map_with_path(fill, params), images
 
 
-def seconds(fn):
-  """Returns the seconds of a second call, after compilation, and its result."""
-  jax.block_until_ready(fn())
-  begin = time.perf_counter()
-  result = jax.block_until_ready(fn())
-  return time.perf_counter() - begin, result
-
-
 def main():
   """Parses the command line, measures, prints."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -62,12 +55,14 @@ def main():
   constants = certify.prove_constants(params)
   floor = np.median(certify.margin_floor(images, constants))
   fast = certify.fast_certifier(model, jax.device_put(params))
-  fast_time, (_, rivals) = seconds(lambda: fast(images))
-  fast_radii = np.min(rivals, axis=-1)
+  fast_radii = np.min(fast(images)[1], axis=-1)
   begin = time.perf_counter()
   certifier = certify.rigorous_certifier(model, params)
   preparing = time.perf_counter() - begin
-  rigorous_time, found = seconds(lambda: certifier(images))
+  found = certifier(images)
+  fast_time, rigorous_time = timing.medians(
+    (lambda: fast(images), lambda: certifier(images)), 1
+  )
   gap = np.max(np.abs(fast_radii - found.radii))
 
   # The bound that a proof for float32 would have to subtract.

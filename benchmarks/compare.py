@@ -154,24 +154,24 @@ def print_table(args: argparse.Namespace) -> None:
     found = sorted(folder.glob('seed_*/eval.json'))
     if not found:
       continue
-    runs = [json.loads(path.read_text()) for path in found]
+    results = [json.loads(path.read_text()) for path in found]
     if not head:
       head = ['row', 'parameters', 'seeds', 'steps', 'clean']
-      head += [f'CRA@{radius}' for radius in runs[0]['cra']] + ['Λ − 1']
+      head += [f'CRA@{radius}' for radius in results[0]['cra']] + ['Λ − 1']
       print('| ' + ' | '.join(head) + ' |')
       print('|' + '---|' * len(head))
     text = found[0].with_name('parameters.txt').read_text()
     stored = re.search(r'parameters stored: ([\d,]+)', text)
-    cells = [name, stored[1] if stored else '', str(len(runs))]
-    cells.append(str(runs[0]['step']))
-    columns = [[run['clean'], *run['cra'].values()] for run in runs]
+    cells = [name, stored[1] if stored else '', str(len(results))]
+    cells.append(str(results[0]['step']))
+    columns = [[run['clean'], *run['cra'].values()] for run in results]
     for values in np.transpose(columns):
       cell = f'{np.mean(values):.2f}'
       if len(values) > 1:
         cell += f' ± {np.std(values, ddof=1):.2f}'
       cells.append(cell)
-    counts.add(len(runs))
-    cells.append(f'{max(run["lipschitz_bound"] for run in runs) - 1:.1e}')
+    counts.add(len(results))
+    cells.append(f'{max(run["lipschitz_bound"] for run in results) - 1:.1e}')
     print('| ' + ' | '.join(cells) + ' |')
   for n in sorted(counts - {1}):
     width = stats.t.ppf(0.975, n - 1) / n**0.5

@@ -8,6 +8,7 @@ resumed run would. Fails if a damaged state is loaded.
 """
 
 import argparse
+import collections
 import contextlib
 import io
 import os
@@ -102,7 +103,7 @@ def main():
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args()
   rng = np.random.default_rng(args.seed)
-  counts: dict[str, int] = {}
+  counts: collections.Counter[str] = collections.Counter()
   with tempfile.TemporaryDirectory() as folder:
     original = os.path.join(folder, 'original')
     train_briefly(original)
@@ -126,7 +127,7 @@ def main():
         result = 'not found, harmless'
       else:
         sys.exit(f'trial {trial}: a {kind} file was loaded in silence')
-      counts[f'{kind}: {result}'] = counts.get(f'{kind}: {result}', 0) + 1
+      counts[f'{kind}: {result}'] += 1
       shutil.rmtree(workdir)
   for name, count in sorted(counts.items()):
     print(f'{name:<40} {count:>4}')

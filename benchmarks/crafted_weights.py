@@ -12,12 +12,13 @@ tables, certified accuracy of the untouched model, and times.
 
 import argparse
 from collections.abc import Iterator
-import time
+import functools
 from typing import Any
 
 import jax
 import numpy as np
 
+from benchmarks import timing
 from lipnext_jax import certify
 from lipnext_jax import models
 from lipnext_jax.attacks import floating
@@ -124,19 +125,18 @@ def main():
   for epsilon in epsilons:
     cells = [f'{accuracy[epsilon]:.2f} %' for accuracy in accuracies]
     print(f'| {epsilon:.6g} | {" | ".join(cells)} |')
-  fast_certifier = certify.fast_certifier(run.model, run.params)
-  rigorous_certifier = certify.rigorous_certifier(run.model, run.params)
-  certifiers: list[Any] = [fast_certifier, rigorous_certifier]
-  for name, certifier, target in zip(
-    ('fast', 'rigorous'), certifiers, untouched[1:], strict=True
-  ):
-    pixels = target.images
-    jax.block_until_ready(certifier(pixels))
-    begin = time.perf_counter()
-    for _ in range(5):
-      jax.block_until_ready(certifier(pixels))
-    seconds = (time.perf_counter() - begin) / 5 / len(images)
-    print(f'{name}: {1e3 * seconds:.3f} ms an image')
+  certifiers: dict[str, Any] = {
+    'fast': certify.fast_certifier(run.model, run.params),
+    'rigorous': certify.rigorous_certifier(run.model, run.params),
+  }
+  calls = [
+    functools.partial(certifier, target.images)
+    for certifier, target in zip(
+      certifiers.values(), untouched[1:], strict=True
+    )
+  ]
+  for name, seconds in zip(certifiers, timing.medians(calls, 5), strict=True):
+    print(f'{name}: {1e3 * seconds / len(images):.3f} ms an image')
 
 
 if __name__ == '__main__':

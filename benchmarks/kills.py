@@ -10,6 +10,7 @@ saving. Fails unless final checkpoints and certificates are equal bit for bit.
 
 import argparse
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -28,12 +29,11 @@ def launch(config, workdir):
   return runs.launch(config, workdir, flag, stderr=subprocess.PIPE)
 
 
-def finish(config, workdir):
-  """Runs to the end, or exits with the error of the run."""
-  process = launch(config, workdir)
+def finish(process):
+  """Waits for a run, and exits with its error if it failed."""
   _, stderr = process.communicate()
   if process.returncode:
-    sys.exit(f'the run in {workdir} failed: {stderr[-500:]}')
+    sys.exit(f'a run failed: {stderr[-500:]}')
 
 
 def is_saving(workdir):
@@ -71,9 +71,7 @@ def kill_once(config, workdir, seconds, save):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return not stale and is_saving(workdir)
-  _, stderr = process.communicate()
-  if process.returncode:
-    sys.exit(f'the run in {workdir} failed: {stderr[-500:]}')
+  finish(process)
   return None
 
 
@@ -90,7 +88,7 @@ def main():
   folder = args.workdir or tempfile.mkdtemp(prefix='kills-')
   calm, killed = os.path.join(folder, 'calm'), os.path.join(folder, 'killed')
   begin = time.monotonic()
-  finish(args.config, calm)
+  finish(launch(args.config, calm))
   kills = saving = 0
   while kills < args.kills:
     save = int(rng.integers(1, 6)) if kills % 2 else 0
@@ -102,7 +100,7 @@ def main():
       break
     kills += 1
     saving += during_save
-  finish(args.config, killed)
+  finish(launch(args.config, killed))
   print(
     f'{kills} kills, {saving} of them during a save; '
     f'{time.monotonic() - begin:.0f} s'
@@ -114,12 +112,9 @@ def main():
   if step != other_step or not corruption.same(arrays, other):
     sys.exit('the final checkpoints DIFFER')
   for name in ('eval.json', 'radii.csv'):
-    with (
-      open(os.path.join(calm, name), encoding='utf-8') as a,
-      open(os.path.join(killed, name), encoding='utf-8') as b,
-    ):
-      if a.read() != b.read():
-        sys.exit(f'{name} DIFFERS')
+    a, b = (pathlib.Path(workdir, name) for workdir in (calm, killed))
+    if a.read_bytes() != b.read_bytes():
+      sys.exit(f'{name} DIFFERS')
   print(f'the same, bit for bit: {len(arrays)} arrays at step {step}')
 
 

@@ -1,7 +1,8 @@
-"""Time, drift, precision and convergence of orthogonal steps.
+"""Measures time, drift, precision and convergence of orthogonal steps.
 
     python -m benchmarks.optimizer --what time --sizes 256 512 1024
     python -m benchmarks.optimizer --what drift
+    python -m benchmarks.optimizer --what plot    # docs/drift.svg
     python -m benchmarks.optimizer --what precision --n 1024
     python -m benchmarks.optimizer --what converge
 
@@ -14,7 +15,6 @@ import functools
 import os
 import platform
 import re
-import tempfile
 
 import jax
 from jax import lax
@@ -78,31 +78,35 @@ def measure_time(n, stack, repeats, only):
 # -- Drift --------------------------------------------------------------------
 
 
+def follow_drift(tx, x, grad_fn, at):
+  """Yields the orthogonality error after each number of steps in `at`."""
+
+  @jax.jit
+  def go(carry, done, steps):
+    def body(t, carry):
+      x, state = carry
+      gradient = grad_fn(x, jax.random.fold_in(jax.random.key(3), t))
+      updates, state = tx.update(gradient, state, x)
+      return optax.apply_updates(x, updates), state
+
+    return lax.fori_loop(done, steps, body, carry)
+
+  carry, done = (x, jax.jit(tx.init)(x)), 0
+  for steps in at:
+    carry, done = go(carry, done, steps), steps
+    yield float(orthogonality_error(carry[0]))
+
+
 def measure_drift(n, learning_rate):
   """Prints the orthogonality error after 1,000 and 10,000 steps of Adam."""
   x = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (n, n)))[0]
-
-  def runner(tx, same):
-    """Jits (x, state, key, steps) → (x, state, key) for a kind of gradient."""
-
-    def body(_, carry):
-      x, state, key = carry
-      key, sub = jax.random.split(key)
-      # A gradient XW is the same in the algebra at every X.
-      w = jax.random.normal(jax.random.key(2) if same else sub, x.shape)
-      updates, state = tx.update(mm(x, w), state, x)
-      return optax.apply_updates(x, updates), state, key
-
-    return jax.jit(
-      lambda x, state, key, steps: lax.fori_loop(
-        0, steps, body, (x, state, key)
-      )
-    )
-
-  def error(x):
-    return f'{float(orthogonality_error(x)):.1e}'
-
-  rows = []
+  # A gradient XW is the same in the algebra at every X.
+  gradients = {
+    'fresh': lambda x, key: mm(x, jax.random.normal(key, x.shape)),
+    'all the same': lambda x, _: mm(
+      x, jax.random.normal(jax.random.key(2), x.shape)
+    ),
+  }
   adam = optax.adam(learning_rate)
   cases = {
     'never retracted': (orthogonal(adam, retraction_period=None), 1),
@@ -110,25 +114,72 @@ def measure_drift(n, learning_rate):
     'with lookahead 6': (orthogonal(adam, lookahead_period=6), 1),
     'in MultiSteps(2)': (optax.MultiSteps(orthogonal(adam), 2), 2),
   }
+  rows = []
   for name, (tx, calls) in cases.items():
-    for same in (False, True):
-      go = runner(tx, same)
-      carry = go(x, tx.init(x), jax.random.key(3), 1000 * calls)
-      early = error(carry[0])
-      with tempfile.TemporaryDirectory() as folder:  # Saves and restores.
-        leaves, treedef = jax.tree.flatten(carry[:2])
-        path = os.path.join(folder, 'state.npz')
-        np.savez(path, *leaves)
-        with np.load(path) as saved:
-          leaves = [jnp.asarray(saved[k]) for k in saved.files]
-        restored = jax.tree.unflatten(treedef, leaves)
-      carry = go(*restored, carry[2], 8999 * calls)
-      before = error(carry[0])  # 99 steps after the last retraction.
-      carry = go(*carry, calls)
-      gradients = 'all the same' if same else 'fresh'
-      rows.append((name, gradients, early, before, error(carry[0])))
-  print(f'n={n}, Adam, learning rate {learning_rate:g}; restored after 1,000.')
+    for kind, grad_fn in gradients.items():
+      # 9,999 steps are 99 after the last retraction.
+      at = [calls * steps for steps in (1000, 9999, 10_000)]
+      found = follow_drift(tx, x, grad_fn, at)
+      rows.append((name, kind, *(f'{error:.1e}' for error in found)))
+  print(f'n={n}, Adam, learning rate {learning_rate:g}.')
   table(('', 'gradients', '1,000 steps', '9,999 steps', '10,000 steps'), rows)
+
+
+# Order → (thresholds that force it, angle t, |p(it)|² − 1).
+ORDERS = {
+  'order 2': ((9, 9, 9), 0.05 / 2**0.5, lambda t: t**4 / 4),
+  'order 3': ((0, 9, 9), 0.25 / 2**0.5, lambda t: -(t**4) / 12 + t**6 / 36),
+  'order 4': ((0, 0, 9), 1 / 2**0.5, lambda t: -(t**6) / 72 + t**8 / 576),
+  'exact': ((0, 0, 0), 1 / 2**0.5, None),
+}
+
+
+def plot_drift():
+  """Draws docs/drift.svg: orthogonality error against steps.
+
+  Left: every order of FastExp in its worst case, a step in one plane at the
+  largest norm that uses this order, and the closed forms of docs/optimizer.md.
+  Right: Adam on random gradients at n = 64 with every retraction.
+  """
+  import matplotlib.pyplot as plt
+
+  figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+  t = np.arange(1, 1001)
+  for i, (name, (thresholds, angle, drift)) in enumerate(ORDERS.items()):
+    tx = orthogonal(
+      optax.sgd(1.0), retraction_period=None, thresholds=thresholds
+    )
+    turn = jnp.zeros((8, 8)).at[0, 1].set(angle).at[1, 0].set(-angle)
+    curve = follow_drift(tx, jnp.eye(8), lambda x, _, w=turn: -x @ w, t)
+    left.loglog(t, np.maximum(list(curve), 1e-8), f'C{i}', label=name)
+    if drift:
+      closed = np.abs((1 + drift(angle)) ** t - 1)
+      left.loglog(t, closed, f'C{i}--', linewidth=3, alpha=0.4)
+  left.set(title='Worst case of each order (dashed: closed form)')
+
+  cases = {
+    'never': (None, 'newton_schulz'),
+    'Newton–Schulz every 100': (100, 'newton_schulz'),
+    'SVD every 100': (100, 'svd'),
+  }
+  for name, (period, method) in cases.items():
+    tx = orthogonal(
+      optax.adam(1e-3), retraction_period=period, retraction=method
+    )
+    curve = follow_drift(
+      tx, jnp.eye(64), lambda x, key: jax.random.normal(key, x.shape), t
+    )
+    right.loglog(t, np.maximum(list(curve), 1e-8), label=name)
+  right.set(title='Adam at 1e-3, n = 64, retracted')
+
+  left.set(ylabel='‖XᵀX − I‖₂', ylim=(3e-8, 30))
+  for axes in (left, right):
+    axes.set(xlabel='steps')
+    axes.legend()
+    axes.grid(alpha=0.3)
+  figure.tight_layout()
+  plt.rcParams['svg.hashsalt'] = 'drift'
+  figure.savefig('docs/drift.svg', metadata={'Date': None})
 
 
 def measure_precision(n, learning_rate, steps=100):
@@ -164,26 +215,23 @@ def measure_precision(n, learning_rate, steps=100):
 # -- Convergence --------------------------------------------------------------
 
 
-def show_convergence(problems, n, only, horizons, rates, gap, seeds):
+def measure_convergence(args):
   """Prints a table for each problem, with the methods that `only` matches."""
-  methods = [m for m in convergence.METHODS if re.search(only, ', '.join(m))]
-  for name in problems:
-    problem = convergence.PROBLEMS[name]
-    rows = convergence.measure_convergence(
-      lambda seed, problem=problem: problem(n, seed),
-      methods,
-      horizons,
-      rates,
-      gap,
-      seeds,
+  seeds = range(args.first_seed, args.first_seed + args.seeds)
+  for problem in args.problems:
+    make = functools.partial(convergence.PROBLEMS[problem], args.n)
+    instances = [make(seed) for seed in seeds]
+    rows = (
+      (lift, rule, *convergence.shortest_run(method, instances, args))
+      for (lift, rule), method in convergence.METHODS.items()
+      if re.search(args.only, f'{lift}, {rule}')
     )
     print(
-      f'{name}, n={n}: gap {gap:g}, seeds {seeds[0]} to {seeds[-1]}, '
-      f'lengths {horizons[0]} to {horizons[-1]}, '
-      f'{len(rates)} rates {rates[0]:.2g} to {rates[-1]:.2g}.'
+      f'{problem}, n={args.n}: gap {args.gap:g}, seeds {seeds[0]} to '
+      f'{seeds[-1]}, lengths {args.horizons[0]} to {args.horizons[-1]}, '
+      f'{len(args.rates)} rates {args.rates[0]:.2g} to {args.rates[-1]:.2g}.'
     )
-    head = ('step', 'inner rule', 'shortest run', 'rate')
-    table(head, rows)
+    table(('step', 'inner rule', 'shortest run', 'rate'), rows)
 
 
 def main():
@@ -191,7 +239,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument(
     '--what',
-    choices=('time', 'drift', 'precision', 'converge'),
+    choices=('time', 'drift', 'plot', 'precision', 'converge'),
     required=True,
   )
   parser.add_argument('--sizes', type=int, nargs='+', default=(256, 512, 1024))
@@ -223,18 +271,12 @@ def main():
     for n in args.sizes:
       rows = measure_time(n, args.stack, args.repeats, args.only)
       table(('n', f'step of [{args.stack}, n, n]', 'ms', '/ product'), rows)
+  elif args.what == 'plot':
+    plot_drift()
   elif args.what == 'drift':
     measure_drift(args.n, args.learning_rate)
   else:
-    show_convergence(
-      args.problems,
-      args.n,
-      args.only,
-      args.horizons,
-      args.rates,
-      args.gap,
-      range(args.first_seed, args.first_seed + args.seeds),
-    )
+    measure_convergence(args)
 
 
 if __name__ == '__main__':

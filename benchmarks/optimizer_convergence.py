@@ -7,6 +7,9 @@ every inner rule, and adds published optimizers. All choose from the same
 learning rates.
 """
 
+import bisect
+import functools
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -109,17 +112,14 @@ LIFTS = {
   'QR, in our lift': lambda rule: rivals.lifted(rivals.qr, rule),
 }
 PUBLISHED = {
-  ('Cayley SGD', 'momentum 0'): lambda lr: rivals.cayley_sgd(lr, 0.0),
-  ('Cayley SGD', 'momentum 0.5'): lambda lr: rivals.cayley_sgd(lr, 0.5),
-  ('Cayley SGD', 'momentum 0.9'): rivals.cayley_sgd,
+  (name, f'momentum {m:g}'): functools.partial(sgd, momentum=m)
+  for name, sgd in (
+    ('Cayley SGD', rivals.cayley_sgd),
+    ('QR, Riemannian SGD', rivals.riemannian_sgd),
+  )
+  for m in (0, 0.5, 0.9)
+} | {
   ('Cayley Adam', 'its own'): rivals.cayley_adam,
-  ('QR, Riemannian SGD', 'momentum 0'): lambda lr: rivals.riemannian_sgd(
-    lr, 0.0
-  ),
-  ('QR, Riemannian SGD', 'momentum 0.5'): lambda lr: rivals.riemannian_sgd(
-    lr, 0.5
-  ),
-  ('QR, Riemannian SGD', 'momentum 0.9'): rivals.riemannian_sgd,
   ('QR, Riemannian Adam', 'its own'): rivals.riemannian_adam,
 }
 METHODS = {
@@ -153,37 +153,32 @@ def descent(method, loss):
   return go
 
 
-def measure_convergence(make, methods, lengths, rates, gap, seeds):
-  """Yields rows: the shortest run of a method that ends within `gap`.
+def shortest_run(method, instances, args):
+  """Finds the shortest run of a method that ends within `args.gap`.
 
-  A run has one rate for all seeds, which decays to zero over its length. The
-  shortest length is found by bisection over `lengths`, ascending, under the
+  A run has one rate for all instances, which decays to zero over its length.
+  The length is found by bisection over `args.horizons`, ascending, under the
   assumption that longer runs end within the gap, too.
+
+  Returns:
+    Cells of a row: the length and the rate.
   """
-  instances = [make(seed) for seed in seeds]
-  for lift, rule in methods:
-    descend = descent(METHODS[lift, rule], instances[0][0])
+  descend = descent(method, instances[0][0])
 
-    def ends(steps, rate, descend=descend):
-      for _, data, x, best in instances:
-        # `not … <=` refuses nan.
-        if not abs(float(descend(x, data, rate, steps)) / best - 1) <= gap:
-          return False
-      return True
+  def ends(steps, rate):
+    # `<=` refuses nan.
+    return all(
+      abs(float(descend(x, data, rate, steps)) / best - 1) <= args.gap
+      for _, data, x, best in instances
+    )
 
-    def rate_for(steps, ends=ends):
-      return next((rate for rate in rates if ends(steps, rate)), None)
+  def rate_for(steps):
+    return next((rate for rate in args.rates if ends(steps, rate)), None)
 
-    low, high = 0, len(lengths) - 1
-    rate = rate_for(lengths[high])
-    while rate is not None and low < high:
-      middle = (low + high) // 2
-      shorter = rate_for(lengths[middle])
-      if shorter is None:
-        low = middle + 1
-      else:
-        high, rate = middle, shorter
-    if rate is None:
-      yield lift, rule, f'> {lengths[-1]}', ''
-    else:
-      yield lift, rule, lengths[high], f'{rate:.2g}'
+  lengths = args.horizons
+  index = bisect.bisect_left(
+    lengths, True, key=lambda steps: rate_for(steps) is not None
+  )
+  if index == len(lengths):
+    return f'> {lengths[-1]}', ''
+  return lengths[index], f'{rate_for(lengths[index]):.2g}'

@@ -5,6 +5,7 @@ rate), which returns the seconds that the optimizer took; point() returns the
 point. `memory` is the peak memory of a step in copies of the point, as a text.
 """
 
+import functools
 import time
 
 import jax
@@ -195,11 +196,6 @@ def geojax_solve(solver, loss, x, reached, max_steps, max_seconds):
   return history[-1].iter, history[-1].time, value, x
 
 
-def momentum(rate):
-  """Returns the rule that suits Procrustes, and that several libraries have."""
-  return optax.sgd(rate, momentum=0.5)
-
-
 # Name → (function that builds the contender, tables that it is in).
 EVERYWHERE = ('square', 'tall', 'converge', 'defect')
 CONTENDERS = {
@@ -213,7 +209,10 @@ CONTENDERS = {
     ('tall',),
   ),
   'ours, momentum, projection': (
-    lambda: ours(momentum, large_steps='projection'),
+    # Suits Procrustes, and several libraries have it.
+    lambda: ours(
+      functools.partial(optax.sgd, momentum=0.5), large_steps='projection'
+    ),
     ('converge',),
   ),
   'geoopt Adam, euclidean': (

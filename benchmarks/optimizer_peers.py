@@ -13,7 +13,7 @@ are not installed. Keep them in an environment of their own:
 
 Everything is float32, with the defaults of each library and gradients from JAX.
 The memory of a step includes the application of the update. Prints Markdown
-tables in about 8 minutes on two idle cores; `optimizer_libraries` has the
+tables in about 10 minutes on two idle cores; `optimizer_libraries` has the
 contenders.
 """
 
@@ -37,7 +37,7 @@ from benchmarks.optimizer_convergence import procrustes
 from benchmarks.optimizer_rivals import mm
 from benchmarks.timing import table
 
-# Solvers of geojax that find their own steps; the table has the fastest.
+# Solvers of geojax that find their own steps.
 SOLVERS = ('TrustRegions', 'BarzilaiBorwein', 'ConjugateGradient', 'LBFGS')
 
 
@@ -67,11 +67,6 @@ def random_orthonormal(shape, seed):
   return np.float32(np.linalg.qr(rng.normal(size=shape))[0])
 
 
-def random_gradient(shape, rng):
-  """Returns a Gaussian matrix [m, n]."""
-  return rng.normal(size=shape).astype(np.float32)
-
-
 def measure_defect(x):
   """Returns ‖XᵀX − I‖₂ in float64; nan where x is not finite."""
   x = np.asarray(x, np.float64)
@@ -91,7 +86,7 @@ def measure_time(shape, args):
   the exact exponential.
   """
   x = jnp.asarray(random_orthonormal(shape, 0))
-  g = random_gradient(shape, np.random.default_rng(1))
+  g = np.random.default_rng(1).normal(size=shape).astype(np.float32)
   gram = jax.jit(lambda x: mm(x.T, x)).lower(x).compile()
   kind = 'square' if shape[0] == shape[1] else 'tall'
   rows: list[tuple[str, ...]] = []
@@ -203,32 +198,22 @@ def best_rate(contender, problems, args):
   return found, f'{best:.2g}'
 
 
-def solve(solver, problem, seconds, args):
-  """Runs a solver of geojax for at most `seconds`; see `descend`."""
+def solve(solver, problem, args):
+  """Runs a solver of geojax, and returns what it took; see `descend`."""
   loss, data, start, best = problem
-  steps, took, value, x = optimizer_libraries.geojax_solve(
+
+  def reached(value):
+    return abs(value / best - 1) <= args.gap
+
+  steps, seconds, value, x = optimizer_libraries.geojax_solve(
     solver,
     lambda x: loss(x, data),
     start,
-    reached=lambda value: abs(value / best - 1) <= args.gap,
+    reached,
     max_steps=args.length,
-    max_seconds=seconds,
+    max_seconds=args.solver_seconds,
   )
-  if abs(value / best - 1) <= args.gap:
-    return Found(steps, took, measure_defect(x))
-  return Found()
-
-
-def best_solver(problems, args):
-  """Returns geojax's fastest solver on the first problem, and its medians."""
-  best, fastest = SOLVERS[0], Found(seconds=args.solver_seconds)
-  for solver in SOLVERS:
-    found = solve(solver, problems[0], fastest.seconds, args)
-    if found.seconds < fastest.seconds:
-      best, fastest = solver, found
-  return best, medians(
-    [solve(best, problem, args.solver_seconds, args) for problem in problems]
-  )
+  return Found(steps, seconds, measure_defect(x)) if reached(value) else Found()
 
 
 def measure_convergence(make, args):
@@ -243,12 +228,14 @@ def measure_convergence(make, args):
   for name, contender in build('converge', args, rows).items():
     found, rate = best_rate(contender, compiled, args)
     rows.append((name, *found.cells(rate, args.length)))
-  if re.search(args.only, 'geojax'):
-    try:
-      solver, found = best_solver(problems, args)
-      rows.append((f'geojax {solver}', *found.cells('its own', args.length)))
-    except ModuleNotFoundError:
-      rows.append(('geojax, its best solver', 'not installed'))
+  for solver in SOLVERS:
+    name = f'geojax {solver}'
+    if re.search(args.only, name):
+      try:
+        found = medians([solve(solver, problem, args) for problem in problems])
+        rows.append((name, *found.cells('its own', args.length)))
+      except ModuleNotFoundError:
+        rows.append((name, 'not installed'))
   return rows
 
 
@@ -266,7 +253,8 @@ def measure_drift(shape, args):
     contender.reset(random_orthonormal(shape, 0))
     defects = []
     for step in range(args.steps):
-      contender.step(random_gradient(shape, rng), args.rate)
+      g = rng.normal(size=shape).astype(np.float32)
+      contender.step(g, args.rate)
       if step >= args.steps - 2:
         defects.append(f'{measure_defect(contender.point()):.1e}')
     rows.append((name, *defects))
@@ -274,13 +262,6 @@ def measure_drift(shape, args):
 
 
 # -- Command line -------------------------------------------------------------
-
-
-def show(title, head, rows):
-  """Prints a table, with empty cells at the end of short rows."""
-  print(title)
-  blank = [''] * len(head)
-  table(head, [[*row, *blank[len(row) :]] for row in rows])
 
 
 def shape(text):
@@ -335,7 +316,8 @@ def main():
   if 'time' in args.what:
     head = ['step with Adam', '‖Δ‖_F', 'ms', '/ product', 'copies of X']
     for m, n in args.shapes:
-      show(f'{m}×{n}, time and memory.', head, measure_time((m, n), args))
+      rows = measure_time((m, n), args)
+      table(head, rows, f'{m}×{n}, time and memory.')
   if 'converge' in args.what:
     head = ['', 'steps', 'seconds', 'rate', 'defect']
     note = (
@@ -344,15 +326,15 @@ def main():
       f'{max(args.rates):.2g}.'
     )
     rows = measure_convergence(lambda seed: procrustes(args.n, seed), args)
-    show(f'Procrustes, n={args.n}: {note}', head, rows)
+    table(head, rows, f'Procrustes, n={args.n}: {note}')
     m, n = args.eigenspace
     rows = measure_convergence(lambda seed: eigenspace((m, n), seed), args)
-    show(f'Eigenspace, {m}×{n}: {note}', head, rows)
+    table(head, rows, f'Eigenspace, {m}×{n}: {note}')
   if 'defect' in args.what:
     head = ['', f'{args.steps - 1} steps', f'{args.steps} steps']
     for m, n in args.drift_shapes:
-      title = f'{m}×{n}, defect at rate {args.rate:g}.'
-      show(title, head, measure_drift((m, n), args))
+      rows = measure_drift((m, n), args)
+      table(head, rows, f'{m}×{n}, defect at rate {args.rate:g}.')
 
 
 if __name__ == '__main__':

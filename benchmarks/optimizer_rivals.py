@@ -74,12 +74,12 @@ def lifted(step, inner):
   return optax.GradientTransformation(inner.init, update)
 
 
-def cayley_sgd(learning_rate, momentum=0.9, iterations=2, q=0.5):
+def cayley_sgd(learning_rate, momentum):
   """Returns Cayley SGD with momentum (ICLR 2020, algorithm 1)."""
 
   def update(g, m, x):
     w = cayley_generator(x, momentum * m - g)
-    return cayley_step(x, w, learning_rate, iterations, q), mm(w, x)
+    return cayley_step(x, w, learning_rate), mm(w, x)
 
   return optax.GradientTransformation(jnp.zeros_like, update)
 
@@ -90,16 +90,16 @@ def cayley_generator(x, m):
   return w - w.T
 
 
-def cayley_step(x, w, learning_rate, iterations, q):
+def cayley_step(x, w, learning_rate):
   """Returns Cayley(rate·W)·X − X by fixed-point iteration, the rate capped."""
-  rate = jnp.minimum(learning_rate, 2 * q / (jnp.linalg.norm(w) + 1e-8))
+  rate = jnp.minimum(learning_rate, 1 / (jnp.linalg.norm(w) + 1e-8))
   y = x + rate * mm(w, x)
-  for _ in range(iterations):
+  for _ in range(2):
     y = x + rate / 2 * mm(w, x + y)
   return y - x
 
 
-def cayley_adam(learning_rate, b1=0.9, b2=0.99, iterations=2, q=0.5):
+def cayley_adam(learning_rate, b1=0.9, b2=0.99):
   """Returns Cayley Adam (ICLR 2020, algorithm 2).
 
   The published second moment is ‖G‖²; the mean square of the entries, used
@@ -117,12 +117,12 @@ def cayley_adam(learning_rate, b1=0.9, b2=0.99, iterations=2, q=0.5):
     scale = (1 - b1**count) * jnp.sqrt(v / (1 - b2**count) + 1e-8)
     w = cayley_generator(x, -m) / scale
     m = -mm(w, x) * scale
-    return cayley_step(x, w, learning_rate, iterations, q), (count, m, v)
+    return cayley_step(x, w, learning_rate), (count, m, v)
 
   return optax.GradientTransformation(init, update)
 
 
-def riemannian_sgd(learning_rate, momentum=0.9):
+def riemannian_sgd(learning_rate, momentum):
   """Returns Riemannian SGD with a QR retraction, as in geoopt."""
 
   def update(g, m, x):

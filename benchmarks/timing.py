@@ -32,10 +32,13 @@ def medians(calls, repeats):
   return [statistics.median(took) for took in samples(calls, repeats)]
 
 
-def table(head, rows):
-  """Prints a Markdown table."""
+def table(head, rows, title=None):
+  """Prints a Markdown table; short rows end in empty cells."""
+  if title:
+    print(title)
   print('| ' + ' | '.join(head) + ' |')
   print('|' + '---|' * len(head))
   for row in rows:
-    print('| ' + ' | '.join(map(str, row)) + ' |', flush=True)
+    cells = [*map(str, row), *[''] * (len(head) - len(row))]
+    print('| ' + ' | '.join(cells) + ' |', flush=True)
   print(flush=True)

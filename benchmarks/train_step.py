@@ -12,15 +12,13 @@ The ceiling is the speed of the fastest form (forward, by the weight, by the
 input) of one token product at the same shapes and dtype. It is measured before
 and after the candidates, and the better value counts. A step's share of it
 counts the products that a block needs, (1 + 8α) c² a token, three times for
-forward and backward, whatever a candidate computes; in brackets, it counts the
-2 c² of a block that has M Rᵀ as one matrix. The rival 'torch' needs PyTorch.
-RESULTS.md has recorded runs.
+forward and backward, whatever a candidate computes. The rival 'torch' needs
+PyTorch. RESULTS.md has recorded runs.
 """
 
 import argparse
 import functools
 import glob
-import json
 import os
 import statistics
 
@@ -108,7 +106,7 @@ def profile(candidate, folder, rows=60):
 
 
 def measure(shape: candidates_lib.Shape, candidates, repeats):
-  """Times every part of every candidate; returns {name: {quantity: value}}."""
+  """Times every part of every candidate; returns rows {title: cell}."""
   before = ceiling(shape, repeats)
   parts = {
     part: timing.medians([getattr(c, part) for c in candidates], repeats)
@@ -121,59 +119,31 @@ def measure(shape: candidates_lib.Shape, candidates, repeats):
     statistics.median([c.optimizer() for _ in range(updates + 1)][1:])
     for c in candidates
   ]
-  rate = max(before, ceiling(shape, repeats))
-  needed = shape.flops(1 + 8 * shape.shift_ratio)
-  results = {}
+  least = shape.flops / max(before, ceiling(shape, repeats))
+  rows = []
   for i, c in enumerate(candidates):
     took = {part: times[i] for part, times in parts.items()}
-    results[c.name] = {
-      **{f'{part}_ms': 1e3 * t for part, t in took.items()},
-      'images_per_second': shape.batch / took['step'],
-      'ceiling_tflops': rate / 1e12,
-      'passes_of_ceiling': needed / took['backward'] / rate,
-      'passes_of_ceiling_fused': shape.flops(2) / took['backward'] / rate,
-      'step_of_ceiling': needed / took['step'] / rate,
-      'optimizer_of_step': took['optimizer'] / took['step'],
-      'compile_s': c.compile_seconds,
-      'parameters': c.parameters(),
-      'state_gib': c.state_bytes() / 2**30,
-      'saved_gib': shape.saved / 2**30,
-      'peak_gib': c.peak_bytes() / 2**30,
-    }
-  return results
-
-
-def show(results):
-  """Prints a table with a row for each candidate."""
-  head = {
-    '': lambda r: '',
-    'parameters': lambda r: f'{r["parameters"] / 2**20:.1f}·2²⁰',
-    'forward': lambda r: f'{r["forward_ms"]:.0f}',
-    'forward + backward': lambda r: f'{r["backward_ms"]:.0f}',
-    'of ceiling (fused)': lambda r: (
-      f'{100 * r["passes_of_ceiling"]:.0f} % '
-      f'({100 * r["passes_of_ceiling_fused"]:.0f} %)'
-    ),
-    'optimizer': lambda r: (
-      f'{r["optimizer_ms"]:.0f} ({100 * r["optimizer_of_step"]:.0f} %)'
-    ),
-    'data': lambda r: f'{r["data_ms"]:.1f}',
-    'step': lambda r: f'{r["step_ms"]:.0f}',
-    'images/s': lambda r: f'{r["images_per_second"]:.1f}',
-    'step of ceiling': lambda r: f'{100 * r["step_of_ceiling"]:.0f} %',
-    'peak GiB': lambda r: f'{r["peak_gib"]:.2f}',
-    '/ (state + saved)': lambda r: (
-      f'{r["peak_gib"] / (r["state_gib"] + r["saved_gib"]):.2f}'
-    ),
-    'compile s': lambda r: f'{r["compile_s"]:.1f}',
-  }
-  timing.table(
-    list(head),
-    [
-      [name, *(cell(r) for title, cell in head.items() if title)]
-      for name, r in results.items()
-    ],
-  )
+    state, peak = c.state_bytes(), c.peak_bytes()
+    ms = {part: f'{1e3 * t:.1f}' for part, t in took.items()}
+    share = f'{100 * took["optimizer"] / took["step"]:.0f} %'
+    rows.append(
+      {
+        '': c.name,
+        'parameters': f'{c.parameters() / 2**20:.1f}·2²⁰',
+        'forward': ms['forward'],
+        'forward + backward': ms['backward'],
+        'of ceiling': f'{100 * least / took["backward"]:.0f} %',
+        'optimizer': f'{ms["optimizer"]} ({share})',
+        'data': ms['data'],
+        'step': ms['step'],
+        'images/s': f'{shape.batch / took["step"]:.1f}',
+        'step of ceiling': f'{100 * least / took["step"]:.0f} %',
+        'peak GiB': f'{peak / 2**30:.2f}',
+        '/ (state + saved)': f'{peak / (state + shape.saved):.2f}',
+        'compile s': f'{c.compile_seconds:.1f}',
+      }
+    )
+  return rows
 
 
 def main() -> None:
@@ -197,7 +167,6 @@ def main() -> None:
   )
   parser.add_argument('--repeats', type=int, default=7)
   parser.add_argument('--profile', help='trace one step into this folder')
-  parser.add_argument('--json', help='append the numbers to this file')
   args = parser.parse_args()
 
   shape = candidates_lib.Shape(
@@ -208,13 +177,7 @@ def main() -> None:
   )
   device = jax.devices()[0]
   about = {
-    'size': args.size,
-    'batch': args.batch_size,
-    'dtype': args.dtype,
-    'shift_ratio': args.shift_ratio,
-    'remat': args.remat,
-    'unroll': args.unroll,
-    'optimizer_precision': args.optimizer_precision,
+    **vars(args),
     'device': device.device_kind,
     'cores': os.cpu_count(),
     'jax': jax.__version__,
@@ -229,17 +192,13 @@ def main() -> None:
     ),
     *(candidates_lib.RIVALS[name](shape, batch) for name in args.rivals),
   ]
-  results = measure(shape, candidates, args.repeats)
+  rows = measure(shape, candidates, args.repeats)
   stats = device.memory_stats() or {}
   if 'peak_bytes_in_use' in stats:
     print(f'peak in use: {stats["peak_bytes_in_use"] / 2**30:.2f} GiB')
-  show(results)
+  timing.table(rows[0], [row.values() for row in rows], 'Times in ms.')
   if args.profile:
     profile(candidates[0], args.profile)
-  if args.json:
-    with open(args.json, 'a', encoding='utf-8') as f:
-      for name, r in results.items():
-        f.write(json.dumps(about | {'name': name} | r) + '\n')
 
 
 if __name__ == '__main__':

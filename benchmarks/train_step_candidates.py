@@ -11,13 +11,13 @@ import time
 from typing import Any
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from benchmarks import train_step_literal
 from benchmarks import train_step_torch
+from lipnext_jax import config
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
@@ -33,11 +33,9 @@ SIZES = {
   '256M': (32, 2048, 14, 224, 3, 1000),
   '1B': (32, 4096, 14, 224, 3, 1000),
 }
-PRECISIONS: dict[str, Any] = {
-  'highest': lax.Precision.HIGHEST,
-  'default': lax.Precision.DEFAULT,
-  'tf32': lax.DotAlgorithmPreset.TF32_TF32_F32,
-  'bfloat16': lax.DotAlgorithmPreset.BF16_BF16_F32,
+PRECISIONS = {
+  **config.PRECISIONS,
+  'tf32': jax.lax.DotAlgorithmPreset.TF32_TF32_F32,
 }
 EPSILON = 36 / 255
 
@@ -73,9 +71,10 @@ class Shape:
     """Number of tokens in the batch."""
     return self.batch * (self.side // self.patch) ** 2
 
-  def flops(self, products: float) -> float:
-    """Counts the FLOPs of both passes, with `products` c² a token a block."""
-    per_token = products * self.depth * self.width**2
+  @property
+  def flops(self) -> float:
+    """FLOPs of the products that both passes need."""
+    per_token = (1 + 8 * self.shift_ratio) * self.depth * self.width**2
     per_token += self.width * self.channels * self.patch**2
     head = self.batch * self.width * self.classes
     return 3 * 2 * (self.tokens * per_token + head)
@@ -195,13 +194,21 @@ def lipnext(shape: Shape, remat, unroll, precision, batch):
   tx = optim.lipnext_optimizer(
     1e-3, precision=PRECISIONS[precision], retraction_period=100
   )
+  return _candidate('LipNeXt', model, shape, tx, batch)
 
+
+def _candidate(name, model, shape: Shape, tx, batch):
   def logits_fn(params, images):
     variables = {'params': params}
     return model.apply(variables, images), models.head_kernel(variables)
 
   init_fn = functools.partial(_init, model, shape)
-  return Candidate('LipNeXt', logits_fn, init_fn, tx, batch)
+  return Candidate(name, logits_fn, init_fn, tx, batch)
+
+
+def _init(model, shape, rng):
+  images = jnp.zeros((1, shape.side, shape.side, shape.channels))
+  return model.init(rng, images)['params']
 
 
 def literal(shape: Shape, batch):
@@ -219,17 +226,6 @@ def literal(shape: Shape, batch):
   return Candidate('literal', logits_fn, init_fn, tx, batch)
 
 
-def _count(model, shape):
-  """Counts the parameters of a model from their shapes."""
-  init = functools.partial(_init, model, shape)
-  return models.parameter_count(jax.eval_shape(init, jax.random.key(0)))
-
-
-def _init(model, shape, rng):
-  images = jnp.zeros((1, shape.side, shape.side, shape.channels))
-  return model.init(rng, images)['params']
-
-
 def torch(shape: Shape, batch):
   """Makes the candidate of the paper as printed in eager PyTorch."""
   if jax.default_backend() == 'gpu' or jnp.dtype(shape.dtype) != jnp.float32:
@@ -237,22 +233,11 @@ def torch(shape: Shape, batch):
   return train_step_torch.Candidate(shape, EPSILON, batch)
 
 
-def liresnet(shape: Shape, batch):
-  """Makes a LiResNet with as many parameters as LipNeXt."""
-  return _baseline(models.LiResNet, shape, batch)
-
-
-def bronet(shape: Shape, batch):
-  """Makes a BRONet with as many parameters as LipNeXt."""
-  return _baseline(models.BRONet, shape, batch)
-
-
-def _baseline(kind, shape: Shape, batch):
-  """Makes a baseline of the same depth, as wide as the parameters allow.
+def baseline(kind, shape: Shape, batch):
+  """Makes a baseline of LipNeXt's depth, as wide as its parameters allow.
 
   Its neck maps all tokens of an image to an eighth of LipNeXt's width.
   """
-  wanted = _count(shape.lipnext(), shape)
 
   def build(width):
     return kind(
@@ -264,24 +249,22 @@ def _baseline(kind, shape: Shape, batch):
       dtype=shape.dtype,
     )
 
+  def count(model):
+    init = functools.partial(_init, model, shape)
+    return models.parameter_count(jax.eval_shape(init, jax.random.key(0)))
+
   widths = range(8, 4 * shape.width + 1, 8)
   wider = bisect.bisect_right(
-    widths, wanted, key=lambda width: _count(build(width), shape)
+    widths, count(shape.lipnext()), key=lambda width: count(build(width))
   )
   model = build(widths[max(0, wider - 1)])
-
-  def logits_fn(params, images):
-    variables = {'params': params}
-    return model.apply(variables, images), models.head_kernel(variables)
-
-  init_fn = functools.partial(_init, model, shape)
   tx = optim.lipnext_optimizer(1e-3)
-  return Candidate(kind.__name__, logits_fn, init_fn, tx, batch)
+  return _candidate(kind.__name__, model, shape, tx, batch)
 
 
 RIVALS: dict[str, Callable[[Shape, Any], Any]] = {
   'literal': literal,
   'torch': torch,
-  'liresnet': liresnet,
-  'bronet': bronet,
+  'liresnet': functools.partial(baseline, models.LiResNet),
+  'bronet': functools.partial(baseline, models.BRONet),
 }

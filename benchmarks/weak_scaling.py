@@ -33,6 +33,7 @@ Stem, head, biases and positions are left out, below 1 % of the whole.
 import argparse
 from typing import NamedTuple
 
+from benchmarks import timing
 from lipnext_jax.aot import chips
 
 DEPTH, WIDTH = 32, 5792  # 2B.
@@ -51,7 +52,6 @@ class Sizes(NamedTuple):
   gathered: int = 2  # Bytes of an entry that is gathered: bfloat16.
   reduced: int = 4  # Bytes of an entry that is summed: float32.
   update_products: float = 4.0  # u: products of C³ per matrix and step.
-  update_narrow: bool = True  # In bfloat16, as in the ImageNet recipe.
   shift_ratio: float = 1 / 8  # α.
 
 
@@ -60,24 +60,10 @@ class Step(NamedTuple):
 
   passes: float  # FLOP.
   update: float  # FLOP.
-  update_narrow: bool  # In bfloat16, not in float32 at the highest precision.
   gathers: float  # Bytes, as all below.
   reductions: float
   replicas: float
   swaps: float
-
-  def update_seconds(self, chip: chips.Chip) -> float:
-    """Returns the time of the update at its precision's data sheet rate."""
-    return self.update / (chip.compute if self.update_narrow else chip.float32)
-
-  def seconds(
-    self, chip: chips.Chip, replicas_over_network: bool = False
-  ) -> tuple[float, float]:
-    """Returns the times of computing and of sending at data sheet rates."""
-    compute = self.passes / chip.compute + self.update_seconds(chip)
-    far = chip.network if replicas_over_network else chip.links
-    near = self.gathers + self.reductions + self.swaps
-    return compute, near / chip.links + self.replicas / far
 
 
 def predict(
@@ -105,22 +91,11 @@ def predict(
   return Step(
     passes=c * c * layers * (6 * tokens * (1 + 2 * moved) + 4 * moved * c),
     update=2 * c**3 * (stacks + products),
-    update_narrow=sizes.update_narrow,
     gathers=2 * sizes.gathered * entries * others,
     reductions=sizes.reduced * entries * others * (2 if all_reduce else 1),
     replicas=(2 + split) * sizes.reduced * entries / fsdp * copies,
     swaps=(sizes.reduced + 4) * entries / owners * others,
   )
-
-
-def mesh_of(kind: str, count: int, depth: int) -> tuple[int, int]:
-  """Returns (data, fsdp) for a number of chips.
-
-  >>> mesh_of('v5p', 64, 32), mesh_of('h100', 64, 32)
-  ((2, 32), (8, 8))
-  """
-  rows = 8 if chips.CHIPS[kind].platform == 'cuda' else min(count, depth)
-  return count // rows, rows
 
 
 def main() -> None:
@@ -133,45 +108,50 @@ def main() -> None:
   )
   args = parser.parse_args()
   chip = chips.CHIPS[args.chip]
-  sizes = Sizes(
-    DEPTH,
-    WIDTH,
-    TOKENS,
-    IMAGES,
-    update_narrow=not args.highest,
-    shift_ratio=args.shift_ratio,
+  gpu = chip.platform == 'cuda'
+  # Units of a chip per second, in the order of `Step`'s fields.
+  rates = Step(
+    passes=chip.compute,
+    update=chip.float32 if args.highest else chip.compute,
+    gathers=chip.links,
+    reductions=chip.links,
+    replicas=chip.network if gpu else chip.links,
+    swaps=chip.links,
   )
-  print(
-    f'2B on {args.chip}, {IMAGES} images per chip\n\n'
-    '| chips | data × fsdp | passes, ms | update, ms | gathers, ms | '
-    'reductions, ms | replicas, ms | swaps, ms | step, ms | images/s | '
-    'efficiency |\n|---|---|---|---|---|---|---|---|---|---|---|'
-  )
+  sizes = Sizes(DEPTH, WIDTH, TOKENS, IMAGES, shift_ratio=args.shift_ratio)
+  rows = []
   base: tuple[float, float] | None = None
   for count in COUNTS:
-    data, fsdp = mesh_of(args.chip, count, DEPTH)
-    gpu = chip.platform == 'cuda'
-    step = predict(sizes, data, fsdp, all_reduce=not gpu)
-    far = chip.network if gpu else chip.links
-    compute, network = step.seconds(chip, replicas_over_network=gpu)
+    # Eight row shards to a host of GPUs.
+    fsdp = 8 if gpu else min(count, DEPTH)
+    step = predict(sizes, count // fsdp, fsdp, all_reduce=not gpu)
+    seconds = [amount / rate for amount, rate in zip(step, rates, strict=True)]
+    compute, network = sum(seconds[:2]), sum(seconds[2:])
     low, high = max(compute, network), compute + network
     base = base or (low, high)
-    parts = (
-      step.passes / chip.compute,
-      step.update_seconds(chip),
-      step.gathers / chip.links,
-      step.reductions / chip.links,
-      step.replicas / far,
-      step.swaps / chip.links,
-    )
-    cells = ' | '.join(f'{1e3 * part:.1f}' for part in parts)
-    rate = f'{count * IMAGES / high:,.0f} … {count * IMAGES / low:,.0f}'
     ratios = sorted((base[0] / low, base[1] / high))
-    print(
-      f'| {count} | {data} × {fsdp} | {cells} | '
-      f'{1e3 * low:.0f} … {1e3 * high:.0f} | {rate} | '
-      f'{ratios[0]:.2f} … {ratios[1]:.2f} |'
+    rows.append(
+      (
+        count,
+        f'{count // fsdp} × {fsdp}',
+        *(f'{1e3 * part:.1f}' for part in seconds),
+        f'{1e3 * low:.0f} … {1e3 * high:.0f}',
+        f'{count * IMAGES / high:,.0f} … {count * IMAGES / low:,.0f}',
+        f'{ratios[0]:.2f} … {ratios[1]:.2f}',
+      )
     )
+  timing.table(
+    (
+      'chips',
+      'data × fsdp',
+      *(f'{part}, ms' for part in Step._fields),
+      'step, ms',
+      'images/s',
+      'efficiency',
+    ),
+    rows,
+    f'2B on {args.chip}, {IMAGES} images per chip\n',
+  )
 
 
 if __name__ == '__main__':

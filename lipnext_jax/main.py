@@ -83,7 +83,7 @@ _TOPOLOGY = flags.DEFINE_string(
   'topology',
   None,
   'For --mode=compile: a machine that you need not have, e.g. v5p:2x2x4, '
-  'h100:2x1x8, cpu:16. Default: the devices of this machine.',
+  'h100:2x1x8, cpu:16.',
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',

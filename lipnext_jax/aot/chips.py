@@ -12,8 +12,6 @@ Rates are peaks, which no program reaches. Sources:
 
 from typing import NamedTuple
 
-from lipnext_jax import errors
-
 GIB = 2**30
 
 
@@ -53,33 +51,3 @@ CHIPS = {
   # The order of magnitude of a server's core, for looking at programs.
   'cpu': Chip('cpu', 16 * GIB, 1.0, 1e11, 1e11, 1e10, 1e9),
 }
-
-# Start of JAX's name of a kind of device → chip; the first match counts.
-_DEVICE_KINDS = {
-  'TPU v4': 'v4',
-  'TPU v5 lite': 'v5e',
-  'TPU v5e': 'v5e',
-  'TPU v5': 'v5p',
-  'TPU v6': 'v6e',
-  'NVIDIA H100': 'h100',
-  'NVIDIA H200': 'h200',
-  'NVIDIA B200': 'b200',
-  'cpu': 'cpu',
-}
-
-
-def by_device_kind(device_kind: str) -> Chip:
-  """Returns the chip that has this name in JAX.
-
-  Raises:
-    ConfigError: the chip is not in `CHIPS`.
-  """
-  for prefix, name in _DEVICE_KINDS.items():
-    if device_kind.startswith(prefix):
-      return CHIPS[name]
-  raise errors.ConfigError(
-    '--topology',
-    None,
-    f'is needed: {device_kind!r} is not a known chip',
-    f'compile for one of {", ".join(CHIPS)}',
-  )

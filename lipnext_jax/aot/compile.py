@@ -18,7 +18,6 @@ import ml_collections
 from lipnext_jax import config as config_lib
 from lipnext_jax import files
 from lipnext_jax import train
-from lipnext_jax.aot import chips
 from lipnext_jax.aot import report
 from lipnext_jax.aot import summary as summary_lib
 from lipnext_jax.aot import topology as topology_lib
@@ -46,7 +45,7 @@ def compile_step(
   """
   mesh = mesh_lib.make_mesh(config.mesh, devices)
   program = train.build(config, mesh, info)
-  traced = summary_lib.trace(program)
+  traced = program.train_step.trace(program.abstract, program.batch)
   executable, refusal = None, ''
   try:
     executable = traced.lower().compile()
@@ -61,7 +60,7 @@ def _read_refusal(message: str) -> str:
   """Returns the line with the numbers of an out-of-memory error, else ''."""
   if 'RESOURCE_EXHAUSTED' not in message and 'HbmOom' not in message:
     return ''
-  match = re.search(r'Used [^\n]*? hbm\. Exceeded [^\n]*?\.(?=\s|$)', message)
+  match = re.search(r'Used .*? hbm\. Exceeded .*?\.(?=\s|$)', message)
   return match[0] if match else message.splitlines()[0]
 
 
@@ -72,7 +71,7 @@ def run(
 
   Args:
     config: config to validate and compile.
-    topology_name: name such as 'v5p:2x2x4'; '' for this machine's devices.
+    topology_name: name such as 'v5p:2x2x4'.
     workdir: folder to write `compile.json` to, or None.
 
   Returns:
@@ -82,19 +81,15 @@ def run(
     ConfigError: the config is wrong or does not fit, or the machine is unknown.
   """
   config_lib.validate(config)
-  if topology_name:
-    topology = topology_lib.parse(topology_name)
-    devices = topology_lib.find_devices(topology)
-    name, chip = topology.name, topology.chip
-  else:
-    devices = jax.devices()
-    name = f'{devices[0].device_kind} × {len(devices)}'
-    chip = chips.by_device_kind(devices[0].device_kind)
+  topology = topology_lib.parse(topology_name)
+  devices = topology_lib.find_devices(topology)
   info = sources.describe(config.dataset)
   compiled = compile_step(config, devices, info)
-  summary = summary_lib.summarize(config, compiled, name, chip)
+  summary = summary_lib.summarize(
+    config, compiled, topology.name, topology.chip
+  )
   print(report.format_text(summary), flush=True)
-  if workdir and jax.process_index() == 0:
+  if workdir:
     files.make_folder(workdir)
     files.write_json(os.path.join(workdir, 'compile.json'), summary)
   return 0 if summary['fits'] else EXIT_DOES_NOT_FIT

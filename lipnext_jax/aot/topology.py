@@ -17,25 +17,22 @@ from lipnext_jax import errors
 from lipnext_jax.aot import chips
 
 _EXAMPLES = 'v5p:2x2x4, v5e:4x4, v5e:4x4*2, h100:1x1x8, cpu:16'
+# Platform → form of a machine's size.
+_N = r'[1-9]\d*'
+_SIZES = {
+  'tpu': rf'{_N}(x{_N})*(\*{_N})?',
+  'cuda': rf'{_N}x{_N}x{_N}',
+  'cpu': _N,
+}
 
 
 class Topology(NamedTuple):
   """A machine: chips of one kind and how they are connected."""
 
   name: str
-  kind: str  # A key of `chips.CHIPS`.
+  chip: chips.Chip
   shape: tuple[int, ...]
   slices: int = 1  # TPU slices of this shape, with a slow network in between.
-
-  @property
-  def chip(self) -> chips.Chip:
-    """Kind of the machine's devices."""
-    return chips.CHIPS[self.kind]
-
-  @property
-  def size(self) -> int:
-    """Number of chips."""
-    return math.prod(self.shape) * self.slices
 
 
 def parse(name: str) -> Topology:
@@ -44,28 +41,22 @@ def parse(name: str) -> Topology:
   Raises:
     ConfigError: the name has another form, or the kind is unknown.
 
-  >>> parse('v5p:2x2x4').size, parse('v5e:4x4*2').size
-  (16, 32)
+  >>> parse('v5e:4x4*2').shape, parse('v5e:4x4*2').slices
+  ((4, 4), 2)
   """
-  match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?', name)
-  shape = tuple(map(int, match[2].split('x'))) if match else ()
-  if not match or match[1] not in chips.CHIPS or 0 in shape:
+  kind, _, size = name.partition(':')
+  chip = chips.CHIPS.get(kind)
+  if chip is None or not re.fullmatch(_SIZES[chip.platform], size):
     raise errors.ConfigError(
       '--topology',
       name,
       'is not a machine',
       f'write e.g. {_EXAMPLES}; kinds: {", ".join(chips.CHIPS)}',
     )
-  topology = Topology(name, match[1], shape, int(match[3] or 1))
-  if topology.slices != 1 and topology.chip.platform != 'tpu':
-    raise errors.ConfigError(
-      '--topology', name, 'names several slices', 'only TPUs have them'
-    )
-  if topology.chip.platform == 'cuda' and len(shape) != 3:
-    raise errors.ConfigError(
-      '--topology', name, 'does not have three sizes', 'write e.g. h100:1x1x8'
-    )
-  return topology
+  shape, _, slices = size.partition('*')
+  return Topology(
+    name, chip, tuple(map(int, shape.split('x'))), int(slices or 1)
+  )
 
 
 # Platform → (modules of its compiler, extra of setup.cfg that installs them).
@@ -134,14 +125,15 @@ def find_devices(topology: Topology) -> Sequence[Any]:
 
 
 def _cpu_devices(topology: Topology) -> Sequence[Any]:
+  size = math.prod(topology.shape)
   with contextlib.suppress(RuntimeError):  # JAX has started its devices.
-    jax.config.update('jax_num_cpu_devices', topology.size)
+    jax.config.update('jax_num_cpu_devices', size)
   devices = jax.devices('cpu')
-  if len(devices) < topology.size:
+  if len(devices) < size:
     raise errors.ConfigError(
       '--topology',
       topology.name,
       f'is more than the {len(devices)} CPU devices that JAX started with',
       'compile in a new process',
     )
-  return devices[: topology.size]
+  return devices[:size]

@@ -105,8 +105,8 @@ class Contents(NamedTuple):
 class Predictor:
   """A certified model: images → classes, radii.
 
-  `model`, `params`, `image_shape`, `certificate` and `class_names` are those of
-  its `Contents`.
+  `model`, `params`, `image_shape`, `certificate`, `class_names` and `versions`
+  are those of its `Contents`.
 
   Attributes:
     lipschitz: Λ, proved from the weights.
@@ -125,6 +125,7 @@ class Predictor:
     self.certificate, self.class_names = contents[3:5]
     bounds = bound.lipschitz_bounds(self.params)
     constants = fast.prove_constants(self.params, bounds)
+    self.versions = contents.versions
     self.lipschitz = constants.lipschitz
     self.manifest = _describe(contents, constants)
     self._certifier: Callable[[np.ndarray], tuple[Any, ...]]

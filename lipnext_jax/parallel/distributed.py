@@ -31,50 +31,44 @@ def start(
   Raises:
     ConfigError: the arguments do not go together, or there is no cluster.
   """
-  if coordinator is None or coordinator in ('auto', 'env'):
-    if num_processes is not None or process_id is not None:
+  given = coordinator, num_processes, process_id
+  if given == (None, None, None):
+    return
+  if given == ('auto', None, None):
+    given = None, None, None
+  else:
+    if given == ('env', None, None):
+      given = _read_environment()
+    address, count, index = given
+    if (
+      address is None
+      or ':' not in address
+      or count is None
+      or index is None
+      or not 0 <= index < count
+    ):
       raise errors.ConfigError(
         '--coordinator',
-        coordinator,
-        'does not go with --num_processes and --process_id',
-        'give all three, with host:port of process 0',
+        given,
+        'is not a place in a run of several processes',
+        'give host:port, --num_processes=N and --process_id from 0 to N − 1; '
+        "or 'auto' or 'env' alone",
       )
-    if coordinator == 'auto':
-      faulthandler.disable()  # See below.
-      try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE)
-      except ValueError as error:  # No cluster that JAX knows.
-        raise errors.ConfigError(
-          '--coordinator',
-          coordinator,
-          f'finds no cluster here ({error})',
-          'leave it out for one process, or give host:port, --num_processes '
-          'and --process_id',
-        ) from None
-    if coordinator != 'env':
-      return
-    coordinator, num_processes, process_id = _read_environment()
-  if (
-    ':' not in coordinator
-    or num_processes is None
-    or process_id is None
-    or not 0 <= process_id < num_processes
-  ):
-    raise errors.ConfigError(
-      '--coordinator',
-      (coordinator, num_processes, process_id),
-      'is not a place in a run of several processes',
-      'give host:port, --num_processes=N and --process_id from 0 to N − 1',
-    )
   # JAX aborts this process when another one is lost, and absl's fault handler
   # would print the stacks of all threads.
   faulthandler.disable()
-  jax.distributed.initialize(
-    coordinator,
-    num_processes,
-    process_id,
-    heartbeat_timeout_seconds=_SILENCE,
-  )
+  try:
+    jax.distributed.initialize(*given, heartbeat_timeout_seconds=_SILENCE)
+  except ValueError as error:
+    if coordinator != 'auto':
+      raise
+    raise errors.ConfigError(  # No cluster that JAX knows.
+      '--coordinator',
+      coordinator,
+      f'finds no cluster here ({error})',
+      'leave it out for one process, or give host:port, --num_processes '
+      'and --process_id',
+    ) from None
 
 
 def _read_environment() -> tuple[str, int, int]:

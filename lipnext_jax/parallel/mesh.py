@@ -12,6 +12,7 @@ import numpy as np
 from lipnext_jax import errors
 from lipnext_jax.models import block
 from lipnext_jax.parallel import blocks
+from lipnext_jax.parallel import sharding as sharding_lib
 
 AXES = ('data', 'fsdp', 'tensor')
 BATCH_AXES = ('data', 'fsdp')  # Axes that split the batch.
@@ -68,45 +69,32 @@ def arrange_slices(
   slices: dict[int, list[jax.Device]] = {}
   for device in devices:
     slices.setdefault(slice_of(device), []).append(device)
-  if sizes[0] % len(slices) == 0:
+  count = len(slices)
+  if sizes[0] % count == 0:
     return mesh_utils.create_hybrid_device_mesh(
-      (sizes[0] // len(slices), *sizes[1:]),
-      (len(slices), *[1] * (len(sizes) - 1)),
-      devices,
+      (sizes[0] // count, *sizes[1:]), (count, 1, 1), devices
     )
   rows = [
-    mesh_utils.create_device_mesh((len(slices[index]),), slices[index])
-    for index in sorted(slices)
+    mesh_utils.create_device_mesh((len(of_one),), of_one)
+    for _, of_one in sorted(slices.items())
   ]
   return np.concatenate(rows).reshape(sizes)
 
 
 def _resolve_sizes(mesh_config, count: int) -> list[int]:
+  """Returns the sizes of all axes, with the rest in the place of −1."""
   sizes = [mesh_config.get(axis, 1) for axis in AXES]
-  for axis, size in zip(AXES, sizes, strict=True):
-    if size < -1 or size == 0:
-      raise errors.ConfigError(
-        f'mesh.{axis}',
-        size,
-        'is not a number of devices',
-        'choose −1 or above 0',
-      )
-  shape = dict(zip(AXES, sizes, strict=True))
-  if sizes.count(-1) > 1:
-    raise errors.ConfigError(
-      'mesh', shape, 'has more than one −1', 'leave only one size open'
-    )
-  rest, remainder = divmod(
-    count, math.prod(size for size in sizes if size != -1)
-  )
-  if remainder or (-1 not in sizes and rest != 1):
+  fixed = math.prod(size for size in sizes if size != -1)
+  rest = count // max(fixed, 1)
+  resolved = [rest if size == -1 else size for size in sizes]
+  if sizes.count(-1) > 1 or math.prod(resolved) != count:
     raise errors.ConfigError(
       'mesh',
-      shape,
+      dict(zip(AXES, sizes, strict=True)),
       f'does not match the {count} devices of this run',
       'make the sizes multiply to it, or set one of them to −1',
     )
-  return [rest if size == -1 else size for size in sizes]
+  return resolved
 
 
 def slice_of(device: Any) -> int:
@@ -128,11 +116,6 @@ def _check_processes(mesh: jax.sharding.Mesh) -> None:
       'splits the channels of one example over several processes',
       'choose a divisor of the devices of a process',
     )
-
-
-def batch_shards(mesh: jax.sharding.Mesh) -> int:
-  """Returns the number of parts into which a batch is split."""
-  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
@@ -167,7 +150,7 @@ def check_batch_size(
   Raises:
     ConfigError: the batch does not split; names the next size that does.
   """
-  shards = batch_shards(mesh)
+  shards = sharding_lib.shards(mesh, BATCH_AXES)
   if size % (shards * microbatches):
     step = shards * microbatches
     parts = f' in {microbatches} microbatches' if microbatches > 1 else ''

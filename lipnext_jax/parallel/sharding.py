@@ -1,6 +1,8 @@
 """Layouts of arrays by ordered rules, path → partition spec."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence
+import itertools
 import math
 import re
 from typing import Any
@@ -29,10 +31,9 @@ def check_rules(rules: Any) -> None:
     try:
       pattern, spec = rule
       re.compile(pattern)
-      entries = [e if isinstance(e, tuple | list) else (e,) for e in spec]
-      axes = [axis for entry in entries for axis in entry]
-      fits = all(axis is None or isinstance(axis, str) for axis in axes)
-      fits = fits and not isinstance(spec, str)
+      axes = [axis for entry in spec for axis in _names(entry)]
+      fits = not isinstance(spec, str)
+      fits = fits and all(isinstance(axis, str) for axis in axes)
     except (TypeError, ValueError, re.error):
       fits = False
     if not fits:
@@ -101,37 +102,36 @@ def _resolve_spec(name, shape, spec, mesh) -> list:
     raise error('is too long for', 'give one entry per array axis')
   resolved: list[Any] = []
   for size, entry in zip(shape, spec, strict=False):
-    several = isinstance(entry, tuple | list)
-    axes = list(entry) if several else [] if entry is None else [entry]
-    for axis in list(axes):
-      if axis.removesuffix('?') not in mesh.shape:
-        raise error('names an unknown axis for', f'use {", ".join(mesh.shape)}')
-      fixed = [a.removesuffix('?') for a in axes if a != axis]
-      if axis.endswith('?') and size % (
-        shards(mesh, fixed) * mesh.shape[axis.removesuffix('?')]
-      ):
-        axes.remove(axis)
-    axes = [axis.removesuffix('?') for axis in axes]
+    axes = [axis.removesuffix('?') for axis in _names(entry)]
+    if not set(axes) <= set(mesh.shape):
+      raise error('names an unknown axis for', f'use {", ".join(mesh.shape)}')
+    for axis in _names(entry):
+      if axis.endswith('?') and size % shards(mesh, axes):
+        axes.remove(axis.removesuffix('?'))
     if size % shards(mesh, axes):
       raise error(
         f'splits an axis of {size} over {shards(mesh, axes)} devices in',
         f'choose mesh.{" and mesh.".join(axes)} to divide it',
       )
-    resolved.append(tuple(axes) if several else entry)
+    resolved.append(tuple(axes) or None)
   return resolved
 
 
-def shards(mesh: jax.sharding.Mesh, axes: Any) -> int:
+def _names(entry: Any) -> list[str]:
+  """Lists the mesh axes in an entry of a spec."""
+  if entry is None:
+    return []
+  return [entry] if isinstance(entry, str) else list(entry)
+
+
+def shards(mesh: jax.sharding.Mesh, entry: Any) -> int:
   """Returns the number of parts into which an entry of a spec cuts an axis.
 
   >>> mesh = jax.make_mesh((1, 1), ('a', 'b'))
   >>> shards(mesh, ('a', 'b')), shards(mesh, None)
   (1, 1)
   """
-  if axes is None:
-    return 1
-  names = (axes,) if isinstance(axes, str) else axes
-  return math.prod(mesh.shape[name] for name in names)
+  return math.prod(mesh.shape[name] for name in _names(entry))
 
 
 def move(
@@ -154,10 +154,12 @@ def move(
   """
   if source.is_equivalent_to(target, x.ndim):
     return x
-  start, end = _placed(source, x.ndim), _placed(target, x.ndim)
-  both = {name for names in start for name in names} & {
-    name for names in end for name in names
-  }
+  # Mesh axes along each array axis.
+  start, end = (
+    [_names(e) for e in (*s.spec, *[None] * (x.ndim - len(s.spec)))]
+    for s in (source, target)
+  )
+  both = set(itertools.chain(*start)) & set(itertools.chain(*end))
   cut = [
     [n for n in new if n not in both] + old
     for old, new in zip(start, end, strict=True)
@@ -175,38 +177,24 @@ def move(
 
 def _swaps(
   start: list[list[str]], end: list[list[str]]
-) -> list[list[list[str]]]:
-  """Lists layouts from `start` to `end` that move one mesh axis at a time.
+) -> Iterator[list[list[str]]]:
+  """Yields layouts from `start` to `end` that move one mesh axis at a time.
 
   A move is an all-to-all over one mesh axis, from the end of the axes along one
   array axis to the end of those along another. The compiler cannot move several
   mesh axes at once.
   """
-  steps: list[list[list[str]]] = []
-  now = start
+  now = [list(names) for names in start]
   while now != end:
-    moves = (
-      (i, j)
-      for i, names in enumerate(now)
-      for j, target in enumerate(end)
-      if i != j and names and [*now[j], names[-1]] == target[: len(now[j]) + 1]
-    )
-    move = next(moves, None)
-    if move is None:  # The compiler finds the rest of the way.
-      return [*steps, end]
-    i, j = move
-    moved = {i: now[i][:-1], j: [*now[j], now[i][-1]]}
-    now = [moved.get(axis, names) for axis, names in enumerate(now)]
-    steps.append(now)
-  return steps
-
-
-def _placed(sharding: jax.sharding.NamedSharding, ndim: int) -> list[list[str]]:
-  """Lists the mesh axes along each array axis."""
-  entries = list(sharding.spec) + [None] * (ndim - len(sharding.spec))
-  return [
-    [] if e is None else [e] if isinstance(e, str) else list(e) for e in entries
-  ]
+    for i, j in itertools.permutations(range(len(now)), 2):
+      longer = [*now[j], *now[i][-1:]]
+      if now[i] and longer == end[j][: len(longer)]:
+        now[i].pop()
+        now[j] = longer
+        break
+    else:  # The compiler finds the rest of the way.
+      now = end
+    yield [list(names) for names in now]
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:

@@ -28,19 +28,11 @@ def test_sizes_and_the_rest(data, fsdp, shape):
 
 
 @pytest.mark.parametrize(
-  ('data', 'fsdp', 'problem'),
-  [
-    (3, 1, '8 devices'),
-    (-1, 3, '8 devices'),
-    (4, 4, '8 devices'),
-    (1, 1, '8 devices'),
-    (-1, -1, 'more than one'),
-    (0, 8, r'mesh\.data=0'),
-    (8, -2, r'mesh\.fsdp=-2'),
-  ],
+  ('data', 'fsdp'),
+  [(3, 1), (-1, 3), (4, 4), (1, 1), (-1, -1), (0, 8), (0, -1)],
 )
-def test_sizes_that_do_not_fit_are_refused(data, fsdp, problem):
-  with pytest.raises(errors.ConfigError, match=problem):
+def test_sizes_that_do_not_fit_are_refused(data, fsdp):
+  with pytest.raises(errors.ConfigError, match='not match the 8 devices'):
     mesh_of(data, fsdp)
 
 
