@@ -45,7 +45,7 @@ def compile_step(
   """
   mesh = mesh_lib.make_mesh(config.mesh, devices)
   program = train.build(config, mesh, info)
-  traced = program.train_step.trace(program.abstract, program.batch)
+  traced = summary_lib.trace(program)
   executable, refusal = None, ''
   try:
     executable = traced.lower().compile()
@@ -60,7 +60,7 @@ def _read_refusal(message: str) -> str:
   """Returns the line with the numbers of an out-of-memory error, else ''."""
   if 'RESOURCE_EXHAUSTED' not in message and 'HbmOom' not in message:
     return ''
-  match = re.search(r'Used .*? hbm\. Exceeded .*?\.(?=\s|$)', message)
+  match = re.search(r'Used [^\n]*? hbm\. Exceeded [^\n]*?\.(?=\s|$)', message)
   return match[0] if match else message.splitlines()[0]
 
 

@@ -1,4 +1,4 @@
-"""Counts the operations of a program in its jaxpr.
+"""Counts the operations and the saved activations of a program in its jaxpr.
 
 XLA counts the body of a loop once. Here the body of a scan counts as often as
 it runs, and of a conditional the most expensive branch, or the platform's.
@@ -64,7 +64,7 @@ def count(
   total = Flops()
   for eqn in open_jaxpr(jaxpr).eqns:
     names = str(eqn.source_info.name_stack)
-    here = inside or scope in names
+    here = inside or not scope or scope in names
     name = eqn.primitive.name
     if manifold.PERIODIC in names:
       continue
@@ -95,8 +95,8 @@ def _reachable(eqn: Any, platform: str) -> list[Any]:
   platforms = eqn.params.get('branches_platforms')
   if platforms is None:
     return list(branches)
-  pairs = zip(branches, platforms, strict=True)
-  return [next(b for b, p in pairs if p is None or platform in p)]
+  own = (i for i, p in enumerate(platforms) if p is None or platform in p)
+  return [branches[next(own)]]
 
 
 def open_jaxpr(jaxpr: Any) -> Any:
@@ -146,3 +146,30 @@ def _product(eqn: Any) -> Flops:
   if x.dtype.itemsize >= 4 and highest:
     return Flops(wide=flops)
   return Flops(narrow=flops)
+
+
+def saved_activations(jaxpr: Any, batch: int, tokens: int) -> int:
+  """Counts the bytes that scans keep for the backward pass, over all devices.
+
+  Scans stack them layer by layer, as outputs [l, b, …] or [l, b·h·w, c]. Stacks
+  of matrices [l, k, c] do not count.
+
+  Args:
+    jaxpr: jaxpr of a train step.
+    batch: number b of examples in a pass.
+    tokens: number b·h·w of tokens in a pass.
+  """
+  total = 0
+  for eqn in open_jaxpr(jaxpr).eqns:
+    if eqn.primitive.name == 'scan':
+      body = open_jaxpr(eqn.params['jaxpr'])
+      for out, layer_out in zip(eqn.outvars, body.outvars, strict=True):
+        if out.aval.ndim == layer_out.aval.ndim:
+          continue  # A carry, not a stack.
+        _, *rest = out.aval.shape
+        flat = len(rest) == 2 and rest[0] == tokens
+        if flat or (len(rest) > 2 and rest[0] % batch == 0):
+          total += out.aval.size * out.aval.dtype.itemsize
+    for inner in inner_jaxprs(eqn):
+      total = max(total, saved_activations(inner, batch, tokens))
+  return total

@@ -2,9 +2,27 @@
 
 from typing import Any
 
+_MEMORY = {
+  'parameters': 'parameters',
+  'optimizer': 'optimizer',
+  'saved_activations': 'saved activations',
+  'sum': 'sum of these',
+  'arguments': 'arguments',
+  'temporaries': 'temporaries',
+  'peak': 'peak',
+  'capacity': 'capacity',
+}
+_OPERATIONS = {
+  'model': 'model',
+  'executed': 'executed',
+  'optimizer': 'of these, optimizer',
+  'optimizer_per_device': 'optimizer, per device',
+}
+
 
 def format_text(s: dict[str, Any]) -> str:
   """Formats a summary of `summary.summarize`; the last line is the verdict."""
+  memory = s['memory']
   mesh = ' × '.join(f'{axis} {size}' for axis, size in s['mesh'].items())
   lines = [
     s['sharding'],
@@ -16,14 +34,37 @@ def format_text(s: dict[str, Any]) -> str:
     f'microbatches, remat {s["remat"]}, gradients reduced in '
     f'{s["reduce_dtype"]}',
     'memory per device',
-    *(f'  {k:<18s}  {_scaled(n)}B' for k, n in s['memory'].items()),
-    'operations per step',
-    *(f'  {k:<24s}{_scaled(n, 1000)}FLOP' for k, n in s['flops'].items()),
+    *(
+      f'  {name:<18s}  {_scaled(memory[key])}B'
+      for key, name in _MEMORY.items()
+      if key in memory
+    ),
   ]
-  if s['refusal']:
-    return '\n'.join([*lines, f'does not fit: {s["refusal"]}'])
+  if 'peak_over_sum' in memory:
+    lines.append(f'  peak over that sum  {memory["peak_over_sum"]:>16.2f}')
+  lines.append('operations per step')
+  for key, name in _OPERATIONS.items():
+    lines.append(f'  {name:<24s}{_scaled(s["flops"][key], 1000)}FLOP')
+  if not s['refusal']:
+    lines += _transfers(s)
+    lines.append(_verdict(s))
+  else:
+    lines.append(f'does not fit: {s["refusal"]}')
+  return '\n'.join(lines)
 
-  lines.append('collectives per step and device')
+
+def _scaled(number: float, base: int = 1024) -> str:
+  """Writes a number with a prefix of powers of 1024 ('Ki', …) or 1000 ('k')."""
+  prefixes = [*('Ki Mi Gi Ti Pi Ei' if base == 1024 else 'k M G T P E').split()]
+  prefix = ''
+  while number >= base and prefixes:
+    number /= base
+    prefix = prefixes.pop(0)
+  return f'{number:>10.2f} {prefix}'
+
+
+def _transfers(s: dict[str, Any]) -> list[str]:
+  lines = ['collectives per step and device']
   for c in s['collectives']:
     where = ' over slices' if c['over_slices'] else ''
     lines.append(
@@ -34,25 +75,17 @@ def format_text(s: dict[str, Any]) -> str:
   time = s['estimate']
   low, high = time['step_seconds']
   slow, fast = time['images_per_second']
+  lines += [
+    'estimate (roofline at data sheet rates, not a measurement)',
+    f'  compute {time["compute_seconds"]:.3g} s, network '
+    f'{time["network_seconds"]:.3g} s',
+    f'  step {low:.3g} … {high:.3g} s, {slow:,.0f} … {fast:,.0f} images/s',
+  ]
+  return lines
+
+
+def _verdict(s: dict[str, Any]) -> str:
+  memory = s['memory']
+  peak, capacity = _scaled(memory['peak']), _scaled(memory['capacity'])
   verdict = 'fits' if s['fits'] else 'does not fit'
-  peak, capacity = (_scaled(s['memory'][k]) for k in ('peak', 'capacity'))
-  return '\n'.join(
-    [
-      *lines,
-      'estimate (roofline at data sheet rates, not a measurement)',
-      f'  compute {time["compute_seconds"]:.3g} s, network '
-      f'{time["network_seconds"]:.3g} s',
-      f'  step {low:.3g} … {high:.3g} s, {slow:,.0f} … {fast:,.0f} images/s',
-      f'{verdict}: peak {peak.strip()}B of {capacity.strip()}B per device',
-    ]
-  )
-
-
-def _scaled(number: float, base: int = 1024) -> str:
-  """Writes a number with a prefix of powers of 1024 ('Ki', …) or 1000 ('k')."""
-  prefixes = ('Ki Mi Gi Ti Pi Ei' if base == 1024 else 'k M G T P E').split()
-  prefix = ''
-  while number >= base and prefixes:
-    number /= base
-    prefix = prefixes.pop(0)
-  return f'{number:>10.2f} {prefix}'
+  return f'{verdict}: peak {peak.strip()}B of {capacity.strip()}B per device'

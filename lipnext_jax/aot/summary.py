@@ -39,6 +39,11 @@ class Compiled(NamedTuple):
   refusal: str  # Message of the compiler; '' if it compiled.
 
 
+def trace(program: train.Program) -> jax.stages.Traced:
+  """Traces the train step of a program for the shapes of its config."""
+  return program.train_step.trace(program.abstract, program.batch)
+
+
 def summarize(
   config: ml_collections.ConfigDict,
   compiled: Compiled,
@@ -61,6 +66,7 @@ def summarize(
   update = count('optimizer', copies=mesh.size)
   executed = count() + update + count('optimizer').times(-1)
   params = program.abstract.params
+  memory = _stored_bytes(config, compiled)
   # The train state, and the copy of the weights that a step works with.
   arrays = {**program.abstract._asdict(), 'compute': program.working}
   summary = {
@@ -73,15 +79,12 @@ def summarize(
     'remat': config.model.remat,
     'parameter_count': models.parameter_count(params),
     'paper_parameter_count': lipnext.paper_parameter_count(params),
-    'memory': {
-      'parameters': sharding_lib.local_bytes(params),
-      'optimizer': sharding_lib.local_bytes(program.abstract.opt_state),
-      'capacity': chip.memory,
-    },
+    'memory': memory | {'capacity': chip.memory},
     'flops': {
-      'model': _model_flops(program, config.model),
+      'model': _model_flops(compiled, config),
       'executed': executed.total,
       'optimizer': update.total,
+      'optimizer_per_device': update.total / mesh.size,
     },
     'sharding': sharding_lib.table(arrays),
     'fits': False,
@@ -90,46 +93,71 @@ def summarize(
   if compiled.executable is None:
     return summary
 
-  summary['memory'] |= _read_memory(compiled.executable, chip)
+  summary['memory'] |= _peak_bytes(compiled.executable, chip)
+  peak = summary['memory']['peak']
+  if 'sum' in memory:
+    summary['memory']['peak_over_sum'] = peak / memory['sum']
   sent = _read_collectives(compiled, chip)
   summary['collectives'] = group(sent)
   summary['estimate'] = estimate(
     chip, mesh.size, executed, sent, config.batch_size
   )
-  summary['fits'] = summary['memory']['peak'] <= chip.usable * chip.memory
+  summary['fits'] = peak <= chip.usable * chip.memory
   return summary
 
 
-def _read_memory(executable: Any, chip: chips.Chip) -> dict[str, int]:
+def _stored_bytes(
+  config: ml_collections.ConfigDict, compiled: Compiled
+) -> dict[str, int]:
+  """Returns the bytes of a step's arrays that shapes alone determine."""
+  program = compiled.program
+  memory = {
+    'parameters': sharding_lib.local_bytes(program.abstract.params),
+    'optimizer': sharding_lib.local_bytes(program.abstract.opt_state),
+  }
+  # Baselines and unrolled blocks have no scan whose outputs could be counted.
+  if config.model.name == 'lipnext' and not config.model.unroll:
+    batch = len(program.batch['label']) // config.microbatches
+    height, width, _ = program.info.image_shape
+    tokens = batch * height * width // config.model.patch_size**2
+    saved = flops_lib.saved_activations(compiled.jaxpr, batch, tokens)
+    memory['saved_activations'] = saved // program.mesh.size
+    memory['sum'] = sum(memory.values())
+  return memory
+
+
+def _peak_bytes(executable: Any, chip: chips.Chip) -> dict[str, int]:
   """Returns the compiler's figures of a program's memory."""
   stats = executable.memory_analysis()
-  peak = stats.peak_memory_in_bytes
-  if chip.platform == 'cpu' or not peak:  # A CPU's peak lacks temporaries.
-    peak = stats.argument_size_in_bytes + stats.temp_size_in_bytes
-    peak += stats.output_size_in_bytes - stats.alias_size_in_bytes
-  return {
-    'arguments': stats.argument_size_in_bytes,
-    'temporaries': stats.temp_size_in_bytes,
-    'peak': peak,
-  }
+  arguments = stats.argument_size_in_bytes
+  whole = arguments + stats.temp_size_in_bytes + stats.output_size_in_bytes
+  whole -= stats.alias_size_in_bytes
+  peak = stats.peak_memory_in_bytes or whole
+  if chip.platform == 'cpu':  # The CPU compiler's peak lacks temporaries.
+    peak = max(peak, whole)
+  temporaries = stats.temp_size_in_bytes
+  return {'arguments': arguments, 'temporaries': temporaries, 'peak': peak}
 
 
 def _model_flops(
-  program: train.Program, model_config: ml_collections.ConfigDict
+  compiled: Compiled, config: ml_collections.ConfigDict
 ) -> float:
   """Counts the operations of one forward and backward pass without remat."""
-  plain = model_config.copy_and_resolve_references()
-  plain.remat = 'none'
-  model = registry.build_model(plain, program.info.num_classes)
+  program = compiled.program
+  plain_config = config.copy_and_resolve_references().model
+  plain_config.remat = 'none'
+  model = registry.build_model(plain_config, program.info.num_classes)
 
   def loss(params, images):
     logits: Any = model.apply({'params': params}, images)
     return logits.sum()
 
+  shape = program.abstract.params
+  plain = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), shape)
   size = len(program.batch['label'])
   images = jax.ShapeDtypeStruct((size, *program.info.image_shape), jnp.float32)
-  jaxpr = jax.make_jaxpr(jax.grad(loss))(program.abstract.params, images)
-  return flops_lib.count(jaxpr).total
+  traced = jax.jit(jax.grad(loss)).trace(plain, images)
+  return flops_lib.count(traced.jaxpr).total
 
 
 def _read_collectives(
@@ -141,7 +169,9 @@ def _read_collectives(
     d.process_index if chip.platform == 'cuda' else mesh_lib.slice_of(d)
     for d in compiled.program.mesh.devices.flat
   ]
-  return collectives.read(compiled.executable.as_text(), slices.__getitem__)
+  return collectives.read(
+    compiled.executable.as_text(), lambda i: slices[i % len(slices)]
+  )
 
 
 def group(sent: Sequence[collectives.Collective]) -> list[dict[str, Any]]:

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -100,6 +102,21 @@ def test_float32_products_are_counted_apart(dtype, precision, wide):
   jaxpr = jax.make_jaxpr(fn)(X.astype(dtype), W.astype(dtype))
   found = flops.count(jaxpr)
   assert (found.wide if wide else found.narrow) == ONE == found.total
+
+
+@pytest.mark.parametrize('shape', [(3, 4, 8), (12, 8)])
+def test_saved_activations_are_the_stacks_of_whole_batches(shape):
+  def loss(ws, x):
+    body = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None))
+    return jax.lax.scan(body, x, ws)[0].sum()
+
+  ws, x = jnp.ones((5, 8, 8)), jnp.ones(shape)
+  jaxpr = jax.make_jaxpr(jax.grad(loss))(ws, x)
+  # The inputs of five layers.
+  saved = functools.partial(flops.saved_activations, jaxpr)
+  assert saved(batch=3, tokens=12) == 5 * x.size * 4
+  assert saved(batch=7, tokens=28) == 0
+  assert saved(batch=4, tokens=16) == 0  # Nor are the gradients [5, 8, 8].
 
 
 def test_a_branch_of_another_platform_is_not_counted():

@@ -2,13 +2,17 @@
 
 import math
 
+import jax
 import pytest
 
+from lipnext_jax import train
 from lipnext_jax.aot import chips
 from lipnext_jax.aot import collectives
 from lipnext_jax.aot import flops
 from lipnext_jax.aot import report
 from lipnext_jax.aot import summary as summary_lib
+from lipnext_jax.data import sources
+from lipnext_jax.parallel import mesh as mesh_lib
 
 
 def test_bytes_are_those_of_a_hand_count(found):
@@ -27,8 +31,25 @@ def test_bytes_are_those_of_a_hand_count(found):
   slow = stacks // 2 + 16 * 16
   moments = 4 * (slow + 3 * algebra // 2 + 3 * euclidean)
   assert 0 <= summary['memory']['optimizer'] - moments < 64
-  memory = summary['memory']
-  assert memory['peak'] >= memory['arguments'] + memory['temporaries']
+  # Inputs of all blocks, for half of the batch.
+  saved = depth * config.batch_size // 2 * tokens * c * 4
+  assert summary['memory']['saved_activations'] == saved
+
+
+def test_of_baselines_no_activations_are_counted(make_tiny_config):
+  config = make_tiny_config()
+  config.model.name, config.model.activation = 'bronet', 'minmax'
+  config.model.patch_size = 2
+  mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+  program = train.build(config, mesh, sources.describe(config.dataset))
+  jaxpr = summary_lib.trace(program).jaxpr
+  refused = summary_lib.Compiled(program, jaxpr, None, 'too large')
+  summary = summary_lib.summarize(config, refused, 'one', chips.CHIPS['cpu'])
+  assert 'saved_activations' not in summary['memory']
+  assert summary['paper_parameter_count'] == 0
+  text = report.format_text(summary)
+  assert 'saved' not in text
+  assert text.endswith('does not fit: too large')
 
 
 def test_model_flops_are_those_of_a_hand_count(found):
@@ -54,14 +75,21 @@ def test_too_much_for_a_chip_without_a_strict_compiler_does_not_fit(found):
   assert 'does not fit: peak' in report.format_text(summary)
 
 
+def test_what_a_cpu_needs_includes_its_temporaries(found):
+  _, _, summary = found
+  memory = summary['memory']
+  assert memory['peak'] >= memory['arguments'] + memory['temporaries']
+
+
+def gather(size, crosses):
+  return collectives.Collective('all-gather', 'f32', size, 2, crosses, 3)
+
+
 def test_the_estimate_is_split_over_devices_and_networks():
   """Half of 8 bytes is sent three times over links and over the network."""
   chip = chips.CHIPS['h100']
   work = flops.Flops(chip.compute, chip.float32)
-  sent = [
-    collectives.Collective('all-gather', 'f32', 8, 2, crosses, 3)
-    for crosses in (False, True)
-  ]
+  sent = [gather(8, False), gather(8, True)]
   time = summary_lib.estimate(chip, 4, work, sent, 64)
   network = 12 / chip.links + 12 / chip.network
   assert time['compute_seconds'] == pytest.approx(2 / 4)
