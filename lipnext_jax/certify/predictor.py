@@ -30,7 +30,6 @@ import numpy as np
 from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax import models
-from lipnext_jax import trees
 from lipnext_jax.certify import bound
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
