@@ -191,7 +191,7 @@ def test_a_reader_that_has_enough_is_no_error(run, capsys, monkeypatch):
   os.close(read)
   with monkeypatch.context() as patch, os.fdopen(write, 'w') as pipe:
     patch.setattr('sys.stdout', pipe)
-    assert command.main([f'--workdir={workdir}', folder]) == 0
+    assert command.main([f'--workdir={workdir}', folder]) == 141
   assert not capsys.readouterr().err
 
 
