@@ -16,8 +16,6 @@ import os
 import re
 from typing import Any
 
-import jax
-
 from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax import trees
@@ -32,8 +30,8 @@ _THREADS = 8  # hashlib releases the interpreter lock; disks like a queue.
 def describe_arrays(tree: Any) -> dict[str, list[Any]]:
   """Lists the shape and dtype of every leaf by its path."""
   return {
-    trees.path_name(path): [list(leaf.shape), str(leaf.dtype)]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    name: [list(leaf.shape), str(leaf.dtype)]
+    for name, leaf in trees.named_leaves(tree).items()
   }
 
 

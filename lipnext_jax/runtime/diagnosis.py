@@ -69,9 +69,9 @@ def find_not_finite(
 
     (loss, seen), grads = jax.value_and_grad(objective, has_aux=True)(params)
     flags = {'images': jnp.isfinite(images).all()}
-    for name, leaf in _named(params).items():
+    for name, leaf in trees.named_leaves(params).items():
       flags[f'parameter {name}'] = _finite_layers(leaf)
-    outputs = _named(seen)
+    outputs = trees.named_leaves(seen)
     for name in modules:
       what = f'activations of {name}' if name else 'logits'
       # A scan that does not carry the collection drops the flags inside it.
@@ -80,7 +80,7 @@ def find_not_finite(
     flags['loss'] = jnp.isfinite(loss)
     backward = [f'{name}/' for name in reversed(modules) if name]
     for module in [*backward, '']:  # '' matches every other parameter.
-      for name, leaf in _named(grads).items():
+      for name, leaf in trees.named_leaves(grads).items():
         if name.startswith(module):
           flags.setdefault(f'gradient of {name}', _finite_layers(leaf))
     names.extend(flags)
@@ -107,8 +107,3 @@ def _finite_layers(x: jax.Array) -> jax.Array:
   """Returns a flag per layer of a stack [l, …, m, n], else one flag."""
   axes = tuple(range(1, x.ndim)) if x.ndim > 2 else None
   return jnp.isfinite(x).all(axis=axes)
-
-
-def _named(tree: Any) -> dict[str, Any]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {trees.path_name(path): leaf for path, leaf in leaves}
