@@ -186,6 +186,7 @@ def train_and_evaluate(
   Raises:
     ConfigError: config, dataset, mesh or workdir do not fit; nothing has been
       written.
+    DataError: an example cannot be read or transformed.
   """
   # ---------------------------------------------------------------- config
   config_lib.validate(config)

@@ -28,8 +28,6 @@ _FIRST_CHECKPOINT = 0.22  # Share of all steps, like the next two.
 _CHECKPOINT_DECREMENT = 0.03
 _SHORTEST_PERIOD = 0.06
 
-METHODS = ('pgd', 'apgd')
-
 
 def rival_lead(logits: jax.Array, label: jax.Array) -> jax.Array:
   """Returns max_{j≠y} f_j − f_y, which is positive if the answer is not y."""
@@ -244,7 +242,7 @@ def attack(
 
   Args:
     target: target whose predictions are to change.
-    method: one of `METHODS`.
+    method: 'pgd' or 'apgd'.
     loss: one of `LOSSES`.
     epsilons: [n], ℓ2 radii of the balls to search.
     rivals: [n] int, classes to reach, for the loss `rival_margin`.

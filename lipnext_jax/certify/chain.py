@@ -28,7 +28,7 @@ def lipnext_chain(
     factors: `bound.lipschitz_bounds(params)`, if already known.
 
   Raises:
-    ValueError: a parameter is raw or not finite.
+    ValueError: a parameter is not finite or, without `factors`, raw.
   """
   factors = factors or bound.lipschitz_bounds(params)
   for name, leaf in trees.named_leaves(params).items():

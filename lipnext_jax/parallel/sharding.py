@@ -53,7 +53,7 @@ def tree_shardings(tree: Any, rules: Rules, mesh: jax.sharding.Mesh) -> Any:
     tree: arrays or shapes, e.g. from `jax.eval_shape`.
     rules: (regular expression searched in 'a/b/leaf', spec) pairs. A spec has
       a mesh axis, a tuple of mesh axes or None per array axis; () replicates.
-      An axis in a tuple that ends in '?' is left out if it does not divide.
+      An axis that ends in '?' is left out if it does not divide.
     mesh: devices.
 
   Raises:

@@ -65,7 +65,7 @@ def attack(linear, method, loss, radii, **options):
 
 
 @pytest.mark.parametrize('loss', gradient.LOSSES)
-@pytest.mark.parametrize('method', gradient.METHODS)
+@pytest.mark.parametrize('method', ['pgd', 'apgd'])
 def test_attacks_find_the_nearest_edge_and_nothing_before(linear, method, loss):
   target, _ = linear
   # PGD's constant step leaves an angle; cross-entropy climbs towards all rivals
