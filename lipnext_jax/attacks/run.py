@@ -68,7 +68,7 @@ def attack_target(
   s = settings or Settings()
   ledger = ledger_lib.Ledger(target)
   rng = np.random.default_rng(seed)
-  ranks = range(s.restarts)
+  ranks = range(max(1, s.restarts))
   rivals = [gradient.nearest_rivals(target, rank) for rank in ranks]
   radii = np.minimum(target.radii, exact.FARTHEST)
 

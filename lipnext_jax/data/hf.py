@@ -69,7 +69,7 @@ class HfSource(views.Source):
     try:
       if label not in range(len(self.class_names)):
         raise images.BadImageError(f'has the label {label}')
-      if stored is None:
+      if stored is None or not (stored['bytes'] or stored['path']):
         raise images.BadImageError('has no image')
       data = stored['bytes']
       if data is None:

@@ -47,7 +47,7 @@ def scheduled_nadam(
     b2: decay of the second moment.
     eps: constant added to the root of the second moment.
     momentum_decay: rate at which μ approaches b1.
-    mu_dtype: dtype of the first moment; None: that of the parameters, but at
+    mu_dtype: dtype of the first moment of real leaves; None: their own, but at
       least float32.
 
   >>> tx = scheduled_nadam(1e-3)
@@ -65,7 +65,9 @@ def scheduled_nadam(
 
     mu = jax.tree.map(zeros, params)
     nu = jax.tree.map(lambda m: jnp.zeros_like(m.real), mu)
-    mu = optax.tree.cast(mu, mu_dtype)
+    mu = jax.tree.map(
+      lambda m: m if jnp.iscomplexobj(m) else m.astype(mu_dtype or m.dtype), mu
+    )
     step, mu_product = jnp.zeros([], jnp.int32), jnp.ones([], jnp.float32)
     return ScheduledNadamState(step, mu_product, mu, nu)
 
@@ -78,7 +80,7 @@ def scheduled_nadam(
     m_weight = mu_next / (1 - product * mu_next)
     # 1 − b2^t; the subtraction would lose digits, 1e-5 at t = 1. The logarithm
     # of a Python number is taken in float64.
-    log_b2 = math.log(b2) if isinstance(b2, float) else jnp.log(b2)
+    log_b2 = math.log(b2) if isinstance(b2, float) and b2 > 0 else jnp.log(b2)
     unbias = -jnp.expm1(t * log_b2)
 
     def widen(g, v):  # Moments are updated in the wide dtype of nu.

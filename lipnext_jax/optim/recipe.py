@@ -15,8 +15,7 @@ from lipnext_jax.optim import euclidean
 from lipnext_jax.optim import exponential
 from lipnext_jax.optim import manifold
 
-# (regular expression on 'a/b/leaf', label), for the leaves of
-# `lipnext_jax.models`.
+# (expression on 'a/b/leaf', label), for the leaves of `lipnext_jax.models`.
 LABEL_RULES = (
   (r'(^|/)(Q|R|M)$', 'orthogonal'),
   (r'(^|/)(bias|pos|head/kernel)$', 'euclidean'),
@@ -145,7 +144,8 @@ def lipnext_optimizer(
   def clip(updates, _):
     # As `optax.clip_by_global_norm`, which in optax 0.2.8 raises for bfloat16
     # leaves and an injected float32 bound.
-    scale = clip_norm / jnp.maximum(optax.tree.norm(updates), clip_norm)
+    norm = optax.tree.norm(updates)
+    scale = jnp.where(norm <= clip_norm, 1, clip_norm / norm)
     return optax.tree.cast_like(optax.tree.scale(scale, updates), updates)
 
   return optax.chain(optax.stateless(clip), tx)

@@ -58,9 +58,7 @@ def polar_retract(
 def orthogonality_error(
   x: jax.Array, *, iterations: int | None = None
 ) -> jax.Array:
-  """Returns ‖xᵀx − I‖₂ (‖xxᵀ − I‖₂ for wide x), the spectral norm, batched.
-
-  It is measured, up to rounding; `certify.lipschitz_bound` proves a bound.
+  """Measures ‖xᵀx − I‖₂ (‖xxᵀ − I‖₂ for wide x), the spectral norm, batched.
 
   Args:
     x: [..., m, n].

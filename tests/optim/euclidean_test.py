@@ -95,6 +95,7 @@ def check_complex(tx):
 
 def test_complex_leaves_move_along_their_gradient():
   check_complex(lipnext_optimizer(1e-2, label_fn=lambda _: 'euclidean'))
+  check_complex(scheduled_nadam(1e-2, mu_dtype='bfloat16'))  # Of real leaves.
 
   def squared(g, _):
     return -1e-2 * g / (jnp.sqrt(g * g) + 1e-8)

@@ -94,6 +94,17 @@ def test_the_gradient_is_clipped_over_both_groups(params, noise):
   )
 
 
+def test_an_infinite_bound_clips_nothing(params, noise):
+  grads = noise(params, 0)
+  got, want = (
+    tx.update(grads, tx.init(params), params)[0]
+    for tx in (
+      lipnext_optimizer(1e-3, clip_norm=bound) for bound in (np.inf, None)
+    )
+  )
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 def test_a_fresh_state_can_be_donated(params):
   """No two arrays of the state share their memory."""
   tx = lipnext_optimizer(1e-2)

@@ -191,6 +191,9 @@ def read_files(path: str, names: Sequence[str]) -> dict[str, bytes]:
       file = tar.extractfile(member)
       if file and (name := os.path.basename(member.name)) in names:
         found[name] = file.read()
+    # gzip verifies its checksum at the end, behind that of the tar.
+    while tar.fileobj and tar.fileobj.read(1 << 20):
+      pass
   for name in names:
     if name not in found:
       raise errors.DataError(f'{path}: holds no {name}')
@@ -246,12 +249,19 @@ def read_gz(path: str) -> bytes:
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-  """Yields the files of a tar, without its folders, links and devices."""
+  """Yields the files of a tar, without its folders, links and devices.
+
+  tarfile takes a damaged header for the end of the archive.
+  """
   for member in tar:
     if member.size < 0:  # An endless loop: the next header is an earlier one.
       raise tarfile.ReadError(f'{member.name} has {member.size} bytes')
     if member.isreg():
       yield member
+  assert tar.fileobj is not None  # The tar is open.
+  tar.fileobj.seek(tar.offset)
+  if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
+    raise tarfile.ReadError(f'damaged at byte {tar.offset}')
 
 
 @contextlib.contextmanager

@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import os
 import tarfile
@@ -137,6 +138,30 @@ def test_cut_and_damaged_archives_are_refused(tmp_path, formats, suffix):
     formats.write_tar(path, {'y.tar': whole[:3000], 'z': whole})
     with pytest.raises(errors.DataError, match=r'y\.tar: cannot be read'):
       archives.list_tar(str(path))
+
+
+@pytest.mark.parametrize('suffix', ['.tar', '.tar.gz'])
+def test_damage_within_a_tar_is_not_taken_for_its_end(
+  tmp_path, formats, suffix
+):
+  path = tmp_path / f'x{suffix}'
+  formats.write_tar(tmp_path / 'x.tar', {'one.txt': b'1', 'two.txt': b'2'})
+  data = bytearray((tmp_path / 'x.tar').read_bytes())
+  data[1024 + 3] ^= 0xFF  # In the name of the second member.
+  path.write_bytes(gzip.compress(data) if suffix == '.tar.gz' else data)
+  with tarfile.open(path) as tar:
+    assert tar.getnames() == ['one.txt']  # What tarfile makes of it.
+  with pytest.raises(errors.DataError, match='damaged at byte 1024'):
+    READERS[suffix](str(path))
+
+
+def test_the_checksum_of_a_compressed_tar_is_verified(tmp_path, formats):
+  path = tmp_path / 'x.tar.gz'
+  formats.write_tar(path, {'one.txt': os.urandom(9000)}, 'w:gz')
+  whole = path.read_bytes()
+  path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+  with pytest.raises(errors.DataError, match='cannot be read'):
+    archives.read_files(str(path), ['one.txt'])
 
 
 @pytest.mark.parametrize(
