@@ -3,7 +3,7 @@
     python -m benchmarks.train_step --size L8W512 --batch_size 32 \
       --rivals literal torch
     python -m benchmarks.train_step --size 1B --batch_size 768 --unroll \
-      --remat products --dtype bfloat16 --optimizer_precision bfloat16
+      --dtype bfloat16 --optimizer_precision bfloat16
 
 Prints medians of forward, forward with backward, optimizer, data and the whole
 step, images/s, the share of the ceiling, peak memory and compile time.
@@ -155,7 +155,7 @@ def main() -> None:
   parser.add_argument('--batch_size', type=int, required=True)
   parser.add_argument('--dtype', default='float32')
   parser.add_argument('--shift_ratio', type=float, default=1 / 8, help='α')
-  parser.add_argument('--remat', default='none')
+  parser.add_argument('--remat', default='products')
   parser.add_argument('--unroll', action='store_true', help='no loop')
   parser.add_argument(
     '--optimizer_precision',

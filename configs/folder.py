@@ -52,7 +52,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   if machine == 'gpu':
     tokens = 16
     c.model.depth, c.model.width = 16, 1024
-    c.model.dtype, c.model.remat = 'bfloat16', 'products'
+    c.model.dtype = 'bfloat16'
     c.optimizer.precision = 'bfloat16'
     c.batch_size, c.duration = 256, '40000 steps'
     c.optimizer.warmup = '1000 steps'

@@ -351,9 +351,9 @@ _MODEL = section(
   ),
   m_init=Field('identity', 'Initial M.', choices=parametrizations.ORTHOGONAL),
   remat=Field(
-    'none',
-    "What the backward pass recomputes: 'block' everything, 'products' "
-    'everything but products.',
+    'products',
+    "What the backward pass computes again: 'products' all but products, "
+    "'block' everything.",
     choices=lipnext.REMAT_POLICIES,
   ),
   unroll=Field(

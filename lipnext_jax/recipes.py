@@ -33,8 +33,6 @@ def small_images() -> ml_collections.ConfigDict:
   c.augment.flip = True
   c.augment.randaugment.probability = 0.5
 
-  c.model.remat = 'products'
-
   c.loss.epsilon = 36 / 255
   c.loss.epsilon_start = 0.1
   c.loss.epsilon_end = 3.0
@@ -64,7 +62,6 @@ def imagenet(epsilon: str) -> ml_collections.ConfigDict:
 
   c.model.patch_size = 14  # 16×16 tokens.
   c.model.dtype = 'bfloat16'
-  c.model.remat = 'products'  # On an H200 faster than 'none' and 'block'.
 
   c.loss.epsilon, c.loss.epsilon_end = _IMAGENET_RADII[epsilon]
   c.loss.epsilon_start = 0.1

@@ -57,7 +57,7 @@ def run(monkeypatch, capsys):
   [
     (
       'train_step',
-      '--size tiny --batch_size 8 --repeats 1 --remat products --rivals '
+      '--size tiny --batch_size 8 --repeats 1 --rivals '
       'liresnet --shift_ratio 0.0625 --profile {folder}/trace',
       ['matmul ceiling: ', '| LipNeXt |', '| LiResNet |', 'kernels of 4'],
     ),
@@ -145,7 +145,7 @@ def test_the_formulae_of_weak_scaling_are_those_of_programs(make_tiny_config):
   depth, width, images, data, fsdp = 8, 32, 4, 2, 4
   c = make_tiny_config()
   c.model.depth, c.model.width, c.model.patch_size = depth, width, 2
-  c.model.remat, c.model.shift_ratio = 'products', 1 / 8
+  c.model.shift_ratio = 1 / 8
   c.batch_size = images * data * fsdp
   c.optimizer.name, c.optimizer.lookahead_period = 'momentum', 0
   c.optimizer.retraction_period = '0 steps'

@@ -142,10 +142,10 @@ def _peak_bytes(executable: Any, chip: chips.Chip) -> dict[str, int]:
 def _model_flops(
   compiled: Compiled, config: ml_collections.ConfigDict
 ) -> float:
-  """Counts the operations of one forward and backward pass without remat."""
+  """Counts the operations of both passes, each product once."""
   program = compiled.program
   plain_config = config.copy_and_resolve_references().model
-  plain_config.remat = 'none'
+  plain_config.remat = 'products'
   model = registry.build_model(plain_config, program.info.num_classes)
 
   def loss(params, images):

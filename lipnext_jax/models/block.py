@@ -62,10 +62,6 @@ class Devices:
   the channels: each has c/n of them, and the matching columns of R and M.
   """
 
-  # What blocks keep for the backward pass (a policy of `jax.checkpoint`) unless
-  # a model says otherwise; None: everything.
-  saveable: Callable[..., bool] | None = None
-
   def constrain(self, u: jax.Array) -> jax.Array:
     """Lays out the tokens [t, c] that enter the first block."""
     return u

@@ -38,11 +38,10 @@ from lipnext_jax.models import products
 # What a block keeps for the backward pass besides its input. 'products' keeps
 # (S − I) R y, and mapped R and M, so that no product is computed again.
 REMAT_POLICIES = {
-  'none': None,
-  'block': jax.checkpoint_policies.nothing_saveable,
   'products': jax.checkpoint_policies.save_only_these_names(
     'difference', 'mapped'
   ),
+  'block': jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -68,8 +67,8 @@ class LipNeXt(interface.CertifiedModel):
     m_init: initialisation of M: 'haar' or 'identity'.
     dtype: compute dtype; parameters, pooling and logits are float32 or wider.
     precision: precision of products; None: the backend's default.
-    remat: what the backward pass recomputes: 'none', 'block' (everything) or
-      'products' (everything but products: less memory, and faster).
+    remat: what the backward pass computes again: 'products' (all but
+      products) or 'block' (everything: less memory, a product more).
     unroll: whether to unroll the blocks: longer to compile, 5 to 10 % faster on
       a GPU.
     activation: 'beta_abs' or 'minmax' (which does not read `beta`).
@@ -99,7 +98,7 @@ class LipNeXt(interface.CertifiedModel):
   m_init: str = 'identity'
   dtype: Dtype = jnp.float32
   precision: jax.lax.PrecisionLike = None
-  remat: str = 'none'
+  remat: str = 'products'
   unroll: bool = False
   activation: str = 'beta_abs'
   position: bool = True
@@ -139,12 +138,12 @@ class LipNeXt(interface.CertifiedModel):
       parametrization=self.parametrization,
       numerics=numerics,
     )
-    policy = REMAT_POLICIES[self.remat] or self.devices.saveable
-    block: Any = block_lib.Block
-    if policy is not None:  # prevent_cse is needless inside a loop.
-      block = nn.remat(block, policy=policy, prevent_cse=self.unroll)
     blocks = nn.scan(
-      block,
+      nn.remat(
+        block_lib.Block,
+        policy=REMAT_POLICIES[self.remat],
+        prevent_cse=self.unroll,  # It is needless inside a loop.
+      ),
       # 'intermediates' exists only when `runtime.diagnosis` captures it.
       variable_axes={'params': 0, 'intermediates': 0},
       split_rngs={'params': True},
@@ -187,7 +186,6 @@ class LipNeXt(interface.CertifiedModel):
     return self.clone(
       dtype=dtype,
       precision=jax.lax.Precision.HIGHEST,
-      remat='none',
       parametrization='none',
     )
 

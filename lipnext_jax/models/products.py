@@ -108,6 +108,8 @@ def _dot(numerics, x, y, axes, out_dtype):
     x, y = x.astype(wide), y.astype(wide)
     if axes != (0, 0):
       return contract(x, y)
+    if 8 * y.shape[1] <= x.shape[1]:  # The stem's patches: cheaper to lay out.
+      return on_cpu(y, x).T
     dims = (((1,), (0,)), ((), ()))
     # Without the barrier XLA merges the transpose again. Pinning the layout
     # would gather tokens of all devices.

@@ -45,15 +45,6 @@ class Layout(block_lib.Devices):
     """Number of devices that share the channels."""
     return self.mesh.shape[self.width]
 
-  def saveable(self, primitive: Any, *_: Any, **params: Any) -> bool:
-    """Returns whether to keep an array: all but gathered matrices.
-
-    Gathered matrices together are the whole model.
-    """
-    inner = params.get('call_jaxpr')  # Policies see `gather` as one call.
-    eqns = inner.jaxpr.eqns if inner else []
-    return lax.all_gather_p not in (primitive, *(e.primitive for e in eqns))
-
   def constrain(self, u: jax.Array) -> jax.Array:
     """Constrains tokens [t, c] to the layout of the blocks."""
     sharding = jax.sharding.NamedSharding(self.mesh, self.tokens)

@@ -49,7 +49,7 @@ def explain(error: BaseException) -> errors.UserError | None:
   if 'RESOURCE_EXHAUSTED' in str(error):
     return errors.OutOfMemoryError(
       f'a device is out of memory ({quote(error)}): lower batch_size or '
-      "eval.batch_size, set model.remat='products' or 'block', or split the "
+      "eval.batch_size, set model.remat='block', or split the "
       'parameters over more devices (mesh.fsdp); what was saved is intact'
     )
   if jax.process_count() > 1 and re.search(_GONE, str(error), re.IGNORECASE):

@@ -15,7 +15,7 @@ LABELS = jnp.arange(2)
 
 
 @functools.cache
-def make(remat='none'):
+def make(remat='products'):
   model = models.LipNeXt(
     num_classes=3, depth=3, width=16, patch_size=2, remat=remat
   )
@@ -27,7 +27,7 @@ def changed(params, module, leaf, fn):
   return params | {module: params[module] | {leaf: fn(params[module][leaf])}}
 
 
-def find(params, images, loss_fn=losses.emma_loss, remat='none'):
+def find(params, images, loss_fn=losses.emma_loss, remat='products'):
   model, _, _ = make(remat)
   return diagnosis.find_not_finite(
     model, loss_fn, params, images, LABELS, jnp.float32(0.1)
