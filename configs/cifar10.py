@@ -28,7 +28,7 @@ to two steps of a tiny model on random images.
 import ml_collections
 
 from lipnext_jax import config as config_lib
-from lipnext_jax import recipes
+from lipnext_jax.config import recipes
 
 ARGUMENTS = (('L32W2048', 'L32W1024'), config_lib.SMOKE)
 

@@ -25,7 +25,7 @@ images.
 import ml_collections
 
 from lipnext_jax import config as config_lib
-from lipnext_jax import recipes
+from lipnext_jax.config import recipes
 
 ARGUMENTS = (config_lib.SMOKE,)
 

@@ -28,7 +28,7 @@ any folder, lipnext_jax:digits stands for configs/digits.py:
   configs/synthetic.py           smoke
 
 Every field of a config can be set: --config.model.depth=16. --mode=config
-prints them all; they are declared in lipnext_jax/config.py.
+prints them all; they are declared in lipnext_jax/config/fields.py.
 
 further programs (each has --help):
 
@@ -53,11 +53,11 @@ with errors.needing_extra('train', __name__):
   from absl import logging
   from ml_collections import config_flags
 
-  from lipnext_jax import arguments
   from lipnext_jax import config as config_lib
   from lipnext_jax import terminal
   from lipnext_jax import train
   from lipnext_jax.aot import compile as compile_lib
+  from lipnext_jax.config import arguments
   from lipnext_jax.parallel import distributed
   from lipnext_jax.runtime import explain
 
@@ -156,14 +156,14 @@ def _explain_override(
         value,
         'is not a config field',
         f'did you mean {config_lib.closest(field)}? All fields: '
-        'lipnext_jax/config.py',
+        'lipnext_jax/config/fields.py',
       )
   reason = ' '.join(str(error).split())[:300]
   return errors.ConfigError(
     'command line',
     ' '.join(argv[1:]),
     f'was not understood ({reason})',
-    'see `python -m lipnext_jax.main --help` and lipnext_jax/config.py',
+    'see `python -m lipnext_jax.main --help` and lipnext_jax/config/fields.py',
   )
 
 

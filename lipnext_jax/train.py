@@ -23,7 +23,7 @@ from lipnext_jax import report
 from lipnext_jax import runtime
 from lipnext_jax import schedules
 from lipnext_jax import train_step as step_lib
-from lipnext_jax import validation
+from lipnext_jax.config import validation
 from lipnext_jax.data import pipeline
 from lipnext_jax.data import sources
 from lipnext_jax.models import registry

@@ -12,11 +12,11 @@ import optax
 
 from lipnext_jax import certify
 from lipnext_jax import config as config_lib
-from lipnext_jax import inner_rules
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
 from lipnext_jax import schedules
+from lipnext_jax.config import inner_rules
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 from lipnext_jax.parallel import sharding as sharding_lib

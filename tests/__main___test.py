@@ -7,7 +7,7 @@ CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 HELP = (
   *(f'--mode={mode}' for mode in ('train', 'eval', 'compile', 'config')),
   *(f'configs/{path.name}' for path in CONFIGS.glob('*.py')),
-  'lipnext_jax/config.py',
+  'lipnext_jax/config/fields.py',
   'python -m lipnext_jax.certify',
   '--workdir: Where checkpoints',
 )

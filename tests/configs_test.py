@@ -17,7 +17,7 @@ from lipnext_jax import models
 from lipnext_jax import parallel
 from lipnext_jax import schedules
 from lipnext_jax import train_step
-from lipnext_jax import validation
+from lipnext_jax.config import validation
 from lipnext_jax.data import imagenet400
 from lipnext_jax.models import lipnext
 from lipnext_jax.models import registry

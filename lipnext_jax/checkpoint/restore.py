@@ -16,7 +16,7 @@ from lipnext_jax import checkpoint
 from lipnext_jax import report
 from lipnext_jax import schedules
 from lipnext_jax import train_step
-from lipnext_jax import validation
+from lipnext_jax.config import validation
 from lipnext_jax.data import sources
 from lipnext_jax.models import interface
 from lipnext_jax.models import registry

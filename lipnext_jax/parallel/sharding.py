@@ -25,7 +25,7 @@ def check_rules(rules: Any) -> None:
   >>> check_rules([('(', ())])
   Traceback (most recent call last):
   lipnext_jax.errors.ConfigError: sharding=('(', ()) is not a rule; write \
-(regular expression, (axis, axes or None, …)), see lipnext_jax/config.py.
+(regular expression, (axis, axes or None, …)), see lipnext_jax/config/fields.py.
   """
   for rule in rules:
     try:
@@ -42,7 +42,7 @@ def check_rules(rules: Any) -> None:
         rule,
         'is not a rule',
         'write (regular expression, (axis, axes or None, …)), see '
-        'lipnext_jax/config.py',
+        'lipnext_jax/config/fields.py',
       )
 
 

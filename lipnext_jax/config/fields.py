@@ -25,15 +25,12 @@ import ml_collections
 
 from lipnext_jax import certify
 from lipnext_jax import errors
-from lipnext_jax import inner_rules
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import schedules
-from lipnext_jax import validation
-from lipnext_jax.arguments import parse_argument as parse_argument
-from lipnext_jax.arguments import SMOKE as SMOKE
-from lipnext_jax.arguments import smoke as smoke
 from lipnext_jax.certify import decimals
+from lipnext_jax.config import inner_rules
+from lipnext_jax.config import validation
 from lipnext_jax.data import randaugment
 from lipnext_jax.data import sources
 from lipnext_jax.models import layers
@@ -355,6 +352,7 @@ _MODEL = section(
     "What the backward pass computes again: 'products' all but products, "
     "'block' everything.",
     choices=lipnext.REMAT_POLICIES,
+    free=True,  # After a device ran out of memory, a run can go on with less.
   ),
   unroll=Field(
     False,

@@ -1,6 +1,6 @@
 """Checks a config across its fields, and against the data and the devices.
 
-`lipnext_jax.config.validate` checks each field by itself first.
+`config.validate` checks each field by itself first.
 """
 
 import math

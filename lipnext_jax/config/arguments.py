@@ -70,7 +70,7 @@ def find_config(value: str) -> str:
   True
   """
   _, name, *words = value.split(':', maxsplit=2)
-  inside = pathlib.Path(__file__).parent
+  inside = pathlib.Path(__file__).parent.parent
   # Inside of an installed package, beside that of a clone.
   folders = [inside / 'configs', inside.parent / 'configs']
   shipped = {

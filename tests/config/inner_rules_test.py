@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 
-from lipnext_jax import inner_rules
+from lipnext_jax.config import inner_rules
 
 
 def test_inner_rules_are_elementwise_and_odd():

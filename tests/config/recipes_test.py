@@ -1,7 +1,7 @@
 import pytest
 
 from lipnext_jax import config as config_lib
-from lipnext_jax import recipes
+from lipnext_jax.config import recipes
 
 
 @pytest.mark.parametrize(

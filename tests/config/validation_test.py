@@ -4,7 +4,7 @@ import pytest
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
-from lipnext_jax import validation
+from lipnext_jax.config import validation
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
-from lipnext_jax import arguments
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax.config import arguments
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 GROUPS = ('W16', 'W32'), ('', 'smoke')
 
 
@@ -58,7 +58,7 @@ def test_an_installed_package_holds_its_configs(tmp_path):
   copied = built / 'lipnext_jax' / 'configs'
   assert {path.name for path in copied.glob('*.py')} == own
   program = (
-    'from lipnext_jax import arguments\n'
+    'from lipnext_jax.config import arguments\n'
     'print(arguments.find_config("lipnext_jax:digits:smoke"))'
   )
   done = subprocess.run(
