@@ -3,7 +3,7 @@
     python -m benchmarks.certificates --depth 32 --width 1024
 
 The model is a LipNeXt with random weights, biases and positions, on images of
-CIFAR's shape. Prints a Markdown table; docs/certificates.md has a recorded one.
+CIFAR's shape. Prints a Markdown table; RESULTS.md has recorded ones.
 """
 
 import argparse

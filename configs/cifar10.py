@@ -6,7 +6,7 @@
       --workdir=runs/cifar10_L32W1024 --config.dataset.data_dir=/data
 
 Published (arXiv 2601.18513, Table 1; no synthetic data), in per cent; not
-reproduced here yet:
+reproduced here yet (R and M with a square R):
 
 | argument | R and M | clean | CRA@36/255 | CRA@72/255 | CRA@108/255 |
 |---|---|---|---|---|---|

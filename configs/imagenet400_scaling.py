@@ -10,7 +10,7 @@ DIR holds the archives of ImageNet, see docs/data.md; the 400 classes are the
 paper's. Published (arXiv 2601.18513, Table 4), in per cent; not reproduced here
 yet:
 
-| argument | R and M | clean | CRA@1 |
+| argument | R and M (square R) | clean | CRA@1 |
 |---|---|---|---|
 | `L32W1024` | 64·2²⁰ | 40.5 | 22.9 |
 | `L32W2048`, the default | 256·2²⁰ | | |

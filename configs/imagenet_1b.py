@@ -14,12 +14,13 @@ Table 3), in per cent; not reproduced here yet:
 | `eps36/255`, the default | 36/255 | 55.9 | 40.3 | |
 | `eps1` | 1 | | | 21.1 |
 
-R and M hold 1024·2²⁰ numbers. Published time: 8.9 minutes an epoch on 16 H100.
-Measured here, with an older block (run D of benchmarks/RESULTS.md): a step of
-768 images on one H200 took 2.22 s, 346 images/s or 62 minutes an epoch without
-data, and 126.2 GiB at its peak. Parameters and optimizer state, 14 GiB, are
-split over all devices, whose number must divide the 32 blocks; otherwise raise
-`mesh.data`. docs/pods.md says which machines a run fits.
+R and M hold 1024·2²⁰ numbers with a square R; 640·2²⁰ are stored. Published
+time: 8.9 minutes an epoch on 16 H100. Measured here, with an older block (run D
+of benchmarks/RESULTS.md): a step of 768 images on one H200 took 2.22 s, 346
+images/s or 62 minutes an epoch without data, and 126.2 GiB at its peak.
+Parameters and optimizer state, 11.3 GiB, are split over all devices, whose
+number must divide the 32 blocks; otherwise raise `mesh.data`. docs/pods.md says
+which machines a run fits.
 
 The argument `smoke`, alone or with another (`:eps1,smoke`), reduces the run to
 two steps of a tiny model on random images.

@@ -14,10 +14,11 @@ Table 3), in per cent; not reproduced here yet:
 | `eps36/255`, the default | 36/255 | 57.0 | 41.2 | |
 | `eps1` | 1 | | | 22.4 |
 
-R and M hold 2·32·5792² numbers. Published time: 17.8 minutes an epoch on 16
-H100. Parameters and optimizer state, 29 GiB, are split over all devices, whose
-number must divide the 32 blocks; otherwise raise `mesh.data`. docs/pods.md says
-which machines a run fits.
+R and M hold 2·32·5792² numbers with a square R; five eighths are stored.
+Published time: 17.8 minutes an epoch on 16 H100. Parameters and optimizer
+state, 22.5 GiB, are split over all devices, whose number must divide the 32
+blocks; otherwise raise `mesh.data`. docs/pods.md says which machines a run
+fits.
 
 The argument `smoke`, alone or with another (`:eps1,smoke`), reduces the run to
 two steps of a tiny model on random images.

@@ -1,4 +1,4 @@
-"""LipNeXt on ImageNet (224×224, 1000 classes): L64W8192, 8.6B parameters.
+"""LipNeXt on ImageNet (224×224, 1000 classes): L64W8192, 5.4B parameters.
 
     python -m lipnext_jax.data.prepare imagenet --data_dir=/data --source=DIR
     python -m lipnext_jax.main --config=configs/imagenet_8b.py \
@@ -10,9 +10,9 @@ the reach of the layout: 64 chips of 95 GB hold it (docs/pods.md). The recipe is
 that of configs/imagenet_2b.py. DIR holds ILSVRC2012_img_train.tar and
 ILSVRC2012_img_val.tar, see docs/data.md.
 
-R and M hold 2·64·8192² numbers. Parameters and optimizer state are split over
-all devices, whose number must divide the 64 blocks; otherwise raise
-`mesh.data`.
+R and M hold 2·64·8192² numbers with a square R, 8.6B; five eighths are stored.
+Parameters and optimizer state are split over all devices, whose number must
+divide the 64 blocks; otherwise raise `mesh.data`.
 
 The argument `eps1` trains for ε = 1; `smoke`, alone or with it, reduces the run
 to two steps of a tiny model on random images.

@@ -8,7 +8,7 @@
 Published (arXiv 2601.18513, Table 1; no synthetic data), in per cent; not
 reproduced here yet:
 
-| R and M | clean | CRA@36/255 | CRA@72/255 | CRA@108/255 |
+| R and M (square R) | clean | CRA@36/255 | CRA@72/255 | CRA@108/255 |
 |---|---|---|---|---|
 | 256·2²⁰ | 45.5 | 35.0 | 25.9 | 18.0 |
 

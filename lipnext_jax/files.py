@@ -1,8 +1,7 @@
 """Reads and atomically writes files on a disk or in a bucket.
 
-A path may be an address, `gs://bucket/runs/x`. All access to a workdir goes
-through this module, which alone knows how a bucket differs from a disk: writing
-an object is atomic, and folders need not be made and cannot be renamed.
+A path may be an address, `gs://bucket/runs/x`. In a bucket, writing an object
+is atomic, and folders need not be made and cannot be renamed.
 """
 
 from collections.abc import Iterator

@@ -9,7 +9,7 @@ modes:
   --mode=train    trains or resumes what is in --workdir, then certifies it
   --mode=eval     certifies what is in --workdir
   --mode=compile  compiles the train step, and says whether it fits the memory
-                  of --topology (exit code 3 if not); no data are read
+                  of --topology (exit code 3 if not); it needs no official set
   --mode=config   prints every field of --config with its value and meaning
 
 configs, and the words that may follow a colon (configs/digits.py:smoke); from
@@ -180,7 +180,7 @@ def _exit(error: errors.UserError, at_once: bool = False) -> NoReturn:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the mode; an error that users can mend ends in one line, exit code."""
+  """Runs the mode; prints a user error in one line and exits with its code."""
   del argv  # Unused: `_parse` has read the flags.
   # Orbax logs tracebacks of what it raises; --verbosity=0 shows them.
   if not flags.FLAGS['verbosity'].present:

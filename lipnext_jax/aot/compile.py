@@ -3,8 +3,8 @@
     python -m lipnext_jax.main --mode=compile --topology=v5p:2x2x4 \
       --config=configs/imagenet_2b.py
 
-Shapes are enough: no data are read, and nothing is allocated. The compiler of
-that machine decides what fits.
+Shapes are enough: official sets need not be there, and nothing is allocated.
+The compiler of that machine decides what fits.
 """
 
 from collections.abc import Sequence

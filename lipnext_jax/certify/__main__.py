@@ -8,8 +8,8 @@ Certificates are rigorous for a LipNeXt on a CPU or GPU: weights may come from
 anyone, and may be made to fool float32. Others are fast, and a line says why.
 
 An IMAGE is a file, a folder, or `-` for names on standard input. The exit code
-is 1 if an image could not be read (the others are certified all the same), 2
-for a mistake on the command line, and else 0.
+is 1 if an image could not be read (the others are certified all the same), and
+else one of the README's.
 """
 
 import argparse

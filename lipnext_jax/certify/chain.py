@@ -20,8 +20,8 @@ def lipnext_chain(
       x − 1/2 → Q → + bias → depth × [ + pos → I + Rᵀ(S − I)R → M → + bias ]
       → ℓ2 pooling, or Q → + bias (neck) → n × [ Q → + bias ] (dense)
 
-  β-Abs only flips signs, which is exact, so it is not a step. Q stands for the
-  part of it that is applied, whose norms and sums are not larger.
+  β-Abs only flips signs, which is exact, so it is not a step. Only a part of Q
+  is applied; bounds for all of Q hold for the part.
 
   Args:
     params: parameters of a LipNeXt.

@@ -9,7 +9,7 @@ certificates therefore subtract from every margin f_i − f_j
 
 where b are the head's biases, d all constants that the backbone adds, and Λ₊ is
 the product of Λ's factors, none counted below 1. B bounds the features of each
-layer, as far as later layers stretch them. This is much more than float32
+layer, times the constants of all later layers. This is much more than float32
 rounds by on any model that was measured: it costs trained models next to
 nothing, and weights with crafted constants get no radius. But it is an
 estimate; `rigorous` has a proof (docs/certificates.md).
@@ -38,7 +38,8 @@ class Constants(NamedTuple):
 
   Attributes:
     lipschitz: Λ.
-    offset: Λ₊ Σ ‖d‖ + max|b|, which is B + max|b| less Λ‖x − 1/2‖.
+    offset: Λ₊ Σ ‖d‖ + max|b|, the part of B + max|b| that is the same for all
+      images.
   """
 
   lipschitz: Any

@@ -333,7 +333,7 @@ def read_contents(path: str) -> Contents:
     manifest = {name: json.loads(text) for name, text in texts.items()}
     contents = _rebuild(manifest, arrays)
     if manifest.get('sha256') != _digest(texts, arrays):
-      raise ValueError('it does not have its checksum: it is damaged')
+      raise ValueError('its checksum does not match: it is damaged')
   except Exception as error:  # Damaged headers, JSON or sizes raise many kinds.
     reason = ' '.join(str(error).split())[:200]
     problem = f'is no predictor that can be read ({reason})'
@@ -354,7 +354,7 @@ def _import_safetensors(path: str) -> Any:
 
 
 def _fields(kind: type[interface.CertifiedModel]) -> dict[str, type]:
-  """Returns the options that decide a model's function, and their types.
+  """Returns the options of a model that a file records, and their types.
 
   `explicit` sets `parametrization`; the other options that are left out only
   change how a program runs.

@@ -66,7 +66,7 @@ class Product(NamedTuple):
 
   spectral: float  # >= ‖W‖₂.
   frobenius: float  # >= ‖W‖_F.
-  length: int  # n, the terms of each sum, with a constant it may start from.
+  length: int  # Terms of each sum, counting a bias that it may start from.
   size: int  # Number of entries of the result.
 
 

@@ -71,7 +71,7 @@ def read(directory: str) -> dict[str, Any]:
   manifest = files.read_json(os.path.join(directory, NAME))
   own = manifest.pop('own', None) if isinstance(manifest, dict) else None
   if own != hash_fields(manifest):
-    raise ValueError('it does not have its checksum')
+    raise ValueError('its checksum does not match')
   return manifest
 
 
@@ -123,7 +123,7 @@ def find_damage(directory: str, largest: float = math.inf) -> str | None:
     if size != wanted:
       return f'{name} has {size} bytes instead of {wanted}'
     if digest != checksum:
-      return f'{name} does not have its checksum'
+      return f'the checksum of {name} does not match'
   # The directory may have been moved since: only its own name is compared.
   step = os.path.basename(os.path.normpath(directory))
   if not re.fullmatch(

@@ -123,8 +123,8 @@ class CheckpointReader:
       if files.exists(path):
         raise
       raise errors.CheckpointError(
-        f'{path} was removed while it was read, by the run that goes on there: '
-        'try again'
+        f'{path} was removed while it was read, by the run that is still '
+        'training: try again'
       ) from error
 
   def _path(self, step: int) -> str:

@@ -17,7 +17,6 @@ from lipnext_jax import report
 from lipnext_jax import schedules
 from lipnext_jax import train_step
 from lipnext_jax.config import validation
-from lipnext_jax.data import sources
 from lipnext_jax.models import interface
 from lipnext_jax.models import registry
 
@@ -27,7 +26,6 @@ class Restored(NamedTuple):
 
   config: ml_collections.ConfigDict  # The stored one, with the overrides.
   image_shape: tuple[int, int, int]  # (H, W, ch).
-  num_classes: int
   model: interface.CertifiedModel  # Evaluates in float32, highest precision.
   params: Any  # The certified weights: float32 arrays on one device.
   step: int  # Number of updates.
@@ -76,28 +74,24 @@ def restore(
   """
   config = checkpoint.read_config(workdir, overrides)
   facts = report.read_data_facts(workdir)
-  image_shape, num_classes = tuple(facts['image_shape']), facts['num_classes']
+  image_shape = tuple(facts['image_shape'])
   reader = checkpoint.CheckpointReader(
     workdir, config_hash=checkpoint.hash_config(config)
   )
   step = reader.choose(config.eval.checkpoint)
   validation.check_image(config.model, image_shape)
-  model = registry.build_model(config.model, num_classes)
+  model = registry.build_model(config.model, facts['num_classes'])
   # A program that computes in float64 must not widen the stored arrays.
   with jax.enable_x64(False):
     abstract = abstract_state(config, model, facts)
     state = reader.restore(step, abstract)
     params = jax.jit(lambda state: state.certified_params(model))(state)
-  resize, data = facts['resize'], config.dataset
-  if resize is None:  # Runs of earlier versions have it in config.json only.
-    resize = data.resize if data.name in sources.VARYING else 0
   return Restored(
     config=config,
     image_shape=image_shape,
-    num_classes=num_classes,
     model=registry.for_evaluation(model),
     params=params,
     step=step,
     class_names=facts['class_names'],
-    resize=resize,
+    resize=facts['resize'],
   )

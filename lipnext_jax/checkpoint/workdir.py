@@ -11,11 +11,8 @@ from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax.checkpoint import manifest
-from lipnext_jax.data import sources
 
 CONFIG_FILE = 'config.json'
-# Former defaults of fields, with which runs of earlier versions were made.
-_FORMER_DEFAULTS = {'dataset.resize': 256}
 
 
 def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
@@ -52,9 +49,6 @@ def hash_config(config: ml_collections.ConfigDict) -> str:
   """
   defaults = config_lib.fixed_fields(config_lib.default_config())
   own = config_lib.fixed_fields(config)
-  for name, value in _FORMER_DEFAULTS.items():
-    if own[name] == value:
-      del own[name]
   return manifest.hash_fields(
     {name: value for name, value in own.items() if value != defaults[name]}
   )
@@ -85,8 +79,8 @@ def read_config(
       field that is not free.
   """
   fields = _read_fields(workdir)
-  if fields.get('dataset.name') not in sources.VARYING:
-    fields.pop('dataset.resize', None)  # Unread, and perhaps a former default.
+  if fields.get('model.remat') == 'none':  # The default of earlier versions.
+    del fields['model.remat']
   overrides = overrides or {}
   for name, value in overrides.items():
     if not config_lib.FIELDS[name].free:

@@ -1,6 +1,6 @@
 """Finds config files of the package and parses the words after their colon.
 
-Config files use these functions as members of `lipnext_jax.config`.
+Config files use `parse_argument` and `smoke`, as members of `config`.
 """
 
 import pathlib

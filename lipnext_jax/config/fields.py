@@ -71,8 +71,9 @@ class Field:
     maximum: largest number allowed.
     choices: names allowed.
     duration: whether values are durations, such as '20 epochs'.
-    only_with: {other field: values, or `SET`}: the values of other fields with
-      which this field is read. With others it must keep its default.
+    only_with: {other field: values, or `SET`}: this field has an effect only
+      while each other field has one of these values; otherwise it must keep its
+      default.
     free: whether the field may change when a run is resumed, because it
       decides neither the model nor the sequence of updates.
   """
@@ -233,8 +234,8 @@ _DATASET = section(
   {'dataset.name': sources.VARYING},
   image_size=Field(
     0,
-    'Side of the images in pixels, as the network sees them; 0: their own '
-    'side if all have the same, else 224.',
+    'Side of the images in pixels, as the network sees them; 0: 224, or the '
+    'side that all images of a tfds or hf set have.',
   ),
   resize=Field(
     0,

@@ -43,7 +43,7 @@ def read(path: str) -> bytes:
     if not stat.S_ISREG(os.stat(path).st_mode):  # A pipe may block for ever.
       raise BadImageError('is not a regular file')
     with open(path, 'rb') as file:
-      return file.read(MAX_BYTES + 1)  # `decode` refuses so many.
+      return file.read(MAX_BYTES + 1)  # One more than `decode` accepts.
   except OSError as error:
     raise BadImageError(f'cannot be read ({error.strerror})') from None
 

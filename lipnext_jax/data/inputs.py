@@ -124,7 +124,7 @@ def _list_scaling(size: tuple[int, int], how: Preprocessing) -> list[str]:
 def _read_array(
   path: str, shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, list[str]]:
-  """Does for a .npy file what `read` does."""
+  """Reads a .npy file as `read` does."""
   # Mapped, because a header may claim more bytes than the file has.
   array = np.load(path, mmap_mode='r', allow_pickle=False)
   if not isinstance(array, np.ndarray):

@@ -16,17 +16,14 @@ import glob
 import os
 import shutil
 import sys
-from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax import terminal
 
 with errors.needing_extra('data', __name__):
-  from absl import flags
   import filelock
 
   from lipnext_jax.data import jobs
@@ -54,7 +51,7 @@ READERS: dict[str, Callable[..., archives.Contents]] = {
 
 
 class Options(NamedTuple):
-  """The arguments of the command line; see the flags below."""
+  """The arguments of the command line; see `main`."""
 
   name: str  # A key of `READERS`.
   source: str
@@ -177,6 +174,14 @@ def _check(options: Options) -> None:
   ):  # fmt: skip
     if not value:
       raise errors.ConfigError(f'--{flag}', '', 'is missing', f'add --{flag}=…')
+  for flag, number in (
+    ('resize', options.resize),
+    ('workers', options.workers),
+  ):
+    if number < 0:
+      raise errors.ConfigError(
+        f'--{flag}', number, 'is negative', 'choose 0 or more'
+      )
   if options.resize and options.name != 'imagenet':
     raise errors.ConfigError(
       '--resize',
@@ -218,65 +223,56 @@ def _report_bad(bad: Sequence[str], work: str, skip: bool) -> None:
     )
 
 
-flags.DEFINE_string(
-  'source', '', 'An archive, a folder of archives, or an extracted folder.'
-)
-flags.DEFINE_string(
-  'data_dir', '', 'Folder of prepared sets, as config.dataset.data_dir.'
-)
-flags.DEFINE_integer(
-  'resize',
-  0,
-  'Shorter side in pixels to which ImageNet is scaled down; 0: no scaling.',
-  lower_bound=0,
-)
-flags.DEFINE_integer(
-  'workers',
-  os.cpu_count() or 1,
-  'Worker processes; 0: none.',
-  lower_bound=0,
-)
-flags.DEFINE_bool(
-  'allow_partial', False, 'Accept unofficial files, and fewer examples.'
-)
-flags.DEFINE_bool(
-  'skip_bad', False, 'Leave out images that cannot be stored; count them.'
-)
+def main(argv: Sequence[str] | None = None) -> int:
+  """Prepares the set that the command line names; returns the exit code."""
+  # Worker processes import this module, and do without JAX.
+  from lipnext_jax.runtime import command
 
+  parser = command.Parser(
+    prog='python -m lipnext_jax.data.prepare',
+    description='Turns official archives into a set for training and TFDS.',
+  )
+  add = parser.add_argument
+  add('name', metavar='NAME', nargs='?', default='', help=', '.join(READERS))
+  add(
+    '--source',
+    default='',
+    help='an archive, a folder of archives, or an extracted folder',
+  )
+  add(
+    '--data_dir',
+    default='',
+    help='folder of prepared sets, as config.dataset.data_dir',
+  )
+  add(
+    '--resize',
+    type=int,
+    default=0,
+    help='shorter side in pixels to which ImageNet is scaled down; 0: none',
+  )
+  add(
+    '--workers',
+    type=int,
+    default=os.cpu_count() or 1,
+    help='worker processes; 0: none',
+  )
+  add(
+    '--allow_partial',
+    action='store_true',
+    help='accept unofficial files, and fewer examples',
+  )
+  add(
+    '--skip_bad',
+    action='store_true',
+    help='leave out images that cannot be stored; count them',
+  )
 
-def main(argv: Sequence[str]) -> int:
-  """Prepares the set that the command line names; returns the exit code.
-
-  Args:
-    argv: name of the program, flags, and name of a set.
-  """
-  known: errors.UserError
-  terminal.open_streams()
-  terminal.show_help(argv)
-  try:
-    names = flags.FLAGS(terminal.expand_home(argv))[1:]
-    values: dict[str, Any] = {
-      field: flags.FLAGS[field].value for field in Options._fields[1:]
-    }
-    prepare(Options(' '.join(names), **values))
+  def run() -> int:
+    prepare(Options(**vars(parser.parse_args(argv))))
     return 0
-  except flags.Error as error:
-    known = errors.ConfigError(
-      'command line',
-      ' '.join(argv[1:]),
-      f'was not understood ({" ".join(str(error).split())})',
-      'see `python -m lipnext_jax.data.prepare --help`',
-    )
-  except errors.UserError as error:
-    known = error
-  except OSError as error:  # A folder that cannot be written, a full disk.
-    known = errors.DataError(str(error))
-  except KeyboardInterrupt:
-    print('interrupted; the same command continues', file=sys.stderr)
-    return 130
-  print(f'error: {known}', file=sys.stderr)
-  return known.exit_code
+
+  return command.run(run)
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  sys.exit(main())

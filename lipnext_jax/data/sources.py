@@ -92,15 +92,21 @@ def info_of(dataset: Dataset) -> DatasetInfo:
 def describe(c: ml_collections.ConfigDict) -> DatasetInfo:
   """Returns the facts about `config.dataset`, of official sets without data.
 
+  The number of training examples of ImageNet-400 is an estimate.
+
   >>> from lipnext_jax import config as config_lib
   >>> c = config_lib.default_config().dataset
   >>> c.name = 'imagenet'
   >>> describe(c).image_shape, describe(c).train_examples
   ((224, 224, 3), 1281167)
   """
-  if c.name not in official.SETS:
+  found = official.SETS.get(c.name)
+  if c.name == 'imagenet400':
+    share, whole = 400, official.IMAGENET
+    count = share * whole.splits['train'] // whole.num_classes
+    found = whole._replace(num_classes=share, splits={'train': count})
+  if found is None:
     return info_of(load_dataset(c))
-  found = official.SETS[c.name]
   size = c.image_size or IMAGE_SIZE
   return DatasetInfo(
     image_shape=found.image_shape or (size, size, 3),

@@ -46,7 +46,7 @@ class DenseLayer(nn.Module):
 
 
 def neck_parametrization(parametrization: str) -> str:
-  """Returns the map that a neck has where the other matrices have this one.
+  """Returns the parametrization of the neck, given that of other matrices.
 
   Only Cholesky's map takes wide matrices as they are; the others would need a
   raw matrix of side h·w·c.

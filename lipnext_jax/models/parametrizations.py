@@ -168,7 +168,7 @@ ORTHOGONAL: dict[str, Callable[..., jax.Array]] = {
 class Parametrization(NamedTuple):
   """Map into O(n), with its initializers."""
 
-  to_orthogonal: Callable[[jax.Array], jax.Array]  # Its first m rows count.
+  to_orthogonal: Callable[[jax.Array], jax.Array]  # Its first m rows are used.
   raw_shape: Callable[[int, int], tuple[int, int]]  # (m, n) → that of V.
   initializers: Mapping[str, Any]  # By name, like `ORTHOGONAL`, for V.
 
@@ -183,7 +183,7 @@ _SKEW = {'haar': _gaussian, 'identity': nn.initializers.zeros}
 PARAMETRIZATIONS: dict[str, Parametrization] = {
   'cayley': Parametrization(cayley, lambda m, n: (n, n), _SKEW),
   'exponential': Parametrization(exponential, lambda m, n: (n, n), _SKEW),
-  # Gram–Schmidt: rows of W depend on the rows of V up to them alone.
+  # Gram–Schmidt: row i of W depends only on the rows 1 … i of V.
   'cholesky': Parametrization(cholesky, lambda m, n: (m, n), ORTHOGONAL),
   # Half of the columns: the largest family. The identity is not among them.
   'block_reflector': Parametrization(

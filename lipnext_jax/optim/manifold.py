@@ -231,7 +231,7 @@ class _Lifted:
 
   @jax.named_scope(PERIODIC)
   def sync(self, _, slow, total, x, alpha):
-    """Returns the update of X to X_slow·FastExp(η ΣΔ), that X_slow, ΣΔ = 0."""
+    """Returns X's update to the new X_slow, the new X_slow, and ΣΔ = 0."""
     moved = self.rotate(None, slow, alpha * total)
     # `total - total`, not zeros: only a result that is computed from `total`
     # lets the compiler write over it in place.
@@ -239,7 +239,7 @@ class _Lifted:
 
   @jax.named_scope(PERIODIC)
   def retract(self, update, x=0.0) -> jax.Array:
-    """Returns the update of X (X_slow: of 0) to the polar factor of the sum."""
+    """Returns polar(X + update) − X, or polar(`update`) without X."""
     return retraction_lib.polar_retract(x + update, self.retraction) - x
 
   def is_ambient(self, x) -> bool:

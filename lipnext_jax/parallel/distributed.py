@@ -50,7 +50,7 @@ def start(
       raise errors.ConfigError(
         '--coordinator',
         given,
-        'is not a place in a run of several processes',
+        'do not fit together',
         'give host:port, --num_processes=N and --process_id from 0 to N − 1; '
         "or 'auto' or 'env' alone",
       )

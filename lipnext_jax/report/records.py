@@ -90,7 +90,7 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
 
   Returns:
     'image_shape' [H, W, ch], 'num_classes', 'train_examples', 'class_names', ()
-    if they are not known, and 'resize', None if an earlier version ran.
+    if they are not known, and 'resize'.
 
   Raises:
     ConfigError: run.json is missing or does not hold these facts.
@@ -101,7 +101,7 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
     numbers = h, w, ch, facts['num_classes'], facts['train_examples']
     if any(type(n) is not int or not 0 < n < 2**31 for n in numbers):
       raise ValueError('a number is not a count')
-    names, resize = facts.get('class_names') or (), facts.get('resize')
+    names, resize = facts.get('class_names') or (), facts['resize']
     if names and len(names) != facts['num_classes']:
       raise ValueError('a class without a name')
   except (OSError, ValueError, KeyError, IndexError, TypeError) as error:

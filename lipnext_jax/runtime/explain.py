@@ -41,22 +41,24 @@ def explain(error: BaseException) -> errors.UserError | None:
     )
   if isinstance(error, MemoryError):
     return errors.OutOfMemoryError(
-      f'out of memory ({quote(error)}): lower dataset.workers, batch_size or '
-      'eval.batch_size; what was saved is intact'
+      f'out of memory ({quote(error)}): lower dataset.workers or '
+      'eval.batch_size (or, in a new workdir, batch_size); what was saved is '
+      'intact'
     )
   if not isinstance(error, jax.errors.JaxRuntimeError):
     return None
   if 'RESOURCE_EXHAUSTED' in str(error):
     return errors.OutOfMemoryError(
-      f'a device is out of memory ({quote(error)}): lower batch_size or '
-      "eval.batch_size, set model.remat='block', or split the "
-      'parameters over more devices (mesh.fsdp); what was saved is intact'
+      f'a device is out of memory ({quote(error)}): set '
+      "model.remat='block', lower eval.batch_size, split the parameters over "
+      'more devices (mesh.fsdp) or, in a new workdir, lower batch_size; what '
+      'was saved is intact'
     )
   if jax.process_count() > 1 and re.search(_GONE, str(error), re.IGNORECASE):
     return errors.LostProcessError(
       f'process {jax.process_index()} of {jax.process_count()}: another one is '
       f'gone or does not answer ({quote(error)}); its own message says why. '
-      'What was saved before is intact: the same command goes on there'
+      'What was saved before is intact: run the same command to resume'
     )
   return None
 

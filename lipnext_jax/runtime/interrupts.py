@@ -33,7 +33,7 @@ class StoppedError(errors.UserError):
       'what was saved is intact' if step is None else f'step {step} is saved'
     )
     super().__init__(
-      f'stopped by {name}; {saved}, the same command goes on there'
+      f'stopped by {name}; {saved}, run the same command to resume'
     )
     self.exit_code = 128 + signum
 

@@ -29,16 +29,15 @@ def test_a_workdir_of_the_same_config_is_accepted(tmp_path, tiny_config):
   checkpoint.check_workdir(str(workdir), tiny_config)
 
 
-def test_a_run_from_before_a_default_changed_is_the_same_run(
-  tmp_path, tiny_config
-):
+def test_a_run_that_kept_all_activations_goes_on(tmp_path, tiny_config):
+  """Earlier versions had the choice 'none', and it was the default."""
   checkpoint.write_config(str(tmp_path), tiny_config)
   before = checkpoint.hash_config(tiny_config)
-  change(tmp_path, **{'dataset.resize': 256})
+  change(tmp_path, **{'model.remat': 'none'})
   checkpoint.check_workdir(str(tmp_path), tiny_config)
-  assert checkpoint.hash_config(checkpoint.read_config(str(tmp_path))) == before
-  change(tmp_path, **{'dataset.name': 'imagenet'})  # There it was read.
-  assert checkpoint.read_config(str(tmp_path)).dataset.resize == 256
+  stored = checkpoint.read_config(str(tmp_path))
+  assert stored.model.remat == 'products'
+  assert checkpoint.hash_config(stored) == before
 
 
 def test_a_workdir_of_another_config_is_refused(tmp_path, tiny_config):

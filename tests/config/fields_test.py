@@ -156,8 +156,7 @@ def digest(fields):
 def test_the_fixed_fields_are_those_of_the_runs_that_exist():
   """Old runs could not be resumed if a name, default or `free` changed.
 
-  A new field changes the digest, and older runs have its default. The former
-  default of `dataset.resize` is tested in tests/checkpoint/workdir_test.py.
+  A new field changes the digest, and older runs have its default.
   """
   default = config_lib.fixed_fields(config_lib.default_config())
   assert digest(default) == (
