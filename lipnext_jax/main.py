@@ -145,10 +145,28 @@ def _explain_override(
   argv: Sequence[str], error: Exception
 ) -> errors.ConfigError:
   """Explains in one line an error that parsing `--config.x=…` raised."""
-  for arg in argv:
-    name, _, value = arg.lstrip('-').partition('=')
+  given = [arg.lstrip('-').partition('=')[::2] for arg in argv[1:]]
+  if 'config' not in dict(given):
+    return errors.ConfigError('--config', None, 'is missing', 'add --config=…')
+  for name, value in given:
+    path = value.partition(':')[0]
+    if name == 'config' and path and not os.path.isfile(path):
+      return errors.ConfigError(
+        '--config', value, 'is not a file', '`--help` lists the configs'
+      )
     field = name.removeprefix('config.')
-    if field == name or field in config_lib.FIELDS:
+    if field == name:
+      continue
+    if field in config_lib.FIELDS and value:
+      kind = type(config_lib.FIELDS[field].default)
+      if kind in (int, float) and not _is_number(kind, value):
+        return errors.ConfigError(
+          f'--{name}',
+          value,
+          f'is not of type {kind.__name__}',
+          f'write e.g. {config_lib.FIELDS[field].default}',
+        )
+    if field in config_lib.FIELDS:
       continue
     if not any(known.startswith(f'{field}.') for known in config_lib.FIELDS):
       return errors.ConfigError(
@@ -165,6 +183,14 @@ def _explain_override(
     f'was not understood ({reason})',
     'see `python -m lipnext_jax.main --help` and lipnext_jax/config/fields.py',
   )
+
+
+def _is_number(kind: type, value: str) -> bool:
+  try:
+    kind(value)
+  except ValueError:
+    return False
+  return True
 
 
 def _exit(error: errors.UserError, at_once: bool = False) -> NoReturn:

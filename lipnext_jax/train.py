@@ -198,6 +198,7 @@ def train_and_evaluate(
   parallel.check_batch_size('eval.batch_size', config.eval.batch_size, mesh)
   with report.stopwatch('reading the data', patience=1):
     dataset = sources.load_dataset(config.dataset)
+  report.check_data(workdir, config.dataset.data_dir, dataset)
   for note in dataset.notes:
     report.log(note)
   streams = pipeline.build_streams(config, dataset) if train else []

@@ -12,6 +12,7 @@ import pytest
 from lipnext_jax import certify
 
 JOURNEY = """
+import os
 import sys
 from lipnext_jax import main
 from lipnext_jax.certify import __main__ as certify
@@ -24,6 +25,14 @@ main.main(main._parse(sys.argv))
 assert not certify.main(['--workdir=~/run', '--export=~/x.lipnext'])
 for flag in ('--workdir=~/run', '--predictor=~/x.lipnext'):
   assert not certify.main([flag, '--certificate=fast', '--json', '~/images'])
+images = os.path.expanduser('~/images/')
+os.rename(images + 'noon', images + 'day')
+try:
+  main.main([])
+except SystemExit as stopped:
+  assert stopped.code == 2
+else:
+  raise AssertionError('The labels of a finished run changed.')
 """
 
 
@@ -56,6 +65,7 @@ def test_a_folder_becomes_a_predictor_that_agrees_on_every_file(
   out, err = done.stdout, done.stderr
   assert 'no test split: 4 of 24 images are held out' in err
   assert 'compiling the train step …' in err
+  assert "has 'day' as class 0, not 'night <b>', as when the run in" in err
   table = out[: out.index('{')]
   assert 'CRA at ℓ2 ε = 36/255' in table
   assert 'Lipschitz bound Λ' in table

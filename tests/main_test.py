@@ -54,7 +54,7 @@ def finish(process):
 MISTAKES = {
   '--config.model.dept=3': 'is not a config field; did you mean model.depth?',
   '--config.optimiser.name=adam': 'did you mean optimizer.name?',
-  '--config.model.depth=deep': 'config.model.depth=deep: invalid literal',
+  '--config.model.depth=deep': "config.model.depth='deep' is not of type int",
   '--config.model.patch_size=3': 'choose one of 1, 2, 4, 8',
   '--config.mesh.data=3': '8 devices',
   '--config.dataset.name=npz --config.dataset.data_dir=/no': 'does not exist',
@@ -64,7 +64,7 @@ MISTAKES = {
   'extra': "argument='extra' is not a flag",
   '--config=': '--config',
   '--config=lipnext_jax:digit': 'is not a config of the package; choose',
-  '--config=configs/none.py': 'configs/none.py',
+  '--config=configs/none.py': "config='configs/none.py' is not a file",
 }
 
 
@@ -87,8 +87,9 @@ def test_a_mistake_is_one_line_exit_2_and_nothing_on_disk(
   assert not os.listdir(tmp_path)
 
 
-def test_a_missing_workdir_is_named(run_main):
+def test_a_missing_workdir_or_config_is_named(run_main):
   check_mistake(run_main(DIGITS), '--workdir=None is missing')
+  check_mistake(run_main('--config.seed=1'), '--config=None is missing')
   with pytest.raises(AssertionError):
     check_mistake(run_main('--mode=config', DIGITS), '')
 
@@ -207,7 +208,7 @@ def test_a_disk_that_is_full_is_one_line_and_costs_nothing(
     last = err.splitlines()[-1]
     assert last.startswith('error: ')
     assert said in last
-    assert 'intact: make room or permit writing' in last
+    assert 'intact: make room, permit writing' in last
     assert 70 in saved_steps(workdir)
   check_same_numbers(workdir, calm, run_main)
 

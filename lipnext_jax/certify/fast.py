@@ -32,6 +32,11 @@ from lipnext_jax.certify import radius
 from lipnext_jax.models import head
 from lipnext_jax.models import layers
 
+# Counted as one more constant d. 64·2⁻²⁴ of it, 2⁻⁵¹, is more than features lose
+# where numbers below 2⁻¹²⁶ become zero: 2⁻⁶³ √(h w c) in the squares of the
+# pooling, and far less in products.
+_UNDERFLOW = 2.0**-33
+
 
 class Constants(NamedTuple):
   """Two numbers of a model, from which fast certificates are made.
@@ -72,8 +77,8 @@ def prove_constants(
   if not np.all((rows >= radius.SANE[0]) & (rows <= radius.SANE[1])):
     raise ValueError('a row of head/kernel has a norm outside [2⁻⁶⁰, 2⁶⁰].')
   factors = [max(1.0, f) for layer in bounds.values() for f in layer]
-  offset = math.prod(factors) * bound.sum_constants(params)[0]
-  offset += np.max(np.abs(bias))
+  constants = bound.sum_constants(params)[0] + _UNDERFLOW
+  offset = math.prod(factors) * constants + np.max(np.abs(bias))
   # Covers up to 2²⁰ roundings of positive numbers.
   offset = float(offset * (1 + 2.0**-30))
   return Constants(bound.bound_product(bounds), offset)

@@ -117,11 +117,18 @@ class Predictor:
 
     Raises:
       ValueError: the constants of the weights cannot be proved.
-      ConfigError: the certificate is rigorous, and the model or the device
-        supports fast ones alone.
+      ConfigError: the certificate is unknown; or it is rigorous, and the model
+        or the device supports fast ones alone.
     """
     self.model, self.params, self.image_shape = contents[:3]
     self.certificate, self.class_names = contents[3:5]
+    if self.certificate not in CERTIFICATES:
+      raise errors.ConfigError(
+        'certificate',
+        self.certificate,
+        'is unknown',
+        f'choose {" or ".join(CERTIFICATES)}',
+      )
     bounds = bound.lipschitz_bounds(self.params)
     constants = fast.prove_constants(self.params, bounds)
     self.versions = contents.versions

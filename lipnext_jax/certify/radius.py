@@ -76,7 +76,7 @@ def rival_radii(
   logits, head_kernel = jnp.asarray(logits), jnp.asarray(head_kernel)
   _check(logits, head_kernel, lipschitz, floor)
   unit = float(jnp.finfo(logits.dtype).eps) / 2
-  floor = jnp.asarray(floor, logits.dtype).reshape(-1, 1)
+  floor = jnp.maximum(jnp.asarray(floor, logits.dtype), 0).reshape(-1, 1)
   least = SLACK * unit * jnp.max(jnp.abs(logits), axis=-1, keepdims=True)
   predictions = jnp.argmax(logits, axis=-1).astype(jnp.int32)
   apart = SLACK * float(jnp.finfo(head_kernel.dtype).eps) / 2
@@ -129,6 +129,8 @@ def _check(logits, head_kernel, lipschitz, floor) -> None:
     raise ValueError(f'{jnp.shape(lipschitz)=}: Λ is one number.')
   if jnp.shape(floor) not in ((), (batch,)):
     raise ValueError(f'{jnp.shape(floor)=} is neither [] nor [{batch}].')
+  if not isinstance(floor, jax.core.Tracer) and np.any(np.asarray(floor) < 0):
+    raise ValueError(f'{floor=} would add to the margins: give at least 0.')
   if not isinstance(lipschitz, jax.core.Tracer) and not lipschitz >= SANE[0]:
     raise ValueError(f'{lipschitz=} is no bound Λ: give at least 2⁻⁶⁰.')
   if not isinstance(head_kernel, jax.core.Tracer) and not np.all(
@@ -163,7 +165,8 @@ def certified_accuracy(
   ...                    np.array([1, 0]), [0.25, 0.5])
   {0.25: 50.0, 0.5: 0.0}
   """
-  predictions, radii, labels = map(np.asarray, (predictions, radii, labels))
+  predictions, labels = np.asarray(predictions), np.asarray(labels)
+  radii = np.asarray(radii, np.float64)  # NumPy would round ε to float32.
   if not predictions.shape == radii.shape == labels.shape == (labels.size,):
     raise ValueError(
       f'{predictions.shape=}, {radii.shape=}, {labels.shape=}: give [n] each.'

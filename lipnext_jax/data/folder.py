@@ -84,12 +84,12 @@ def open_folder(
     if test_dir:
       problems.append(f'{test_dir}: needs {train_dir} beside it')
     train_dir, test_dir = data_dir, None
-  classes = _list_visible(train_dir)[0]
+  classes, loose = _list_visible(train_dir)
   if len(classes) < 2:
-    problems.append(
-      f'{train_dir}: holds {len(classes)} folders of images; at least two '
-      'classes are needed'
-    )
+    problem = f'holds {len(classes)} folders of images, and needs two or more'
+    if any(map(_is_image, loose)):
+      problem += f'; it holds images itself: give {os.path.dirname(train_dir)}?'
+    raise _refuse(data_dir, [*problems, f'{train_dir}: {problem}'], [])
   bad: list[str] = []
   splits = []
   for directory in filter(None, (train_dir, test_dir)):

@@ -44,12 +44,18 @@ def expand(names: Sequence[str], stdin: TextIO) -> Iterator[str]:
   """Yields file names: folders as the files below them, '-' as stdin's lines.
 
   The files of a folder are those of `folder.list_files`.
+
+  Raises:
+    DataError: a folder has none.
   """
   for name in names:
     if name == '-':
       yield from expand([line.rstrip('\n') for line in stdin], stdin)
     elif os.path.isdir(name):
-      yield from folder.list_files(name)
+      found = folder.list_files(name)
+      if not found:
+        raise errors.DataError(f'{name}: holds no images')
+      yield from found
     elif name:
       yield name
 

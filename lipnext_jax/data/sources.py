@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+import hashlib
 import math
 import os
 from typing import NamedTuple
@@ -31,6 +32,7 @@ class Dataset(NamedTuple):
   resize: int = 0  # Shorter side in pixels before a crop; 0: no resizing.
   class_names: tuple[str, ...] = ()  # By label; empty if classes have no names.
   notes: tuple[str, ...] = ()  # Messages to the user about how it was read.
+  train_files: str = ''  # Hash of the names of the training files; '': none.
 
   @property
   def train_to_evaluate(self) -> views.Source:
@@ -253,6 +255,10 @@ def _image_set(config: ml_collections.ConfigDict) -> Dataset:
     test = views.resized(test, resize, size)
   elif not config.workers and len(train) * math.prod(image_shape) <= _CACHE:
     train = views.Cached(train)
+  train_files = ''
+  if config.name == 'folder':
+    names = '\0'.join(train.names()).encode('utf-8', 'surrogateescape')
+    train_files = hashlib.sha256(names).hexdigest()
   return Dataset(
     image_shape=image_shape,
     num_classes=len(splits.class_names),
@@ -261,6 +267,7 @@ def _image_set(config: ml_collections.ConfigDict) -> Dataset:
     resize=resize,
     class_names=tuple(map(errors.printable, splits.class_names)),
     notes=notes,
+    train_files=train_files,
   )
 
 

@@ -10,6 +10,7 @@ with errors.needing_extra('train', __name__):
   from lipnext_jax.report.metrics import Progress
   from lipnext_jax.report.metrics import stopwatch
   from lipnext_jax.report.page import write_page
+  from lipnext_jax.report.records import check_data
   from lipnext_jax.report.records import read_data_facts
   from lipnext_jax.report.records import write_inputs
   from lipnext_jax.report.records import write_records
@@ -17,6 +18,7 @@ with errors.needing_extra('train', __name__):
 __all__ = [
   'MetricWriter',
   'Progress',
+  'check_data',
   'log',
   'read_data_facts',
   'stopwatch',

@@ -60,6 +60,7 @@ def write_records(
     'num_classes': dataset.num_classes,
     'class_names': dataset.class_names,
     'train_examples': len(dataset.train),
+    'train_files': dataset.train_files,
     'notes': dataset.notes,
   }
   files.write_json(path, [*starts, {**describe_run(mesh), 'data': data}])
@@ -90,7 +91,7 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
 
   Returns:
     'image_shape' [H, W, ch], 'num_classes', 'train_examples', 'class_names', ()
-    if they are not known, and 'resize'.
+    if they are not known, 'resize', and 'train_files', '' if not known.
 
   Raises:
     ConfigError: run.json is missing or does not hold these facts.
@@ -102,6 +103,8 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
     if any(type(n) is not int or not 0 < n < 2**31 for n in numbers):
       raise ValueError('a number is not a count')
     names, resize = facts.get('class_names') or (), facts['resize']
+    if type(resize) is not int:
+      raise ValueError('resize is not a number')
     if names and len(names) != facts['num_classes']:
       raise ValueError('a class without a name')
   except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -116,8 +119,50 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
     'num_classes': facts['num_classes'],
     'train_examples': facts['train_examples'],
     'class_names': tuple(errors.printable(str(name)) for name in names),
-    'resize': resize if type(resize) is int else None,
+    'resize': resize,
+    'train_files': str(facts.get('train_files', '')),
   }
+
+
+def check_data(workdir: str, data_dir: str, dataset: sources.Dataset) -> None:
+  """Checks that a run, if there is one, was trained on these data.
+
+  A class or an image more or less changes labels, and the split of a folder.
+
+  Args:
+    workdir: workdir of a run, or a new one.
+    data_dir: `config.dataset.data_dir`.
+    dataset: the data, as they are now.
+
+  Raises:
+    ConfigError: classes or training images are others.
+  """
+  try:
+    stored = read_data_facts(workdir)
+  except errors.ConfigError:  # There is no run, or its record is damaged.
+    return
+  changes = []
+  if stored['num_classes'] != dataset.num_classes:
+    changes.append(
+      f'{dataset.num_classes} classes, not {stored["num_classes"]}'
+    )
+  names = zip(stored['class_names'], dataset.class_names, strict=False)
+  for label, (before, now) in enumerate(names):
+    if before != now:
+      changes.append(f'{now!r} as class {label}, not {before!r}')
+  if stored['train_examples'] != len(dataset.train):
+    changes.append(
+      f'{len(dataset.train)} training images, not {stored["train_examples"]}'
+    )
+  elif stored['train_files'] not in ('', dataset.train_files):
+    changes.append('training images of other names')
+  if changes:
+    raise errors.ConfigError(
+      'dataset.data_dir',
+      data_dir,
+      f'has {changes[0]}, as when the run in {workdir} was made',
+      'restore the data, or choose another --workdir',
+    )
 
 
 def describe_run(mesh: jax.sharding.Mesh) -> dict[str, Any]:

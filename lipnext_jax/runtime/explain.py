@@ -31,7 +31,7 @@ def explain(error: BaseException) -> errors.UserError | None:
     where = f'{error.filename}: ' if error.filename else ''
     return errors.WorkdirError(
       f'{where}{error.strerror or error}; what was saved before is intact: '
-      'make room or permit writing, then start again'
+      'make room, permit writing or name another place, then start again'
     )
   if type(error).__module__.partition('.')[0] in _CLOUD:
     return errors.WorkdirError(

@@ -147,6 +147,38 @@ def test_constants_are_amplified_by_what_stretches_and_by_no_less():
   assert more.offset == pytest.approx(found.offset + 3 * 2 * 5, rel=1e-3)
 
 
+def test_features_that_vanish_on_the_way_certify_nothing(monkeypatch):
+  """Convolutions scale down by 2¹²⁴, where float32 ends, and up again."""
+  model = models.LiResNet(
+    num_classes=2,
+    depth=3,
+    width=2,
+    patch_size=1,
+    dense_depth=0,
+    dense_width=2,
+    padding='circular',
+    kernel_size=1,
+    activation='beta_abs',
+    beta=0.0,
+  )
+  # Exact logits: x − 1/2 and 1/8. Computed ones: 0 and 1/8 for the second x.
+  images = np.float32([0.750025, 0.749975]).reshape(2, 1, 1, 1)
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  shapes = jax.eval_shape(model.explicit_params, variables['params'])
+  params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+  params['stem']['conv_circular'][0, 0, 0, 0] = 2.0**-62
+  for layer, scale in enumerate((2.0**-62, 2.0**62, 2.0**62)):
+    params['blocks']['conv_circular'][layer, 0, 0] = scale * np.eye(2)
+  params['neck']['Q'][:], params['head']['kernel'][:] = np.eye(2), np.eye(2)
+  params['head']['bias'][1] = 1 / 8
+  _, radii = fast.fast_certifier(model, params)(images)
+  assert not np.any(np.min(radii, axis=-1))
+  monkeypatch.setattr(fast, '_UNDERFLOW', 0.0)
+  predictions, radii = fast.fast_certifier(model, params)(images)
+  assert predictions.tolist() == [0, 1]  # Within 5e-5 of each other, and yet:
+  assert np.min(radii) > 0.05
+
+
 @pytest.mark.parametrize('scale', [0.0, 1e-25, 1e20, np.nan])
 def test_rows_that_float32_cannot_normalise_are_refused(scale):
   params = make()

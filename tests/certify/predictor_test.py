@@ -84,6 +84,8 @@ def test_rigorous_predictors_give_rigorous_radii(made):
   predictor = certify.load_predictor(path, certificate='rigorous')
   wanted = certify.rigorous_radius(model, params, images)
   np.testing.assert_array_equal(predictor(images)[1], wanted.radii)
+  with pytest.raises(errors.ConfigError, match="'Rigorous' is unknown"):
+    certify.load_predictor(path, certificate='Rigorous')
 
 
 def test_the_manifest_says_what_the_certificate_is_about(made, loaded):

@@ -150,6 +150,7 @@ LOGITS, EYE = np.float32([[0, 3, 1], [2, 2, 0], [4, 0, 1]]), jnp.eye(3)
     ((LOGITS, EYE, -1.0), 'no bound'),
     ((LOGITS, EYE, math.nan), 'no bound'),
     ((LOGITS, EYE, 1.0, np.ones((3, 1))), 'floor'),
+    ((LOGITS, EYE, 1.0, -5.0), 'would add to the margins'),
   ],
 )
 def test_misuse_is_refused(args, problem):
@@ -259,8 +260,8 @@ def check_accuracy(fn):
     got = fn(predictions, cast, labels, epsilons)
     assert list(got) == epsilons
     for epsilon in epsilons:
-      # NumPy compares float32 radii with ε in float32.
-      bound = Fraction(float(dtype(epsilon)))
+      # NumPy would compare float32 radii with ε in float32.
+      bound = Fraction(epsilon)
       counted = sum(
         bool(p == y) and Fraction(float(r)) > bound
         for p, r, y in zip(predictions, cast, labels, strict=True)

@@ -128,3 +128,10 @@ def test_an_image_damaged_later_is_named_when_it_is_read(tree):
   os.truncate(f'{tree}/train/dog/deep/er/2.jpeg', 300)
   with pytest.raises(errors.DataError, match=r'2\.jpeg: cannot be decoded'):
     _ = train[5]
+
+
+def test_the_folder_of_one_class_is_refused_in_one_line(tree, capsys):
+  with pytest.raises(errors.DataError, match=f'give {tree}/train') as caught:
+    folder.open_folder(f'{tree}/train/dog')
+  assert 'holds 1 folders of images' in str(caught.value)  # The one below it.
+  assert len(capsys.readouterr().err.splitlines()) == 1

@@ -193,7 +193,7 @@ def test_every_class_has_its_numbers_and_its_histogram(run, text):
     shares = [
       page.percent(hit.sum(), 12).replace('\u00a0', ' ') for hit in hits
     ]
-    median = page.radius(np.median(run.certified[mine]))
+    median = page.radius(np.sort(run.certified[mine])[5])  # Of twelve.
     assert row == [f'class {c}', '12', *shares, median]
     pairs = [np.sum(mine & (predictions == j)) for j in range(10)]
     assert [int(cell) for cell in matrix[c + 1][1:]] == pairs
