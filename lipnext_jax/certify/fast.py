@@ -32,7 +32,7 @@ from lipnext_jax.certify import radius
 from lipnext_jax.models import head
 from lipnext_jax.models import layers
 
-# Counted as one more constant d. 64·2⁻²⁴ of it, 2⁻⁵¹, is more than features lose
+# Counted as one more constant d. 64·2⁻²⁴ of it, 2⁻⁵¹, is more than what is lost
 # where numbers below 2⁻¹²⁶ become zero: 2⁻⁶³ √(h w c) in the squares of the
 # pooling, and far less in products.
 _UNDERFLOW = 2.0**-33
