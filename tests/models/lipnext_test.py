@@ -70,6 +70,27 @@ def test_a_nan_pixel_reaches_the_logits():
   np.testing.assert_array_equal(np.isnan(f).all(axis=1), [False, True, False])
 
 
+@pytest.mark.parametrize('shift_ratio', [1 / 8, 0.0])
+def test_second_derivatives_are_differences_of_gradients(shift_ratio):
+  with jax.enable_x64(True):
+    model = build(dtype=jnp.float64, shift_ratio=shift_ratio)
+    params, x = random_params(model), images().astype(np.float64)
+    direction = np.random.default_rng(8).normal(size=x.shape)
+
+    def gradient(x):
+      return jax.grad(
+        lambda x: jnp.sum(jnp.sin(model.apply({'params': params}, x)))
+      )(x)
+
+    found = jax.jit(jax.grad(lambda x: jnp.vdot(gradient(x), direction)))(x)
+    step, slope = 1e-5, jax.jit(gradient)
+    ends = slope(x + step * direction), slope(x - step * direction)
+    wanted = (ends[0] - ends[1]) / (2 * step)
+  assert np.max(np.abs(found)) > 1e-2
+  # Differences of order step², and rounding over the step.
+  np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-7)
+
+
 def test_an_unknown_pool_is_refused():
   with pytest.raises(ValueError, match="'mean' must be one of"):
     build(pool='mean').init(jax.random.key(0), images())
