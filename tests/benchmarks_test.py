@@ -111,7 +111,9 @@ def test_a_transcription_is_the_same_step(name):
     *train_step_candidates.SIZES['tiny'], 8, jnp.float32, 1 / 16
   )
   batch = train_step_candidates.make_batch(shape)
-  ours = train_step_candidates.lipnext(shape, 'products', False, 'highest', batch)
+  ours = train_step_candidates.lipnext(
+    shape, 'products', False, 'highest', batch
+  )
   with jax.numpy_rank_promotion('allow'):  # The paper's equations promote.
     theirs = getattr(train_step_candidates, name)(shape, batch)
     for steps in (0, 7, 7):  # Two syncs of the lookahead.
