@@ -157,16 +157,16 @@ def _explain_override(
     field = name.removeprefix('config.')
     if field == name:
       continue
-    if field in config_lib.FIELDS and value:
-      kind = type(config_lib.FIELDS[field].default)
-      if kind in (int, float) and not _is_number(kind, value):
+    if field in config_lib.FIELDS:
+      default = config_lib.FIELDS[field].default
+      kind = type(default)
+      if value and kind in (int, float) and not _is_number(kind, value):
         return errors.ConfigError(
           f'--{name}',
           value,
           f'is not of type {kind.__name__}',
-          f'write e.g. {config_lib.FIELDS[field].default}',
+          f'write e.g. {default}',
         )
-    if field in config_lib.FIELDS:
       continue
     if not any(known.startswith(f'{field}.') for known in config_lib.FIELDS):
       return errors.ConfigError(

@@ -160,7 +160,7 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def _median(radii: np.ndarray) -> float:
-  """Returns the largest radius that at least half of the radii reach."""
+  """Returns the lower median, as the quantiles on the page do."""
   return float(np.quantile(radii, 0.5, method='inverted_cdf'))
 
 
