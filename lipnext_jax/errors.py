@@ -16,6 +16,15 @@ def printable(text: str) -> str:
   )
 
 
+def one_line(error: BaseException) -> str:
+  r"""Returns the message of an error in one line, or its kind if it is empty.
+
+  >>> one_line(ValueError('two\n  lines')), one_line(EOFError())
+  ('two lines', 'EOFError')
+  """
+  return ' '.join(str(error).split())[:300] or type(error).__name__
+
+
 class UserError(Exception):
   r"""An error with a cause outside of the code; it is shown without traceback.
 

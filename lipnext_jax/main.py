@@ -176,11 +176,10 @@ def _explain_override(
         f'did you mean {config_lib.closest(field)}? All fields: '
         'lipnext_jax/config/fields.py',
       )
-  reason = ' '.join(str(error).split())[:300]
   return errors.ConfigError(
     'command line',
     ' '.join(argv[1:]),
-    f'was not understood ({reason})',
+    f'was not understood ({errors.one_line(error)})',
     'see `python -m lipnext_jax.main --help` and lipnext_jax/config/fields.py',
   )
 

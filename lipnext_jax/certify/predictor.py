@@ -342,8 +342,7 @@ def read_contents(path: str) -> Contents:
     if manifest.get('sha256') != _digest(texts, arrays):
       raise ValueError('its checksum does not match: it is damaged')
   except Exception as error:  # Damaged headers, JSON or sizes raise many kinds.
-    reason = ' '.join(str(error).split())[:200]
-    problem = f'is no predictor that can be read ({reason})'
+    problem = f'is no predictor that can be read ({errors.one_line(error)})'
     raise errors.ConfigError('predictor', path, problem, _REMEDY) from None
   return contents
 

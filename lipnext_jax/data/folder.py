@@ -18,7 +18,8 @@ from lipnext_jax.data import views
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 # Files and folders that Windows and macOS leave behind.
 _LITTER = ('Thumbs.db', 'desktop.ini', '__MACOSX')
-_TEST_SPLITS = ('test', 'val')
+# Names of test splits; the first that a set has is used.
+TEST_SPLITS = ('test', 'validation', 'val')
 _SHOWN = 100  # Problems that are listed.
 
 
@@ -64,8 +65,8 @@ def open_folder(
   folders are ignored.
 
   Args:
-    data_dir: a folder with train/ and test/ (or val/), or with the folders of
-      the classes.
+    data_dir: a folder with train/ and one of `TEST_SPLITS`, or with the folders
+      of the classes.
     skip_bad: whether to leave out files that are not whole images, instead of
       raising an error.
 
@@ -77,7 +78,7 @@ def open_folder(
     DataError: the folder has problems, which are listed on stderr.
   """
   train_dir = os.path.join(data_dir, 'train')
-  tests = [os.path.join(data_dir, name) for name in _TEST_SPLITS]
+  tests = [os.path.join(data_dir, name) for name in TEST_SPLITS]
   test_dir = next(filter(os.path.isdir, tests), None)
   problems: list[str] = []
   if not os.path.isdir(train_dir):

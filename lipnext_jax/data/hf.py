@@ -102,8 +102,9 @@ def _load(path: str) -> Any:
   try:
     return datasets.load_from_disk(path)
   except Exception as error:  # Arrow, JSON and fsspec raise their own kinds.
-    reason = ' '.join(str(error).split())[:300]
-    raise errors.DataError(f'{path}: cannot be read ({reason})') from None
+    raise errors.DataError(
+      f'{path}: cannot be read ({errors.one_line(error)})'
+    ) from None
 
 
 def _find(path: str, features: Any, kind: type) -> str:

@@ -11,9 +11,6 @@ from lipnext_jax import errors
 from lipnext_jax.data import folder
 from lipnext_jax.data import official
 
-# Names of test splits; the first that a set has is used.
-_TEST_SPLITS = ('test', 'validation', 'val')
-
 
 class Splits(NamedTuple):
   """The splits of a set: sources of uint8 images and labels."""
@@ -83,7 +80,7 @@ def _find_test(data_dir: str, splits: Sequence[str]) -> str | None:
     raise errors.DataError(
       f'{data_dir}: has no split called train, only {", ".join(splits)}'
     )
-  return next((name for name in _TEST_SPLITS if name in splits), None)
+  return next((name for name in folder.TEST_SPLITS if name in splits), None)
 
 
 def _open_official(data_dir: str, name: str) -> Splits:

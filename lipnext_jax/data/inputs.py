@@ -94,7 +94,7 @@ def read(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
   except BadInputError:
     raise
   except Exception as error:  # NumPy evaluates headers: any error.
-    raise BadInputError(' '.join(str(error).split()) or repr(error)) from None
+    raise BadInputError(errors.one_line(error)) from None
   if pixels.shape[:2] != (h, w):
     found = '×'.join(map(str, pixels.shape[:2]))
     raise BadInputError(

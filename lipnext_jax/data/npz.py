@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 
+from lipnext_jax import errors
 from lipnext_jax.data import views
 
 
@@ -43,8 +44,7 @@ class NpzSource(views.Source):
           arrays = np.load(file, allow_pickle=False)
           self.images, self.labels = arrays['image'], arrays['label']
     except Exception as error:  # NumPy evaluates headers: any error.
-      text = ' '.join(str(error).split())
-      raise ValueError(f'cannot be read ({text})') from None
+      raise ValueError(f'cannot be read ({errors.one_line(error)})') from None
     images, labels = self.images, self.labels
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
       raise ValueError(f'has {images.dtype}{images.shape} as `image`')

@@ -173,7 +173,7 @@ class RecordSource:
     except errors.DataError:
       raise
     except Exception as error:  # TFDS and protobuf raise any kind.
-      raise errors.DataError(f'{where}: {_line(error)}') from None
+      raise errors.DataError(f'{where}: {errors.one_line(error)}') from None
     self.splits = list(builder.info.splits)
     self.class_names = list(features[self._label_key].names)
     self.num_classes = len(self.class_names)
@@ -215,7 +215,7 @@ class RecordSource:
       try:
         labels = np.load(path, allow_pickle=False)
       except (OSError, ValueError, EOFError) as error:
-        raise errors.DataError(f'{path}: {_line(error)}') from None
+        raise errors.DataError(f'{path}: {errors.one_line(error)}') from None
       if labels.shape == (len(self),) and labels.dtype == np.int32:
         return labels
       raise errors.DataError(f'{path}: does not fit its shards; delete it')
@@ -233,7 +233,7 @@ class RecordSource:
     try:
       return self._records[index]
     except Exception as error:  # ArrayRecord and protobuf raise any kind.
-      raise self._error(index, {}, _line(error)) from None
+      raise self._error(index, {}, errors.one_line(error)) from None
 
   def _label(self, index, example) -> np.int32:
     label = int(example[self._label_key])
@@ -300,7 +300,3 @@ def _encode(item: archives.Item, form: Form) -> bytes:
       f'is {list(stored.shape)} instead of {list(wanted)}'
     )
   return stored.data
-
-
-def _line(error: Exception) -> str:
-  return ' '.join(str(error).split())[:300] or type(error).__name__

@@ -51,10 +51,13 @@ def test_classes_are_sorted_folders_and_shared_by_the_splits(tree, formats):
   assert labels(test) == [1]
   again = pickle.loads(pickle.dumps(train))
   np.testing.assert_array_equal(again[5]['image'], train[5]['image'])
-  os.rename(f'{tree}/test', f'{tree}/val')
-  assert folder.open_folder(tree)[1].names() == ['val/dog/x.png']
+  before = 'test'
+  for name in ('val', 'validation'):
+    os.rename(f'{tree}/{before}', f'{tree}/{name}')
+    assert folder.open_folder(tree)[1].names() == [f'{name}/dog/x.png']
+    before = name
   # No test split, and no splits at all.
-  os.rename(f'{tree}/val', f'{tree}/.val')
+  os.rename(f'{tree}/{before}', f'{tree}/.val')
   assert folder.open_folder(tree)[1] is None
   flat = folder.open_folder(f'{tree}/train')
   assert flat[1] is None

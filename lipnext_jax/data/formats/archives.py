@@ -272,5 +272,6 @@ def _naming(where: str) -> Iterator[None]:
   except errors.DataError:
     raise
   except Exception as error:  # tarfile and zipfile raise many kinds.
-    reason = ' '.join(str(error).split()) or type(error).__name__
-    raise errors.DataError(f'{where}: cannot be read ({reason})') from None
+    raise errors.DataError(
+      f'{where}: cannot be read ({errors.one_line(error)})'
+    ) from None

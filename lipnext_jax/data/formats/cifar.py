@@ -156,5 +156,6 @@ def _unpickle(where: str, data: bytes, keys: list[str]) -> list[np.ndarray]:
     batch = _Unpickler(io.BytesIO(data), encoding='latin1').load()
     return [np.asarray(batch[key]) for key in keys]
   except Exception as error:  # A malformed pickle raises any error.
-    reason = ' '.join(str(error).split())[:200]
-    raise errors.DataError(f'{where}: is malformed ({reason})') from None
+    raise errors.DataError(
+      f'{where}: is malformed ({errors.one_line(error)})'
+    ) from None
