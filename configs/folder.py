@@ -3,9 +3,9 @@
     python -m lipnext_jax.main --config=configs/folder.py --workdir=runs/mine \
       --config.dataset.data_dir=/my/images
 
-The folder holds train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE), or
-CLASS/IMAGE, of which a fifth of each class becomes the test split. Words after
-a colon, in any order:
+The folder holds train/CLASS/IMAGE and test/CLASS/IMAGE (or validation/ or val/
+in the place of test/), or CLASS/IMAGE, of which a fifth of each class becomes
+the test split. Words after a colon, in any order:
 
 * `size=64`, the default, or `size=32`, `size=96`, `size=128`, `size=224`: side
   in pixels to which images are scaled and cropped;

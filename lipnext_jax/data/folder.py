@@ -205,6 +205,7 @@ def _refuse(
   leave_out = ', or leave out bad files with dataset.skip_bad=True'
   return errors.DataError(
     f'{data_dir}: {count}{found[0]}. Expected: train/CLASS/IMAGE and '
-    'test/CLASS/IMAGE (or val/), or CLASS/IMAGE, which is split automatically; '
+    'test/CLASS/IMAGE (or validation/, val/), or CLASS/IMAGE, which is split '
+    'automatically; '
     f'mend it{leave_out if bad else ""}'
   )
