@@ -23,7 +23,6 @@ rounding of the term itself.
 """
 
 from collections.abc import Callable
-import functools
 
 import numpy as np
 
@@ -35,45 +34,54 @@ _CHEAP = 4
 _DENSE = 1024
 
 
-def kernel_bound(
-  kernel: np.ndarray, grid: tuple[int, int], padding: str
-) -> float:
-  """Bounds ‖x ↦ convolve(x, kernel)‖₂ on [h, w, ch] arrays from above.
+def circular_bound(kernel: np.ndarray, grid: tuple[int, int]) -> float:
+  """Bounds the norm of a convolution with circular padding from above.
 
   Args:
-    kernel: [k, k, ch, c], finite, of any float dtype that float64 holds.
+    kernel: [k, k, ch, c], of any float dtype that float64 holds.
     grid: (h, w).
-    padding: 'circular' or 'zero'.
 
   Raises:
-    ValueError: `kernel` is not finite or not held by float64, or `padding` is
-      unknown.
+    ValueError: `kernel` is not finite or not held by float64.
   """
-  kernel = norms.to_float64(kernel)
-  if not np.all(np.isfinite(kernel)):
-    raise ValueError('kernel_bound: the kernel is not finite.')
-  if padding not in ('circular', 'zero'):
-    raise ValueError(f"{padding=} must be 'circular' or 'zero'.")
-  k = kernel.shape[0]
-  if padding == 'zero' and grid[0] * grid[1] * max(kernel.shape[2:]) <= _DENSE:
-    return norms.norm_bound(matrix(kernel, grid))
-  h, w = (n + k - 1 if padding == 'zero' else n for n in grid)
+  kernel = norms.to_finite64(kernel)
+  k, (h, w) = len(kernel), grid
   rows, columns = _phases(h, h, k), _phases(w, w // 2 + 1, k)
   symbols = np.einsum('ha,wb,abio->hwio', rows, columns, kernel)
-  symbols = symbols.reshape(-1, *kernel.shape[-2:])
   # Σ_t |W_t|, for the rounding of the sums above.
   total = np.sum(np.abs(kernel), axis=(0, 1))
   unit = norms.UNIT_ROUNDOFF
   rounding = 2 * (k * k + 48) * unit * float(np.linalg.norm(total))
-  return _largest(symbols) * (1 + 4 * unit) + rounding
+
+  symbols = symbols.reshape(-1, *kernel.shape[2:])
+  real = [norms.realified(symbol) for symbol in symbols]
+  cheap = np.array([norms.norm_bound(w, _CHEAP) for w in real])
+  largest = 0.0
+  for i in np.argsort(-cheap):
+    if cheap[i] <= largest:  # The others are no larger.
+      break
+    largest = max(largest, norms.norm_bound(real[i]))
+  return largest * (1 + 4 * unit) + rounding
 
 
-def matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-  """Returns the matrix [h·w·c, h·w·ch] of a convolution with zero padding.
+def zero_bound(kernel: np.ndarray, grid: tuple[int, int]) -> float:
+  """Bounds the norm of a convolution with zero padding; see `circular_bound`.
 
-  It is exact, for a kernel [k, k, ch, c] on the grid (h, w).
+  >>> kernel = 3 * np.eye(2).reshape(1, 1, 2, 2)
+  >>> 3 <= zero_bound(kernel, (4, 4)) < 3.001
+  True
   """
-  k = kernel.shape[0]
+  kernel = norms.to_finite64(kernel)
+  h, w = grid
+  if h * w * max(kernel.shape[2:]) <= _DENSE:
+    return norms.norm_bound(_matrix(kernel, grid))
+  k = len(kernel)
+  return circular_bound(kernel, (h + k - 1, w + k - 1))
+
+
+def _matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+  """Returns the exact matrix [h·w·c, h·w·ch] of a zero-padded convolution."""
+  k, _, inputs, outputs = kernel.shape
   # Input i reaches output o through tap i − o + (k − 1)//2, if there is one.
   rows, columns = (
     np.arange(n)[None, :] - np.arange(n)[:, None] + (k - 1) // 2 for n in grid
@@ -81,10 +89,9 @@ def matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
   padded = np.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # Tap k is zero.
   rows, columns = (np.where((t >= 0) & (t < k), t, k) for t in (rows, columns))
   taps = padded[rows[:, None, :, None], columns[None, :, None, :]]
-  h, w = grid
-  return taps.transpose(0, 1, 5, 2, 3, 4).reshape(
-    h * w * kernel.shape[3], h * w * kernel.shape[2]
-  )
+  cells = grid[0] * grid[1]
+  taps = taps.transpose(0, 1, 5, 2, 3, 4)
+  return taps.reshape(cells * outputs, cells * inputs)
 
 
 def _phases(n: int, count: int, taps: int) -> np.ndarray:
@@ -93,26 +100,11 @@ def _phases(n: int, count: int, taps: int) -> np.ndarray:
   return np.exp(-2j * np.pi * turns / n)
 
 
-def _largest(matrices: np.ndarray) -> float:
-  """Bounds max ‖W‖₂ from above over complex matrices [f, m, n].
-
-  A matrix whose cheap bound is below the maximum so far needs no better one.
-  """
-  real = [norms.realified(w) for w in matrices]
-  cheap = np.array([norms.norm_bound(w, _CHEAP) for w in real])
-  best = 0.0
-  for i in np.argsort(-cheap):
-    if cheap[i] <= best:
-      break
-    best = max(best, norms.norm_bound(real[i]))
-  return best
-
-
 def spectrum_bound(spectrum: np.ndarray, grid: tuple[int, int]) -> float:
   """Bounds max(1, ‖conv‖₂) from above for a half spectrum.
 
   Args:
-    spectrum: [h, w//2 + 1, 2, c, c], finite, of any float dtype.
+    spectrum: [h, w//2 + 1, 2, c, c], of any float dtype that float64 holds.
     grid: (h, w).
 
   Raises:
@@ -136,7 +128,7 @@ def spectrum_bound(spectrum: np.ndarray, grid: tuple[int, int]) -> float:
 BOUNDS: dict[
   str, tuple[int, Callable[[np.ndarray, tuple[int, int]], float]]
 ] = {
-  'conv_circular': (4, functools.partial(kernel_bound, padding='circular')),
-  'conv_zero': (4, functools.partial(kernel_bound, padding='zero')),
+  'conv_circular': (4, circular_bound),
+  'conv_zero': (4, zero_bound),
   'spectrum': (5, spectrum_bound),
 }

@@ -1,31 +1,43 @@
 """Proves upper bounds on the spectral norms of matrices, in float64.
 
-A matrix near the orthogonal group is bounded through D = WᵀW − I, a symmetric
-matrix, with m = 8 (`spectral_norm_bound`):
+`spectral_norm_bound` is tight for matrices near the orthogonal group (proof in
+docs/certificates.md). `norm_bound` is for all others (B. Delattre et al.,
+"Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram
+Iteration", ICML 2023).
 
-    ‖W‖₂² = ‖WᵀW‖₂ <= 1 + ‖D‖₂,    ‖D‖₂ = ‖D^m‖₂^{1/m} <= ‖D^m‖_F^{1/m}.
-
-Any other matrix is bounded through WᵀW itself, with m = 4096 (`norm_bound`;
-B. Delattre et al., "Efficient Bound of Lipschitz Constant for Convolutional
-Layers by Gram Iteration", ICML 2023).
-
-The rounding of these computations is added. With u = 2⁻⁵³ and γ_n =
-n·u/(1 − n·u), any order of summation gives |fl(AB) − AB| <= γ_n |A||B|
-elementwise (N. Higham, "Accuracy and Stability of Numerical Algorithms", §3.5),
-so ‖fl(AB) − AB‖₂ <= γ_n ‖A‖_F ‖B‖_F. It holds with fused multiply-adds, but not
-for Strassen's algorithm, which NumPy's BLAS does not use. The code takes twice
-each such term, to cover underflow and the rounding of the term itself.
+A product fl(AB) is off by γ_n ‖A‖_F ‖B‖_F at most, in any order of summation
+and with fused multiply-adds, but not with Strassen's algorithm, which NumPy's
+BLAS does not use. The code adds twice this, to cover underflow and the rounding
+of the term itself.
 """
 
 import math
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from lipnext_jax.certify import rounding as rounding_lib
 
-UNIT_ROUNDOFF = rounding_lib.FLOAT64.unit
-_gamma = rounding_lib.FLOAT64.gamma
+class Arithmetic(NamedTuple):
+  """A floating-point format."""
+
+  unit: float  # Unit roundoff u: half the gap between 1 and the next number.
+  tiny: float  # Smallest normal number; smaller ones may become zero.
+
+  def gamma(self, n: int) -> float:
+    """Computes γ_n = n·u / (1 − n·u), which bounds n roundings (Higham).
+
+    Raises:
+      ValueError: n·u >= 1/2.
+    """
+    if n * self.unit >= 0.5:
+      raise ValueError(f'{n} roundings of {self.unit:.1e} have no bound.')
+    return n * self.unit / (1 - n * self.unit)
+
+
+FLOAT64 = Arithmetic(2.0**-53, 2.0**-1022)
+FLOAT32 = Arithmetic(2.0**-24, 2.0**-126)
+UNIT_ROUNDOFF = FLOAT64.unit
 # Above this ‖D‖₂, the largest eigenvalue of D is bounded, too.
 _NEAR = 1e-4
 _SQUARINGS = 3  # m = 2³: ‖D^8‖_F^{1/8} <= n^{1/16} ‖D‖₂.
@@ -47,10 +59,18 @@ def to_float64(array: Any) -> np.ndarray:
   raise ValueError(f'{array.dtype} numbers that float64 does not hold.')
 
 
+def to_finite64(array: Any) -> np.ndarray:
+  """Returns `to_float64` of an array; raises ValueError if it is not finite."""
+  wide = to_float64(array)
+  if not np.all(np.isfinite(wide)):
+    raise ValueError(f'an array of shape {wide.shape} is not finite.')
+  return wide
+
+
 def frobenius_norm_bound(a: np.ndarray) -> float:
   """Bounds ‖a‖_F from above; the sum of squares rounds by γ_{size + 2}."""
   a = np.asarray(a, np.float64)
-  return float(np.linalg.norm(a)) * (1 + 2 * _gamma(a.size + 2))
+  return float(np.linalg.norm(a)) * (1 + 2 * FLOAT64.gamma(a.size + 2))
 
 
 def _symmetric(a: np.ndarray) -> np.ndarray:
@@ -82,7 +102,7 @@ def norm_bound(w: np.ndarray, squarings: int = _NORM_SQUARINGS) -> float:
   w = np.ldexp(w, -exponent)
   inner = norm_bound(_symmetric(w.T @ w), squarings - 1)
   frobenius = frobenius_norm_bound(w)
-  rounding = 2 * _gamma(w.shape[0]) * frobenius * frobenius
+  rounding = 2 * FLOAT64.gamma(w.shape[0]) * frobenius * frobenius
   # 1 + 8u covers the few scalar operations, the root included.
   scaled = math.sqrt(inner + rounding) * (1 + 8 * UNIT_ROUNDOFF)
   # Scaling back may round to a subnormal number.
@@ -101,11 +121,9 @@ def spectral_norm_bound(w: np.ndarray) -> float:
   >>> 1.001 <= spectral_norm_bound(1.001 * np.eye(3)) < 1.0011
   True
   """
-  w = to_float64(w)
+  w = to_finite64(w)
   if w.ndim != 2:
     raise ValueError(f'spectral_norm_bound needs a matrix [m, n]: {w.shape=}.')
-  if not np.all(np.isfinite(w)):
-    raise ValueError('spectral_norm_bound: the matrix is not finite.')
   if w.shape[0] < w.shape[1]:
     w = w.T
   m, n = w.shape
@@ -116,23 +134,16 @@ def spectral_norm_bound(w: np.ndarray) -> float:
       return max(1.0, frobenius)
     # The product rounds by γ_m ‖W‖_F². Subtracting I rounds the diagonal, in
     # norm by u(1 + ‖W‖_F²) at most.
-    rounding = 2 * _gamma(m + 2) * (frobenius * frobenius + math.sqrt(n))
+    rounding = 2 * FLOAT64.gamma(m + 2) * (frobenius * frobenius + math.sqrt(n))
     defect = norm_bound(d, _SQUARINGS)
     if _NEAR < defect < math.inf:
-      defect = min(defect, _largest_eigenvalue_upper(d, defect))
+      # D + νI >= 0 for ν >= ‖D‖₂, so that λ_max(D) = ‖D + νI‖₂ − ν. A matrix
+      # that shrinks has a small λ_max(D) beside its ‖D‖₂.
+      top = norm_bound(d + defect * np.eye(n), _NORM_SQUARINGS - 1)
+      # The shift rounds diagonal entries below 2ν.
+      largest = max(0.0, top - defect) + 8 * UNIT_ROUNDOFF * (defect + top)
+      defect = min(defect, largest)
   return math.sqrt(1 + defect + rounding) * (1 + 8 * UNIT_ROUNDOFF)
-
-
-def _largest_eigenvalue_upper(d: np.ndarray, norm: float) -> float:
-  """Bounds max(0, λ_max(d)) from above for a symmetric d with ‖d‖₂ <= norm.
-
-  D + norm·I has no negative eigenvalue, so its norm is λ_max(D) + norm, which
-  twelve squarings bound to 0.1 %. Only λ_max stretches: a matrix that shrinks
-  gets a bound near 1.
-  """
-  shifted = d + norm * np.eye(len(d))  # Rounds diagonal entries below 2·norm.
-  top = norm_bound(shifted, _NORM_SQUARINGS - 1)
-  return max(0.0, top - norm) + 8 * UNIT_ROUNDOFF * (norm + top)
 
 
 def realified(w: np.ndarray) -> np.ndarray:

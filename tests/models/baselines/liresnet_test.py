@@ -86,7 +86,7 @@ def test_parameters_are_euclidean_and_start_well_conditioned():
   for raw in (params['neck']['Q_raw'], *params['dense']['Q_raw']):
     np.testing.assert_allclose(raw @ raw.T, np.eye(6), rtol=0, atol=1e-5)
   residual = params['blocks']['conv_zero_raw']
-  norms = [convolution.kernel_bound(k, (2, 3), 'zero') for k in residual]
+  norms = [convolution.zero_bound(k, (2, 3)) for k in residual]
   assert max(norms) < 2 / len(residual)
 
 
