@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import timing
 from lipnext_jax import certify
 from lipnext_jax import models
-from lipnext_jax.certify import chain
+from lipnext_jax.certify import norms as norms_lib
 from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
 
@@ -68,10 +68,12 @@ def main():
   # The bound that a proof for float32 would have to subtract.
   norms = np.linalg.norm((images - 0.5).reshape(len(images), -1), axis=-1)
   reach = rounding.propagate(
-    chain.lipnext_chain(params), norms + found.radii, rounding.FLOAT32
+    rounding.lipnext_chain(params),
+    norms + found.radii,
+    norms_lib.FLOAT32,
   )
   proved = rigorous.pair_errors(
-    reach, rigorous.read_head(params), found.predictions, rounding.FLOAT32
+    reach, rigorous.read_head(params), found.predictions, norms_lib.FLOAT32
   )
 
   print(

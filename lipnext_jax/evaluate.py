@@ -19,9 +19,9 @@ import numpy as np
 
 from lipnext_jax import certify
 from lipnext_jax import parallel
-from lipnext_jax.certify import chain
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
+from lipnext_jax.certify import rounding
 from lipnext_jax.models import interface
 from lipnext_jax.models import registry
 
@@ -73,8 +73,8 @@ class Evaluator:
       `certify.CERTIFICATES`.
 
   Raises:
-    ConfigError: the certificate is rigorous, and the devices have no IEEE
-      double precision.
+    ConfigError: the certificate is rigorous, and the model or the devices
+      support fast ones alone.
   """
 
   def __init__(
@@ -84,7 +84,7 @@ class Evaluator:
     certificate: str = 'fast',
   ):
     if certificate == 'rigorous':
-      rigorous.require_double(mesh.devices.flat[0].platform)
+      rigorous.require(model, mesh.devices.flat[0].platform)
     self._model = registry.for_evaluation(model)
     self._certificate = certificate
     self._on_batch = parallel.batch_sharding(mesh)
@@ -104,12 +104,18 @@ class Evaluator:
   def certify(self, params: Any, batches: Iterable[Batch]) -> Evaluation:
     """Proves Λ of the weights and certifies every example once.
 
+    The processes share the proof: a billion parameters take minutes.
+
     Args:
       params: certified weights on the devices.
       batches: batches of `data.pipeline.eval_batches`; padding is dropped.
     """
     host = jax.tree.map(parallel.to_host, params)
-    factors = prove_factors(host)
+    part = jax.process_index(), jax.process_count()
+    factors = {
+      name: parallel.largest(np.array(bounds)).tolist()
+      for name, bounds in certify.lipschitz_bounds(host, part=part).items()
+    }
     if self._certificate == 'rigorous':
       result = self._certify_rigorous(params, host, factors, batches)
     else:
@@ -118,10 +124,7 @@ class Evaluator:
     return result._replace(lipschitz_bounds=factors)
 
   def certify_fast(
-    self,
-    params: Any,
-    batches: Iterable[Batch],
-    constants: fast.Constants,
+    self, params: Any, batches: Iterable[Batch], constants: fast.Constants
   ) -> Evaluation:
     """Certifies in float32 with given constants."""
     on_device = jax.device_put(constants.on_device(), self._on_all)
@@ -129,17 +132,10 @@ class Evaluator:
       self._fast_step(params, parallel.put_batch(b, self._on_batch), on_device)
       for b in batches
     )
-    return Evaluation(
-      ids=columns['id'],
-      labels=columns['label'],
-      predictions=columns['predictions'],
-      radii=columns['radii'],
-      lipschitz_bound=constants.lipschitz,
-    )
+    return Evaluation(**columns, lipschitz_bound=constants.lipschitz)
 
   def _certify_rigorous(self, params, host, factors, batches):
     """Certifies in float64, with its rounding subtracted."""
-    head, steps = rigorous.read_head(host), chain.lipnext_chain(host, factors)
 
     def put(batch):
       image = rigorous.to_unit64(batch['image'])
@@ -149,12 +145,15 @@ class Evaluator:
       wide = jax.tree.map(widen, params, host)
       columns = _join(self._rigorous_step(wide, put(b)) for b in batches)
     found = rigorous.radii_from_logits(
-      columns['logits'], columns['norms'], head, steps
+      columns.pop('logits'),
+      columns.pop('norms'),
+      rigorous.read_head(host),
+      rounding.lipnext_chain(host, factors),
+      certify.bound_product(factors),
     )
     errors = found.logit_errors[found.radii > 0]
     return Evaluation(
-      ids=columns['id'],
-      labels=columns['label'],
+      **columns,
       predictions=found.predictions,
       radii=found.radii,
       lipschitz_bound=found.lipschitz,
@@ -165,35 +164,18 @@ class Evaluator:
 
   def _run_fast(self, params, batch, constants):
     predictions, radii = fast.rival_radii(
-      self._model, params, batch['image'], constants
+      self._model, params, batch.pop('image'), constants
     )
-    radii = jnp.min(radii, axis=-1)
-    return {'predictions': predictions, 'radii': radii, **_kept(batch)}
+    return {
+      'predictions': predictions,
+      'radii': jnp.min(radii, axis=-1),
+      **batch,
+    }
 
   def _run_rigorous(self, params, batch):
     """Returns float64 logits and upper bounds on the norms of the images."""
-    logits, norms = rigorous.forward(self._model, params, batch['image'])
-    return {'logits': logits, 'norms': norms, **_kept(batch)}
-
-
-def prove_factors(params: Any) -> dict[str, list[float]]:
-  """Bounds the operators of a network in float64, split over the processes.
-
-  A billion parameters take minutes.
-
-  Args:
-    params: certified weights on the host.
-
-  Returns:
-    The factors of Λ, see `certify.lipschitz_bounds`.
-  """
-  bounds = certify.lipschitz_bounds(
-    params, part=(jax.process_index(), jax.process_count())
-  )
-  return {
-    name: parallel.largest(np.array(factors)).tolist()
-    for name, factors in bounds.items()
-  }
+    logits, norms = rigorous.forward(self._model, params, batch.pop('image'))
+    return {'logits': logits, 'norms': norms, **batch}
 
 
 def widen(p: jax.Array, host: np.ndarray) -> jax.Array:
@@ -208,17 +190,14 @@ def widen(p: jax.Array, host: np.ndarray) -> jax.Array:
   return jax.make_array_from_callback(p.shape, p.sharding, wide.__getitem__)
 
 
-def _kept(batch: Batch) -> Batch:
-  return {name: batch[name] for name in ('id', 'label', 'mask')}
-
-
-def _join(outputs: Iterable[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+def _join(outputs: Iterable[dict[str, jax.Array]]) -> dict[str, Any]:
   """Fetches the columns of all batches, sorted by id, without padding."""
-  columns = jax.device_get(list(outputs))
-  joined = {
-    name: np.concatenate([column[name] for column in columns])
-    for name in columns[0]
+  fetched = jax.device_get(list(outputs))
+  columns = {
+    name: np.concatenate([output[name] for output in fetched])
+    for name in fetched[0]
   }
-  order = np.argsort(joined['id'], kind='stable')
-  order = order[joined['mask'][order]]
-  return {name: column[order] for name, column in joined.items()}
+  order = np.argsort(columns['id'], kind='stable')
+  order = order[columns.pop('mask')[order]]
+  columns['ids'], columns['labels'] = columns.pop('id'), columns.pop('label')
+  return {name: column[order] for name, column in columns.items()}

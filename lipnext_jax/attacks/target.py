@@ -15,7 +15,6 @@ import numpy as np
 from lipnext_jax import certify
 from lipnext_jax.certify import rigorous
 from lipnext_jax.models import interface
-from lipnext_jax.models import layers
 
 BATCH_SIZE = 512  # Images in one forward pass.
 
@@ -112,13 +111,10 @@ def certified_target(
   predictor = certify.Predictor(
     certify.Contents(model, params, images.shape[1:], certificate)
   )
-  closed = certificate == 'rigorous'
-  if closed:
-    images = rigorous.to_unit64(images)
-    model = rigorous.float64_model(model)
+  images = predictor.to_unit(images)
+  if certificate == 'rigorous':
+    model = model.explicit(jax.numpy.float64)
     params = rigorous.float64_params(params)
-  else:
-    images = np.asarray(layers.to_unit(images), np.float32)
   batch_size = min(batch_size, len(images))
   found = [
     [column[:valid] for column in predictor(batch)]
@@ -132,6 +128,6 @@ def certified_target(
     predictions=predictions,
     radii=radii.astype(np.float64),
     lipschitz=predictor.lipschitz,
-    closed=closed,
+    closed=certificate == 'rigorous',
     batch_size=batch_size,
   )

@@ -1,11 +1,11 @@
 """Certified radii, the proved Lipschitz bound, and predictors in one file."""
 
 from lipnext_jax.certify.bound import bound_product
-from lipnext_jax.certify.bound import float32_above
 from lipnext_jax.certify.bound import lipschitz_bound
 from lipnext_jax.certify.bound import lipschitz_bounds
 from lipnext_jax.certify.fast import Constants
 from lipnext_jax.certify.fast import fast_certifier
+from lipnext_jax.certify.fast import float32_above
 from lipnext_jax.certify.fast import margin_floor
 from lipnext_jax.certify.fast import prove_constants
 from lipnext_jax.certify.predictor import CERTIFICATES

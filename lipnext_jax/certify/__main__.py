@@ -25,7 +25,6 @@ import numpy as np
 
 from lipnext_jax import certify
 from lipnext_jax import errors
-from lipnext_jax import models
 from lipnext_jax.certify import decimals
 from lipnext_jax.certify import predictor as predictor_lib
 from lipnext_jax.certify import rigorous
@@ -103,11 +102,28 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(args: argparse.Namespace) -> int:
   """Exports or certifies, as the flags say; returns the exit code."""
-  contents, name = _read(args)
+  if args.predictor:
+    contents = predictor_lib.read_contents(args.predictor)
+    name = args.predictor
+  else:
+    run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
+    contents = certify.Contents(
+      run.model,
+      run.params,
+      run.image_shape,
+      class_names=run.class_names,
+      resize=run.resize,
+      config={**config_lib.flatten(run.config), 'step': run.step},
+    )
+    name = f'{args.workdir}, step {run.step}'
+  why = 'asked for'
+  if args.certificate != 'fast':
+    why = rigorous.obstacle(contents.model, jax.default_backend())
+  certificate = args.certificate or ('fast' if why else 'rigorous')
   try:
-    if args.export or args.export_program:
-      return _export(args, contents)
-    certificate, note = _choose(args.certificate, contents.model)
+    if not args.images:
+      _export(args, contents)
+      return 0
     predictor = certify.Predictor(contents._replace(certificate=certificate))
   except ValueError as error:
     raise errors.ConfigError(
@@ -121,7 +137,7 @@ def _run(args: argparse.Namespace) -> int:
   facts = {
     'model': name,
     'certificate': _CLAIMS[certificate],
-    'note': note,
+    'note': _NOTE.format(why) if certificate == 'fast' else '',
     'lipschitz_bound': predictor.lipschitz,
     'preprocessing': how.describe(),
     'conversions': inputs.CONVERSIONS,
@@ -130,23 +146,7 @@ def _run(args: argparse.Namespace) -> int:
   return _certify_all(args, predictor, how, facts)
 
 
-def _read(args: argparse.Namespace) -> tuple[certify.Contents, str]:
-  """Reads the model of --predictor or --workdir; returns a name for it, too."""
-  if args.predictor:
-    return predictor_lib.read_contents(args.predictor), args.predictor
-  run = restore.restore(args.workdir, {'eval.checkpoint': args.checkpoint})
-  contents = certify.Contents(
-    run.model,
-    run.params,
-    run.image_shape,
-    class_names=run.class_names,
-    resize=run.resize,
-    config={**config_lib.flatten(run.config), 'step': run.step},
-  )
-  return contents, f'{args.workdir}, step {run.step}'
-
-
-def _export(args: argparse.Namespace, contents: certify.Contents) -> int:
+def _export(args: argparse.Namespace, contents: certify.Contents) -> None:
   """Writes the files that --export and --export_program name."""
   if args.export:
     manifest = certify.export_predictor(
@@ -164,20 +164,6 @@ def _export(args: argparse.Namespace, contents: certify.Contents) -> int:
     certify.export_program(args.export_program, *contents[:3])
     platforms = ', '.join(predictor_lib.PLATFORMS)
     print(f'{args.export_program}: program for {platforms}')
-  return 0
-
-
-def _choose(wanted: str | None, model: Any) -> tuple[str, str]:
-  """Returns the certificate's name, and a note on why it is fast, or ''."""
-  if wanted:
-    return wanted, _NOTE.format('asked for') if wanted == 'fast' else ''
-  platform = jax.default_backend()
-  if platform not in rigorous.DOUBLE_PRECISION:
-    return 'fast', _NOTE.format(f'a {platform} has no IEEE double precision')
-  if not isinstance(model, models.LipNeXt):
-    name = type(model).__name__
-    return 'fast', _NOTE.format(f'the rounding of {name} has no bound yet')
-  return 'rigorous', ''
 
 
 def _certify_all(

@@ -1,10 +1,9 @@
 """Proves an upper bound Λ on the Lipschitz constant of a model's backbone.
 
-The backbone is everything before the head. Its activations, its pooling and the
-constants that it adds (biases, positions) are 1-Lipschitz for any weights. The
-norm of every other operator is bounded from the stored weights: of matrices in
-`norms`, of convolutions in `convolution`. Λ is the product of these factors, in
-float64 with rounding accounted for. An array's name tells which operator it is.
+The backbone is everything before the head. Λ is the product of a factor per
+operator, bounded from the stored weights in float64 with rounding accounted
+for. Activations, pooling and constants are 1-Lipschitz for any weights. An
+array's name tells which operator it is. Proof: docs/certificates.md.
 """
 
 from collections.abc import Callable
@@ -28,21 +27,20 @@ from lipnext_jax.optim import recipe
 LARGEST_CONSTANTS = 2.0**10
 
 
-def operator_factor(path: str, norm: float) -> float:
+def operator_factor(kind: str, norm: float) -> float:
   """Bounds the Lipschitz constant of the operator that applies a matrix W.
 
-  A block of LipNeXt applies M (I + Rᵀ(S − I)R). The factor of M is ‖M‖₂, and
-  that of R is 2·max(1, ‖R‖₂²) − 1 (proof in docs/certificates.md). The factor
-  of any other matrix is its norm.
+  A block of LipNeXt applies M (I + Rᵀ(S − I)R). The factor of R is
+  2·max(1, ‖R‖₂²) − 1, and that of any other matrix is its norm.
 
   Args:
-    path: name of W, e.g. 'blocks/R'.
+    kind: last part of the name of W, e.g. 'R'.
     norm: upper bound on max(1, ‖W‖₂).
 
-  >>> operator_factor('blocks/M', 1.25), operator_factor('blocks/R', 1.0)
+  >>> operator_factor('M', 1.25), operator_factor('R', 1.0)
   (1.25, 1.0000000000000009)
   """
-  if _kind(path) != 'R':
+  if kind != 'R':
     return norm
   # Three roundings, each of at most 2u times the factor: 8u covers them.
   return (2 * norm * norm - 1) * (1 + 8 * norms.UNIT_ROUNDOFF)
@@ -53,19 +51,13 @@ def lipschitz_bound(
 ) -> float:
   """Proves Λ, an upper bound on the backbone's ℓ2 Lipschitz constant.
 
-  For LipNeXt, with an upper bound in the place of each norm,
-
-      Λ = ‖Q‖₂ Π ‖M‖₂ (2·max(1, ‖R‖₂²) − 1).
-
-  For other models, Λ is the product over all orthogonal matrices and
-  convolutions. Λ bounds the network in exact arithmetic; the rounding of this
-  computation is included, and that of the network is not.
-
-  Λ does not depend on the constants that layers add, but large ones cost the
-  logits digits in float32, and `certify.certified_radius` takes the logits for
-  exact. So constants whose norms sum to more than 2¹⁰·√tokens are refused. With
-  smaller ones, rounding may fake a radius of up to 0.004·√tokens. That is an
-  estimate, of 64 units of rounding: 64·2⁻²⁴·2¹⁰·√tokens.
+  Λ is the product of `lipschitz_bounds`. It bounds the network in exact
+  arithmetic and does not depend on the constants that layers add. But large
+  ones cost the logits digits in float32, and `certify.certified_radius` takes
+  the logits for exact, so constants whose norms sum to more than 2¹⁰·√tokens
+  are refused. With smaller ones, rounding may fake a radius of up to
+  0.004·√tokens. That is an estimate, of 64 units of rounding:
+  64·2⁻²⁴·2¹⁰·√tokens.
 
   Args:
     params: explicit parameters of a model, or `{'params': …}`.
@@ -112,14 +104,14 @@ def lipschitz_bounds(
   Returns:
     {name: a bound per layer}: for matrices, which are the leaves that
     `label_fn` calls orthogonal, and for convolutions on the grid of `stem/pos`,
-    which are the leaves named `conv_zero`, `conv_circular` (kernels) and
-    `spectrum` (a matrix per frequency).
+    which are the leaves that `convolution.BOUNDS` names.
 
   Raises:
     ValueError: a leaf has no label, is raw, not finite or not held by float64.
   """
   labels = jax.tree.leaves(label_fn(params))
   leaves = trees.named_leaves(params)
+  grids = [p.shape[:2] for n, p in leaves.items() if n.endswith('stem/pos')]
   bounds: dict[str, list[float]] = {}
   index, parts = part
   in_part = (i % parts == index for i in itertools.count())
@@ -129,16 +121,16 @@ def lipschitz_bounds(
         f'{name} is mapped to a matrix before it is applied; certify '
         'model.explicit_params(params).'
       )
-    stack = np.asarray(leaf)
-    kind = _kind(name)
+    stack, kind = np.asarray(leaf), name.rpartition('/')[2]
     if kind in convolution.BOUNDS:
-      grid = _grid(leaves, name)
+      if not grids:
+        raise ValueError(f'no stem/pos tells the grid of {name}.')
       ndim, bound = convolution.BOUNDS[kind]
       operators = stack.reshape(-1, *stack.shape[-ndim:])
-      bounds[name] = [bound(operator, grid) for operator in operators]
+      bounds[name] = [bound(operator, grids[0]) for operator in operators]
     if label == 'orthogonal':
       bounds[name] = [
-        operator_factor(name, norms.spectral_norm_bound(w))
+        operator_factor(kind, norms.spectral_norm_bound(w))
         if next(in_part)
         else 0.0
         for w in stack.reshape(-1, *stack.shape[-2:])
@@ -172,44 +164,23 @@ def sum_constants(params: Any) -> tuple[float, int]:
   >>> sum_constants({'stem': {'bias': np.array([3.0, 4.0])}})
   (5.0, 1)
   """
-  of_tokens: list[np.ndarray] = []
-  of_images: list[np.ndarray] = []
-  positions: list[np.ndarray] = []
-  for name, leaf in trees.named_leaves(params).items():
-    group, kind = name.removeprefix('params/').split('/')[0], _kind(name)
-    if kind == 'pos':
-      positions.append(norms.to_float64(leaf))
-    elif kind == 'bias' and group != 'head':
-      biases = of_images if group in ('neck', 'dense') else of_tokens
-      biases.append(norms.to_float64(leaf))
-  tokens = max((math.prod(p.shape[-3:]) for p in positions), default=1)
-  width = max((b.shape[-1] for b in of_tokens if b.ndim), default=1)
 
-  def total(constants, axes):
-    size = math.prod(constants.shape[-axes:])
-    rows = constants.reshape(-1, size)
+  def total(leaf, axes):
+    wide = norms.to_float64(leaf)
+    rows = wide.reshape(-1, math.prod(wide.shape[-axes:]))
     return np.sum(np.linalg.norm(rows, axis=-1))
 
-  norm = tokens**0.5 * sum(total(b, 1) for b in of_tokens)
-  norm += sum(total(b, 1) for b in of_images)
-  norm += width**0.5 * sum(total(p, 3) for p in positions)
+  tokens = width = 1
+  of_tokens = of_images = of_channels = 0.0
+  for name, leaf in trees.named_leaves(params).items():
+    path, shape = name.removeprefix('params/').split('/'), np.shape(leaf)
+    if path[-1] == 'pos':
+      tokens = max(tokens, math.prod(shape[-3:]))
+      of_channels += total(leaf, 3)
+    elif path[-1] == 'bias' and path[0] in ('neck', 'dense'):
+      of_images += total(leaf, 1)
+    elif path[-1] == 'bias' and path[0] != 'head':
+      width = max(width, math.prod(shape[-1:]))
+      of_tokens += total(leaf, 1)
+  norm = tokens**0.5 * of_tokens + of_images + width**0.5 * of_channels
   return float(norm), tokens
-
-
-def float32_above(value: float) -> np.float32:
-  """Returns the next float32 above `value`."""
-  with np.errstate(over='ignore'):  # Infinity is above, too.
-    return np.nextafter(np.float32(value), np.float32(np.inf))
-
-
-def _grid(leaves: Mapping[str, Any], name: str) -> tuple[int, int]:
-  """Returns (h, w) of `stem/pos` [h, w, 1], for the convolution `name`."""
-  for other, leaf in leaves.items():
-    if other.endswith('stem/pos'):
-      return leaf.shape[:2]
-  raise ValueError(f'no stem/pos tells the grid of {name}.')
-
-
-def _kind(name: str) -> str:
-  """Returns the last part of 'a/b/leaf'."""
-  return name.rpartition('/')[2]

@@ -1,18 +1,15 @@
 """Certifies in float32: Λ is proved, rounding is estimated and subtracted.
 
-The proof of a radius is about exact logits. Those of float32 are off by some
-multiple of 2⁻²⁴ times the features they come from, and Λ does not bound the
-features: a layer may add a large constant that the next one takes away. Fast
-certificates therefore subtract from every margin f_i − f_j
+Λ does not bound the features, and so not the rounding of float32: a layer may
+add a large constant that the next one takes away. Fast certificates therefore
+subtract from every margin f_i − f_j
 
     64·2⁻²⁴ (B + max|b|),    B = Λ‖x − 1/2‖ + Λ₊ Σ ‖d‖
 
 where b are the head's biases, d all constants that the backbone adds, and Λ₊ is
 the product of Λ's factors, none counted below 1. B bounds the features of each
-layer, times the constants of all later layers. This is much more than float32
-rounds by on any model that was measured: it costs trained models next to
-nothing, and weights with crafted constants get no radius. But it is an
-estimate; `rigorous` has a proof (docs/certificates.md).
+layer, times the constants of all later layers. It is an estimate; `rigorous`
+has a proof (docs/certificates.md).
 """
 
 from collections.abc import Callable
@@ -52,7 +49,13 @@ class Constants(NamedTuple):
 
   def on_device(self) -> 'Constants':
     """Returns the constants in float32, rounded up."""
-    return Constants(*map(bound.float32_above, self))
+    return Constants(*map(float32_above, self))
+
+
+def float32_above(value: float) -> np.float32:
+  """Returns the next float32 above `value`."""
+  with np.errstate(over='ignore'):  # Infinity is above, too.
+    return np.nextafter(np.float32(value), np.float32(np.inf))
 
 
 def prove_constants(
@@ -102,9 +105,7 @@ def margin_floor(
 def rival_radii(
   model: Any, params: Any, images: jax.typing.ArrayLike, constants: Constants
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes float32 predictions [b] and radii [b, k] in pure JAX.
-
-  The radii are those of `radius.rival_radii`.
+  """Computes float32 predictions [b] and `radius.rival_radii` [b, k].
 
   Args:
     model: explicit model, float32 at the highest precision.

@@ -40,21 +40,14 @@ FORMAT = 2  # Raised whenever an older loader would misread a newer file.
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 CERTIFICATES = ('fast', 'rigorous')
 """The names of the certificates: float32, and float64 with proved rounding."""
-UNITS = (
-  'ℓ2 distance between images as the network gets them (scaled and cropped to '
-  'image_shape), pixels in [0, 1]'
-)
-MODELS: dict[str, type[interface.CertifiedModel]] = {
-  kind.__name__: kind for kind in models.MODELS.values()
-}
-_PACKAGES = (jax, flax, np)
+_MODELS = {kind.__name__: kind for kind in models.MODELS.values()}
 _REMEDY = 'write it again with `python -m lipnext_jax.certify --export`'
 # Fields that the loader reads: name → whether that of the metadata is valid. If
 # the function fails, it is not.
 _FIELDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
   'format': lambda m: m['format'] == FORMAT,
   'model': lambda m: (
-    m['model']['name'] in MODELS and type(m['model']['options']) is dict
+    m['model']['name'] in _MODELS and type(m['model']['options']) is dict
   ),
   'image_shape': lambda m: (
     [type(n) for n in m['image_shape']] == [int] * 3
@@ -104,10 +97,9 @@ class Contents(NamedTuple):
 class Predictor:
   """A certified model: images → classes, radii.
 
-  `model`, `params`, `image_shape`, `certificate`, `class_names` and `versions`
-  are those of its `Contents`.
-
   Attributes:
+    contents: model, weights and facts about them. `image_shape`, `certificate`
+      and `class_names` are attributes of the predictor, too.
     lipschitz: Λ, proved from the weights.
     manifest: metadata of the predictor's file, as plain data.
   """
@@ -120,8 +112,8 @@ class Predictor:
       ConfigError: the certificate is unknown; or it is rigorous, and the model
         or the device supports fast ones alone.
     """
-    self.model, self.params, self.image_shape = contents[:3]
-    self.certificate, self.class_names = contents[3:5]
+    model, params, *_ = self.contents = contents
+    self.image_shape, self.certificate, self.class_names = contents[2:5]
     if self.certificate not in CERTIFICATES:
       raise errors.ConfigError(
         'certificate',
@@ -129,19 +121,17 @@ class Predictor:
         'is unknown',
         f'choose {" or ".join(CERTIFICATES)}',
       )
-    bounds = bound.lipschitz_bounds(self.params)
-    constants = fast.prove_constants(self.params, bounds)
-    self.versions = contents.versions
+    bounds = bound.lipschitz_bounds(params)
+    constants = fast.prove_constants(params, bounds)
     self.lipschitz = constants.lipschitz
     self.manifest = _describe(contents, constants)
     self._certifier: Callable[[np.ndarray], tuple[Any, ...]]
     if self.certificate == 'rigorous':
-      self._certifier = rigorous.rigorous_certifier(
-        self.model, self.params, bounds
-      )
+      self._certifier = rigorous.rigorous_certifier(model, params, bounds)
     else:
-      params = jax.device_put(self.params)
-      self._certifier = fast.fast_certifier(self.model, params, constants)
+      self._certifier = fast.fast_certifier(
+        model, jax.device_put(params), constants
+      )
 
   def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns classes [b] int32 and certified radii [b].
@@ -165,32 +155,29 @@ class Predictor:
     """Returns classes [b], radii [b, k] against each class, rounding errors.
 
     The radius against the predicted class is infinite. The errors [b] are
-    bounds E on the rounding of the logits; None for fast certificates.
-
-    Args:
-      images: see `__call__`.
-
-    Raises:
-      ValueError: see `__call__`.
+    bounds E on the rounding of the logits; None for fast certificates. For
+    Args and Raises see `__call__`.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != self.image_shape:
       shape = ', '.join(map(str, self.image_shape))
       raise ValueError(f'{images.shape=} is no batch [b, {shape}].')
-    is_rigorous = self.certificate == 'rigorous'
-    if is_rigorous:
-      unit = rigorous.to_unit64(images)
-    else:
-      unit = np.asarray(layers.to_unit(images), np.float32)
-    if not np.all((unit >= 0) & (unit <= 1)):
+    images = self.to_unit(images)
+    if not np.all((images >= 0) & (images <= 1)):
       raise ValueError(
         'pixels outside [0, 1]: give floats in [0, 1], or uint8.'
       )
-    found: Any = self._certifier(unit)
-    if is_rigorous:
+    found: Any = self._certifier(images)
+    if self.certificate == 'rigorous':
       return found.predictions, found.rival_radii, found.logit_errors
     classes, radii = map(np.asarray, found)
     return classes, radii, None
+
+  def to_unit(self, images: np.ndarray) -> np.ndarray:
+    """Converts floats in [0, 1] or uint8 to the pixels that are certified."""
+    if self.certificate == 'rigorous':
+      return rigorous.to_unit64(images)
+    return np.asarray(layers.to_unit(images), np.float32)
 
 
 def export_predictor(
@@ -208,7 +195,7 @@ def export_predictor(
 
   Args:
     path: file to write, replaced as a whole.
-    model: one of `MODELS`, in any training precision.
+    model: one of `lipnext_jax.models`, in any training precision.
     params: parameters of the model, float32.
     image_shape: (H, W, ch) of the images.
     certificate: default of `load_predictor`, 'fast' or 'rigorous'.
@@ -236,22 +223,22 @@ def export_predictor(
   >>> classes.shape, radii.shape, manifest['certificate']
   ((3,), (3,), 'fast')
   """
-
-  def to_host(leaf):
-    return np.asarray(leaf, order='C')  # safetensors writes memory as it is.
-
+  params = jax.tree.map(
+    lambda leaf: np.asarray(leaf, order='C'),  # It is written as it lies.
+    model.explicit_params(params),
+  )
   contents = Contents(
     model=model.explicit(),
-    params=jax.tree.map(to_host, model.explicit_params(params)),
+    params=params,
     image_shape=tuple(image_shape),
     certificate=certificate,
     class_names=tuple(class_names),
     resize=resize,
     config=dict(config or {}),
-    versions={p.__name__: p.__version__ for p in _PACKAGES},
+    versions={p.__name__: p.__version__ for p in (jax, flax, np)},
   )
-  manifest = _describe(contents, fast.prove_constants(contents.params))
-  arrays = traverse_util.flatten_dict(contents.params, sep='/')
+  manifest = _describe(contents, fast.prove_constants(params))
+  arrays = traverse_util.flatten_dict(params, sep='/')
   if type(_rebuild(manifest, arrays).model) is not type(model):
     raise ValueError(f'{type(model)} is not the model of that name.')
   metadata = {
@@ -259,8 +246,8 @@ def export_predictor(
     for name, value in manifest.items()
   }
   metadata['sha256'] = json.dumps(_digest(metadata, arrays))
-  safetensors = _import_safetensors(path)
-  files.write_bytes(path, safetensors.numpy.save(arrays, metadata))
+  data = _import_safetensors(path).numpy.save(arrays, metadata)
+  files.write_bytes(path, data)
   return manifest
 
 
@@ -275,17 +262,9 @@ def export_program(
   `jax.export.deserialize(data).call(weights, images)` gives classes [b] and
   radii [b] for float32 images in [0, 1] of any batch size. The weights are the
   arrays of the predictor file; the program contains the Λ that is proved from
-  these weights, and is valid for no others. JAX promises to run it for six
-  months, on CPUs, CUDA GPUs and TPUs. Run only programs that you trust.
+  these weights, and is valid for no others. See docs/certificates.md.
 
-  Args:
-    path: file to write, replaced as a whole.
-    model: any certified model.
-    params: parameters of the model, float32.
-    image_shape: (H, W, ch) of the images.
-
-  Raises:
-    ValueError: the constants of the weights cannot be proved.
+  Args and Raises are those of `export_predictor`.
   """
   params, model = model.explicit_params(params), model.explicit()
   constants = fast.prove_constants(params).on_device()
@@ -359,7 +338,7 @@ def _import_safetensors(path: str) -> Any:
   return safetensors
 
 
-def _fields(kind: type[interface.CertifiedModel]) -> dict[str, type]:
+def _option_types(kind: type[interface.CertifiedModel]) -> dict[str, type]:
   """Returns the options of a model that a file records, and their types.
 
   `explicit` sets `parametrization`; the other options that are left out only
@@ -375,19 +354,20 @@ def _fields(kind: type[interface.CertifiedModel]) -> dict[str, type]:
 
 def _describe(contents: Contents, constants: fast.Constants) -> dict[str, Any]:
   """Returns the metadata of a file as plain data."""
-  model, shape = contents.model, contents.image_shape
-  options = {name: getattr(model, name) for name in _fields(type(model))}
+  model, channels = contents.model, contents.image_shape[2]
+  options = {name: getattr(model, name) for name in _option_types(type(model))}
   return {
     'format': FORMAT,
     'model': {'name': type(model).__name__, 'options': options},
-    'image_shape': list(shape),
-    'colours': {1: 'grey', 3: 'RGB'}.get(shape[2], f'{shape[2]} channels'),
+    'image_shape': list(contents.image_shape),
+    'colours': {1: 'grey', 3: 'RGB'}.get(channels, f'{channels} channels'),
     'class_names': list(contents.class_names),
     'resize': contents.resize,
     'certificate': contents.certificate,
     'lipschitz_bound': constants.lipschitz,
     'offset': constants.offset,
-    'units': UNITS,
+    'units': 'ℓ2 distance between images as the network gets them (scaled and '
+    'cropped to image_shape), pixels in [0, 1]',
     'versions': dict(contents.versions),
     'config': dict(contents.config),
   }
@@ -396,11 +376,7 @@ def _describe(contents: Contents, constants: fast.Constants) -> dict[str, Any]:
 def _rebuild(
   manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> Contents:
-  """Returns the contents that metadata and arrays describe.
-
-  Raises:
-    ValueError: the metadata or the arrays are not those of a model.
-  """
+  """Returns the contents that metadata and arrays describe, or ValueError."""
   for name, is_valid in _FIELDS.items():
     try:
       valid = is_valid(manifest)
@@ -408,38 +384,35 @@ def _rebuild(
       valid = False
     if not valid:
       raise ValueError(f'its {name} cannot be {manifest.get(name)!r}')
-  kind = MODELS[manifest['model']['name']]
-  options, fields = manifest['model']['options'], _fields(kind)
-  for name in sorted(options.keys() | fields.keys()):
-    types = fields.get(name), type(options.get(name))
-    if types[0] is not types[1] and types != (float, int):
+  kind = _MODELS[manifest['model']['name']]
+  options, types = manifest['model']['options'], _option_types(kind)
+  for name in sorted(options.keys() | types.keys()):
+    kinds = types.get(name), type(options.get(name))
+    if kinds[0] is not kinds[1] and kinds != (float, int):
       raise ValueError(f'its option {name} cannot be {options.get(name)!r}')
   model = kind(**options).explicit()
   image = jax.ShapeDtypeStruct((1, *manifest['image_shape']), np.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), image)
-  _check_arrays(variables['params'], arrays)
-  plain = ('certificate', 'resize', 'config', 'versions')
+  expected = jax.eval_shape(model.init, jax.random.key(0), image)['params']
+  specs, right = (
+    {name: f'{x.dtype}{list(x.shape)}' for name, x in leaves.items()}
+    for leaves in (arrays, traverse_util.flatten_dict(expected, sep='/'))
+  )
+  for name in sorted(right.keys() | specs.keys()):
+    spec, wanted = specs.get(name, 'missing'), right.get(name, 'no array')
+    if spec != wanted:
+      raise ValueError(f'{name} is {spec} instead of {wanted}')
+    if not np.all(np.isfinite(arrays[name])):
+      raise ValueError(f'{name} is not finite')
   return Contents(
     model=model,
     params=traverse_util.unflatten_dict(arrays, sep='/'),
     image_shape=tuple(manifest['image_shape']),
+    certificate=manifest['certificate'],
     class_names=tuple(manifest['class_names']),
-    **{name: manifest[name] for name in plain},
+    resize=manifest['resize'],
+    config=manifest['config'],
+    versions=manifest['versions'],
   )
-
-
-def _check_arrays(expected: Any, arrays: Mapping[str, np.ndarray]) -> None:
-  """Raises ValueError naming the first array that differs from the model's."""
-  wanted, found = (
-    {name: f'{x.dtype}{list(x.shape)}' for name, x in named.items()}
-    for named in (traverse_util.flatten_dict(expected, sep='/'), arrays)
-  )
-  for name in sorted(wanted.keys() | found.keys()):
-    kind, right = found.get(name, 'missing'), wanted.get(name, 'no array')
-    if kind != right:
-      raise ValueError(f'{name} is {kind} instead of {right}')
-    if not np.all(np.isfinite(arrays[name])):
-      raise ValueError(f'{name} is not finite')
 
 
 def _digest(

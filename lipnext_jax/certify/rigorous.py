@@ -1,15 +1,9 @@
 """Proves certificates that hold for float64 arithmetic, rounding included.
 
-Let f be the network in exact arithmetic on the stored numbers, f̂ the network in
-float64, and i the predicted class of an image x. At all points of a ball around
-x, the margins m_j = f_i − f_j and m̂_j = f̂_i − f̂_j differ by at most E_j, which
-`rounding` and `pair_errors` bound. For x' in the ball,
-
-    m̂_j(x') >= m̂_j(x) − 2 E_j − Λ ‖w_i − w_j‖ ‖x' − x‖
-
-so that f̂ and f both answer i within min_j (m̂_j(x) − 2 E_j)/(Λ ‖w_i − w_j‖),
-rounded down: f at every point of the closed ball, f̂ at its float64 points.
-docs/certificates.md has the proof.
+At all points of a ball around an image, the margins of the float64 network and
+of the exact one differ by at most E_j (`rounding`, `pair_errors`). The radius
+min_j (m̂_j − 2 E_j)/(Λ ‖w_i − w_j‖), rounded down, holds for both networks.
+Proof: docs/certificates.md.
 """
 
 from collections.abc import Callable
@@ -23,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipnext_jax import errors
-from lipnext_jax.certify import chain
+from lipnext_jax.certify import bound
 from lipnext_jax.certify import norms as norms_lib
 from lipnext_jax.certify import radius
 from lipnext_jax.certify import rounding
@@ -31,7 +25,6 @@ from lipnext_jax.models import lipnext
 
 # Largest norm of features whose squares and sums surely are finite in float64.
 _LARGEST_NORM = 2.0**400
-DOUBLE_PRECISION = ('cpu', 'gpu')  # JAX's platforms with IEEE double precision.
 
 
 class Certificates(NamedTuple):
@@ -52,34 +45,27 @@ class Head(NamedTuple):
   features: int  # c.
 
 
-def require_double(platform: str) -> None:
-  """Raises ConfigError for platforms without IEEE double precision.
+def obstacle(model: Any, platform: str) -> str:
+  """Says why a model gets no rigorous certificates on a platform, or ''.
 
   A TPU's float64, a pair of float32 numbers, has fewer digits than E assumes.
   """
-  if platform not in DOUBLE_PRECISION:
-    raise errors.ConfigError(
-      'certificate',
-      'rigorous',
-      f'needs IEEE double precision, which {platform} devices do not promise',
-      'certify on a CPU or GPU (JAX_PLATFORMS=cpu), or choose fast',
-    )
-
-
-def float64_model(model: Any) -> Any:
-  """Returns the explicit model in float64.
-
-  Raises:
-    ConfigError: the model is no LipNeXt: its rounding has no bound.
-  """
+  if platform not in ('cpu', 'gpu'):
+    return f'a {platform} has no IEEE double precision'
   if not isinstance(model, lipnext.LipNeXt):
+    return f'the rounding of {type(model).__name__} has no bound yet'
+  return ''
+
+
+def require(model: Any, platform: str) -> None:
+  """Raises ConfigError if there is an `obstacle`."""
+  if why := obstacle(model, platform):
     raise errors.ConfigError(
       'certificate',
       'rigorous',
-      f'covers LipNeXt alone, this is {type(model).__name__}',
-      'choose fast',
+      f'is not available ({why})',
+      'choose fast, or certify a LipNeXt on a CPU or GPU (JAX_PLATFORMS=cpu)',
     )
-  return model.explicit(jnp.float64)
 
 
 def float64_params(params: Any) -> Any:
@@ -88,7 +74,7 @@ def float64_params(params: Any) -> Any:
 
 
 def read_head(
-  params: Any, arithmetic: rounding.Arithmetic = rounding.FLOAT64
+  params: Any, arithmetic: norms_lib.Arithmetic = norms_lib.FLOAT64
 ) -> Head:
   """Bounds the distances of the head's rows, and its largest |bias|.
 
@@ -118,7 +104,7 @@ def pair_errors(
   reach: rounding.Reach,
   head: Head,
   predictions: np.ndarray,
-  arithmetic: rounding.Arithmetic = rounding.FLOAT64,
+  arithmetic: norms_lib.Arithmetic = norms_lib.FLOAT64,
 ) -> np.ndarray:
   """Computes E_j [b, k] from bounds B and e on c features, [b] or [b, k].
 
@@ -143,6 +129,7 @@ def radii_from_logits(
   norms: np.ndarray,
   head: Head,
   steps: Sequence[rounding.Step],
+  lipschitz: float,
 ) -> Certificates:
   """Computes predictions and radii, rounded down, from float64 logits.
 
@@ -150,13 +137,13 @@ def radii_from_logits(
   overflow in the ball, and margins below 2E.
 
   Args:
-    logits: [b, k] logits of `float64_model`.
+    logits: [b, k] float64 logits, from `forward`.
     norms: [b], upper bounds on ‖x − 1/2‖ for the images x.
     head: bounds from `read_head`.
-    steps: backbone as a chain of steps, from `chain.lipnext_chain`.
+    steps: backbone as a chain of steps, from `rounding.lipnext_chain`.
+    lipschitz: Λ.
   """
-  constant = rounding.lipschitz(steps)
-  down, up = 1 - 8 * rounding.FLOAT64.unit, 1 + 8 * rounding.FLOAT64.unit
+  down, up = 1 - 8 * norms_lib.UNIT_ROUNDOFF, 1 + 8 * norms_lib.UNIT_ROUNDOFF
   sound = np.all(np.isfinite(logits), axis=-1) & np.isfinite(norms)
   logits = np.where(sound[:, None], logits, 0.0)
   norms = np.where(sound, norms, 0.0)
@@ -165,7 +152,7 @@ def radii_from_logits(
 
   # The subtraction rounds once, and so does each factor.
   margins = (np.max(logits, axis=-1, keepdims=True) - logits) * down
-  slopes = constant * head.distances[predictions] * up
+  slopes = lipschitz * head.distances[predictions] * up
 
   def errors_in(ball: np.ndarray) -> np.ndarray:
     """Returns E_j [b, k] in balls [b, 1 or k]; infinity if they are vast."""
@@ -191,7 +178,7 @@ def radii_from_logits(
     radii=np.min(radii, axis=-1),
     rival_radii=radii,
     logit_errors=np.max(np.where(own, 0.0, rounded), axis=-1),
-    lipschitz=constant,
+    lipschitz=lipschitz,
   )
 
 
@@ -202,11 +189,11 @@ def forward(
 
   Call it under `jax.enable_x64(True)`.
   """
-  logits = float64_model(model).apply({'params': params}, images)
+  logits = model.explicit(jnp.float64).apply({'params': params}, images)
   pixels = (images - 0.5).reshape(len(images), -1)
   norms = jnp.sqrt(jnp.sum(jnp.square(pixels), axis=-1))
   roundings = pixels.shape[-1] + 2 + rounding.ELEMENTARY_UNITS
-  return logits, norms * (1 + 2 * rounding.FLOAT64.gamma(roundings))
+  return logits, norms * (1 + 2 * norms_lib.FLOAT64.gamma(roundings))
 
 
 def to_unit64(images: np.ndarray) -> np.ndarray:
@@ -256,10 +243,11 @@ def rigorous_certifier(
   >>> found.radii.dtype, bool(found.logit_errors.max() < 1e-12)
   (dtype('float64'), True)
   """
-  require_double(jax.default_backend())
-  float64_model(model)  # Raises for other models before any work.
+  require(model, jax.default_backend())
   params = float64_params(params)
-  head, steps = read_head(params), chain.lipnext_chain(params, factors)
+  factors = factors or bound.lipschitz_bounds(params)
+  head, steps = read_head(params), rounding.lipnext_chain(params, factors)
+  lipschitz = bound.bound_product(factors)
 
   def certify(images: np.ndarray) -> Certificates:
     images = to_unit64(images)
@@ -268,7 +256,7 @@ def rigorous_certifier(
       return Certificates(*(f[:0] if np.ndim(f) else f for f in some))
     with jax.enable_x64(True):
       logits, norms = map(np.asarray, _forward(model, params, images))
-    return radii_from_logits(logits, norms, head, steps)
+    return radii_from_logits(logits, norms, head, steps, lipschitz)
 
   return certify
 

@@ -1,28 +1,25 @@
-"""Bounds on the rounding of a network's features.
+"""Bounds the rounding of LipNeXt's features, in any arithmetic.
 
-A backbone is a chain of steps on token features. Let a be its features in exact
-arithmetic on the stored numbers, and â those of the arithmetic that runs. For
-all inputs in a ball, each step turns bounds B >= ‖a‖ and e >= ‖â − a‖ into
-
-    a + d               B' = B + ‖d‖       e' = e + γ_n (B' + e)
-    W a                 B' = ‖W‖₂ B        e' = ‖W‖₂ e + γ_n ‖W‖_F (B + e)
-    a + Rᵀ(S − I)R a    B' = (2g − 1)B     e' = (2g − 1)e + …
-    ‖a‖ over hw tokens  B' = B             e' = e + γ_{hw+5} (B + e)
-
-for a constant d, g = max(1, ‖R‖₂²), and sums of n terms.
-
-Steps that only move entries or flip signs (patches, β-Abs) change no bound.
-docs/certificates.md derives each line. Sums may be taken in any order, and
-multiply-adds may be fused. The bounds hold for every batch size, thread count
-and device that rounds +, −, × correctly, √ and ÷ within 4 units, and flushes to
-zero only numbers below the smallest normal one.
+The backbone is a chain of steps on token features. Let a be the features in
+exact arithmetic on the stored numbers, and â those of the arithmetic that runs.
+For all inputs in a ball, each step turns bounds B >= ‖a‖ and e >= ‖â − a‖ into
+those of its result. docs/certificates.md derives each step and lists what is
+assumed of the arithmetic: sums may be taken in any order, multiply-adds may be
+fused, and √ and ÷ may err by a few units. Moving entries and flipping signs
+(patches, β-Abs) changes no bound.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import math
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
+
+from lipnext_jax import trees
+from lipnext_jax.certify import bound
+from lipnext_jax.certify import norms
 
 # Largest error of √ and ÷, in units of roundoff. CPUs round them correctly;
 # compilers may turn x/√y into x·rsqrt(y), with an error of a few units.
@@ -30,27 +27,6 @@ ELEMENTARY_UNITS = 4
 # Covers the rounding of the bounds themselves, sums and products of fewer than
 # 2²⁰ positive float64 numbers.
 OWN_ROUNDING = 1 + 2.0**-30
-
-
-class Arithmetic(NamedTuple):
-  """A floating-point format of a forward pass."""
-
-  unit: float  # Unit roundoff u: half the gap between 1 and the next number.
-  tiny: float  # Smallest normal number; smaller ones may become zero.
-
-  def gamma(self, n: int) -> float:
-    """Computes γ_n = n·u / (1 − n·u), which bounds n roundings (Higham).
-
-    Raises:
-      ValueError: n·u >= 1/2.
-    """
-    if n * self.unit >= 0.5:
-      raise ValueError(f'{n} roundings of {self.unit:.1e} have no bound.')
-    return n * self.unit / (1 - n * self.unit)
-
-
-FLOAT64 = Arithmetic(2.0**-53, 2.0**-1022)
-FLOAT32 = Arithmetic(2.0**-24, 2.0**-126)
 
 
 class AddConstant(NamedTuple):
@@ -98,15 +74,74 @@ class Reach(NamedTuple):
   error: np.ndarray  # e >= ‖â − a‖.
 
 
-def lipschitz(steps: Sequence[Step]) -> float:
-  """Returns Λ, the product of all Lipschitz constants, rounded up."""
-  factors = [s.spectral for s in steps if isinstance(s, Product)]
-  factors += [s.factor for s in steps if isinstance(s, Shift)]
-  return math.prod(factors) * (1 + 2 * len(factors) * FLOAT64.unit)
+def lipnext_chain(
+  params: Any, factors: Mapping[str, Sequence[float]] | None = None
+) -> list[Step]:
+  """Lists the steps of a forward pass: stem, blocks, and pooling or a neck.
+
+      x − 1/2 → Q → + bias → depth × [ + pos → I + Rᵀ(S − I)R → M → + bias ]
+      → ℓ2 pooling, or Q → + bias (neck) → n × [ Q → + bias ] (dense)
+
+  Only a part of Q is applied; bounds for all of Q hold for the part.
+
+  Args:
+    params: parameters of a LipNeXt.
+    factors: `bound.lipschitz_bounds(params)`, if already known.
+
+  Raises:
+    ValueError: a parameter is not finite or, without `factors`, raw.
+  """
+  factors = factors or bound.lipschitz_bounds(params)
+  for name, leaf in trees.named_leaves(params).items():
+    if not np.all(np.isfinite(leaf)):
+      raise ValueError(f'{name} is not finite.')
+  frobenius = norms.frobenius_norm_bound
+  stem, blocks = params['stem'], params['blocks']
+  depth, h, w, _ = blocks['pos'].shape
+  width, tokens = stem['bias'].shape[0], h * w
+
+  def affine(w, factor, bias, rows) -> list[Step]:
+    """Describes the product of W and each of some rows, plus the bias."""
+    terms = w.shape[1] + 1  # A compiler may start the sums from the bias.
+    size = rows * len(w)
+    return [
+      Product(factor, frobenius(w), terms, size),
+      AddConstant(frobenius(bias) * rows**0.5, size, terms),
+    ]
+
+  q = np.asarray(stem['Q'])
+  steps: list[Step] = [
+    # The input is the exact x − 1/2: only the subtraction's rounding counts.
+    AddConstant(0.0, tokens * len(q)),
+    *affine(q, factors['stem/Q'][0], stem['bias'], tokens),
+  ]
+  for layer in range(depth):
+    m, bias, pos = (np.asarray(blocks[n][layer]) for n in ('M', 'bias', 'pos'))
+    steps.append(AddConstant(frobenius(pos) * width**0.5, tokens * width))
+    if 'R' in blocks:
+      r, factor = np.asarray(blocks['R'][layer]), factors['blocks/R'][layer]
+      # The factor is 2·max(1, ‖R‖₂²) − 1.
+      spectral = ((factor + 1) / 2) ** 0.5 * (1 + 4 * norms.UNIT_ROUNDOFF)
+      shape = len(r), width, tokens
+      steps.append(Shift(factor, spectral, frobenius(r), *shape))
+    steps += affine(m, factors['blocks/M'][layer], bias, tokens)
+  if 'neck' not in params:
+    return [*steps, Pool(tokens, width)]
+  for name in ('neck', 'dense'):  # The tokens of an image are one vector here.
+    if name in params:
+      q, bias = (np.asarray(params[name][leaf]) for leaf in ('Q', 'bias'))
+      matrices = q.reshape(-1, *q.shape[-2:])
+      biases = bias.reshape(-1, bias.shape[-1])
+      bounds = factors[f'{name}/Q']
+      for matrix, factor, b in zip(matrices, bounds, biases, strict=True):
+        steps += affine(matrix, factor, b, 1)
+  return steps
 
 
 def propagate(
-  steps: Sequence[Step], norm: np.ndarray, arithmetic: Arithmetic = FLOAT64
+  steps: Sequence[Step],
+  norm: np.ndarray,
+  arithmetic: norms.Arithmetic = norms.FLOAT64,
 ) -> Reach:
   """Computes B and e after all steps, for an exact input.
 
@@ -121,10 +156,10 @@ def propagate(
   reach = Reach(np.asarray(norm, np.float64), np.zeros(np.shape(norm)))
   for step in steps:
     reach = _advance(step, reach, arithmetic)
-  return Reach(*(bound * OWN_ROUNDING for bound in reach))
+  return Reach(*(part * OWN_ROUNDING for part in reach))
 
 
-def _advance(step: Step, reach: Reach, arithmetic: Arithmetic) -> Reach:
+def _advance(step: Step, reach: Reach, arithmetic: norms.Arithmetic) -> Reach:
   """Computes B and e after one step."""
   norm, error = reach
   computed = norm + error  # >= ‖â‖.

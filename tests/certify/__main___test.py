@@ -14,6 +14,7 @@ from lipnext_jax import certify
 from lipnext_jax import models
 from lipnext_jax.certify import __main__ as command
 from lipnext_jax.certify import predictor
+from lipnext_jax.certify import rigorous
 from lipnext_jax.checkpoint import restore
 from lipnext_jax.data import sources
 
@@ -99,7 +100,7 @@ def test_certificates_are_rigorous_unless_they_cannot_be(
   assert 'a tpu has no IEEE double' in found['note']
   monkeypatch.undo()
   for kind in (models.BRONet, models.LiResNet):
-    _, note = command._choose(None, kind(2, depth=1, width=4, patch_size=2))
+    note = rigorous.obstacle(kind(2, depth=1, width=4, patch_size=2), 'cpu')
     assert f'rounding of {kind.__name__} has no bound' in note
 
 

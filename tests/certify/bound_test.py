@@ -179,8 +179,8 @@ def test_a_block_is_never_steeper_than_its_factor(padding, ratio):
   ],
 )
 def test_the_check_of_blocks_rejects(of_r, of_m, monkeypatch):
-  def planted(path, norm):
-    return of_r(norm) if path == 'R' else of_m(norm)
+  def planted(kind, norm):
+    return of_r(norm) if kind == 'R' else of_m(norm)
 
   monkeypatch.setattr(bound_lib, 'operator_factor', planted)
   with pytest.raises(AssertionError, match=r'\(\d, \d\)'):

@@ -7,7 +7,6 @@ import pytest
 from lipnext_jax import certify
 from lipnext_jax import models
 from lipnext_jax.certify import bound
-from lipnext_jax.certify import chain
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rounding
 from tests import networks
@@ -119,7 +118,7 @@ def test_the_floor_is_that_of_the_recursion_and_not_far_above():
   for params in [*trees, networks.draw(neck, IMAGES.shape[1:])]:
     constants = fast.prove_constants(params)
     norms = np.linalg.norm(np.float64(IMAGES - 0.5), axis=(1, 2))[:, 0]
-    reach = rounding.propagate(chain.lipnext_chain(params), norms).norm
+    reach = rounding.propagate(rounding.lipnext_chain(params), norms).norm
     largest = np.max(np.abs(params['head']['bias']))
     bound = constants.lipschitz * norms + constants.offset
     assert np.all(bound >= (reach + largest) * (1 - 1e-9))

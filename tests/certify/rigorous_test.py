@@ -14,7 +14,7 @@ import pytest
 from lipnext_jax import certify
 from lipnext_jax import errors
 from lipnext_jax import models
-from lipnext_jax.certify import chain
+from lipnext_jax.certify import norms as norms_lib
 from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
 from tests import networks
@@ -45,7 +45,12 @@ def make(
 
 def make_parts(**options):
   _, params, _ = make(**options)
-  return rigorous.read_head(params), chain.lipnext_chain(params)
+  factors = certify.lipschitz_bounds(params)
+  return (
+    rigorous.read_head(params),
+    rounding.lipnext_chain(params, factors),
+    certify.bound_product(factors),
+  )
 
 
 def wide_logits(model, params, images):
@@ -162,19 +167,28 @@ def test_the_answer_holds_up_to_the_radius_and_no_further():
 
 def test_ties_nan_infinity_and_overflow_certify_nothing():
   model, params, images = make()
-  head, steps = make_parts()
+  head, steps, lipschitz = make_parts()
   ones = np.ones(1)
   for row in ([1.0, 1, 0, 0], [np.nan, 1, 0, 0], [np.inf, 1, 0, 0]):
-    found = rigorous.radii_from_logits(np.array([row]), ones, head, steps)
+    found = rigorous.radii_from_logits(
+      np.array([row]), ones, head, steps, lipschitz
+    )
     assert found.radii.tolist() == [0.0]
   certain = np.array([[9.0, 1, 0, 0]])
-  assert rigorous.radii_from_logits(certain, ones, head, steps).radii[0] > 1
+  assert (
+    rigorous.radii_from_logits(certain, ones, head, steps, lipschitz).radii[0]
+    > 1
+  )
   for norm in (np.inf, np.nan, 1e200):
-    found = rigorous.radii_from_logits(certain, norm * ones, head, steps)
+    found = rigorous.radii_from_logits(
+      certain, norm * ones, head, steps, lipschitz
+    )
     assert found.radii.tolist() == [0.0]
   # Margins beyond any rounding, but squares of such features overflow.
   far = np.array([[1e150, 1, 0, 0]])
-  assert rigorous.radii_from_logits(far, ones, head, steps).radii[0] == 0
+  assert (
+    rigorous.radii_from_logits(far, ones, head, steps, lipschitz).radii[0] == 0
+  )
   images = np.full_like(images, np.nan)
   assert not certify.rigorous_radius(model, params, images).radii.any()
 
@@ -203,9 +217,9 @@ def errors_in(ball, head, steps, p=0):
 def test_each_rival_pays_for_the_rounding_in_its_own_ball(
   logits, norm, scale, fault
 ):
-  head, steps = make_parts(scale=scale)
+  head, steps, lipschitz = make_parts(scale=scale)
   logits, norms = np.array([logits]), np.array([norm])
-  found = rigorous.radii_from_logits(logits, norms, head, steps)
+  found = rigorous.radii_from_logits(logits, norms, head, steps, lipschitz)
   slopes = found.lipschitz * head.distances[0, 1:]
   margins = logits[0, 0] - logits[0, 1:]
 
@@ -223,12 +237,12 @@ def test_each_rival_pays_for_the_rounding_in_its_own_ball(
 
 def test_the_error_is_subtracted_twice():
   """Both the image and the other point err; margins are a few E."""
-  head, steps = make_parts()
+  head, steps, lipschitz = make_parts()
   norms = np.array([1e9])  # Beside it, no radius here enlarges the ball.
   error = errors_in(norms, head, steps)[0, 1]
   for leads_by in (1.5, 1.99, 2.01, 3.0, 100.0):
     logits = np.array([[leads_by * error, 0.0, -1.0, -1.0]])
-    found = rigorous.radii_from_logits(logits, norms, head, steps)
+    found = rigorous.radii_from_logits(logits, norms, head, steps, lipschitz)
     left = (leads_by - 2) * error
     slope = found.lipschitz * head.distances[0, 1]
     assert found.radii[0] == pytest.approx(max(left, 0) / slope, rel=1e-6)
@@ -263,9 +277,9 @@ def head_error(kernel, bias, z):
   """Returns the error of f_0 − f_1 in float32, from exact features; a bound."""
   logits, exact = float32_head(kernel, bias, z)
   params = {'head': {'kernel': np.float32(kernel), 'bias': np.float32(bias)}}
-  head = rigorous.read_head(params, rounding.FLOAT32)
+  head = rigorous.read_head(params, norms_lib.FLOAT32)
   reach = rounding.Reach(np.array([np.linalg.norm(z)]), np.zeros(1))
-  bound = rigorous.pair_errors(reach, head, np.array([0]), rounding.FLOAT32)
+  bound = rigorous.pair_errors(reach, head, np.array([0]), norms_lib.FLOAT32)
   return abs((logits[0] - logits[1]) - (exact[0] - exact[1])), bound[0, 1]
 
 
@@ -273,10 +287,10 @@ def test_the_head_rounds_its_sums_and_its_bias():
   c = 1024
   kernel = np.ones((2, c)) * [[1.0], [-1.0]]
   # Beside the first product, all others are half a unit: lost, in both rows.
-  swallowed = np.full(c, rounding.FLOAT32.unit)
+  swallowed = np.full(c, norms_lib.FLOAT32.unit)
   swallowed[0] = 1.0
   error, bound = head_error(kernel, np.zeros(2), swallowed)
-  assert 20 * rounding.FLOAT32.unit < error <= bound  # Many units, not a few.
+  assert 20 * norms_lib.FLOAT32.unit < error <= bound  # Many units, not a few.
   # The logits 1/3 are rounded to the bias' last digit, of one row only.
   z = np.zeros(c)
   z[0] = 32 / 3
@@ -290,9 +304,10 @@ def test_a_rival_with_the_same_row_leaves_the_other_radii_alone():
   kernel = np.array(params['head']['kernel'])
   kernel[1] = kernel[0]
   params = {**params, 'head': {**params['head'], 'kernel': kernel}}
-  head, steps = rigorous.read_head(params), chain.lipnext_chain(params)
+  head, steps = rigorous.read_head(params), rounding.lipnext_chain(params)
+  lipschitz = certify.lipschitz_bound(params)
   logits, norms = np.array([[9.0, 1, 0, 0]]), np.ones(1)
-  found = rigorous.radii_from_logits(logits, norms, head, steps)
+  found = rigorous.radii_from_logits(logits, norms, head, steps, lipschitz)
   assert found.rival_radii[0, 1] >= found.radii[0]
   slope = found.lipschitz * np.max(head.distances[0, 2:])
   assert found.radii[0] == pytest.approx(9 / slope, rel=1e-9)
@@ -328,9 +343,9 @@ def test_heads_and_devices_that_bound_nothing_are_refused():
     kernel = np.array([[1.0] * 4, [bad] * 4])
     with pytest.raises(ValueError, match='head/kernel'):
       rigorous.read_head({'head': {'kernel': kernel, 'bias': np.zeros(2)}})
-  rigorous.require_double('gpu')
+  rigorous.require(ONE_TOKEN, 'gpu')
   with pytest.raises(errors.ConfigError, match=r'tpu.*choose fast'):
-    rigorous.require_double('tpu')
+    rigorous.require(ONE_TOKEN, 'tpu')
 
 
 # ── Exact arithmetic ─────────────────────────────────────────────────────────

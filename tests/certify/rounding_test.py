@@ -4,29 +4,37 @@ Float32 is the arithmetic under test and float64 the exact one: 29 bits apart,
 so that what float64 itself rounds (2⁻⁵³ against 2⁻²⁴) does not show.
 """
 
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lipnext_jax import models
+from lipnext_jax.certify import norms
+from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
+from tests import networks
 
-FLOAT32 = rounding.FLOAT32
+pytestmark = pytest.mark.usefixtures('optimized')
+
+FLOAT32 = norms.FLOAT32
 UNIT = FLOAT32.unit
+ABOVE = 1 + 1e-12  # Raises norms that NumPy computed in float64.
+
+# ── Single steps ─────────────────────────────────────────────────────────────
 
 
-def float32_product(w, a, order):
-  """Returns W a with float32 sums, term by term, in the given order."""
-  terms = np.float32(w)[:, order] * np.float32(a)[order]  # Rounded once.
-  return np.add.accumulate(terms, axis=1, dtype=np.float32)[:, -1]
+def sums(terms, dtype=np.float32):
+  """Adds up the last axis, term by term."""
+  return np.add.accumulate(terms, axis=-1, dtype=dtype)[..., -1]
 
 
 def product_step(w):
-  w = np.float64(w)
-  return rounding.Product(
-    spectral=np.linalg.norm(w, 2) * (1 + 1e-12),
-    frobenius=np.linalg.norm(w) * (1 + 1e-12),
-    length=w.shape[1],
-    size=w.shape[0],
-  )
+  spectral, frobenius = (np.linalg.norm(w, k) * ABOVE for k in (2, 'fro'))
+  return rounding.Product(spectral, frobenius, w.shape[1], w.shape[0])
 
 
 def bound_of(steps, a):
@@ -34,83 +42,79 @@ def bound_of(steps, a):
   return reach.norm[0], reach.error[0]
 
 
-def products():
-  """Returns matrices and vectors; in some, all roundings go one way."""
-  rng = np.random.default_rng(0)
-  n = 64
-  haar = np.linalg.qr(rng.normal(size=(n, n)))[0]
-  yield 'haar', haar, rng.normal(size=n)
-  yield 'gaussian', rng.normal(size=(n, n)), rng.normal(size=n)
-  yield 'one row', np.full((1, 1024), 0.1), np.full(1024, 0.1)
-  # 1 + u + u + …: each u is half a gap above 1, and is rounded away.
-  swallowed = np.full((1, 512), UNIT)
-  swallowed[0, 0] = 1
-  yield 'swallowed', swallowed, np.ones(512)
-  yield 'cancels', np.array([[1.0, -1, 1e-6]]), np.array([1e3, 1e3, 1.0])
-  yield 'one entry', np.array([[1 / 3]]), np.array([1 / 3])
-  yield 'zero', np.zeros((4, 4)), np.ones(4)
-  yield 'below normal', np.full((2, 2), 1e-30), np.full(2, 1e-12)
+def swallowing(n):
+  """A row 1, u, u, …: beside 1, each u is half a gap and is rounded away."""
+  row = np.full((1, n), UNIT)
+  row[0, 0] = 1
+  return row
 
 
-PRODUCTS = {name: case for name, *case in products()}
+def random(*shape):
+  return np.random.default_rng(0).normal(size=shape)
+
+
+HAAR = np.linalg.qr(random(64, 64))[0]
+# Matrices and vectors; in some, all roundings go one way.
+PRODUCTS = {
+  'haar': (HAAR, random(64)),
+  'gaussian': (random(64, 64), random(64)),
+  'one row': (np.full((1, 1024), 0.1), np.full(1024, 0.1)),
+  'swallowed': (swallowing(512), np.ones(512)),
+  'cancels': (np.array([[1.0, -1, 1e-6]]), np.array([1e3, 1e3, 1.0])),
+  'one entry': (np.array([[1 / 3]]), np.array([1 / 3])),
+  'zero': (np.zeros((4, 4)), np.ones(4)),
+  'below normal': (np.full((2, 2), 1e-30), np.full(2, 1e-12)),
+}
 
 
 @pytest.mark.parametrize('name', PRODUCTS)
 def test_a_product_errs_by_less_than_its_bound_in_any_order(name):
-  w, a = map(np.float32, PRODUCTS[name])
-  exact = np.float64(w) @ np.float64(a)
-  norm, error = bound_of([product_step(w)], np.float64(a))
-  assert np.linalg.norm(exact) <= norm
-  order = np.arange(len(a))
-  for seed in range(3):
-    computed = float32_product(w, a, order)
-    assert np.linalg.norm(np.float64(computed) - exact) <= error
-    order = np.random.default_rng(seed).permutation(order)
+  w, a = (np.float64(np.float32(x)) for x in PRODUCTS[name])
+  norm, error = bound_of([product_step(w)], a)
+  assert np.linalg.norm(w @ a) <= norm
+  terms = np.float32(w) * np.float32(a)  # Rounded once.
+  orders = [np.random.default_rng(i).permutation(len(a)) for i in range(2)]
+  for order in (np.arange(len(a)), *orders):
+    assert np.linalg.norm(sums(terms[:, order]) - w @ a) <= error
   if name == 'swallowed':  # Attained: (n − 1)·u of γ_n·|w|·|a|, within 1 %.
-    lost = np.abs(float32_product(w, a, np.arange(512)) - exact).item()
+    lost = np.abs(sums(terms) - w @ a).item()
     assert lost == pytest.approx(511 * UNIT)
     assert FLOAT32.gamma(512) * np.abs(w) @ np.abs(a) < 1.01 * lost
 
 
 def test_adding_a_constant_and_pooling_round():
   lost = abs(float(np.float32(1) + np.float32(2 + 2**-22)) - (3 + 2**-22))
-  _, error = bound_of([rounding.AddConstant(2.0, 1)], np.array([1.0]))
+  _, error = bound_of([rounding.AddConstant(2.0, 1)], np.ones(1))
   assert lost <= error
   assert error == pytest.approx(3 * UNIT, rel=1e-6)
-  _, error = bound_of([rounding.Pool(1000, 1)], np.array([1.0]))
-  squares = np.full(1000, np.float32(1000**-0.5)) ** 2
-  pooled = np.sqrt(np.add.accumulate(squares, dtype=np.float32)[-1])
+  _, error = bound_of([rounding.Pool(1000, 1)], np.ones(1))
+  pooled = np.sqrt(sums(np.full(1000, np.float32(1000**-0.5)) ** 2))
   assert abs(float(pooled) - 1) <= error
 
 
 def test_a_sum_that_starts_from_the_bias_is_covered():
-  """A product with a bias may start its sums from the bias."""
   n = 512
-  terms = np.full(n, UNIT, np.float32)  # Each is lost beside b = 1.
-  folded = np.add.accumulate(np.append(np.float32(1), terms))[-1]
-  lost = float(1 + np.sum(terms, dtype=np.float64) - folded)
+  a = np.full(n, UNIT)  # Each is lost beside the bias of 1.
+  lost = 1 + np.sum(a) - float(sums(np.append(1, a)))
   assert lost == n * UNIT
   product = product_step(np.ones((1, n)))._replace(length=n + 1)
-  a = np.full(n, UNIT)
   _, error = bound_of([product, rounding.AddConstant(1.0, 1, n + 1)], a)
   assert lost <= error
   _, apart = bound_of([product, rounding.AddConstant(1.0, 1)], a)
   assert apart < lost  # Planted: the bias as an addition of its own.
 
 
-def test_products_that_underflow_are_covered():
-  """The square of 1e-20 is below the smallest float32 number."""
-  a = np.full(4, 1e-20)
-  _, error = bound_of([product_step(np.full((1, 4), 1e-20))], a)
-  assert error >= 4e-40
+def test_what_underflows_is_covered_and_too_many_roundings_have_no_bound():
   tiny = float(np.finfo(np.float32).tiny)
-  constant = rounding.AddConstant(0.9 * tiny, 1)  # Flushed on its way in.
-  _, error = bound_of([constant], np.zeros(1))
-  assert error >= 0.9 * tiny
-  # Squares of 1e-30 are zero: pooling loses all of ‖a‖.
-  a = np.full(4, 1e-30)
-  _, error = bound_of([rounding.Pool(4, 1)], a)
-  assert error >= np.linalg.norm(a)
+  for step, a, lost in (
+    # The square of 1e-20 is below the smallest float32 number.
+    (product_step(np.full((1, 4), 1e-20)), np.full(4, 1e-20), 4e-40),
+    # It is flushed on its way in.
+    (rounding.AddConstant(0.9 * tiny, 1), np.zeros(1), 0.9 * tiny),
+    # Squares of 1e-30 are zero: pooling loses all of ‖a‖.
+    (rounding.Pool(4, 1), np.full(4, 1e-30), 2e-30),
+  ):
+    assert bound_of([step], a)[1] >= lost
   with pytest.raises(ValueError, match='no bound'):
     FLOAT32.gamma(2**24)
 
@@ -119,9 +123,9 @@ def test_products_that_underflow_are_covered():
 
 
 def shift_step(r, tokens):
-  spectral = max(1.0, np.linalg.norm(np.float64(r), 2)) * (1 + 1e-12)
-  frobenius = np.linalg.norm(np.float64(r)) * (1 + 1e-12)
-  factor = (2 * spectral**2 - 1) * (1 + 1e-12)
+  spectral = max(1.0, np.linalg.norm(r, 2)) * ABOVE
+  factor = (2 * spectral**2 - 1) * ABOVE
+  frobenius = np.linalg.norm(r) * ABOVE
   return rounding.Shift(factor, spectral, frobenius, *r.shape, tokens)
 
 
@@ -135,47 +139,34 @@ def run_shift(r, a, dtype, *, joined):
     joined: whether the sums of Rᵀ d start from a.
   """
   r, a = r.astype(dtype), a.astype(dtype)
-
-  def sums(terms):
-    return np.add.accumulate(terms, axis=-1, dtype=dtype)[..., -1]
-
-  moved = sums(r[None] * a[:, None, :])
+  moved = sums(r[None] * a[:, None, :], dtype)
   d = np.roll(moved, 1, axis=0) - moved
   terms = r.T[None] * d[:, None, :]
   if joined:
-    return sums(np.concatenate([a[..., None], terms], axis=-1))
-  return a + sums(terms)
+    return sums(np.concatenate([a[..., None], terms], axis=-1), dtype)
+  return a + sums(terms, dtype)
 
 
-def shifts():
-  """Returns R and features; in some, all roundings go one way."""
-  rng = np.random.default_rng(0)
-  q = np.linalg.qr(rng.normal(size=(32, 32)))[0]
-  for scale in (1.0, 1.3, 0.5):
-    yield f'haar {scale}', scale * q[:8], rng.normal(size=(6, 32))
-  turns = np.array([[0.1], [1 / 3], [0.1], [0.7]])
-  yield 'one row', np.full((1, 1024), 1 / 32), turns * np.ones((4, 1024))
+TURNS = np.array([[0.1], [1 / 3], [0.1], [0.7]])
+# R and features; in some, all roundings go one way.
+SHIFTS = {
+  **{f'haar {s}': (s * HAAR[:8], random(6, 64)) for s in (1.0, 1.3, 0.5)},
+  'one row': (np.full((1, 1024), 1 / 32), TURNS * np.ones((4, 1024))),
   # R a: u is lost beside 1 a thousand times, on every other token alone.
-  swallowed = np.full((1, 1024), UNIT)
-  swallowed[0, 0] = 1
-  yield 'swallowed', swallowed, np.ones((4, 1024)) * [[1], [-1], [1], [-1]]
-  yield 'large', q[:8], 1e6 + rng.random((6, 32))
-  yield 'below normal', q[:4], 1e-38 * rng.normal(size=(6, 32))
-
-
-SHIFTS = {name: case for name, *case in shifts()}
+  'swallowed': (swallowing(1024), np.tile([[1.0], [-1.0]], (2, 1024))),
+  'large': (HAAR[:8], 1e6 + random(6, 64)),
+  'below normal': (HAAR[:4], 1e-38 * random(6, 64)),
+}
 
 
 def shift_ratio(r, a, *, joined, **fault):
   """Returns the error of float32 over its bound, with a fault in the step."""
-  r, a = np.float32(r), np.float32(a)
+  r, a = (np.float64(np.float32(x)) for x in (r, a))
   exact = run_shift(r, a, np.float64, joined=joined)
-  error = np.linalg.norm(run_shift(r, a, np.float32, joined=joined) - exact)
-  step = shift_step(r, len(a))._replace(**fault)
-  norm = np.linalg.norm(np.float64(a))
-  reach = rounding.propagate([step], np.array([norm]), FLOAT32)
-  assert np.linalg.norm(exact) <= reach.norm[0] or fault
-  return error / reach.error[0]
+  found = run_shift(r, a, np.float32, joined=joined)
+  norm, error = bound_of([shift_step(r, len(a))._replace(**fault)], a)
+  assert np.linalg.norm(exact) <= norm or fault
+  return np.linalg.norm(found - exact) / error
 
 
 @pytest.mark.parametrize('name', SHIFTS)
@@ -199,8 +190,8 @@ def test_the_check_of_shifts_rejects(name, fault):
 
 def test_an_error_that_came_in_is_stretched():
   """It grows by 3 in a product, and by 2‖R‖² − 1 in a ring of two tokens."""
-  first = rounding.AddConstant(0.0, 8)
-  _, e = bound_of([first], np.array([1.0]))
+  first, a = rounding.AddConstant(0.0, 8), np.ones(1)
+  _, e = bound_of([first], a)
   r = 1.1 * np.eye(4)
   flipped = np.array([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]]) * e / 2**0.5
   moved = np.linalg.norm(run_shift(r, flipped, np.float64, joined=True))
@@ -209,6 +200,81 @@ def test_an_error_that_came_in_is_stretched():
     (product_step(3 * np.eye(4)), 3 * e),
     (shift_step(r, 2), moved),
   ):
-    _, total = bound_of([first, step], np.array([1.0]))
-    _, alone = bound_of([step], np.array([1.0]))
+    (_, total), (_, alone) = bound_of([first, step], a), bound_of([step], a)
     assert total >= stretched + alone * (1 - 1e-6)
+
+
+# ── A network ────────────────────────────────────────────────────────────────
+
+
+@functools.cache
+def make(*, width=24, depth=3, channels=1, **options):
+  """Returns a network with large constants everywhere, and some images."""
+  model = models.LipNeXt(
+    5, depth, width, patch_size=4, precision='highest', **options
+  )
+  rng = np.random.default_rng(0)
+  images = rng.random((6, 8, 8, channels)).astype(np.float32)
+  return model, networks.draw(model, images.shape[1:]), images
+
+
+FORWARD = jax.jit(rigorous.forward, static_argnums=0)
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'padding': 'zero', 'shift_ratio': 1 / 4},
+    {'beta': 0.0},
+    {'pool': 'neck', 'neck_width': 24, 'neck_depth': 2},
+    {'width': 8, 'channels': 3},  # The stem cuts: 48 values to 8 channels.
+  ],
+)
+def test_a_float32_pass_errs_by_less_than_the_chain_says(options):
+  model, params, images = make(**options)
+  with jax.enable_x64(True):  # The exact pass is float64's.
+    exact, of_images = map(
+      np.asarray, FORWARD(model, rigorous.float64_params(params), images)
+    )
+  winner, rows = np.argmax(exact, axis=-1), np.arange(len(images))
+  steps = rounding.lipnext_chain(params)
+  reach = rounding.propagate(steps, of_images, FLOAT32)
+  head = rigorous.read_head(params, FLOAT32)
+  bound = rigorous.pair_errors(reach, head, winner, FLOAT32)
+
+  def gaps(model):
+    """Returns the |errors| of logit differences."""
+    errors = np.float64(jax.jit(model.apply)({'params': params}, images))
+    errors -= exact
+    return np.abs(errors[rows, winner][:, None] - errors)
+
+  assert np.all(gaps(model) <= bound)
+  # Not vacuous: γ_n‖W‖_F exceeds u, what random signs give, n^{3/2} = 118-fold,
+  # and one pair of logits sees 1/√n of the error of all features.
+  assert np.max(gaps(model) / bound) > 5e-5
+  # Planted: a pass in bfloat16, 2¹⁶ times coarser.
+  assert np.any(gaps(model.clone(dtype=jnp.bfloat16)) > bound)
+
+  # A head of unit rows and no bias returns the features.
+  width = params['head']['kernel'].shape[1]
+  head = {'kernel': jnp.eye(width), 'bias': jnp.zeros(width)}
+  features = jax.jit(model.clone(num_classes=width).apply)(
+    {'params': {**params, 'head': head}}, images
+  )
+  found = np.linalg.norm(features, axis=-1)
+  assert np.all(found <= reach.norm)
+  without = [s for s in steps if not isinstance(s, rounding.AddConstant)]
+  assert np.any(found > rounding.propagate(without, of_images).norm)
+
+
+def test_sums_may_start_from_the_bias_which_is_finite():
+  model, params, _ = make()
+  pairs = [
+    (product.length, bias.terms)
+    for product, bias in itertools.pairwise(rounding.lipnext_chain(params))
+    if isinstance(product, rounding.Product)
+  ]
+  assert pairs == [(model.width + 1,) * 2] * (1 + model.depth)
+  bad = params['blocks'] | {'bias': jnp.full((1, 24), jnp.nan)}
+  with pytest.raises(ValueError, match='blocks/bias'):
+    rounding.lipnext_chain(params | {'blocks': bad})

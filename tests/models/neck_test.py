@@ -1,7 +1,7 @@
 """Ends of LipNeXt: what a neck keeps and pooling drops.
 
 That they are 1-Lipschitz is in `interface_test`, their rounding in
-`certify/chain_test`, and their function in `certify/rigorous_test`.
+`certify/rounding_test`, and their function in `certify/rigorous_test`.
 """
 
 import jax
