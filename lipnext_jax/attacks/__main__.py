@@ -31,6 +31,23 @@ with errors.needing_extra('train', __name__):
   from lipnext_jax.runtime import command
 
 
+# Whole numbers: (flag, default, smallest, meaning).
+_NUMBERS = (
+  ('examples', 0, 0, 'number of examples, from the first on; 0: all'),
+  ('restarts', run_lib.Settings().restarts, 1, 'starts of a gradient attack'),
+  ('steps', run_lib.Settings().steps, 1, 'steps of a gradient attack'),
+  ('seed', 0, 0, 'seed of every random draw'),
+  ('batch_size', target_lib.BATCH_SIZE, 1, 'images in one forward pass'),
+)
+# Fields of the run's config that a flag overrides, and their choices.
+_FIELDS = {
+  'eval.certificate': certify.CERTIFICATES,
+  'eval.split': sources.FINAL_SPLITS,
+  'eval.checkpoint': ('last', 'best'),
+  'dataset.data_dir': None,
+}
+
+
 class BrokenCertificateError(errors.UserError):
   """A certificate or the bound Λ is wrong."""
 
@@ -48,58 +65,42 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   add = parser.add_argument
   add('--workdir', required=True, help='workdir of a run of lipnext_jax.main')
-  defaults = run_lib.Settings()
-  least = {}
-  for name, default, smallest, meaning in (
-    ('examples', 0, 0, 'number of examples, from the first on; 0: all'),
-    ('restarts', defaults.restarts, 1, 'starts of each gradient attack'),
-    ('steps', defaults.steps, 1, 'steps of each gradient attack'),
-    ('seed', 0, 0, 'seed of every random draw'),
-    ('batch_size', target_lib.BATCH_SIZE, 1, 'images in one forward pass'),
-  ):
+  for name, default, _, meaning in _NUMBERS:
     add(f'--{name}', type=int, default=default, help=meaning)
-    least[name] = smallest
-  for field, choices in (  # Each flag overrides a field of the run's config.
-    ('eval.certificate', certify.CERTIFICATES),
-    ('eval.split', sources.FINAL_SPLITS),
-    ('eval.checkpoint', ('last', 'best')),
-    ('dataset.data_dir', None),
-  ):
+  for field, choices in _FIELDS.items():
     name, meaning = field.split('.')[1], f'instead of {field} of the run'
     add(f'--{name}', dest=field, choices=choices, help=meaning)
   flags = parser.parse_args(argv)
-  for name, smallest in least.items():
+  for name, _, smallest, _ in _NUMBERS:
     if vars(flags)[name] < smallest:
       parser.error(f'--{name} must be at least {smallest}')
   return flags
 
 
-def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
-  """Attacks the run in a workdir; writes and returns `attack.json`.
+def attack_workdir(flags: argparse.Namespace) -> int:
+  """Attacks the run in a workdir; returns the exit code.
 
   Raises:
     BrokenCertificateError: a certificate or Λ is wrong (after writing).
     ConfigError: the workdir or its data do not exist.
   """
   start = time.perf_counter()
-  overrides = {
-    name: value
-    for name, value in vars(flags).items()
-    if '.' in name and value is not None
-  }
-  found = restore.restore(flags.workdir, overrides)
-  dataset = sources.load_dataset(found.config.dataset)
-  source = sources.final_split(dataset, found.config.eval.split)
+  given = {field: vars(flags)[field] for field in _FIELDS}
+  found = restore.restore(
+    flags.workdir, {k: v for k, v in given.items() if v is not None}
+  )
+  config = found.config
+  dataset = sources.load_dataset(config.dataset)
+  source = sources.final_split(dataset, config.eval.split)
   count = min(flags.examples or len(source), len(source))
   examples = [source[i] for i in range(count)]
   images = np.stack([example['image'] for example in examples])
   labels = np.array([int(example['label']) for example in examples])
 
-  certificate = found.config.eval.certificate
+  certificate, epsilons = config.eval.certificate, config.eval.epsilons
   target = target_lib.certified_target(
     certificate, found.model, found.params, images, batch_size=flags.batch_size
   )
-  epsilons = found.config.eval.epsilons
   settings = run_lib.Settings(restarts=flags.restarts, steps=flags.steps)
   ledger = run_lib.attack_target(
     target, epsilons, settings, seed=flags.seed, log=report.log
@@ -109,7 +110,7 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
   )
   summary = {
     'step': found.step,
-    'split': found.config.eval.split,
+    'split': config.eval.split,
     'certificate': certificate,
     'seed': flags.seed,
     'settings': settings._asdict(),
@@ -119,16 +120,14 @@ def attack_workdir(flags: argparse.Namespace) -> dict[str, Any]:
     'logit_lipschitz_lower_bound': lower.logits,
     'seconds': round(time.perf_counter() - start, 1),
   }
-  files.write_arrays(
-    os.path.join(flags.workdir, 'attack.npz'),
-    run_lib.arrays(ledger, labels),
-  )
-  files.write_json(os.path.join(flags.workdir, 'attack.json'), summary)
-  print_table(summary, found.config.dataset.name, epsilons)
+  path = os.path.join(flags.workdir, 'attack')
+  files.write_arrays(f'{path}.npz', run_lib.arrays(ledger, labels))
+  files.write_json(f'{path}.json', summary)
+  print_table(summary, config.dataset.name, epsilons)
   if files.exists(os.path.join(flags.workdir, 'eval.json')):
     report.log(f'shown in {report.write_page(flags.workdir)}')
   check(summary)
-  return summary
+  return 0
 
 
 def check(summary: Mapping[str, Any]) -> None:
@@ -178,12 +177,7 @@ def print_table(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the attacks; returns the exit code."""
-
-  def run() -> int:
-    attack_workdir(parse(argv))
-    return 0
-
-  return command.run(run)
+  return command.run(lambda: attack_workdir(parse(argv)))
 
 
 if __name__ == '__main__':

@@ -27,11 +27,10 @@ def _flat(values: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
 
 def _squares(images: np.ndarray, points: np.ndarray) -> np.ndarray:
   """Computes ‖point − image‖² of every row in the widest floats."""
-  wide = np.longdouble
-  squares = [
-    np.sum((_flat(images[rows], wide) - _flat(points[rows], wide)) ** 2, axis=1)
-    for rows in blocks(images)
-  ]
+  squares = []
+  for rows in blocks(images):
+    x, y = (_flat(part[rows], np.longdouble) for part in (images, points))
+    squares.append(np.sum((x - y) ** 2, axis=1))
   return np.concatenate(squares)
 
 

@@ -1,13 +1,7 @@
 """The floating-point walk, an attack on a certificate's rounding.
 
-Next to a certificate's sphere there are very many representable points, whose
-logits differ by rounding alone. One of them may get another answer (J. Jin et
-al., "Getting a-Round Guarantees: Floating-Point Attacks on Certified
-Robustness", arXiv 2205.10159).
-
-The walk moves each start to the last representable point in the ball. It then
-tries random steps of a few units in the last place, moved back into the ball,
-and keeps those that lower the margin in the arithmetic under attack.
+See docs/attacks.md, and J. Jin et al., "Getting a-Round Guarantees:
+Floating-Point Attacks on Certified Robustness", arXiv 2205.10159.
 """
 
 import numpy as np

@@ -39,8 +39,7 @@ def dlr(logits: jax.Array, label: jax.Array) -> jax.Array:
   """Computes the difference of logits ratio (F. Croce, M. Hein, ICML 2020).
 
   It is (max_{j≠y} f_j − f_y)/(f_(1) − f_(3)) for the largest and third largest
-  logit, invariant to shifts and scales of the logits. For two classes, which
-  have no third logit, it is the numerator.
+  logit. For two classes, which have no third logit, it is the numerator.
   """
   difference = rival_lead(logits, label)
   if logits.size < 3:
@@ -85,16 +84,6 @@ def project(
   return jnp.where(box, jnp.clip(x, 0, 1), x)
 
 
-class _Schedule(NamedTuple):
-  """The rounds of a method: one that evaluates the start, then its steps."""
-
-  length: float  # Length of the first step, as a multiple of ε.
-  shares: np.ndarray  # Shape (steps + 1,): share of the new step, see above.
-  # Shape (steps + 1,): length of the window that ends here, at a checkpoint; 0
-  # elsewhere; −1 where the loss is only recorded.
-  windows: np.ndarray
-
-
 def checkpoints(steps: int) -> np.ndarray:
   """Returns the length of APGD's window at each checkpoint, 0 elsewhere.
 
@@ -112,15 +101,6 @@ def checkpoints(steps: int) -> np.ndarray:
     period = max(current - previous - _CHECKPOINT_DECREMENT, _SHORTEST_PERIOD)
     previous, current = current, current + period
   return windows
-
-
-def _plan(method: str, steps: int) -> _Schedule:
-  """Plans PGD, or APGD with momentum and checkpoints that may halve steps."""
-  if method == 'pgd':  # Steps of constant length, 2.5 ε in total.
-    return _Schedule(2.5 / steps, np.ones(steps + 1), np.zeros(steps + 1, int))
-  shares = np.full(steps + 1, _STEP_SHARE)
-  shares[:2] = 1  # The first step has no momentum.
-  return _Schedule(2.0, shares, np.concatenate([[-1], checkpoints(steps)]))
 
 
 class _Point(NamedTuple):
@@ -149,11 +129,21 @@ def _select(condition: jax.Array, new: Any, old: Any) -> Any:
   return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
-def _climb(evaluate, project, start, epsilon, schedule: _Schedule) -> jax.Array:
+def _climb(evaluate, project, start, epsilon, method: str, steps: int):
   """Maximises the loss from `start`; returns the point of the largest lead.
 
   `evaluate` maps a point to its loss, `rival_lead` and gradient.
   """
+  # For each round, the share of the new step, and the length of the window that
+  # ends with it at a checkpoint: 0 elsewhere, −1 if it only records the loss.
+  # The first round has no gradient, so it evaluates the start.
+  if method == 'pgd':  # Steps of constant length, 2.5 ε in total.
+    length, shares = 2.5 / steps, np.ones(steps + 1)
+    windows = np.zeros(steps + 1, int)
+  else:  # Checkpoints may halve the steps.
+    length, shares = 2.0, np.full(steps + 1, _STEP_SHARE)
+    shares[:2] = 1  # The first step has no momentum.
+    windows = np.concatenate([[-1], checkpoints(steps)])
 
   def step(s: _State, now):
     share, window = now
@@ -178,22 +168,18 @@ def _climb(evaluate, project, start, epsilon, schedule: _Schedule) -> jax.Array:
       checked_loss=jnp.where(window != 0, top.loss, s.checked_loss),
     ), None
 
-  # The first round has no gradient, so it evaluates the start.
   lowest, still = jnp.full_like(epsilon, -jnp.inf), jnp.zeros_like(start)
   state = _State(
     here=_Point(start, -lowest, still),
     previous=start,
     top=_Point(start, lowest, still),
     best=(start, lowest),
-    length=schedule.length * epsilon,
+    length=length * epsilon,
     risen=jnp.zeros((), jnp.int32),
     halved=jnp.zeros((), bool),
     checked_loss=lowest,
   )
-  rounds = (
-    jnp.asarray(schedule.shares, start.dtype),
-    jnp.asarray(schedule.windows),
-  )
+  rounds = jnp.asarray(shares, start.dtype), jnp.asarray(windows)
   return jax.lax.scan(step, state, rounds)[0].best[0]
 
 
@@ -222,7 +208,7 @@ def _run(apply, params, key, box, loss, examples, method, steps):
     # In many dimensions, almost all of the ball lies next to its sphere.
     direction = jax.random.normal(key, center.shape, center.dtype)
     start = clip(center + epsilon * normalize(direction))
-    return _climb(evaluate, clip, start, epsilon, _plan(method, steps))
+    return _climb(evaluate, clip, start, epsilon, method, steps)
 
   return jax.vmap(search)(jax.random.split(key, len(examples[0])), *examples)
 

@@ -47,13 +47,7 @@ def attack_target(
 ) -> ledger_lib.Ledger:
   """Tries to break every certificate, and finds near adversarial examples.
 
-  1. Gradient attacks up to the certified radius of each image, with and without
-     [0, 1]. They succeed only if a certificate is wrong.
-  2. Gradient attacks at each reported ε, for the robust accuracy, and beyond
-     the certified radius, for the nearest adversarial examples. Their results
-     are bisected towards the image.
-  3. The floating-point walk to the certified sphere, from the nearest
-     adversarial example and from the results of the last two gradient attacks.
+  docs/attacks.md lists the stages.
 
   Args:
     target: target under attack.
@@ -68,8 +62,7 @@ def attack_target(
   s = settings or Settings()
   ledger = ledger_lib.Ledger(target)
   rng = np.random.default_rng(seed)
-  ranks = range(max(1, s.restarts))
-  rivals = [gradient.nearest_rivals(target, rank) for rank in ranks]
+  rivals = [gradient.nearest_rivals(target, rank) for rank in range(s.restarts)]
   radii = np.minimum(target.radii, exact.FARTHEST)
 
   def search(method, loss, limits, rival, where, *, box, at_radius=False):
@@ -101,11 +94,9 @@ def attack_target(
   for box, (method, loss), rival in itertools.product(
     (False, True), s.searches, rivals
   ):
-    starts.append(
-      search(
-        method, loss, radii, rival, 'at the radius', box=box, at_radius=True
-      )
-    )
+    where = 'at the radius'
+    points = search(method, loss, radii, rival, where, box=box, at_radius=True)
+    starts.append(points)
   report('gradient attacks at the certified radii')
 
   for epsilon in epsilons:
@@ -130,9 +121,7 @@ def attack_target(
 
 
 def summarise(
-  ledger: ledger_lib.Ledger,
-  labels: np.ndarray,
-  epsilons: Sequence[float],
+  ledger: ledger_lib.Ledger, labels: np.ndarray, epsilons: Sequence[float]
 ) -> dict[str, Any]:
   """Returns the results that `attack.json` holds.
 
@@ -186,11 +175,7 @@ def arrays(
 
   Each has a row per example, or a row for each of the few that are shown: those
   with a correct answer and the least ratio of the distance found in [0, 1] and
-  the certified radius.
-
-  Args:
-    ledger: ledger of `attack_target`.
-    labels: [n] int, true classes.
+  the certified radius. Args are those of `summarise`.
   """
   target, best = ledger.target, ledger.in_box
   held = (target.predictions == labels) & (target.radii > 0)
