@@ -14,25 +14,29 @@ import safetensors.numpy
 from lipnext_jax import certify
 from lipnext_jax import errors
 from lipnext_jax import models
+from lipnext_jax import trees
 from lipnext_jax.certify import predictor as predictor_lib
 from tests import networks
 
 SHAPE = (8, 8, 1)
 NAMES = ('a', 'b', 'c', 'd', 'é')
+MODEL = models.LipNeXt(num_classes=5, depth=2, width=16, patch_size=4)
+IMAGES = np.random.default_rng(0).random((7, *SHAPE)).astype(np.float32)
+PARAMS = jax.tree.map(  # Λ is not 1.
+  lambda p: np.ascontiguousarray(p * np.float32(1.001)),
+  networks.draw(MODEL, SHAPE, scale=0.0),
+)
 
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-  """Returns (path, model, params, images, manifest)."""
-  model = models.LipNeXt(num_classes=5, depth=2, width=16, patch_size=4)
-  images = np.random.default_rng(0).random((7, *SHAPE)).astype(np.float32)
-  params = networks.draw(model, SHAPE, scale=0.0)
-  params = jax.tree.map(lambda p: p * np.float32(1.001), params)  # Λ is not 1.
+  """Returns (path, manifest)."""
   path = str(tmp_path_factory.mktemp('predictor') / 'model.lipnext')
+  params = jax.tree.map(np.asfortranarray, PARAMS)  # They lie elsewise.
   manifest = certify.export_predictor(
-    path, model, params, SHAPE, class_names=NAMES, config={'model.depth': 2}
+    path, MODEL, params, SHAPE, class_names=NAMES, config={'model.depth': 2}
   )
-  return path, model, params, images, manifest
+  return path, manifest
 
 
 @pytest.fixture(scope='module')
@@ -40,18 +44,16 @@ def loaded(made):
   return certify.load_predictor(made[0])
 
 
-def test_a_round_trip_gives_the_same_classes_and_radii(made, loaded):
-  _, model, params, images, _ = made
-  classes, rivals = certify.fast_certifier(model, params)(images)
+def test_any_batch_gets_the_classes_and_radii_of_the_model(loaded):
+  classes, rivals = certify.fast_certifier(MODEL, PARAMS)(IMAGES)
   radii = np.min(rivals, axis=-1)
-  for size in (1, 7):  # Any batch size.
-    found, found_radii = loaded(images[:size])
+  for size in (1, 7):
+    found, found_radii = loaded(IMAGES[:size])
     np.testing.assert_array_equal(found, classes[:size])
     np.testing.assert_allclose(found_radii, radii[:size], rtol=1e-5, atol=1e-6)
   # An assumed Λ of 1 would show.
-  offset = certify.prove_constants(params).offset
-  assumed = certify.Constants(1.0, offset)
-  _, rivals = certify.fast_certifier(model, params, assumed)(images)
+  assumed = certify.prove_constants(PARAMS)._replace(lipschitz=1.0)
+  _, rivals = certify.fast_certifier(MODEL, PARAMS, assumed)(IMAGES)
   assert np.max(np.abs(np.min(rivals, axis=-1) - radii)) > 1e-4
 
 
@@ -79,107 +81,104 @@ def test_every_model_is_built_again_as_it_is_certified(model, tmp_path):
   np.testing.assert_allclose(found_radii, np.min(radii, axis=-1), rtol=1e-5)
 
 
-def test_rigorous_predictors_give_rigorous_radii(made):
-  path, model, params, images, _ = made
-  predictor = certify.load_predictor(path, certificate='rigorous')
-  wanted = certify.rigorous_radius(model, params, images)
-  np.testing.assert_array_equal(predictor(images)[1], wanted.radii)
+def test_rigorous_predictors_give_rigorous_radii(made, tmp_path):
+  path = str(tmp_path / 'model.lipnext')
+  certify.export_predictor(path, MODEL, PARAMS, SHAPE, certificate='rigorous')
+  assert certify.load_predictor(path, certificate='fast').certificate == 'fast'
+  wanted = certify.rigorous_radius(MODEL, PARAMS, IMAGES)
+  for predictor in (
+    certify.load_predictor(path),
+    certify.load_predictor(made[0], certificate='rigorous'),
+  ):
+    np.testing.assert_array_equal(predictor(IMAGES)[1], wanted.radii)
   with pytest.raises(errors.ConfigError, match="'Rigorous' is unknown"):
     certify.load_predictor(path, certificate='Rigorous')
 
 
 def test_the_manifest_says_what_the_certificate_is_about(made, loaded):
-  path, _, params, _, manifest = made
+  path, manifest = made
   assert manifest == loaded.manifest
-  assert manifest['lipschitz_bound'] == certify.lipschitz_bound(params)
-  assert manifest['offset'] == certify.prove_constants(params).offset
+  assert manifest['lipschitz_bound'] == certify.lipschitz_bound(PARAMS)
+  assert manifest['offset'] == certify.prove_constants(PARAMS).offset
   assert (manifest['colours'], manifest['certificate']) == ('grey', 'fast')
   assert manifest['config'] == {'model.depth': 2}
   assert manifest['versions']['jax'] == jax.__version__
   assert loaded.lipschitz == manifest['lipschitz_bound']
-  assert loaded.class_names == NAMES
-  assert loaded.image_shape == SHAPE
+  assert (loaded.class_names, loaded.image_shape) == (NAMES, SHAPE)
   # Any framework finds the names and plain JSON.
   arrays = safetensors.numpy.load_file(path)
-  np.testing.assert_array_equal(arrays['blocks/M'], params['blocks']['M'])
+  for name, leaf in trees.named_leaves(PARAMS).items():
+    np.testing.assert_array_equal(arrays.pop(name), leaf)
+  assert not arrays
   with safetensors.safe_open(path, framework='numpy') as file:
     texts = file.metadata()
   stated = {name: json.loads(text) for name, text in texts.items()}
   assert {**manifest, 'sha256': stated['sha256']} == stated
 
 
-def test_arrays_that_lie_elsewise_in_memory_are_written_right(made, tmp_path):
-  path = str(tmp_path / 'model.lipnext')
-  params = jax.tree.map(lambda p: np.asarray(p, order='F'), made[2])
-  certify.export_predictor(path, made[1], params, SHAPE, certificate='rigorous')
-  ours = safetensors.numpy.load_file(path)
-  theirs = safetensors.numpy.load_file(made[0])
-  for name, array in ours.items():
-    np.testing.assert_array_equal(array, theirs[name])
-  assert certify.load_predictor(path).certificate == 'rigorous'
-  assert certify.load_predictor(path, certificate='fast').certificate == 'fast'
-
-
-def test_loading_needs_safetensors(made, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'safetensors', None)
-  assert refusal(made[0]).endswith('pip install safetensors.')
-
-
 @pytest.mark.parametrize('certificate', predictor_lib.CERTIFICATES)
 def test_images_are_floats_in_unit_pixels_or_bytes(made, certificate):
   predictor = certify.load_predictor(made[0], certificate=certificate)
-  pixels = np.round(made[3] * 255).astype(np.uint8)
+  pixels = np.round(IMAGES * 255).astype(np.uint8)
   wanted = predictor(pixels / 255)
   for found, right in zip(predictor(pixels), wanted, strict=True):
     np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
   assert [len(found) for found in predictor(pixels[:0])] == [0, 0]
-  with pytest.raises(ValueError, match='give floats'):
-    predictor(pixels.astype(np.int64))
-  for wrong in (255 * made[3], np.full_like(made[3], np.nan), made[3] - 1e-3):
-    with pytest.raises(ValueError, match=r'outside \[0, 1\]'):
+  for wrong, problem in (
+    (pixels.astype(np.int64), 'give floats'),
+    (255 * IMAGES, r'outside \[0, 1\]'),
+    (np.full_like(IMAGES, np.nan), r'outside \[0, 1\]'),
+    (IMAGES - 1e-3, r'outside \[0, 1\]'),
+    *((np.zeros(s), 'no batch') for s in (SHAPE, (1, 8, 8, 3), (1, 8, 9, 1))),
+  ):
+    with pytest.raises(ValueError, match=problem):
       predictor(wrong)
-  for shape in ((8, 8, 1), (1, 8, 8, 3), (1, 8, 9, 1)):
-    with pytest.raises(ValueError, match='no batch'):
-      predictor(np.zeros(shape))
 
 
-def forge(made, tmp_path, *, arrays=None, sign=True, **fields):
-  """Writes a copy with other arrays and metadata; ... leaves one out."""
-  found = dict(safetensors.numpy.load_file(made[0]), **(arrays or {}))
-  found = {name: array for name, array in found.items() if array is not ...}
-  with safetensors.safe_open(made[0], framework='numpy') as file:
-    texts = file.metadata()
-  texts |= {
-    name: value if value is ... else json.dumps(value)
-    for name, value in fields.items()
-  }
-  texts = {name: text for name, text in texts.items() if text is not ...}
-  if sign:
-    texts['sha256'] = json.dumps(predictor_lib._digest(texts, found))
-  path = str(tmp_path / 'forged.lipnext')
-  safetensors.numpy.save_file(found, path, texts)
-  return path
-
-
-def refusal(path):
+def check_refused(path, problem):
   with pytest.raises(errors.ConfigError) as info:
-    certify.load_predictor(path)
+    certify.load_predictor(str(path))
   assert info.value.exit_code == 2
   assert len(str(info.value).splitlines()) == 1
-  return str(info.value)
+  assert problem in str(info.value)
 
 
-def test_constants_come_from_the_weights_not_from_the_file(
-  made, loaded, tmp_path
-):
+def test_loading_needs_safetensors(made, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'safetensors', None)
+  check_refused(made[0], 'pip install safetensors')
+
+
+@pytest.fixture
+def forge(made, tmp_path):
+  """Writes a copy with other arrays and metadata; ... leaves one out."""
+
+  def forge(*, arrays=None, sign=True, **fields):
+    found = dict(safetensors.numpy.load_file(made[0]), **(arrays or {}))
+    found = {name: array for name, array in found.items() if array is not ...}
+    with safetensors.safe_open(made[0], framework='numpy') as file:
+      texts = file.metadata()
+    for name, value in fields.items():
+      texts[name] = json.dumps(None if value is ... else value)
+      if value is ...:
+        del texts[name]
+    if sign:
+      texts['sha256'] = json.dumps(predictor_lib._digest(texts, found))
+    path = str(tmp_path / 'forged.lipnext')
+    safetensors.numpy.save_file(found, path, texts)
+    return path
+
+  return forge
+
+
+def test_constants_come_from_the_weights_not_from_the_file(loaded, forge):
   """A signed file with smaller constants gets the radii that are proved."""
-  path = forge(made, tmp_path, lipschitz_bound=0.01, offset=0.0, units='mm')
-  found = certify.load_predictor(path)
+  found = certify.load_predictor(
+    forge(lipschitz_bound=0.01, offset=0.0, units='mm')
+  )
   assert found.manifest == loaded.manifest
-  for ours, theirs in zip(found(made[3]), loaded(made[3]), strict=True):
+  for ours, theirs in zip(found(IMAGES), loaded(IMAGES), strict=True):
     np.testing.assert_array_equal(ours, theirs)
-  m = safetensors.numpy.load_file(made[0])['blocks/M']
-  path = forge(made, tmp_path, arrays={'blocks/M': 3 * m})
+  path = forge(arrays={'blocks/M': 3 * PARAMS['blocks']['M']})
   assert certify.load_predictor(path).lipschitz > 8 * loaded.lipschitz
 
 
@@ -196,9 +195,9 @@ FIELDS = {
 
 
 @pytest.mark.parametrize('name', FIELDS)
-def test_fields_of_another_kind_are_refused_by_name(made, tmp_path, name):
+def test_fields_of_another_kind_are_refused_by_name(forge, name):
   for value in FIELDS[name]:
-    assert f'its {name} ' in refusal(forge(made, tmp_path, **{name: value}))
+    check_refused(forge(**{name: value}), f'its {name} cannot be ')
 
 
 OPTIONS = {
@@ -217,22 +216,22 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize('option', OPTIONS)
-def test_options_that_do_not_fit_the_weights_are_refused(
-  made, tmp_path, option
-):
-  model = made[4]['model']
+def test_options_that_do_not_fit_the_weights_are_refused(made, forge, option):
+  """Such files are not read, let alone certified."""
+  model = made[1]['model']
   for value in OPTIONS[option]:
     changed = model | {'options': model['options'] | {option: value}}
-    refusal(forge(made, tmp_path, model=changed, class_names=[]))
+    path = forge(model=changed, class_names=[])
+    check_refused(path, 'is no predictor that can be read')
 
 
-def test_another_model_or_image_is_refused(made, tmp_path):
-  options = made[4]['model']['options']
+def test_another_model_or_image_is_refused(made, forge):
+  options = made[1]['model']['options']
   for name, kept in (('LipNeXt', {'num_classes': 5}), ('BRONet', options)):
-    path = forge(made, tmp_path, model={'name': name, 'options': kept})
-    assert 'its option ' in refusal(path)
+    path = forge(model={'name': name, 'options': kept})
+    check_refused(path, 'its option ')
   for shape in ([8, 8, 9], [12, 8, 1], [9, 8, 1], [10**9] * 3):
-    refusal(forge(made, tmp_path, image_shape=shape))
+    check_refused(forge(image_shape=shape), 'is no predictor that can be read')
 
 
 @pytest.mark.parametrize(
@@ -247,14 +246,13 @@ def test_another_model_or_image_is_refused(made, tmp_path):
   ],
 )
 def test_weights_of_another_model_are_refused(
-  made, tmp_path, name, change, problem
+  made, forge, name, change, problem
 ):
   old = safetensors.numpy.load_file(made[0]).get(name)
-  path = forge(made, tmp_path, arrays={name: change(old)})
-  assert problem in refusal(path)
+  check_refused(forge(arrays={name: change(old)}), problem)
 
 
-def test_damaged_and_foreign_files_are_refused(made, tmp_path):
+def test_damaged_and_foreign_files_are_refused(made, forge, tmp_path):
   with open(made[0], 'rb') as file:
     data = file.read()
   path = tmp_path / 'damaged.lipnext'
@@ -266,48 +264,50 @@ def test_damaged_and_foreign_files_are_refused(made, tmp_path):
     b'\xff' * 8 + data[8:],
   ):
     path.write_bytes(change)
-    refusal(str(path))
-  forged = forge(made, tmp_path, config={'seed': 1}, sign=False)
-  assert 'its checksum does not match' in refusal(forged)
+    check_refused(path, 'is no predictor that can be read')
+  forged = forge(config={'seed': 1}, sign=False)
+  check_refused(forged, 'its checksum does not match')
   for metadata in (None, {'format': 'pt'}, {'format': '[' * 10**5}):
     safetensors.numpy.save_file({'x': np.ones(2)}, path, metadata)
-    refusal(str(path))
+    check_refused(path, 'is no predictor that can be read')
   for missing in (tmp_path / 'none', tmp_path):
-    assert 'is no file' in refusal(str(missing))
+    check_refused(missing, 'is no file')
 
 
-def test_what_could_not_be_loaded_is_not_written(made, tmp_path):
+def test_what_could_not_be_loaded_is_not_written(tmp_path):
   class Model(models.LipNeXt):
     def __call__(self, images):
       return 2 * super().__call__(images)
 
-  _, model, params, _, _ = made
   path = str(tmp_path / 'x.lipnext')
   other = Model(num_classes=5, depth=2, width=16, patch_size=4)
+  nan, wide = (
+    jax.tree.map(change, PARAMS)
+    for change in (lambda p: p * np.nan, np.float64)
+  )
   for args, options, problem in (
-    ((other, params, SHAPE), {}, 'its model'),
-    ((model.clone(width=32), params, SHAPE), {}, 'instead of'),
-    ((model, params, (12, 8, 1)), {}, 'instead of'),
-    ((model, params, SHAPE), {'resize': 4}, 'resize'),
-    ((model, params, SHAPE), {'certificate': 'best'}, 'certificate'),
-    ((model, params, SHAPE), {'class_names': ['a']}, 'class_names'),
-    ((model, jax.tree.map(np.float64, params), SHAPE), {}, 'float64'),
-    ((model, jax.tree.map(lambda p: p * np.nan, params), SHAPE), {}, 'nite'),
+    ((other, PARAMS, SHAPE), {}, 'its model'),
+    ((MODEL.clone(width=32), PARAMS, SHAPE), {}, 'instead of'),
+    ((MODEL, PARAMS, (12, 8, 1)), {}, 'instead of'),
+    ((MODEL, PARAMS, SHAPE), {'resize': 4}, 'resize'),
+    ((MODEL, PARAMS, SHAPE), {'certificate': 'best'}, 'certificate'),
+    ((MODEL, PARAMS, SHAPE), {'class_names': ['a']}, 'class_names'),
+    ((MODEL, wide, SHAPE), {}, 'float64'),
+    ((MODEL, nan, SHAPE), {}, 'not finite'),
   ):
     with pytest.raises(ValueError, match=problem):
       certify.export_predictor(path, *args, **options)
   assert not list(tmp_path.iterdir())
   with pytest.raises(OSError, match='directory'):
-    certify.export_predictor(f'{path}/y', model, params, SHAPE)
+    certify.export_predictor(f'{path}/y', MODEL, PARAMS, SHAPE)
 
 
 @pytest.mark.slow  # It starts a program.
 def test_a_program_gives_the_same_radii_without_this_package(
   made, loaded, tmp_path
 ):
-  path, model, params, images, _ = made
   program = str(tmp_path / 'model.program')
-  certify.export_program(program, model, params, SHAPE)
+  certify.export_program(program, MODEL, PARAMS, SHAPE)
   code = (
     'import sys; import jax, jax.export, numpy as np, safetensors.numpy\n'
     'data = bytearray(open(sys.argv[1], "rb").read())\n'
@@ -318,13 +318,13 @@ def test_a_program_gives_the_same_radii_without_this_package(
     'np.savez(sys.argv[4], *found)\n'
   )
   inputs, outputs = str(tmp_path / 'in.npy'), str(tmp_path / 'out.npz')
-  np.save(inputs, images)
-  command = [sys.executable, '-c', code, program, path, inputs, outputs]
+  np.save(inputs, IMAGES)
+  command = [sys.executable, '-c', code, program, made[0], inputs, outputs]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   with np.load(outputs) as found:
-    np.testing.assert_array_equal(found['arr_0'], loaded(images)[0])
-    np.testing.assert_allclose(found['arr_1'], loaded(images)[1], rtol=1e-5)
+    np.testing.assert_array_equal(found['arr_0'], loaded(IMAGES)[0])
+    np.testing.assert_allclose(found['arr_1'], loaded(IMAGES)[1], rtol=1e-5)
   with open(program, 'rb') as file:
     exported = export.deserialize(bytearray(file.read()))
   assert exported.platforms == predictor_lib.PLATFORMS
