@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from lipnext_jax import certify
+from lipnext_jax import models
 from lipnext_jax.certify import bound as bound_lib
 from lipnext_jax.certify import norms
 from lipnext_jax.models import block
 from lipnext_jax.models import products
+from tests import networks
 
 # LAPACK's singular values are right to a small multiple of n·u·‖W‖: 1e-13 for
 # n <= 200.
@@ -29,22 +31,7 @@ def qr(m, n, seed=0):
 # ── The product over a model ─────────────────────────────────────────────────
 
 
-def tree(depth=3, n=8, dtype=np.float32):
-  rng = np.random.default_rng(0)
-
-  def stack(seed):
-    return np.stack([qr(n, n, seed + i) for i in range(depth)]).astype(dtype)
-
-  return {
-    'stem': {'Q': qr(n, n, 50).astype(dtype), 'bias': rng.normal(size=n)},
-    'blocks': {
-      'R': stack(10),
-      'M': stack(30),
-      'bias': rng.normal(size=(depth, n)),
-      'pos': rng.normal(size=(depth, 2, 2, 1)),
-    },
-    'head': {'kernel': 9 * rng.normal(size=(4, n)), 'bias': np.zeros(4)},
-  }
+MODEL = models.LipNeXt(4, depth=3, width=8, patch_size=2)
 
 
 def exact_product(params):
@@ -58,7 +45,7 @@ def exact_product(params):
 
 @pytest.mark.parametrize('scale', [1.0, 1.3])
 def test_bound_is_the_product_over_all_matrices(scale):
-  params = tree()
+  params = networks.draw(MODEL, (4, 4, 1))
   params['blocks']['R'] *= np.float32(scale)
   params['blocks']['M'][1] *= np.float32(scale)
   truth = exact_product(params)

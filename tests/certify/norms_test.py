@@ -21,6 +21,10 @@ def qr(m, n, seed=0):
   return q[:m]
 
 
+def gaussian(*shape):
+  return np.random.default_rng(5).normal(size=shape)
+
+
 # ── Exact arithmetic ─────────────────────────────────────────────────────────
 
 
@@ -50,31 +54,27 @@ def test_the_exact_decision_is_right_on_known_norms():
   assert not exceeds_norm(np.nextafter(5.0, 4), np.array([[3.0, 4.0]]))
 
 
-def small_matrices():
-  """Returns small matrices, in the orthogonal group and far from it."""
-  rng = np.random.default_rng(0)
-  yield 'haar float32', qr(5, 5).astype(np.float32)
-  yield 'haar float64', qr(4, 4, 1)
-  yield 'scaled', 1.001 * qr(4, 4, 2)
-  yield 'shrunk', 0.5 * qr(4, 4, 3)
-  yield 'rank one', np.outer([1.0, 2, 3], [0.1, 0.2, 0.3])
-  yield 'zero', np.zeros((3, 3))
-  yield 'gaussian', rng.normal(size=(4, 4))
-  yield 'tall', qr(6, 3, 4).astype(np.float32)
-  yield 'wide', qr(6, 3, 5).astype(np.float32).T
-  yield 'cut', qr(5, 5, 6)[:3]
-  yield 'one entry', np.array([[1 + 2**-52]])
-  yield 'identity', np.eye(4)
-  yield 'bfloat16', np.asarray(jnp.asarray(qr(4, 4, 7), jnp.bfloat16))
-  yield 'huge', 1e40 * rng.normal(size=(3, 3))
-  yield 'overflows squared', 1e160 * qr(3, 3, 8)
-  yield 'tiny', 1e-170 * qr(3, 3, 9)
-  yield 'subnormal', np.full((2, 2), 5e-324)
-  yield 'mixed scales', np.diag([1.0, 1e-300]) @ qr(2, 2, 10)
-  yield 'one large rest tiny', np.array([[1.0, 2**-27], [-(2**-27), 1.0]])
-
-
-SMALL = dict(small_matrices())
+SMALL = {  # In the orthogonal group and far from it.
+  'haar float32': qr(5, 5).astype(np.float32),
+  'haar float64': qr(4, 4, 1),
+  'bfloat16': np.asarray(jnp.asarray(qr(4, 4, 7), jnp.bfloat16)),
+  'scaled': 1.001 * qr(4, 4, 2),
+  'shrunk': 0.5 * qr(4, 4, 3),
+  'rank one': np.outer([1.0, 2, 3], [0.1, 0.2, 0.3]),
+  'zero': np.zeros((3, 3)),
+  'gaussian': gaussian(4, 4),
+  'tall': qr(6, 3, 4).astype(np.float32),
+  'wide': qr(6, 3, 5).astype(np.float32).T,
+  'cut': qr(5, 5, 6)[:3],
+  'one entry': np.array([[1 + 2**-52]]),
+  'identity': np.eye(4),
+  'huge': 1e40 * gaussian(3, 3),
+  'overflows squared': 1e160 * qr(3, 3, 8),
+  'tiny': 1e-170 * qr(3, 3, 9),
+  'subnormal': np.full((2, 2), 5e-324),
+  'mixed scales': np.diag([1.0, 1e-300]) @ qr(2, 2, 10),
+  'one large rest tiny': np.array([[1.0, 2**-27], [-(2**-27), 1.0]]),
+}
 
 
 def check_upper(fn, w):
@@ -84,7 +84,7 @@ def check_upper(fn, w):
 @pytest.mark.parametrize('name', SMALL)
 def test_bounds_exceed_the_norm_exactly(name):
   w = SMALL[name]
-  b, any_size = norms.spectral_norm_bound(w), norms.norm_bound(np.float64(w))
+  b = norms.spectral_norm_bound(w)
   assert isinstance(b, float)
   assert b >= 1
   if math.isfinite(b):  # Entries of 1e160 are bounded by inf: true, and said.
@@ -92,63 +92,17 @@ def test_bounds_exceed_the_norm_exactly(name):
   else:
     assert np.max(np.abs(w)) > 1e150
   # Zero is its own bound: not above it, strictly.
-  assert not np.any(w) or exceeds_norm(any_size, w)
+  assert not np.any(w) or exceeds_norm(norms.norm_bound(np.float64(w)), w)
 
 
-def absorbed(m=4097):
-  """[m, 1]: a one, and entries whose squares all round away one by one.
-
-  2⁻²⁷ squared is 2⁻⁵⁴, half of the half-ulp of 1: summed after the 1, each is
-  lost, and the true norm, sqrt(1 + (m − 1)·2⁻⁵⁴), is 1 + 2⁻⁴³ for m = 4097.
-  """
-  w = np.full((m, 1), 2.0**-27)
-  w[0] = 1
-  return w
-
-
-def without_rounding(w):
+def in_order(w):
   """Planted: the same bound with the rounding of WᵀW left out.
 
   The sum runs in order, as any BLAS is free to do.
   """
-  gram = np.zeros((w.shape[1], w.shape[1]))
-  for row in np.asarray(w, np.float64):
-    gram += np.outer(row, row)
-  d = gram - np.eye(len(gram))
-  for _ in range(3):
-    d = d @ d
+  gram = sum(np.outer(row, row) for row in np.float64(w))
+  d = np.linalg.matrix_power(gram - np.eye(len(gram)), 8)
   return math.sqrt(1 + np.linalg.norm(d) ** (1 / 8)) * (1 + 2**-50)
-
-
-def test_rounding_of_the_products_is_accounted_for():
-  check_upper(norms.spectral_norm_bound, absorbed())
-  with pytest.raises(AssertionError, match='below the norm'):
-    check_upper(without_rounding, absorbed())
-
-
-def check_one_sided(fn, w):
-  # Twice a defect (of 1 at most, overestimated by 4^(1/16)) by 4^(1/8192) − 1.
-  smaller = fn(w) - 2 * 1.1 * 1.7e-4
-  assert smaller <= 1 or not exceeds_norm(smaller, w), 'charged for shrinking'
-
-
-def long_and_short():
-  """Returns rows of several lengths, 1.01 at most."""
-  return np.diag([1.01, 0.5, 0.9, 0.3]) @ qr(4, 4)
-
-
-def two_sided(w):
-  """Planted: 1 + ‖WᵀW − I‖, which is large for short rows."""
-  d = np.float64(w) @ np.float64(w).T - np.eye(len(w))
-  return math.sqrt(1 + np.linalg.norm(d, 2))
-
-
-def test_what_shrinks_costs_nothing():
-  for w in (0.5 * qr(4, 4, 3), np.eye(3)[:2], long_and_short()):
-    check_one_sided(norms.spectral_norm_bound, w)
-    check_upper(norms.spectral_norm_bound, w)
-  with pytest.raises(AssertionError, match='charged'):
-    check_one_sided(two_sided, long_and_short())
 
 
 def power_iteration(w, steps=20):
@@ -166,39 +120,69 @@ def normalised_defect(w):
   return 1 + float(np.linalg.norm(d)) / math.sqrt(len(w))
 
 
-@pytest.mark.parametrize('fault', [power_iteration, normalised_defect])
-def test_exact_check_rejects(fault):
-  """An orthogonal matrix gets one singular value of 1.001."""
-  w = qr(6, 6, 11) @ np.diag([1.001, 1, 1, 1, 1, 1]) @ qr(6, 6, 12)
+# 2⁻²⁷ squared is 2⁻⁵⁴, half of the half-ulp of 1: summed after the 1, each is
+# lost, and the true norm, sqrt(1 + 4096·2⁻⁵⁴), is 1 + 2⁻⁴³.
+ABSORBED = np.array([[1.0], *[[2.0**-27]] * 4096])
+# One singular value is 1.001.
+STRETCHED = qr(6, 6, 11) @ np.diag([1.001, 1, 1, 1, 1, 1]) @ qr(6, 6, 12)
+
+
+@pytest.mark.parametrize(
+  ('fault', 'w'),
+  [
+    (in_order, ABSORBED),
+    (power_iteration, STRETCHED),
+    (normalised_defect, STRETCHED),
+  ],
+)
+def test_the_exact_check_rejects(fault, w):
   check_upper(norms.spectral_norm_bound, w)
   with pytest.raises(AssertionError, match='below the norm'):
     check_upper(fault, w)
 
 
+def check_one_sided(fn, w):
+  # Twice a defect (of 1 at most, overestimated by 4^(1/16)) by 4^(1/8192) − 1.
+  smaller = fn(w) - 2 * 1.1 * 1.7e-4
+  assert smaller <= 1 or not exceeds_norm(smaller, w), 'charged for shrinking'
+
+
+def two_sided(w):
+  """Planted: 1 + ‖WᵀW − I‖, which is large for short rows."""
+  d = np.float64(w) @ np.float64(w).T - np.eye(len(w))
+  return math.sqrt(1 + np.linalg.norm(d, 2))
+
+
+def test_what_shrinks_costs_nothing():
+  lengths = np.diag([1.01, 0.5, 0.9, 0.3]) @ qr(4, 4)
+  for w in (0.5 * qr(4, 4, 3), np.eye(3)[:2], lengths):
+    check_one_sided(norms.spectral_norm_bound, w)
+    check_upper(norms.spectral_norm_bound, w)
+  with pytest.raises(AssertionError, match='charged'):
+    check_one_sided(two_sided, lengths)
+
+
 # ── Larger matrices: float64 singular values, and tightness ──────────────────
 
 
-def near_orthogonal(n, defects, seed=0):
+def near_orthogonal(n, defects):
   """Returns U diag(1 + defects) Vᵀ in float64."""
-  return (qr(n, n, seed) * (1 + np.asarray(defects))) @ qr(n, n, seed + 1)
+  return (qr(n, n) * (1 + np.asarray(defects))) @ qr(n, n, 1)
 
 
-def large_matrices():
-  rng = np.random.default_rng(5)
-  yield 'scaled', 1.001 * qr(100, 100)
-  yield 'rank deficient', qr(80, 80)[:, :40] @ qr(80, 80, 1)[:40]
-  yield 'clustered', near_orthogonal(96, [3e-4] * 48 + [-3e-4] * 48)
-  yield 'spread', near_orthogonal(96, np.geomspace(1e-9, 1e-2, 96))
-  yield 'one direction', near_orthogonal(96, [1e-3] + [0] * 95)
-  yield 'shrinking', near_orthogonal(64, np.linspace(-1, 0, 64))
-  yield 'tall', qr(200, 30) + 1e-4 * rng.normal(size=(200, 30))
-  yield 'wide', (qr(200, 30) + 1e-4 * rng.normal(size=(200, 30))).T
-  yield 'gaussian', rng.normal(size=(50, 70))
-  g = rng.normal(size=(100, 100)).astype(np.float32)
-  yield 'haar float32', np.float64(np.linalg.qr(g)[0])  # Off by 1e-6.
-
-
-LARGE = dict(large_matrices())
+NOISY = qr(200, 30) + 1e-4 * gaussian(200, 30)
+LARGE = {
+  'scaled': 1.001 * qr(100, 100),
+  'rank deficient': qr(80, 80)[:, :40] @ qr(80, 80, 1)[:40],
+  'clustered': near_orthogonal(96, [3e-4] * 48 + [-3e-4] * 48),
+  'spread': near_orthogonal(96, np.geomspace(1e-9, 1e-2, 96)),
+  'one direction': near_orthogonal(96, [1e-3] + [0] * 95),
+  'shrinking': near_orthogonal(64, np.linspace(-1, 0, 64)),
+  'tall': NOISY,
+  'wide': NOISY.T,
+  'gaussian': gaussian(50, 70),
+  'haar float32': np.float64(np.float32(qr(100, 100))),
+}
 # LAPACK's singular values are right to a small multiple of n·u·‖W‖: 1e-13 for
 # n <= 200. Used only here; the exact check above needs no such allowance.
 SVD_ERROR = 1e-13
@@ -224,8 +208,7 @@ def test_bounds_are_above_the_largest_singular_value_and_close(name):
 
 
 def test_a_complex_matrix_and_its_real_form_have_one_norm():
-  rng = np.random.default_rng(0)
-  w = rng.normal(size=(5, 3)) + 1j * rng.normal(size=(5, 3))
+  w = gaussian(5, 3) + 1j * gaussian(2, 5, 3)[1]
   values = np.linalg.svd(norms.realified(w), compute_uv=False)
   expected = np.repeat(np.linalg.svd(w, compute_uv=False), 2)
   np.testing.assert_allclose(values, expected, rtol=1e-13)

@@ -7,7 +7,6 @@ w_j − w_i. So the ball must hold against every attack, and end right there.
 
 from fractions import Fraction
 import functools
-import itertools
 import math
 
 import jax
@@ -25,26 +24,24 @@ def unit(w):
 
 def brute_force(logits, rows, lipschitz=1.0):
   """Returns (prediction, radius) of one example, by loops in float64."""
-  if not np.all(np.isfinite(logits)):
-    return int(np.argmax(logits)), 0.0
   p = max(range(len(logits)), key=lambda j: logits[j])
   radius = math.inf
   for j in range(len(logits)):
-    if j == p:
-      continue
     margin = float(logits[p] - logits[j])
     distance = math.sqrt(sum(float(d) ** 2 for d in rows[p] - rows[j]))
-    if margin == 0:
+    if j != p and margin == 0:
       radius = 0.0
     elif distance:  # Else: a constant margin; j can never win.
       radius = min(radius, margin / (lipschitz * distance))
   return p, radius
 
 
+RADIUS = jax.jit(certify.certified_radius)
+
+
 def certify64(logits, rows, lipschitz=1.0):
   with jax.enable_x64(True):
-    p, r = jax.jit(certify.certified_radius)(logits, rows, lipschitz)
-    return np.asarray(p), np.asarray(r)
+    return tuple(map(np.asarray, RADIUS(logits, rows, lipschitz)))
 
 
 # ── Against the oracle ───────────────────────────────────────────────────────
@@ -59,27 +56,30 @@ def test_matches_brute_force(k):
   rows = unit(rng.normal(size=(k, 4)))
   if k > 2:  # A rival with the same row never wins, but for a tie.
     rows[1] = rows[0]
+
+  def check(found, logits, rows, lipschitz, rtol):
+    expected = [brute_force(np.float64(f), rows, lipschitz) for f in logits]
+    predictions, radii = map(np.array, zip(*expected, strict=True))
+    np.testing.assert_array_equal(found[0], predictions)
+    np.testing.assert_allclose(found[1], radii, rtol=rtol, atol=0)
+
   for lipschitz in (1.0, 1.0001, 7.5):
-    predictions, radii = certify64(logits, rows, lipschitz)
-    expected = [brute_force(f, rows, lipschitz) for f in logits]
-    np.testing.assert_array_equal(predictions, [p for p, _ in expected])
-    wanted = np.array([r for _, r in expected])
+    found = certify64(logits, rows, lipschitz)
     # A few float64 operations; differences of rows are not cancelled here.
-    np.testing.assert_allclose(radii, wanted, rtol=1e-13, atol=0)
-    np.testing.assert_array_equal(radii[1:3], 0)
-  narrow = [np.float32(a) for a in (logits, rows)]
-  predictions, radii = jax.jit(certify.certified_radius)(*narrow, 7.5)
-  assert (predictions.dtype, radii.dtype) == (jnp.int32, jnp.float32)
-  expected = [brute_force(np.float64(f), narrow[1], 7.5) for f in narrow[0]]
+    check(found, logits, rows, lipschitz, 1e-13)
+    np.testing.assert_array_equal(found[1][1:3], 0)
+  narrow = np.float32(logits), np.float32(rows)
+  found = RADIUS(*narrow, 7.5)
+  assert (found[0].dtype, found[1].dtype) == (jnp.int32, jnp.float32)
   # Subtraction, 4-term norm and division round by about 20 eps at most.
-  np.testing.assert_allclose(radii, [r for _, r in expected], rtol=2e-6, atol=0)
+  check(found, *narrow, 7.5, 2e-6)
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_never_certified(bad):
   logits = np.array([[5.0, 1.0, 0.0]] * 4)
   logits[[0, 1, 2], [0, 1, 2]] = bad
-  for certify_fn in (certify64, jax.jit(certify.certified_radius)):
+  for certify_fn in (certify64, RADIUS):
     _, radii = certify_fn(logits, np.eye(3))
     assert (np.asarray(radii) > 0).tolist() == [False, False, False, True]
   for lipschitz in (bad, -1.0, 0.0):  # No bound.
@@ -91,19 +91,15 @@ def test_what_is_not_finite_is_never_certified(bad):
 
 def float32_radius(logits, kernel, lipschitz=1.0):
   rows = jax.jit(models.head_kernel)({'params': {'head': {'kernel': kernel}}})
-  logits = np.float32([logits])
-  return jax.jit(certify.certified_radius)(logits, rows, lipschitz)[1].item()
+  return RADIUS(np.float32([logits]), rows, lipschitz)[1].item()
 
 
 def check_close_rows(radius_fn):
   """Float32 loses the distance of the rows; the radii are not too large."""
   rng = np.random.default_rng(0)
-  near = np.float32([[1, 0, 0], [1, 0, 0]])
-  cases = [
-    near + np.float32([[0], [e]]) * [0, 1, 0] for e in (1e-23, 1e-30, 4e-9)
-  ]
-  for k in rng.normal(size=(200, 3)):
-    cases.append(np.float32([k, np.float32(k) * np.float32(3)]))
+  cases = [np.array([[1, e, 0], [1, 0, 0]]) for e in (1e-23, 1e-30, 4e-9)]
+  for k in np.float32(rng.normal(size=(200, 3))):
+    cases.append(np.stack([k, k * np.float32(3)]))
   cases += [np.eye(2, 3) * s for s in (1e20, 1e38, 1e-25)]
   for kernel in map(np.float32, cases):
     rows = unit(np.float64(kernel))
@@ -165,9 +161,13 @@ def test_misuse_is_refused(args, problem):
 STEP = 1e-9
 
 
-def linear_models(seeds=range(12)):
-  """Returns (unit rows W, b, x) of heads of several kinds."""
-  for seed in seeds:
+def check_certificate(certify_fn, backbone_norm=1.0, head_scale=1.0):
+  """Attacks f(x) = s·W·(‖J‖ x) + b inside the ball, then just outside it.
+
+  `certify_fn(logits, rows)` → radius. s = 1 for a normalised head, ‖J‖ is the
+  backbone's constant; the certificate must know both.
+  """
+  for seed in range(12):
     rng = np.random.default_rng(seed)
     w = unit(rng.normal(size=(5, 3)))
     if seed % 4 == 1:
@@ -176,33 +176,21 @@ def linear_models(seeds=range(12)):
       w = unit(w[:1] + 0.05 * w)  # ‖w_i − w_j‖ ≪ √2.
     elif seed % 4 == 3:
       w = w[:2]
-    yield w, rng.normal(size=len(w)), 3 * rng.normal(size=3)
-
-
-def check_certificate(certify_fn, backbone_norm=1.0, head_scale=1.0):
-  """Attacks f(x) = s·W·(‖J‖ x) + b inside the ball, then just outside it.
-
-  `certify_fn(logits, rows)` → radius. s = 1 for a normalised head, ‖J‖ is the
-  backbone's constant; the certificate must know both.
-  """
-  rng = np.random.default_rng(99)
-  for w, b, x in linear_models():
+    b, x = rng.normal(size=len(w)), 3 * rng.normal(size=3)
     slope = head_scale * backbone_norm * w
-
-    def f(x, slope=slope, b=b):
-      return slope @ x + b
-
-    p = np.argmax(f(x))
-    radius = certify_fn(f(x), w)
+    p = np.argmax(slope @ x + b)
+    radius = certify_fn(slope @ x + b, w)
     assert radius >= 1e-3
+
+    def holds(points, slope=slope, b=b, p=p):
+      return np.argmax(points @ slope.T + b, axis=-1) == p
+
     towards = unit(np.delete(slope - slope[p], p, axis=0))
-    random = unit(rng.normal(size=(200, len(x))))
-    for direction in np.concatenate([towards, random]):
-      inside = x + radius * (1 - STEP) * direction
-      assert np.argmax(f(inside)) == p, 'certificate broken'
+    directions = np.concatenate([towards, unit(rng.normal(size=(200, 3)))])
+    inside = x + radius * (1 - STEP) * directions
+    assert np.all(holds(inside)), 'certificate broken'
     outside = x + radius * (1 + STEP) * towards
-    flips = [np.argmax(f(y)) != p for y in outside]
-    assert any(flips), 'certificate not tight'
+    assert not np.all(holds(outside)), 'certificate not tight'
 
 
 def ours(logits, rows, lipschitz=1.0):
@@ -261,11 +249,8 @@ def check_accuracy(fn):
     assert list(got) == epsilons
     for epsilon in epsilons:
       # NumPy would compare float32 radii with ε in float32.
-      bound = Fraction(epsilon)
-      counted = sum(
-        bool(p == y) and Fraction(float(r)) > bound
-        for p, r, y in zip(predictions, cast, labels, strict=True)
-      )
+      above = [Fraction(float(r)) > Fraction(epsilon) for r in cast]
+      counted = np.sum((predictions == labels) & above)
       # A mean and a product in float64.
       assert math.isclose(
         got[epsilon], 100 * counted / len(radii), rel_tol=1e-14
@@ -289,12 +274,12 @@ def test_certified_accuracy_counts_strictly():
 
 
 def test_arrays_that_would_be_broadcast_are_refused():
-  whole = np.arange(3)
-  for i, shape in itertools.product(range(3), [(3, 1), (1,)]):
-    arrays = [whole, whole / 10, whole]
-    arrays[i] = np.zeros(shape, int)
-    with pytest.raises(ValueError, match=r'give \[n\] each'):
-      certify.certified_accuracy(*arrays, [0.1])
+  for i in range(3):
+    for shape in ((3, 1), (1,)):
+      arrays = [np.arange(3)] * 3
+      arrays[i] = np.zeros(shape, int)
+      with pytest.raises(ValueError, match=r'give \[n\] each'):
+        certify.certified_accuracy(*arrays, [0.1])
   none = np.zeros(0)
   with pytest.raises(ValueError, match='at least one example'):
     certify.certified_accuracy(none, none, none, [0.5])
