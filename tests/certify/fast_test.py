@@ -19,14 +19,7 @@ MODEL = models.LipNeXt(
 IMAGES = np.random.default_rng(0).random((32, 8, 8, 1)).astype(np.float32)
 START = jax.jit(MODEL.init)(jax.random.key(0), IMAGES)['params']
 PROGRAM = jax.jit(fast.rival_radii, static_argnums=0)
-LOGITS = jax.jit(
-  lambda params, x: MODEL.explicit().apply({'params': params}, x)
-)
-
-
-def certify_fast(params, images):
-  constants = fast.prove_constants(params).on_device()
-  return map(np.asarray, PROGRAM(MODEL.explicit(), params, images, constants))
+APPLY = jax.jit(MODEL.explicit().apply)
 
 
 def make(stem=0.0, head=0.0, pos=0.0):
@@ -42,17 +35,9 @@ def make(stem=0.0, head=0.0, pos=0.0):
   return params
 
 
-CRAFTED = [
-  *({'head': 2.0**k} for k in (20, 22, 24, 26, 30)),
-  *({'stem': c} for c in (1e5, 1e6, 2.0**23, 1e8)),
-  *({'pos': c} for c in (1e5, 1e6, 1e7)),
-  {'stem': 1e6, 'pos': -3e6, 'head': 2.0**20},
-]
-
-
-def untested(params, images):
+def untested(params):
   """Planted: radii with a proved Λ that ignore float32's rounding."""
-  logits = np.asarray(LOGITS(params, images))
+  logits = np.asarray(APPLY({'params': params}, IMAGES))
   rows = np.float64(models.head_kernel({'params': params}))
   p = np.argmax(logits, axis=-1)
   apart = np.linalg.norm(rows - rows[p][:, None], axis=-1)
@@ -60,7 +45,17 @@ def untested(params, images):
   with np.errstate(divide='ignore', invalid='ignore'):
     bounds = certify.lipschitz_bounds(params)
     radii = margins / apart / certify.bound_product(bounds)
-  return p, np.where(np.arange(4) == p[:, None], np.inf, radii)
+  return p, np.min(np.where(np.arange(4) == p[:, None], np.inf, radii), axis=-1)
+
+
+def bare(params):
+  """Returns certificates from logits and Λ alone."""
+  variables = {'params': params}
+  return certify.certified_radius(
+    APPLY(variables, IMAGES),
+    models.head_kernel(variables),
+    certify.lipschitz_bound(params),
+  )
 
 
 def count_broken(params, predictions, radii):
@@ -69,28 +64,33 @@ def count_broken(params, predictions, radii):
   for _ in range(30):
     d = rng.normal(size=IMAGES.shape)
     d /= np.linalg.norm(d, axis=(1, 2), keepdims=True)
-    size = 0.9 * np.minimum(np.min(radii, -1), 3) * rng.random(len(IMAGES))
-    found = LOGITS(params, np.float32(IMAGES + size[:, None, None, None] * d))
-    broken |= (np.argmax(found, -1) != predictions) & (size > 0)
+    size = 0.9 * np.minimum(radii, 3) * rng.random(len(IMAGES))
+    moved = np.float32(IMAGES + size[:, None, None, None] * d)
+    found = np.argmax(APPLY({'params': params}, moved), axis=-1)
+    broken |= (found != predictions) & (size > 0)
   return int(np.sum(broken))
 
 
 def test_crafted_constants_certify_nothing_and_honest_ones_all():
-  _, honest = certify_fast(make(), IMAGES)
-  assert np.all(np.min(honest, axis=-1) > 0)
+  def certify_fast(params):
+    constants = fast.prove_constants(params).on_device()
+    _, radii = PROGRAM(MODEL.explicit(), params, IMAGES, constants)
+    return np.min(radii, axis=-1)
+
+  assert np.all(certify_fast(make()) > 0)
   found = 0
-  for case in CRAFTED:
+  for case in (
+    *({'head': 2.0**k} for k in (20, 22, 24, 26, 30)),
+    *({'stem': c} for c in (1e5, 1e6, 2.0**23, 1e8)),
+    *({'pos': c} for c in (1e5, 1e6, 1e7)),
+    {'stem': 1e6, 'pos': -3e6, 'head': 2.0**20},
+  ):
     params = make(**case)
-    _, radii = certify_fast(params, IMAGES)
-    assert not np.any(np.min(radii, axis=-1)), case
-    found += count_broken(params, *untested(params, IMAGES))
+    assert not np.any(certify_fast(params)), case
+    found += count_broken(params, *untested(params))
     # `certified_radius` sees no weights, so `lipschitz_bound` checks them.
     if set(case) == {'head'}:  # Seen in the logits.
-      kernel = models.head_kernel({'params': params})
-      _, radii = certify.certified_radius(
-        LOGITS(params, IMAGES), kernel, certify.lipschitz_bound(params)
-      )
-      assert not np.any(radii)
+      assert not np.any(bare(params)[1])
     else:
       with pytest.raises(ValueError, match='certify with rigorous_certifier'):
         certify.lipschitz_bound(params)
@@ -101,14 +101,10 @@ def test_bare_radii_above_what_is_said_hold_at_the_largest_constants():
   params = make(stem=80.0, pos=40.0)
   total, tokens = bound.sum_constants(params)
   assert 900 < total / tokens**0.5 < bound.LARGEST_CONSTANTS
-  kernel = models.head_kernel({'params': params})
-  lipschitz = certify.lipschitz_bound(params)
-  predictions, radii = certify.certified_radius(
-    LOGITS(params, IMAGES), kernel, lipschitz
-  )
+  predictions, radii = bare(params)
   said = np.where(radii > 0.004 * tokens**0.5, radii, 0)
   assert np.count_nonzero(said) > 16
-  assert count_broken(params, predictions, said[:, None]) == 0
+  assert count_broken(params, predictions, said) == 0
 
 
 def test_the_floor_is_that_of_the_recursion_and_not_far_above():
@@ -129,8 +125,7 @@ def test_the_floor_is_that_of_the_recursion_and_not_far_above():
 
 def test_constants_are_amplified_by_what_stretches_and_by_no_less():
   """The model has convolutions of factors 3 and 1/2, and four tokens."""
-  kernels = np.zeros((2, 1, 1, 1, 1))
-  kernels[:, 0, 0, 0, 0] = 3, 0.5
+  kernels = np.array([3, 0.5]).reshape(2, 1, 1, 1, 1)
   params = {
     'stem': {'pos': np.full((2, 2, 1), 0.5), 'bias': np.array([2.0])},
     'blocks': {'conv_zero': kernels, 'bias': np.array([[1.0], [-4.0]])},
@@ -149,17 +144,9 @@ def test_constants_are_amplified_by_what_stretches_and_by_no_less():
 def test_features_that_vanish_on_the_way_certify_nothing(monkeypatch):
   """Convolutions scale down by 2¹²⁴, where float32 ends, and up again."""
   model = models.LiResNet(
-    num_classes=2,
-    depth=3,
-    width=2,
-    patch_size=1,
-    dense_depth=0,
-    dense_width=2,
-    padding='circular',
-    kernel_size=1,
-    activation='beta_abs',
-    beta=0.0,
-  )
+    2, depth=3, width=2, patch_size=1, dense_depth=0, dense_width=2,
+    padding='circular', kernel_size=1, activation='beta_abs', beta=0.0,
+  )  # fmt: skip
   # Exact logits: x − 1/2 and 1/8. Computed ones: 0 and 1/8 for the second x.
   images = np.float32([0.750025, 0.749975]).reshape(2, 1, 1, 1)
   variables = jax.eval_shape(model.init, jax.random.key(0), images)
@@ -186,11 +173,19 @@ def test_rows_that_float32_cannot_normalise_are_refused(scale):
     fast.prove_constants(params)
 
 
+def test_float32_above_is_above():
+  for value in (1.0, 1 + 1e-12, 1 + 6e-6, 1.5, np.pi):
+    above = certify.float32_above(value)
+    assert above.dtype == np.float32
+    assert value < float(above) < value * (1 + 3e-7)
+
+
 def test_bytes_are_images_and_other_whole_numbers_are_not():
   pixels = np.round(255 * IMAGES).astype(np.uint8)
+  rigorous = certify.rigorous_certifier(MODEL, START)
   for certifier in (
-    fast.fast_certifier(MODEL, make()),
-    lambda x: certify.rigorous_radius(MODEL, make(), x)[:2],
+    fast.fast_certifier(MODEL, START),
+    lambda x: rigorous(x)[:2],
   ):
     for found, wanted in zip(
       certifier(pixels), certifier(pixels / np.float32(255)), strict=True
