@@ -32,7 +32,7 @@ def read(workdir):
     return json.load(file)
 
 
-def test_all_files_hold_what_they_promise(attacked, trained_run):
+def test_files_and_table_hold_what_they_promise(attacked, trained_run, capsys):
   found = read(attacked)
   assert (found['step'], found['examples']) == (4, 16)
   assert found['certificate'] == 'rigorous'
@@ -49,6 +49,12 @@ def test_all_files_hold_what_they_promise(attacked, trained_run):
   assert 0 < found['logit_lipschitz_lower_bound'] <= lower + 1e-8
   with open(f'{attacked}/report.html', encoding='utf-8') as file:
     assert f'{found["runs"]} attack runs up to the certified' in file.read()
+  cli.print_table(found, 'digits', (0.25, 0.5))
+  table = capsys.readouterr().out
+  assert 'digits, test split, rigorous certificates' in table
+  assert f'runs at a certified radius  {found["runs"]:>10d}\n' in table
+  assert 'certificates broken                  0\n' in table
+  assert len(table.splitlines()) == 10
 
   run = restore.restore(attacked)
   test = sources.load_dataset(run.config.dataset).test
@@ -67,16 +73,6 @@ def test_all_files_hold_what_they_promise(attacked, trained_run):
     assert np.all(stored['distance'] > stored['radius'])
     shape = (len(stored['shown_id']), 8, 8, 1)
     assert stored['adversarial'].shape == stored['original'].shape == shape
-
-
-def test_the_table_says_the_same(attacked, capsys):
-  summary = read(attacked)
-  cli.print_table(summary, 'digits', (0.25, 0.5))
-  table = capsys.readouterr().out
-  assert 'digits, test split, rigorous certificates' in table
-  assert f'runs at a certified radius  {summary["runs"]:>10d}\n' in table
-  assert 'certificates broken                  0\n' in table
-  assert len(table.splitlines()) == 10
 
 
 def test_broken_certificates_fail_loudly_with_files(

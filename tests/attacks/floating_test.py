@@ -10,10 +10,9 @@ from lipnext_jax.attacks import exact
 from lipnext_jax.attacks import floating
 from lipnext_jax.attacks import ledger as ledger_lib
 from lipnext_jax.attacks import target as target_lib
+from tests.attacks import targets
 
 pytestmark = pytest.mark.usefixtures('optimized')
-
-FORMATS = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
 
 def rivals_ahead(target):
@@ -32,7 +31,7 @@ def rivals_ahead(target):
   return target.images + steps.reshape(target.images.shape)
 
 
-def broken(target, starts, rounds=20):
+def count_broken(target, starts, rounds=20):
   ledger = ledger_lib.Ledger(target)
   points = floating.attack(target, starts, rounds=rounds, candidates=16, seed=0)
   assert exact.is_inside(
@@ -42,79 +41,72 @@ def broken(target, starts, rounds=20):
   return int(np.sum(ledger.broken))
 
 
-@pytest.mark.parametrize('dtype', FORMATS)
-def test_at_least_in_place_of_above_is_broken_by_a_tie(make_linear, dtype):
+@pytest.mark.parametrize('dtype', targets.FORMATS)
+def test_at_least_in_place_of_above_is_broken_by_a_tie(dtype):
   """Two logits are equal at the radius, and the other class is first.
 
   All numbers here are exact in every format.
   """
   images = np.array([[0.75, 0.5]]).astype(dtype)
-  weights = np.array([[-1.0, 1.0], [0.0, 0.0]]).astype(dtype)
-  bias = np.array([1.0, 0.0]).astype(dtype)
-  starts = np.array([[0.0, 0.5]])
+  weights, bias = np.array([[-1.0, 1.0], [0.0, 0.0]]), np.array([1.0, 0.0])
   for closed in (True, False):
-    target = make_linear(weights, bias, images, [0.25], closed=closed)
+    target = targets.linear(
+      weights.astype(dtype), bias.astype(dtype), images, [0.25], closed=closed
+    )
     assert target.predictions.tolist() == [1]
-    assert broken(target, starts) == closed
+    assert count_broken(target, np.array([[0.0, 0.5]])) == closed
 
 
-def test_an_assumed_constant_is_broken_by_the_drift_of_a_weight(
-  isometry, make_target, exact_target
-):
+def test_an_assumed_constant_is_broken_by_the_drift_of_a_weight():
   """The matrix is a millionth above orthogonal, so that 1 is no bound."""
-  params = jax.tree.map(np.copy, isometry.params)
-  params['blocks']['M'] *= np.float32(1 + 1e-6)
-  proved = make_target(params)
+  proved = targets.certified(
+    targets.change('blocks/M', lambda m: m * (1 + 1e-6))
+  )
   assumed = proved._replace(radii=proved.radii * proved.lipschitz, closed=False)
-  starts = rivals_ahead(exact_target)
-  assert broken(assumed, starts) > 5
-  assert broken(proved, starts, rounds=100) == 0
+  starts = rivals_ahead(targets.exact())
+  assert count_broken(assumed, starts) > 5
+  assert count_broken(proved, starts, rounds=100) == 0
 
 
 @pytest.mark.parametrize('images', [np.float32, np.float16])
 @pytest.mark.parametrize('compute', [jnp.bfloat16, jnp.float16])
-def test_narrow_evaluation_sold_as_float32_is_broken(
-  isometry, exact_target, assume, compute, images
-):
+def test_narrow_evaluation_sold_as_float32_is_broken(compute, images):
   """Logits have 8 or 11 bits, for images of any format."""
+  exact_target = targets.exact()
   target = exact_target._replace(
-    apply=target_lib.Network(isometry.model.clone(dtype=compute)),
-    params=isometry.params,
-    images=isometry.images.astype(images),
+    apply=target_lib.Network(targets.MODEL.clone(dtype=compute)),
+    params=targets.PARAMS,
+    images=targets.IMAGES.astype(images),
   )
-  target = assume(target, exact_target.lipschitz)
-  assert broken(target, rivals_ahead(exact_target)) > 5
+  target = targets.assume(target, exact_target.lipschitz)
+  assert count_broken(target, rivals_ahead(exact_target)) > 5
 
 
-def test_float32_certificates_of_a_tight_network_need_what_they_subtract(
-  make_target, exact_target, assume
-):
-  starts = rivals_ahead(exact_target)
-  fast = make_target(kind='fast')
-  assert broken(fast, starts, rounds=100) == 0
-  assert broken(assume(fast, fast.lipschitz), starts) > 5
-  assert broken(exact_target, starts, rounds=100) == 0
+def test_float32_certificates_of_a_tight_network_need_what_they_subtract():
+  starts = rivals_ahead(targets.exact())
+  fast = targets.certified(kind='fast')
+  assert count_broken(fast, starts, rounds=100) == 0
+  assert count_broken(targets.assume(fast, fast.lipschitz), starts) > 5
+  assert count_broken(targets.exact(), starts, rounds=100) == 0
 
 
-def test_only_the_error_bound_stands_between_float64_and_a_break(
-  isometry, make_target, assume
-):
+def test_only_the_error_bound_stands_between_float64_and_a_break():
   """For identity matrices, Λ is 1 to the last bits."""
-  params = jax.tree.map(np.copy, isometry.params)
+  params = jax.tree.map(np.copy, targets.PARAMS)
   params['stem']['Q'] = np.eye(16, dtype=np.float32)
   params['blocks']['R'] = params['blocks']['M'][:, :8]
-  target = make_target(params)
+  target = targets.certified(params)
   assert target.lipschitz < 1 + 1e-12
   starts = rivals_ahead(target)
-  assert broken(target, starts, rounds=100) == 0
-  naive = assume(target)
+  assert count_broken(target, starts, rounds=100) == 0
+  naive = targets.assume(target)
   assert np.all(naive.radii > target.radii)
   # Radii differ by 1e-13, which is enough.
   np.testing.assert_allclose(naive.radii, target.radii, atol=1e-11)
-  assert broken(naive, starts, rounds=100) > 0
+  assert count_broken(naive, starts, rounds=100) > 0
 
 
-@pytest.mark.parametrize('dtype', FORMATS)
+@pytest.mark.parametrize('dtype', targets.FORMATS)
 def test_steps_are_units_in_the_last_place(dtype):
   rng = np.random.default_rng(0)
   points = (0.5 + 0.49 * rng.random([200, 8])).astype(dtype)
@@ -126,17 +118,16 @@ def test_steps_are_units_in_the_last_place(dtype):
   assert 0.3 < np.mean(units[units != 0] > 0) < 0.7
 
 
-def test_margins_are_negative_exactly_where_the_answer_is_another(make_linear):
+def test_margins_are_negative_exactly_where_the_answer_is_another():
   images = np.array([[0.75], [0.25], [np.nan]])
-  target = make_linear([[-1.0, 1.0]], [1.0, 0.0], images, [1, 1, 1])
-  target = target._replace(predictions=np.array([1, 1, 1]))
-  found = floating.margins(target, images, target.predictions)
+  target = targets.linear([[-1.0, 1.0]], [1.0, 0.0], images, [1, 1, 1])
+  found = floating.margins(target, images, np.array([1, 1, 1]))
   assert found.tolist() == [0.5, -0.5, -np.inf]
 
 
-def test_bisection_ends_next_to_the_edge(make_linear):
+def test_bisection_ends_next_to_the_edge():
   images = np.array([[0.75, 0.5], [0.75, 0.5]], np.float32)
-  target = make_linear(
+  target = targets.linear(
     np.float32([[-1, 1], [0, 0]]), np.float32([1, 0]), images, [1, 1]
   )
   points = np.float32([[0.1, 0.4], [0.8, 0.5]])

@@ -7,6 +7,7 @@ import pytest
 
 from lipnext_jax.attacks import exact
 from lipnext_jax.attacks import gradient
+from tests.attacks import targets
 
 
 def test_losses_are_their_formulas():
@@ -17,7 +18,7 @@ def test_losses_are_their_formulas():
     name: jax.jit(jax.vmap(loss))(*batch)
     for name, loss in gradient.LOSSES.items()
   }
-  leads = jax.vmap(gradient.rival_lead)(*batch[:2])
+  found['lead'] = jax.vmap(gradient.rival_lead)(*batch[:2])
   for i, (f, y, r) in enumerate(zip(*batch, strict=True)):
     top = np.sort(f)[::-1]
     lead = np.max(np.delete(f, y)) - f[y]
@@ -25,8 +26,8 @@ def test_losses_are_their_formulas():
       'cross_entropy': np.log(np.sum(np.exp(f))) - f[y],
       'dlr': lead / (top[0] - top[2]),
       'rival_margin': f[r] - f[y],
+      'lead': lead,
     }
-    np.testing.assert_allclose(leads[i], lead, rtol=1e-5)
     for name, right in expected.items():
       np.testing.assert_allclose(found[name][i], right, rtol=1e-5, atol=1e-6)
 
@@ -38,66 +39,67 @@ def test_dlr_with_two_classes_and_with_ties():
   assert not np.isnan(grad).any()
 
 
-@pytest.fixture(scope='module')
-def linear(make_linear):
-  """Returns a linear target, and each image's distance to the edge."""
+def make_linear():
+  """Returns a linear target with tight radii, and the nearest rivals."""
   rng = np.random.default_rng(0)
   weights = rng.normal(size=(6, 3))
   images = rng.random((40, 2, 3)) * 0.2 + 0.4
-  target = make_linear(weights, np.zeros(3), images, np.ones(40))
-  logits = target.logits(images)
-  distances = np.full([40, 3], np.inf)
-  for i, p in enumerate(target.predictions):
-    for j in range(3):
-      if j != p:
-        gap = np.linalg.norm(weights[:, p] - weights[:, j])
-        distances[i, j] = (logits[i, p] - logits[i, j]) / gap
+  target = targets.linear(weights, np.zeros(3), images, np.ones(40))
+  p, logits = target.predictions, target.logits(images)
+  margins = np.max(logits, axis=-1, keepdims=True) - logits
+  gaps = np.linalg.norm(weights.T[p][:, None] - weights.T, axis=-1)
+  gaps[np.arange(40), p] = 1e-9
+  margins[np.arange(40), p] = np.inf
+  distances = margins / gaps
   # Three batches, the last one padded.
   target = target._replace(radii=distances.min(axis=-1), batch_size=16)
   return target, distances.argmin(axis=-1)
 
 
-def attack(linear, method, loss, radii, **options):
-  target, nearest = linear
-  options = {'steps': 20, 'seed': 0} | options
-  points = gradient.attack(target, method, loss, radii, nearest, **options)
-  return points, np.mean(target.answers(points) != target.predictions)
+TARGET, NEAREST = make_linear()
+
+
+def attack(method, loss, radii, *, seed=0, box=False):
+  """Returns the points, and the share of changed answers."""
+  points = gradient.attack(
+    TARGET, method, loss, radii, NEAREST, steps=20, seed=seed, box=box
+  )
+  return points, np.mean(TARGET.answers(points) != TARGET.predictions)
 
 
 @pytest.mark.parametrize('loss', gradient.LOSSES)
 @pytest.mark.parametrize('method', ['pgd', 'apgd'])
-def test_attacks_find_the_nearest_edge_and_nothing_before(linear, method, loss):
-  target, _ = linear
+def test_attacks_find_the_nearest_edge_and_nothing_before(method, loss):
   # PGD's constant step leaves an angle; cross-entropy climbs towards all rivals
   # at once, which is not where the nearest edge is.
   enough = {'pgd': 1.15, 'apgd': 1.02}[method]
   enough = 3.0 if loss == 'cross_entropy' else enough
   for factor in (0.9999, enough):
-    radii = target.radii * factor
-    points, changed = attack(linear, method, loss, radii)
-    assert np.all(exact.distances(target.images, points) <= radii + 1e-12)
+    radii = TARGET.radii * factor
+    points, changed = attack(method, loss, radii)
+    assert np.all(exact.distances(TARGET.images, points) <= radii + 1e-12)
     assert changed > 0.95 if factor > 1 else changed == 0
 
 
-def test_shrinking_steps_come_closer_than_constant_ones(linear):
+def test_shrinking_steps_come_closer_than_constant_ones():
   """At 1.002 times the distance, APGD succeeds where PGD mostly fails."""
-  radii = 1.002 * linear[0].radii
-  assert attack(linear, 'apgd', 'rival_margin', radii)[1] > 0.9
-  assert attack(linear, 'pgd', 'rival_margin', radii)[1] < 0.5
+  radii = 1.002 * TARGET.radii
+  assert attack('apgd', 'rival_margin', radii)[1] > 0.9
+  assert attack('pgd', 'rival_margin', radii)[1] < 0.5
 
 
-def test_the_box_is_kept(linear):
+def test_the_box_is_kept():
   radii = np.full(40, 5.0)  # Reaches far beyond [0, 1].
-  points, _ = attack(linear, 'apgd', 'rival_margin', radii, box=True)
+  points, _ = attack('apgd', 'rival_margin', radii, box=True)
   assert np.all((points >= 0) & (points <= 1))
   assert np.any((points == 0) | (points == 1))
-  free, _ = attack(linear, 'apgd', 'rival_margin', radii)
+  free, _ = attack('apgd', 'rival_margin', radii)
   assert np.any((free < 0) | (free > 1))
 
 
-def test_seeds_restart_elsewhere_and_repeat(linear):
+def test_seeds_restart_elsewhere_and_repeat():
   first, again, other = (
-    attack(linear, 'pgd', 'rival_margin', linear[0].radii, seed=seed)[0]
+    attack('pgd', 'rival_margin', TARGET.radii, seed=seed)[0]
     for seed in (0, 0, 1)
   )
   np.testing.assert_array_equal(first, again)
@@ -112,9 +114,8 @@ def test_checkpoints_are_those_of_the_paper():
   assert windows[at - 1].tolist() == np.diff(at, prepend=0).tolist()
 
 
-def test_nearest_rivals_are_sorted_and_never_the_answer(linear):
-  target, _ = linear
-  order = np.argsort(-target.logits(target.images), axis=-1)
+def test_nearest_rivals_are_sorted_and_never_the_answer():
+  order = np.argsort(-TARGET.logits(TARGET.images), axis=-1)
   for rank, column in ((0, 1), (1, 2), (2, 1)):
-    rivals = gradient.nearest_rivals(target, rank)
+    rivals = gradient.nearest_rivals(TARGET, rank)
     np.testing.assert_array_equal(rivals, order[:, column])

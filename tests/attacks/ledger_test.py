@@ -2,28 +2,28 @@ import numpy as np
 import pytest
 
 from lipnext_jax.attacks import ledger as ledger_lib
+from tests.attacks import targets
+
+# Class 1 where x_0 > 1/2.
+TARGET = targets.linear(
+  [[-1.0, 1.0], [0.0, 0.0]],
+  [1.0, 0.0],
+  np.array([[0.75, 0.5], [0.25, 0.5]]),
+  [0.25, 0.25],
+)
 
 
-@pytest.fixture
-def target(make_linear):
-  """Returns a target with class 1 where x_0 > 1/2, and two images."""
-  images = np.array([[0.75, 0.5], [0.25, 0.5]])
-  return make_linear(
-    [[-1.0, 1.0], [0.0, 0.0]], [1.0, 0.0], images, [0.25, 0.25]
-  )
-
-
-def test_images_that_get_their_own_answers_break_nothing(target):
-  ledger = ledger_lib.Ledger(target)
-  assert target.predictions.tolist() == [1, 0]
+def test_images_that_get_their_own_answers_break_nothing():
+  ledger = ledger_lib.Ledger(TARGET)
+  assert TARGET.predictions.tolist() == [1, 0]
   assert not ledger.broken.any()
   assert ledger.certified_runs == 0
   assert ledger.attacks == {'unperturbed': {'runs': 2, 'successes': 0}}
   assert np.isinf(ledger.anywhere.distances).all()
 
 
-def test_a_prediction_that_is_not_the_functions_is_broken_at_once(target):
-  ledger = ledger_lib.Ledger(target._replace(predictions=np.array([0, 0])))
+def test_a_prediction_that_is_not_the_functions_is_broken_at_once():
+  ledger = ledger_lib.Ledger(TARGET._replace(predictions=np.array([0, 0])))
   assert ledger.broken.tolist() == [True, False]
   assert ledger.anywhere.distances.tolist() == [0, np.inf]
 
@@ -38,17 +38,17 @@ def test_a_prediction_that_is_not_the_functions_is_broken_at_once(target):
     (np.nan, True, False),  # No point of the ball.
   ],
 )
-def test_broken_is_decided_to_the_last_bit(target, x, closed, broken):
-  ledger = ledger_lib.Ledger(target._replace(closed=closed))
-  points = target.images.copy()
+def test_broken_is_decided_to_the_last_bit(x, closed, broken):
+  ledger = ledger_lib.Ledger(TARGET._replace(closed=closed))
+  points = TARGET.images.copy()
   points[0, 0] = x
   ledger.judge('walk', points, at_radius=True)
   assert ledger.broken.tolist() == [broken, False]
   assert ledger.certified_runs == 2
 
 
-def test_the_nearest_is_kept_with_and_without_the_box(target):
-  ledger = ledger_lib.Ledger(target)
+def test_the_nearest_is_kept_with_and_without_the_box():
+  ledger = ledger_lib.Ledger(TARGET)
   points = np.array([[0.4, 0.5], [0.45, 0.5], [0.3, 0.5]])
   for point in points:
     ledger.judge('some', np.stack([point, [0.6, 1.01]]))

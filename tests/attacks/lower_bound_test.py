@@ -1,19 +1,18 @@
 """Tests lower bounds on a network that is an isometry, and its multiples."""
 
-import jax
 import numpy as np
 import pytest
 
 from lipnext_jax import certify
 from lipnext_jax.attacks import lower_bound
+from tests.attacks import targets
 
 
 @pytest.mark.parametrize('scale', [0.5, 1.0, 1.001])
-def test_the_constant_of_a_multiple_of_an_isometry_is_found(isometry, scale):
-  params = jax.tree.map(np.copy, isometry.params)
-  params['blocks']['M'] = np.float32(scale) * params['blocks']['M']
+def test_the_constant_of_a_multiple_of_an_isometry_is_found(scale):
+  params = targets.change('blocks/M', lambda m: scale * m)
   found = lower_bound.lipschitz_lower_bound(
-    isometry.model, params, isometry.images, restarts=9, steps=60
+    targets.MODEL, params, targets.IMAGES, restarts=9, steps=60
   )
   # Float32 matrices are orthogonal up to 1e-6.
   np.testing.assert_allclose(found.backbone, scale, rtol=1e-6)

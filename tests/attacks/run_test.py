@@ -2,12 +2,12 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
 from lipnext_jax.attacks import run
 from lipnext_jax.attacks import target as target_lib
+from tests.attacks import targets
 
 pytestmark = pytest.mark.usefixtures('optimized')
 
@@ -19,16 +19,6 @@ SETTINGS = run.Settings(
 
 def attack(target, epsilons=()):
   return run.attack_target(target, epsilons, SETTINGS)
-
-
-def changed(isometry, path, fn):
-  """Returns the parameters with one leaf replaced."""
-  params = jax.tree.map(np.copy, isometry.params)
-  module, name = path.split('/')
-  params[module][name] = np.float32(fn(params[module][name]))
-  kernel = params['head']['kernel']
-  params['head']['bias'] = -3 * np.sum(kernel, axis=-1)
-  return params
 
 
 NOISE = np.random.default_rng(0).normal(size=(1, 16, 16)) / 100
@@ -43,12 +33,10 @@ NOISE = np.random.default_rng(0).normal(size=(1, 16, 16)) / 100
     ('head/kernel', lambda k: np.stack([k[0], -k[0], k[2]]), 2**0.5, 6),
   ],
 )
-def test_what_is_assumed_and_wrong_is_broken(
-  isometry, make_target, assume, path, fault, gap, least
-):
+def test_what_is_assumed_and_wrong_is_broken(path, fault, gap, least):
   """Planted: Λ = 1, which nobody proved, or one distance for all rows."""
-  proved = make_target(changed(isometry, path, fault))
-  naive = assume(proved)
+  proved = targets.certified(targets.change(path, fault))
+  naive = targets.assume(proved)
   if gap is not None:
     top = np.sort(proved.logits(proved.images), axis=-1)
     naive = naive._replace(radii=(top[:, -1] - top[:, -2]) / gap)
@@ -64,25 +52,24 @@ class RawHead(target_lib.Network):
     return 3 * super().__call__(params, images)
 
 
-def test_a_head_without_normalisation_is_broken(isometry, exact_target):
-  target = exact_target._replace(
-    apply=RawHead(exact_target.apply.model),
-    radii=3 * exact_target.radii,  # The certificate divides by unit rows.
+def test_a_head_without_normalisation_is_broken():
+  exact = targets.exact()
+  # The certificate divides by unit rows.
+  target = exact._replace(
+    apply=RawHead(exact.apply.model), radii=3 * exact.radii
   )
   assert np.sum(attack(target).broken) > 12
 
 
-def test_a_tie_that_is_ignored_is_broken(isometry, make_target):
+def test_a_tie_that_is_ignored_is_broken():
   """Two classes with one and the same row and bias: equal logits everywhere.
 
   A certificate from the largest *different* logit would overlook the rival.
   """
-  params = changed(
-    isometry, 'head/kernel', lambda k: np.stack([k[0], k[0], k[2]])
-  )
+  params = targets.change('head/kernel', lambda k: k[[0, 0, 2]])
   # Of two equal classes the first is answered, until the other's bias grows.
   params['head']['bias'][1] += np.float32(1e-6)
-  proved = make_target(params)
+  proved = targets.certified(params)
   overlooked = proved._replace(
     radii=np.full(len(proved.radii), 0.1),
     predictions=np.where(proved.predictions == 1, 0, proved.predictions),
@@ -92,52 +79,49 @@ def test_a_tie_that_is_ignored_is_broken(isometry, make_target):
 
 
 @pytest.fixture(scope='module')
-def attacked(exact_target):
-  return attack(exact_target, (0.1, 0.2))
+def attacked():
+  return attack(targets.exact(), (0.1, 0.2))
 
 
-def test_the_true_certificates_hold_and_are_met(attacked, exact_target):
+def test_the_true_certificates_hold_and_are_met(attacked):
   """Every image has a counterexample just outside its ball."""
   assert not attacked.broken.any()
-  ratios = attacked.anywhere.distances / exact_target.radii
-  assert np.all(ratios >= 1)
-  assert np.all(ratios < 1.005)
+  ratios = attacked.anywhere.distances / attacked.target.radii
+  assert np.all((ratios >= 1) & (ratios < 1.005))
   # Sixteen images; two restarts in two sets, and three walks.
   assert attacked.certified_runs == 16 * (2 * 2 + 3)
-  runs = {name: a['runs'] for name, a in attacked.attacks.items()}
-  assert runs['apgd rival_margin, in [0, 1], at the radius'] == 32
-  assert runs['floating-point walk'] == 48
-  successes = {name: a['successes'] for name, a in attacked.attacks.items()}
-  assert successes['apgd rival_margin, anywhere, beyond the radius'] >= 16
-  assert successes['floating-point walk'] == 0
+  search, walk = 'apgd rival_margin', attacked.attacks['floating-point walk']
+  assert attacked.attacks[f'{search}, in [0, 1], at the radius']['runs'] == 32
+  beyond = attacked.attacks[f'{search}, anywhere, beyond the radius']
+  assert beyond['successes'] >= 16
+  assert walk == {'runs': 48, 'successes': 0}
 
 
-def test_summaries_say_what_the_ledger_knows(attacked, exact_target):
-  labels = exact_target.predictions.copy()
-  labels[:2] = (labels[:2] + 1) % 3
+def test_summaries_say_what_the_ledger_knows(attacked):
+  target = attacked.target
+  labels = (target.predictions + (np.arange(16) < 2)) % 3  # Two are wrong.
   summary = run.summarise(attacked, labels, (0.1, 0.2))
   assert summary['clean'] == 100 * 14 / 16
   assert summary['broken_ids'] == []
   assert 1 <= summary['least_ratio'] < 1.005
   for epsilon, row in summary['epsilons'].items():
-    held = (exact_target.radii > float(epsilon))[2:]
+    held = (target.radii > float(epsilon))[2:]
     # Tight, and no radius lies within 0.5 % of these ε.
     assert row['cra'] == row['robust'] == 100 * np.sum(held) / 16
     assert row['gap'] == 0
     assert row['robust_in_box'] >= row['robust']
-  inflated = exact_target.radii * np.eye(16)[3] * 1.1
-  ledger = attack(exact_target._replace(radii=inflated))
+  ledger = attack(target._replace(radii=target.radii * np.eye(16)[3] * 1.1))
   assert run.summarise(ledger, labels, (0.1,))['broken_ids'] == [3]
 
 
-def test_what_is_shown_is_adversarial_and_close(attacked, exact_target):
-  labels = exact_target.predictions.copy()
-  labels[0] = (labels[0] + 1) % 3  # Wrong already: nothing to show.
+def test_what_is_shown_is_adversarial_and_close(attacked):
+  target = attacked.target
+  labels = (target.predictions + (np.arange(16) < 1)) % 3
   stored = run.arrays(attacked, labels)
   assert stored['id'].tolist() == list(range(16))
   rows = stored['shown_id']
   assert len(rows) == 4
-  assert 0 not in rows
+  assert 0 not in rows  # Wrong already: nothing to show.
   original, adversarial = stored['original'], stored['adversarial']
   assert original.shape == adversarial.shape == (4, 4, 4, 1)
   assert np.all((adversarial >= 0) & (adversarial <= 1))
