@@ -18,7 +18,7 @@ from lipnext_jax import parallel
 from lipnext_jax import schedules
 from lipnext_jax import train_step
 from lipnext_jax.config import validation
-from lipnext_jax.data import imagenet400
+from lipnext_jax.data import official
 from lipnext_jax.models import lipnext
 from lipnext_jax.models import registry
 
@@ -161,7 +161,7 @@ def test_the_set_of_the_scaling_study_is_the_one_of_400_classes():
   config = FILES['imagenet400_scaling'].get_config()
   assert (config.dataset.name, config.loss.epsilon) == ('imagenet400', 1.0)
   smoke = FILES['imagenet400_scaling'].get_config('smoke')
-  assert smoke.dataset.synthetic.num_classes == len(imagenet400.class_ids())
+  assert smoke.dataset.synthetic.num_classes == len(official.imagenet400_ids())
 
 
 # ── docs/reproduce.md ────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ DIR/CLASS/IMAGE is a set without a test split.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 from multiprocessing import pool
 import os
 import sys
@@ -35,11 +36,6 @@ class FolderSource(views.Source):
     return len(self._names)
 
   def __getitem__(self, index: int) -> views.Example:
-    """Returns {'image': uint8 [h, w, 3], 'label': int32}.
-
-    Raises:
-      DataError: the file cannot be read or decoded.
-    """
     path = os.path.join(self._data_dir, self._names[index])
     try:
       image = images.decode(images.read(path))
@@ -77,32 +73,53 @@ def open_folder(
   Raises:
     DataError: the folder has problems, which are listed on stderr.
   """
+  problems: list[str] = []  # Of folders.
+  bad: list[str] = []  # Files, each with its problem.
   train_dir = os.path.join(data_dir, 'train')
   tests = [os.path.join(data_dir, name) for name in TEST_SPLITS]
-  test_dir = next(filter(os.path.isdir, tests), None)
-  problems: list[str] = []
+  directories = [train_dir, *filter(os.path.isdir, tests)][:2]
   if not os.path.isdir(train_dir):
-    if test_dir:
-      problems.append(f'{test_dir}: needs {train_dir} beside it')
-    train_dir, test_dir = data_dir, None
-  classes, loose = _list_visible(train_dir)
+    problems += [f'{d}: needs {train_dir} beside it' for d in directories[1:]]
+    directories = [data_dir]
+  classes, loose = _list_visible(directories[0])
   if len(classes) < 2:
     problem = f'holds {len(classes)} folders of images, and needs two or more'
     if any(map(_is_image, loose)):
-      problem += f'; it holds images itself: give {os.path.dirname(train_dir)}?'
-    raise _refuse(data_dir, [*problems, f'{train_dir}: {problem}'], [])
-  bad: list[str] = []
-  splits = []
-  for directory in filter(None, (train_dir, test_dir)):
-    labels = _list_split(directory, classes, problems, bad)
-    below = {os.path.relpath(path, data_dir): labels[path] for path in labels}
-    splits.append(FolderSource(data_dir, below))
+      parent = os.path.dirname(directories[0])
+      problem += f'; it holds images itself: give {parent}?'
+    raise _refuse(data_dir, [*problems, f'{directories[0]}: {problem}'])
+  splits, label_of = [], {name: i for i, name in enumerate(classes)}
+  for directory in directories:
+    folders, loose = _list_visible(directory)
+    for name in filter(_is_image, loose):
+      path = os.path.join(directory, name)
+      problems.append(f'{path}: is not in the folder of a class')
+    if not folders:
+      problems.append(f'{directory}: holds no folders of images')
+    class_of: dict[str, str] = {}  # Path → class.
+    for name in folders:
+      path = os.path.join(directory, name)
+      if name in label_of:
+        class_of |= dict.fromkeys(list_files(path), name)
+      else:
+        problems.append(f'{path}: is not a class of the training images')
+    found = _find_problems(list(class_of), directory)
+    bad += [f'{path}: {why}' for path, why in found.items() if why]
+    whole = {path: name for path, name in class_of.items() if not found[path]}
+    present = {*whole.values()}
+    for name in folders:
+      if name in label_of and name not in present:
+        path = os.path.join(directory, name)
+        problems.append(f'{path}: holds no images')
+    labels = {
+      os.path.relpath(path, data_dir): label_of[whole[path]] for path in whole
+    }
+    splits.append(FolderSource(data_dir, labels))
   if problems or (bad and not skip_bad):
     raise _refuse(data_dir, problems, [] if skip_bad else bad)
-  notes = (
-    (f'{data_dir}: {len(bad)} files left out: {bad[0]}, …',) if bad else ()
-  )
-  return splits[0], (splits[1] if test_dir else None), classes, notes
+  left_out = f'{data_dir}: {len(bad)} files left out: {"".join(bad[:1])}, …'
+  test = splits[1] if splits[1:] else None
+  return splits[0], test, classes, (left_out,) if bad else ()
 
 
 def list_files(directory: str) -> list[str]:
@@ -122,48 +139,19 @@ def list_files(directory: str) -> list[str]:
   return sorted(found)
 
 
-def _list_split(
-  directory: str, classes: list[str], problems: list[str], bad: list[str]
-) -> dict[str, int]:
-  """Returns the label of every whole image of a split, by its path.
-
-  Adds problems of the folders to `problems`, and of files to `bad`.
-  """
-  folders, files = _list_visible(directory)
-  problems += [
-    f'{os.path.join(directory, name)}: is not in the folder of a class'
-    for name in files
-    if _is_image(name)
-  ]
-  if not folders:
-    problems.append(f'{directory}: holds no folders of images')
-  labels: dict[str, int] = {}
-  for name in folders:
-    path = os.path.join(directory, name)
-    if name in classes:
-      labels |= dict.fromkeys(list_files(path), classes.index(name))
-    else:
-      problems.append(f'{path}: is not a class of the training images')
+def _find_problems(paths: list[str], directory: str) -> dict[str, str]:
+  """Returns why each file is not a whole image, or '', by its path."""
   # Pillow releases the interpreter lock while it decodes.
   with pool.ThreadPool() as threads:
-    checks = tqdm.tqdm(
-      threads.imap(_find_problem, labels, chunksize=16),
-      total=len(labels),
+    found = tqdm.tqdm(
+      threads.imap(_find_problem, paths, chunksize=16),
+      total=len(paths),
       desc=f'checking {directory}',
       unit=' images',
       leave=False,
       delay=1,
     )
-    found = dict(zip(labels, checks, strict=True))
-  bad += [f'{path}: {problem}' for path, problem in found.items() if problem]
-  whole = {path: labels[path] for path in labels if not found[path]}
-  present = {classes[label] for label in whole.values()}
-  problems += [
-    f'{os.path.join(directory, name)}: holds no images'
-    for name in folders
-    if name in classes and name not in present
-  ]
-  return whole
+    return dict(zip(paths, found, strict=True))
 
 
 def _find_problem(path: str) -> str:
@@ -193,7 +181,7 @@ def _is_image(name: str) -> bool:
 
 
 def _refuse(
-  data_dir: str, problems: list[str], bad: list[str]
+  data_dir: str, problems: list[str], bad: Sequence[str] = ()
 ) -> errors.DataError:
   """Lists the problems on stderr, and returns an error that sums them up."""
   found = [*problems, *bad]
@@ -206,6 +194,5 @@ def _refuse(
   return errors.DataError(
     f'{data_dir}: {count}{found[0]}. Expected: train/CLASS/IMAGE and '
     'test/CLASS/IMAGE (or validation/, val/), or CLASS/IMAGE, which is split '
-    'automatically; '
-    f'mend it{leave_out if bad else ""}'
+    f'automatically; mend it{leave_out if bad else ""}'
   )

@@ -15,27 +15,31 @@ from lipnext_jax.data import views
 _SAMPLE = 32  # Images read to find out whether all have the same shape.
 
 
-def list_splits(path: str) -> list[str]:
-  """Lists the splits of a saved `DatasetDict`; [] for a single `Dataset`."""
-  loaded = _load(path)
-  return list(loaded) if isinstance(loaded, dict) else []
+def load(path: str) -> Any:
+  """Loads a saved `Dataset`, or a `DatasetDict` with its splits.
+
+  Raises:
+    DataError: the folder cannot be read.
+  """
+  import datasets
+
+  try:
+    return datasets.load_from_disk(path)
+  except Exception as error:  # Arrow, JSON and fsspec raise their own kinds.
+    raise errors.DataError(
+      f'{path}: cannot be read ({errors.one_line(error)})'
+    ) from None
 
 
 class HfSource(views.Source):
   """Images of a saved split, decoded when they are read.
 
-  It is pickled as a path, and worker processes map the files again.
-
-  Attributes:
-    class_names: names of the classes by label.
+  It is pickled as a path, and worker processes map the files again. The names
+  of the classes, by label, are its `class_names`.
   """
 
   def __init__(self, path: str, split: str = ''):
-    """Opens a folder that `save_to_disk` wrote.
-
-    Args:
-      path: the folder.
-      split: split of a `DatasetDict`; '' if the folder holds one `Dataset`.
+    """Opens a split of a saved `DatasetDict`, or '' for a `Dataset`.
 
     Raises:
       DataError: the set cannot be read, or does not have exactly one image and
@@ -44,7 +48,7 @@ class HfSource(views.Source):
     import datasets
 
     self._path, self._split = path, split
-    rows = _load(path)
+    rows = load(path)
     rows = rows[split] if split else rows
     self._image = _find(path, rows.features, datasets.Image)
     self._label = _find(path, rows.features, datasets.ClassLabel)
@@ -59,11 +63,6 @@ class HfSource(views.Source):
     return len(self._rows)
 
   def __getitem__(self, index: int) -> views.Example:
-    """Returns {'image': uint8 [h, w, 3], 'label': int32}.
-
-    Raises:
-      DataError: the record is damaged, or has no image or label.
-    """
     row = self._rows[index]
     stored, label = row[self._image], row[self._label]
     try:
@@ -72,9 +71,9 @@ class HfSource(views.Source):
       if stored is None or not (stored['bytes'] or stored['path']):
         raise images.BadImageError('has no image')
       data = stored['bytes']
-      if data is None:
-        data = images.read(stored['path'])
-      image = images.decode(data)
+      image = images.decode(
+        images.read(stored['path']) if data is None else data
+      )
     except images.BadImageError as error:
       where = f'{self._path}, {self._split}'.removesuffix(', ')
       raise errors.DataError(f'{where}, record {index}: {error}') from None
@@ -89,22 +88,12 @@ class HfSource(views.Source):
     paths = self._rows.flatten()[f'{self._image}.path'][:]
     return [os.path.basename(p or '') for p in paths] if any(paths) else []
 
-  def find_shape(self) -> tuple[int, int, int] | None:
-    """Returns the shape of a sample of the images; None if it varies."""
+  @property
+  def shape(self) -> tuple[int | None, int | None, int]:
+    """Shape of a sample of the images, with None for sizes that vary."""
     sample = np.linspace(0, len(self) - 1, min(_SAMPLE, len(self)), dtype=int)
-    shapes = {np.shape(self[int(i)]['image']) for i in sample}
-    return shapes.pop() if len(shapes) == 1 else None
-
-
-def _load(path: str) -> Any:
-  import datasets
-
-  try:
-    return datasets.load_from_disk(path)
-  except Exception as error:  # Arrow, JSON and fsspec raise their own kinds.
-    raise errors.DataError(
-      f'{path}: cannot be read ({errors.one_line(error)})'
-    ) from None
+    shapes = {self[int(i)]['image'].shape for i in sample}
+    return shapes.pop() if len(shapes) == 1 else (None, None, 3)
 
 
 def _find(path: str, features: Any, kind: type) -> str:

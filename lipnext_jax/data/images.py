@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import stat
-from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags
@@ -24,13 +23,6 @@ JPEG_QUALITY = 95  # Of scaled images; Pillow advises against more.
 
 class BadImageError(ValueError):
   """An image that is damaged, too large, or of a kind that is not supported."""
-
-
-class Stored(NamedTuple):
-  """An image file to be stored in a record."""
-
-  data: bytes  # JPEG or PNG, RGB.
-  shape: tuple[int, int, int]  # (h, w, 3), decoded.
 
 
 def read(path: str) -> bytes:
@@ -140,8 +132,10 @@ def encode_png(pixels: np.ndarray) -> bytes:
   return _save(from_array(pixels), 'PNG')
 
 
-def to_stored(data: bytes, shorter_side: int = 0) -> Stored:
-  """Checks that an image file is whole, and returns the file to store.
+def to_stored(
+  data: bytes, shorter_side: int = 0
+) -> tuple[bytes, tuple[int, int, int]]:
+  """Checks that an image file is whole; returns the file to store, its shape.
 
   JPEG and PNG files in RGB are stored unchanged. Other colours and formats
   become a PNG file of the same pixels in RGB, so that every reader of the set
@@ -161,7 +155,7 @@ def to_stored(data: bytes, shorter_side: int = 0) -> Stored:
     data = _save(image, 'JPEG', quality=JPEG_QUALITY)
   elif not storable:
     data = _save(image, 'PNG')
-  return Stored(data, (image.height, image.width, 3))
+  return data, (image.height, image.width, 3)
 
 
 def _open(data: bytes) -> tuple[Image.Image, bool]:

@@ -43,17 +43,14 @@ class BadInputError(errors.UserError):
 def expand(names: Sequence[str], stdin: TextIO) -> Iterator[str]:
   """Yields file names: folders as the files below them, '-' as stdin's lines.
 
-  The files of a folder are those of `folder.list_files`.
-
   Raises:
-    DataError: a folder has none.
+    DataError: a folder has none; its files are those of `folder.list_files`.
   """
   for name in names:
     if name == '-':
       yield from expand([line.rstrip('\n') for line in stdin], stdin)
     elif os.path.isdir(name):
-      found = folder.list_files(name)
-      if not found:
+      if not (found := folder.list_files(name)):
         raise errors.DataError(f'{name}: holds no images')
       yield from found
     elif name:
@@ -89,7 +86,16 @@ def read(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
     pixels, done = images.decode(data), images.list_conversions(data)
     h, w, ch = how.image_shape
     if how.resize:
-      done += _list_scaling(pixels.shape[:2], how)
+      scale = how.resize / min(pixels.shape[:2])
+      if scale > 1:
+        done.append(
+          f'scaled up by {scale:.3g}, where its own pixels have a smaller '
+          'radius'
+        )
+      elif scale < 1:
+        done.append(f'scaled down by {1 / scale:.3g}')
+      if len({*pixels.shape[:2]}) > 1 or (h, w) != (how.resize, how.resize):
+        done.append('cropped')
       pixels = transforms.resize_center_crop(pixels, how.resize, h)
   except BadInputError:
     raise
@@ -106,25 +112,6 @@ def read(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
     done = [phrase for phrase in done if phrase != 'grey repeated as RGB']
     pixels = images.to_array(images.from_array(pixels).convert('L'))
   return pixels.astype(np.float64) / 255, done
-
-
-def _list_scaling(size: tuple[int, int], how: Preprocessing) -> list[str]:
-  """Lists the scaling and the crop of an image of `size` (height, width).
-
-  >>> _list_scaling((4, 5), Preprocessing((8, 8, 3), 8))
-  ['scaled up by 2, where its own pixels have a smaller radius', 'cropped']
-  """
-  scale, (h, w, _) = how.resize / min(size), how.image_shape
-  done = []
-  if scale > 1:
-    done.append(
-      f'scaled up by {scale:.3g}, where its own pixels have a smaller radius'
-    )
-  elif scale < 1:
-    done.append(f'scaled down by {1 / scale:.3g}')
-  if min(size) != max(size) or (h, w) != (how.resize, how.resize):
-    done.append('cropped')
-  return done
 
 
 def _read_array(

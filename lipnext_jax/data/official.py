@@ -6,12 +6,8 @@ Sets that TFDS has, too, get its names, versions and features: TFDS reads what
 
 from importlib import resources
 from typing import NamedTuple
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-  import tensorflow_datasets as tfds
 
 
 class OfficialSet(NamedTuple):
@@ -23,13 +19,10 @@ class OfficialSet(NamedTuple):
   image_shape: tuple[int, int, int] | None  # None if it varies.
   num_classes: int
   splits: dict[str, int]  # Split → number of examples.
-  balanced: tuple[str, ...]  # Splits whose classes have the same size.
   test_split: str  # The labelled split for which results are reported.
   key: str  # Feature that names an example; '' if there is none.
   origin: str = ''  # Origin of the files; '': the homepage.
   encoding: str | None = None  # Image format that TFDS declares.
-  # Further label features → number of classes.
-  other_labels: dict[str, int] = {}  # noqa: RUF012 (never changed)
 
 
 CIFAR10 = OfficialSet(
@@ -39,13 +32,10 @@ CIFAR10 = OfficialSet(
   image_shape=(32, 32, 3),
   num_classes=10,
   splits={'train': 50_000, 'test': 10_000},
-  balanced=('train', 'test'),
   test_split='test',
   key='id',
 )
-CIFAR100 = CIFAR10._replace(
-  name='cifar100', num_classes=100, other_labels={'coarse_label': 20}
-)
+CIFAR100 = CIFAR10._replace(name='cifar100', num_classes=100)
 # The labels of its test split were never published.
 TINY_IMAGENET = OfficialSet(
   name='tiny_imagenet',
@@ -54,7 +44,6 @@ TINY_IMAGENET = OfficialSet(
   image_shape=(64, 64, 3),
   num_classes=200,
   splits={'train': 100_000, 'validation': 10_000},
-  balanced=('train', 'validation'),
   test_split='validation',
   key='id',
 )
@@ -65,7 +54,6 @@ IMAGENET = OfficialSet(
   image_shape=None,
   num_classes=1000,
   splits={'train': 1_281_167, 'validation': 50_000},
-  balanced=('validation',),
   test_split='validation',
   key='file_name',
   encoding='jpeg',
@@ -77,7 +65,6 @@ MNIST = OfficialSet(
   image_shape=(28, 28, 1),
   num_classes=10,
   splits={'train': 60_000, 'test': 10_000},
-  balanced=(),
   test_split='test',
   key='',
   origin='https://storage.googleapis.com/cvdf-datasets/mnist/ (a mirror of '
@@ -86,14 +73,12 @@ MNIST = OfficialSet(
 FASHION_MNIST = MNIST._replace(
   name='fashion_mnist',
   homepage='https://github.com/zalandoresearch/fashion-mnist',
-  balanced=('train', 'test'),
   origin='https://github.com/zalandoresearch/fashion-mnist or the Debian '
   'package dataset-fashion-mnist (--source=/usr/share/datasets/fashion-mnist)',
 )
 KMNIST = MNIST._replace(
   name='kmnist',
   homepage='http://codh.rois.ac.jp/kmnist/',
-  balanced=('train', 'test'),
   origin='http://codh.rois.ac.jp/kmnist/',
 )
 SETS = {
@@ -107,43 +92,43 @@ SETS = {
 }
 
 
-class Archive(NamedTuple):
-  """Size and checksum of an official file."""
-
-  size: int  # In bytes.
-  checksum: str  # In hexadecimal digits.
-  algorithm: str = 'sha256'  # 'md5' where the publisher gives no other.
-
-
-# The checksums of CIFAR's Python archives are those of Keras; TFDS has those of
-# the binary archives and of ImageNet's tars, several projects that of
-# Tiny-ImageNet.
+# Official archive → size in bytes, algorithm and checksum. The checksums of
+# CIFAR's Python archives are those of Keras; TFDS has those of the binary
+# archives and of ImageNet's tars, several projects that of Tiny-ImageNet.
 ARCHIVES = {
-  'cifar-10-python.tar.gz': Archive(
+  'cifar-10-python.tar.gz': (
     170_498_071,
+    'sha256',
     '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce',
   ),
-  'cifar-10-binary.tar.gz': Archive(
+  'cifar-10-binary.tar.gz': (
     170_052_171,
+    'sha256',
     'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd',
   ),
-  'cifar-100-python.tar.gz': Archive(
+  'cifar-100-python.tar.gz': (
     169_001_437,
+    'sha256',
     '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7',
   ),
-  'cifar-100-binary.tar.gz': Archive(
+  'cifar-100-binary.tar.gz': (
     168_513_733,
+    'sha256',
     '58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec',
   ),
-  'tiny-imagenet-200.zip': Archive(
-    248_100_043, '90528d7ca1a48142e341f4ef8d21d0de', 'md5'
+  'tiny-imagenet-200.zip': (
+    248_100_043,
+    'md5',  # The publisher gives no other.
+    '90528d7ca1a48142e341f4ef8d21d0de',
   ),
-  'ILSVRC2012_img_train.tar': Archive(
+  'ILSVRC2012_img_train.tar': (
     147_897_477_120,
+    'sha256',
     'b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb',
   ),
-  'ILSVRC2012_img_val.tar': Archive(
+  'ILSVRC2012_img_val.tar': (
     6_744_924_160,
+    'sha256',
     'c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0',
   ),
 }
@@ -200,64 +185,29 @@ def class_names(name: str) -> list[str]:
   return (lists / f'{name}.txt').read_text(encoding='utf-8').splitlines()
 
 
-def imagenet_wnids() -> list[str]:
-  """Returns the 1000 synsets of ImageNet in the order of their labels.
+def imagenet400_ids() -> np.ndarray:
+  """Returns the ImageNet labels of the paper's 400 classes, ascending.
 
-  >>> wnids = imagenet_wnids()
-  >>> len(wnids), wnids[0], wnids == sorted(wnids)
-  (1000, 'n01440764', True)
+  They are those of `torch.manual_seed(2023); torch.randperm(1000)[:400]`.
+
+  >>> imagenet400_ids()[:6].tolist()
+  [0, 2, 3, 5, 6, 7]
   """
-  return _read_words('labels.txt')
+  return np.array(class_names('imagenet400'), int)
 
 
-def imagenet_validation_wnids() -> list[str]:
-  """Returns the synsets of the validation images, in the order of their names.
-
-  TFDS has a copy of this ground truth of the official development kit.
-
-  >>> len(imagenet_validation_wnids())
-  50000
-  """
-  return _read_words('validation_labels.txt')
-
-
-def _read_words(name: str) -> list[str]:
-  """Reads a file about ImageNet that is part of TFDS."""
-  import tensorflow_datasets as tfds  # An extra that the facts do not need.
-
-  return (
-    tfds.core.tfds_path(f'datasets/imagenet2012/{name}').read_text().split()
-  )
-
-
-def build_features(
-  official_set: OfficialSet, names: dict[str, list[str]]
-) -> 'tfds.features.FeaturesDict':
-  """Builds the features of a set, as TFDS declares them.
+def imagenet_words(name: str) -> list[str]:
+  """Reads synsets of ImageNet from a file that is part of TFDS.
 
   Args:
-    official_set: facts about the set.
-    names: label feature → names of the classes by label.
+    name: 'labels.txt', the 1000 synsets in the order of their labels, or
+      'validation_labels.txt', those of the validation images in the order of
+      their names, the ground truth of the official development kit.
 
-  >>> names = {'label': class_names('cifar10')}
-  >>> sorted(build_features(CIFAR10, names))
-  ['id', 'image', 'label']
+  >>> len(imagenet_words('labels.txt'))
+  1000
   """
-  import tensorflow_datasets as tfds
+  import tensorflow_datasets as tfds  # An extra that the facts do not need.
 
-  labels = {'label', *official_set.other_labels}
-  key = official_set.key
-  return tfds.features.FeaturesDict(
-    {
-      **({key: tfds.features.Text()} if key else {}),
-      'image': tfds.features.Image(
-        shape=official_set.image_shape,
-        dtype=np.uint8,
-        encoding_format=official_set.encoding,
-      ),
-      **{
-        name: tfds.features.ClassLabel(names=names[name])
-        for name in sorted(labels)
-      },
-    }
-  )
+  path = tfds.core.tfds_path(f'datasets/imagenet2012/{name}')
+  return path.read_text().split()

@@ -114,7 +114,12 @@ def train_batches(
   if len(parts) > 1:
     endless = min(len(part) for part in parts)  # Zip wants equal lengths.
     zipped = grain.experimental.ZipMapDataset([p[:endless] for p in parts])
-    batches = zipped.map(_concatenate)
+    batches = zipped.map(
+      lambda of_streams: {
+        name: np.concatenate([batch[name] for batch in of_streams])
+        for name in of_streams[0]
+      }
+    )
   return workers_lib.iterate(batches, workers)
 
 
@@ -132,9 +137,9 @@ def eval_batches(
     source: examples to evaluate.
     batch_size: examples per batch over all processes; a multiple of their
       number.
-    process_index: see `train_batches`.
-    process_count: see `train_batches`.
-    workers: see `train_batches`.
+    process_index: this and the others, see `train_batches`.
+    process_count: number of processes.
+    workers: number of worker processes.
 
   Yields:
     {'image', 'label', 'id' [b] int32, 'mask' [b] bool}; the mask is False for
@@ -151,12 +156,7 @@ def eval_batches(
       example = source[index if is_real else 0]
     except images.BadImageError as error:
       raise errors.DataError(f'example {index} {error}') from None
-    return {
-      'image': example['image'],
-      'label': example['label'],
-      'id': np.int32(index),
-      'mask': np.bool_(is_real),
-    }
+    return {**example, 'id': np.int32(index), 'mask': np.bool_(is_real)}
 
   ds = grain.MapDataset.range(length).map(read)
   ds = ds[process_index::process_count].batch(batch_size // process_count)
@@ -185,10 +185,3 @@ def _example_maker(
     return {'image': image, 'label': example['label']}
 
   return make
-
-
-def _concatenate(batches: tuple[workers_lib.Batch, ...]) -> workers_lib.Batch:
-  return {
-    name: np.concatenate([batch[name] for batch in batches])
-    for name in batches[0]
-  }

@@ -4,17 +4,18 @@
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import hashlib
-import math
 import os
+import re
+from typing import Any
 from typing import NamedTuple
 
 import ml_collections
 import numpy as np
 
 from lipnext_jax import errors
-from lipnext_jax.data import image_sets
-from lipnext_jax.data import npz
+from lipnext_jax.data import folder
 from lipnext_jax.data import official
 from lipnext_jax.data import views
 
@@ -55,9 +56,20 @@ def load_dataset(c: ml_collections.ConfigDict) -> Dataset:
   """Loads the dataset of `config.dataset`, and holds out its validation part.
 
   Raises:
-    ConfigError: data are missing or malformed, or nothing is left to train on.
+    ConfigError: data are missing or malformed, nothing is left to train on, or
+      a package is not installed.
+    DataError: the set is malformed.
   """
-  dataset = SOURCES[c.name](c)
+  try:
+    dataset = SOURCES[c.name](c)
+  except ImportError as error:
+    extra = 'hf' if c.name == 'hf' else 'data'
+    raise errors.ConfigError(
+      'dataset.name',
+      c.name,
+      f'needs a package that is not installed ({error.name})',
+      f'install it: {errors.install_command(extra)}',
+    ) from None
   holdout, available = c.holdout, len(dataset.train)
   if not holdout:
     return dataset
@@ -139,12 +151,11 @@ def monitor_split(dataset: Dataset, max_train_examples: int) -> views.Source:
   return views.View(source, np.sort(order[:max_train_examples]))
 
 
-def _digits(config: ml_collections.ConfigDict) -> Dataset:
+def _digits(_: ml_collections.ConfigDict) -> Dataset:
   """Loads scikit-learn's 1797 handwritten digits: 8×8, grey, pixels / 16.
 
   A fixed stratified split has 1437 training and 360 test examples.
   """
-  del config  # Unused.
   from sklearn import datasets  # Slow to import.
   from sklearn import model_selection
 
@@ -156,35 +167,32 @@ def _digits(config: ml_collections.ConfigDict) -> Dataset:
     stratify=digits.target,
     random_state=0,
   )
-  return Dataset(
-    image_shape=(8, 8, 1),
-    num_classes=10,
-    train=views.ArraySource(images[train], digits.target[train]),
-    test=views.ArraySource(images[test], digits.target[test]),
+  train, test = (
+    views.ArraySource(images[part], digits.target[part])
+    for part in (train, test)
   )
+  return Dataset((8, 8, 1), 10, train, test)
 
 
 def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
   """Makes random images for benchmarks and dry runs."""
   c = config.synthetic
   shape = (c.image_size, c.image_size, c.channels)
-  make = views.SyntheticSource
-  return Dataset(
-    image_shape=shape,
-    num_classes=c.num_classes,
-    train=make(c.train_examples, shape, c.num_classes, seed=0),
-    test=make(c.test_examples, shape, c.num_classes, seed=1),
+  train, test = (
+    views.SyntheticSource(count, shape, c.num_classes, seed)
+    for seed, count in enumerate((c.train_examples, c.test_examples))
   )
+  return Dataset(shape, c.num_classes, train, test)
 
 
-def open_npz(field: str, path: str) -> npz.NpzSource:
+def open_npz(field: str, path: str) -> views.NpzSource:
   """Opens the arrays at the path that a config field gives.
 
   Raises:
     ConfigError: the arrays are missing or malformed.
   """
   try:
-    return npz.NpzSource(os.path.expanduser(path))
+    return views.NpzSource(os.path.expanduser(path))
   except ValueError as problem:
     raise errors.ConfigError(
       field,
@@ -194,27 +202,25 @@ def open_npz(field: str, path: str) -> npz.NpzSource:
     ) from None
 
 
-def _npz(config: ml_collections.ConfigDict) -> Dataset:
-  """Opens the arrays `train` and `test` in `dataset.data_dir`; see `npz`."""
-  train, test = (
-    open_npz('dataset.data_dir', npz.find(config.data_dir, name))
-    for name in ('train', 'test')
-  )
+def _npz(c: ml_collections.ConfigDict) -> Dataset:
+  """Opens train.npz and test.npz, or the folders that they unzip to."""
+  splits = []
+  for name in ('train', 'test'):
+    path = os.path.expanduser(os.path.join(c.data_dir, name))
+    if os.path.exists(f'{path}.npz') or not os.path.isdir(path):
+      path = f'{path}.npz'
+    splits.append(open_npz('dataset.data_dir', path))
+  train, test = splits
   if train.images.shape[1:] != test.images.shape[1:]:
     raise errors.ConfigError(
       'dataset.data_dir',
-      config.data_dir,
+      c.data_dir,
       f'holds train images of shape {train.images.shape[1:]} but test images '
       f'of {test.images.shape[1:]}',
       'give them one shape',
     )
   num_classes = int(max(train.labels.max(), test.labels.max())) + 1
-  return Dataset(
-    image_shape=train.images.shape[1:],
-    num_classes=max(num_classes, 2),
-    train=train,
-    test=test,
-  )
+  return Dataset(train.images.shape[1:], max(num_classes, 2), train, test)
 
 
 # Sets whose images may vary in size: they read dataset.image_size and .resize.
@@ -227,53 +233,155 @@ _CACHE = 2**28
 IMAGE_SIZE = 224  # Side of the crops in pixels if dataset.image_size is 0.
 
 
-def _image_set(config: ml_collections.ConfigDict) -> Dataset:
-  """Opens a set of images on disk.
+def _folder(c: ml_collections.ConfigDict) -> Dataset:
+  """Opens a folder of images per class."""
+  data_dir = _directory(
+    c, 'that holds train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE'
+  )
+  train, test, names, notes = folder.open_folder(data_dir, c.skip_bad)
+  dataset = _image_set(c, train, test, names, (None, None, 3), notes)
+  files = '\0'.join(dataset.train.names()).encode('utf-8', 'surrogateescape')
+  return dataset._replace(train_files=hashlib.sha256(files).hexdigest())
+
+
+def _hf(c: ml_collections.ConfigDict) -> Dataset:
+  """Opens a folder that `save_to_disk` of a Dataset or DatasetDict wrote."""
+  from lipnext_jax.data import hf
+
+  data_dir = _directory(c, 'that `save_to_disk` of Hugging Face datasets wrote')
+  loaded = hf.load(data_dir)
+  splits = list(loaded) if isinstance(loaded, dict) else []
+  split = _find_test(data_dir, splits) if splits else None
+  train = hf.HfSource(data_dir, 'train' if splits else '')
+  test = hf.HfSource(data_dir, split) if split else None
+  return _image_set(c, train, test, train.class_names, train.shape)
+
+
+def _records(c: ml_collections.ConfigDict) -> Dataset:
+  """Opens a set of records that `data.prepare` or TFDS wrote."""
+  # It imports TensorFlow Datasets, which is an extra, and slow to import.
+  from lipnext_jax.data import records
+
+  data_dir = _directory(c, 'that prepared sets lie in')
+  base = 'imagenet' if c.name == 'imagenet400' else c.name
+  facts = official.SETS.get(base)
+  if facts:
+    name = facts.name
+    remedy = (
+      f'prepare it: python -m lipnext_jax.data.prepare {base} --source=… '
+      f'--data_dir={data_dir}, with the files of '
+      f'{facts.origin or facts.homepage}'
+    )
+  else:
+    name = c.set_name
+    remedy = (
+      'set dataset.set_name to a set that TFDS prepared with '
+      "file_format='array_record', e.g. 'mnist' or 'imagenette/160px-v2'"
+    )
+  directory = _newest_version(data_dir, name, remedy)
+  train: Any = records.RecordSource(directory, 'train')
+  names, shape = train.class_names, train.shape
+  if facts and len(names) != facts.num_classes:
+    raise errors.DataError(
+      f'{directory}: has {len(names)} classes instead of {facts.num_classes}'
+    )
+  split = facts.test_split if facts else _find_test(directory, train.splits)
+  test: Any = records.RecordSource(directory, split) if split else None
+  if c.name == 'imagenet400':
+    ids = official.imagenet400_ids()
+    train, test = (views.select_classes(s, ids) for s in (train, test))
+    names = [names[i] for i in ids]
+  return _image_set(c, train, test, names, shape)
+
+
+def _image_set(
+  c: ml_collections.ConfigDict,
+  train: Any,
+  test: Any,
+  class_names: Sequence[str],
+  shape: tuple[int | None, int | None, int],
+  notes: tuple[str, ...] = (),
+) -> Dataset:
+  """Makes a dataset of splits of images on disk.
 
   A share of each class becomes the test split of a set without one. Images of
   many sizes are scaled so that the shorter side is `dataset.resize` (0:
   `dataset.image_size`), and cropped to `dataset.image_size` pixels: at random
   for training, in the middle for evaluation.
   """
-  splits = image_sets.open_set(config)
-  train, test, notes = splits.train, splits.test, splits.notes
   if test is None:
     kept, held = views.split_classes(
-      train.read_labels(), config.test_share, config.split_seed
+      train.read_labels(), c.test_share, c.split_seed
     )
     train, test = views.View(train, kept), views.View(train, held)
     notes += (
       f'no test split: {len(test)} of {len(kept) + len(held)} images are held '
       f'out as one, drawn from every class (dataset.test_share='
-      f'{config.test_share:g}, dataset.split_seed={config.split_seed})',
+      f'{c.test_share:g}, dataset.split_seed={c.split_seed})',
     )
-  image_shape, resize = splits.image_shape, 0
-  if image_shape is None or config.image_size:
-    size = config.image_size or IMAGE_SIZE
-    resize = config.resize or size
-    image_shape = (size, size, splits.channels)
-    test = views.resized(test, resize, size)
-  elif not config.workers and len(train) * math.prod(image_shape) <= _CACHE:
+  height, width, channels = shape
+  resize = 0
+  if height is None or width is None or c.image_size:
+    height = width = c.image_size or IMAGE_SIZE
+    resize = c.resize or height
+    test = views.resized(test, resize, height)
+  elif not c.workers and len(train) * height * width * channels <= _CACHE:
     train = views.Cached(train)
-  train_files = ''
-  if config.name == 'folder':
-    names = '\0'.join(train.names()).encode('utf-8', 'surrogateescape')
-    train_files = hashlib.sha256(names).hexdigest()
   return Dataset(
-    image_shape=image_shape,
-    num_classes=len(splits.class_names),
+    image_shape=(height, width, channels),
+    num_classes=len(class_names),
     train=train,
     test=test,
     resize=resize,
-    class_names=tuple(map(errors.printable, splits.class_names)),
+    class_names=tuple(map(errors.printable, class_names)),
     notes=notes,
-    train_files=train_files,
   )
+
+
+def _directory(c: ml_collections.ConfigDict, what: str) -> str:
+  """Returns `dataset.data_dir`, which must exist."""
+  data_dir = os.path.expanduser(c.data_dir)
+  if not os.path.isdir(data_dir):
+    raise errors.ConfigError(
+      'dataset.data_dir',
+      c.data_dir,
+      'is not a directory',
+      f'give the one {what}',
+    )
+  return data_dir
+
+
+def _find_test(data_dir: str, splits: Sequence[str]) -> str | None:
+  """Returns the name of the test split, or None; raises without 'train'."""
+  if 'train' not in splits:
+    raise errors.DataError(
+      f'{data_dir}: has no split called train, only {", ".join(splits)}'
+    )
+  return next((name for name in folder.TEST_SPLITS if name in splits), None)
+
+
+def _newest_version(data_dir: str, name: str, remedy: str) -> str:
+  """Returns the folder of the newest version of a prepared set."""
+  parent = os.path.join(data_dir, name)
+  entries = os.listdir(parent) if os.path.isdir(parent) else []
+  versions = [e for e in entries if re.fullmatch(r'\d+\.\d+\.\d+', e)]
+  if not versions:
+    unfinished = any(entry.startswith('incomplete.') for entry in entries)
+    raise errors.ConfigError(
+      'dataset.data_dir',
+      data_dir,
+      f'holds no {"finished " if unfinished else ""}{name or "set"}',
+      remedy,
+    )
+  newest = max(versions, key=lambda version: [*map(int, version.split('.'))])
+  return os.path.join(parent, newest)
 
 
 SOURCES: dict[str, Callable[[ml_collections.ConfigDict], Dataset]] = {
   'digits': _digits,
   'synthetic': _synthetic,
   'npz': _npz,
-  **dict.fromkeys((*official.SETS, *VARYING), _image_set),
+  **dict.fromkeys((*official.SETS, 'imagenet400', 'tfds'), _records),
+  'folder': _folder,
+  'hf': _hf,
 }

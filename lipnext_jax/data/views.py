@@ -6,10 +6,13 @@ An example is {'image': [H, W, ch] uint8 or float32 in [0, 1], 'label': int32}.
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import os
+from typing import Any
 from typing import Protocol
 
 import numpy as np
 
+from lipnext_jax import errors
 from lipnext_jax.data import transforms
 
 Example = dict[str, np.ndarray | np.generic]
@@ -23,7 +26,11 @@ class Source(Protocol):
     ...
 
   def __getitem__(self, index: int) -> Example:
-    """Returns the example at `index`."""
+    """Returns the example at `index`.
+
+    Raises:
+      DataError: it is damaged, or cannot be read.
+    """
     ...
 
   def names(self) -> list[str]:
@@ -32,7 +39,7 @@ class Source(Protocol):
 
 
 class ArraySource(Source):
-  """Examples in memory.
+  """Examples in arrays: `images` [n, H, W, ch] and integer `labels` [n].
 
   >>> source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([3, 4]))
   >>> len(source), int(source[1]['label'])
@@ -40,75 +47,56 @@ class ArraySource(Source):
   """
 
   def __init__(self, images: np.ndarray, labels: np.ndarray):
-    """Takes images [n, H, W, ch] and integer labels [n]."""
-    self._images = images
-    self._labels = labels.astype(np.int32)
+    self.images, self.labels = images, labels
 
   def __len__(self) -> int:
-    return len(self._labels)
+    return len(self.labels)
 
   def __getitem__(self, index: int) -> Example:
-    return {'image': self._images[index], 'label': self._labels[index]}
+    image = np.array(self.images[index])  # A copy that is not mapped.
+    return {'image': image, 'label': np.int32(self.labels[index])}
 
 
-class View(Source):
-  """Chosen examples of another source, each passed through a function.
+class NpzSource(ArraySource):
+  """Arrays of the user's: `image` [n, H, W, ch] uint8 and `label` [n] int.
 
-  >>> source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([3, 4]))
-  >>> int(View(source, [1])[0]['label'])
-  4
+  An .npz file is read into the memory of every process that uses it. The folder
+  that it unzips to, with image.npy and label.npy, is memory-mapped instead, and
+  processes share its pages. Both are pickled as a path.
   """
 
-  def __init__(
-    self,
-    source: Source,
-    indices: Sequence[int] | np.ndarray,
-    change: Callable[[Example], Example] | None = None,
-  ):
-    """Reads nothing yet.
+  def __init__(self, path: str):
+    """Opens an .npz file, or a folder with image.npy and label.npy.
 
-    Args:
-      source: the examples to choose from.
-      indices: positions of the chosen examples, in the order of the view.
-      change: function applied to every example that is read.
+    Raises:
+      ValueError: the arrays cannot be read, or are not as described above.
     """
-    self._source, self._change = source, change
-    self._indices = np.asarray(indices)
+    self._path = path
+    if not os.path.exists(path):
+      raise ValueError('does not exist')
+    try:
+      if os.path.isdir(path):
+        images, labels = (
+          np.load(os.path.join(path, name), mmap_mode='r', allow_pickle=False)
+          for name in ('image.npy', 'label.npy')
+        )
+      else:  # Pickled objects are refused: they run code.
+        with open(path, 'rb') as file:
+          arrays = np.load(file, allow_pickle=False)
+          images, labels = arrays['image'], arrays['label']
+    except Exception as error:  # NumPy evaluates headers: any error.
+      raise ValueError(f'cannot be read ({errors.one_line(error)})') from None
+    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+      raise ValueError(f'has {images.dtype}{images.shape} as `image`')
+    integer = np.issubdtype(labels.dtype, np.integer)
+    if labels.shape != images.shape[:1] or not integer:
+      raise ValueError(f'has {labels.dtype}{labels.shape} as `label`')
+    if labels.min() < 0:
+      raise ValueError(f'has the label {labels.min()}')
+    super().__init__(images, labels)
 
-  def __len__(self) -> int:
-    return len(self._indices)
-
-  def __getitem__(self, index: int) -> Example:
-    example = self._source[int(self._indices[index])]
-    return self._change(example) if self._change else example
-
-  def names(self) -> list[str]:
-    """Returns the names of the chosen examples."""
-    names = self._source.names()
-    return [names[i] for i in self._indices] if names else []
-
-
-class Cached(Source):
-  """All examples of another source, each read once and kept in memory."""
-
-  def __init__(self, source: Source):
-    self._source = source
-    self._examples: dict[int, Example] = {}
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> Example:
-    if index not in self._examples:
-      example = self._source[index]
-      # Grey images may be views of RGB ones, which need not be kept.
-      image = np.ascontiguousarray(example['image'])
-      self._examples[index] = {**example, 'image': image}
-    return self._examples[index]
-
-  def names(self) -> list[str]:
-    """Returns the names of the examples."""
-    return self._source.names()
+  def __reduce__(self):
+    return NpzSource, (self._path,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,19 +123,61 @@ class SyntheticSource(Source):
     pattern = np.random.default_rng((0, label)).random(self.image_shape)
     noise = np.random.default_rng((1, self.seed, index))
     image = pattern + noise.random(self.image_shape)
-    return {
-      'image': (image * 127.5).astype(np.uint8),
-      'label': np.int32(label),
-    }
+    image = (image * 127.5).astype(np.uint8)
+    return {'image': image, 'label': np.int32(label)}
+
+
+class View(Source):
+  """Chosen examples of another source, each passed through a function.
+
+  >>> source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.array([3, 4]))
+  >>> int(View(source, [1])[0]['label'])
+  4
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    indices: Sequence[int] | np.ndarray,
+    change: Callable[[Example], Example] | None = None,
+  ):
+    """Takes a source, positions in it, and a function of an example."""
+    self._source, self._change = source, change
+    self._indices = np.asarray(indices)
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> Example:
+    example = self._source[int(self._indices[index])]
+    return self._change(example) if self._change else example
+
+  def names(self) -> list[str]:
+    """Returns the names of the chosen examples."""
+    names = self._source.names()
+    return [names[i] for i in self._indices] if names else []
+
+
+class Cached(View):
+  """All examples of another source, each read once and kept in memory."""
+
+  def __init__(self, source: Source):
+    # Grey images may be views of RGB ones, which need not be kept.
+    super().__init__(
+      source,
+      np.arange(len(source)),
+      lambda example: example | {'image': np.array(example['image'])},
+    )
+    self._examples: dict[int, Example] = {}
+
+  def __getitem__(self, index: int) -> Example:
+    if index not in self._examples:
+      self._examples[index] = super().__getitem__(index)
+    return self._examples[index]
 
 
 def resized(source: Source, resize: int, size: int) -> View:
-  """Returns a source whose images are resized, then cropped in the middle.
-
-  Args:
-    source: examples with uint8 images of any size.
-    resize: shorter side in pixels before the crop.
-    size: side in pixels of the square crop.
+  """Applies `transforms.resize_center_crop` to the images of a source.
 
   >>> source = ArraySource(np.zeros((1, 8, 6, 3), np.uint8), np.array([3]))
   >>> resized(source, resize=5, size=4)[0]['image'].shape
@@ -156,10 +186,26 @@ def resized(source: Source, resize: int, size: int) -> View:
 
   def change(example: Example) -> Example:
     image = np.asarray(example['image'])
-    image = transforms.resize_center_crop(image, resize, size)
-    return {**example, 'image': image}
+    cut = transforms.resize_center_crop(image, resize, size)
+    return {**example, 'image': cut}
 
   return View(source, np.arange(len(source)), change)
+
+
+def select_classes(source: Any, classes: np.ndarray) -> View:
+  """Selects the examples of some classes, and numbers these from 0.
+
+  Args:
+    source: examples with a method `read_labels`.
+    classes: ascending labels, int [k].
+  """
+
+  def change(example: Example) -> Example:
+    label = np.searchsorted(classes, example['label'])
+    return {**example, 'label': np.int32(label)}
+
+  indices = np.flatnonzero(np.isin(source.read_labels(), classes))
+  return View(source, indices, change)
 
 
 def split_classes(

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from lipnext_jax.data import formats
 from lipnext_jax.data import official
-from lipnext_jax.data.formats import archives
 
 
 def pixels(seed, height, width, channels=3):
@@ -71,29 +71,19 @@ def cifar_files(name, count=4):
 
   The truth is split → [(image, {feature: label})].
   """
-  ten = name == 'cifar10'
-  lists = {'label': official.class_names(name)}
-  if not ten:
-    lists = {'coarse_label': official.class_names('cifar100_coarse'), **lists}
-  batches = ['train', 'test']
-  if ten:
-    batches = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
-  prefix = {'label': '' if ten else 'fine_', 'coarse_label': 'coarse_'}
+  classes, prefix = {'label': 10}, {'label': ''}
+  batches = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
+  if name == 'cifar100':
+    classes = {'coarse_label': 20, 'label': 100}
+    prefix = {'coarse_label': 'coarse_', 'label': 'fine_'}
+    batches = ['train', 'test']
   python, binary, truth = {}, {}, {'train': [], 'test': []}
-  meta = {}
-  for feature, words in lists.items():
-    meta[f'{prefix[feature]}label_names'.encode()] = [w.encode() for w in words]
-    names_file = (
-      'batches.meta.txt' if ten else f'{prefix[feature]}label_names.txt'
-    )
-    binary[names_file] = '\n'.join([*words, '']).encode()
-  python['batches.meta' if ten else 'meta'] = python2_pickle(meta)
   for number, batch in enumerate(batches):
     seeds = range(100 * number, 100 * number + count)
     images = np.stack([pixels(seed, 32, 32) for seed in seeds])
     labels = {
-      feature: [(number + 7 * i) % len(words) for i in range(count)]
-      for feature, words in lists.items()
+      feature: [(number + 7 * i) % of for i in range(count)]
+      for feature, of in classes.items()
     }
     rows = images.transpose(0, 3, 1, 2).reshape(count, -1)
     python[batch] = python2_pickle(
@@ -161,7 +151,7 @@ IMAGENET_CLASSES = (0, 2, 999)  # 0 and 2 are among the 400.
 
 def imagenet_files(per_class=3):
   """Returns class → file → bytes, validation file → bytes, and their labels."""
-  wnids = official.imagenet_wnids()
+  wnids = official.imagenet_words('labels.txt')
   train = {}
   for number, label in enumerate(IMAGENET_CLASSES):
     train[wnids[label]] = {
@@ -175,7 +165,10 @@ def imagenet_files(per_class=3):
   odd[names[0]] = encode(image.convert('CMYK'))
   odd[names[1]] = encode(image.convert('L'))
   odd[names[2]] = encode(image, 'PNG')
-  labels, truth = [999, 0, 2, 0], official.imagenet_validation_wnids()
+  labels, truth = (
+    [999, 0, 2, 0],
+    official.imagenet_words('validation_labels.txt'),
+  )
   validation, number = {}, 0
   for label in labels:  # The next official image of this class.
     number = truth.index(wnids[label], number) + 1
@@ -212,7 +205,7 @@ def tiny(directory, files=None):
 def items(count, first=0):
   """Returns examples as the reader of CIFAR-10 lists them; the labels count."""
   return [
-    archives.Item(f'train_{i:05d}', {'label': i % 10}, pixels(i, 32, 32))
+    formats.Item(f'train_{i:05d}', {'label': i % 10}, pixels(i, 32, 32))
     for i in range(first, first + count)
   ]
 
@@ -243,6 +236,6 @@ def idx(directory, files=None):
 
 
 @pytest.fixture(scope='session')
-def formats():
+def make():
   """The functions of this file, which make archives."""
   return types.SimpleNamespace(**globals())

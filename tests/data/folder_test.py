@@ -12,14 +12,14 @@ CLASSES = ['cat', 'dog']
 
 
 @pytest.fixture
-def tree(tmp_path, formats):
+def tree(tmp_path, make):
   """A folder of two classes with images at two depths, and hidden files."""
   files = {}
   for number, name in enumerate(CLASSES):
     for i, path in enumerate(('0.png', '1.PNG', 'deep/er/2.jpeg')):
-      image = Image.fromarray(formats.pixels(10 * number + i, 8 + i, 9))
+      image = Image.fromarray(make.pixels(10 * number + i, 8 + i, 9))
       kind = 'JPEG' if path.endswith('jpeg') else 'PNG'
-      files[f'train/{name}/{path}'] = formats.encode(image, kind)
+      files[f'train/{name}/{path}'] = make.encode(image, kind)
   files['test/dog/x.png'] = files['train/dog/0.png']
   for hidden in (
     'train/cat/.DS_Store',
@@ -31,18 +31,18 @@ def tree(tmp_path, formats):
     'labels.csv',
   ):
     files[hidden] = b'no image'
-  return formats.tree(tmp_path, files)
+  return make.tree(tmp_path, files)
 
 
 def labels(source):
   return [int(source[i]['label']) for i in range(len(source))]
 
 
-def test_classes_are_sorted_folders_and_shared_by_the_splits(tree, formats):
+def test_classes_are_sorted_folders_and_shared_by_the_splits(tree, make):
   train, test, classes, notes = folder.open_folder(tree)
   assert (classes, notes) == (CLASSES, ())
   assert labels(train) == train.read_labels().tolist() == [0] * 3 + [1] * 3
-  np.testing.assert_array_equal(train[4]['image'], formats.pixels(11, 9, 9))
+  np.testing.assert_array_equal(train[4]['image'], make.pixels(11, 9, 9))
   assert train.names()[2:4] == [
     'train/cat/deep/er/2.jpeg',
     'train/dog/0.png',

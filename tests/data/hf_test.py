@@ -24,7 +24,7 @@ def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
     load(tmp_path)
 
 
-def test_a_saved_set_has_its_own_classes_sizes_and_splits(tmp_path, formats):
+def test_a_saved_set_has_its_own_classes_sizes_and_splits(tmp_path, make):
   datasets = pytest.importorskip('datasets', reason="the extra 'hf'")
   features = datasets.Features(
     {
@@ -32,7 +32,7 @@ def test_a_saved_set_has_its_own_classes_sizes_and_splits(tmp_path, formats):
       'animal': datasets.ClassLabel(names=['cat', 'dog']),
     }
   )
-  pixels = [formats.pixels(i, 12, 12) for i in range(10)]
+  pixels = [make.pixels(i, 12, 12) for i in range(10)]
   rows = {
     'picture': [Image.fromarray(image) for image in pixels],
     'animal': [i % 2 for i in range(10)],

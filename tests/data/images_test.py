@@ -9,23 +9,23 @@ import pytest
 from lipnext_jax.data import images
 
 
-def rgb(formats):
-  return Image.fromarray(formats.pixels(3, 20, 30))
+def rgb(make):
+  return Image.fromarray(make.pixels(3, 20, 30))
 
 
-def test_rgb_files_decode_to_their_pixels(formats):
-  image = rgb(formats)
+def test_rgb_files_decode_to_their_pixels(make):
+  image = rgb(make)
   for data in (
-    formats.encode(image, 'PNG'),
-    formats.encode(image, 'BMP'),
-    formats.encode(image, 'WEBP', lossless=True),
+    make.encode(image, 'PNG'),
+    make.encode(image, 'BMP'),
+    make.encode(image, 'WEBP', lossless=True),
     images.encode_png(np.asarray(image)),
   ):
     np.testing.assert_array_equal(images.decode(data), np.asarray(image))
 
 
-def test_grey_palette_alpha_and_bilevel_become_rgb(formats):
-  grey = formats.pixels(1, 8, 9, 1)[..., 0]
+def test_grey_palette_alpha_and_bilevel_become_rgb(make):
+  grey = make.pixels(1, 8, 9, 1)[..., 0]
   wanted = np.repeat(grey[..., None], 3, axis=2)
   image = Image.fromarray(grey)
   alpha = Image.merge('LA', [image, image])
@@ -40,15 +40,15 @@ def test_grey_palette_alpha_and_bilevel_become_rgb(formats):
     (palette, colours[indices], {}),
     (palette, colours[indices], {'transparency': b'\x00\xff'}),
   ):
-    data = formats.encode(stored, 'PNG', **options)
+    data = make.encode(stored, 'PNG', **options)
     np.testing.assert_array_equal(images.decode(data), pixels)
 
 
-def test_cmyk_is_converted_by_its_definition(formats):
+def test_cmyk_is_converted_by_its_definition(make):
   # Flat, so that JPEG is exact but for rounding: R = 255(1 − C)(1 − K).
   inks = np.array([[40, 90, 200, 60]], np.uint8)
   flat = np.broadcast_to(inks, (16, 16, 4))
-  data = formats.encode(Image.fromarray(flat.copy(), 'CMYK'), quality=100)
+  data = make.encode(Image.fromarray(flat.copy(), 'CMYK'), quality=100)
   amount = inks[0] / 255
   wanted = 255 * (1 - amount[:3]) * (1 - amount[3])
   # Four inks rounded once by JPEG, once by the conversion.
@@ -82,7 +82,7 @@ def test_more_than_8_bits_a_channel_are_refused(colours, channels):
     assert not images.decode(png((4, 4), depth, colours, row * 4)).any()
 
 
-def test_what_is_done_to_a_file_is_listed(formats):
+def test_what_is_done_to_a_file_is_listed(make):
   grey, colour = Image.new('L', (4, 4), 9), Image.new('RGB', (4, 4), (9, 8, 7))
   exif = Image.Exif()
   exif[0x0112] = 6
@@ -102,13 +102,13 @@ def test_what_is_done_to_a_file_is_listed(formats):
       ['first of 2 frames'],
     ),
   ):  # fmt: skip
-    data = formats.encode(image, kind, **options)
+    data = make.encode(image, kind, **options)
     assert images.list_conversions(data) == done
 
 
-def test_damaged_files_and_other_formats_are_refused(formats):
-  image, jpeg = rgb(formats), formats.jpeg(0)
-  whole = formats.encode(image, 'PNG')
+def test_damaged_files_and_other_formats_are_refused(make):
+  image, jpeg = rgb(make), make.jpeg(0)
+  whole = make.encode(image, 'PNG')
   flipped = bytearray(whole)
   flipped[len(whole) // 2] ^= 1
   side = int(images.MAX_PIXELS**0.5) + 1
@@ -117,7 +117,7 @@ def test_damaged_files_and_other_formats_are_refused(formats):
     'text': b'<html>404 not found</html>',
     'a cut PNG': whole[:-100],
     'a flipped bit': bytes(flipped),
-    'a GIF': formats.encode(image, 'GIF'),
+    'a GIF': make.encode(image, 'GIF'),
     'a bomb of 70 bytes': png((100_000, 100_000), 8, 2, b''),
     'what Pillow would only warn of': png((side, side), 8, 2, b''),
     'too many bytes': jpeg + bytes(images.MAX_BYTES),
@@ -130,36 +130,32 @@ def test_damaged_files_and_other_formats_are_refused(formats):
       assert '\n' not in str(e.value), case
 
 
-def test_rgb_files_are_stored_as_they_are_and_others_without_loss(formats):
-  image = rgb(formats)
-  for data in (formats.jpeg(1), formats.encode(image, 'PNG')):
-    stored = images.to_stored(data)
-    assert stored.data == data
-    assert stored.shape == images.decode(data).shape
+def test_rgb_files_are_stored_as_they_are_and_others_without_loss(make):
+  image = rgb(make)
+  for data in (make.jpeg(1), make.encode(image, 'PNG')):
+    assert images.to_stored(data) == (data, images.decode(data).shape)
   for other in (image.convert('L'), image.convert('CMYK')):
-    data = formats.encode(other)
-    stored = images.to_stored(data)
-    with Image.open(io.BytesIO(stored.data)) as opened:
+    data = make.encode(other)
+    stored, shape = images.to_stored(data)
+    with Image.open(io.BytesIO(stored)) as opened:
       assert (opened.format, opened.mode) == ('PNG', 'RGB')
-    np.testing.assert_array_equal(
-      images.decode(stored.data), images.decode(data)
-    )
-    assert stored.shape == (20, 30, 3)
+    np.testing.assert_array_equal(images.decode(stored), images.decode(data))
+    assert shape == (20, 30, 3)
 
 
-def test_stored_images_are_scaled_down_only(formats):
+def test_stored_images_are_scaled_down_only(make):
   ramp = np.broadcast_to(
     np.linspace(0, 255, 300)[None, :, None], (200, 300, 3)
   ).astype(np.uint8)
-  data = formats.encode(Image.fromarray(ramp.copy()), quality=100)
-  stored = images.to_stored(data, 100)
-  assert stored.shape == (100, 150, 3)
+  data = make.encode(Image.fromarray(ramp.copy()), quality=100)
+  stored, shape = images.to_stored(data, 100)
+  assert shape == (100, 150, 3)
   # Each pixel of a ramp is the mean of the pixels it covers.
   wanted = ramp.reshape(100, 2, 150, 2, 3).mean(axis=(1, 3))
-  small = images.decode(stored.data).astype(float)
+  small = images.decode(stored).astype(float)
   assert np.abs(small - wanted).max() < 4  # JPEG, quality 95.
   for side in (200, 256):
-    assert images.to_stored(data, side).data == data
+    assert images.to_stored(data, side)[0] == data
 
 
 def triangle_weights(length, target):
@@ -186,9 +182,9 @@ def triangle_weights(length, target):
   ],
 )
 def test_the_shorter_side_is_resized_with_the_antialiased_triangle(
-  formats, height, width, size, expected
+  make, height, width, size, expected
 ):
-  image = formats.pixels(0, height, width)
+  image = make.pixels(0, height, width)
   scaled = images.resize_shorter_side(images.from_array(image), size)
   out = images.to_array(scaled)
   assert out.shape[:2] == expected

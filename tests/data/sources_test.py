@@ -1,5 +1,7 @@
 import hashlib
+import shutil
 import sys
+import zipfile
 
 import numpy as np
 from PIL import Image
@@ -112,27 +114,33 @@ def test_arrays_of_your_own_are_read_and_others_refused(tmp_path):
   write('test.npz', images[:, 1:], np.arange(6))
   refused(r'train images of shape \(4, 4, 3\) but test images of \(3, 4, 3\)')
   write('test.npz', images[:2], np.array([2, 0]))
+  # Beside a file, the folder of that name is left alone.
+  (tmp_path / 'train').mkdir()
   dataset = sources.load_dataset(config)
   assert (dataset.image_shape, dataset.num_classes) == ((4, 4, 3), 3)
   np.testing.assert_array_equal(dataset.train[5]['image'], images[5])
   assert dataset.test[0]['label'] == 2
+  with zipfile.ZipFile(tmp_path / 'test.npz') as archive:
+    archive.extractall(tmp_path / 'test')
+  (tmp_path / 'test.npz').unlink()
+  assert sources.load_dataset(config).test[0]['label'] == 2
 
 
 @pytest.fixture
-def folder(tmp_path, formats):
+def folder(tmp_path, make):
   """A folder per class with images of many sizes."""
   files = {
-    f'{split}/{name}/{i}.png': formats.encode(
-      Image.fromarray(formats.pixels(10 * number + i, 20 + i, 30 - i)), 'PNG'
+    f'{split}/{name}/{i}.png': make.encode(
+      Image.fromarray(make.pixels(10 * number + i, 20 + i, 30 - i)), 'PNG'
     )
     for split in ('train', 'test')
     for number, name in enumerate(('cat', 'dog'))
     for i in range(4)
   }
-  return formats.tree(tmp_path, files)
+  return make.tree(tmp_path, files)
 
 
-def test_sets_of_varying_size_are_evaluated_at_one(folder, formats):
+def test_sets_of_varying_size_are_evaluated_at_one(folder, make):
   fields = {'name': 'folder', 'data_dir': folder}
   fields |= {'image_size': 16, 'resize': 18}
   dataset = sources.load_dataset(dataset_config(**fields))
@@ -143,7 +151,7 @@ def test_sets_of_varying_size_are_evaluated_at_one(folder, formats):
   monitored = sources.monitor_split(dataset, 5)
   for source in (dataset.test, dataset.train_to_evaluate, monitored):
     assert {source[i]['image'].shape for i in range(5)} == {(16, 16, 3)}
-  wanted = transforms.resize_center_crop(formats.pixels(12, 22, 28), 18, 16)
+  wanted = transforms.resize_center_crop(make.pixels(12, 22, 28), 18, 16)
   np.testing.assert_array_equal(dataset.test[6]['image'], wanted)
   assert dataset.test[6]['label'] == 1
 
@@ -177,12 +185,10 @@ def test_a_set_without_a_test_split_is_split_class_by_class(folder):
 
 
 def test_small_sets_are_kept_in_memory_where_one_process_reads(
-  tmp_path, formats, monkeypatch
+  tmp_path, make, monkeypatch
 ):
-  source = formats.cifar(tmp_path)
-  prepare.prepare(
-    prepare.Options('cifar10', source, str(tmp_path), allow_partial=True)
-  )
+  source = make.cifar(tmp_path)
+  prepare.prepare('cifar10', source, str(tmp_path), allow_partial=True)
 
   def load(workers=0):
     fields = {'name': 'cifar10', 'data_dir': str(tmp_path), 'workers': workers}
@@ -193,6 +199,61 @@ def test_small_sets_are_kept_in_memory_where_one_process_reads(
   assert not isinstance(read, views.Cached)
   monkeypatch.setattr(sources, '_CACHE', len(read) * 32 * 32 * 3 - 1)
   assert not isinstance(load(), views.Cached)
+
+
+@pytest.fixture(scope='module')
+def imagenet(tmp_path_factory, make):
+  """A folder with a small ImageNet."""
+  folder = tmp_path_factory.mktemp('imagenet')
+  source = make.imagenet(folder / 'tars', *make.imagenet_files()[:2])
+  data_dir = str(folder / 'data')
+  prepare.prepare('imagenet', source, data_dir, allow_partial=True)
+  return data_dir
+
+
+def load_imagenet(name, data_dir):
+  fields = {'name': name, 'data_dir': data_dir, 'image_size': 24}
+  return sources.load_dataset(dataset_config(**fields))
+
+
+def labels(source):
+  return [int(source[i]['label']) for i in range(len(source))]
+
+
+def test_imagenet_and_its_400_classes_in_the_newest_version(imagenet, tmp_path):
+  whole = load_imagenet('imagenet', imagenet)
+  assert labels(whole.train) == [0, 0, 0, 2, 2, 2, 999, 999, 999]
+  assert labels(whole.test) == [999, 0, 2, 0]
+  assert whole.num_classes == len(whole.class_names) == 1000
+  subset = load_imagenet('imagenet400', imagenet)
+  assert subset.num_classes == len(subset.class_names) == 400
+  assert subset.class_names[:3] == tuple(
+    whole.class_names[i] for i in (0, 2, 3)
+  )
+  assert subset.train.names() == whole.train.names()[:6]
+  assert labels(subset.train) == [0, 0, 0, 1, 1, 1]
+  assert labels(subset.test) == [0, 1, 0]
+  parent = tmp_path / 'imagenet2012'
+  shutil.copytree(f'{imagenet}/imagenet2012/5.1.0', parent / '5.10.0')
+  (parent / '5.9.0').mkdir()  # Empty: reading it would fail.
+  assert len(load_imagenet('imagenet', str(tmp_path)).train) == 9
+
+
+def test_what_is_not_there_comes_with_the_command_that_makes_it(
+  imagenet, tmp_path
+):
+  with pytest.raises(errors.ConfigError, match=r'prepare cifar10 --source'):
+    load_imagenet('cifar10', imagenet)
+  with pytest.raises(errors.ConfigError, match='is not a directory'):
+    load_imagenet('cifar10', f'{imagenet}/no')
+  (tmp_path / 'imagenet2012/incomplete.5.1.0').mkdir(parents=True)
+  unfinished = r'holds no finished imagenet2012.*prepare imagenet'
+  with pytest.raises(errors.ConfigError, match=unfinished):
+    load_imagenet('imagenet400', str(tmp_path))
+  # A set of other classes under the name.
+  shutil.copytree(f'{imagenet}/imagenet2012', tmp_path / 'tiny_imagenet')
+  with pytest.raises(errors.DataError, match='1000 classes instead of 200'):
+    load_imagenet('tiny_imagenet', str(tmp_path))
 
 
 def test_only_prepared_sets_need_tensorflow_datasets(run_command, tmp_path):

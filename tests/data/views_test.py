@@ -1,8 +1,15 @@
+import pickle
+import zipfile
+
 import cloudpickle
 import numpy as np
 import pytest
 
 from lipnext_jax.data import views
+
+IMAGES = np.random.default_rng(0).integers(256, size=(6, 4, 5, 3))
+IMAGES = IMAGES.astype(np.uint8)
+LABELS = np.arange(6) % 3
 
 
 class Named(views.ArraySource):
@@ -11,14 +18,16 @@ class Named(views.ArraySource):
   def names(self):
     return [f'{i}.png' for i in range(len(self))]
 
+  def read_labels(self):
+    return self.labels
 
-def make(count, *shape):
-  images = np.random.default_rng(0).integers(256, size=(count, *shape))
-  return images.astype(np.uint8)
+
+def labels_of(source):
+  return [int(source[i]['label']) for i in range(len(source))]
 
 
 def test_a_view_has_the_chosen_examples_their_names_and_the_change():
-  source = Named(make(5, 2, 2, 1), np.arange(5))
+  source = Named(IMAGES, np.arange(6))
 
   def change(example):
     return {**example, 'label': example['label'] + 10}
@@ -26,15 +35,13 @@ def test_a_view_has_the_chosen_examples_their_names_and_the_change():
   view = views.View(views.View(source, [4, 2, 0], change), [2, 0])
   # Worker processes get views, functions included.
   for one in (view, cloudpickle.loads(cloudpickle.dumps(view))):
-    assert [int(one[i]['label']) for i in range(len(one))] == [10, 14]
-    np.testing.assert_array_equal(one[1]['image'], source[4]['image'])
+    assert labels_of(one) == [10, 14]
+    np.testing.assert_array_equal(one[1]['image'], IMAGES[4])
     assert one.names() == ['0.png', '4.png']
-  nameless = views.ArraySource(make(5, 2, 2, 1), np.arange(5))
-  assert views.View(nameless, [0]).names() == []
+  assert views.View(views.ArraySource(IMAGES, LABELS), [0]).names() == []
 
 
 def test_a_cached_source_reads_each_example_once_and_no_fault_twice():
-  images = make(4, 3, 3, 1)
   reads = []
 
   class Counted(Named):
@@ -44,24 +51,32 @@ def test_a_cached_source_reads_each_example_once_and_no_fault_twice():
         raise OSError('a read that fails once')
       return super().__getitem__(index)
 
-  source = Counted(images, np.array([0, 5, 1, 2]))
+  source = Counted(IMAGES, LABELS)
   cached = views.Cached(source)
   with pytest.raises(OSError, match='fails once'):
     cached[0]
   for _ in range(2):
     for i in range(len(cached)):
-      np.testing.assert_array_equal(cached[i]['image'], images[i])
-      assert cached[i]['label'] == [0, 5, 1, 2][i]
-  assert reads == [0, 0, 1, 2, 3]
+      np.testing.assert_array_equal(cached[i]['image'], IMAGES[i])
+    assert labels_of(cached) == LABELS.tolist()
+  assert reads == [0, *range(6)]
   assert cached.names() == source.names()
 
 
 def test_a_resized_view_keeps_everything_but_the_image():
-  source = Named(make(3, 9, 12, 3), np.arange(3))
-  resized = views.resized(source, resize=6, size=4)
-  assert {resized[i]['image'].shape for i in range(3)} == {(4, 4, 3)}
-  assert [int(resized[i]['label']) for i in range(3)] == [0, 1, 2]
+  source = Named(IMAGES, LABELS)
+  resized = views.resized(source, resize=4, size=3)
+  assert {resized[i]['image'].shape for i in range(6)} == {(3, 3, 3)}
+  assert labels_of(resized) == LABELS.tolist()
   assert resized.names() == source.names()
+
+
+def test_chosen_classes_are_numbered_anew():
+  source = Named(IMAGES, np.array([0, 4, 9, 7, 4, 1]))
+  subset = views.select_classes(source, np.array([0, 4, 7]))
+  assert subset.names() == ['0.png', '1.png', '3.png', '4.png']
+  assert labels_of(subset) == [0, 1, 2, 1]
+  assert subset[0]['label'].dtype == np.int32
 
 
 def test_every_class_is_split_by_the_same_share():
@@ -79,8 +94,66 @@ def test_synthetic_is_a_pure_function_of_the_seed_and_the_index():
   one, two, other = (
     views.SyntheticSource(5, (6, 6, 2), 3, seed) for seed in (0, 0, 1)
   )
+  assert labels_of(one) == [0, 1, 2, 0, 1]
   for i in range(len(one)):
     np.testing.assert_array_equal(one[i]['image'], two[i]['image'])
     assert not np.array_equal(one[i]['image'], other[i]['image'])
     assert one[i]['image'].dtype == np.uint8
-    assert one[i]['label'] == i % 3
+
+
+def write(path, **arrays):
+  """Writes an .npz file, and the folder that it unzips to."""
+  np.savez(path / 'x.npz', **arrays)
+  with zipfile.ZipFile(path / 'x.npz') as archive:
+    archive.extractall(path / 'x')
+  return str(path / 'x.npz'), str(path / 'x')
+
+
+def test_npz_files_and_folders_hold_the_same_examples(tmp_path):
+  paths = write(tmp_path, image=np.asfortranarray(IMAGES), label=LABELS)
+  np.savez_compressed(tmp_path / 'y.npz', image=IMAGES, label=LABELS)
+  for path in (*paths, str(tmp_path / 'y.npz')):
+    source = views.NpzSource(path)
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 500  # Worker processes get the path.
+    for copy in (source, pickle.loads(pickled)):
+      assert labels_of(copy) == LABELS.tolist()
+      assert copy[0]['label'].dtype == np.int32
+      for i in range(6):
+        np.testing.assert_array_equal(copy[i]['image'], IMAGES[i])
+        assert type(copy[i]['image']) is np.ndarray
+  images = views.NpzSource(paths[1]).images  # Mapped, not read.
+  assert isinstance(images, np.memmap)
+  assert not images.flags.writeable
+
+
+BAD = {
+  'float images': ({'image': IMAGES / 255, 'label': LABELS}, 'float64'),
+  'no images': ({'label': LABELS}, 'image'),
+  'no channel axis': ({'image': IMAGES[..., 0], 'label': LABELS}, '`image`'),
+  'no examples': ({'image': IMAGES[:0], 'label': LABELS[:0]}, '`image`'),
+  'no labels': ({'image': IMAGES}, 'label'),
+  'too few labels': ({'image': IMAGES, 'label': LABELS[1:]}, '`label`'),
+  'float labels': ({'image': IMAGES, 'label': LABELS / 1}, '`label`'),
+  'negative labels': ({'image': IMAGES, 'label': LABELS - 1}, 'label -1'),
+  'pickles': ({'image': np.array([{}]), 'label': LABELS[:1]}, 'cannot be'),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_malformed_arrays_are_refused_in_one_line(tmp_path, case):
+  arrays, reason = BAD[case]
+  for path in write(tmp_path, **arrays):
+    with pytest.raises(ValueError, match=reason) as info:
+      views.NpzSource(path)
+    assert '\n' not in str(info.value)
+
+
+@pytest.mark.parametrize('name', ['x.npz', 'x/image.npy'])
+def test_cut_arrays_are_refused(tmp_path, name):
+  write(tmp_path, image=IMAGES, label=LABELS)
+  file, whole = tmp_path / name, (tmp_path / name).read_bytes()
+  for cut in (0, 10, len(whole) // 2, len(whole) - 5):
+    file.write_bytes(whole[:cut])
+    with pytest.raises(ValueError, match='cannot be read'):
+      views.NpzSource(str(tmp_path / name.split('/')[0]))

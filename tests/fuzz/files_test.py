@@ -24,7 +24,7 @@ from lipnext_jax import models
 from lipnext_jax import report
 from lipnext_jax.data import images
 from lipnext_jax.data import inputs
-from lipnext_jax.data import npz
+from lipnext_jax.data import views
 
 SECONDS = 10.0  # More is a hang; a call takes milliseconds.
 MEMORY = 700 << 20  # Bytes: of the largest image allowed, as RGB and as RGBA.
@@ -117,7 +117,7 @@ FILES = {
   ),
   'train.npz': (
     lambda: saved(np.savez_compressed, image=PIXELS[None], label=np.array([3])),
-    npz.NpzSource,
+    views.NpzSource,
     100,
     ValueError,
   ),

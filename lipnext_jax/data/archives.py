@@ -2,7 +2,8 @@
 
 Nothing is extracted, so that no name in an archive decides where a file is
 written. Checksums identify official archives. Others are used only if the user
-allows it.
+allows it. Every function raises a `DataError` that names the file if it is
+missing, damaged, cut off, or too large.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ import tarfile
 from typing import NamedTuple
 import zipfile
 
-import numpy as np
 import tqdm
 
 from lipnext_jax import errors
@@ -36,26 +36,8 @@ class Entry(NamedTuple):
   size: int  # In bytes.
 
 
-class Item(NamedTuple):
-  """One labelled image to be stored."""
-
-  key: str  # Name in records and messages.
-  labels: dict[str, int]
-  content: Entry | bytes | np.ndarray  # An image file, or uint8 [h, w, ch].
-
-
-class Contents(NamedTuple):
-  """An official set as it was read, every split in its official order."""
-
-  class_names: dict[str, list[str]]  # Label feature → names by label.
-  splits: dict[str, list[Item]]
-
-
 def find(source: str, *names: str) -> str:
   """Returns the path of the first of `names` that `source` is or holds.
-
-  Raises:
-    DataError: there is none.
 
   >>> find('/', 'x.zip', 'x')
   Traceback (most recent call last):
@@ -82,9 +64,6 @@ def verify(path: str, *, allow_partial: bool) -> None:
     path: an archive in `official.ARCHIVES`, or an extracted folder, for which
       no checksum is known.
     allow_partial: whether to accept another file, with a message on stderr.
-
-  Raises:
-    DataError: the file is not the official one, or cannot be read.
   """
   if os.path.isdir(path):
     print(
@@ -92,32 +71,23 @@ def verify(path: str, *, allow_partial: bool) -> None:
       file=sys.stderr,
     )
     return
-  archive = official.ARCHIVES[os.path.basename(path)]
+  size, algorithm, checksum = official.ARCHIVES[os.path.basename(path)]
   with _naming(path):
-    size = os.stat(path).st_size
-    if size != archive.size:
-      problem = f'has {size} bytes instead of {archive.size}'
+    found = os.stat(path).st_size
+    if found != size:
+      problem = f'has {found} bytes instead of {size}'
     else:
       print(f'{path}: verifying its checksum', file=sys.stderr)
       with open(path, 'rb') as file:
-        digest = hashlib.file_digest(file, archive.algorithm).hexdigest()
-      if digest == archive.checksum:
+        digest = hashlib.file_digest(file, algorithm).hexdigest()
+      if digest == checksum:
         return
-      problem = f'has the {archive.algorithm} checksum {digest}'
+      problem = f'has the {algorithm} checksum {digest}'
   refuse(path, problem, allow_partial=allow_partial)
 
 
 def refuse(path: str, problem: str, *, allow_partial: bool) -> None:
-  """Refuses a file that is not the official one.
-
-  Args:
-    path: path of the file.
-    problem: difference to the official file.
-    allow_partial: whether to accept it, with a message on stderr.
-
-  Raises:
-    DataError: the file is not accepted.
-  """
+  """Refuses a file that is not the official one, or says that it is taken."""
   if not allow_partial:
     raise errors.DataError(
       f'{path}: {problem}, so it is not the official file; fetch it again, or '
@@ -127,11 +97,7 @@ def refuse(path: str, problem: str, *, allow_partial: bool) -> None:
 
 
 def stat_file(path: str) -> Entry:
-  """Returns the entry of a file on disk.
-
-  Raises:
-    DataError: the path does not exist, or is a folder, device or pipe.
-  """
+  """Returns the entry of a regular file on disk."""
   try:
     status = os.stat(path)
   except OSError as error:
@@ -142,21 +108,13 @@ def stat_file(path: str) -> Entry:
 
 
 def list_folder(path: str) -> list[Entry]:
-  """Lists the files with an extension below a folder, by path.
-
-  Raises:
-    DataError: the folder holds a device, a pipe, or a broken link.
-  """
+  """Lists the files with an extension below a folder, by path."""
   names = glob.iglob('**/*.*', root_dir=path, recursive=True)
   return [stat_file(os.path.join(path, name)) for name in sorted(names)]
 
 
 def list_tar(path: str) -> list[Entry]:
-  """Lists the files of an uncompressed tar, and of the tars in it, in order.
-
-  Raises:
-    DataError: a tar is damaged or cut off.
-  """
+  """Lists the files of an uncompressed tar, and of the tars in it, in order."""
   entries = []
   with _naming(path), tarfile.open(path, 'r:') as tar:
     # ImageNet's 1.28 million headers take a minute or two.
@@ -178,11 +136,7 @@ def list_tar(path: str) -> list[Entry]:
 
 
 def read_files(path: str, names: Sequence[str]) -> dict[str, bytes]:
-  """Reads files from a folder, or from any folder of a compressed tar.
-
-  Raises:
-    DataError: a file is missing, or the tar is damaged or cut off.
-  """
+  """Reads files from a folder, or from any folder of a compressed tar."""
   if os.path.isdir(path):
     return {name: read(stat_file(os.path.join(path, name))) for name in names}
   found = {}
@@ -201,11 +155,7 @@ def read_files(path: str, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def read_zip(path: str) -> dict[str, bytes]:
-  """Reads the files of a zip, by their path within it.
-
-  Raises:
-    DataError: the zip is damaged, cut off or encrypted.
-  """
+  """Reads the files of a zip, by their path within it."""
   with _naming(path), zipfile.ZipFile(path) as archive:
     return {
       info.filename: archive.read(info)
@@ -215,11 +165,7 @@ def read_zip(path: str) -> dict[str, bytes]:
 
 
 def read(entry: Entry) -> bytes:
-  """Reads the bytes of a file.
-
-  Raises:
-    DataError: the file is too large or cut off.
-  """
+  """Reads the bytes of a file."""
   if entry.size > MAX_BYTES:
     raise errors.DataError(
       f'{entry.name}: has {entry.size} bytes, more than {MAX_BYTES}'
@@ -235,11 +181,7 @@ def read(entry: Entry) -> bytes:
 
 
 def read_gz(path: str) -> bytes:
-  """Decompresses a gzip file.
-
-  Raises:
-    DataError: the file is too large, damaged or cut off.
-  """
+  """Decompresses a gzip file."""
   with _naming(path), gzip.open(path) as file:
     # gzip verifies its checksum at the end: one byte more than the contents.
     data = file.read(MAX_BYTES + 1)
@@ -249,7 +191,7 @@ def read_gz(path: str) -> bytes:
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-  """Yields the files of a tar, without its folders, links and devices.
+  """Yields the regular files of a tar; raises at a damaged header.
 
   tarfile takes a damaged header for the end of the archive.
   """

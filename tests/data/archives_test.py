@@ -7,8 +7,8 @@ import zipfile
 import pytest
 
 from lipnext_jax import errors
+from lipnext_jax.data import archives
 from lipnext_jax.data import official
-from lipnext_jax.data.formats import archives
 
 FILES = {
   'a/one.txt': b'1' * 700,
@@ -24,21 +24,21 @@ def contents(entries, root):
   }
 
 
-def test_tars_zips_and_folders_give_the_same_bytes(tmp_path, formats):
+def test_tars_zips_and_folders_give_the_same_bytes(tmp_path, make):
   inner = {'x.tar': FILES, 'y.tar': {'three.txt': b'333'}}
-  outer = {name: formats.tar_bytes(files) for name, files in inner.items()}
-  tar = formats.write_tar(tmp_path / 'x.tar', {**FILES, **outer})
+  outer = {name: make.tar_bytes(files) for name, files in inner.items()}
+  tar = make.write_tar(tmp_path / 'x.tar', {**FILES, **outer})
   found = contents(archives.list_tar(tar), tar)
   assert found == {
     **FILES,
     **{f'{t}/{n}': data for t in inner for n, data in inner[t].items()},
   }
-  path = formats.write_zip(tmp_path / 'x.zip', FILES, root='r/')
+  path = make.write_zip(tmp_path / 'x.zip', FILES, root='r/')
   found = archives.read_zip(path)
   assert found == {f'r/{name}': data for name, data in FILES.items()}
-  tree = formats.tree(tmp_path / 'tree', FILES)
+  tree = make.tree(tmp_path / 'tree', FILES)
   assert contents(archives.list_folder(tree), tree) == FILES
-  packed = formats.write_tar(tmp_path / 'x.tar.gz', FILES, 'w:gz')
+  packed = make.write_tar(tmp_path / 'x.tar.gz', FILES, 'w:gz')
   for source, names in ((packed, ['two.txt']), (f'{tree}/a', ['two.txt'])):
     assert archives.read_files(source, names) == {'two.txt': b'22'}
     with pytest.raises(errors.DataError, match=r'absent: No|no absent'):
@@ -64,9 +64,7 @@ def test_only_the_official_file_is_taken_unless_told_otherwise(
   path = tmp_path / 'cifar-10-python.tar.gz'
   path.write_bytes(b'official')
   digest = hashlib.new(algorithm, b'official').hexdigest()
-  monkeypatch.setitem(
-    official.ARCHIVES, path.name, official.Archive(8, digest, algorithm)
-  )
+  monkeypatch.setitem(official.ARCHIVES, path.name, (8, algorithm, digest))
   archives.verify(str(path), allow_partial=False)
   assert capsys.readouterr().err == f'{path}: verifying its checksum\n'
   for data, problem in (
@@ -95,18 +93,16 @@ READERS = {
 }
 
 
-def write(path, formats, members):
+def write(path, make, members):
   path = str(path)
   if path.endswith('.zip'):
-    return formats.write_zip(path, members, root='r/')
-  return formats.write_tar(
-    path, members, 'w:gz' if path.endswith('gz') else 'w'
-  )
+    return make.write_zip(path, members, root='r/')
+  return make.write_tar(path, members, 'w:gz' if path.endswith('gz') else 'w')
 
 
 @pytest.mark.parametrize('suffix', READERS)
 def test_names_that_lead_outside_and_links_touch_nothing(
-  tmp_path, formats, suffix
+  tmp_path, make, suffix
 ):
   members = {'../../evil': b'x', f'{tmp_path}/evil': b'x', 'one.txt': b'1'}
   if suffix != '.zip':
@@ -114,7 +110,7 @@ def test_names_that_lead_outside_and_links_touch_nothing(
     members['h'] = member('one.txt', tarfile.LNKTYPE, linkname='/etc/passwd')
     members['p'] = member('pipe', tarfile.FIFOTYPE)
   (tmp_path / 'in').mkdir()
-  path = write(tmp_path / f'in/x{suffix}', formats, members)
+  path = write(tmp_path / f'in/x{suffix}', make, members)
   found = READERS[suffix](path)
   assert sorted(found.values()) == [b'1', b'x', b'x'][: len(found)]
   assert os.listdir(tmp_path) == ['in']
@@ -122,10 +118,10 @@ def test_names_that_lead_outside_and_links_touch_nothing(
 
 
 @pytest.mark.parametrize('suffix', READERS)
-def test_cut_and_damaged_archives_are_refused(tmp_path, formats, suffix):
+def test_cut_and_damaged_archives_are_refused(tmp_path, make, suffix):
   path = tmp_path / f'x{suffix}'
   members = {'one.txt': os.urandom(9000), 'two.txt': b'2'}
-  write(path, formats, members)
+  write(path, make, members)
   whole = path.read_bytes()
   for data in (
     *(whole[:cut] for cut in (0, 100, 3000, 9000)),
@@ -135,17 +131,15 @@ def test_cut_and_damaged_archives_are_refused(tmp_path, formats, suffix):
     with pytest.raises(errors.DataError, match=f'{path}: cannot be read'):
       READERS[suffix](str(path))
   if suffix == '.tar':  # An inner one does not run on into what follows it.
-    formats.write_tar(path, {'y.tar': whole[:3000], 'z': whole})
+    make.write_tar(path, {'y.tar': whole[:3000], 'z': whole})
     with pytest.raises(errors.DataError, match=r'y\.tar: cannot be read'):
       archives.list_tar(str(path))
 
 
 @pytest.mark.parametrize('suffix', ['.tar', '.tar.gz'])
-def test_damage_within_a_tar_is_not_taken_for_its_end(
-  tmp_path, formats, suffix
-):
+def test_damage_within_a_tar_is_not_taken_for_its_end(tmp_path, make, suffix):
   path = tmp_path / f'x{suffix}'
-  formats.write_tar(tmp_path / 'x.tar', {'one.txt': b'1', 'two.txt': b'2'})
+  make.write_tar(tmp_path / 'x.tar', {'one.txt': b'1', 'two.txt': b'2'})
   data = bytearray((tmp_path / 'x.tar').read_bytes())
   data[1024 + 3] ^= 0xFF  # In the name of the second member.
   path.write_bytes(gzip.compress(data) if suffix == '.tar.gz' else data)
@@ -155,9 +149,9 @@ def test_damage_within_a_tar_is_not_taken_for_its_end(
     READERS[suffix](str(path))
 
 
-def test_the_checksum_of_a_compressed_tar_is_verified(tmp_path, formats):
+def test_the_checksum_of_a_compressed_tar_is_verified(tmp_path, make):
   path = tmp_path / 'x.tar.gz'
-  formats.write_tar(path, {'one.txt': os.urandom(9000)}, 'w:gz')
+  make.write_tar(path, {'one.txt': os.urandom(9000)}, 'w:gz')
   whole = path.read_bytes()
   path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
   with pytest.raises(errors.DataError, match='cannot be read'):
@@ -182,8 +176,8 @@ def test_encrypted_and_altered_zips_are_refused(tmp_path, fields, problem):
     archives.read_zip(str(path))
 
 
-def test_files_that_shrank_or_are_no_files_are_refused(tmp_path, formats):
-  path = formats.write_tar(tmp_path / 'x.tar', FILES)
+def test_files_that_shrank_or_are_no_files_are_refused(tmp_path, make):
+  path = make.write_tar(tmp_path / 'x.tar', FILES)
   first = archives.list_tar(path)[0]
   os.truncate(path, 900)
   with pytest.raises(errors.DataError, match='388 of 700 bytes'):

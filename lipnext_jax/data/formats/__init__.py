@@ -1,1 +1,0 @@
-"""Readers of the official archives, as they are downloaded."""

@@ -1,0 +1,359 @@
+import gzip
+import hashlib
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+
+from lipnext_jax import errors
+from lipnext_jax.data import archives
+from lipnext_jax.data import formats
+from lipnext_jax.data import official
+
+
+def read(name, source):
+  return formats.READERS[name](str(source), allow_partial=True)
+
+
+CIFAR = {
+  ('cifar10', 'python'): 'cifar-10-batches-py',
+  ('cifar10', 'binary'): 'cifar-10-batches-bin',
+  ('cifar100', 'python'): 'cifar-100-python',
+  ('cifar100', 'binary'): 'cifar-100-binary',
+}
+
+
+@pytest.mark.parametrize(('name', 'kind'), CIFAR)
+def test_cifar_has_the_official_order(tmp_path, make, name, kind):
+  *files, truth = make.cifar_files(name)
+  files, folder = files[kind == 'binary'], CIFAR[name, kind]
+  archive = f'{name.replace("cifar", "cifar-")}-{kind}.tar.gz'
+  members = {f'{folder}/{file}': data for file, data in files.items()}
+  make.write_tar(tmp_path / archive, members, 'w:gz')
+  make.tree(tmp_path / 'out' / folder, files)
+  for source in (tmp_path, tmp_path / 'out'):
+    contents = read(name, source)
+    for split, wanted in truth.items():
+      items = contents.splits[split]
+      assert [i.key for i in items] == [
+        f'{split}_{i:05d}' for i in range(len(items))
+      ]
+      for item, (image, labels) in zip(items, wanted, strict=True):
+        assert item.labels == labels
+        np.testing.assert_array_equal(item.content, image)
+    assert contents.class_names['label'] == official.class_names(name)
+
+
+ROW = np.zeros((2, 3072), np.uint8)
+# What the error says → a file and its contents.
+CIFAR_FAULTS = {
+  'holds no data_batch_3': ('data_batch_3', None),
+  'data_batch_2: is malformed': ('data_batch_2', b'x'),
+  'test_batch: is not `data`, uint8 .n, 3072': (
+    'test_batch',
+    {b'data': ROW[:, :3000], b'labels': [1, 2]},
+  ),
+  "test_batch: is malformed .'data'": ('test_batch', {b'labels': [1]}),
+  'test_batch: is not .*n labels': (
+    'test_batch',
+    {b'data': ROW, b'labels': [1]},
+  ),
+  r'data_batch_4\.bin: has 3072 bytes': ('data_batch_4.bin', bytes(3072)),
+}
+
+
+@pytest.mark.parametrize('message', CIFAR_FAULTS)
+def test_faulty_batches_of_cifar_are_named(tmp_path, make, message):
+  name, value = CIFAR_FAULTS[message]
+  python, binary, _ = make.cifar_files('cifar10')
+  files = binary if name in binary else python
+  files[name] = make.python2_pickle(value) if type(value) is dict else value
+  files = {name: data for name, data in files.items() if data is not None}
+  kind = 'binary' if name in binary else 'python'
+  source = tmp_path / f'cifar-10-{kind}.tar.gz'
+  make.write_tar(source, files, 'w:gz')
+  with pytest.raises(errors.DataError, match=f'^{source}.* {message}'):
+    read('cifar10', source)
+
+
+class Attack:
+  """Makes a folder when it is unpickled."""
+
+  def __init__(self, path):
+    self._path = path
+
+  def __reduce__(self):
+    return os.mkdir, (self._path,)
+
+
+def test_code_is_refused_where_pickle_would_run_it(tmp_path, make):
+  target = tmp_path / 'owned'
+  attack = pickle.dumps({'data': Attack(str(target))})
+  for value in (attack, pickle.dumps({'f': np.random.RandomState})):
+    files = make.cifar_files('cifar10')[0] | {'data_batch_1': value}
+    source = make.cifar(tmp_path, 'cifar10', files)
+    with pytest.raises(errors.DataError, match=r'data_batch_1: .*not allowed'):
+      read('cifar10', source)
+  assert not target.exists()
+  pickle.loads(attack)
+  assert target.exists()  # So the attack is one.
+
+
+DEBIAN = '/usr/share/datasets/fashion-mnist'  # Of dataset-fashion-mnist.
+IMAGES, LABELS = 'train-images-idx3-ubyte', 'train-labels-idx1-ubyte'
+TEST_IMAGES, TEST_LABELS = 't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'
+
+
+@pytest.mark.parametrize(
+  'compressed',
+  [(), (IMAGES, TEST_LABELS), (IMAGES, LABELS, TEST_IMAGES, TEST_LABELS)],
+)
+def test_plain_and_compressed_idx_files_are_read_alike(
+  tmp_path, make, compressed
+):
+  files, truth = make.idx_files()
+  for name in compressed:
+    files[f'{name}.gz'] = gzip.compress(files.pop(name))
+  contents = read('fashion_mnist', make.tree(tmp_path, files))
+  assert contents.class_names['label'][::9] == ['T-shirt/top', 'Ankle boot']
+  for split, prefix in (('train', 'train'), ('test', 't10k')):
+    items = contents.splits[split]
+    images, labels = truth[prefix]
+    np.testing.assert_array_equal([item.content for item in items], images)
+    assert [item.labels['label'] for item in items] == labels.tolist()
+    assert items[-1].key == f'{split}_{len(labels) - 1:05d}'
+
+
+def idx_file(count, side=28, magic=2051):
+  header = struct.pack('>4i', magic, count, side, side)
+  return header + bytes(count * side**2)
+
+
+FILE = 'is cut off, or not an IDX file of n×28×28 bytes'
+# Fault → a file, its contents, and what the error says after its path.
+IDX_FAULTS = {
+  'an empty file': (IMAGES, b'', FILE),
+  'a cut header': (LABELS, b'\0\0\x08\x01\0\0', 'is cut .* of n bytes'),
+  'labels': (TEST_IMAGES, struct.pack('>2i', 2049, 5) + bytes(5), FILE),
+  'another type': (TEST_IMAGES, idx_file(5, magic=3331), FILE),
+  'images of another size': (TEST_IMAGES, idx_file(3, side=32), FILE),
+  'fewer images than announced': (IMAGES, idx_file(12)[:-784], FILE),
+  'more images than announced': (TEST_IMAGES, idx_file(3) + bytes(784), FILE),
+  'an absurd count': (IMAGES, struct.pack('>4I', 2051, 2**31, 28, 28), FILE),
+}
+
+
+@pytest.mark.parametrize('fault', IDX_FAULTS)
+def test_a_malformed_idx_file_is_one_line(tmp_path, make, fault):
+  name, data, message = IDX_FAULTS[fault]
+  for write, suffix in ((make.tree, ''), (make.idx, '.gz')):
+    folder = write(tmp_path, make.idx_files()[0] | {name: data})
+    with pytest.raises(
+      errors.DataError, match=f'^{folder}/{name}{suffix}: {message}'
+    ):
+      read('fashion_mnist', folder)
+
+
+def test_missing_idx_files_and_other_counts_are_refused(tmp_path, make):
+  files, _ = make.idx_files()
+  files[LABELS] = struct.pack('>2i', 2049, 11) + bytes(11)
+  with pytest.raises(errors.DataError, match='12 images but 11 labels'):
+    read('fashion_mnist', make.tree(tmp_path, files))
+  os.remove(tmp_path / LABELS)
+  message = (
+    rf'none of {LABELS}\.gz, {LABELS}; give the folder .*github\.com/'
+    'zalandoresearch/fashion-mnist .*Debian package dataset-fashion-mnist'
+  )
+  with pytest.raises(errors.DataError, match=message):
+    read('fashion_mnist', tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('damage', 'message'),
+  [
+    (lambda data: data[:-9], 'cannot be read'),  # Its last bytes and its sum.
+    (lambda data: data[:-8] + bytes(8), 'cannot be read .*CRC'),
+    (lambda data: b'<html>', 'cannot be read .*gzip'),
+    (lambda data: data[:10] + b'\xff' * 20, 'cannot be read'),
+    (lambda data: gzip.compress(bytes(20_000)), 'holds more than 18000'),
+  ],
+)
+def test_damaged_and_endless_gzip_files_are_one_line(
+  tmp_path, make, monkeypatch, damage, message
+):
+  monkeypatch.setattr(archives, 'MAX_BYTES', 18_000)
+  make.idx(tmp_path)
+  path = tmp_path / f'{IMAGES}.gz'
+  path.write_bytes(damage(path.read_bytes()))
+  with pytest.raises(errors.DataError, match=f'{path}: {message}'):
+    read('fashion_mnist', tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'contents_known', 'taken'),
+  [
+    ('as published', False, True),
+    ('compressed anew', True, True),
+    ('compressed anew', False, False),
+    ('plain', True, True),
+    ('plain', False, False),
+    ('with another byte', True, False),
+  ],
+)
+def test_official_files_are_known_by_either_checksum(
+  tmp_path, make, monkeypatch, capsys, kind, contents_known, taken
+):
+  files, _ = make.idx_files()
+  known = [gzip.compress(data, mtime=0) for data in files.values()]
+  known += files.values() if contents_known else ()
+  digests = {hashlib.sha256(data).hexdigest() for data in known}
+  monkeypatch.setitem(official.IDX_CHECKSUMS, 'fashion_mnist', digests)
+  if kind == 'with another byte':
+    files[LABELS] = files[LABELS][:-1] + b'\0'
+  level = {'as published': 9, 'compressed anew': 1}.get(kind)
+  if level:
+    files = {
+      f'{name}.gz': gzip.compress(data, level, mtime=0)
+      for name, data in files.items()
+    }
+  folder = make.tree(tmp_path, files)
+  if taken:
+    formats.read_idx('fashion_mnist', folder, allow_partial=False)
+    assert not capsys.readouterr().err
+    return
+  with pytest.raises(errors.DataError, match=r'checksum .*not the official'):
+    formats.read_idx('fashion_mnist', folder, allow_partial=False)
+  read('fashion_mnist', folder)
+  assert 'its contents are not verified' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+  not os.path.isdir(DEBIAN),
+  reason='needs apt-get install dataset-fashion-mnist',
+)
+def test_debian_has_the_official_fashion_mnist():
+  contents = formats.read_set('fashion_mnist', DEBIAN, allow_partial=False)
+  for split, count, labels in (
+    ('train', 60_000, [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]),
+    ('test', 10_000, [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]),
+  ):
+    items = contents.splits[split]
+    assert len(items) == count
+    assert [item.labels['label'] for item in items[:10]] == labels
+
+
+def files_of(contents):
+  """Returns the key, label and bytes of every item, by split."""
+  return {
+    split: [(i.key, i.labels['label'], archives.read(i.content)) for i in items]
+    for split, items in contents.splits.items()
+  }
+
+
+def test_imagenet_is_the_same_from_tars_and_from_folders(tmp_path, make):
+  train, validation, labels = make.imagenet_files()
+  wnids = official.imagenet_words('labels.txt')
+  tars = make.imagenet(tmp_path / 'tars', train, validation)
+  found = files_of(read('imagenet', tars))
+  labelled = list(zip(sorted(validation), labels, strict=True))
+  assert found == {
+    'train': [
+      (name, wnids.index(wnid), train[wnid][name])
+      for wnid in sorted(train)
+      for name in sorted(train[wnid])
+    ],
+    'validation': [(name, k, validation[name]) for name, k in labelled],
+  }
+  folders = {
+    f'train/{wnid}/{name}': data
+    for wnid, files in train.items()
+    for name, data in files.items()
+  }
+  flat = {f'val/{name}': data for name, data in validation.items()}
+  by_class = {
+    f'val/{wnids[k]}/{name}': validation[name] for name, k in labelled
+  }
+  for name, validated in (('flat', flat), ('by_class', by_class)):
+    tree = make.tree(tmp_path / name, folders | validated)
+    assert files_of(read('imagenet', tree)) == found
+
+
+IMAGENET_FAULTS = {
+  'n00000000.tar is not of a synset': ({'n00000000': {'a.JPEG': b''}}, {}),
+  r'cat\.JPEG has no label': ({}, {'cat.JPEG': b''}),
+  r'val_00050001\.JPEG has no': ({}, {'ILSVRC2012_val_00050001.JPEG': b'x'}),
+}
+
+
+@pytest.mark.parametrize('message', IMAGENET_FAULTS)
+def test_images_of_imagenet_without_a_label_are_refused(
+  tmp_path, make, message
+):
+  source = make.imagenet(tmp_path / 'tars', *IMAGENET_FAULTS[message])
+  with pytest.raises(errors.DataError, match=message):
+    read('imagenet', source)
+
+
+def test_labels_of_tiny_imagenet_are_positions_in_wnids(tmp_path, make):
+  files = make.tiny_files()
+  make.tree(tmp_path / 'out' / 'tiny-imagenet-200', files)
+  make.tree(tmp_path / 'renamed', files)
+  for source in (make.tiny(tmp_path), tmp_path / 'out', tmp_path / 'renamed'):
+    contents = read('tiny_imagenet', source)
+    assert contents.class_names['label'] == make.TINY_WNIDS
+    train, validation = contents.splits.values()
+    assert [item.labels['label'] for item in train] == [
+      0,
+      0,
+      0,
+      1,
+      1,
+      1,
+      2,
+      2,
+      2,
+    ]
+    for item in train:
+      wnid = make.TINY_WNIDS[item.labels['label']]
+      assert item.content == files[f'train/{wnid}/images/{item.key}']
+    keys = [item.key for item in validation]
+    assert keys == ['val_0.JPEG', 'val_1.JPEG', 'val_2.JPEG', 'val_10.JPEG']
+    assert [item.labels['label'] for item in validation] == [0, 1, 2, 1]
+
+
+TINY_FAULTS = {
+  'holds no wnids.txt': {'wnids.txt': None},
+  'holds no val/val_annotations.txt': {'val/val_annotations.txt': None},
+  'does not list 200 classes': {'wnids.txt': b'n01\nn02\n'},
+  r'val_0\.JPEG is of no class of wnids': {
+    'val/val_annotations.txt': b'val_0.JPEG\tn000\t0\t0\t1\t1'
+  },
+  r'holds no val/images/val_2\.JPEG': {'val/images/val_2.JPEG': None},
+  r'n000_0\.JPEG is of no class': {'train/n000/images/n000_0.JPEG': b'x'},
+}
+
+
+@pytest.mark.parametrize('message', TINY_FAULTS)
+def test_faulty_archives_of_tiny_imagenet_are_refused(tmp_path, make, message):
+  files = make.tiny_files() | TINY_FAULTS[message]
+  files = {name: data for name, data in files.items() if data is not None}
+  with pytest.raises(errors.DataError, match=message):
+    read('tiny_imagenet', make.tiny(tmp_path, files))
+
+
+def test_labels_and_counts_are_the_official_ones(tmp_path, make):
+  python, _, _ = make.cifar_files('cifar10')
+  tree = make.tree(tmp_path / 'cifar-10-batches-py', python)
+  with pytest.raises(errors.DataError, match=r'train: has 20 ex.*partial'):
+    formats.read_set('cifar10', tree, allow_partial=False)
+  for label in (10, -1):
+    batch = {
+      b'data': np.zeros((4, 3072), np.uint8),
+      b'labels': [1, 2, label, 3],
+    }
+    make.tree(tree, {'test_batch': make.python2_pickle(batch)})
+    message = f'split test, test_00002: has label {label} of 10 classes'
+    with pytest.raises(errors.DataError, match=message):
+      formats.read_set('cifar10', tree, allow_partial=True)
