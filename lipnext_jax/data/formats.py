@@ -223,9 +223,10 @@ def _read_idx_file(
   try:
     path = archives.find(source, f'{file}.gz', file)
   except errors.DataError as error:
+    facts = official.SETS[name]
+    origin = facts.origin or facts.homepage
     raise errors.DataError(
-      f'{error}; give the folder with the four files of '
-      f'{official.SETS[name].origin}'
+      f'{error}; give the folder with the four files of {origin}'
     ) from None
   data = archives.read(archives.stat_file(path))
   digests = [hashlib.sha256(data).hexdigest()]
@@ -317,7 +318,7 @@ def read_tiny_imagenet(source: str, *, allow_partial: bool) -> Contents:
     if name not in files:
       raise errors.DataError(f'{path}: holds no {name}')
   wnids = _lines(files['wnids.txt'])
-  count = official.TINY_IMAGENET.num_classes
+  count = official.SETS['tiny_imagenet'].num_classes
   if not len(set(wnids)) == len(wnids) == count:
     raise errors.DataError(f'{path}, wnids.txt: does not list {count} classes')
   wnid_of = {

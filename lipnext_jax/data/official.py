@@ -18,77 +18,67 @@ class OfficialSet(NamedTuple):
   homepage: str
   image_shape: tuple[int, int, int] | None  # None if it varies.
   num_classes: int
-  splits: dict[str, int]  # Split → number of examples.
-  test_split: str  # The labelled split for which results are reported.
+  # Number of examples of 'train' and the split that results are reported for.
+  splits: dict[str, int]
   key: str  # Feature that names an example; '' if there is none.
-  origin: str = ''  # Origin of the files; '': the homepage.
+  origin: str = ''  # Where to get the files; '': the homepage.
   encoding: str | None = None  # Image format that TFDS declares.
 
 
-CIFAR10 = OfficialSet(
+_CIFAR10 = OfficialSet(
   name='cifar10',
   version='3.0.2',
   homepage='https://www.cs.toronto.edu/~kriz/cifar.html',
   image_shape=(32, 32, 3),
   num_classes=10,
   splits={'train': 50_000, 'test': 10_000},
-  test_split='test',
   key='id',
 )
-CIFAR100 = CIFAR10._replace(name='cifar100', num_classes=100)
-# The labels of its test split were never published.
-TINY_IMAGENET = OfficialSet(
-  name='tiny_imagenet',
-  version='1.0.0',
-  homepage='http://cs231n.stanford.edu/',
-  image_shape=(64, 64, 3),
-  num_classes=200,
-  splits={'train': 100_000, 'validation': 10_000},
-  test_split='validation',
-  key='id',
-)
-IMAGENET = OfficialSet(
-  name='imagenet2012',
-  version='5.1.0',
-  homepage='https://image-net.org/',
-  image_shape=None,
-  num_classes=1000,
-  splits={'train': 1_281_167, 'validation': 50_000},
-  test_split='validation',
-  key='file_name',
-  encoding='jpeg',
-)
-MNIST = OfficialSet(
+_MNIST = OfficialSet(
   name='mnist',
   version='3.0.1',
   homepage='http://yann.lecun.com/exdb/mnist/',
   image_shape=(28, 28, 1),
   num_classes=10,
   splits={'train': 60_000, 'test': 10_000},
-  test_split='test',
   key='',
   origin='https://storage.googleapis.com/cvdf-datasets/mnist/ (a mirror of '
   'http://yann.lecun.com/exdb/mnist/)',
 )
-FASHION_MNIST = MNIST._replace(
-  name='fashion_mnist',
-  homepage='https://github.com/zalandoresearch/fashion-mnist',
-  origin='https://github.com/zalandoresearch/fashion-mnist or the Debian '
-  'package dataset-fashion-mnist (--source=/usr/share/datasets/fashion-mnist)',
-)
-KMNIST = MNIST._replace(
-  name='kmnist',
-  homepage='http://codh.rois.ac.jp/kmnist/',
-  origin='http://codh.rois.ac.jp/kmnist/',
-)
 SETS = {
-  'cifar10': CIFAR10,
-  'cifar100': CIFAR100,
-  'tiny_imagenet': TINY_IMAGENET,
-  'imagenet': IMAGENET,
-  'mnist': MNIST,
-  'fashion_mnist': FASHION_MNIST,
-  'kmnist': KMNIST,
+  'cifar10': _CIFAR10,
+  'cifar100': _CIFAR10._replace(name='cifar100', num_classes=100),
+  # The labels of its test split were never published.
+  'tiny_imagenet': OfficialSet(
+    name='tiny_imagenet',
+    version='1.0.0',
+    homepage='http://cs231n.stanford.edu/',
+    image_shape=(64, 64, 3),
+    num_classes=200,
+    splits={'train': 100_000, 'validation': 10_000},
+    key='id',
+  ),
+  'imagenet': OfficialSet(
+    name='imagenet2012',
+    version='5.1.0',
+    homepage='https://image-net.org/',
+    image_shape=None,
+    num_classes=1000,
+    splits={'train': 1_281_167, 'validation': 50_000},
+    key='file_name',
+    encoding='jpeg',
+  ),
+  'mnist': _MNIST,
+  'fashion_mnist': _MNIST._replace(
+    name='fashion_mnist',
+    homepage='https://github.com/zalandoresearch/fashion-mnist',
+    origin='https://github.com/zalandoresearch/fashion-mnist or the Debian '
+    'package dataset-fashion-mnist '
+    '(--source=/usr/share/datasets/fashion-mnist)',
+  ),
+  'kmnist': _MNIST._replace(
+    name='kmnist', homepage='http://codh.rois.ac.jp/kmnist/', origin=''
+  ),
 }
 
 

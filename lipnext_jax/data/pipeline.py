@@ -133,13 +133,8 @@ def eval_batches(
 ) -> Generator[workers_lib.Batch, None, None]:
   """Yields every example once, in order; the last batch is padded and masked.
 
-  Args:
-    source: examples to evaluate.
-    batch_size: examples per batch over all processes; a multiple of their
-      number.
-    process_index: this and the others, see `train_batches`.
-    process_count: number of processes.
-    workers: number of worker processes.
+  The arguments are those of `train_batches`; `batch_size`, over all processes,
+  is a multiple of their number.
 
   Yields:
     {'image', 'label', 'id' [b] int32, 'mask' [b] bool}; the mask is False for

@@ -116,9 +116,9 @@ def describe(c: ml_collections.ConfigDict) -> DatasetInfo:
   """
   found = official.SETS.get(c.name)
   if c.name == 'imagenet400':
-    share, whole = 400, official.IMAGENET
-    count = share * whole.splits['train'] // whole.num_classes
-    found = whole._replace(num_classes=share, splits={'train': count})
+    whole = official.SETS['imagenet']
+    count = 400 * whole.splits['train'] // whole.num_classes
+    found = whole._replace(num_classes=400, splits={'train': count})
   if found is None:
     return info_of(load_dataset(c))
   size = c.image_size or IMAGE_SIZE
@@ -285,7 +285,7 @@ def _records(c: ml_collections.ConfigDict) -> Dataset:
     raise errors.DataError(
       f'{directory}: has {len(names)} classes instead of {facts.num_classes}'
     )
-  split = facts.test_split if facts else _find_test(directory, train.splits)
+  split = [*facts.splits][1] if facts else _find_test(directory, train.splits)
   test: Any = records.RecordSource(directory, split) if split else None
   if c.name == 'imagenet400':
     ids = official.imagenet400_ids()

@@ -78,7 +78,7 @@ def times(directory):
 def test_archives_become_sets_that_tfds_reads(name, tmp_path, make, capsys):
   source, facts = archive(name, make, tmp_path), official.SETS[name]
   final = do(name, source, tmp_path)
-  for split in ('train', facts.test_split):
+  for split in facts.splits:
     ours = list(records.RecordSource(final, split))
     theirs = tfds.data_source(
       facts.name, split=split, data_dir=tmp_path / 'data', download=False
@@ -151,7 +151,7 @@ def test_an_official_archive_needs_no_leave(tmp_path, make, monkeypatch):
     digest = hashlib.file_digest(file, 'sha256').hexdigest()
   known = (os.path.getsize(source), 'sha256', digest)
   monkeypatch.setitem(official.ARCHIVES, 'cifar-10-python.tar.gz', known)
-  few = official.CIFAR10._replace(splits={'train': 20, 'test': 4})
+  few = official.SETS['cifar10']._replace(splits={'train': 20, 'test': 4})
   monkeypatch.setitem(official.SETS, 'cifar10', few)
   final = do('cifar10', source, tmp_path, allow_partial=False)
   assert len(records.RecordSource(final, 'train')) == 20

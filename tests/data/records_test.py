@@ -31,7 +31,7 @@ def prepared(tmp_path, make, monkeypatch):
   items = make.items(6)
   bad = [item._replace(content=b'') for item in items[2:4]]
   names = {'label': official.class_names('cifar10')}
-  form = shards.Form(official.CIFAR10, names)
+  form = shards.Form(official.SETS['cifar10'], names)
   splits = {'train': [*items[:2], *bad, *items[2:4]]}
   shards.write_metadata(
     directory, form, shards.write_splits(directory, splits, form)

@@ -10,7 +10,9 @@ from lipnext_jax.data import official
 from lipnext_jax.data import records
 from lipnext_jax.data import shards
 
-FORM = shards.Form(official.CIFAR10, {'label': official.class_names('cifar10')})
+FORM = shards.Form(
+  official.SETS['cifar10'], {'label': official.class_names('cifar10')}
+)
 
 
 def test_other_examples_or_another_size_have_another_digest(make):
