@@ -162,17 +162,15 @@ class Cached(View):
   """All examples of another source, each read once and kept in memory."""
 
   def __init__(self, source: Source):
-    # Grey images may be views of RGB ones, which need not be kept.
-    super().__init__(
-      source,
-      np.arange(len(source)),
-      lambda example: example | {'image': np.array(example['image'])},
-    )
+    super().__init__(source, np.arange(len(source)))
     self._examples: dict[int, Example] = {}
 
   def __getitem__(self, index: int) -> Example:
     if index not in self._examples:
-      self._examples[index] = super().__getitem__(index)
+      example = super().__getitem__(index)
+      # Grey images may be views of RGB ones, which need not be kept.
+      image = np.array(example['image'])
+      self._examples[index] = {**example, 'image': image}
     return self._examples[index]
 
 

@@ -60,6 +60,8 @@ def test_a_cached_source_reads_each_example_once_and_no_fault_twice():
       np.testing.assert_array_equal(cached[i]['image'], IMAGES[i])
     assert labels_of(cached) == LABELS.tolist()
   assert reads == [0, *range(6)]
+  plain = views.Cached(views.ArraySource(IMAGES, LABELS))
+  assert labels_of(pickle.loads(pickle.dumps(plain))) == LABELS.tolist()
   assert cached.names() == source.names()
 
 
