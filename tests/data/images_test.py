@@ -13,7 +13,7 @@ def rgb(make):
   return Image.fromarray(make.pixels(3, 20, 30))
 
 
-def test_rgb_files_decode_to_their_pixels(make):
+def test_files_decode_to_their_pixels_in_rgb(make):
   image = rgb(make)
   for data in (
     make.encode(image, 'PNG'),
@@ -22,9 +22,6 @@ def test_rgb_files_decode_to_their_pixels(make):
     images.encode_png(np.asarray(image)),
   ):
     np.testing.assert_array_equal(images.decode(data), np.asarray(image))
-
-
-def test_grey_palette_alpha_and_bilevel_become_rgb(make):
   grey = make.pixels(1, 8, 9, 1)[..., 0]
   wanted = np.repeat(grey[..., None], 3, axis=2)
   image = Image.fromarray(grey)
@@ -68,18 +65,16 @@ def png(size, depth, colours, rows):
   )
 
 
-# The number of channels, by PNG's number of a kind of colours.
-@pytest.mark.parametrize(
-  ('colours', 'channels'), [(0, 1), (2, 3), (4, 2), (6, 4)]
-)
-def test_more_than_8_bits_a_channel_are_refused(colours, channels):
+def test_more_than_8_bits_a_channel_are_refused():
   """Pillow would cut them to 8 bits without a word."""
-  deep = png((4, 4), 16, colours, (b'\0' + bytes([1, 2]) * channels * 4) * 4)
-  with pytest.raises(images.BadImageError, match=r'16 bits|mode I;16'):
-    images.decode(deep)
-  for depth in (8,) if colours else (1, 2, 4, 8):  # The same, of fewer bits.
-    row = b'\0' + bytes(-(-depth * channels * 4 // 8))
-    assert not images.decode(png((4, 4), depth, colours, row * 4)).any()
+  # PNG's number of a kind of colours → channels.
+  for colours, channels in {0: 1, 2: 3, 4: 2, 6: 4}.items():
+    deep = png((4, 4), 16, colours, (b'\0' + bytes([1, 2]) * channels * 4) * 4)
+    with pytest.raises(images.BadImageError, match=r'16 bits|mode I;16'):
+      images.decode(deep)
+    for depth in (8,) if colours else (1, 2, 4, 8):  # The same, of fewer bits.
+      row = b'\0' + bytes(-(-depth * channels * 4 // 8))
+      assert not images.decode(png((4, 4), depth, colours, row * 4)).any()
 
 
 def test_what_is_done_to_a_file_is_listed(make):
@@ -171,38 +166,29 @@ def triangle_weights(length, target):
   return weights / weights.sum(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(
-  ('height', 'width', 'size', 'expected'),
-  [
-    (37, 50, 20, (20, 27)),  # 20·50/37 = 27.03.
-    (50, 37, 20, (27, 20)),
-    (30, 59, 20, (20, 39)),  # 20·59/30 = 39.33: down.
-    (10, 12, 25, (25, 30)),  # Enlarged.
-    (20, 31, 20, (20, 31)),  # Untouched.
-  ],
-)
-def test_the_shorter_side_is_resized_with_the_antialiased_triangle(
-  make, height, width, size, expected
-):
-  image = make.pixels(0, height, width)
-  scaled = images.resize_shorter_side(images.from_array(image), size)
-  out = images.to_array(scaled)
-  assert out.shape[:2] == expected
-  rows = triangle_weights(height, expected[0])
-  columns = triangle_weights(width, expected[1])
-  oracle = np.einsum('ih,jw,hwc->ijc', rows, columns, image.astype(np.float64))
-  # Each of the two passes rounds to a whole grey value, its weights to 22
-  # bits (Pillow's fixed point): ½ + ½ and a little.
-  assert np.abs(out - oracle).max() < 1.01
-  if expected < (height, width):  # Without antialiasing, it would be noticed.
-    plain = Image.fromarray(image).resize(
-      expected[::-1], Image.Resampling.NEAREST
-    )
-    assert np.abs(np.asarray(plain) - oracle).max() > 20
+def test_the_shorter_side_is_resized_with_the_antialiased_triangle(make):
+  for shape, size, expected in (
+    ((37, 50), 20, (20, 27)),  # 20·50/37 = 27.03.
+    ((50, 37), 20, (27, 20)),
+    ((30, 59), 20, (20, 39)),  # 20·59/30 = 39.33: down.
+    ((10, 12), 25, (25, 30)),  # Enlarged.
+    ((20, 31), 20, (20, 31)),  # Untouched.
+  ):
+    image = make.pixels(0, *shape)
+    picture = images.from_array(image)
+    out = images.to_array(images.resize_shorter_side(picture, size))
+    assert out.shape[:2] == expected
+    weights = map(triangle_weights, shape, expected)
+    oracle = np.einsum('ih,jw,hwc->ijc', *weights, image.astype(np.float64))
+    # Each of the two passes rounds to a whole grey value, its weights to 22
+    # bits (Pillow's fixed point): ½ + ½ and a little.
+    assert np.abs(out - oracle).max() < 1.01
+    if expected < shape:  # Without antialiasing, it would be noticed.
+      plain = picture.resize(expected[::-1], Image.Resampling.NEAREST)
+      assert np.abs(np.asarray(plain) - oracle).max() > 20
 
 
 def test_no_image_is_scaled_beyond_the_limit_of_pixels(monkeypatch):
-  """A file of 1×8000 pixels takes a hundred bytes; scaled, two gigabytes."""
   wanted = '1×8000 pixels, which become 256×2048000 .* crop it'
   with pytest.raises(images.BadImageError, match=wanted):
     images.resize_shorter_side(Image.new('RGB', (1, 8000)), 256)

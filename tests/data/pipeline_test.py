@@ -54,13 +54,8 @@ def test_the_stream_resumes_at_any_step_with_any_workers():
   augment = [transforms.crop(1), transforms.flip]
   whole = take(12, augment=augment, extra=source(7))
   for step, workers in ((1, 0), (5, 2), (11, 0)):
-    rest = take(
-      12 - step,
-      augment=augment,
-      extra=source(7),
-      start_step=step,
-      workers=workers,
-    )
+    options = {'start_step': step, 'workers': workers}
+    rest = take(12 - step, augment=augment, extra=source(7), **options)
     assert_same(whole[step:], rest)
 
 
@@ -79,15 +74,9 @@ def test_processes_share_the_batch_of_one_from_any_step():
   options = {'augment': [transforms.crop(1)], 'extra': source(7)}
   whole = take(6, **options)
   for processes, start in ((2, 0), (2, 3), (4, 5)):
+    options |= {'start_step': start, 'process_count': processes}
     parts = [
-      take(
-        6 - start,
-        **options,
-        start_step=start,
-        process_index=i,
-        process_count=processes,
-      )
-      for i in range(processes)
+      take(6 - start, **options, process_index=i) for i in range(processes)
     ]
     # Process i has the examples i, i + processes, … of the global batch.
     joined = [
@@ -103,38 +92,28 @@ def test_processes_share_the_batch_of_one_from_any_step():
 
 
 def test_the_real_stream_is_the_same_whatever_is_mixed_in():
-  alone = take(6)
-  mixed = take(6, extra=source(7))
-  for batch, other in zip(alone, mixed, strict=True):
-    assert other['label'].shape == (12,)
-    np.testing.assert_array_equal(batch['label'], other['label'][:4])
+  mixed = np.stack([batch['label'] for batch in take(6, extra=source(7))])
+  assert mixed.shape == (6, 12)
+  assert mixed[:, :4].ravel().tolist() == labels(take(6))
   # 48 mixed-in examples of 7: six epochs and six more.
-  seen = np.bincount(labels([{'label': b['label'][4:]} for b in mixed]))
-  assert seen.tolist().count(7) == 6
-  assert seen.sum() == 48
+  seen = np.bincount(mixed[:, 4:].ravel()).tolist()
+  assert (seen.count(7), sum(seen)) == (6, 48)
   # And in an order of its own: not that of the real examples.
-  same_length = take(5, extra=source(10))
-  real = labels([{'label': b['label'][:4]} for b in same_length])
-  extra = labels([{'label': b['label'][4:]} for b in same_length])
-  assert real != extra[: len(real)]
+  mixed = np.stack([batch['label'] for batch in take(5, extra=source(10))])
+  assert mixed[:, :4].ravel().tolist() != mixed[:, 4:].ravel().tolist()[:20]
 
 
 def test_evaluation_sees_every_example_once():
   for processes in (1, 2):
     ids = []
     for index in range(processes):
-      stream = pipeline.eval_batches(
-        source(10),
-        batch_size=4,
-        process_index=index,
-        process_count=processes,
-      )
-      batches = list(stream)
+      options = {'process_index': index, 'process_count': processes}
+      batches = list(pipeline.eval_batches(source(10), batch_size=4, **options))
       assert len(batches) == 3  # Equally often on every process.
-      assert all(len(b['label']) == 4 // processes for b in batches)
       for batch in batches:
-        ids += batch['id'][batch['mask']].tolist()
+        assert len(batch['label']) == 4 // processes
         real = batch['mask']
+        ids += batch['id'][real].tolist()
         np.testing.assert_array_equal(batch['id'][real], batch['label'][real])
     assert sorted(ids) == list(range(10))
 
@@ -221,15 +200,12 @@ def test_batches_have_the_real_and_the_mixed_in_examples(tmp_path):
   real, extra = build(path, **fields, **own)
   assert (len(real.transforms), len(extra.transforms)) == (2, 1)
   assert len(build(path, **{'dataset.extra_ratio': 0})) == 1
-
-
-def test_mixed_in_images_of_another_size_need_the_resize(tmp_path):
+  # Images of another size need the resize.
   large = np.zeros((6, 12, 12, 3), np.uint8)
   resize = {'augment.resize.min': 8, 'augment.resize.max': 9}
-  assert len(build(tmp_path / 'extra.npz', large, **resize)) == 2
-  own = {'augment.extra.as_real': False}
+  assert len(build(path, large, **resize)) == 2
   with pytest.raises(errors.DataError, match='12, 12, 3'):
-    build(tmp_path / 'extra.npz', large, **resize, **own)
+    build(path, large, **resize, **own)
 
 
 BAD = {
