@@ -51,20 +51,16 @@ def test_photographs_are_scaled_and_cut_where_the_model_says_so(tmp_path):
     inputs.read(path, inputs.Preprocessing((224, 224, 3), 256))
 
 
-@pytest.mark.parametrize(
-  'dtype', [np.uint8, np.float16, np.float32, np.float64]
-)
-@pytest.mark.parametrize('shape', [(8, 8), (8, 8, 1)])
-def test_arrays_are_taken_as_they_are(tmp_path, dtype, shape):
-  array = pixels(shape) if dtype == np.uint8 else (pixels(shape) / 300)
-  array = array.astype(dtype)
-  np.save(tmp_path / 'a.npy', array)
-  found, (done,) = inputs.read(str(tmp_path / 'a.npy'), GREY)
-  scale = 255 if dtype == np.uint8 else 1
-  expected = array.reshape(8, 8, 1).astype(np.float64) / scale
-  np.testing.assert_array_equal(found, expected)
-  suffix = '/ 255' if dtype == np.uint8 else 'as it is'
-  assert done == f'{np.dtype(dtype)} array {suffix}'
+@pytest.mark.parametrize('dtype', ['uint8', 'float16', 'float32', 'float64'])
+def test_arrays_are_taken_as_they_are(tmp_path, dtype):
+  scale, way = (255, '/ 255') if dtype == 'uint8' else (1, 'as it is')
+  for shape in ((8, 8), (8, 8, 1)):
+    array = (pixels(shape) * (scale / 300)).astype(dtype)
+    np.save(tmp_path / 'a.npy', array)
+    found, done = inputs.read(str(tmp_path / 'a.npy'), GREY)
+    expected = array.reshape(8, 8, 1).astype(np.float64) / scale
+    np.testing.assert_array_equal(found, expected)
+    assert done == [f'{dtype} array {way}']
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
@@ -84,18 +80,16 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
   }
   np.savez(tmp_path / 'several.npz', pixels((8, 8)))
   os.rename(tmp_path / 'several.npz', tmp_path / 'several.npy')
-  for number, (array, problem) in enumerate(
-    (
-      (np.zeros((8, 9, 1)), 'has shape'),
-      (np.zeros((8, 8, 1), np.int64), 'holds int64'),
-      (np.zeros((8, 8, 1), np.longdouble), 'holds float128'),
-      (np.full((8, 8, 1), 1.5), 'outside'),
-      (np.full((8, 8, 1), np.nan), 'outside'),
-      (np.array([[None] * 8] * 8), 'Python objects'),
-    )
+  for name, array, problem in (
+    ('shape', np.zeros((8, 9, 1)), 'has shape'),
+    ('int', np.zeros((8, 8, 1), np.int64), 'holds int64'),
+    ('long', np.zeros((8, 8, 1), np.longdouble), 'holds float128'),
+    ('large', np.full((8, 8, 1), 1.5), 'outside'),
+    ('nan', np.full((8, 8, 1), np.nan), 'outside'),
+    ('object', np.array([[None] * 8] * 8), 'Python objects'),
   ):
-    np.save(tmp_path / f'{number}.npy', array)
-    cases[f'{number}.npy'] = problem
+    np.save(tmp_path / f'{name}.npy', array)
+    cases[f'{name}.npy'] = problem
   for name, problem in cases.items():
     with pytest.raises(inputs.BadInputError, match=problem):
       inputs.read(os.path.join(tmp_path, name), GREY)
