@@ -95,12 +95,11 @@ def serve(commands):
 def check(command, result):
   """One line on stderr that says 'error', a code of ours, nothing else."""
   code, out, err, seconds = result
-  assert code in range(1, 9), (command, code, err)
-  assert len(err.splitlines()) == 1, (command, err)
-  assert err.startswith('error: '), (command, err)
-  assert 'Traceback' not in err
-  assert not out, (command, out)
-  assert seconds < 30, command
+  assert code in range(1, 9), (command, result)
+  assert len(err.splitlines()) == 1, (command, result)
+  assert err.startswith('error: '), (command, result)
+  assert not out, (command, result)
+  assert seconds < 30, (command, result)
 
 
 @pytest.mark.slow  # Eighty processes.
@@ -125,15 +124,12 @@ def test_malformed_command_lines_and_configs_are_one_line_each(tmp_path):
   assert not os.path.exists('/tmp/fuzzed')
 
 
-@pytest.mark.parametrize(
-  'result',
-  [
+def test_a_command_that_says_too_much_is_seen():
+  for result in (
     [1, '', 'Traceback (most recent call last):\nValueError', 0.1],
     [0, '', '', 0.1],
     [2, 'out', 'error: x', 0.1],
     [-6, '', 'error: x', 0.1],
-  ],
-)
-def test_a_command_that_says_too_much_is_seen(result):
-  with pytest.raises(AssertionError):
-    check([], result)
+  ):
+    with pytest.raises(AssertionError):
+      check([], result)
