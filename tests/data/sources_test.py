@@ -16,14 +16,18 @@ from lipnext_jax.data import transforms
 from lipnext_jax.data import views
 
 
-def dataset_config(**fields):
+def load(**fields):
   config = config_lib.default_config().dataset
   config.update_from_flattened_dict(fields)
-  return config
+  return sources.load_dataset(config)
+
+
+def labels(source):
+  return [int(source[i]['label']) for i in range(len(source))]
 
 
 def test_digits_are_pixels_over_16_in_a_fixed_stratified_split():
-  dataset = sources.load_dataset(dataset_config())
+  dataset = load()
   digits = sklearn.datasets.load_digits()
   labels = {
     image.tobytes(): label
@@ -48,9 +52,7 @@ def test_digits_are_pixels_over_16_in_a_fixed_stratified_split():
 
 
 def test_holdout_is_the_same_for_every_seed_and_disjoint():
-  dataset, again = (
-    sources.load_dataset(dataset_config(holdout=100)) for _ in range(2)
-  )
+  dataset, again = load(holdout=100), load(holdout=100)
   kept, held, same = (
     {split[i]['image'].tobytes() for i in range(len(split))}
     for split in (dataset.train, dataset.validation, again.validation)
@@ -59,11 +61,11 @@ def test_holdout_is_the_same_for_every_seed_and_disjoint():
   assert not held & kept
   assert held == same
   with pytest.raises(errors.ConfigError, match=r'dataset\.holdout=1437'):
-    sources.load_dataset(dataset_config(holdout=1437))
+    load(holdout=1437)
 
 
 def test_monitoring_never_touches_the_test_split():
-  whole = sources.load_dataset(dataset_config())
+  whole = load()
   monitored = sources.monitor_split(whole, 50)
   assert len(monitored) == 50
   train = [whole.train[i]['image'].tobytes() for i in range(len(whole.train))]
@@ -74,7 +76,7 @@ def test_monitoring_never_touches_the_test_split():
   assert max(places) > 4 * len(train) // 5
   again = sources.monitor_split(whole, 50)
   np.testing.assert_array_equal(again[7]['image'], monitored[7]['image'])
-  held = sources.load_dataset(dataset_config(holdout=10))
+  held = load(holdout=10)
   assert sources.monitor_split(held, 50) is held.validation
 
 
@@ -86,7 +88,7 @@ def test_synthetic_images_have_the_shape_of_the_config():
     'synthetic.num_classes': 3,
     'synthetic.train_examples': 5,
   }
-  dataset = sources.load_dataset(dataset_config(**fields))
+  dataset = load(**fields)
   assert dataset.image_shape == dataset.train[0]['image'].shape == (6, 6, 2)
   assert (dataset.num_classes, len(dataset.train)) == (3, 5)
   images = [split[0]['image'] for split in (dataset.train, dataset.test)]
@@ -94,7 +96,7 @@ def test_synthetic_images_have_the_shape_of_the_config():
 
 
 def test_arrays_of_your_own_are_read_and_others_refused(tmp_path):
-  config = dataset_config(name='npz', data_dir=str(tmp_path))
+  fields = {'name': 'npz', 'data_dir': str(tmp_path)}
   images = np.random.default_rng(0).integers(256, size=(6, 4, 4, 3))
   images = images.astype(np.uint8)
 
@@ -103,7 +105,7 @@ def test_arrays_of_your_own_are_read_and_others_refused(tmp_path):
 
   def refused(match):
     with pytest.raises(errors.ConfigError, match=match) as info:
-      sources.load_dataset(config)
+      load(**fields)
     assert info.value.field == 'dataset.data_dir'
 
   refused('train.npz.* does not exist')
@@ -116,14 +118,14 @@ def test_arrays_of_your_own_are_read_and_others_refused(tmp_path):
   write('test.npz', images[:2], np.array([2, 0]))
   # Beside a file, the folder of that name is left alone.
   (tmp_path / 'train').mkdir()
-  dataset = sources.load_dataset(config)
+  dataset = load(**fields)
   assert (dataset.image_shape, dataset.num_classes) == ((4, 4, 3), 3)
   np.testing.assert_array_equal(dataset.train[5]['image'], images[5])
   assert dataset.test[0]['label'] == 2
   with zipfile.ZipFile(tmp_path / 'test.npz') as archive:
     archive.extractall(tmp_path / 'test')
   (tmp_path / 'test.npz').unlink()
-  assert sources.load_dataset(config).test[0]['label'] == 2
+  assert load(**fields).test[0]['label'] == 2
 
 
 @pytest.fixture
@@ -143,7 +145,7 @@ def folder(tmp_path, make):
 def test_sets_of_varying_size_are_evaluated_at_one(folder, make):
   fields = {'name': 'folder', 'data_dir': folder}
   fields |= {'image_size': 16, 'resize': 18}
-  dataset = sources.load_dataset(dataset_config(**fields))
+  dataset = load(**fields)
   assert (dataset.image_shape, dataset.num_classes) == ((16, 16, 3), 2)
   assert {dataset.train[i]['image'].shape for i in range(8)} == {
     (20 + i, 30 - i, 3) for i in range(4)
@@ -155,14 +157,14 @@ def test_sets_of_varying_size_are_evaluated_at_one(folder, make):
   np.testing.assert_array_equal(dataset.test[6]['image'], wanted)
   assert dataset.test[6]['label'] == 1
 
-  dataset = sources.load_dataset(dataset_config(**fields, holdout=3))
+  dataset = load(**fields, holdout=3)
   parts = (dataset.validation, dataset.train_to_evaluate)
   assert [len(part) for part in (dataset.train, *parts)] == [5, 3, 5]
   images = [part[i]['image'] for part in parts for i in range(len(part))]
   assert {image.shape for image in images} == {(16, 16, 3)}
   assert len({image.tobytes() for image in images}) == 8
   # 0: what ImageNet's networks see.
-  dataset = sources.load_dataset(dataset_config(**fields | {'image_size': 0}))
+  dataset = load(**fields | {'image_size': 0})
   assert dataset.image_shape == (224, 224, 3)
 
 
@@ -170,8 +172,7 @@ def test_a_set_without_a_test_split_is_split_class_by_class(folder):
   fields = {'name': 'folder', 'data_dir': f'{folder}/train', 'image_size': 8}
   drawn = []
   for seed in (0, 0, 1):
-    config = dataset_config(**fields, test_share=0.25, split_seed=seed)
-    dataset = sources.load_dataset(config)
+    dataset = load(**fields, test_share=0.25, split_seed=seed)
     names = [s.names() for s in (dataset.train, dataset.test)]
     assert not {*names[0]} & {*names[1]}
     assert [len(n) for n in names] == [6, 2]
@@ -180,7 +181,7 @@ def test_a_set_without_a_test_split_is_split_class_by_class(folder):
   assert drawn[0] == drawn[1] != drawn[2]
   assert 'dataset.test_share=0.25, dataset.split_seed=1' in dataset.notes[0]
   assert dataset.class_names == ('cat', 'dog')
-  held = sources.load_dataset(dataset_config(**fields, holdout=3))
+  held = load(**fields, holdout=3)
   assert [len(s.names()) for s in (held.train, held.validation)] == [3, 3]
 
 
@@ -190,15 +191,12 @@ def test_small_sets_are_kept_in_memory_where_one_process_reads(
   source = make.cifar(tmp_path)
   prepare.prepare('cifar10', source, str(tmp_path), allow_partial=True)
 
-  def load(workers=0):
-    fields = {'name': 'cifar10', 'data_dir': str(tmp_path), 'workers': workers}
-    return sources.load_dataset(dataset_config(**fields)).train
-
-  cached, read = load(), load(workers=2)
-  assert isinstance(cached, views.Cached)
+  fields = {'name': 'cifar10', 'data_dir': str(tmp_path)}
+  assert isinstance(load(**fields).train, views.Cached)
+  read = load(**fields, workers=2).train
   assert not isinstance(read, views.Cached)
   monkeypatch.setattr(sources, '_CACHE', len(read) * 32 * 32 * 3 - 1)
-  assert not isinstance(load(), views.Cached)
+  assert not isinstance(load(**fields).train, views.Cached)
 
 
 @pytest.fixture(scope='module')
@@ -211,21 +209,12 @@ def imagenet(tmp_path_factory, make):
   return data_dir
 
 
-def load_imagenet(name, data_dir):
-  fields = {'name': name, 'data_dir': data_dir, 'image_size': 24}
-  return sources.load_dataset(dataset_config(**fields))
-
-
-def labels(source):
-  return [int(source[i]['label']) for i in range(len(source))]
-
-
 def test_imagenet_and_its_400_classes_in_the_newest_version(imagenet, tmp_path):
-  whole = load_imagenet('imagenet', imagenet)
+  whole = load(name='imagenet', data_dir=imagenet)
   assert labels(whole.train) == [0, 0, 0, 2, 2, 2, 999, 999, 999]
   assert labels(whole.test) == [999, 0, 2, 0]
   assert whole.num_classes == len(whole.class_names) == 1000
-  subset = load_imagenet('imagenet400', imagenet)
+  subset = load(name='imagenet400', data_dir=imagenet)
   assert subset.num_classes == len(subset.class_names) == 400
   assert subset.class_names[:3] == tuple(
     whole.class_names[i] for i in (0, 2, 3)
@@ -236,24 +225,24 @@ def test_imagenet_and_its_400_classes_in_the_newest_version(imagenet, tmp_path):
   parent = tmp_path / 'imagenet2012'
   shutil.copytree(f'{imagenet}/imagenet2012/5.1.0', parent / '5.10.0')
   (parent / '5.9.0').mkdir()  # Empty: reading it would fail.
-  assert len(load_imagenet('imagenet', str(tmp_path)).train) == 9
+  assert len(load(name='imagenet', data_dir=str(tmp_path)).train) == 9
 
 
 def test_what_is_not_there_comes_with_the_command_that_makes_it(
   imagenet, tmp_path
 ):
   with pytest.raises(errors.ConfigError, match=r'prepare cifar10 --source'):
-    load_imagenet('cifar10', imagenet)
+    load(name='cifar10', data_dir=imagenet)
   with pytest.raises(errors.ConfigError, match='is not a directory'):
-    load_imagenet('cifar10', f'{imagenet}/no')
+    load(name='cifar10', data_dir=f'{imagenet}/no')
   (tmp_path / 'imagenet2012/incomplete.5.1.0').mkdir(parents=True)
   unfinished = r'holds no finished imagenet2012.*prepare imagenet'
   with pytest.raises(errors.ConfigError, match=unfinished):
-    load_imagenet('imagenet400', str(tmp_path))
+    load(name='imagenet400', data_dir=str(tmp_path))
   # A set of other classes under the name.
   shutil.copytree(f'{imagenet}/imagenet2012', tmp_path / 'tiny_imagenet')
   with pytest.raises(errors.DataError, match='1000 classes instead of 200'):
-    load_imagenet('tiny_imagenet', str(tmp_path))
+    load(name='tiny_imagenet', data_dir=str(tmp_path))
 
 
 def test_only_prepared_sets_need_tensorflow_datasets(run_command, tmp_path):
