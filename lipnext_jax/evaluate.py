@@ -23,7 +23,6 @@ from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
 from lipnext_jax.models import interface
-from lipnext_jax.models import registry
 
 Batch = dict[str, Any]  # 'image', 'label', 'id', 'mask': a row per example.
 
@@ -85,7 +84,7 @@ class Evaluator:
   ):
     if certificate == 'rigorous':
       rigorous.require(model, mesh.devices.flat[0].platform)
-    self._model = registry.for_evaluation(model)
+    self._model = model.explicit()
     self._certificate = certificate
     self._on_batch = parallel.batch_sharding(mesh)
     self._on_all = parallel.replicated(mesh)

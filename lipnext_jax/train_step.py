@@ -19,6 +19,7 @@ from lipnext_jax import schedules
 from lipnext_jax.config import inner_rules
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
+from lipnext_jax.optim import stack as stack_lib
 from lipnext_jax.parallel import sharding as sharding_lib
 from lipnext_jax.runtime import health as health_lib
 
@@ -54,16 +55,14 @@ class Sums(NamedTuple):
     """
     sums = {name: float(x) for name, x in zip(self._fields, self, strict=True)}
     steps, examples = sums['steps'], sums['examples']
-    means = (
-      {
+    means = {}
+    if steps:
+      means = {
         'train/loss': sums['loss'] / steps,
         'train/clean': 100 * sums['correct'] / examples,
         'train/certified': 100 * sums['certified'] / examples,
         'train/grad_norm': sums['grad_norm'] / steps,
       }
-      if steps
-      else {}
-    )
     return means | {
       'train/skipped_steps': sums['skipped'],
       'train/loss_spikes': sums['spikes'],
@@ -92,12 +91,21 @@ class TrainState(NamedTuple):
   ) -> Any:
     """Returns the certified weights.
 
+    Retraction removes the drift off the manifold, which would increase Λ.
+
     Args:
       model: model of `params`.
       stacks: layout of the stacks of matrices; each device retracts its own.
     """
+
+    def retract(x, label):
+      if label == 'euclidean':
+        return x
+      return stack_lib.map_stacks(optim.polar_retract, x, sharding=stacks)
+
     slow = optim.slow_params(self.opt_state, self.params)
-    return interface.certified_params(model, slow, stacks)
+    params = model.explicit_params(slow)
+    return jax.tree.map(retract, params, optim.orthogonal_labels(params))
 
 
 class Layouts(NamedTuple):

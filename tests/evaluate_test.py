@@ -49,7 +49,7 @@ def test_radii_are_those_of_the_certificate_in_float32(setup):
   _, model, params, _, images = setup
   low = model.clone(dtype=jax.numpy.bfloat16)  # It trains in bfloat16.
   result = run(setup, 8, lipschitz=1.25, model=low)
-  model = registry.for_evaluation(model)
+  model = model.explicit()
   variables = {'params': params}
   _, radii = certify.certified_radius(
     model.apply(variables, images),
@@ -67,7 +67,7 @@ def test_lipschitz_bound_is_never_rounded_down(setup):
   ratio = above[exact > 0] / exact[exact > 0]
   assert np.all(ratio <= 1)
   _, model, params, _, images = setup
-  logits = registry.for_evaluation(model).apply({'params': params}, images)
+  logits = model.explicit().apply({'params': params}, images)
   floor = certify.margin_floor(images, certify.Constants(1.0, 0.0))
   _, assumed = certify.certified_radius(
     logits, models.head_kernel({'params': params}), 1.0, floor

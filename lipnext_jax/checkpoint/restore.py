@@ -89,7 +89,7 @@ def restore(
   return Restored(
     config=config,
     image_shape=image_shape,
-    model=registry.for_evaluation(model),
+    model=model.explicit(),
     params=params,
     step=step,
     class_names=facts['class_names'],

@@ -1,4 +1,4 @@
-"""The stem of LipNeXt and the block that it repeats (paper §3.1).
+"""Layers of LipNeXt with parameters: stem, block, dense layer (paper §3.1).
 
 The paper's block is Z = σ( M Rᵀ S( R (X + p) ) + b ) with a square R. The
 spatial shift S moves k = 4⌊αc⌋ of the c channels (α: `shift_ratio`). The other
@@ -193,3 +193,32 @@ class Stem(nn.Module):
     y = products.product(self.numerics, x.reshape(-1, values), corner)
     y += layers.per_channel(bias, y)
     return y.reshape(*x.shape[:-1], self.width)
+
+
+class DenseLayer(nn.Module):
+  """σ(Q x + b) of rows, as a scan body: (x, None) → (z, None).
+
+  Q [d, n] has orthonormal rows. A neck (n = h·w·c, all tokens of an image)
+  gives the head signed features of the whole image, where L2 pooling drops
+  signs and places. It has d·h·w·c numbers: it suits small grids of tokens.
+  """
+
+  features: int
+  activation: str
+  beta: float
+  numerics: products.Numerics
+  q_init: str
+  parametrization: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+    """Maps features [b, n] to [b, d]."""
+    shape = (self.features, x.shape[-1])
+    q = parametrizations.orthogonal_param(
+      self, 'Q', shape, self.q_init, self.parametrization
+    )
+    zeros = nn.initializers.zeros
+    bias = self.param('bias', zeros, (self.features,), jnp.float32)
+    y = products.product(self.numerics, x, q)
+    y += layers.per_channel(bias, y)
+    return layers.activate(y, self.activation, self.beta), None

@@ -12,9 +12,7 @@ from flax.typing import Dtype
 import jax
 import jax.numpy as jnp
 
-from lipnext_jax.optim import recipe
-from lipnext_jax.optim import retraction
-from lipnext_jax.optim import stack
+from lipnext_jax.models import parametrizations
 
 
 class CertifiedModel(nn.Module):
@@ -32,9 +30,21 @@ class CertifiedModel(nn.Module):
     del params  # Orthogonal by construction; `certify` bounds what is stored.
     return 1.0
 
+  def map_raw(self, group: str, name: str, raw: jax.Array, params: Any) -> Any:
+    """Computes the array `name` of a group from its leaf `name` + '_raw'."""
+    raise NotImplementedError
+
   def explicit_params(self, params: Any) -> Any:
     """Computes the parameters of `explicit`; returns those unchanged."""
-    raise NotImplementedError
+
+    def explicit(group, leaf, x):
+      name = leaf.removesuffix(parametrizations.RAW)
+      return name, x if name == leaf else self.map_raw(group, name, x, params)
+
+    return {
+      group: dict(explicit(group, *leaf) for leaf in leaves.items())
+      for group, leaves in params.items()
+    }
 
   def explicit(self, dtype: Dtype = jnp.float32) -> Self:
     """Returns the same function of `explicit_params`, for evaluation.
@@ -42,35 +52,6 @@ class CertifiedModel(nn.Module):
     It computes in `dtype`, with products at the highest precision.
     """
     raise NotImplementedError
-
-
-def certified_params(
-  model: CertifiedModel,
-  params: Any,
-  stack_sharding: jax.sharding.NamedSharding | None = None,
-) -> Any:
-  """Makes the certified weights: explicit ones with retracted matrices.
-
-  Retraction removes the drift off the manifold, which would increase Λ.
-
-  Args:
-    model: a model, in training form or explicit.
-    params: its weights, usually the slow ones (`optim.slow_params`).
-    stack_sharding: layout of stacks of matrices; each device retracts its own.
-  """
-
-  def retract(x):
-    return stack.map_stacks(
-      retraction.polar_retract, x, sharding=stack_sharding
-    )
-
-  params = model.explicit_params(params)
-  labels = recipe.orthogonal_labels(params)
-  return jax.tree.map(
-    lambda p, label: retract(p) if label == 'orthogonal' else p,
-    params,
-    labels,
-  )
 
 
 def parameter_count(params: Any) -> int:

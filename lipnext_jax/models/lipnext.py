@@ -14,7 +14,7 @@ Parameters, all float32 (the optimizer chooses a rule by leaf name, see
     blocks/bias [l, c], blocks/pos [l, h, w, 1]
     head/kernel [classes, c], head/bias [classes]
 
-With `pool='neck'` also, and a head of d features (see `neck`):
+With `pool='neck'` also, and a head of d features:
 
     neck/Q [d, h·w·c], neck/bias [d]                      orthonormal rows
     dense/Q [m, d, d], dense/bias [m, d]  (absent if m = 0)  orthogonal
@@ -31,7 +31,6 @@ from lipnext_jax.models import block as block_lib
 from lipnext_jax.models import head
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
-from lipnext_jax.models import neck as neck_lib
 from lipnext_jax.models import parametrizations
 from lipnext_jax.models import products
 
@@ -43,8 +42,6 @@ REMAT_POLICIES = {
   ),
   'block': jax.checkpoint_policies.nothing_saveable,
 }
-
-
 POOLS = ('l2', 'neck')
 
 
@@ -73,7 +70,7 @@ class LipNeXt(interface.CertifiedModel):
       a GPU.
     activation: 'beta_abs' or 'minmax' (which does not read `beta`).
     position: whether p is trained; it starts at 0.
-    pool: 'l2' (the paper's, over the tokens) or 'neck', see `models.neck`.
+    pool: 'l2' (the paper's, over the tokens) or 'neck', see `block.DenseLayer`.
     neck_width: d, features of the neck and its dense layers.
     neck_depth: m, dense layers after the neck.
     parametrization: 'none' (R, M, Q are optimised on the manifold) or one of
@@ -163,23 +160,27 @@ class LipNeXt(interface.CertifiedModel):
   @nn.nowrap  # A part of the compact method that calls it.
   def _apply_neck(self, x: jax.Array, numerics: products.Numerics) -> jax.Array:
     """Maps features [b, h·w·c] to [b, d]."""
-    options = (self.neck_width, self.activation, self.beta)
-    z, _ = neck_lib.DenseLayer(
-      *options,
-      'haar',
-      neck_lib.neck_parametrization(self.parametrization),
-      numerics,
-      name='neck',
-    )(x, None)
+    options = (self.neck_width, self.activation, self.beta, numerics)
+    name = self._parametrization_of('neck')
+    neck = block_lib.DenseLayer(*options, 'haar', name, name='neck')
+    z, _ = neck(x, None)
     if not self.neck_depth:
       return z
     dense = nn.scan(
-      neck_lib.DenseLayer,
+      block_lib.DenseLayer,
       variable_axes={'params': 0},
       split_rngs={'params': True},
       length=self.neck_depth,
-    )(*options, self.m_init, self.parametrization, numerics, name='dense')
+    )(*options, self.m_init, self.parametrization, name='dense')
     return dense(z, None)[0]
+
+  def _parametrization_of(self, group: str) -> str:
+    """Returns how a group's matrices are mapped: a neck's, by Cholesky's map.
+
+    The others would need a raw matrix of side h·w·c.
+    """
+    mapped = self.parametrization != 'none'
+    return 'cholesky' if mapped and group == 'neck' else self.parametrization
 
   def explicit(self, dtype: Dtype = jnp.float32) -> 'LipNeXt':
     """Returns the model whose parameters are R, M and Q themselves."""
@@ -189,24 +190,12 @@ class LipNeXt(interface.CertifiedModel):
       parametrization='none',
     )
 
-  def explicit_params(self, params: Any) -> Any:
-    """Replaces raw leaves by the matrices that they stand for."""
-    if self.parametrization == 'none':
-      return params
-    p = parametrizations.PARAMETRIZATIONS[self.parametrization]
+  def map_raw(self, group: str, name: str, raw: jax.Array, _: Any) -> jax.Array:
+    """Computes R, M or Q from its raw matrix."""
+    kind = self._parametrization_of(group)
+    w = parametrizations.PARAMETRIZATIONS[kind].to_orthogonal(raw)
     k = layers.moved_count(self.shift_ratio, self.width)
-    maps = dict.fromkeys(('Q', 'M'), p.to_orthogonal)
-    maps['R'] = lambda raw: p.to_orthogonal(raw)[..., :k, :]
-    explicit = parametrizations.map_raw(
-      {name: group for name, group in params.items() if name != 'neck'}, maps
-    )
-    if 'neck' in params:
-      name = neck_lib.neck_parametrization(self.parametrization)
-      to_orthogonal = parametrizations.PARAMETRIZATIONS[name].to_orthogonal
-      explicit['neck'] = parametrizations.map_raw(
-        params['neck'], {'Q': to_orthogonal}
-      )
-    return explicit
+    return w[..., :k, :] if name == 'R' else w
 
 
 def paper_parameter_count(params: Any) -> int:

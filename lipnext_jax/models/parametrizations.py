@@ -153,15 +153,9 @@ def haar(key, shape, dtype=jnp.float32) -> jax.Array:
   return retraction.polar_retract(q).astype(dtype)
 
 
-def identity(key, shape, dtype=jnp.float32) -> jax.Array:
-  """Returns the first m rows of the identity [n, n]."""
-  del key  # Unused: nothing is random.
-  return jnp.eye(shape[0], shape[1], dtype=dtype)
-
-
 ORTHOGONAL: dict[str, Callable[..., jax.Array]] = {
   'haar': haar,
-  'identity': identity,
+  'identity': lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype),
 }
 
 
@@ -228,23 +222,3 @@ def orthogonal_param(
     name + RAW, p.initializers[init], p.raw_shape(*shape), jnp.float32
   )
   return p.to_orthogonal(raw)[: shape[0]]
-
-
-def map_raw(params: Any, maps: Mapping[str, Callable[..., Any]]) -> Any:
-  """Replaces every raw leaf of a tree of parameters by its matrix.
-
-  `maps` has a map for the name of every mapped matrix.
-
-  >>> map_raw({'blocks': {'R_raw': 2.0, 'bias': 1.0}}, {'R': lambda v: -v})
-  {'blocks': {'R': -2.0, 'bias': 1.0}}
-  """
-  if not isinstance(params, Mapping):
-    return params
-  mapped = {}
-  for name, leaf in params.items():
-    if name.endswith(RAW):
-      name = name.removesuffix(RAW)
-      mapped[name] = maps[name](leaf)
-    else:
-      mapped[name] = map_raw(leaf, maps)
-  return mapped

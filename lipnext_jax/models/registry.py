@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
 import ml_collections
 
 from lipnext_jax import config
@@ -39,10 +38,3 @@ def build_model(
   if c.name != 'lipnext' or c.parametrization != 'none':
     return model  # Maps need whole matrices.
   return model.clone(devices=devices)
-
-
-def for_evaluation(
-  model: interface.CertifiedModel,
-) -> interface.CertifiedModel:
-  """Returns the model that is certified: explicit, float32, full precision."""
-  return model.explicit(jnp.float32)

@@ -174,7 +174,7 @@ def test_what_has_no_certificate_is_refused():
     with pytest.raises(errors.ConfigError, match='has no bound yet'):
       rigorous.rigorous_certifier(MODELS[name].explicit(), explicit(name)[2])
   with pytest.raises(NotImplementedError):
-    interface.CertifiedModel().explicit_params({})
+    interface.CertifiedModel().explicit_params({'a': {'Q_raw': 1.0}})
   with pytest.raises(NotImplementedError):
     interface.CertifiedModel().explicit()
 

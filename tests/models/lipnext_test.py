@@ -91,6 +91,24 @@ def test_second_derivatives_are_differences_of_gradients(shift_ratio):
   np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize(('pool', 'sees'), [('l2', False), ('neck', True)])
+def test_a_neck_sees_places_and_signs_and_pooling_does_not(pool, sees):
+  """On a grid without edges, moved images have moved tokens."""
+  model, x = build(pool=pool, neck_width=12, beta=0.0), images()
+  params = random_params(model)
+  params['blocks']['pos'] *= 0
+  forward = jax.jit(model.apply)
+  still = forward({'params': params}, x)
+  moved = forward({'params': params}, np.roll(x, 2, axis=1))
+  assert (np.max(np.abs(moved - still)) > 1e-3) == sees
+  last = params['blocks'] | {
+    leaf: params['blocks'][leaf] * np.float32([1, 1, -1]).reshape(shape)
+    for leaf, shape in (('M', (3, 1, 1)), ('bias', (3, 1)))
+  }
+  flipped = forward({'params': params | {'blocks': last}}, x)
+  assert (np.max(np.abs(flipped - still)) > 1e-3) == sees
+
+
 def test_an_unknown_pool_is_refused():
   with pytest.raises(ValueError, match="'mean' must be one of"):
     build(pool='mean').init(jax.random.key(0), images())

@@ -163,8 +163,6 @@ def test_choleskys_first_rows_are_those_of_its_first_rows():
 def test_names_without_a_map_are_refused(rng):
   with pytest.raises(ValueError, match="'polar'"):
     Holder('polar', 'haar').init(rng)
-  with pytest.raises(KeyError, match='Q'):
-    parametrizations.map_raw({'a': {'Q_raw': 1.0}}, {'R': abs})
 
 
 # ── Start points ─────────────────────────────────────────────────────────────

@@ -74,7 +74,7 @@ def test_every_field_of_a_model_is_among_these():
 def test_evaluation_is_float32_at_highest_precision():
   fields = {'dtype': ('bfloat16', None), 'remat': ('block', None)}
   small = {'depth': (2, None), 'width': (8, None)}
-  model = registry.for_evaluation(build('lipnext', fields | small))
+  model = build('lipnext', fields | small).explicit()
   assert model.dtype == jnp.float32
   assert model.precision == HIGHEST
   images = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3))

@@ -37,7 +37,6 @@ from lipnext_jax.models import parametrizations
 from lipnext_jax.models.baselines import convolutions
 from lipnext_jax.models.baselines import dense
 
-_zeros = nn.initializers.zeros
 _normal = nn.initializers.normal(stddev=1.0)  # The map ignores the scale.
 
 
@@ -63,7 +62,6 @@ class BRONet(dense.Baseline):
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """Computes logits [b, k], float32 or wider, of images [b, H, W, ch]."""
-    raw = '' if self.stored else parametrizations.RAW
     k, c = self.kernel_size, self.width
 
     def weights_shape(n):
@@ -85,9 +83,9 @@ class BRONet(dense.Baseline):
     n = max(c, values)
     weights, pos, bias = dense.Group(
       (
-        (f'spectrum{raw}', _normal, weights_shape(n)),
-        ('pos', _zeros, (h, w, 1)),
-        ('bias', _zeros, (c,)),
+        (f'spectrum{self.raw}', _normal, weights_shape(n)),
+        ('pos', dense.zeros, (h, w, 1)),
+        ('bias', dense.zeros, (c,)),
       ),
       name='stem',
     )()
@@ -97,16 +95,15 @@ class BRONet(dense.Baseline):
     # ---------------------------------------------------------------- blocks
     stack = dense.Group(
       (
-        (f'spectrum{raw}', _normal, (self.depth, *weights_shape(c))),
-        ('bias', _zeros, (self.depth, c)),
+        (f'spectrum{self.raw}', _normal, (self.depth, *weights_shape(c))),
+        ('bias', dense.zeros, (self.depth, c)),
       ),
       name='blocks',
     )()
 
     def block(x, weights):
       spectrum, bias = weights
-      y = convolve(x, spectrum)
-      return self.activate(y + layers.per_channel(bias, y)), None
+      return self.activate(convolve(x, spectrum), bias), None
 
     x, _ = jax.lax.scan(block, x, stack)
 
@@ -114,26 +111,22 @@ class BRONet(dense.Baseline):
     # A neck that widens starts from zero-padded features.
     x = x.reshape(b, -1)
     x = jnp.pad(x, ((0, 0), (0, max(0, self.dense_width - x.shape[1]))))
-    return self.classify(
-      x,
-      _normal,
-      # The rank follows the outputs: a neck has far more inputs.
-      lambda d, n: (n, self.rank(d)),
-      parametrizations.block_reflector,
-    )
+    return self.classify(x, _normal)
 
-  def explicit_params(self, params: Any) -> Any:
-    """Returns the reflectors of every frequency, and Q for its raw matrix."""
-    if self.stored:
-      return params
+  def raw_q(self, d: int, n: int) -> tuple[int, int]:
+    """Returns the shape of V: its rank follows d, as n may be far larger."""
+    return n, self.rank(d)
+
+  def to_orthogonal(self, raw: jax.Array) -> jax.Array:
+    """Returns the first d rows of a reflector."""
+    return parametrizations.block_reflector(raw, self.dense_width)
+
+  def map_raw(
+    self, group: str, name: str, raw: jax.Array, params: Any
+  ) -> jax.Array:
+    """Computes the reflectors of every frequency, or Q."""
+    del group
+    if name == 'Q':
+      return self.to_orthogonal(raw)
     grid = params['stem']['pos'].shape[:2]
-
-    def spectrum(raw):
-      return convolutions.reflector_spectrum(raw, grid)
-
-    convs = {
-      name: parametrizations.map_raw(params[name], {'spectrum': spectrum})
-      for name in ('stem', 'blocks')
-    }
-    tail = dense.explicit_tail(params, parametrizations.block_reflector)
-    return {**params, **convs, **tail}
+    return convolutions.reflector_spectrum(raw, grid)

@@ -6,7 +6,6 @@ head    unit rows, as in LipNeXt
 """
 
 from collections.abc import Callable
-from typing import Any
 from typing import Self
 
 import flax.linen as nn
@@ -19,8 +18,7 @@ from lipnext_jax.models import interface
 from lipnext_jax.models import layers as layers_lib
 from lipnext_jax.models import parametrizations
 
-# Maps a raw leaf and m to an orthogonal matrix [m, n].
-ToOrthogonal = Callable[[jax.Array, int], jax.Array]
+zeros = nn.initializers.zeros
 
 
 class Baseline(interface.CertifiedModel):
@@ -56,9 +54,15 @@ class Baseline(interface.CertifiedModel):
   precision: jax.lax.PrecisionLike = None
   stored: bool = False
 
+  @property
+  def raw(self) -> str:
+    """The suffix of mapped leaves."""
+    return '' if self.stored else parametrizations.RAW
+
   @nn.nowrap  # It has no parameters, and is called inside loops.
-  def activate(self, x: jax.Array) -> jax.Array:
-    """Applies σ."""
+  def activate(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Computes σ(x + b) for x [..., c], b [c]."""
+    x = x + layers_lib.per_channel(bias, x)
     return layers_lib.activate(x, self.activation, self.beta)
 
   @nn.nowrap
@@ -74,27 +78,31 @@ class Baseline(interface.CertifiedModel):
     """Computes σ(x + p + b) for x [b, h, w, c], p [h, w, 1], b [c]."""
     if not self.position:  # p stays 0.
       pos = jax.lax.stop_gradient(pos)
-    x = x + jnp.expand_dims(pos, 0).astype(x.dtype)
-    return self.activate(x + layers_lib.per_channel(bias, x))
+    return self.activate(x + jnp.expand_dims(pos, 0).astype(x.dtype), bias)
+
+  def raw_q(self, d: int, n: int) -> tuple[int, int]:
+    """Returns the shape of the raw leaf of a tail's matrix [d, n]."""
+    raise NotImplementedError
+
+  def to_orthogonal(self, raw: jax.Array) -> jax.Array:
+    """Maps a raw leaf of the tail to its matrix [d, n]."""
+    raise NotImplementedError
 
   @nn.nowrap  # A part of the compact method that calls it.
-  def classify(self, x, init, raw_shape, to_orthogonal: ToOrthogonal):
-    """Applies neck, dense layers and head to features [b, n].
-
-    Raw leaves start at `init`, in the shape raw_shape(d, n) for Q [d, n].
-    """
-    d, m, raw = self.dense_width, self.dense_depth, parametrizations.RAW
-    if self.stored:
-      raw, raw_shape = '', lambda d, n: (d, n)
-    shapes: dict[str, Any] = {'neck': (raw_shape(d, x.shape[1]), (d,))}
-    if m:
-      shapes['dense'] = ((m, *raw_shape(d, d)), (m, d))
-    for name, (shape, bias_shape) in shapes.items():
-      q, bias = Group(
-        ((f'Q{raw}', init, shape), ('bias', nn.initializers.zeros, bias_shape)),
-        name=name,
-      )()
-      q = q if self.stored else to_orthogonal(q, d)
+  def classify(self, x: jax.Array, init: Callable[..., jax.Array]) -> jax.Array:
+    """Applies neck, dense layers and head; raw matrices start at `init`."""
+    groups = {'neck': ()}
+    if self.dense_depth:
+      groups['dense'] = (self.dense_depth,)
+    for name, stack in groups.items():
+      shape = (self.dense_width, x.shape[1])
+      raw_shape = shape if self.stored else self.raw_q(*shape)
+      leaves = (
+        (f'Q{self.raw}', init, (*stack, *raw_shape)),
+        ('bias', zeros, (*stack, self.dense_width)),
+      )
+      q, bias = Group(leaves, name=name)()
+      q = q if self.stored else self.to_orthogonal(q)
       x = layers(x, q, bias, self.activate, self.precision)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return head.NormalizedHead(self.num_classes, name='head')(x)
@@ -107,10 +115,7 @@ class Baseline(interface.CertifiedModel):
 
 
 class Group(nn.Module):
-  """Named group of float32 parameters.
-
-  Attributes:
-    leaves: a (name, initializer, shape) for each parameter.
+  """Named group of float32 parameters: a (name, initializer, shape) for each.
 
   >>> group = Group((('bias', nn.initializers.zeros, (2,)),))
   >>> group.init(jax.random.key(0))['params']['bias'].tolist()
@@ -122,17 +127,14 @@ class Group(nn.Module):
   @nn.compact
   def __call__(self) -> tuple[jax.Array, ...]:
     """Returns the arrays in the order of the leaves."""
-    return tuple(
-      self.param(name, init, shape, jnp.float32)
-      for name, init, shape in self.leaves
-    )
+    return tuple(self.param(*leaf, jnp.float32) for leaf in self.leaves)
 
 
 def layers(
   x: jax.Array,
   q: jax.Array,
   bias: jax.Array,
-  activate: Callable[[jax.Array], jax.Array],
+  activate: Callable[[jax.Array, jax.Array], jax.Array],
   precision: jax.lax.PrecisionLike,
 ) -> jax.Array:
   """Applies x ↦ σ(Q x + b) to rows, once for each matrix of a stack.
@@ -143,20 +145,8 @@ def layers(
   def layer(x, weights):
     q, bias = weights
     y = jnp.einsum('bn,mn->bm', x, q.astype(x.dtype), precision=precision)
-    return activate(y + layers_lib.per_channel(bias, y)), None
+    return activate(y, bias), None
 
   if q.ndim == 2:
     return layer(x, (q, bias))[0]
   return jax.lax.scan(layer, x, (q, bias))[0]
-
-
-def explicit_tail(params: Any, to_orthogonal: ToOrthogonal) -> Any:
-  """Returns the groups 'neck' and 'dense' of a tree with mapped matrices."""
-  return {
-    name: parametrizations.map_raw(
-      group,
-      {'Q': lambda raw, m=group['bias'].shape[-1]: to_orthogonal(raw, m)},
-    )
-    for name, group in params.items()
-    if name in ('neck', 'dense')
-  }

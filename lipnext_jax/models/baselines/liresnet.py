@@ -32,18 +32,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
 from lipnext_jax.models.baselines import convolutions
 from lipnext_jax.models.baselines import dense
-
-
-def _to_orthogonal(raw: jax.Array, rows: int) -> jax.Array:
-  del rows  # A raw matrix has the shape of its image.
-  return parametrizations.cholesky(raw)
-
-
-_zeros = nn.initializers.zeros
 
 
 def _orthogonal(key, shape, dtype=jnp.float32):
@@ -75,7 +66,6 @@ class LiResNet(dense.Baseline):
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """Computes logits [b, k], float32 or wider, of images [b, H, W, ch]."""
-    raw = '' if self.stored else parametrizations.RAW
     k, c = self.kernel_size, self.width
 
     def convolve(x, kernel):
@@ -90,8 +80,8 @@ class LiResNet(dense.Baseline):
     kernel, pos, bias = dense.Group(
       (
         (f'conv_{self.padding}', init, (k, k, values, c)),
-        ('pos', _zeros, (h, w, 1)),
-        ('bias', _zeros, (c,)),
+        ('pos', dense.zeros, (h, w, 1)),
+        ('bias', dense.zeros, (c,)),
       ),
       name='stem',
     )()
@@ -102,8 +92,8 @@ class LiResNet(dense.Baseline):
     init = nn.initializers.normal(stddev=1 / (self.depth * k * c**0.5))
     weights = dense.Group(
       (
-        (f'conv_{self.padding}{raw}', init, (self.depth, k, k, c, c)),
-        ('bias', _zeros, (self.depth, c)),
+        (f'conv_{self.padding}{self.raw}', init, (self.depth, k, k, c, c)),
+        ('bias', dense.zeros, (self.depth, c)),
       ),
       name='blocks',
     )()
@@ -113,14 +103,21 @@ class LiResNet(dense.Baseline):
       y = convolve(x, kernel)
       if not self.stored:  # In the kernel, bfloat16 would round I + conv.
         y = x + y
-      return self.activate(y + layers.per_channel(bias, y)), None
+      return self.activate(y, bias), None
 
     # Unrolled: XLA's CPU convolutions are 20 times slower inside a loop.
     x, _ = jax.lax.scan(block, x, weights, unroll=True)
 
     # ------------------------------------------------------------------ tail
-    x = x.reshape(b, -1)
-    return self.classify(x, _orthogonal, lambda d, n: (d, n), _to_orthogonal)
+    return self.classify(x.reshape(b, -1), _orthogonal)
+
+  def raw_q(self, d: int, n: int) -> tuple[int, int]:
+    """Returns (d, n), the shape of the matrix itself."""
+    return d, n
+
+  def to_orthogonal(self, raw: jax.Array) -> jax.Array:
+    """Returns the Gram–Schmidt basis of the rows."""
+    return parametrizations.cholesky(raw)
 
   def lipschitz(self, params: Any) -> jax.Array:
     """Estimates K = ‖stem‖ Π ‖I + conv‖ from below, differentiably.
@@ -139,11 +136,9 @@ class LiResNet(dense.Baseline):
     blocks = jax.lax.map(norm, explicit['blocks'][name])
     return norm(explicit['stem'][name]) * jnp.prod(blocks)
 
-  def explicit_params(self, params: Any) -> Any:
-    """Returns I + conv as one kernel, and Q for its raw matrix."""
-    if self.stored:
-      return params
-    kernels = {f'conv_{self.padding}': convolutions.with_identity}
-    blocks = parametrizations.map_raw(params['blocks'], kernels)
-    tail = dense.explicit_tail(params, _to_orthogonal)
-    return {**params, 'blocks': blocks, **tail}
+  def map_raw(self, group: str, name: str, raw: jax.Array, _: Any) -> jax.Array:
+    """Computes I + conv as one kernel, or Q."""
+    del group
+    if name == 'Q':
+      return self.to_orthogonal(raw)
+    return convolutions.with_identity(raw)

@@ -10,7 +10,7 @@ def test_layers_are_products_biases_and_activations_in_order():
   x, q, bias = (rng.normal(size=s) for s in ((2, 3), (4, 3, 3), (4, 3)))
   with jax.enable_x64(True):
     got = dense.layers(
-      jnp.asarray(x), jnp.asarray(q), jnp.asarray(bias), jnp.tanh, None
+      *map(jnp.asarray, (x, q, bias)), lambda y, b: jnp.tanh(y + b[None]), None
     )
   expected = x
   for one, b in zip(q, bias, strict=True):
@@ -20,14 +20,3 @@ def test_layers_are_products_biases_and_activations_in_order():
   for one, b in zip(q[::-1], bias[::-1], strict=True):
     backwards = np.tanh(np.stack([one @ row + b for row in backwards]))
   assert np.max(np.abs(backwards - expected)) > 0.1
-
-
-def test_only_the_tail_is_mapped():
-  params = {
-    'stem': {'Q_raw': 1.0},
-    'dense': {'Q_raw': jnp.ones((2, 3, 3)), 'bias': jnp.ones((2, 3))},
-  }
-  tail = dense.explicit_tail(params, lambda raw, m: (raw.shape, m))
-  assert tail == {
-    'dense': {'Q': ((2, 3, 3), 3), 'bias': params['dense']['bias']}
-  }
