@@ -1,13 +1,17 @@
-"""The site builds without a warning, holds together and stands alone."""
+"""The site builds, holds together and stands alone; the notebook runs."""
 
+import copy
 import html.parser
 import pathlib
 import re
 import sys
 import urllib.parse
+import warnings
 
 import markdown
 import markdown_it
+import nbclient
+import nbformat
 import pytest
 
 from lipnext_jax import certify
@@ -58,15 +62,12 @@ def read_as_site(text):
   return Page(markdown.markdown(text, extensions=extensions)).content
 
 
-@pytest.mark.parametrize('path', MARKDOWN, ids=lambda path: path.name)
-def test_pages_read_the_same_on_github_and_on_the_site(path):
-  text = path.read_text()
-  assert read_as_site(text) == read_as_github(text)
-
-
-def test_a_page_that_reads_otherwise_is_noticed():
-  text = '* a:\n    - b\n\n  c\n* d'  # Four spaces before c would do.
-  assert read_as_site(text) != read_as_github(text)
+def test_pages_read_the_same_on_github_and_on_the_site():
+  for path in MARKDOWN:
+    text = path.read_text()
+    assert read_as_site(text) == read_as_github(text), path
+  odd = '* a:\n    - b\n\n  c\n* d'  # Four spaces before c would do.
+  assert read_as_site(odd) != read_as_github(odd)
 
 
 @pytest.fixture(scope='module')
@@ -138,3 +139,43 @@ def test_the_reference_has_every_public_name_and_every_field(site):
   fields = texts[pathlib.Path('reference', 'config', 'index.html')]
   for field in config.FIELDS:
     assert f'<dt><code>{field}</code>' in fields
+
+
+# ── The notebook ─────────────────────────────────────────────────────────────
+
+
+def shares(outputs):
+  """The percentages that a cell printed."""
+  text = ''.join(output.get('text', '') for output in outputs)
+  return [float(share) for share in re.findall(r'([\d.]+)%', text)]
+
+
+@pytest.mark.slow  # It trains.
+def test_the_notebook_runs_and_its_outputs_are_fresh(tmp_path, monkeypatch):
+  monkeypatch.delenv('MPLBACKEND', raising=False)  # Figures go to the notebook.
+  # Nothing is kept in the home folder.
+  for name in ('IPYTHONDIR', 'JUPYTER_RUNTIME_DIR', 'JUPYTER_DATA_DIR'):
+    monkeypatch.setenv(name, str(tmp_path))
+  committed = nbformat.read(ROOT / 'docs' / 'quickstart.ipynb', as_version=4)
+  fresh = copy.deepcopy(committed)
+  client = nbclient.NotebookClient(
+    fresh,
+    timeout=300,
+    coalesce_streams=True,
+    resources={'metadata': {'path': str(tmp_path)}},
+  )
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # Those of the kernel's own packages.
+    client.execute()
+
+  found = []
+  for old, new in zip(committed.cells, fresh.cells, strict=True):
+    outputs = [cell.get('outputs', []) for cell in (old, new)]
+    kinds = [[(o.output_type, 'data' in o) for o in side] for side in outputs]
+    assert kinds[0] == kinds[1]
+    assert shares(outputs[0]) == pytest.approx(shares(outputs[1]), abs=5)
+    found += shares(outputs[1])
+  clean, certified, within, beyond = found
+  assert clean > certified > 75
+  assert within == 0  # No certificate breaks.
+  assert beyond > 50

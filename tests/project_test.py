@@ -1,13 +1,14 @@
-"""The project as a whole: style, types, imports, README."""
+"""The project as a whole: style, types, imports, README, pins, its files."""
 
 import ast
 import collections
 import configparser
-import importlib
 import importlib.util
+import json
 import pathlib
 import pkgutil
 import re
+import runpy
 import signal
 import sys
 
@@ -26,52 +27,53 @@ MODULES = sorted(
   module.name
   for module in pkgutil.walk_packages(lipnext_jax.__path__, 'lipnext_jax.')
 )
-
-
+README = (ROOT / 'README.md').read_text()
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / 'setup.cfg')
+PAGES = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').glob('*.md'))]
 LINTERS = ['ruff check .', 'ruff format --check .', 'mypy', 'codespell_lib']
+
+
+def load(path):
+  return yaml.safe_load((ROOT / path).read_text())
+
+
+@pytest.fixture(scope='session')
+def run_module(run_command):
+  """Runs `python -m` with these words."""
+  return lambda *words: run_command([sys.executable, '-m', *words])
 
 
 @pytest.mark.slow  # It starts programs.
 @pytest.mark.parametrize('command', LINTERS)
-def test_style_and_types(command, run_command):
-  done = run_command([sys.executable, '-m', *command.split()])
+def test_style_and_types(command, run_module):
+  done = run_module(*command.split())
   assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
+def test_style_and_types_can_fail(tmp_path, run_module):
+  bad = tmp_path / 'bad.py'  # The word is not misspelt in this file.
+  bad.write_text('import os\nx: int = "a"  # Rec' + 'ieves.\n')
+  for command in (
+    f'ruff check --config={ROOT}/pyproject.toml', 'mypy', 'codespell_lib'
+  ):  # fmt: skip
+    assert run_module(*command.split(), str(bad)).returncode
+
+
 def test_commits_are_checked_by_the_same_linters():
-  config = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())
-  (local,) = config['repos']
+  (local,) = load('.pre-commit-config.yaml')['repos']
   assert local['repo'] == 'local'  # No versions but those of constraints.txt.
   entries = [hook['entry'] for hook in local['hooks']]
   assert entries == [f'.venv/bin/python -m {command}' for command in LINTERS]
   assert not any(hook['pass_filenames'] for hook in local['hooks'])
 
 
-@pytest.mark.slow  # It starts programs.
-def test_style_and_types_can_fail(tmp_path, run_command):
-  bad = tmp_path / 'bad.py'  # The word is not misspelt in this file.
-  bad.write_text('import os\nx: int = "a"  # Rec' + 'ieves.\n')
-  for command in (
-    f'ruff check --config={ROOT}/pyproject.toml', 'mypy', 'codespell_lib'
-  ):  # fmt: skip
-    done = run_command([sys.executable, '-m', *command.split(), str(bad)])
-    assert done.returncode
-
-
-@pytest.mark.parametrize('module', MODULES)
-def test_every_module_imports_and_says_what_it_is_for(module):
-  assert importlib.import_module(module).__doc__
-
-
 def test_every_module_has_a_mirrored_test():
-  missing = []
-  for path in (ROOT / 'lipnext_jax').rglob('*.py'):
-    if path.name != '__init__.py':
-      name = path.relative_to(ROOT / 'lipnext_jax').with_suffix('')
-      test = ROOT / 'tests' / name.parent / f'{name.name}_test.py'
-      if not test.exists():
-        missing.append(str(name))
-  assert not missing
+  package, tests = ROOT / 'lipnext_jax', ROOT / 'tests'
+  for path in package.rglob('*.py'):
+    mirrored = path.relative_to(package).with_name(f'{path.stem}_test.py')
+    assert path.name == '__init__.py' or (tests / mirrored).exists(), path
 
 
 # Words that start a fragment.
@@ -106,20 +108,20 @@ def test_docstrings_open_with_a_verb_or_a_name(module):
 
 
 def test_odd_docstrings_are_found():
-  sources = (
+  for odd in (
     '"""Of what it makes."""',
     'def f():\n  """The sum."""',
     'def f():\n  """Adds"""',
     'class A:\n  """What it holds."""',
-  )
-  assert all(list(odd_docstrings(source)) for source in sources)
+  ):
+    assert list(odd_docstrings(odd))
   plain = '"""Sums."""\ndef f():\n  """Adds [t, c] up."""'
   assert not list(odd_docstrings(plain))
 
 
+# ── What an installation needs ───────────────────────────────────────────────
+
 LIGHT = ('optim', 'models', 'losses', 'certify')
-
-
 # Packages of the extra `train`, except absl and orbax, which optax and flax
 # import themselves.
 TRAIN_PACKAGES = (
@@ -151,6 +153,9 @@ for program in {PROGRAMS!r}:
 
 @pytest.mark.slow  # It starts programs.
 def test_the_libraries_need_jax_flax_optax_and_numpy_alone(run_command):
+  needs = SETUP['options']['install_requires'].split('\n')
+  names = {requirements.Requirement(line).name for line in needs if line}
+  assert names == {'jax', 'flax', 'optax', 'numpy'}
   done = run_command([sys.executable, '-c', IMPORT_ALONE])
   assert done.stdout.split() == ['light', *'222222'], done.stderr
   lines = done.stderr.splitlines()
@@ -160,12 +165,89 @@ def test_the_libraries_need_jax_flax_optax_and_numpy_alone(run_command):
     assert f"pip install -c constraints.txt -e '.[{extra}]'" in line
 
 
-def test_the_core_is_declared_to_need_no_more():
-  setup = configparser.ConfigParser()
-  setup.read(ROOT / 'setup.cfg')
-  needs = setup['options']['install_requires'].split('\n')
-  names = {requirements.Requirement(line).name for line in needs if line}
-  assert names == {'jax', 'flax', 'optax', 'numpy'}
+def test_every_dependency_is_justified_and_pinned_within_its_floor():
+  pins = collections.defaultdict(list)
+  for line in (ROOT / 'constraints.txt').read_text().splitlines():
+    if line and not line.startswith('#'):
+      pin = requirements.Requirement(line)
+      (version,) = pin.specifier
+      pins[utils.canonicalize_name(pin.name)].append(version.version)
+  justified = (ROOT / 'docs' / 'dependencies.md').read_text()
+  floors = re.findall(
+    r'^    ([\w-]+(?:\[\w+\])? >= .+)$',
+    (ROOT / 'setup.cfg').read_text(),
+    flags=re.MULTILINE,
+  )
+  assert len(floors) > 25
+  for floor in map(requirements.Requirement, floors):
+    found = pins[utils.canonicalize_name(floor.name)]
+    assert found, floor
+    assert all(floor.specifier.contains(pin) for pin in found), (floor, found)
+    assert f'`{floor.name}`' in justified, floor
+
+
+PIN = r'^([\w.-]+==[\w.]+(?: ; [^\\\n]+)?)'
+
+
+def read_pins(name, python):
+  """Versions by name, for a Python such as '3.12' on Linux."""
+  linux = {
+    'python_version': python,
+    'python_full_version': f'{python}.1',
+    'platform_machine': 'x86_64',
+    'platform_python_implementation': 'CPython',
+    'sys_platform': 'linux',
+  }
+  pins = {}
+  for line in re.findall(PIN, (ROOT / name).read_text(), flags=re.MULTILINE):
+    pin = requirements.Requirement(line)
+    if pin.marker is None or pin.marker.evaluate(linux):
+      assert pin.name not in pins
+      pins[utils.canonicalize_name(pin.name)] = str(pin.specifier)
+  return pins
+
+
+@pytest.mark.parametrize('python', ['3.11', '3.12', '3.13'])
+def test_the_lock_file_is_the_constraints_with_hashes(python):
+  lock = read_pins('requirements.lock', python)
+  pins = read_pins('constraints.txt', python)
+  # Compilers for machines that are not here are gigabytes, and not locked.
+  hardware = re.compile('libtpu|jax-cuda|nvidia-')
+  assert lock == {n: v for n, v in pins.items() if not hardware.match(n)}
+  text = (ROOT / 'requirements.lock').read_text()
+  entries = re.split(PIN, text, flags=re.MULTILINE)[2::2]
+  assert all(re.search(r'--hash=sha256:[0-9a-f]{64}', e) for e in entries)
+
+
+CLEAN = {'name': 'jax', 'version': '0.10.2', 'vulns': []}
+BAD = {
+  'name': 'pillow',
+  'version': '1.0',
+  'vulns': [{'id': 'CVE-1', 'fix_versions': ['1.1']}],
+}
+UNKNOWN = {'name': 'zipp', 'skip_reason': 'not found'}
+LOCAL = '/usr/bin/python: No module named pip_audit'
+AWAY = 'ERROR:pip_audit._cli:Failed to connect: Max retries exceeded'
+
+
+@pytest.mark.parametrize(
+  ('report', 'complaint', 'says', 'code'),
+  [
+    ([CLEAN, UNKNOWN], '', '1 of 2 dependencies looked up', 0),
+    ([CLEAN, BAD], '', 'pillow 1.0: CVE-1, fixed in 1.1', 1),
+    ([UNKNOWN, UNKNOWN], '', 'SKIPPED', 0),
+    ([], AWAY, 'SKIPPED', 0),
+    ([], LOCAL, LOCAL, 2),
+  ],
+)
+def test_what_the_audit_of_dependencies_says(report, complaint, says, code):
+  audit = runpy.run_path(str(ROOT / '.ci' / 'audit.py'))
+  lines, found = audit['judge'](json.dumps({'dependencies': report}), complaint)
+  assert says in '\n'.join(lines)
+  assert found == code
+
+
+# ── Documentation, CI and metadata ───────────────────────────────────────────
 
 
 def test_every_benchmark_is_run_by_a_test_or_needs_what_ci_lacks():
@@ -180,30 +262,38 @@ def test_every_benchmark_is_run_by_a_test_or_needs_what_ci_lacks():
     assert needs_matplotlib or named, path.name
 
 
-PAGES = sorted((ROOT / 'docs').glob('*.md'))
-MARKDOWN = [*sorted(ROOT.glob('*.md')), *PAGES]
-README = (ROOT / 'README.md').read_text()
-
-
 def blocks(text, language):
   return re.findall(rf'```{language}\n(.*?)```', text, flags=re.DOTALL)
 
 
-def test_ci_runs_the_test_command_of_the_readme():
-  train, test = blocks(README, 'bash')[:2]
-  assert test.strip() in (ROOT / '.ci' / 'run').read_text().splitlines()
-  assert train.strip().endswith(
+def test_ci_runs_the_test_command_of_the_readme_on_every_python():
+  train, test = (block.strip() for block in blocks(README, 'bash')[:2])
+  assert test in (ROOT / '.ci' / 'run').read_text().splitlines()
+  assert train.endswith(
     '-m lipnext_jax.main --config=configs/digits.py --workdir=runs/digits'
   )
-  first_screen = README.splitlines()[:60]
-  for command in (train, test):
-    assert command.strip() in '\n'.join(first_screen)
+  first_screen = '\n'.join(README.splitlines()[:60])
+  assert train in first_screen
+  assert test in first_screen
+  workflow = load('.github/workflows/ci.yml')
+  assert workflow['permissions'] == {'contents': 'read'}
+  (job,) = workflow['jobs'].values()
+  classifiers = re.findall(
+    r'Python :: (3\.\d+)', SETUP['metadata']['classifiers']
+  )
+  assert job['strategy']['matrix'] == {'python': classifiers}
+  assert [s['run'] for s in job['steps'] if 'run' in s] == [test]
+  for step in job['steps']:
+    if 'uses' in step:
+      assert re.fullmatch(r'actions/[\w-]+@v\d+', step['uses'])
+      cached = step.get('with', {}).get('cache-dependency-path', '').split()
+      assert all((ROOT / name).exists() for name in cached)
 
 
 @pytest.mark.slow  # They train.
 def test_python_blocks_of_the_documentation_run(run_command):
   """Blocks run one after the other in one process, with names of their own."""
-  code = [b for path in MARKDOWN for b in blocks(path.read_text(), 'python')]
+  code = [b for path in PAGES for b in blocks(path.read_text(), 'python')]
   assert len(code) > 5
   program = (
     'import sys\n'
@@ -215,19 +305,18 @@ def test_python_blocks_of_the_documentation_run(run_command):
   assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize('path', MARKDOWN, ids=lambda path: path.name)
+LINK = re.compile(r'\]\(([^)#:]+)\)')
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: path.name)
 def test_links_and_paths_of_the_documentation_exist(path):
-  for target in re.findall(r'\]\(([^)#:]+)\)', path.read_text()):
+  for target in LINK.findall(path.read_text()):
     assert (path.parent / target).exists(), target
 
 
-def test_the_readme_links_every_page():
-  linked = set(re.findall(r'\]\(([^)#:]+)\)', README))
-  pages = {str(path.relative_to(ROOT)) for path in MARKDOWN} - {'README.md'}
-  assert pages <= linked
-
-
-def test_the_readme_lists_every_exit_code():
+def test_the_readme_links_every_page_and_lists_every_exit_code():
+  pages = {str(path.relative_to(ROOT)) for path in PAGES} - {'README.md'}
+  assert pages <= {*LINK.findall(README)}
   first = re.findall(r'^\| ([\d, ]+) \|', README, re.MULTILINE)
   listed = {int(code) for codes in first for code in codes.split(', ')}
   kinds = [k for k in vars(errors).values() if hasattr(k, 'exit_code')]
@@ -238,21 +327,46 @@ def test_the_readme_lists_every_exit_code():
   assert listed == raised | ended
 
 
-def test_every_dependency_is_justified_and_pinned_within_its_floor():
-  pins = collections.defaultdict(list)
-  for line in (ROOT / 'constraints.txt').read_text().splitlines():
-    if line and not line.startswith('#'):
-      pin = requirements.Requirement(line)
-      (version,) = pin.specifier
-      pins[utils.canonicalize_name(pin.name)].append(version.version)
-  text = (ROOT / 'setup.cfg').read_text()
-  justified = (ROOT / 'docs' / 'dependencies.md').read_text()
-  floors = re.findall(
-    r'^    ([\w-]+(?:\[\w+\])? >= .+)$', text, flags=re.MULTILINE
-  )
-  assert len(floors) > 25
-  for floor in map(requirements.Requirement, floors):
-    found = pins[utils.canonicalize_name(floor.name)]
-    assert found, floor
-    assert all(floor.specifier.contains(pin) for pin in found), (floor, found)
-    assert f'`{floor.name}`' in justified, floor
+@pytest.mark.slow  # It starts programs.
+@pytest.mark.parametrize(
+  ('path', 'schema'),
+  [
+    (ROOT / 'CITATION.cff', 'citation-file-format'),
+    *(
+      (path, 'github-workflows')
+      for path in sorted((ROOT / '.github' / 'workflows').glob('*.yml'))
+    ),
+  ],
+)
+def test_a_file_is_what_its_schema_wants(path, schema, tmp_path, run_module):
+  """The schemas are those that check-jsonschema brings along."""
+  check = ('check_jsonschema', '--builtin-schema', f'vendor.{schema}')
+  done = run_module(*check, str(path))
+  assert done.returncode == 0, done.stdout + done.stderr
+  bad = tmp_path / path.name
+  bad.write_text(path.read_text() + 'no-such-key: 1\n')
+  assert 'no-such-key' in run_module(*check, str(bad)).stdout
+
+
+def test_the_citation_is_the_readmes():
+  found = load('CITATION.cff')
+  (paper, *_) = found['references']
+  assert found['version'] == lipnext_jax.__version__
+  assert found['license'] == SETUP['metadata']['license']
+  article, software = re.findall(r'^@(?s:.*?)^}', README, re.MULTILINE)
+  names = (f'{a["family-names"]}, {a["given-names"]}' for a in paper['authors'])
+  assert f'author = {{{" and ".join(names)}}}' in article
+  assert f'year = {{{paper["year"]}}}' in article
+  assert f'version = {{{found["version"]}}}' in software
+
+
+def test_the_changelog_keeps_its_form():
+  text = (ROOT / 'CHANGELOG.md').read_text()
+  first, *versions = re.findall(r'^## (.*)$', text, re.MULTILINE)
+  assert first == '[Unreleased]'
+  for version in versions:
+    assert re.fullmatch(r'\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d', version)
+  kinds = {'Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security'}
+  assert {*re.findall(r'^### (.*)$', text, re.MULTILINE)} <= kinds
+  # The version at hand is either released or announced.
+  assert lipnext_jax.__version__ in text
