@@ -12,23 +12,14 @@ from lipnext_jax.optim import lipnext_optimizer
 from lipnext_jax.optim import lookahead
 from lipnext_jax.optim import orthogonal
 from lipnext_jax.optim import orthogonality_error
-from lipnext_jax.optim import polar_retract
 from lipnext_jax.optim import scheduled_nadam
+from tests.optim.steps import assert_close
+from tests.optim.steps import EPS
+from tests.optim.steps import noise
+from tests.optim.steps import orthonormal
+from tests.optim.steps import run
 
 pytestmark = pytest.mark.slow  # Every optimizer is compiled in four ways.
-
-EPS = float(np.finfo(np.float32).eps)
-
-
-def matrices(*shapes):
-  """Orthonormal float32 matrices of these shapes, by name."""
-  # Not a seed of the fixture `noise`: a gradient that is the matrix's own
-  # Gaussian has a tangent of 0, of which Adam makes steps of rounding.
-  rng = np.random.default_rng(100)
-  return {
-    f'w{i}': polar_retract(jnp.asarray(rng.normal(size=shape), jnp.float32))
-    for i, shape in enumerate(shapes)
-  }
 
 
 def vectors(dtype):
@@ -56,20 +47,25 @@ CASES = {
   'scheduled_nadam, bfloat16': (scheduled_nadam, vectors('bfloat16')),
   'lookahead': (nadam_in_lookahead, vectors('float32')),
   'lookahead, bfloat16': (nadam_in_lookahead, vectors('bfloat16')),
-  'orthogonal': (lifted, matrices((2, 3, 5), (17, 2))),
+  # Not of a seed that gradients have: the gradient that is the matrix's own
+  # Gaussian has a tangent of 0, of which Adam makes steps of rounding.
+  'orthogonal': (
+    lifted,
+    {'w': orthonormal((2, 3, 5), 100), 'v': orthonormal((17, 2), 100)},
+  ),
   'lipnext_optimizer': (
     recipe,
-    {'R': matrices((2, 4, 4))['w0']} | vectors('bfloat16'),
+    {'R': orthonormal((2, 4, 4), 100)} | vectors('bfloat16'),
   ),
 }
 every_case = pytest.mark.parametrize('case', CASES)
 
 
 @every_case
-def test_types_are_kept_and_one_program_serves(case, run_counted, noise):
+def test_types_are_kept_and_one_program_serves(case):
   make, params = CASES[case]
   with jax.enable_x64(True):  # float32 leaves beside 64-bit defaults.
-    end, _ = run_counted(make(0.03), params, noise)
+    end, _ = run(make(0.03), params, 4)
   for name, leaf in end.items():
     assert np.any(leaf != params[name])
     if leaf.ndim > 1:
@@ -77,7 +73,7 @@ def test_types_are_kept_and_one_program_serves(case, run_counted, noise):
 
 
 @every_case
-def test_injected_in_scan_behind_cond_it_is_the_same_step(case, noise):
+def test_injected_in_scan_behind_cond_it_is_the_same_step(case):
   """A scan of four steps, two of them skipped by a cond, takes two steps."""
   make, params = CASES[case]
   grads = noise(params, 0)
@@ -100,16 +96,14 @@ def test_injected_in_scan_behind_cond_it_is_the_same_step(case, noise):
   for _ in range(2):
     updates, state = jax.jit(plain.update)(grads, state, want)
     want = optax.apply_updates(want, updates)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+  for name, leaf in want.items():
     # One ulp of a bfloat16 in [1, 4) is 2⁻⁶.
-    atol = 8 * EPS if a.dtype == jnp.float32 else 2**-6
-    np.testing.assert_allclose(
-      *(np.asarray(x, np.float32) for x in (a, b)), rtol=0, atol=atol
-    )
+    atol = 8 * EPS if leaf.dtype == jnp.float32 else 2**-6
+    assert_close(got[name], leaf, atol)
 
 
 @every_case
-def test_accumulated_gradients_are_their_mean(case, noise):
+def test_accumulated_gradients_are_their_mean(case):
   make, params = CASES[case]
   first, second = noise(params, 1), noise(params, 2)
   mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
@@ -118,51 +112,44 @@ def test_accumulated_gradients_are_their_mean(case, noise):
   state = tx.init(params)
   for grads in (first, second):
     got, state = jax.jit(tx.update)(grads, state, params)
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-    eps = float(jnp.finfo(a.dtype).eps)
-    np.testing.assert_allclose(
-      *(np.asarray(x, np.float32) for x in (a, b)), atol=32 * eps * 1e-2
-    )
+  for name, leaf in want.items():
+    eps = float(jnp.finfo(leaf.dtype).eps)
+    assert_close(got[name], leaf, 32 * eps * 1e-2)
 
 
 @every_case
-def test_under_vmap_each_seed_moves_as_it_would_alone(case, noise):
+def test_under_vmap_each_seed_moves_as_it_would_alone(case):
   make, params = CASES[case]
   tx = make(1e-2)
   stacked = jax.tree.map(lambda p: jnp.stack([p, p, p]), params)
   grads = noise(stacked, 3)
 
-  def run(params, grads):
+  def three_steps(params, grads):
     state = tx.init(params)
     for _ in range(3):
       updates, state = tx.update(grads, state, params)
       params = optax.apply_updates(params, updates)
     return params
 
-  together = jax.jit(jax.vmap(run))(stacked, grads)
-  run = jax.jit(run)
+  together = jax.jit(jax.vmap(three_steps))(stacked, grads)
+  three_steps = jax.jit(three_steps)
   for seed in range(3):
-    alone = run(params, jax.tree.map(lambda g, s=seed: g[s], grads))
-    jax.tree.map(
-      lambda a, b, s=seed: np.testing.assert_allclose(
-        np.asarray(a[s], np.float32), np.asarray(b, np.float32), atol=1e-6
-      ),
-      together,
-      alone,
-    )
+    of_seed = functools.partial(jax.tree.map, lambda x, s=seed: x[s])
+    alone = three_steps(params, of_seed(grads))
+    assert_close(of_seed(together), alone, 1e-6)
 
 
-def test_the_battery_rejects_what_changes_types(run_counted, noise):
+def test_the_battery_rejects_what_changes_types():
   """Planted: float32 updates of bfloat16 parameters; a state that widens."""
   params = vectors('bfloat16')
   widened = optax.stateless(
     lambda u, _: jax.tree.map(lambda x: x.astype(jnp.float32), u)
   )
   with pytest.raises(AssertionError):
-    run_counted(optax.chain(scheduled_nadam(1e-2), widened), params, noise)
+    run(optax.chain(scheduled_nadam(1e-2), widened), params, 4)
   growing = optax.GradientTransformation(
     lambda p: jnp.zeros([], jnp.bfloat16),
     lambda u, s, p=None: (u, s + jnp.float32(1)),
   )
   with pytest.raises(AssertionError):
-    run_counted(growing, params, noise)
+    run(growing, params, 4)

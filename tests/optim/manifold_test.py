@@ -17,74 +17,37 @@ from lipnext_jax.optim import orthogonality_error
 from lipnext_jax.optim import polar_retract
 from lipnext_jax.optim import scheduled_nadam
 from lipnext_jax.optim import slow_params
-
-EPS = float(np.finfo(np.float32).eps)
-
-
-def start(shape, seed=0):
-  """Returns matrices [..., m, n] with orthonormal rows or columns, float32."""
-  x = np.random.default_rng(seed).normal(size=shape)
-  u, _, vt = np.linalg.svd(x, full_matrices=False)
-  return jnp.asarray(u @ vt, jnp.float32)
-
-
-def gradient(shape, seed=1):
-  return jnp.asarray(
-    np.random.default_rng(seed).normal(size=shape), jnp.float32
-  )
-
-
-def compile_step(tx):
-  """Returns a compiled function (g, state, x) → (x, state)."""
-
-  @jax.jit
-  def step(g, state, x):
-    updates, state = tx.update(g, state, x)
-    return optax.apply_updates(x, updates), state
-
-  return step
-
-
-def run(tx, x, steps, grad_fn=None, state=None, step=None):
-  """Takes `steps` steps with fresh gradients; returns parameters and state."""
-  state = tx.init(x) if state is None else state
-  grad_fn = grad_fn or (
-    lambda x, t: jax.tree.map(lambda p: gradient(p.shape, 100 + t), x)
-  )
-  step = step or compile_step(tx)
-  for t in range(steps):
-    x, state = step(grad_fn(x, t), state, x)
-  return x, state
-
+from tests.optim.steps import assert_close
+from tests.optim.steps import EPS
+from tests.optim.steps import noise
+from tests.optim.steps import orthonormal
+from tests.optim.steps import run
 
 # -- Against brute force ------------------------------------------------------
 
 
-def projected(delta):
-  """Returns the orthogonal matrix nearest to I + Δ."""
-  return scipy.linalg.polar(np.eye(len(delta)) + delta)[0]
-
-
-CURVES = {'exponential': scipy.linalg.expm, 'projection': projected}
+CURVES = {
+  'exponential': scipy.linalg.expm,
+  # The orthogonal matrix nearest to I + Δ.
+  'projection': lambda delta: scipy.linalg.polar(np.eye(len(delta)) + delta)[0],
+}
 
 
 def exact_steps(x, grads, lr, period=None, weight=0.5, curve='exponential'):
   """Returns X and X_slow after steps of SGD, in float64 with SciPy."""
+  if x.shape[0] > x.shape[1]:
+    grads = [g.T for g in grads]
+    return [y.T for y in exact_steps(x.T, grads, lr, period, weight, curve)]
   turn = CURVES[curve]
-  x = np.asarray(x, np.float64)
-  tall = x.shape[0] > x.shape[1]
-  x = x.T if tall else x
   slow, total = x, 0.0
   for t, g in enumerate(grads, start=1):
-    g = np.asarray(g, np.float64)
-    g = g.T if tall else g
     delta = -lr * (x.T @ g - g.T @ x) / 2
     total = total + delta
     x = x @ turn(delta)
     if period and t % period == 0:
       x = slow = slow @ turn(weight * total)
       total = 0.0
-  return (x.T, slow.T) if tall else (x, slow)
+  return x, slow
 
 
 def check_steps(
@@ -97,16 +60,17 @@ def check_steps(
   norm of a step.
   """
   lr = size / np.sqrt(shape[0] * shape[1])
-  x = start(shape)
-  grads = [gradient(shape, 100 + t) for t in range(steps)]
+  x = orthonormal(shape)
+  grads = [noise(x, t) for t in range(1, steps + 1)]
   tx = make_tx(
     optax.sgd(lr),
     lookahead_period=period,
     retraction_period=3,
     thresholds=(0, 0, 0),
   )
-  got, state = run(tx, x, steps)
-  want, slow = exact_steps(x, grads, lr, period, curve=curve)
+  got, state = run(tx, x, steps, lambda _, t: grads[t])
+  exact = [np.asarray(a, np.float64) for a in (x, *grads)]
+  want, slow = exact_steps(exact[0], exact[1:], lr, period, curve=curve)
   tolerance = 2 * steps * np.sqrt(max(shape)) * EPS
   assert np.linalg.norm(np.asarray(got, np.float64) - want) <= tolerance
   assert orthogonality_error(got) <= tolerance
@@ -169,23 +133,19 @@ FAULTS = {
 @pytest.mark.parametrize('fault', FAULTS)
 def test_the_definition_rejects(fault):
   period = 3 if fault == 'another weight' else None
+  check_steps(planted(right_step), (9, 9))  # Their frame is no fault.
   with pytest.raises(AssertionError):
     check_steps(FAULTS[fault], (9, 9), period)
 
 
-def test_the_definition_accepts_the_frame_of_the_faults():
-  check_steps(planted(right_step), (9, 9))
-
-
 def test_a_stack_is_its_matrices_one_by_one():
-  x = start((2, 2, 5, 5))
-  grads = [gradient(x.shape, 100 + t) for t in range(4)]
+  x = orthonormal((2, 2, 5, 5))
+  grads = [noise(x, 100 + t) for t in range(4)]
   tx = orthogonal(optax.adam(0.05), lookahead_period=2, retraction_period=3)
-  got, _ = run(tx, x, 4)
-  step = compile_step(tx)
+  got, _ = run(tx, x, 4, lambda _, t: grads[t])
   for i in np.ndindex(2, 2):
-    want, _ = run(tx, x[i], 4, lambda _, t, i=i: grads[t][i], step=step)
-    np.testing.assert_allclose(got[i], want, atol=4 * EPS, rtol=0)
+    want, _ = run(tx, x[i], 4, lambda _, t, i=i: grads[t][i])
+    assert_close(got[i], want)
 
 
 def test_what_the_inner_rule_makes_becomes_skew():
@@ -197,7 +157,8 @@ def test_what_the_inner_rule_makes_becomes_skew():
 
   inner = optax.GradientTransformationExtraArgs(lambda _: (), update)
   tx = orthogonal(inner, thresholds=(0, 0, 0))
-  x, g = start((5, 5)), gradient((5, 5))
+  x = orthonormal((5, 5))
+  g = noise(x, 1)
   updates, state = jax.jit(tx.update)(g, tx.init(x), x, value=7)
   # ‖Δ‖_F is about 4: see exponential_test.
   assert orthogonality_error(x + updates) < 4 * np.sqrt(5) * EPS * 5
@@ -206,9 +167,7 @@ def test_what_the_inner_rule_makes_becomes_skew():
   assert not np.any(origin)
   want = algebra.pack(x.T @ g)
   assert omega.shape == want.shape == (3, 5)
-  np.testing.assert_allclose(
-    omega, want, rtol=0, atol=5 * EPS * jnp.linalg.norm(g)
-  )
+  assert_close(omega, want, 5 * EPS * jnp.linalg.norm(g))
 
 
 # -- Drift over many steps ----------------------------------------------------
@@ -229,7 +188,7 @@ def test_ten_thousand_steps_end_on_the_manifold(shape, rate, bound):
     updates, state = tx.update(g, state, x)
     return optax.apply_updates(x, updates), state
 
-  x = start(shape)
+  x = orthonormal(shape)
   carry = x, tx.init(x)
   x, state = jax.jit(lambda c: jax.lax.fori_loop(0, 10_000, body, c))(carry)
   for y in (x, slow_params(state, x)):
@@ -261,12 +220,11 @@ def test_retraction_comes_on_its_period_to_both_copies(method):
     retraction=method,
     start_tolerance=None,
   )
-  x = start((6, 6)) * 1.01  # 2e-2 off.
-  state, step = tx.init(x), compile_step(tx)
-  for t in range(1, 4):
-    x, state = step(jnp.zeros_like(x), state, x)
-    for y in (x, state.slow):
-      assert (orthogonality_error(y) < 1e-5) == (t == 3)
+  x = orthonormal((6, 6)) * 1.01  # 2e-2 off.
+  for steps in (1, 2, 3):
+    end, state = run(tx, x, steps, lambda x, _: jnp.zeros_like(x))
+    for y in (end, state.slow):
+      assert (orthogonality_error(y) < 1e-5) == (steps == 3)
 
 
 # -- Inside optax -------------------------------------------------------------
@@ -287,42 +245,37 @@ RULES = {
     ('adam, bfloat16 moment', 'bfloat16', 'projection'),
   ],
 )
-def test_any_rule_keeps_types_and_compiles_once(
-  rule, grad_dtype, large_steps, run_counted
-):
-  params = [start((2, 5, 3))]
-  grads = [gradient((2, 5, 3)).astype(grad_dtype)]
+def test_any_rule_keeps_types_and_compiles_once(rule, grad_dtype, large_steps):
+  params = [orthonormal((2, 5, 3))]
+  grads = [noise(params[0], 1).astype(grad_dtype)]
   tx = orthogonal(
     RULES[rule](),
     lookahead_period=2,
     retraction_period=None,
     large_steps=large_steps,
   )
-  end, _ = run_counted(tx, params, lambda *_: grads)
+  end, _ = run(tx, params, 4, lambda *_: grads)
   assert np.any(end[0] != params[0])
   assert jnp.max(orthogonality_error(end[0])) < 1e-5
 
 
 def test_injected_hyperparameters_are_the_same_rule():
   def make(learning_rate, lookahead_alpha):
-    return orthogonal(
-      optax.sgd(learning_rate),
-      lookahead_period=2,
-      lookahead_alpha=lookahead_alpha,
-    )
+    rule = optax.sgd(learning_rate)
+    return orthogonal(rule, lookahead_period=2, lookahead_alpha=lookahead_alpha)
 
-  x = start((5, 5))
+  x = orthonormal((5, 5))
   injected = optax.inject_hyperparams(make)(
     learning_rate=1e-2, lookahead_alpha=0.25
   )
   got, state = run(injected, x, 5)
   want, _ = run(make(1e-2, 0.25), x, 5)
-  np.testing.assert_allclose(got, want, atol=4 * EPS, rtol=0)
+  assert_close(got, want)
   state.hyperparams['learning_rate'] = jnp.zeros([])
   state.hyperparams['lookahead_alpha'] = jnp.ones([])
   frozen, _ = run(injected, got, 1, state=state)
   # Step 6 syncs; step 5 moved the fast copy from the slow one, η = 1 keeps it.
-  np.testing.assert_allclose(frozen, got, atol=8 * EPS, rtol=0)
+  assert_close(frozen, got, 8 * EPS)
 
 
 # -- Products and precision ---------------------------------------------------
@@ -412,9 +365,8 @@ SPOILERS = {
 @pytest.mark.parametrize('spoiler', SPOILERS)
 def test_updates_that_are_changed_afterwards_are_noticed(spoiler):
   tx = optax.chain(orthogonal(optax.adam, 0.1), SPOILERS[spoiler])
-  end, _ = run(tx, {'w': start((2, 6, 6)), 'tall': start((17, 2))}, 3)
-  assert np.any(np.isnan(end['w']))
-  assert np.any(np.isnan(end['tall']))
+  start = [orthonormal((2, 6, 6)), orthonormal((17, 2))]
+  assert all(np.any(np.isnan(x)) for x in run(tx, start, 3)[0])
 
 
 def scaled_rejection(tx):
@@ -444,19 +396,20 @@ def scaled_rejection(tx):
 )
 def test_what_leaves_updates_whole_passes(wrap):
   tx = wrap(orthogonal(optax.adam, 0.1))
-  x, _ = run(tx, start((2, 6, 6)), 6)
+  x, _ = run(tx, orthonormal((2, 6, 6)), 6)
   assert jnp.max(orthogonality_error(x)) < 1e-2  # As truncated steps leave it.
 
 
 def test_parameters_may_be_replaced_on_the_manifold_alone():
   """Where values are known, an error says so."""
   tx = orthogonal(optax.adam, 0.1)
-  x, state = run(tx, start((6, 6)), 2)
-  for other in (start((6, 6), seed=5), polar_retract(x), x * (1 + 1e-5)):
-    updates, _ = tx.update(gradient((6, 6)), state, other)
+  x, state = run(tx, orthonormal((6, 6)), 2)
+  g = noise(x, 1)
+  for other in (orthonormal((6, 6), 5), polar_retract(x), x * (1 + 1e-5)):
+    updates, _ = tx.update(g, state, other)
     assert np.all(np.isfinite(updates))
   with pytest.raises(ValueError, match='the only leaf is not what the last'):
-    tx.update(gradient((6, 6)), state, 1.01 * x)
+    tx.update(g, state, 1.01 * x)
 
 
 DEGENERATE = (
@@ -466,25 +419,26 @@ DEGENERATE = (
 
 
 def test_degenerate_shapes_pass():
-  params = {str(shape): start(shape) for shape in DEGENERATE}
+  params = [orthonormal(shape) for shape in DEGENERATE]
   tx = orthogonal(optax.adam, 0.1, lookahead_period=2, retraction_period=2)
-  end, state = run(
-    tx, params, 3, lambda x, t: jax.tree.map(lambda p: gradient(p.shape, t), x)
-  )
+  end, state = run(tx, params, 3)
   errors = jax.jit(lambda x: jax.tree.map(orthogonality_error, x))(end)
-  for shape in DEGENERATE:
-    x = end[str(shape)]
+  slow = slow_params(state, end)
+  for shape, start, *found in zip(
+    DEGENERATE, params, end, errors, slow, strict=True
+  ):
+    x, error, x_slow = found
     # A sign, which nothing moves; or a unit vector.
     moves = bool(x.size) and shape[-2:] != (1, 1)
-    assert np.any(x != params[str(shape)]) == moves
-    assert errors[str(shape)].shape == shape[:-2]
-    assert np.max(errors[str(shape)], initial=0) < 1e-3
-    assert slow_params(state, end)[str(shape)].shape == x.shape == shape
+    assert np.any(x != start) == moves
+    assert error.shape == shape[:-2]
+    assert np.max(error, initial=0) < 1e-3
+    assert x_slow.shape == x.shape == shape
 
 
 def test_no_step_leaves_a_component_of_the_group():
   """A component is reached from a start in it, and from no other start."""
-  target = start((4, 4), seed=3)
+  target = orthonormal((4, 4), seed=3)
   tx = orthogonal(optax.adam, optax.cosine_decay_schedule(0.3, 200))
   gaps = []
   for sign in (1.0, -1.0):

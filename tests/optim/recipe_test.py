@@ -13,8 +13,10 @@ from lipnext_jax.optim import orthogonal_labels
 from lipnext_jax.optim import orthogonality_error
 from lipnext_jax.optim import scheduled_nadam
 from lipnext_jax.optim import slow_params
-
-EPS = float(np.finfo(np.float32).eps)
+from tests.optim.steps import assert_close
+from tests.optim.steps import EPS
+from tests.optim.steps import noise
+from tests.optim.steps import run
 
 
 @pytest.fixture
@@ -24,12 +26,6 @@ def params():
     'blocks': {'R': jnp.stack([jnp.eye(4)] * 2), 'M': jnp.eye(4)},
     'head': {'kernel': jnp.ones((4, 2))},
   }
-
-
-@pytest.fixture
-def run(run_counted, noise):
-  """Returns a function (tx, params, steps) → (params, state), on noise."""
-  return lambda tx, params, steps: run_counted(tx, params, noise, steps)
 
 
 def test_labels_are_by_name(params):
@@ -49,7 +45,7 @@ def test_labels_are_by_name(params):
     orthogonal_labels(one, two)
 
 
-def test_the_recipe_is_its_parts(params, run):
+def test_the_recipe_is_its_parts(params):
   rate = optax.linear_schedule(1e-2, 1e-3, 5)
   options = {'lookahead_period': 2, 'retraction_period': 3}
   got, state = run(
@@ -75,34 +71,20 @@ def test_the_recipe_is_its_parts(params, run):
   assert all(jax.tree.leaves(moved))
 
 
-def test_the_gradient_is_clipped_over_both_groups(params, noise):
-  def sgd(learning_rate):
-    return optax.sgd(learning_rate)
-
+def test_the_gradient_is_clipped_over_both_groups(params):
   grads = noise(params, 0)
-  norm = optax.tree.norm(grads)
-  options = {'inner': sgd, 'lookahead_period': None, 'retraction_period': None}
-  clipped = lipnext_optimizer(1e-3, clip_norm=0.5, **options)
-  free = lipnext_optimizer(1e-3, clip_norm=None, **options)
-  got, _ = jax.jit(clipped.update)(grads, clipped.init(params), params)
-  scaled = jax.tree.map(lambda g: g * (0.5 / norm), grads)
-  want, _ = jax.jit(free.update)(scaled, free.init(params), params)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3 * 4 * EPS, rtol=0),
-    got,
-    want,
-  )
 
-
-def test_an_infinite_bound_clips_nothing(params, noise):
-  grads = noise(params, 0)
-  got, want = (
-    tx.update(grads, tx.init(params), params)[0]
-    for tx in (
-      lipnext_optimizer(1e-3, clip_norm=bound) for bound in (np.inf, None)
+  def update(bound, scale=1.0):
+    tx = lipnext_optimizer(
+      1e-3, inner=optax.sgd, clip_norm=bound, lookahead_period=None
     )
-  )
-  jax.tree.map(np.testing.assert_array_equal, got, want)
+    scaled = jax.tree.map(lambda g: g * scale, grads)
+    return jax.jit(tx.update)(scaled, tx.init(params), params)[0]
+
+  scaled = update(None, 0.5 / optax.tree.norm(grads))
+  assert_close(update(0.5), scaled, 1e-3 * 4 * EPS)
+  # An infinite bound clips nothing.
+  jax.tree.map(np.testing.assert_array_equal, update(np.inf), update(None))
 
 
 def test_a_fresh_state_can_be_donated(params):
@@ -130,7 +112,7 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize('wrapper', WRAPPERS)
-def test_slow_weights_are_found_inside(wrapper, run):
+def test_slow_weights_are_found_inside(wrapper):
   """After 3 steps, the slow weights are those of the sync at step 2."""
   params = {'blocks': [{'R': jnp.eye(3)}, {'bias': jnp.ones(2)}]}
   bare = lipnext_optimizer(1e-2, lookahead_period=2, retraction_period=None)
@@ -138,13 +120,11 @@ def test_slow_weights_are_found_inside(wrapper, run):
   slow = slow_params(state, fast)
   synced, _ = run(bare, params, 2)
   assert jax.tree.structure(slow) == jax.tree.structure(params)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=4 * EPS), slow, synced
-  )
+  assert_close(slow, synced)
   assert np.any(slow['blocks'][0]['R'] != fast['blocks'][0]['R'])
 
 
-def test_slow_weights_of_one_group_only(run):
+def test_slow_weights_of_one_group_only():
   params = {'R': jnp.eye(2), 'bias': jnp.ones(2)}
   tx = optax.partition(
     {'o': orthogonal(optax.sgd(0.1), lookahead_period=9), 'e': optax.sgd(0.1)},
