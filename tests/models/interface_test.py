@@ -20,6 +20,7 @@ from lipnext_jax.certify import rigorous
 from lipnext_jax.models import baselines
 from lipnext_jax.models import interface
 from lipnext_jax.models import parametrizations
+from tests import networks
 
 IMAGE = (6, 8, 1)
 SIZES = {'num_classes': 4, 'depth': 2, 'width': 8, 'patch_size': 2}
@@ -44,26 +45,8 @@ MODELS = {
 @functools.cache
 def trained(name):
   """Float32 parameters with nothing at zero or on a special point."""
-  shapes = jax.eval_shape(
-    MODELS[name].init, jax.random.key(0), jnp.zeros((1, *IMAGE))
-  )['params']
-  rng = np.random.default_rng(0)
-
-  def draw(path, leaf):
-    a = rng.normal(size=leaf.shape)
-    kind = path[-1].key
-    if kind in ('Q', 'R', 'M'):
-      a = np.linalg.qr(np.swapaxes(a, -1, -2))[0]
-      a = np.swapaxes(a, -1, -2)  # Orthonormal rows.
-    elif kind == 'pos' and name == 'no position':
-      a = 0 * a
-    elif kind.startswith('conv'):
-      a /= 3 * leaf.shape[-1] ** 0.5
-    elif kind in ('bias', 'pos'):
-      a *= 0.2
-    return jnp.float32(a)
-
-  return jax.tree_util.tree_map_with_path(draw, shapes)
+  params = networks.draw(MODELS[name], IMAGE, scale=0.2)
+  return jax.tree.map(jnp.asarray, params)
 
 
 def images(n=4):

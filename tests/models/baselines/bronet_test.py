@@ -12,6 +12,7 @@ import pytest
 
 from lipnext_jax.models import baselines
 from lipnext_jax.optim import orthogonal_labels
+from tests import networks
 
 IMAGE = (6, 8, 1)
 SIZES = {'depth': 2, 'width': 8, 'patch_size': 2, 'dense_width': 200}
@@ -21,12 +22,8 @@ def build(**fields):
   return baselines.BRONet(3, **(SIZES | fields))
 
 
-def draw(model, seed=0):
-  shapes = jax.eval_shape(
-    model.init, jax.random.key(0), jnp.zeros((1, *IMAGE))
-  )['params']
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda s: rng.normal(size=s.shape), shapes)
+def draw(model):
+  return networks.draw(model, IMAGE, dtype=np.float64)
 
 
 @functools.cache

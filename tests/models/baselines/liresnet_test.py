@@ -8,6 +8,7 @@ import pytest
 from lipnext_jax.certify import convolution
 from lipnext_jax.models import baselines
 from lipnext_jax.optim import orthogonal_labels
+from tests import networks
 
 IMAGE = (4, 6, 2)
 
@@ -17,20 +18,13 @@ def build(**fields):
   return baselines.LiResNet(3, **(sizes | fields))
 
 
-def draw(model, seed=0):
-  shapes = jax.eval_shape(
-    model.explicit().init, jax.random.key(0), jnp.zeros((1, *IMAGE))
-  )['params']
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(lambda s: 0.4 * rng.normal(size=s.shape), shapes)
+def draw(model, dtype=np.float64):
+  return networks.draw(model.explicit(), IMAGE, scale=0.4, dtype=dtype)
 
 
 def min_max(x):
-  half = x.shape[-1] // 2
-  a, b = x[..., :half], x[..., half : 2 * half]
-  return np.concatenate(
-    [np.maximum(a, b), np.minimum(a, b), x[..., 2 * half :]], -1
-  )
+  a, b, rest = np.split(x, [x.shape[-1] // 2, x.shape[-1] // 2 * 2], axis=-1)
+  return np.concatenate([np.maximum(a, b), np.minimum(a, b), rest], -1)
 
 
 def correlate(x, kernel, padding):
@@ -95,7 +89,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
   x = jnp.float32(np.random.default_rng(0).uniform(size=(2, *IMAGE)))
   shapes = jax.eval_shape(model.init, jax.random.key(0), x)
   assert {a.dtype.name for a in jax.tree.leaves(shapes)} == {'float32'}
-  variables = {'params': jax.tree.map(jnp.float32, draw(model))}
+  variables = {'params': draw(model, np.float32)}
 
   @jax.jit
   def both(variables, x):
