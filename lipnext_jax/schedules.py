@@ -32,22 +32,15 @@ class Plan(NamedTuple):
 
 
 def parse_duration(field: str, duration: str) -> tuple[float, str]:
-  """Parses '150 epochs' into (150.0, 'epochs').
-
-  Raises:
-    ConfigError: the text does not have the form '<number> <unit>'.
+  """Parses '150 epochs' into (150.0, 'epochs'), or raises ConfigError.
 
   >>> parse_duration('duration', '1.5 epochs')
   (1.5, 'epochs')
   """
   if match := _DURATION.fullmatch(duration):
     return float(match[1]), match[4]
-  raise errors.ConfigError(
-    field,
-    duration,
-    'is not a duration',
-    "write e.g. '150 epochs' or '2000 steps'",
-  )
+  remedy = "write e.g. '150 epochs' or '2000 steps'"
+  raise errors.ConfigError(field, duration, 'is not a duration', remedy)
 
 
 def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
@@ -55,11 +48,7 @@ def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
 
   An epoch is `train_examples / batch_size` steps: batches run across epochs,
   and no example is dropped. Durations round to the nearest step; a period that
-  is not 0 is at least one step.
-
-  Args:
-    config: a valid config.
-    train_examples: size of the training split, without the holdout.
+  is not 0 is at least one step. `train_examples` leaves the holdout out.
 
   Raises:
     ConfigError: training has no step, or its warm-up is as long as all of it.
@@ -101,11 +90,7 @@ def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
 
 
 def learning_rate(c: ml_collections.ConfigDict, plan: Plan) -> optax.Schedule:
-  """Builds step → learning rate: linear warm-up, then cosine (paper §4).
-
-  Args:
-    c: `config.optimizer`.
-    plan: the durations of the config.
+  """Builds the schedule of `config.optimizer`: linear, then cosine (paper §4).
 
   >>> c = ml_collections.ConfigDict({'learning_rate': 1.0, 'final_scale': 0.0})
   >>> schedule = learning_rate(c, Plan(10, 4, 0, 0, 0, 1))
@@ -124,14 +109,7 @@ def learning_rate(c: ml_collections.ConfigDict, plan: Plan) -> optax.Schedule:
 def epsilon_schedule(
   c: ml_collections.ConfigDict, plan: Plan
 ) -> Callable[[jax.typing.ArrayLike], jax.Array]:
-  """Builds the training radius ε_t = ε·(a + (b − a)·min(2t/T, 1)) (paper §4).
-
-  Args:
-    c: `config.loss`, with ε (ℓ2 in [0, 1] pixel units), a and b.
-    plan: the durations of the config, with T.
-
-  Returns:
-    step → ε_t, float32.
+  """Builds t → ε_t = ε·(a + (b − a)·min(2t/T, 1)) of `config.loss` (paper §4).
 
   >>> c = ml_collections.ConfigDict(
   ...   {'epsilon': 0.25, 'epsilon_start': 0.1, 'epsilon_end': 2.0})
@@ -139,11 +117,11 @@ def epsilon_schedule(
   >>> [round(float(radius(t)), 4) for t in (0, 25, 50, 100)]
   [0.025, 0.2625, 0.5, 0.5]
   """
-  start, end, total = c.epsilon_start, c.epsilon_end, plan.total_steps
-  epsilon = c.epsilon
+  start, end, epsilon = c.epsilon_start, c.epsilon_end, c.epsilon
 
   def schedule(step):
-    progress = jnp.minimum(2 * jnp.asarray(step, jnp.float32) / total, 1)
+    step = jnp.asarray(step, jnp.float32)
+    progress = jnp.minimum(2 * step / plan.total_steps, 1)
     return epsilon * (start + (end - start) * progress)
 
   return schedule

@@ -89,13 +89,10 @@ class TrainState(NamedTuple):
     model: interface.CertifiedModel,
     stacks: jax.sharding.NamedSharding | None = None,
   ) -> Any:
-    """Returns the certified weights.
+    """Returns the certified weights of a model.
 
-    Retraction removes the drift off the manifold, which would increase Λ.
-
-    Args:
-      model: model of `params`.
-      stacks: layout of the stacks of matrices; each device retracts its own.
+    Retraction removes the drift off the manifold, which would increase Λ; each
+    device retracts the matrices that it has of sharded `stacks`.
     """
 
     def retract(x, label):
@@ -154,10 +151,9 @@ class Parts(NamedTuple):
 
 
 def build_loss(c: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
-  """Builds (logits, labels, head_kernel, epsilon) → mean loss.
+  """Builds (logits, labels, head_kernel, epsilon) → loss of `config.loss`.
 
-  Args:
-    c: `config.loss`; the loss gets the fields that are declared for it alone.
+  The loss gets the fields that are declared for it alone.
   """
   options = {
     name.removeprefix('annealing_'): value
@@ -175,13 +171,7 @@ def build_optimizer(
   plan: schedules.Plan,
   stack_sharding: jax.sharding.NamedSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Builds the optimizer of `config.optimizer` (`optim.lipnext_optimizer`).
-
-  Args:
-    c: `config.optimizer`.
-    plan: durations of the config in steps.
-    stack_sharding: layout of the stacks of matrices on the devices.
-  """
+  """Builds the `optim.lipnext_optimizer` of `config.optimizer`."""
   return optim.lipnext_optimizer(
     schedules.learning_rate(c, plan),
     inner=functools.partial(
@@ -221,13 +211,8 @@ def train_step(
   """Takes one step: loss → gradient → update, and adds to the sums.
 
   A step is skipped if its loss or gradient is not finite: it leaves parameters
-  and optimizer as they are, and is counted.
-
-  Args:
-    parts: model, loss and optimizer of the step.
-    state: state before the step.
-    batch: 'image' [b, H, W, ch], uint8 or float32 in [0, 1], and 'label' [b]
-      int32.
+  and optimizer as they are, and is counted. A batch has 'image' [b, H, W, ch],
+  uint8 or float32 in [0, 1], and 'label' [b] int32.
   """
   grads, (loss, counts) = _gradients(parts, state, batch)
   grad_norm = optax.tree.norm(grads)  # Not finite if any entry is not.

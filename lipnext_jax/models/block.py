@@ -103,14 +103,7 @@ def apply_block(
 ) -> jax.Array:
   """Computes v = M(y + Rᵀ(S − I)R y) + b with y = σ(u) + p (paper §3.1).
 
-  Args:
-    spec: the options of all blocks.
-    weights: R, M, bias and p of this block.
-    u: tokens before σ, [t, c]; those of an image lie together, row by row.
-    devices: communication between the devices of a mesh.
-
-  Returns:
-    v, [t, c].
+  The tokens u and v, [t, c], of an image lie together, row by row.
   """
   shape = (-1, *spec.grid, u.shape[-1])
   weights = devices.gather(spec, weights)

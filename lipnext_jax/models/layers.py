@@ -163,15 +163,12 @@ def spatial_shift(
   # The transpose of a split is a concatenation, so backward is one pass. That
   # of slices would be a sum of ten padded arrays.
   sizes = [k] * 4 + [x.shape[-1] - 4 * k]
-  up, down, left, right, rest = jax.lax.split(x, sizes, axis=x.ndim - 1)
-  groups = [
-    _roll(up, h_axis, -1, padding),
-    _roll(down, h_axis, 1, padding),
-    _roll(left, w_axis, -1, padding),
-    _roll(right, w_axis, 1, padding),
-    rest,
+  *groups, rest = jax.lax.split(x, sizes, axis=x.ndim - 1)
+  moves = ((h_axis, -1), (h_axis, 1), (w_axis, -1), (w_axis, 1))
+  rolled = [
+    _roll(x, *move, padding) for x, move in zip(groups, moves, strict=True)
   ]
-  return jnp.concatenate(groups, axis=-1)
+  return jnp.concatenate([*rolled, rest], axis=-1)
 
 
 def _roll(x: jax.Array, axis: int, step: int, padding: str) -> jax.Array:
@@ -180,10 +177,8 @@ def _roll(x: jax.Array, axis: int, step: int, padding: str) -> jax.Array:
   cut = 1 if step < 0 else size - 1
   head, tail = jax.lax.split(x, [cut, size - cut], axis=axis)
   if padding == 'zero':  # Nothing re-enters on the other side.
-    if step < 0:
-      head = jnp.zeros_like(head)
-    else:
-      tail = jnp.zeros_like(tail)
+    zeros = jnp.zeros_like(head if step < 0 else tail)
+    head, tail = (zeros, tail) if step < 0 else (head, zeros)
   return jnp.concatenate([tail, head], axis=axis)
 
 

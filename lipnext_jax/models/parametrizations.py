@@ -123,9 +123,7 @@ def projector_factor(v: jax.Array) -> jax.Array:
 def block_reflector(v: jax.Array, rows: int | None = None) -> jax.Array:
   """Computes I − 2V(VᵀV)⁻¹Vᵀ, which negates the span of V's columns.
 
-  Args:
-    v: [..., n, r], float32 or wider, of full rank r <= n.
-    rows: m <= n, to keep the first m rows only (semi-orthogonal).
+  V [..., n, r] has full rank. With `rows`, only so many are kept.
 
   >>> block_reflector(jnp.array([[3.0], [0.0]])).tolist()
   [[-1.0, 0.0], [0.0, 1.0]]

@@ -54,14 +54,8 @@ def mix(
   """Computes (y + d R) Mᵀ, which is M (y + Rᵀ d) for every token.
 
   The backward pass neither keeps nor recomputes y + d R: with B = gᵀ d [c, k],
-  the gradient of M is gᵀ y + B R, and that of R is Bᵀ M.
-
-  Args:
-    numerics: arithmetic of all products.
-    y: tokens, [t, a].
-    d: differences (S − I) R y, [t, k].
-    r: matrix R, [k, a].
-    m: matrix M, [c, a].
+  the gradient of M is gᵀ y + B R, and that of R is Bᵀ M. Shapes: y [t, a],
+  d [t, k], R [k, a], M [c, a].
 
   >>> y, d, eye = jnp.ones((1, 2)), jnp.full((1, 1), 3.0), jnp.eye(2)
   >>> mix(Numerics(), y, d, eye[:1], 2 * eye).tolist()

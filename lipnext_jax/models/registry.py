@@ -16,21 +16,15 @@ def build_model(
   num_classes: int,
   devices: block.Devices = block.ONE_DEVICE,
 ) -> interface.CertifiedModel:
-  """Builds the model of `config.model`, in its training precision.
+  """Builds the model of a valid `config.model`, in its training precision.
 
-  Args:
-    c: `config.model`, validated. A model is given the fields that it has.
-    num_classes: number of classes.
-    devices: communication of a LipNeXt's blocks on a mesh; the compiler chooses
-      that of other models.
+  `devices` is the communication of a LipNeXt's blocks on a mesh; the compiler
+  chooses that of other models.
   """
   kind = models.MODELS[c.name]
   fields = {**c, **c.baseline}
-  given: dict[str, Any] = {
-    f.name: fields[f.name]
-    for f in dataclasses.fields(kind)
-    if f.name in fields and f.name != 'name'  # Every module has a name.
-  }
+  own = {f.name for f in dataclasses.fields(kind)} - {'name'}
+  given: dict[str, Any] = {n: fields[n] for n in own & fields.keys()}
   given['num_classes'] = num_classes
   given['dtype'] = config.DTYPES[c.dtype]
   given['precision'] = config.PRECISIONS[c.precision]

@@ -1,6 +1,6 @@
 """Manifold steps of tall matrices X [m, n], m ≫ n, with small products.
 
-`algebra` rotates X by a skew matrix of its longer side. Here that matrix,
+`manifold` rotates X by a skew matrix of its longer side. Here that matrix,
 A [m, m], stays factored:
 
     Ω = skew(GXᵀ) X = (G − X GᵀX)/2      gradient G in the tangent space at X
@@ -9,7 +9,7 @@ A [m, m], stays factored:
     X ← exp(A) X = X + U φ(Z) VᵀX        Z = VᵀU, φ(z) = (eᶻ − 1)/z
 
 Z is 2n×2n, and no array is larger than X. A step takes 7 products of size mn²
-and some of size n³. With SGD, A = −lr·skew(GXᵀ), as with `algebra`.
+and some of size n³. With SGD, A = −lr·skew(GXᵀ), as there.
 """
 
 from collections.abc import Sequence

@@ -64,8 +64,12 @@ def gradients(grads: optax.Updates, params: optax.Params | None) -> None:
       )
 
 
-def matrices(params: optax.Params) -> None:
-  """Raises ValueError for leaves that are not real matrices [..., m, n]."""
+def start(params: optax.Params, tolerance: Any) -> None:
+  """Raises ValueError for leaves that are not real matrices [..., m, n].
+
+  And for those with ‖XᵀX − I‖₂ above `tolerance`, unless that is None or their
+  values are not known here.
+  """
   for path, x in jax.tree_util.tree_leaves_with_path(params):
     if jnp.ndim(x) < 2:
       raise ValueError(
@@ -79,14 +83,6 @@ def matrices(params: optax.Params) -> None:
         'or float64, and cast it to compute (bfloat16 is 1e-2 off the '
         'manifold); store a unitary A + iB as the orthogonal [[A, -B], [B, A]].'
       )
-
-
-def on_manifold(params: optax.Params, tolerance: Any) -> None:
-  """Raises ValueError for a matrix with ‖XᵀX − I‖₂ above `tolerance`.
-
-  A tolerance of None, and values that are not known here, are not checked.
-  """
-  for path, x in jax.tree_util.tree_leaves_with_path(params):
     if tolerance is None or not _are_known(x, tolerance):
       continue
     errors = retraction.orthogonality_error(jnp.asarray(x), iterations=20)

@@ -14,8 +14,9 @@ the steps since then (paper §3.2(b)), and the fast copy follows:
 A periodic polar retraction takes both copies back to the group, from which
 truncation and rounding slowly remove them. `optax.apply_updates` lands on the
 group: the update is the new X less the old one. A wide X [m, n] is moved
-likewise, by Δ [n, n], and a tall one transposed. `algebra` packs skew matrices,
-`ambient` moves matrices far from square, `stack` loops over stacks of them.
+likewise, by Δ [n, n], and a tall one transposed. Of a skew matrix, half of the
+entries are stored (`pack`). `ambient` moves matrices far from square, `stack`
+loops over stacks of them.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,6 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from lipnext_jax.optim import algebra
 from lipnext_jax.optim import ambient
 from lipnext_jax.optim import checks
 from lipnext_jax.optim import exponential
@@ -128,8 +128,7 @@ def orthogonal(
   map_stacks = functools.partial(stack.map_stacks, sharding=stack_sharding)
 
   def init_fn(params):
-    checks.matrices(params)
-    checks.on_manifold(params, start_tolerance)
+    checks.start(params, start_tolerance)
     slow = lay_out(jax.tree.map(jnp.copy, params))
     total = lay_out(jax.tree.map(origin, params))
     inner_state = lay_out(rule.init(total))
@@ -200,7 +199,7 @@ def orthogonal(
     if is_ambient(x):
       omega = ambient.tangent(x, g, precision)
     else:
-      omega = algebra.pack(jnp.matmul(x.T, g, precision=precision))
+      omega = pack(jnp.matmul(x.T, g, precision=precision))
     return jnp.where(is_spoilt, jnp.nan, omega)
 
   def rotate(_, x, delta):
@@ -211,7 +210,7 @@ def orthogonal(
     else:
       # Unpacking reads every entry twice. Fused with the inner rule, it would
       # keep that from overwriting its moments; so Δ stays packed until here.
-      expm1 = exponential.fast_expm1(algebra.unpack(delta), **curve)
+      expm1 = exponential.fast_expm1(unpack(delta), **curve)
       update = jnp.matmul(y, expm1, precision=precision)
     return update if update.shape == x.shape else update.T
 
@@ -229,3 +228,30 @@ def orthogonal(
     return retraction_lib.polar_retract(x + update, retraction) - x
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def pack(a: jax.Array) -> jax.Array:
+  """Packs skew(a) = (a − aᵀ)/2, [n, n], into ⌈n/2⌉ rows.
+
+  Of the part above the diagonal, the upper half stays in place. The lower half,
+  rotated by 180°, fills the places below the diagonal. The diagonal is 0, and
+  for odd n the middle row holds each of its entries twice.
+
+  >>> pack(jnp.array([[0.0, 2, 4, 6], [0, 0, 8, 10], [0, 0, 0, 12], [0] * 4]))
+  Array([[0., 1., 2., 3.],
+         [6., 0., 4., 5.]], dtype=float32)
+  """
+  above = jnp.triu((a - a.T) / 2, 1)
+  return (above + above[::-1, ::-1])[: (len(a) + 1) // 2]
+
+
+def unpack(packed: jax.Array) -> jax.Array:
+  """Returns the skew-symmetric matrix [n, n] of any array [⌈n/2⌉, n].
+
+  >>> a = jnp.arange(9.0).reshape(3, 3)
+  >>> bool(jnp.all(unpack(pack(a)) == (a - a.T) / 2))
+  True
+  """
+  rotated = packed[::-1, ::-1][2 * len(packed) - packed.shape[1] :]
+  above = jnp.triu(jnp.concatenate([packed, rotated]), 1)
+  return above - above.T

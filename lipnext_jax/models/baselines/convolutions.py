@@ -17,26 +17,14 @@ def convolve(
   padding: str,
   precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
-  """Computes a cross-correlation at unit stride that keeps the grid.
+  """Cross-correlates [b, h, w, ch] with [s, s, ch, c], at unit stride.
 
-  Args:
-    x: input [b, h, w, ch].
-    kernel: kernel [s, s, ch, c].
-    padding: 'circular' or 'zero'.
-    precision: precision of the products.
-
-  Returns:
-    Output [b, h, w, c].
-
-  Raises:
-    ValueError: an unknown padding.
+  The grid stays: `padding` is 'circular' or 'zero'.
 
   >>> x = jnp.arange(3.0).reshape(1, 1, 3, 1)
   >>> right = jnp.zeros((3, 3, 1, 1)).at[1, 0].set(1.0)
   >>> convolve(x, right, 'circular').ravel().tolist()
   [2.0, 0.0, 1.0]
-  >>> convolve(x, right, 'zero').ravel().tolist()
-  [0.0, 0.0, 1.0]
   """
   if padding not in layers.PADDINGS:
     raise ValueError(f'{padding=} must be one of {layers.PADDINGS}.')
@@ -64,19 +52,13 @@ def with_identity(kernel: jax.Array) -> jax.Array:
 def power_iteration(
   kernel: jax.Array, grid: tuple[int, int], padding: str, iterations: int
 ) -> jax.Array:
-  """Estimates ‖W‖₂ of a convolution as ‖W v‖ for the v of a power iteration.
+  """Estimates ‖W‖₂ of a convolution as ‖W v‖, v from `iterations` of WᵀW.
 
   The estimate approaches ‖W‖₂ from below: it serves training and proves
   nothing. Its gradient is that of ‖W v‖ for the v found. The bits of the kernel
-  seed the random start, so that it needs no state and changes with every
-  update. From a fixed start, training hides large norms: after 220 steps on
-  digits the estimate was 1.1 where ‖W‖₂ was 5.6.
-
-  Args:
-    kernel: kernel [s, s, ch, c], float32 or wider.
-    grid: height and width of the input.
-    padding: 'circular' or 'zero'.
-    iterations: applications of WᵀW.
+  [s, s, ch, c] seed the random start, so that it needs no state and changes
+  with every update. From a fixed start, training hides large norms: after 220
+  steps on digits the estimate was 1.1 where ‖W‖₂ was 5.6.
 
   >>> kernel = 3 * with_identity(jnp.zeros((3, 3, 2, 2)))
   >>> round(float(power_iteration(kernel, (4, 4), 'zero', 5)), 5)
@@ -125,11 +107,8 @@ def reflect(x: jax.Array, v: jax.Array) -> jax.Array:
 
       ŷ(ω) = x̂(ω) − 2 V̂ (V̂ᴴ V̂)⁻¹ V̂ᴴ x̂(ω)
 
-  It is orthogonal as a map of [h, w, c] arrays, and its own inverse.
-
-  Args:
-    x: [b, h, w, c], float32 or wider.
-    v: [k, k, c, r], r <= c.
+  It is orthogonal as a map of [h, w, c] arrays, and its own inverse. x is
+  [b, h, w, c], float32 or wider, and v [k, k, c, r] with r <= c.
 
   >>> x = jnp.ones((1, 2, 2, 2))
   >>> v = jnp.zeros((1, 1, 2, 1)).at[0, 0, 0, 0].set(7.0)
@@ -161,15 +140,11 @@ def reflector_spectrum(v: jax.Array, grid: tuple[int, int]) -> jax.Array:
 
 
 def apply_spectrum(x: jax.Array, spectrum: jax.Array) -> jax.Array:
-  """Convolves with a stored half spectrum [h, w//2 + 1, 2, c, c].
+  """Convolves [b, h, w, c] with a spectrum [h, w//2 + 1, 2, c, c] as stored.
 
   Its Lipschitz constant is at most max_ω ‖Ŵ(ω)‖₂ for any stored numbers: the
   transform of a real array preserves norms if inner frequencies count twice,
   and the inverse only drops the imaginary parts of the outer ones.
-
-  Args:
-    x: [b, h, w, c], float32 or wider.
-    spectrum: from `reflector_spectrum`.
   """
   z = jnp.fft.rfft2(x, axes=(1, 2))
   matrices = jax.lax.complex(spectrum[..., 0, :, :], spectrum[..., 1, :, :])
