@@ -187,13 +187,14 @@ def test_compare_trains_rows_for_equal_time_and_prints_their_spread(
     return types.SimpleNamespace(wait=lambda: 0)
 
   monkeypatch.setattr(runs, 'launch', launch)
+
+  def read(name):
+    return json.loads(pathlib.Path(trained_run[0], name).read_text())
+
   options = ['models', f'--workdir={tmp_path}', '--seeds', '0', '7']
   only = ['--only', 'bronet', 'lipnext, L2 pool', '--seconds', '50']
   run('compare', *options, *only, '--', '--config.log.every=1 steps')
-  batch = json.loads(pathlib.Path(trained_run[0], 'config.json').read_text())[
-    'batch_size'
-  ]
-  steps = f'{50 * 64 // batch} steps'
+  steps = f'{50 * 64 // read("config.json")["batch_size"]} steps'
   durations = [c['--config.duration'] for c in commands]
   assert durations == ['2 epochs', steps, steps] * 2
   assert [c.get('--config.seed') for c in commands] == [None, '0', '7'] * 2
@@ -203,15 +204,10 @@ def test_compare_trains_rows_for_equal_time_and_prints_their_spread(
   run('compare', *options, *only)
   assert len(commands) == 6  # All were finished.
   head, _, *rows, interval = run('compare', *options, '--table').splitlines()
-  assert [row.split(' | ')[0] for row in rows] == [
-    '| lipnext, L2 pool',
-    '| bronet',
-  ]
-  assert all(len(row.split(' | ')) == len(head.split(' | ')) for row in rows)
-  clean = json.loads(pathlib.Path(trained_run[0], 'eval.json').read_text())[
-    'clean'
-  ]
-  assert rows[0].split(' | ')[4] == f'{clean:.2f} ± 0.00'
+  head, *rows = (row.split(' | ') for row in (head, *rows))
+  assert [row[0] for row in rows] == ['| lipnext, L2 pool', '| bronet']
+  assert all(len(row) == len(head) for row in rows)
+  assert rows[0][4] == f'{read("eval.json")["clean"]:.2f} ± 0.00'
   # Student's t of one degree of freedom is 12.7 at 97.5 %.
   assert interval.endswith('of 2 seeds: ± 8.98 standard deviations')
 
@@ -309,28 +305,14 @@ def test_cayley_and_qr_steps_are_their_definitions():
   a = np.random.default_rng(0).normal(size=(5, 5)).astype(np.float32)
   a = a - a.T
   x = np.linalg.qr(a + np.eye(5, dtype=np.float32))[0]
-  half = np.eye(5) - a / 2, np.eye(5) + a / 2
-  want = {
-    'cayley': x @ np.linalg.inv(half[0]) @ half[1],
-    'qr': np.linalg.cholesky(np.eye(5) - a @ a),
-  }
+  eye = np.eye(5)
   got = optimizer_rivals.cayley(jnp.asarray(x), jnp.asarray(a))
-  np.testing.assert_allclose(got, want['cayley'], atol=1e-5)
+  want = x @ np.linalg.inv(eye - a / 2) @ (eye + a / 2)
+  np.testing.assert_allclose(got, want, atol=1e-5)
   # X(I + A) = QR with RᵀR = (I + A)ᵀ(I + A) = I − A².
   got = optimizer_rivals.qr(jnp.asarray(x), jnp.asarray(a))
-  want_q = x @ (np.eye(5) + a) @ np.linalg.inv(want['qr'].T)
-  np.testing.assert_allclose(got, want_q, atol=1e-5)
-
-
-def write_log(path, errors):
-  with open(path, 'w') as file:
-    for step, error in errors:
-      line = {
-        'step': step,
-        'train/skipped_steps': 0.0,
-        'train/orthogonality_error': error,
-      }
-      file.write(json.dumps(line) + '\n')
+  want = x @ (eye + a) @ np.linalg.inv(np.linalg.cholesky(eye - a @ a).T)
+  np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -347,9 +329,10 @@ def test_the_soak_benchmark_sees_what_drifts(
 ):
   """Judges planted figures."""
   windows = range(1, 11)
-  write_log(
-    tmp_path / 'metrics.jsonl', [(10_000 * at, error(at)) for at in windows]
-  )
+  with open(tmp_path / 'metrics.jsonl', 'w') as file:
+    for at in windows:
+      line = {'step': 10_000 * at, 'train/orthogonality_error': error(at)}
+      print(json.dumps(line | {'train/skipped_steps': 0.0}), file=file)
   seen = {at: (memory(at), spent(at), 10_000 * at) for at in windows}
   ended = subprocess.Popen(['true'])
   monkeypatch.setattr(soak, 'launch', lambda *args: ended)

@@ -141,9 +141,6 @@ def test_the_reference_has_every_public_name_and_every_field(site):
     assert f'<dt><code>{field}</code>' in fields
 
 
-# ── The notebook ─────────────────────────────────────────────────────────────
-
-
 def shares(outputs):
   """The percentages that a cell printed."""
   text = ''.join(output.get('text', '') for output in outputs)

@@ -16,8 +16,6 @@ from scipy import special
 from lipnext_jax import losses
 from lipnext_jax.models import head
 
-# ── Transcriptions of the formulas, one example at a time ────────────────────
-
 
 def emma_ratios(f, y, w, epsilon):
   reach = epsilon * np.linalg.norm(w[y] - w, axis=1)
@@ -128,9 +126,6 @@ def check_gradients(loss, oracle):
     close(got[1], differences(lambda v, f=f: mean(f, v), w), err_msg='rows')
 
 
-# ── The losses as they are ───────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize('name', losses.LOSSES)
 def test_values_match_the_formula(name):
   loss, oracle = losses.LOSSES[name], ORACLES[name]
@@ -174,9 +169,6 @@ def test_huge_logits_stay_finite(name):
       np.testing.assert_allclose(value, tau * size, rtol=1e-3)
 
 
-# ── Planted faults ───────────────────────────────────────────────────────────
-
-
 def test_gradient_check_rejects_a_gradient_through_r(monkeypatch):
   monkeypatch.setattr(jax.lax, 'stop_gradient', lambda x: x)
   check_values(losses.emma_loss, emma)  # The value cannot show it.
@@ -214,9 +206,6 @@ def test_value_check_rejects_another_clip_distance_or_option(monkeypatch):
     loss = functools.partial(losses.LOSSES[name], **option)
     with pytest.raises(AssertionError):
       check_values(loss, ORACLES[name])
-
-
-# ── Distances of rows ────────────────────────────────────────────────────────
 
 
 def check_distances(fn):

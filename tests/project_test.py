@@ -119,8 +119,6 @@ def test_odd_docstrings_are_found():
   assert not list(odd_docstrings(plain))
 
 
-# ── What an installation needs ───────────────────────────────────────────────
-
 LIGHT = ('optim', 'models', 'losses', 'certify')
 # Packages of the extra `train`, except absl and orbax, which optax and flax
 # import themselves.
@@ -245,9 +243,6 @@ def test_what_the_audit_of_dependencies_says(report, complaint, says, code):
   lines, found = audit['judge'](json.dumps({'dependencies': report}), complaint)
   assert says in '\n'.join(lines)
   assert found == code
-
-
-# ── Documentation, CI and metadata ───────────────────────────────────────────
 
 
 def test_every_benchmark_is_run_by_a_test_or_needs_what_ci_lacks():

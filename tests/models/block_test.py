@@ -120,9 +120,6 @@ def draw_images(count=5, shape=PLAIN):
   return np.random.default_rng(7).uniform(size=(count, *shape.image))
 
 
-# ── One function ─────────────────────────────────────────────────────────────
-
-
 def check_function(apply, alpha, padding, shape=PLAIN):
   square, images = draw_square(shape), draw_images(5, shape)
   np.testing.assert_allclose(
@@ -200,9 +197,6 @@ def test_function_check_rejects(name):
     check_function(FUNCTION_FAULTS[name], 1 / 8, 'circular')
 
 
-# ── One trajectory ───────────────────────────────────────────────────────────
-
-
 def train(logits_fn, params, steps=40):
   """Losses and weights of the recipe, but for two things.
 
@@ -270,9 +264,6 @@ def test_trajectory_check_rejects_a_lost_gradient():
   )
   with pytest.raises(AssertionError):
     check_trajectory(lambda params, x: half(params, x, 1 / 16, 'circular'))
-
-
-# ── What it costs ────────────────────────────────────────────────────────────
 
 
 def count_costs(alpha, remat):
@@ -346,9 +337,6 @@ def test_gradients_are_those_of_the_paper_whatever_is_kept(remat, unroll):
   for a, b in pairs:
     assert np.abs(b).max() > 1e-2
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
-
-
-# ── The stem ─────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(('width', 'side'), [(16, 16), (12, 12), (8, 12)])

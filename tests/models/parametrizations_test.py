@@ -156,8 +156,6 @@ def test_names_without_a_map_are_refused(rng):
     Holder('polar', 'haar').init(rng)
 
 
-# ── Start points ─────────────────────────────────────────────────────────────
-
 N = 4
 SAMPLES = 4096
 

@@ -8,11 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from lipnext_jax.optim import lipnext_optimizer
-from lipnext_jax.optim import lookahead
-from lipnext_jax.optim import orthogonal
-from lipnext_jax.optim import orthogonality_error
-from lipnext_jax.optim import scheduled_nadam
+from lipnext_jax import optim
 from tests.optim.steps import assert_close
 from tests.optim.steps import EPS
 from tests.optim.steps import noise
@@ -30,21 +26,21 @@ def vectors(dtype):
 
 
 def lifted(learning_rate):
-  return orthogonal(optax.adam, learning_rate, retraction_period=3)
+  return optim.orthogonal(optax.adam, learning_rate, retraction_period=3)
 
 
 recipe = functools.partial(
-  lipnext_optimizer, lookahead_period=2, retraction_period=3
+  optim.lipnext_optimizer, lookahead_period=2, retraction_period=3
 )
 
 
 def nadam_in_lookahead(learning_rate):
-  return lookahead(scheduled_nadam(learning_rate), period=2)
+  return optim.lookahead(optim.scheduled_nadam(learning_rate), period=2)
 
 
 CASES = {
-  'scheduled_nadam': (scheduled_nadam, vectors('float32')),
-  'scheduled_nadam, bfloat16': (scheduled_nadam, vectors('bfloat16')),
+  'scheduled_nadam': (optim.scheduled_nadam, vectors('float32')),
+  'scheduled_nadam, bfloat16': (optim.scheduled_nadam, vectors('bfloat16')),
   'lookahead': (nadam_in_lookahead, vectors('float32')),
   'lookahead, bfloat16': (nadam_in_lookahead, vectors('bfloat16')),
   # Not of a seed that gradients have: the gradient that is the matrix's own
@@ -61,15 +57,38 @@ CASES = {
 every_case = pytest.mark.parametrize('case', CASES)
 
 
-@every_case
+def lift(rule):
+  return lambda rate: optim.orthogonal(
+    rule(rate), lookahead_period=2, retraction_period=None
+  )
+
+
+RULES = {
+  'momentum': lift(lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True)),
+  'bfloat16 moment': lift(lambda rate: optax.adam(rate, mu_dtype='bfloat16')),
+  'scheduled nadam': lift(optim.scheduled_nadam),
+  'lion': lift(optax.lion),
+  'schedule': lift(lambda rate: optax.adam(optax.linear_schedule(rate, 0, 9))),
+  'projection': lambda rate: optim.orthogonal(
+    optax.adam, rate, large_steps='projection'
+  ),
+}
+
+
+@pytest.mark.parametrize('case', [*CASES, *RULES])
 def test_types_are_kept_and_one_program_serves(case):
-  make, params = CASES[case]
+  make, params = CASES.get(case) or (RULES[case], CASES['orthogonal'][1])
+
+  def grads_of(params, t):
+    grads = noise(params, t)
+    return optax.tree.cast(grads, 'bfloat16' if case == 'projection' else None)
+
   with jax.enable_x64(True):  # float32 leaves beside 64-bit defaults.
-    end, _ = run(make(0.03), params, 4)
+    end, _ = run(make(0.03 if case in CASES else 0.01), params, 4, grads_of)
   for name, leaf in end.items():
     assert np.any(leaf != params[name])
     if leaf.ndim > 1:
-      assert jnp.max(orthogonality_error(leaf)) < 1e-5
+      assert jnp.max(optim.orthogonality_error(leaf)) < 1e-5
 
 
 @every_case
@@ -146,7 +165,7 @@ def test_the_battery_rejects_what_changes_types():
     lambda u, _: jax.tree.map(lambda x: x.astype(jnp.float32), u)
   )
   with pytest.raises(AssertionError):
-    run(optax.chain(scheduled_nadam(1e-2), widened), params, 4)
+    run(optax.chain(optim.scheduled_nadam(1e-2), widened), params, 4)
   growing = optax.GradientTransformation(
     lambda p: jnp.zeros([], jnp.bfloat16),
     lambda u, s, p=None: (u, s + jnp.float32(1)),

@@ -6,9 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lipnext_jax.optim import lipnext_optimizer
-from lipnext_jax.optim import lookahead
-from lipnext_jax.optim import scheduled_nadam
+from lipnext_jax import optim
 
 
 def torch_nadam(grads, lr, b1=0.9, b2=0.999, eps=1e-8, momentum_decay=4e-3):
@@ -52,7 +50,7 @@ def check_nadam(tx, steps=200, **options):
   ids=str,
 )
 def test_nadam_is_torchs(options):
-  check_nadam(scheduled_nadam(1e-2, **options), **options)
+  check_nadam(optim.scheduled_nadam(1e-2, **options), **options)
 
 
 @pytest.mark.parametrize('grad_dtype', ['bfloat16', 'float32'])
@@ -60,7 +58,7 @@ def test_nadam_is_torchs(options):
 def test_nadam_computes_in_float32_and_answers_in_its_parameters_type(
   grad_dtype, mu_dtype
 ):
-  tx = scheduled_nadam(1e-3, mu_dtype=mu_dtype)
+  tx = optim.scheduled_nadam(1e-3, mu_dtype=mu_dtype)
   params, grads = jnp.ones(3, 'bfloat16'), jnp.ones(3, grad_dtype)
   state = tx.init(params)
   updates, new_state = tx.update(grads, state, params)
@@ -94,8 +92,10 @@ def check_complex(tx):
 
 
 def test_complex_leaves_move_along_their_gradient():
-  check_complex(lipnext_optimizer(1e-2, label_fn=lambda _: 'euclidean'))
-  check_complex(scheduled_nadam(1e-2, mu_dtype='bfloat16'))  # Of real leaves.
+  check_complex(optim.lipnext_optimizer(1e-2, label_fn=lambda _: 'euclidean'))
+  check_complex(
+    optim.scheduled_nadam(1e-2, mu_dtype='bfloat16')
+  )  # Of real leaves.
 
   def squared(g, _):
     return -1e-2 * g / (jnp.sqrt(g * g) + 1e-8)
@@ -107,11 +107,11 @@ def test_complex_leaves_move_along_their_gradient():
 NADAM_FAULTS = {
   'no momentum schedule': lambda: optax.nadam(1e-2),
   'plain adam': lambda: optax.adam(1e-2),
-  'another decay': lambda: scheduled_nadam(1e-2, momentum_decay=0.005),
-  'another b2': lambda: scheduled_nadam(1e-2, b2=0.9991),
-  'no epsilon': lambda: scheduled_nadam(1e-2, eps=0.0),
-  'scaled by 1.001': lambda: scheduled_nadam(1.001e-2),
-  'bfloat16 moment': lambda: scheduled_nadam(1e-2, mu_dtype='bfloat16'),
+  'another decay': lambda: optim.scheduled_nadam(1e-2, momentum_decay=0.005),
+  'another b2': lambda: optim.scheduled_nadam(1e-2, b2=0.9991),
+  'no epsilon': lambda: optim.scheduled_nadam(1e-2, eps=0.0),
+  'scaled by 1.001': lambda: optim.scheduled_nadam(1.001e-2),
+  'bfloat16 moment': lambda: optim.scheduled_nadam(1e-2, mu_dtype='bfloat16'),
 }
 
 
@@ -119,9 +119,6 @@ NADAM_FAULTS = {
 def test_the_nadam_check_rejects(fault):
   with pytest.raises(AssertionError):
     check_nadam(NADAM_FAULTS[fault]())
-
-
-# -- Lookahead ----------------------------------------------------------------
 
 
 def check_lookahead(tx):
@@ -144,7 +141,7 @@ def check_lookahead(tx):
 
 def synced_at_zero():
   """Planted: a first sync before the first step."""
-  inner = lookahead(optax.sgd(1.0), period=2, weight=0.5)
+  inner = optim.lookahead(optax.sgd(1.0), period=2, weight=0.5)
 
   def init(params):
     return inner.init(params)._replace(step=jnp.int32(2))
@@ -153,11 +150,11 @@ def synced_at_zero():
 
 
 def test_lookahead_by_hand():
-  check_lookahead(lookahead(optax.sgd(1.0), period=2, weight=0.5))
+  check_lookahead(optim.lookahead(optax.sgd(1.0), period=2, weight=0.5))
   for fault in (
-    lookahead(optax.sgd(1.0), period=3, weight=0.5),
-    lookahead(optax.sgd(1.0), period=2, weight=0.501),
-    lookahead(optax.sgd(1.001), period=2, weight=0.5),
+    optim.lookahead(optax.sgd(1.0), period=3, weight=0.5),
+    optim.lookahead(optax.sgd(1.0), period=2, weight=0.501),
+    optim.lookahead(optax.sgd(1.001), period=2, weight=0.5),
     synced_at_zero(),
   ):
     with pytest.raises(AssertionError):
@@ -168,6 +165,6 @@ def test_lookahead_passes_extra_arguments_on():
   inner = optax.GradientTransformationExtraArgs(
     lambda _: 0, lambda updates, state, params, *, value: (updates, value)
   )
-  tx = lookahead(inner)
+  tx = optim.lookahead(inner)
   x = jnp.ones(1)
   assert tx.update(x, tx.init(x), x, value=7)[1].inner == 7

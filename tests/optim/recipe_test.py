@@ -6,13 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lipnext_jax.optim import lipnext_optimizer
-from lipnext_jax.optim import lookahead
-from lipnext_jax.optim import orthogonal
-from lipnext_jax.optim import orthogonal_labels
-from lipnext_jax.optim import orthogonality_error
-from lipnext_jax.optim import scheduled_nadam
-from lipnext_jax.optim import slow_params
+from lipnext_jax import optim
 from tests.optim.steps import assert_close
 from tests.optim.steps import EPS
 from tests.optim.steps import noise
@@ -29,43 +23,43 @@ def params():
 
 
 def test_labels_are_by_name(params):
-  assert orthogonal_labels(params) == {
+  assert optim.orthogonal_labels(params) == {
     'stem': {'Q': 'orthogonal', 'bias': 'euclidean'},
     'blocks': {'R': 'orthogonal', 'M': 'orthogonal'},
     'head': {'kernel': 'euclidean'},
   }
   for name in ('W', 'RR', 'R2', 'kernels', 'mybias'):
     with pytest.raises(ValueError, match=f"'a/{name}' matches no rule"):
-      orthogonal_labels({'a': {name: jnp.eye(2)}})
+      optim.orthogonal_labels({'a': {name: jnp.eye(2)}})
   one = {'a': {'R': jnp.eye(2)}}
   twice = [('R', 'orthogonal'), ('a/', 'orthogonal')]
-  assert orthogonal_labels(one, twice) == {'a': {'R': 'orthogonal'}}
+  assert optim.orthogonal_labels(one, twice) == {'a': {'R': 'orthogonal'}}
   two = [('R', 'orthogonal'), ('a/', 'euclidean')]
   with pytest.raises(ValueError, match=r'matches .*euclidean.*orthogonal'):
-    orthogonal_labels(one, two)
+    optim.orthogonal_labels(one, two)
 
 
 def test_the_recipe_is_its_parts(params):
   rate = optax.linear_schedule(1e-2, 1e-3, 5)
   options = {'lookahead_period': 2, 'retraction_period': 3}
   got, state = run(
-    lipnext_optimizer(rate, clip_norm=None, **options), params, 5
+    optim.lipnext_optimizer(rate, clip_norm=None, **options), params, 5
   )
   parts = optax.partition(
     {
-      'orthogonal': orthogonal(scheduled_nadam(rate), **options),
-      'euclidean': lookahead(scheduled_nadam(rate), 2, 0.5),
+      'orthogonal': optim.orthogonal(optim.scheduled_nadam(rate), **options),
+      'euclidean': optim.lookahead(optim.scheduled_nadam(rate), 2, 0.5),
     },
-    orthogonal_labels,
+    optim.orthogonal_labels,
   )
   want, want_state = run(parts, params, 5)
   jax.tree.map(np.testing.assert_array_equal, got, want)
-  slow = slow_params(state, got)
+  slow = optim.slow_params(state, got)
   jax.tree.map(
-    np.testing.assert_array_equal, slow, slow_params(want_state, got)
+    np.testing.assert_array_equal, slow, optim.slow_params(want_state, got)
   )
   for name in ('R', 'M'):
-    assert jnp.max(orthogonality_error(got['blocks'][name])) < 20 * EPS
+    assert jnp.max(optim.orthogonality_error(got['blocks'][name])) < 20 * EPS
   # Step 5 has moved the fast weights away from the sync of step 4.
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), got, slow)
   assert all(jax.tree.leaves(moved))
@@ -75,7 +69,7 @@ def test_the_gradient_is_clipped_over_both_groups(params):
   grads = noise(params, 0)
 
   def update(bound, scale=1.0):
-    tx = lipnext_optimizer(
+    tx = optim.lipnext_optimizer(
       1e-3, inner=optax.sgd, clip_norm=bound, lookahead_period=None
     )
     scaled = jax.tree.map(lambda g: g * scale, grads)
@@ -89,7 +83,7 @@ def test_the_gradient_is_clipped_over_both_groups(params):
 
 def test_a_fresh_state_can_be_donated(params):
   """No two arrays of the state share their memory."""
-  tx = lipnext_optimizer(1e-2)
+  tx = optim.lipnext_optimizer(1e-2)
   update = jax.jit(tx.update, donate_argnums=1)
   update(params, tx.init(params), params)
   shared = [jnp.zeros(2)] * 2
@@ -115,9 +109,11 @@ WRAPPERS = {
 def test_slow_weights_are_found_inside(wrapper):
   """After 3 steps, the slow weights are those of the sync at step 2."""
   params = {'blocks': [{'R': jnp.eye(3)}, {'bias': jnp.ones(2)}]}
-  bare = lipnext_optimizer(1e-2, lookahead_period=2, retraction_period=None)
+  bare = optim.lipnext_optimizer(
+    1e-2, lookahead_period=2, retraction_period=None
+  )
   fast, state = run(WRAPPERS[wrapper](bare), params, 3)
-  slow = slow_params(state, fast)
+  slow = optim.slow_params(state, fast)
   synced, _ = run(bare, params, 2)
   assert jax.tree.structure(slow) == jax.tree.structure(params)
   assert_close(slow, synced)
@@ -127,10 +123,13 @@ def test_slow_weights_are_found_inside(wrapper):
 def test_slow_weights_of_one_group_only():
   params = {'R': jnp.eye(2), 'bias': jnp.ones(2)}
   tx = optax.partition(
-    {'o': orthogonal(optax.sgd(0.1), lookahead_period=9), 'e': optax.sgd(0.1)},
+    {
+      'o': optim.orthogonal(optax.sgd(0.1), lookahead_period=9),
+      'e': optax.sgd(0.1),
+    },
     {'R': 'o', 'bias': 'e'},
   )
   fast, state = run(tx, params, 1)
-  slow = slow_params(state, fast)
+  slow = optim.slow_params(state, fast)
   np.testing.assert_array_equal(slow['R'], params['R'])  # Not yet synced.
   np.testing.assert_array_equal(slow['bias'], fast['bias'])

@@ -12,14 +12,13 @@ import numpy as np
 import optax
 import pytest
 
-from lipnext_jax.optim import lipnext_optimizer
-from lipnext_jax.optim import orthogonal
-from lipnext_jax.optim import slow_params
+from lipnext_jax import optim
 from lipnext_jax.optim import stack
+from tests.optim.steps import assert_close
+from tests.optim.steps import EPS
 
 pytestmark = pytest.mark.slow  # Optimizers are compiled for a mesh.
 
-EPS = float(np.finfo(np.float32).eps)
 N = 6
 COLLECTIVES = (
   'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter'
@@ -43,7 +42,7 @@ def problem(length, shape=(N, N), largest=30):
 
 
 def make_tx(sharding=None):
-  return orthogonal(
+  return optim.orthogonal(
     optax.sgd(0.1, momentum=0.9),
     lookahead_period=2,
     retraction_period=3,
@@ -82,22 +81,19 @@ def test_a_divided_stack_is_updated_where_it_lies(axis_type, shape):
   # Tall matrices round by eps times the square of the step.
   x, g = problem(16, shape, largest=3 if shape == (17, 2) else 30)
   want, want_state, _ = run(make_tx(), x, g)
-  got, state, text = run(
-    make_tx(sharding), *(jax.device_put(a, sharding) for a in (x, g))
-  )
+  placed = jax.device_put((x, g), sharding)
+  got, state, text = run(make_tx(sharding), *placed)
   assert not re.findall(COLLECTIVES, text)
+  if axis_type == AxisType.Auto:  # Without `sharding`, the stack is gathered.
+    assert re.findall(COLLECTIVES, run(make_tx(), *placed, steps=1)[2])
   assert 'conditional(' in text  # Each device branches for itself.
   for leaf in jax.tree.leaves((got, state)):
     if leaf.ndim:
       assert leaf.addressable_shards[0].data.shape[0] == 2
   # The same operations on the same matrices, compiled twice.
-  np.testing.assert_allclose(got, want, atol=8 * EPS, rtol=0)
-  np.testing.assert_allclose(
-    slow_params(state, got),
-    slow_params(want_state, want),
-    atol=8 * EPS,
-    rtol=0,
-  )
+  assert_close(got, want, 8 * EPS)
+  slow = optim.slow_params(state, got)
+  assert_close(slow, optim.slow_params(want_state, want), 8 * EPS)
 
 
 @pytest.mark.parametrize(
@@ -108,10 +104,8 @@ def test_a_stack_that_does_not_divide_is_padded(axis_type, length):
   x, g = problem(length)
   want, _, _ = run(make_tx(), x, g)
   whole = NamedSharding(sharding.mesh, PartitionSpec())
-  got, _, _ = run(
-    make_tx(sharding), *(jax.device_put(a, whole) for a in (x, g))
-  )
-  np.testing.assert_allclose(got, want, atol=8 * EPS, rtol=0)
+  got, _, _ = run(make_tx(sharding), *jax.device_put((x, g), whole))
+  assert_close(got, want, 8 * EPS)
 
 
 @pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
@@ -121,9 +115,8 @@ def test_parameters_may_lie_otherwise(axis_type):
   rows = NamedSharding(sharding.mesh, PartitionSpec(None, 'b'))
   x, g = problem(8)
   want, _, _ = run(make_tx(), x, g)
-  tx = make_tx(sharding)
-  got, _, _ = run(tx, *(jax.device_put(a, rows) for a in (x, g)))
-  np.testing.assert_allclose(got, want, atol=8 * EPS, rtol=0)
+  got, _, _ = run(make_tx(sharding), *jax.device_put((x, g), rows))
+  assert_close(got, want, 8 * EPS)
 
 
 def test_single_matrices_and_vectors_beside_a_sharded_stack():
@@ -131,24 +124,14 @@ def test_single_matrices_and_vectors_beside_a_sharded_stack():
   x, g = problem(8)
   params = {'R': x, 'Q': x[0], 'bias': jnp.ones(3)}
   grads = {'R': g, 'Q': g[0], 'bias': jnp.ones(3)}
-  make = functools.partial(lipnext_optimizer, 1e-2, retraction_period=None)
+  make = functools.partial(
+    optim.lipnext_optimizer, 1e-2, retraction_period=None
+  )
   want, _, _ = run(make(), params, grads, steps=1)
   whole = NamedSharding(sharding.mesh, PartitionSpec())
   tx = make(stack_sharding=sharding)
   got, _, _ = run(tx, *jax.device_put((params, grads), whole), steps=1)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=8 * EPS, rtol=0),
-    got,
-    want,
-  )
-
-
-def test_the_text_shows_a_collective_where_there_is_one():
-  """Without the sharding, the stack is gathered."""
-  sharding = make_sharding(AxisType.Auto)
-  x, g = (jax.device_put(a, sharding) for a in problem(16))
-  _, _, text = run(make_tx(), x, g, steps=1)
-  assert re.findall(COLLECTIVES, text)
+  assert_close(got, want, 8 * EPS)
 
 
 def test_a_layout_that_cuts_matrices_raises():
@@ -161,7 +144,7 @@ def test_a_layout_that_cuts_matrices_raises():
 def count_copies(shape):
   """Counts copies of whole stacks in the recipe's update, with donation."""
   x = jnp.zeros(shape)
-  tx = lipnext_optimizer(1e-3, label_fn=lambda _: 'orthogonal')
+  tx = optim.lipnext_optimizer(1e-3, label_fn=lambda _: 'orthogonal')
 
   def step(x, state, g):
     updates, state = tx.update(g, state, x)

@@ -52,9 +52,6 @@ def test_the_identity_in_a_kernel_is_the_residual(k, padding):
       np.testing.assert_allclose(got, y, rtol=0, atol=1e-12)
 
 
-# ── Block reflectors ─────────────────────────────────────────────────────────
-
-
 def apply64(fn, x, weights):
   with jax.enable_x64(True):
     return np.asarray(jax.jit(fn)(jnp.asarray(x), jnp.asarray(weights)))
