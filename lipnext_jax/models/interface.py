@@ -19,7 +19,7 @@ class CertifiedModel(nn.Module):
   """Images [b, H, W, ch] in [0, 1] → logits [b, k], float32 or wider.
 
   Subclasses have a field `num_classes` (k) and a `models.head.NormalizedHead`
-  named 'head'; their parameters are float32.
+  named 'head'; their parameters, {group: {leaf: array}}, are float32.
   """
 
   def lipschitz(self, params: Any) -> jax.typing.ArrayLike:

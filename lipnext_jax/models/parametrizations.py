@@ -153,7 +153,7 @@ def haar(key, shape, dtype=jnp.float32) -> jax.Array:
 
 ORTHOGONAL: dict[str, Callable[..., jax.Array]] = {
   'haar': haar,
-  'identity': lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype),
+  'identity': lambda key, shape, dtype: jnp.eye(*shape).astype(dtype),
 }
 
 

@@ -65,9 +65,9 @@ def gradients(grads: optax.Updates, params: optax.Params | None) -> None:
 
 
 def start(params: optax.Params, tolerance: Any) -> None:
-  """Raises ValueError for leaves that are not real matrices [..., m, n].
+  """Raises ValueError for leaves that are no real matrices on the manifold.
 
-  And for those with ‖XᵀX − I‖₂ above `tolerance`, unless that is None or their
+  Their ‖XᵀX − I‖₂ is compared with `tolerance`, unless that is None or their
   values are not known here.
   """
   for path, x in jax.tree_util.tree_leaves_with_path(params):

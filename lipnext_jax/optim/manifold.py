@@ -121,7 +121,7 @@ def orthogonal(
   checks.choice('moments', moments, MOMENTS)
   stack.check(stack_sharding)
   rule = checks.rule(inner, learning_rate)
-  curve = dict(
+  curve: dict[str, Any] = dict(
     thresholds=thresholds, large_steps=large_steps, precision=precision
   )
   lay_out = functools.partial(stack.lay_out, sharding=stack_sharding)

@@ -4,7 +4,6 @@ The oracle is the equation as printed, Z = σ( M Rᵀ S( R (X + p) ) + b ), with
 square R and in float64; the model has the first k = 4⌊αC⌋ rows of it.
 """
 
-from collections.abc import Callable
 import functools
 import math
 from typing import NamedTuple
@@ -153,17 +152,13 @@ def change(leaf, fault):
   return apply
 
 
-class Planted(NamedTuple):
-  """`products` with another `mix`."""
-
-  mix: Callable
-  product: Callable = products.product
+right_mix = products.mix
 
 
 def with_mix(mix):
   def apply(*args):
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(block_lib, 'products', Planted(mix))
+      patch.setattr(products, 'mix', mix)
       return ours(*args)
 
   return apply
@@ -171,12 +166,10 @@ def with_mix(mix):
 
 FUNCTION_FAULTS = {
   'S for S − I': with_mix(
-    lambda n, y, d, r, m: products.mix(
-      n, y, d + products.product(n, y, r), r, m
-    )
+    lambda n, y, d, r, m: right_mix(n, y, d + products.product(n, y, r), r, m)
   ),
   'R for Rᵀ': with_mix(
-    lambda n, y, d, r, m: products.mix(n, y, d, r.reshape(r.shape[::-1]).T, m)
+    lambda n, y, d, r, m: right_mix(n, y, d, r.reshape(r.shape[::-1]).T, m)
   ),
   'rows of other channels': change('R', lambda r: r[:, ::-1]),
   'R off the manifold': change('R', lambda r: 1.0001 * r),
@@ -260,7 +253,7 @@ def test_forty_steps_of_the_recipe_are_those_of_the_paper():
 def test_trajectory_check_rejects_a_lost_gradient():
   """R's gradient from one of the two products with it alone."""
   half = with_mix(
-    lambda n, y, d, r, m: products.mix(n, y, d, jax.lax.stop_gradient(r), m)
+    lambda n, y, d, r, m: right_mix(n, y, d, jax.lax.stop_gradient(r), m)
   )
   with pytest.raises(AssertionError):
     check_trajectory(lambda params, x: half(params, x, 1 / 16, 'circular'))

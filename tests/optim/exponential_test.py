@@ -12,25 +12,20 @@ import scipy.linalg
 from lipnext_jax import optim
 from tests.optim.steps import EPS
 
-KINDS = ('dense', 'equal', 'ill-conditioned', 'rank-2')
+KINDS = {  # k → eigen-angles [k] of a skew matrix of any norm.
+  'dense': lambda k: np.linspace(1, 2, k),
+  'equal': np.ones,
+  'ill-conditioned': lambda k: np.geomspace(1, 1e-8, k),
+  'rank-2': lambda k: np.eye(1, k)[0],
+}
 ORDERS = {2: 0.049, 3: 0.24, 4: 0.95}  # Order → a norm just inside its band.
-
-
-def spectrum(n, kind):
-  """Returns eigen-angles [n // 2] of a skew matrix of any norm."""
-  return {
-    'dense': np.linspace(1, 2, n // 2),
-    'equal': np.ones(n // 2),
-    'ill-conditioned': np.geomspace(1, 1e-8, n // 2),
-    'rank-2': np.eye(1, n // 2)[0],
-  }[kind]
 
 
 def skew_matrix(n, norm, kind='dense', seed=0, dtype=np.float32):
   """Returns a skew matrix [n, n] of a norm, with eigen-angles of a kind."""
   rng = np.random.default_rng(seed)
   q = scipy.linalg.qr(rng.normal(size=(n, n)))[0][:, : n // 2 * 2]
-  a = q @ np.kron(np.diag(spectrum(n, kind)), [[0, -1], [1, 0]]) @ q.T
+  a = q @ np.kron(np.diag(KINDS[kind](n // 2)), [[0, -1], [1, 0]]) @ q.T
   a = (norm * a / np.linalg.norm(a)).astype(dtype)
   return (a - a.T) / 2
 
@@ -137,19 +132,18 @@ def test_what_has_no_exponential_is_not_finite_and_stays_alone(bad, fn):
 @pytest.mark.parametrize('norm', [0.2, 1.1, 3e4])
 def test_float64_is_float64_and_thresholds_are_arguments(norm):
   a = skew_matrix(8, norm, dtype=np.float64)
-  with jax.enable_x64(True):
-    out = optim.fast_expm1(jnp.asarray(a), thresholds=(0, 0, 0))
-    turned = optim.fast_expm1(
-      jnp.asarray(a), thresholds=(0, 0, 0), large_steps='projection'
-    )
-    assert out.dtype == turned.dtype == jnp.float64
+  eye = np.eye(8)
   # As in check_expm1 and check_projected, and as much again for SciPy.
   eps = np.finfo(np.float64).eps * max(1, norm)
-  eye = np.eye(8)
-  error = np.linalg.norm(np.asarray(out) + eye - scipy.linalg.expm(a))
-  assert error < 8 * math.sqrt(8) * eps
-  polar = scipy.linalg.polar(eye + a)[0]
-  assert np.linalg.norm(np.asarray(turned) + eye - polar) < 8 * 8 * eps
+  for curve, want, rounding in (
+    ('exponential', scipy.linalg.expm(a), 8 * math.sqrt(8) * eps),
+    ('projection', scipy.linalg.polar(eye + a)[0], 8 * 8 * eps),
+  ):
+    with jax.enable_x64(True):
+      options = {'thresholds': (0, 0, 0), 'large_steps': curve}
+      out = optim.fast_expm1(jnp.asarray(a), **options)
+    assert out.dtype == jnp.float64
+    assert np.linalg.norm(np.asarray(out) + eye - want) < rounding
 
 
 def test_bad_arguments_raise():

@@ -117,16 +117,12 @@ class BRONet(dense.Baseline):
     """Returns the shape of V: its rank follows d, as n may be far larger."""
     return n, self.rank(d)
 
-  def to_orthogonal(self, raw: jax.Array) -> jax.Array:
-    """Returns the first d rows of a reflector."""
-    return parametrizations.block_reflector(raw, self.dense_width)
-
   def map_raw(
     self, group: str, name: str, raw: jax.Array, params: Any
   ) -> jax.Array:
-    """Computes the reflectors of every frequency, or Q."""
+    """Computes the reflectors of every frequency, or Q, the rows of one."""
     del group
     if name == 'Q':
-      return self.to_orthogonal(raw)
+      return parametrizations.block_reflector(raw, self.dense_width)
     grid = params['stem']['pos'].shape[:2]
     return convolutions.reflector_spectrum(raw, grid)

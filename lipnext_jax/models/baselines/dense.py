@@ -82,16 +82,12 @@ class Baseline(interface.CertifiedModel):
 
   def raw_q(self, d: int, n: int) -> tuple[int, int]:
     """Returns the shape of the raw leaf of a tail's matrix [d, n]."""
-    raise NotImplementedError
-
-  def to_orthogonal(self, raw: jax.Array) -> jax.Array:
-    """Maps a raw leaf of the tail to its matrix [d, n]."""
-    raise NotImplementedError
+    return d, n
 
   @nn.nowrap  # A part of the compact method that calls it.
   def classify(self, x: jax.Array, init: Callable[..., jax.Array]) -> jax.Array:
     """Applies neck, dense layers and head; raw matrices start at `init`."""
-    groups = {'neck': ()}
+    groups: dict[str, tuple[int, ...]] = {'neck': ()}
     if self.dense_depth:
       groups['dense'] = (self.dense_depth,)
     for name, stack in groups.items():
@@ -102,7 +98,7 @@ class Baseline(interface.CertifiedModel):
         ('bias', zeros, (*stack, self.dense_width)),
       )
       q, bias = Group(leaves, name=name)()
-      q = q if self.stored else self.to_orthogonal(q)
+      q = q if self.stored else self.map_raw(name, 'Q', q, None)
       x = layers(x, q, bias, self.activate, self.precision)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return head.NormalizedHead(self.num_classes, name='head')(x)

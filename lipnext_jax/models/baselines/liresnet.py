@@ -111,14 +111,6 @@ class LiResNet(dense.Baseline):
     # ------------------------------------------------------------------ tail
     return self.classify(x.reshape(b, -1), _orthogonal)
 
-  def raw_q(self, d: int, n: int) -> tuple[int, int]:
-    """Returns (d, n), the shape of the matrix itself."""
-    return d, n
-
-  def to_orthogonal(self, raw: jax.Array) -> jax.Array:
-    """Returns the Gram–Schmidt basis of the rows."""
-    return parametrizations.cholesky(raw)
-
   def lipschitz(self, params: Any) -> jax.Array:
     """Estimates K = ‖stem‖ Π ‖I + conv‖ from below, differentiably.
 
@@ -140,5 +132,5 @@ class LiResNet(dense.Baseline):
     """Computes I + conv as one kernel, or Q."""
     del group
     if name == 'Q':
-      return self.to_orthogonal(raw)
+      return parametrizations.cholesky(raw)
     return convolutions.with_identity(raw)

@@ -65,10 +65,7 @@ def check_isometry(fn, x, tolerance=1e-12):
     assert abs(after / before - 1) < tolerance, 'not norm-preserving'
 
 
-GRIDS = [(4, 4), (3, 5)]
-
-
-@pytest.mark.parametrize('grid', GRIDS)
+@pytest.mark.parametrize('grid', [(4, 4), (3, 5)])
 def test_a_reflector_convolution_preserves_norms_and_undoes_itself(grid):
   x, v = random(4, *grid, 6), random(3, 3, 6, 2, seed=1)
   check_isometry(lambda x: apply64(convolutions.reflect, x, v), x)
@@ -76,20 +73,12 @@ def test_a_reflector_convolution_preserves_norms_and_undoes_itself(grid):
   twice = apply64(convolutions.reflect, once, v)
   np.testing.assert_allclose(twice, x, rtol=0, atol=1e-12)
   assert np.linalg.norm(once - x) > 0.5  # It is not the identity.
-
-
-@pytest.mark.parametrize('grid', GRIDS)
-def test_the_stored_spectrum_is_the_same_map(grid):
-  x, v = random(2, *grid, 4), random(3, 3, 4, 2, seed=1)
+  # The stored spectrum is the same map.
   with jax.enable_x64(True):
     spectrum = convolutions.reflector_spectrum(jnp.asarray(v), grid)
-  assert spectrum.shape == (grid[0], grid[1] // 2 + 1, 2, 4, 4)
-  np.testing.assert_allclose(
-    apply64(convolutions.apply_spectrum, x, spectrum),
-    apply64(convolutions.reflect, x, v),
-    rtol=0,
-    atol=1e-12,
-  )
+  assert spectrum.shape == (grid[0], grid[1] // 2 + 1, 2, 6, 6)
+  stored = apply64(convolutions.apply_spectrum, x, spectrum)
+  np.testing.assert_allclose(stored, once, rtol=0, atol=1e-12)
 
 
 def test_a_reflector_mixes_neighbours_and_commutes_with_shifts():
@@ -110,26 +99,26 @@ def zero_padded(x, v):
   return convolutions.reflect(wide, v)[:, :h, :w]
 
 
-def not_inverted(x, v):
-  """Planted: I − 2VVᴴ, the inverse of VᴴV forgotten."""
-  spectrum = convolutions.frequencies(v, x.shape[1:3])
-  z = jnp.fft.rfft2(x, axes=(1, 2))
-  inner = jnp.einsum('hwcr,bhwc->bhwr', spectrum.conj(), z)
-  z = z - 2 * jnp.einsum('hwcr,bhwr->bhwc', spectrum, inner)
-  return jnp.fft.irfft2(z, s=x.shape[1:3], axes=(1, 2))
+def reflect_by(projector):
+  """Planted: I − 2P with another function of the spectrum for P."""
+
+  def fault(x, v):
+    matrix = projector(convolutions.frequencies(v, x.shape[1:3]))
+    z = jnp.fft.rfft2(x, axes=(1, 2))
+    z = z - 2 * jnp.einsum('hwdc,bhwc->bhwd', matrix, z)
+    return jnp.fft.irfft2(z, s=x.shape[1:3], axes=(1, 2))
+
+  return fault
 
 
-def not_conjugated(x, v):
-  """Planted: Vᵀ in the place of Vᴴ."""
-  spectrum = convolutions.frequencies(v, x.shape[1:3])
-  transpose = jnp.swapaxes(spectrum, -1, -2)
-  matrix = spectrum @ jnp.linalg.solve(transpose @ spectrum, transpose)
-  z = jnp.fft.rfft2(x, axes=(1, 2))
-  z = z - 2 * jnp.einsum('hwdc,bhwc->bhwd', matrix, z)
-  return jnp.fft.irfft2(z, s=x.shape[1:3], axes=(1, 2))
-
-
-@pytest.mark.parametrize('fault', [zero_padded, not_inverted, not_conjugated])
+@pytest.mark.parametrize(
+  'fault',
+  [
+    zero_padded,
+    reflect_by(lambda v: v @ v.mT.conj()),  # The inverse of VᴴV is forgotten.
+    reflect_by(lambda v: v @ jnp.linalg.solve(v.mT @ v, v.mT)),  # Vᵀ for Vᴴ.
+  ],
+)
 def test_the_check_of_isometry_rejects(fault):
   x, v = random(4, 4, 4, 6), random(3, 3, 6, 2, seed=1)
   with pytest.raises(AssertionError, match='not norm-preserving'):
