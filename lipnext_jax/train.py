@@ -123,13 +123,6 @@ def build(
   monitor = functools.partial(step_lib.monitor, parts)
   certified_params = functools.partial(step_lib.certified_params, parts)
   abstract = parallel.with_shardings(shapes, shardings)
-  # A global batch, with mixed-in synthetic examples.
-  size = config.batch_size * (1 + config.dataset.extra_ratio)
-  rows = functools.partial(jax.ShapeDtypeStruct, sharding=on_batch)
-  batch = {
-    'image': rows((size, *info.image_shape), info.image_dtype),
-    'label': rows((size,), jnp.int32),
-  }
   # Not `working`: mapped matrices (`R_raw`) are computed there, and named R.
   certified_shapes = jax.eval_shape(certified_params, abstract)
   certified = find_shardings({'compute': certified_shapes})['compute']
@@ -141,7 +134,7 @@ def build(
     parts=parts,
     abstract=abstract,
     working=parallel.with_shardings(shapes.params, working),
-    batch=batch,
+    batch=_batch_shapes(config, info, on_batch),
     init=jax.jit(init_fn, out_shardings=shardings),
     train_step=train_step,
     monitor=jax.jit(monitor, out_shardings=on_all),
@@ -149,6 +142,16 @@ def build(
     is_finite=jax.jit(runtime.all_finite, out_shardings=on_all),
     certified_params=jax.jit(certified_params, out_shardings=certified),
   )
+
+
+def _batch_shapes(config, info, sharding):
+  """Returns the shapes of a global batch, with mixed-in synthetic examples."""
+  size = config.batch_size * (1 + config.dataset.extra_ratio)
+  rows = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
+  return {
+    'image': rows((size, *info.image_shape), info.image_dtype),
+    'label': rows((size,), jnp.int32),
+  }
 
 
 class _Run(NamedTuple):

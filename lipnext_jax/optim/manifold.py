@@ -21,6 +21,7 @@ loops over stacks of them.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import dataclasses
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -120,114 +121,144 @@ def orthogonal(
   checks.choice('large_steps', large_steps, exponential.LARGE_STEPS)
   checks.choice('moments', moments, MOMENTS)
   stack.check(stack_sharding)
-  rule = checks.rule(inner, learning_rate)
-  curve: dict[str, Any] = dict(
-    thresholds=thresholds, large_steps=large_steps, precision=precision
+  lifted = _Lifted(
+    checks.rule(inner, learning_rate),
+    lookahead_period,
+    lookahead_alpha,
+    retraction_period,
+    retraction,
+    moments,
+    dict(thresholds=thresholds, large_steps=large_steps, precision=precision),
+    stack_sharding,
+    start_tolerance,
   )
-  lay_out = functools.partial(stack.lay_out, sharding=stack_sharding)
-  map_stacks = functools.partial(stack.map_stacks, sharding=stack_sharding)
+  return optax.GradientTransformationExtraArgs(lifted.init, lifted.update)
 
-  def init_fn(params):
-    checks.start(params, start_tolerance)
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Lifted:
+  """A lifted rule: its options, and its functions of one matrix X [m, n]."""
+
+  inner: optax.GradientTransformationExtraArgs
+  lookahead_period: int | None
+  lookahead_alpha: float
+  retraction_period: int | None
+  retraction: str
+  moments: str
+  curve: dict[str, Any]  # Options of `fast_expm1`.
+  sharding: jax.sharding.NamedSharding | None
+  start_tolerance: float | None
+
+  def init(self, params: optax.Params) -> OrthogonalState:
+    """Returns the state before the first step."""
+    checks.start(params, self.start_tolerance)
+    lay_out = functools.partial(stack.lay_out, sharding=self.sharding)
     slow = lay_out(jax.tree.map(jnp.copy, params))
-    total = lay_out(jax.tree.map(origin, params))
-    inner_state = lay_out(rule.init(total))
-    if lookahead_period is None:
+    total = lay_out(jax.tree.map(self.origin, params))
+    inner_state = lay_out(self.inner.init(total))
+    if self.lookahead_period is None:
       slow = total = None
     expected = jax.tree.map(checks.fingerprint, params)
     step = jnp.zeros([], jnp.int32)
     return OrthogonalState(step, inner_state, slow, total, expected)
 
-  def update_fn(grads, state, params=None, **extra_args):
+  def update(
+    self,
+    grads: optax.Updates,
+    state: OrthogonalState,
+    params: optax.Params | None = None,
+    **extra_args: Any,
+  ) -> tuple[optax.Updates, OrthogonalState]:
+    """Returns the update and the next state: step, sync, retraction."""
     checks.gradients(grads, params)
     checks.unspoilt(params, state.expected)
+    map_stacks = functools.partial(stack.map_stacks, sharding=self.sharding)
     count = optax.safe_increment(state.step)
-    grads = lay_out(optax.tree.cast_like(grads, params))
+    grads = stack.lay_out(optax.tree.cast_like(grads, params), self.sharding)
 
-    omega = map_stacks(tangent, params, grads, state.expected)
+    omega = map_stacks(self.tangent, params, grads, state.expected)
     zeros = jax.tree.map(jnp.zeros_like, omega)
-    delta, inner_state = rule.update(omega, state.inner, zeros, **extra_args)
+    delta, inner_state = self.inner.update(
+      omega, state.inner, zeros, **extra_args
+    )
     delta = optax.tree.cast_like(delta, params)
 
     # A step rotates X or, if due, syncs. The update overwrites the gradient,
     # the first of the trees (`replace=1`), which is not read again.
-    slow, total = state.slow, state.total
-    step = functools.partial(map_stacks, rotate, grads, params, delta)
-    if lookahead_period is None:
-      update = step(replace=1)
+    slow, total, period = state.slow, state.total, self.lookahead_period
+    rotate = functools.partial(map_stacks, self.rotate, grads, params, delta)
+    if period is None:
+      update = rotate(replace=1)
     else:
-      due = count % lookahead_period == 0
-      update = step(replace=1, when=~due)
-      alpha = optax.tree.full_like(state.expected, lookahead_alpha)
+      due = count % period == 0
+      update = rotate(replace=1, when=~due)
+      alpha = optax.tree.full_like(state.expected, self.lookahead_alpha)
       trees = update, slow, optax.tree.add(total, delta), params, alpha
-      update, slow, total = map_stacks(sync, *trees, replace=3, when=due)
-    if retraction_period is not None:
-      due = count % retraction_period == 0
-      update = map_stacks(retract, update, params, replace=1, when=due)
-      slow = map_stacks(retract, slow, replace=1, when=due)
+      update, slow, total = map_stacks(self.sync, *trees, replace=3, when=due)
+    if self.retraction_period is not None:
+      due = count % self.retraction_period == 0
+      update = map_stacks(self.retract, update, params, replace=1, when=due)
+      slow = map_stacks(self.retract, slow, replace=1, when=due)
     update = stack.restore(update, params)
     new_params = optax.tree.add(params, update)
     expected = jax.tree.map(checks.fingerprint, new_params)
     return update, OrthogonalState(count, inner_state, slow, total, expected)
 
-  # ------------------------------------------ Functions of one matrix X [m, n]
-
-  def is_ambient(x):
-    """Returns whether Ω has the size of X."""
-    short, long = sorted(x.shape[-2:])
-    is_far = moments == 'auto' and long >= AMBIENT_RATIO * short
-    return is_far or moments == 'ambient'
-
-  def oriented(x):
-    """Makes X tall (ambient) or wide (algebra) by transposition."""
-    m, n = x.shape[-2:]
-    return x.mT if (m < n if is_ambient(x) else m > n) else x
-
-  def origin(x):
-    """Returns Δ = 0 for X [..., m, n], sharded like X along leading axes."""
-    if is_ambient(x):
-      return jnp.zeros_like(oriented(x))
-    corner = jnp.sum(jnp.zeros_like(x), axis=(-2, -1), keepdims=True)
-    n = max(x.shape[-2:])
-    return jnp.broadcast_to(corner, (*x.shape[:-2], (n + 1) // 2, n)) + 0
-
-  def tangent(x, g, expected):
+  def tangent(self, x, g, expected) -> jax.Array:
     """Returns Ω = skew(XᵀG), or nan if X was scaled since the last update."""
     with jax.named_scope(PERIODIC):
       is_spoilt = checks.is_spoilt(x, expected)
-    x, g = oriented(x), oriented(g)
-    if is_ambient(x):
+    x, g = self.oriented(x), self.oriented(g)
+    precision = self.curve['precision']
+    if self.is_ambient(x):
       omega = ambient.tangent(x, g, precision)
     else:
       omega = pack(jnp.matmul(x.T, g, precision=precision))
     return jnp.where(is_spoilt, jnp.nan, omega)
 
-  def rotate(_, x, delta):
+  def rotate(self, _, x, delta) -> jax.Array:
     """Returns the update X·(FastExp(Δ) − I), in the place of the gradient."""
-    y = oriented(x)
-    if is_ambient(x):
-      update = ambient.rotate(y, delta, **curve)
+    y = self.oriented(x)
+    if self.is_ambient(x):
+      update = ambient.rotate(y, delta, **self.curve)
     else:
       # Unpacking reads every entry twice. Fused with the inner rule, it would
       # keep that from overwriting its moments; so Δ stays packed until here.
-      expm1 = exponential.fast_expm1(unpack(delta), **curve)
-      update = jnp.matmul(y, expm1, precision=precision)
+      expm1 = exponential.fast_expm1(unpack(delta), **self.curve)
+      update = jnp.matmul(y, expm1, precision=self.curve['precision'])
     return update if update.shape == x.shape else update.T
 
   @jax.named_scope(PERIODIC)
-  def sync(_, slow, total, x, alpha):
+  def sync(self, _, slow, total, x, alpha):
     """Returns X's update to the new X_slow, the new X_slow, and ΣΔ = 0."""
-    moved = rotate(None, slow, alpha * total)
+    moved = self.rotate(None, slow, alpha * total)
     # `total - total`, not zeros: only a result that is computed from `total`
     # lets the compiler write over it in place.
     return (slow - x) + moved, slow + moved, total - total
 
   @jax.named_scope(PERIODIC)
-  def retract(update, x=0.0):
+  def retract(self, update, x=0.0) -> jax.Array:
     """Returns polar(X + update) − X, or polar(`update`) without X."""
-    return retraction_lib.polar_retract(x + update, retraction) - x
+    return retraction_lib.polar_retract(x + update, self.retraction) - x
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  def is_ambient(self, x) -> bool:
+    """Returns whether Ω of X [..., m, n] has the size of X."""
+    short, long = sorted(x.shape[-2:])
+    is_far = self.moments == 'auto' and long >= AMBIENT_RATIO * short
+    return is_far or self.moments == 'ambient'
+
+  def oriented(self, x) -> jax.Array:
+    """Makes X [..., m, n] tall (ambient) or wide (algebra) by transposition."""
+    m, n = x.shape[-2:]
+    return x.mT if (m < n if self.is_ambient(x) else m > n) else x
+
+  def origin(self, x) -> jax.Array:
+    """Returns Δ = 0 for X [..., m, n], sharded like X along leading axes."""
+    if self.is_ambient(x):
+      return jnp.zeros_like(self.oriented(x))
+    corner = jnp.sum(jnp.zeros_like(x), axis=(-2, -1), keepdims=True)
+    n = max(x.shape[-2:])
+    return jnp.broadcast_to(corner, (*x.shape[:-2], (n + 1) // 2, n)) + 0
 
 
 def pack(a: jax.Array) -> jax.Array:
