@@ -74,12 +74,12 @@ def zero_bound(kernel: np.ndarray, grid: tuple[int, int]) -> float:
   kernel = norms.to_finite64(kernel)
   h, w = grid
   if h * w * max(kernel.shape[2:]) <= _DENSE:
-    return norms.norm_bound(_matrix(kernel, grid))
+    return norms.norm_bound(matrix(kernel, grid))
   k = len(kernel)
   return circular_bound(kernel, (h + k - 1, w + k - 1))
 
 
-def _matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
   """Returns the exact matrix [h·w·c, h·w·ch] of a zero-padded convolution."""
   k, _, inputs, outputs = kernel.shape
   # Input i reaches output o through tap i − o + (k − 1)//2, if there is one.
