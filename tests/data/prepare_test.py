@@ -87,8 +87,9 @@ def test_archives_become_sets_that_tfds_reads(name, tmp_path, make, capsys):
     do(name, source, tmp_path, allow_partial=False)
 
 
-@pytest.mark.slow  # Two programs, one of which trains.
-def test_archive_to_records_to_certified_model(tmp_path, make, run_command):
+def test_archive_to_records_to_certified_model(
+  tmp_path, make, run_command, run_main
+):
   source = archive('imagenet', make, tmp_path)
   done = run_command(
     [
@@ -118,14 +119,12 @@ def test_archive_to_records_to_certified_model(tmp_path, make, run_command):
     'duration': '2 steps',
     'optimizer.warmup': '1 steps',
   }
-  done = run_command(
-    [
-      *(sys.executable, '-m', 'lipnext_jax.main'),
-      *('--config=configs/digits.py', f'--workdir={tmp_path}/run'),
-      *(f'--config.{field}={value}' for field, value in small.items()),
-    ]
+  code, _, err = run_main(
+    f'--config={ROOT}/configs/digits.py',
+    f'--workdir={tmp_path}/run',
+    *(f'--config.{field}={value}' for field, value in small.items()),
   )
-  assert done.returncode == 0, done.stderr
+  assert code == 0, err
   summary = json.loads((tmp_path / 'run/eval.json').read_text())
   assert (summary['step'], summary['examples']) == (2, 4)
   rows = (tmp_path / 'run/radii.csv').read_text().splitlines()[1:]
