@@ -77,55 +77,36 @@ def read_set(name: str, source: str, *, allow_partial: bool) -> Contents:
 _PIXELS = 3 * 32 * 32  # Values of an image: red, then green, then blue.
 
 
-class _Cifar(NamedTuple):
-  """The files of the two archives of a set."""
-
-  python: tuple[str, str]  # The archive of pickles, and its extracted folder.
-  binary: tuple[str, str]  # The archive of bytes, and its extracted folder.
-  batches: dict[str, list[str]]  # Split → files; binary ones end in .bin.
-  prefixes: dict[str, str]  # Label feature → prefix, in the binary order.
-
-
-_CIFAR = {
-  'cifar10': _Cifar(
-    python=('cifar-10-python.tar.gz', 'cifar-10-batches-py'),
-    binary=('cifar-10-binary.tar.gz', 'cifar-10-batches-bin'),
-    batches={
-      'train': [f'data_batch_{i}' for i in range(1, 6)],
-      'test': ['test_batch'],
-    },
-    prefixes={'label': ''},
-  ),
-  'cifar100': _Cifar(
-    python=('cifar-100-python.tar.gz', 'cifar-100-python'),
-    binary=('cifar-100-binary.tar.gz', 'cifar-100-binary'),
-    batches={'train': ['train'], 'test': ['test']},
-    prefixes={'coarse_label': 'coarse_', 'label': 'fine_'},
-  ),
-}
-
-
 def read_cifar(name: str, source: str, *, allow_partial: bool) -> Contents:
   """Reads the Python or the binary archive, or its extracted folder."""
-  layout = _CIFAR[name]
-  path = archives.find(source, *layout.python, *layout.binary)
-  archives.verify(path, allow_partial=allow_partial)
-  binary = os.path.basename(path) in layout.binary
-  suffix, prefixes = '.bin' if binary else '', layout.prefixes.values()
   class_names = {'label': official.class_names(name)}
-  if name == 'cifar100':
+  if name == 'cifar10':
+    python = 'cifar-10-python.tar.gz', 'cifar-10-batches-py'
+    binary = 'cifar-10-binary.tar.gz', 'cifar-10-batches-bin'
+    train = [f'data_batch_{i}' for i in range(1, 6)]
+    batches = {'train': train, 'test': ['test_batch']}
+    prefixes = {'label': ''}  # Label feature → prefix of its name.
+  else:
+    python = 'cifar-100-python.tar.gz', 'cifar-100-python'
+    binary = 'cifar-100-binary.tar.gz', 'cifar-100-binary'
+    batches = {'train': ['train'], 'test': ['test']}
+    prefixes = {'coarse_label': 'coarse_', 'label': 'fine_'}
     class_names['coarse_label'] = official.class_names('cifar100_coarse')
-  names = [name + suffix for of in layout.batches.values() for name in of]
+  path = archives.find(source, *python, *binary)
+  archives.verify(path, allow_partial=allow_partial)
+  is_binary = os.path.basename(path) in binary
+  suffix = '.bin' if is_binary else ''
+  names = [batch + suffix for split in batches.values() for batch in split]
   files = archives.read_files(path, names)
   splits = {}
-  for split, batches in layout.batches.items():
+  for split in batches:
     items: list[Item] = []
-    for batch in batches:
+    for batch in batches[split]:
       where, data = f'{path}, {batch}{suffix}', files[batch + suffix]
-      if binary:
+      if is_binary:
         pixels, *columns = _split_records(where, data, len(prefixes))
       else:
-        keys = ['data', *(f'{prefix}labels' for prefix in prefixes)]
+        keys = ['data', *(f'{prefix}labels' for prefix in prefixes.values())]
         pixels, *columns = _unpickle(where, data, keys)
       fits = pixels.dtype == np.uint8 and pixels.shape[1:] == (_PIXELS,)
       for column in columns:
@@ -137,7 +118,7 @@ def read_cifar(name: str, source: str, *, allow_partial: bool) -> Contents:
       images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
       for image, *labels in zip(images, *columns, strict=True):
         key = f'{split}_{len(items):05d}'  # The same as in TFDS.
-        of_image = zip(layout.prefixes, map(int, labels), strict=True)
+        of_image = zip(prefixes, map(int, labels), strict=True)
         items.append(Item(key, dict(of_image), image))
     splits[split] = items
   return Contents(class_names, splits)
