@@ -2,7 +2,7 @@
 
 import gzip
 import io
-import os
+import pathlib
 import pickle
 import pickletools
 import struct
@@ -66,7 +66,7 @@ def tar_bytes(files):
   return file.getvalue()
 
 
-def cifar_files(name, count=4):
+def cifar_files(name):
   """Returns file → bytes of both archives, and the truth.
 
   The truth is split → [(image, {feature: label})].
@@ -77,7 +77,7 @@ def cifar_files(name, count=4):
     classes = {'coarse_label': 20, 'label': 100}
     prefix = {'coarse_label': 'coarse_', 'label': 'fine_'}
     batches = ['train', 'test']
-  python, binary, truth = {}, {}, {'train': [], 'test': []}
+  python, binary, truth, count = {}, {}, {'train': [], 'test': []}, 4
   for number, batch in enumerate(batches):
     seeds = range(100 * number, 100 * number + count)
     images = np.stack([pixels(seed, 32, 32) for seed in seeds])
@@ -109,12 +109,12 @@ TINY_WNIDS = ['n02124075', 'n01443537', 'n04067472']
 TINY_WNIDS += [f'n{90000000 - i}' for i in range(197)]
 
 
-def tiny_files(per_class=3):
+def tiny_files():
   files = {'wnids.txt': '\n'.join(TINY_WNIDS).encode() + b'\n'}
   files['words.txt'] = b'n02124075\tEgyptian cat\n'
   for number, wnid in enumerate(TINY_WNIDS[:3]):
     files[f'train/{wnid}/{wnid}_boxes.txt'] = b''
-    for i in range(per_class):
+    for i in range(3):
       name = f'train/{wnid}/images/{wnid}_{i}.JPEG'
       files[name] = jpeg(10 * number + i)
   # Some of the official images are grey.
@@ -139,37 +139,28 @@ def write_zip(path, files, root='tiny-imagenet-200/'):
 
 def tree(directory, files):
   for name, data in files.items():
-    path = os.path.join(directory, name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, 'wb') as file:
-      file.write(data)
+    path = pathlib.Path(directory, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
   return str(directory)
 
 
-IMAGENET_CLASSES = (0, 2, 999)  # 0 and 2 are among the 400.
-
-
-def imagenet_files(per_class=3):
+def imagenet_files():
   """Returns class → file → bytes, validation file → bytes, and their labels."""
   wnids = official.imagenet_words('labels.txt')
   train = {}
-  for number, label in enumerate(IMAGENET_CLASSES):
+  for number, label in enumerate((0, 2, 999)):  # 0 and 2: of the 400.
     train[wnids[label]] = {
       f'{wnids[label]}_{i}.JPEG': jpeg(40 * number + i, 40 + 8 * i, 56)
-      for i in range(per_class)
+      for i in range(3)
     }
   # What the official archive has, too: CMYK, grey, and a PNG by another name.
-  odd = train[wnids[0]]
-  names = sorted(odd)
   image = Image.fromarray(pixels(7, 48, 40))
-  odd[names[0]] = encode(image.convert('CMYK'))
-  odd[names[1]] = encode(image.convert('L'))
-  odd[names[2]] = encode(image, 'PNG')
-  labels, truth = (
-    [999, 0, 2, 0],
-    official.imagenet_words('validation_labels.txt'),
-  )
-  validation, number = {}, 0
+  odd = [encode(image.convert(mode)) for mode in ('CMYK', 'L')]
+  odd.append(encode(image, 'PNG'))
+  train[wnids[0]] = dict(zip(train[wnids[0]], odd, strict=True))
+  truth = official.imagenet_words('validation_labels.txt')
+  labels, validation, number = [999, 0, 2, 0], {}, 0
   for label in labels:  # The next official image of this class.
     number = truth.index(wnids[label], number) + 1
     name = f'ILSVRC2012_val_{number:08d}.JPEG'
@@ -180,9 +171,7 @@ def imagenet_files(per_class=3):
 def imagenet(directory, train, validation):
   """Writes the two tars."""
   directory.mkdir(exist_ok=True)
-  inner = {}
-  for wnid, files in train.items():
-    inner[f'{wnid}.tar'] = tar_bytes(files)
+  inner = {f'{wnid}.tar': tar_bytes(files) for wnid, files in train.items()}
   write_tar(directory / 'ILSVRC2012_img_train.tar', inner)
   write_tar(directory / 'ILSVRC2012_img_val.tar', validation)
   return str(directory)
@@ -210,13 +199,10 @@ def items(count, first=0):
   ]
 
 
-IDX_COUNTS = {'train': 12, 't10k': 5}
-
-
 def idx_files():
   """Returns file → bytes of the four files, and prefix → images, labels."""
   files, truth = {}, {}
-  for prefix, count in IDX_COUNTS.items():
+  for prefix, count in (('train', 12), ('t10k', 5)):
     images = np.stack([pixels(count + i, 28, 28, 1) for i in range(count)])
     labels = (7 * np.arange(count) % 10).astype(np.uint8)
     header = struct.pack('>4i', 2051, count, 28, 28)
