@@ -58,13 +58,8 @@ def open_folder(
   """Lists the images of a folder by class, and decodes each of them once.
 
   Images may lie at any depth below the folder of their class. Hidden files and
-  folders are ignored.
-
-  Args:
-    data_dir: a folder with train/ and one of `TEST_SPLITS`, or with the folders
-      of the classes.
-    skip_bad: whether to leave out files that are not whole images, instead of
-      raising an error.
+  folders are ignored. Files that are not whole images are an error, or left out
+  with `skip_bad`.
 
   Returns:
     The training images; the test images, or None; the names of the classes by

@@ -41,13 +41,7 @@ def read(path: str) -> bytes:
 
 
 def decode(data: bytes) -> np.ndarray:
-  """Decodes an image file to RGB.
-
-  Args:
-    data: a JPEG, PNG, BMP or WebP file; other colours are converted.
-
-  Returns:
-    uint8 [h, w, 3].
+  """Decodes a JPEG, PNG, BMP or WebP file to RGB, uint8 [h, w, 3].
 
   Raises:
     BadImageError: the file has another format, is truncated or damaged, has
@@ -144,7 +138,7 @@ def to_stored(
   Args:
     data: the file.
     shorter_side: length in pixels to which longer shorter sides are scaled down
-      (bilinear, antialiased), to be stored as JPEG; 0: no scaling.
+      to be stored as JPEG; 0: no scaling.
 
   Raises:
     BadImageError: see `decode`.

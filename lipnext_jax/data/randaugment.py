@@ -28,12 +28,9 @@ def randaugment(
   """Returns a transform that applies random operations.
 
   Args:
-    probability: probability that an image is changed at all.
+    probability: probability that an image ('RGB' or 'L') is changed at all.
     ops: number of operations, drawn with replacement.
     magnitude: strength of every operation, from 0 to `BINS` − 1.
-
-  Returns:
-    (Pillow image 'RGB' or 'L', generator) → image of the same size.
 
   >>> image = Image.new('RGB', (8, 6), (200, 100, 0))
   >>> randaugment(1.0, 2, 9)(image, np.random.default_rng(0)).size

@@ -89,11 +89,7 @@ def write_splits(
     work: working folder, whose name has the `digest` of the examples.
     splits: examples to be stored, by split.
     form: form in which they are stored.
-    workers: number of threads. Pillow releases the interpreter lock while it
-      decodes, and ArrayRecord while it compresses.
-
-  Returns:
-    The contents of the shards in order, by split.
+    workers: number of threads. Pillow releases the interpreter lock.
 
   Raises:
     DataError: a shard cannot be written.

@@ -113,16 +113,12 @@ def _sample(image: np.ndarray, points: np.ndarray) -> np.ndarray:
 def resize_center_crop(image: np.ndarray, resize: int, size: int) -> np.ndarray:
   """Applies `Resize(resize)` and `CenterCrop(size)` as torchvision does.
 
-  The resize is bilinear and antialiased, and rounds the longer side down. The
-  offsets of the crop round half to even.
+  The offsets of the crop round half to even.
 
   Args:
     image: uint8 [H, W, ch] with 1 or 3 channels.
     resize: shorter side after the resize, in pixels.
     size: side of the square crop in pixels, at most `resize`.
-
-  Returns:
-    uint8 [size, size, ch].
 
   Raises:
     BadImageError: the scaled image would have too many pixels.
@@ -150,8 +146,7 @@ def build_transforms(
   Args:
     augment: `config.augment`.
     image_shape: [H, W, ch] of a transformed image.
-    resize: shorter side in pixels if `augment.resize` gives no range, as in
-      evaluation; 0: no resize.
+    resize: shorter side if `augment.resize` gives no range; 0: no resize.
 
   Raises:
     ConfigError: the resize yields images smaller than `image_shape`.

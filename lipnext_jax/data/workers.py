@@ -41,12 +41,8 @@ def iterate(
   The batches do not depend on `workers`: worker i makes those whose position is
   i modulo the number of workers.
 
-  Args:
-    batches: the batches to compute, which are pickled for the workers.
-    workers: number of worker processes; 0: threads of this process.
-
-  Yields:
-    The batches. Closing the generator ends the workers.
+  Without workers, threads of this process make them. Closing the generator ends
+  the workers.
 
   Raises:
     UserError: a worker died, for example because memory ran out.

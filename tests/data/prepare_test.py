@@ -16,6 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from lipnext_jax import errors
+from lipnext_jax import train
 from lipnext_jax.data import archives
 from lipnext_jax.data import formats
 from lipnext_jax.data import images
@@ -88,7 +89,7 @@ def test_archives_become_sets_that_tfds_reads(name, tmp_path, make, capsys):
 
 
 def test_archive_to_records_to_certified_model(
-  tmp_path, make, run_command, run_main
+  tmp_path, make, run_command, tiny_config
 ):
   source = archive('imagenet', make, tmp_path)
   done = run_command(
@@ -104,29 +105,13 @@ def test_archive_to_records_to_certified_model(
   assert 'train.tar: has 71680 bytes instead of' in done.stderr
   assert 'Warning' not in done.stderr
 
-  small = {
-    'dataset.name': 'imagenet',
-    'dataset.data_dir': f'{tmp_path}/data',
-    'dataset.image_size': 16,
-    'dataset.resize': 18,
-    'augment.resize.min': 16,
-    'augment.resize.max': 20,
-    'model.depth': 2,
-    'model.width': 16,
-    'model.patch_size': 4,
-    'batch_size': 16,
-    'eval.batch_size': 8,
-    'duration': '2 steps',
-    'optimizer.warmup': '1 steps',
-  }
-  code, _, err = run_main(
-    f'--config={ROOT}/configs/digits.py',
-    f'--workdir={tmp_path}/run',
-    *(f'--config.{field}={value}' for field, value in small.items()),
-  )
-  assert code == 0, err
-  summary = json.loads((tmp_path / 'run/eval.json').read_text())
-  assert (summary['step'], summary['examples']) == (2, 4)
+  c = tiny_config
+  c.dataset.update(name='imagenet', data_dir=f'{tmp_path}/data')
+  c.dataset.update(image_size=16, resize=18)
+  c.augment.resize.update(min=16, max=20)
+  c.eval.batch_size = 8
+  summary = train.train_and_evaluate(c, f'{tmp_path}/run')
+  assert (summary['step'], summary['examples']) == (4, 4)
   rows = (tmp_path / 'run/radii.csv').read_text().splitlines()[1:]
   labels = [int(row.split(',')[1]) for row in rows]
   assert labels == make.imagenet_files()[2]
@@ -156,9 +141,9 @@ def test_an_official_archive_needs_no_leave_but_the_lock(
 
 
 def test_resize_stores_smaller_images(tmp_path, make):
-  train, _, _ = make.imagenet_files()
+  files, _, _ = make.imagenet_files()
   large = {'ILSVRC2012_val_00000001.JPEG': make.jpeg(1, 300, 450)}
-  source = make.imagenet(tmp_path / 'tars', train, large)
+  source = make.imagenet(tmp_path / 'tars', files, large)
   final = do('imagenet', source, tmp_path, resize=240)
   test = records.RecordSource(final, 'validation')
   assert test[0]['image'].shape == (240, 360, 3)
@@ -169,12 +154,12 @@ def test_resize_stores_smaller_images(tmp_path, make):
 def test_bad_records_are_collected_and_left_out_when_told(
   tmp_path, make, capsys
 ):
-  train, validation, _ = make.imagenet_files()
-  files = next(iter(train.values()))
+  classes, validation, _ = make.imagenet_files()
+  files = next(iter(classes.values()))
   names = sorted(files)
   files[names[0]] = b'<html>not found</html>'
   files[names[1]] = files[names[1]][:-100]
-  source = make.imagenet(tmp_path / 'tars', train, validation)
+  source = make.imagenet(tmp_path / 'tars', classes, validation)
   with pytest.raises(errors.DataError, match=r'2 bad records.*--skip_bad'):
     do('imagenet', source, tmp_path)
   printed = capsys.readouterr().err
@@ -195,7 +180,7 @@ def test_bad_records_are_collected_and_left_out_when_told(
 
   shutil.rmtree(final)
   bad = dict.fromkeys(validation, b'text')
-  make.imagenet(tmp_path / 'tars', train, bad)
+  make.imagenet(tmp_path / 'tars', classes, bad)
   with pytest.raises(errors.DataError, match='validation: all images are bad'):
     do('imagenet', source, tmp_path, skip_bad=True)
 
@@ -215,10 +200,8 @@ def test_images_of_other_sizes_are_bad_until_the_source_is_mended(
   with pytest.raises(errors.DataError, match='2 bad records'):
     do('tiny_imagenet', tree, tmp_path)
   final = do('tiny_imagenet', make.tree(tree, good), tmp_path)
-  train = records.RecordSource(final, 'train')
-  np.testing.assert_array_equal(
-    train[5]['image'], images.decode(good[names[0]])
-  )
+  mended = records.RecordSource(final, 'train')[5]['image']
+  np.testing.assert_array_equal(mended, images.decode(good[names[0]]))
 
 
 PLACES = ['--source=/x', '--data_dir=/x']
