@@ -122,11 +122,8 @@ def write_splits(
     tqdm.tqdm(total=total, initial=done, unit=' images', desc=name) as bar,
     futures.ThreadPoolExecutor(max(workers, 1)) as pool,
   ):
-    try:
-      for job in futures.as_completed([pool.submit(write, p) for p in pending]):
-        bar.update(job.result())
-    finally:
-      pool.shutdown(cancel_futures=True)
+    for size in pool.map(write, pending):  # An error cancels the others.
+      bar.update(size)
   return {split: list(map(_read_progress, shards[split])) for split in splits}
 
 
@@ -146,11 +143,9 @@ def write_shard(path: str, items: Sequence[formats.Item], form: Form) -> Shard:
     except (images.BadImageError, errors.DataError) as error:
       bad[item.key] = str(error)
       continue
-    example = {
-      'image': image,
-      **item.labels,
-      **({key: item.key} if key else {}),
-    }
+    example = {'image': image, **item.labels}
+    if key:
+      example[key] = item.key
     writer.write(features.serialize_example(features.encode_example(example)))
     labels.append(item.labels['label'])
     num_bytes += len(image)
