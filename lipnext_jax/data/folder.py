@@ -136,10 +136,20 @@ def list_files(directory: str) -> list[str]:
 
 def _find_problems(paths: list[str], directory: str) -> dict[str, str]:
   """Returns why each file is not a whole image, or '', by its path."""
+
+  def find_problem(path: str) -> str:
+    if not _is_image(path):
+      return f'is not a {", ".join(EXTENSIONS)} file'
+    try:
+      images.decode(images.read(path))
+    except images.BadImageError as error:
+      return str(error)
+    return ''
+
   # Pillow releases the interpreter lock while it decodes.
   with pool.ThreadPool() as threads:
     found = tqdm.tqdm(
-      threads.imap(_find_problem, paths, chunksize=16),
+      threads.imap(find_problem, paths, chunksize=16),
       total=len(paths),
       desc=f'checking {directory}',
       unit=' images',
@@ -147,17 +157,6 @@ def _find_problems(paths: list[str], directory: str) -> dict[str, str]:
       delay=1,
     )
     return dict(zip(paths, found, strict=True))
-
-
-def _find_problem(path: str) -> str:
-  """Returns why a file is not a whole image, or ''."""
-  if not _is_image(path):
-    return f'is not a {", ".join(EXTENSIONS)} file'
-  try:
-    images.decode(images.read(path))
-  except images.BadImageError as error:
-    return str(error)
-  return ''
 
 
 def _list_visible(directory: str) -> tuple[list[str], list[str]]:

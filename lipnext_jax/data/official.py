@@ -160,11 +160,9 @@ IDX_CHECKSUMS = {
 
 
 def class_names(name: str) -> list[str]:
-  """Reads the names of the classes of a set, in the order of the labels.
+  """Reads a file of class_lists: names of classes, in the order of the labels.
 
-  Args:
-    name: name of a file in class_lists. The names of CIFAR's classes are those
-      in its archives, the names of the MNISTs' are TFDS's.
+  CIFAR's names are those in its archives, the MNISTs' those of TFDS.
 
   >>> class_names('cifar10')[0], len(class_names('cifar100'))
   ('airplane', 100)

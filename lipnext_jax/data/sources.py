@@ -114,19 +114,18 @@ def describe(c: ml_collections.ConfigDict) -> DatasetInfo:
   >>> describe(c).image_shape, describe(c).train_examples
   ((224, 224, 3), 1281167)
   """
-  found = official.SETS.get(c.name)
-  if c.name == 'imagenet400':
-    whole = official.SETS['imagenet']
-    count = 400 * whole.splits['train'] // whole.num_classes
-    found = whole._replace(num_classes=400, splits={'train': count})
+  is_part = c.name == 'imagenet400'
+  found = official.SETS.get('imagenet' if is_part else c.name)
   if found is None:
     return info_of(load_dataset(c))
   size = c.image_size or IMAGE_SIZE
+  classes = 400 if is_part else found.num_classes
   return DatasetInfo(
     image_shape=found.image_shape or (size, size, 3),
     image_dtype=np.dtype(np.uint8),
-    num_classes=found.num_classes,
-    train_examples=found.splits['train'] - c.holdout,
+    num_classes=classes,
+    train_examples=classes * found.splits['train'] // found.num_classes
+    - c.holdout,
   )
 
 
@@ -161,17 +160,16 @@ def _digits(_: ml_collections.ConfigDict) -> Dataset:
 
   digits = datasets.load_digits()
   images = (digits.images / 16).astype(np.float32)[..., None]
-  train, test = model_selection.train_test_split(
-    np.arange(len(images)),
-    test_size=360,
-    stratify=digits.target,
-    random_state=0,
+  labels = digits.target
+  train, test, train_labels, test_labels = model_selection.train_test_split(
+    images, labels, test_size=360, stratify=labels, random_state=0
   )
-  train, test = (
-    views.ArraySource(images[part], digits.target[part])
-    for part in (train, test)
+  return Dataset(
+    image_shape=(8, 8, 1),
+    num_classes=10,
+    train=views.ArraySource(train, train_labels),
+    test=views.ArraySource(test, test_labels),
   )
-  return Dataset((8, 8, 1), 10, train, test)
 
 
 def _synthetic(config: ml_collections.ConfigDict) -> Dataset:
