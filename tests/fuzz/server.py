@@ -1,8 +1,8 @@
 """Runs command lines, each in a process of its own, without its start-up time.
 
-Reads a JSON list of [module, argument, …] from stdin, and writes one of
-[exit code, stdout, stderr, seconds]. Everything slow is imported once, and
-forked; the module itself then runs as with `python -m`.
+Takes a JSON list of [module, argument, …], and writes one of [exit code,
+stdout, stderr, seconds]. Everything slow is imported once, and forked; the
+module itself then runs as with `python -m`.
 """
 
 import json
@@ -53,4 +53,4 @@ def run(module, argv):
 
 
 if __name__ == '__main__':
-  print(json.dumps([run(m, argv) for m, *argv in json.load(sys.stdin)]))
+  print(json.dumps([run(m, argv) for m, *argv in json.loads(sys.argv[1])]))
