@@ -30,27 +30,23 @@ SECONDS = 10.0  # More is a hang; a call takes milliseconds.
 MEMORY = 700 << 20  # Bytes: of the largest image allowed, as RGB and as RGBA.
 PIXELS = np.random.default_rng(0).integers(256, size=(9, 7, 3), dtype=np.uint8)
 
-KINDS = ('flip', 'cut', 'double', 'zero', 'fill', 'insert')
-
 
 def damaged(data, seed):
   """Returns `data` with one to four damages, the same for a seed."""
   rng = np.random.default_rng(seed)
   data = bytearray(data)
-  for kind in rng.choice(KINDS, rng.integers(1, 5)):
+  for _ in range(rng.integers(1, 5)):
     at, size = int(rng.integers(max(1, len(data)))), int(rng.integers(1, 65))
-    if kind == 'flip' and data:
-      data[at] ^= 1 << size % 8
-    elif kind == 'cut':
-      del data[at : at + size**2]
-    elif kind == 'double':
-      data[at:at] = data[at : at + size]
-    elif kind == 'zero':
-      data[at : at + size] = bytes(size)
-    elif kind == 'fill':
-      data[at : at + size] = b'\xff' * size
-    else:
-      data[at:at] = str(10**size).encode()[:size]
+    damages = [  # The end of what is replaced, and its replacement.
+      (at + 1, bytes(byte ^ 1 << size % 8 for byte in data[at : at + 1])),
+      (at + size**2, b''),
+      (at, data[at : at + size]),
+      (at + size, bytes(size)),
+      (at + size, b'\xff' * size),
+      (at, str(10**size).encode()[:size]),
+    ]
+    end, replacement = damages[rng.integers(len(damages))]
+    data[at:end] = replacement
   return bytes(data)
 
 
