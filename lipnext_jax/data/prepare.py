@@ -17,7 +17,6 @@ import sys
 
 from lipnext_jax import errors
 from lipnext_jax import files
-from lipnext_jax.runtime import command
 
 with errors.needing_extra('data', __name__):
   import filelock
@@ -25,6 +24,7 @@ with errors.needing_extra('data', __name__):
   from lipnext_jax.data import formats
   from lipnext_jax.data import official
   from lipnext_jax.data import shards
+  from lipnext_jax.runtime import command
 
 _SHOWN = 10  # Bad records on the screen; the file has all.
 _FACTS = 'prepared.json'  # File with the options that a set was prepared with.
