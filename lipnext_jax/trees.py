@@ -6,12 +6,7 @@ import jax
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-  """Joins the keys of a leaf's path in a JAX tree to 'a/b/leaf'.
-
-  >>> leaves = jax.tree_util.tree_leaves_with_path({'blocks': {'R': 0}})
-  >>> [path_name(path) for path, _ in leaves]
-  ['blocks/R']
-  """
+  """Joins the keys of a leaf's path in a JAX tree to 'a/b/leaf'."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 

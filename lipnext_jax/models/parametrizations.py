@@ -109,11 +109,7 @@ def _whiten(gram: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def projector_factor(v: jax.Array) -> jax.Array:
-  """Computes V (VᴴV)⁻¹ for V [..., n, r]; times Vᴴ, it is a projector.
-
-  >>> projector_factor(jnp.array([[2.0], [0.0]])).tolist()
-  [[0.5], [0.0]]
-  """
+  """Computes V (VᴴV)⁻¹ for V [..., n, r]; times Vᴴ, it is a projector."""
   adjoint = jnp.swapaxes(v.conj(), -1, -2)
   with jax.default_matmul_precision('highest'):
     factor = for_each(jnp.linalg.solve, adjoint @ v, adjoint)
@@ -192,15 +188,11 @@ def orthogonal_param(
   init: str,
   parametrization: str,
 ) -> jax.Array:
-  """Makes a parameter with orthonormal rows, stored or mapped.
+  """Makes a parameter of `module` with orthonormal rows, stored or mapped.
 
-  Args:
-    module: module that calls this in its `nn.compact` method.
-    name: name of the matrix; its leaf is `name`, or `name` + '_raw' if mapped.
-    shape: (m, n) with m <= n. Maps but Cholesky's make [n, n], cut to m rows.
-    init: 'haar' (random; Haar-distributed for 'none' and 'cholesky') or
-      'identity'.
-    parametrization: one of `CHOICES`.
+  Its leaf is `name`, or `name` + '_raw' if mapped. Maps but Cholesky's make
+  [n, n], cut to the m rows of `shape` (m, n). `init` is 'haar' (random; of the
+  Haar measure for 'none' and 'cholesky') or 'identity'.
 
   Raises:
     ValueError: an unknown map, or an `init` that it does not reach.

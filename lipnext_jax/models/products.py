@@ -22,12 +22,7 @@ class Numerics(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(numerics: Numerics, x: jax.Array, w: jax.Array) -> jax.Array:
-  """Computes x wᵀ for x [t, c] and w [d, c].
-
-  >>> x, w = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((4, 3))
-  >>> product(Numerics(jnp.bfloat16), x, w).shape
-  (2, 4)
-  """
+  """Computes x wᵀ for x [t, c] and w [d, c]."""
   x, w = (a.astype(numerics.dtype) for a in (x, w))
   return _dot(numerics, x, w, (1, 1), numerics.dtype)
 
@@ -56,10 +51,6 @@ def mix(
   The backward pass neither keeps nor recomputes y + d R: with B = gᵀ d [c, k],
   the gradient of M is gᵀ y + B R, and that of R is Bᵀ M. Shapes: y [t, a],
   d [t, k], R [k, a], M [c, a].
-
-  >>> y, d, eye = jnp.ones((1, 2)), jnp.full((1, 1), 3.0), jnp.eye(2)
-  >>> mix(Numerics(), y, d, eye[:1], 2 * eye).tolist()
-  [[8.0, 2.0]]
   """
   y, d, r, m = (a.astype(numerics.dtype) for a in (y, d, r, m))
   z = y + _dot(numerics, d, r, (1, 0), y.dtype)

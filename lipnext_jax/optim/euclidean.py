@@ -129,13 +129,10 @@ def lookahead(
     weight: share of the fast weights in a sync, in (0, 1].
 
   >>> tx = lookahead(optax.sgd(1.0), period=1)
-  >>> p, state = jnp.array([0.0]), tx.init(jnp.array([0.0]))
-  >>> for _ in range(2):
-  ...   u, state = tx.update(jnp.array([-1.0]), state, p)
-  ...   p = optax.apply_updates(p, u)
-  ...   print(p.item())
-  1.0
-  1.5
+  >>> x = jnp.zeros(2)
+  >>> updates, state = tx.update(jnp.ones(2), tx.init(x), x)
+  >>> state.slow.tolist()
+  [-1.0, -1.0]
   """
   checks.period('period', period)
   checks.weight('weight', weight)

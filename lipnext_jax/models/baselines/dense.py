@@ -24,19 +24,13 @@ zeros = nn.initializers.zeros
 class Baseline(interface.CertifiedModel):
   """Classifier of convolutions with an orthogonal dense tail.
 
-  Attributes:
-    num_classes: number of classes.
+  Attributes, where they differ from those of `LipNeXt`:
     depth: l, number of convolutions after the stem.
-    width: c, channels.
-    patch_size: side of the stem's patches, which is its stride.
     dense_depth: m, number of dense layers after the neck.
     dense_width: d, features of the neck and the dense layers.
     kernel_size: s, side of the kernels.
     activation: 'minmax' (as published) or 'beta_abs'.
-    beta: β of 'beta_abs', the share of rectified channels.
-    position: whether p is trained; it starts at 0.
     dtype: compute dtype; maps to orthogonal matrices stay in float32.
-    precision: precision of all other products.
     stored: whether the parameters are explicit ones.
   """
 
@@ -111,12 +105,7 @@ class Baseline(interface.CertifiedModel):
 
 
 class Group(nn.Module):
-  """Named group of float32 parameters: a (name, initializer, shape) for each.
-
-  >>> group = Group((('bias', nn.initializers.zeros, (2,)),))
-  >>> group.init(jax.random.key(0))['params']['bias'].tolist()
-  [0.0, 0.0]
-  """
+  """Group of float32 parameters: a (name, initializer, shape) for each."""
 
   leaves: tuple[tuple[str, Callable[..., jax.Array], tuple[int, ...]], ...]
 
