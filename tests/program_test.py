@@ -3,6 +3,7 @@
 All tests share one compilation per mesh.
 """
 
+import collections
 import functools
 import re
 
@@ -132,11 +133,10 @@ def test_another_batch_is_told_apart():
 
 def large_transfers(run):
   """Returns {(kind, devices): number} of transfers at least as large as R."""
-  counts: dict[tuple[str, int], int] = {}
+  counts = collections.Counter()
   for c in run.sent:
     if c.size * c.trips >= WIDTH * WIDTH * 4 // 2:  # Half of M, at α = 1/8.
-      key = c.kind, c.group
-      counts[key] = counts.get(key, 0) + c.trips
+      counts[c.kind, c.group] += c.trips
   return counts
 
 
@@ -183,8 +183,7 @@ def test_nothing_is_sent_inside_the_manifold_update(sizes):
   inside = [c for c in run_on(sizes).sent if 'optimizer/' in c.op_name]
   # The norm of the gradient for the clip, and Euclidean leaves joined with it.
   assert all(c.kind == 'all-reduce' and c.trips == 1 for c in inside)
-  walks = [c for c in inside if 'shard_map' in c.op_name]
-  assert not walks
+  assert not any('shard_map' in c.op_name for c in inside)
 
 
 def test_the_update_of_stacks_falls_as_one_over_the_devices():

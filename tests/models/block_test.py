@@ -242,16 +242,12 @@ def check_trajectory(logits_fn):
   assert expected[0][-1] < expected[0][0] - 0.1
 
 
-@pytest.mark.slow  # Two optimizers are compiled.
+@pytest.mark.slow  # Optimizers are compiled.
 def test_forty_steps_of_the_recipe_are_those_of_the_paper():
   """With circular shifts; gradients with padding are compared below."""
   model = build(shift_ratio=1 / 16, padding='circular')
   check_trajectory(lambda params, x: model.apply({'params': params}, x))
-
-
-@pytest.mark.slow
-def test_trajectory_check_rejects_a_lost_gradient():
-  """R's gradient from one of the two products with it alone."""
+  # Planted: R's gradient from one of the two products with it alone.
   half = with_mix(
     lambda n, y, d, r, m: right_mix(n, y, d, jax.lax.stop_gradient(r), m)
   )

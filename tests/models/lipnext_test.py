@@ -96,12 +96,10 @@ def test_a_neck_sees_places_and_signs_and_pooling_does_not(pool, sees):
   assert (np.max(np.abs(flipped - still)) > 1e-3) == sees
 
 
-def test_an_unknown_pool_is_refused():
-  with pytest.raises(ValueError, match="'mean' must be one of"):
-    build(pool='mean').init(jax.random.key(0), images())
-
-
 def test_init_starts_as_documented():
+  for wrong in ({'pool': 'mean'}, {'remat': 'mean'}):
+    with pytest.raises(ValueError, match="'mean' must be one of"):
+      build(**wrong).init(jax.random.key(0), images())
   model = build().clone(m_init='identity')
   params = jax.jit(model.init)(jax.random.key(0), images())
   blocks = params['params']['blocks']
