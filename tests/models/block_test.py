@@ -34,10 +34,6 @@ class Shape(NamedTuple):
   patch: int = 2
   beta: float = 0.5
 
-  @property
-  def grid(self):
-    return (self.image[0] // self.patch, self.image[1] // self.patch)
-
 
 PLAIN = Shape()
 SHAPES = {  # The stem: pads to c; is square; cuts 48 values to c; is grey.
@@ -156,10 +152,10 @@ right_mix = products.mix
 
 
 def with_mix(mix):
-  def apply(*args):
+  def apply(*args, **options):
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(products, 'mix', mix)
-      return ours(*args)
+      return ours(*args, **options)
 
   return apply
 
@@ -223,43 +219,39 @@ def train(logits_fn, params, steps=40):
   return values, params, optim.slow_params(state, params)
 
 
-@functools.cache
-def train_literally():
-  logits = functools.partial(literal, alpha=1 / 16, padding='circular')
-  return train(logits, draw_square())
-
-
-def check_trajectory(logits_fn):
-  square, alpha = draw_square(), 1 / 16
-  expected = train_literally()
-  found = train(logits_fn, stored(square, alpha))
-  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-9)
-  close(found[0], expected[0])
-  for mine, theirs in zip(found[1:], expected[1:], strict=True):
-    jax.tree.map(close, mine, stored(theirs, alpha))
-  moved = np.abs(found[1]['blocks']['R'] - stored(square, alpha)['blocks']['R'])
-  assert moved.max() > 0.05  # A trajectory worth following.
-  assert expected[0][-1] < expected[0][0] - 0.1
-
-
 @pytest.mark.slow  # Optimizers are compiled.
 def test_forty_steps_of_the_recipe_are_those_of_the_paper():
   """With circular shifts; gradients with padding are compared below."""
-  model = build(shift_ratio=1 / 16, padding='circular')
-  check_trajectory(lambda params, x: model.apply({'params': params}, x))
+  alpha = 1 / 16
+  options = {'alpha': alpha, 'padding': 'circular'}
+  square = draw_square()
+  params = stored(square, alpha)
+  values, *weights = train(functools.partial(literal, **options), square)
+  assert values[-1] < values[0] - 0.1
+
+  def check_trajectory(logits_fn):
+    found, *mine = train(functools.partial(logits_fn, **options), params)
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-9)
+    close(found, values)
+    jax.tree.map(close, mine, [stored(theirs, alpha) for theirs in weights])
+    moved = np.abs(mine[0]['blocks']['R'] - params['blocks']['R'])
+    assert moved.max() > 0.05  # A trajectory worth following.
+
+  check_trajectory(ours)
   # Planted: R's gradient from one of the two products with it alone.
   half = with_mix(
     lambda n, y, d, r, m: right_mix(n, y, d, jax.lax.stop_gradient(r), m)
   )
   with pytest.raises(AssertionError):
-    check_trajectory(lambda params, x: half(params, x, 1 / 16, 'circular'))
+    check_trajectory(half)
 
 
 def count_costs(alpha, remat):
   """Products c × c of all tokens (forward, backward), and tensors kept."""
   model = build(shift_ratio=alpha, remat=remat)
   params, images = stored(draw_square(), alpha), draw_images(3)
-  width, tokens = PLAIN.width, len(images) * math.prod(PLAIN.grid)
+  width = PLAIN.width
+  tokens = math.prod(images.shape[:3]) // PLAIN.patch**2
   jaxpr = jax.make_jaxpr(
     jax.grad(lambda p: jnp.sum(model.apply({'params': p}, images)))
   )(params)

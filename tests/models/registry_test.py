@@ -5,48 +5,41 @@ import pytest
 from lipnext_jax import config as config_lib
 from lipnext_jax.models import registry
 
-HIGHEST = jax.lax.Precision.HIGHEST
-# {field: (value in a config, value of the model)}, none of them a default.
+# Values in a config, none of them a default.
 SHARED = {
-  'depth': (5, 5),
-  'width': (12, 12),
-  'patch_size': (1, 1),
-  'beta': (0.25, 0.25),
-  'dtype': ('bfloat16', jnp.bfloat16),
-  'precision': ('highest', HIGHEST),
-  'activation': ('minmax', 'minmax'),
-  'position': (False, False),
+  'depth': 5,
+  'width': 12,
+  'patch_size': 1,
+  'beta': 0.25,
+  'dtype': 'bfloat16',
+  'precision': 'highest',
+  'activation': 'minmax',
+  'position': False,
 }
 LIPNEXT = {
-  'padding': ('zero', 'zero'),
-  'shift_ratio': (1 / 8, 1 / 8),
-  'r_init': ('identity', 'identity'),
-  'm_init': ('haar', 'haar'),
-  'remat': ('block', 'block'),
-  'unroll': (True, True),
-  'parametrization': ('cayley', 'cayley'),
-  'pool': ('neck', 'neck'),
-  'neck_width': (7, 7),
-  'neck_depth': (1, 1),
+  'padding': 'zero',
+  'shift_ratio': 1 / 8,
+  'r_init': 'identity',
+  'm_init': 'haar',
+  'remat': 'block',
+  'unroll': True,
+  'parametrization': 'cayley',
+  'pool': 'neck',
+  'neck_width': 7,
+  'neck_depth': 1,
 }
-BASELINES = {
-  'dense_depth': (1, 1),
-  'dense_width': (7, 7),
-  'kernel_size': (5, 5),
-}
-LIRESNET = {'power_iterations': (3, 3), 'padding': ('zero', 'zero')}
-BRONET = {'reflector_ratio': (0.5, 0.5)}
+BASELINES = {'dense_depth': 1, 'dense_width': 7, 'kernel_size': 5}
 MODELS = {
   'lipnext': SHARED | LIPNEXT,
-  'liresnet': SHARED | BASELINES | LIRESNET,
-  'bronet': SHARED | BASELINES | BRONET,
+  'liresnet': SHARED | BASELINES | {'power_iterations': 3, 'padding': 'zero'},
+  'bronet': SHARED | BASELINES | {'reflector_ratio': 0.5},
 }
 
 
 def build(name, fields):
   c = config_lib.default_config().model
   c.name = name
-  for field, (value, _) in fields.items():
+  for field, value in fields.items():
     (c if field in c else c.baseline)[field] = value
   return registry.build_model(c, num_classes=3)
 
@@ -54,9 +47,12 @@ def build(name, fields):
 @pytest.mark.parametrize('name', MODELS)
 def test_every_field_reaches_the_model(name):
   model, plain = build(name, MODELS[name]), build(name, {})
-  for field, (_, value) in MODELS[name].items():
-    assert getattr(model, field) == value != getattr(plain, field), field
-  assert model.num_classes == 3
+  assert (model.num_classes, model.dtype) == (3, jnp.bfloat16)
+  assert model.precision == jax.lax.Precision.HIGHEST
+  for field, value in MODELS[name].items():
+    given = getattr(model, field)
+    assert given != getattr(plain, field), field
+    assert field in ('dtype', 'precision') or given == value, field
 
 
 def test_every_field_of_a_model_is_among_these():
@@ -72,11 +68,10 @@ def test_every_field_of_a_model_is_among_these():
 
 
 def test_evaluation_is_float32_at_highest_precision():
-  fields = {'dtype': ('bfloat16', None), 'remat': ('block', None)}
-  small = {'depth': (2, None), 'width': (8, None)}
-  model = build('lipnext', fields | small).explicit()
+  fields = {'dtype': 'bfloat16', 'remat': 'block', 'depth': 2, 'width': 8}
+  model = build('lipnext', fields).explicit()
   assert model.dtype == jnp.float32
-  assert model.precision == HIGHEST
+  assert model.precision == jax.lax.Precision.HIGHEST
   images = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3))
   jaxpr = str(jax.make_jaxpr(model.init_with_output)(jax.random.key(0), images))
   assert 'bf16' not in jaxpr
