@@ -1,9 +1,10 @@
-"""Saves the checkpoints of a run with Orbax."""
+"""Saves, verifies and restores the checkpoints of a run with Orbax."""
 
 from collections.abc import Iterator
 import contextlib
 import glob
 import math
+import operator
 import os
 import sys
 from typing import Any
@@ -15,17 +16,129 @@ import orbax.checkpoint as ocp
 from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax.checkpoint import manifest
-from lipnext_jax.checkpoint import reader
 from lipnext_jax.parallel import distributed
 from lipnext_jax.runtime import explain
 
+_METRIC = 'certified'  # Certified accuracy in per cent, which chooses the best.
+_UNMONITORED = -1.0  # _METRIC of checkpoints that were not evaluated.
+_SMALL = 1 << 16  # Bytes: larger than metrics, smaller than large arrays.
 
-def _metric(metrics: Any) -> float:
-  """Returns the accuracy by which the best checkpoint is chosen."""
-  return metrics[reader.METRIC]
+
+class CheckpointReader:
+  """Chooses, verifies and restores checkpoints of a run that may go on.
+
+  It writes, renames and removes nothing: evaluation, certification, attacks and
+  exports do not hold the lock of the run.
+  """
+
+  def __init__(self, workdir: str, *, config_hash: str = ''):
+    """Reads nothing yet.
+
+    Args:
+      workdir: workdir of the run.
+      config_hash: hash that `restore` expects, from `checkpoint.hash_config`;
+        '' accepts any config.
+    """
+    self._workdir = workdir
+    self._directory = files.real_path(os.path.join(workdir, 'checkpoints'))
+    self._config_hash = config_hash
+
+  def list_steps(self) -> list[int]:
+    """Lists the steps of the finished checkpoints, ascending."""
+    names = files.list_folder(self._directory)
+    steps = sorted(int(name) for name in names if name.isdecimal())
+    return [s for s in steps if manifest.is_committed(self._path(s))]
+
+  def choose(self, which: str) -> int:
+    """Returns the step of the last or best checkpoint that is not damaged.
+
+    Prints a message for each damaged checkpoint that it meets.
+
+    Args:
+      which: 'last', or 'best' by monitored certified accuracy.
+
+    Raises:
+      ConfigError: there are no checkpoints.
+      CheckpointError: all checkpoints are damaged, or none was monitored.
+    """
+    return distributed.on_first(lambda: self._choose(which))
+
+  def _choose(self, which: str) -> int:
+    """Chooses in the first process."""
+    steps, monitored = self.list_steps(), ''
+    if not steps:
+      raise errors.ConfigError(
+        '--workdir',
+        self._workdir,
+        'holds no checkpoint to evaluate',
+        'train there first (--mode=train)',
+      )
+    if which == 'best':
+      metrics = {
+        step: self._read_metric(step)
+        for step in steps
+        if self._is_whole(step, _SMALL)
+      }
+      steps = [step for step in metrics if metrics[step] != _UNMONITORED]
+      steps.sort(key=lambda step: metrics[step])  # Equals stay sorted by age.
+      monitored = 'monitored '
+    for step in reversed(steps):
+      if self._is_whole(step):
+        return step
+    raise errors.CheckpointError(
+      f'{self._directory} holds no {monitored}checkpoint that is not damaged; '
+      'put a good copy there, choose another eval.checkpoint, or train in '
+      'another directory'
+    )
+
+  def _read_metric(self, step: int) -> float:
+    path = os.path.join(self._path(step), 'metrics', 'metrics')
+    return files.read_json(path)[_METRIC]
+
+  def _is_whole(self, step: int, largest: float = math.inf) -> bool:
+    """Verifies a checkpoint up to a size of files; prints its damage."""
+    damage = manifest.find_damage(self._path(step), largest)
+    # A checkpoint that is gone was removed by its run, and is not damaged.
+    if damage is not None and files.exists(self._path(step)):
+      print(
+        f'checkpoint {step} is damaged ({damage}): it is not used',
+        file=sys.stderr,
+      )
+    return damage is None
+
+  def restore(self, step: int, abstract_state: Any) -> Any:
+    """Returns the state at `step`, in the layout of `abstract_state`.
+
+    Args:
+      step: step from `choose`.
+      abstract_state: tree of `jax.ShapeDtypeStruct`s with shardings.
+
+    Raises:
+      CheckpointError: another architecture or config made the checkpoint, or
+        its run has removed it meanwhile.
+    """
+    path = self._path(step)
+    try:
+      manifest.check_matches(path, abstract_state, self._config_hash)
+      # A read-only CheckpointManager would print three warnings.
+      with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(
+          os.path.join(path, 'default'), abstract_state
+        )
+    except (OSError, ValueError) as error:
+      if files.exists(path):
+        raise
+      raise errors.CheckpointError(
+        f'{path} was removed while it was read, by the run that is still '
+        'training: try again'
+      ) from error
+
+  def _path(self, step: int) -> str:
+    """Returns the directory of a checkpoint."""
+    return os.path.join(self._directory, str(step))
 
 
-class Checkpointer(reader.CheckpointReader):
+class Checkpointer(CheckpointReader):
   """Saves, verifies and restores the states of the run that holds the lock."""
 
   def __init__(self, workdir: str, *, config_hash: str = ''):
@@ -40,17 +153,18 @@ class Checkpointer(reader.CheckpointReader):
     self._damaged = os.path.join(os.path.dirname(self._directory), 'damaged')
     self._saving: tuple[str, dict[str, Any]] | None = None
     distributed.on_first(self._set_damaged_aside)
+    metric = operator.itemgetter(_METRIC)
     keep = ocp.checkpoint_managers.AnyPreservationPolicy(
       [
         ocp.checkpoint_managers.LatestN(2),
-        ocp.checkpoint_managers.BestN(get_metric_fn=_metric, n=1),
+        ocp.checkpoint_managers.BestN(get_metric_fn=metric, n=1),
       ]
     )
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=keep,
-        best_fn=_metric,
+        best_fn=metric,
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(
           post_finalization_callback=self._write_manifest
@@ -64,7 +178,7 @@ class Checkpointer(reader.CheckpointReader):
     for step in reversed(self.list_steps()):
       if self._is_whole(step, largest):
         # Of those older than the first whole one, Orbax reads metrics only.
-        largest = reader.SMALL
+        largest = _SMALL
       else:
         target = files.move_aside(self._path(step), self._damaged)
         print(f'checkpoint {step} is set aside as {target}', file=sys.stderr)
@@ -102,11 +216,11 @@ class Checkpointer(reader.CheckpointReader):
       # On CPU, Orbax reads the buffers in the background, where the next step
       # may write.
       state = jax.tree.map(jnp.copy, state)
-      metric = reader.UNMONITORED if certified is None else certified
+      metric = _UNMONITORED if certified is None else certified
       self._manager.save(
         step,
         args=ocp.args.StandardSave(state),
-        metrics={reader.METRIC: metric},
+        metrics={_METRIC: metric},
       )
 
   def _write_manifest(self) -> None:
