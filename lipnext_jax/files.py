@@ -65,11 +65,6 @@ def exists(path: str) -> bool:
   return _store(path).exists(path) if is_remote(path) else os.path.exists(path)
 
 
-def is_file(path: str) -> bool:
-  """Returns whether a file exists that is not a folder."""
-  return _store(path).isfile(path) if is_remote(path) else os.path.isfile(path)
-
-
 def make_folder(path: str) -> None:
   """Makes a folder and its parents; a bucket needs none."""
   if not is_remote(path):

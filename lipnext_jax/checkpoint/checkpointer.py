@@ -47,7 +47,10 @@ class CheckpointReader:
     """Lists the steps of the finished checkpoints, ascending."""
     names = files.list_folder(self._directory)
     steps = sorted(int(name) for name in names if name.isdecimal())
-    return [s for s in steps if manifest.is_committed(self._path(s))]
+    if files.is_remote(self._directory):  # Saves there have no other name.
+      last = manifest.COMMITTED
+      steps = [s for s in steps if files.exists(f'{self._path(s)}/{last}')]
+    return steps
 
   def choose(self, which: str) -> int:
     """Returns the step of the last or best checkpoint that is not damaged.

@@ -8,7 +8,6 @@ gets its final name. So a checkpoint without a manifest is not whole.
 
 from collections.abc import Mapping
 from concurrent import futures
-import functools
 import hashlib
 import json
 import math
@@ -23,7 +22,7 @@ from lipnext_jax import trees
 NAME = 'manifest.json'
 # Orbax changes these after the manifest is written, when it gives the directory
 # its name: it adds the time to the first, and creates the second.
-_METADATA, _COMMITTED = '_CHECKPOINT_METADATA', 'commit_success.txt'
+_METADATA, COMMITTED = '_CHECKPOINT_METADATA', 'commit_success.txt'
 _THREADS = 8  # hashlib releases the interpreter lock; disks like a queue.
 
 
@@ -51,11 +50,10 @@ def write(
     arrays: shapes and dtypes from `describe_arrays`.
     config_hash: hash from `hash_fields`.
   """
-  names = sorted(files.walk(directory))
   manifest = {
     'config_hash': config_hash,
     'arrays': arrays,
-    'files': dict(zip(names, _measure_all(directory, names), strict=True)),
+    'files': _measure_all(directory, sorted(files.walk(directory))),
   }
   manifest['own'] = hash_fields(manifest)
   files.write_json(os.path.join(directory, NAME), manifest)
@@ -75,16 +73,6 @@ def read(directory: str) -> dict[str, Any]:
   return manifest
 
 
-def is_committed(directory: str) -> bool:
-  """Returns whether a checkpoint was saved completely.
-
-  On a disk, every directory with a final name is complete. In a bucket, the
-  last file that Orbax writes must be there.
-  """
-  last = os.path.join(directory, _COMMITTED)
-  return not files.is_remote(directory) or files.exists(last)
-
-
 def find_damage(directory: str, largest: float = math.inf) -> str | None:
   """Compares the files of a checkpoint with its manifest.
 
@@ -100,16 +88,15 @@ def find_damage(directory: str, largest: float = math.inf) -> str | None:
   """
   try:
     expected = read(directory)['files']
-    found = set(files.walk(directory)) - {NAME, _COMMITTED}
+    found = set(files.walk(directory)) - {NAME, COMMITTED}
     if missing := expected.keys() - found:
       return f'{min(missing)} is missing'
     if extra := found - expected.keys():
       return f'{min(extra)} does not belong to it'
     names = [name for name in sorted(expected) if expected[name][0] <= largest]
     measured = _measure_all(directory, names)
-    with files.open_text(
-      os.path.join(directory, _COMMITTED), errors='replace'
-    ) as file:
+    last = os.path.join(directory, COMMITTED)
+    with files.open_text(last, errors='replace') as file:
       committed = file.read()
   except ValueError as error:
     return f'{NAME}: {error}'
@@ -118,7 +105,7 @@ def find_damage(directory: str, largest: float = math.inf) -> str | None:
     if files.is_remote(directory) and not isinstance(error, FileNotFoundError):
       raise
     return str(error)
-  for name, (size, digest) in zip(names, measured, strict=True):
+  for name, (size, digest) in measured.items():
     wanted, checksum = expected[name]
     if size != wanted:
       return f'{name} has {size} bytes instead of {wanted}'
@@ -126,17 +113,17 @@ def find_damage(directory: str, largest: float = math.inf) -> str | None:
       return f'the checksum of {name} does not match'
   # The directory may have been moved since: only its own name is compared.
   step = os.path.basename(os.path.normpath(directory))
-  if not re.fullmatch(
-    f'Checkpoint commit was successful to .*/{step}', committed
-  ):
-    return f'{_COMMITTED} does not say what it should'
+  wanted = f'Checkpoint commit was successful to .*/{step}'
+  if not re.fullmatch(wanted, committed):
+    return f'{COMMITTED} does not say what it should'
   return None
 
 
-def _measure_all(directory: str, names: list[str]) -> list[tuple[int, str]]:
-  """Returns (size, SHA-256) of each file."""
+def _measure_all(directory: str, names: list[str]) -> dict[str, Any]:
+  """Returns (size, SHA-256) of each file by its name."""
   with futures.ThreadPoolExecutor(_THREADS) as pool:
-    return list(pool.map(functools.partial(_measure, directory), names))
+    measured = pool.map(lambda name: _measure(directory, name), names)
+    return dict(zip(names, measured, strict=True))
 
 
 def _measure(directory: str, name: str) -> tuple[int, str]:
@@ -168,15 +155,13 @@ def check_matches(
   Raises:
     CheckpointError: the arrays or the config differ.
   """
-  stored, wanted = read(directory), describe_arrays(abstract_state)
-  for name in sorted({*stored['arrays'], *wanted}):
-    there, here = (
-      _describe(name, arrays.get(name)) for arrays in (stored['arrays'], wanted)
-    )
-    if there != here:
+  stored = read(directory)
+  there, here = stored['arrays'], describe_arrays(abstract_state)
+  for name in sorted(there.keys() | here.keys()):
+    if there.get(name) != here.get(name):
       raise errors.CheckpointError(
-        f'{directory} holds {there}, this config makes {here}: choose another '
-        '--workdir'
+        f'{directory} holds {_describe(name, there)}, this config makes '
+        f'{_describe(name, here)}: choose another --workdir'
       )
   if config_hash not in ('', stored['config_hash']):
     raise errors.CheckpointError(
@@ -185,9 +170,9 @@ def check_matches(
     )
 
 
-def _describe(name: str, array: list[Any] | None) -> str:
+def _describe(name: str, arrays: Mapping[str, Any]) -> str:
   """Names an array with its dtype and shape, or says that there is none."""
-  if array is None:
+  if name not in arrays:
     return f'no {name}'
-  shape, dtype = array
+  shape, dtype = arrays[name]
   return f'{name} {dtype}{shape}'

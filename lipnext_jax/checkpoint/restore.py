@@ -5,7 +5,6 @@ All weights go to one device, whatever mesh they were trained on.
 """
 
 from collections.abc import Mapping
-import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -47,9 +46,8 @@ def abstract_state(
   """
   plan = schedules.make_plan(config, facts['train_examples'])
   tx = train_step.build_optimizer(config.optimizer, plan)
-  shape = tuple(facts['image_shape'])
   abstract = jax.eval_shape(
-    functools.partial(train_step.init_state, model, tx, shape),
+    lambda key: train_step.init_state(model, tx, facts['image_shape'], key),
     jax.random.key(config.seed),
   )
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -74,7 +72,7 @@ def restore(
   """
   config = checkpoint.read_config(workdir, overrides)
   facts = report.read_data_facts(workdir)
-  image_shape = tuple(facts['image_shape'])
+  image_shape = facts['image_shape']
   reader = checkpoint.CheckpointReader(
     workdir, config_hash=checkpoint.hash_config(config)
   )

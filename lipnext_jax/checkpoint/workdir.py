@@ -22,7 +22,7 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
     ConfigError: a field differs from that of the run, or the workdir is not a
       directory.
   """
-  if files.is_file(workdir):
+  if files.exists(workdir) and os.path.isfile(workdir):
     raise errors.ConfigError(
       '--workdir', workdir, 'is a file', 'name a directory'
     )
@@ -78,7 +78,16 @@ def read_config(
     ConfigError: config.json is missing or malformed, or an override is of a
       field that is not free.
   """
-  fields = _read_fields(workdir)
+  try:
+    fields = {**files.read_json(os.path.join(workdir, CONFIG_FILE))}
+  except (OSError, ValueError, TypeError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise errors.ConfigError(
+      '--workdir',
+      workdir,
+      f'holds no {CONFIG_FILE} that can be read ({reason})',
+      'name the directory of a training run',
+    ) from None
   if fields.get('model.remat') == 'none':  # The default of earlier versions.
     del fields['model.remat']
   overrides = overrides or {}
@@ -104,22 +113,6 @@ def read_config(
     config.update_from_flattened_dict({name: value})
   config_lib.validate(config)
   return config
-
-
-def _read_fields(workdir: str) -> dict[str, Any]:
-  """Reads the fields of config.json, none of them checked."""
-  try:
-    fields = files.read_json(os.path.join(workdir, CONFIG_FILE))
-    if isinstance(fields, dict):
-      return fields
-    problem = f'has an unreadable {CONFIG_FILE} (it holds no fields)'
-  except FileNotFoundError:
-    problem = f'holds no {CONFIG_FILE}'
-  except (OSError, ValueError) as error:
-    problem = f'has an unreadable {CONFIG_FILE} ({error})'
-  raise errors.ConfigError(
-    '--workdir', workdir, problem, 'name the directory of a training run'
-  )
 
 
 def _tuples(value: Any) -> Any:

@@ -70,10 +70,8 @@ def test_what_is_no_workdir_is_refused(tmp_path, tiny_config):
     checkpoint.read_config(str(tmp_path))
   for text in ('{"half', '[1]'):
     (tmp_path / 'config.json').write_text(text)
-    with pytest.raises(errors.ConfigError, match='unreadable'):
+    with pytest.raises(errors.ConfigError, match=r'json that can be read \('):
       checkpoint.check_workdir(str(tmp_path), tiny_config)
-    with pytest.raises(errors.ConfigError, match='unreadable'):
-      checkpoint.read_config(str(tmp_path))
 
 
 def test_the_hash_of_a_config_is_of_what_decides_the_states(tiny_config):
