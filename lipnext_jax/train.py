@@ -217,7 +217,7 @@ def train_and_evaluate(
   reader: checkpoint.CheckpointReader
   if train:  # The lock comes before the first change in the workdir.
     holder = parallel.on_first(lock.acquire)
-    parallel.on_others(lambda: checkpoint.check_seen(workdir, holder))
+    parallel.on_others(lambda: lock.check_seen(holder))
     reader = checkpointer = checkpoint.Checkpointer(
       workdir, config_hash=config_hash
     )

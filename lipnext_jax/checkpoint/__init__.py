@@ -12,7 +12,6 @@ because a new start would replace what can perhaps be saved.
 
 from lipnext_jax.checkpoint.checkpointer import Checkpointer
 from lipnext_jax.checkpoint.checkpointer import CheckpointReader
-from lipnext_jax.checkpoint.lock import check_seen
 from lipnext_jax.checkpoint.lock import Lock
 from lipnext_jax.checkpoint.workdir import check_workdir
 from lipnext_jax.checkpoint.workdir import hash_config
@@ -23,7 +22,6 @@ __all__ = [
   'CheckpointReader',
   'Checkpointer',
   'Lock',
-  'check_seen',
   'check_workdir',
   'hash_config',
   'read_config',

@@ -30,6 +30,7 @@ class Lock:
   def __init__(self, workdir: str):
     """Does not take the lock yet."""
     self._workdir = workdir
+    self._holder = os.path.join(workdir, HOLDER)
     self._lock = filelock.FileLock(
       os.path.join(workdir, 'lock'), thread_local=False, is_singleton=True
     )
@@ -46,10 +47,9 @@ class Lock:
     """
     files.make_folder(self._workdir)
     if files.is_remote(self._workdir):
-      last = _read_holder(self._workdir) or 'none'
       print(
         f'{self._workdir} cannot be locked: make sure that no other run uses '
-        f'it (the last to start was {last})',
+        f'it (the last to start was {self._read_holder() or "none"})',
         file=sys.stderr,
       )
     else:
@@ -59,49 +59,44 @@ class Lock:
         raise errors.ConfigError(
           '--workdir',
           self._workdir,
-          f'is in use by {_read_holder(self._workdir) or "another process"}',
+          f'is in use by {self._read_holder() or "another process"}',
           'wait for it, stop it, or choose another directory',
         ) from None
     since = time.strftime('%Y-%m-%d %H:%M:%S')
-    files.write_text(
-      os.path.join(self._workdir, HOLDER),
-      f'process {os.getpid()} on {socket.gethostname()} since {since}',
-    )
+    own = f'process {os.getpid()} on {socket.gethostname()} since {since}'
+    files.write_text(self._holder, own)
     return os.getpid()
 
   def release(self) -> None:
     """Releases the lock, if it is held."""
     self._lock.release(force=True)
 
+  def check_seen(self, holder: int, seconds: float = _VISIBLE) -> None:
+    """Checks that this process sees the lock of the first process of its run.
 
-def check_seen(workdir: str, holder: int, seconds: float = _VISIBLE) -> None:
-  """Checks that this process sees the lock of the first process of its run.
+    Args:
+      holder: process id that `acquire` returned in the first process.
+      seconds: longest time to wait for the file.
 
-  Args:
-    workdir: workdir of the run.
-    holder: process id that `Lock.acquire` returned in the first process.
-    seconds: longest time to wait for the file.
+    Raises:
+      ConfigError: the workdir of this process is another directory.
+    """
+    end = time.monotonic() + seconds
+    while not self._read_holder().startswith(f'process {holder} on '):
+      if time.monotonic() > end:
+        raise errors.ConfigError(
+          '--workdir',
+          self._workdir,
+          f'is not shared: {socket.gethostname()} does not see the lock of the '
+          'first process',
+          'name a directory on storage that all hosts have mounted',
+        )
+      time.sleep(0.1)
 
-  Raises:
-    ConfigError: the workdir of this process is another directory.
-  """
-  end = time.monotonic() + seconds
-  while not _read_holder(workdir).startswith(f'process {holder} on '):
-    if time.monotonic() > end:
-      raise errors.ConfigError(
-        '--workdir',
-        workdir,
-        f'is not shared: {socket.gethostname()} does not see the lock of the '
-        'first process',
-        'name a directory on storage that all hosts have mounted',
-      )
-    time.sleep(0.1)
-
-
-def _read_holder(workdir: str) -> str:
-  """Reads who took the lock last; '' if nobody did."""
-  try:
-    with files.open_text(os.path.join(workdir, HOLDER)) as file:
-      return file.read()
-  except OSError:
-    return ''
+  def _read_holder(self) -> str:
+    """Reads who took the lock last; '' if nobody did."""
+    try:
+      with files.open_text(self._holder) as file:
+        return file.read()
+    except OSError:
+      return ''

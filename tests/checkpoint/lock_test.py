@@ -39,10 +39,11 @@ def test_one_process_holds_it_until_it_ends_however_it_ends(tmp_path):
         own.acquire()
     own.release()  # Nothing is held: harmless.
     # The other processes of its run see it; those elsewhere, or of another: no.
-    lock.check_seen(workdir, holder.pid, seconds=0)
-    for directory, pid in ((tmp_path, holder.pid), (workdir, holder.pid + 1)):
+    own.check_seen(holder.pid, seconds=0)
+    elsewhere = lock.Lock(str(tmp_path))
+    for seen, pid in ((elsewhere, holder.pid), (own, holder.pid + 1)):
       with pytest.raises(errors.ConfigError, match='is not shared'):
-        lock.check_seen(str(directory), pid, seconds=0.2)
+        seen.check_seen(pid, seconds=0.2)
     holder.kill()
   assert own.acquire() == os.getpid()  # What the killed one wrote is replaced.
   assert read_holder(workdir).startswith(f'process {os.getpid()} on')
@@ -68,6 +69,6 @@ def test_a_lock_may_be_seen_late(tmp_path):
   own = lock.Lock(str(tmp_path))
   late = threading.Timer(0.3, own.acquire)
   late.start()
-  lock.check_seen(str(tmp_path), os.getpid(), seconds=30)
+  own.check_seen(os.getpid(), seconds=30)
   late.join()
   own.release()
