@@ -30,11 +30,7 @@ def is_remote(path: str) -> bool:
 
 
 def _store(path: str) -> Any:
-  """Returns the fsspec file system of an address.
-
-  Raises:
-    ConfigError: the scheme is not supported, or a package is missing.
-  """
+  """Returns the fsspec file system of an address; refuses all but gs://."""
   if not re.match('gs://[^/]', path):
     raise errors.ConfigError(
       '--workdir',
@@ -90,11 +86,6 @@ def walk(folder: str) -> Iterator[str]:
     for path in (os.path.join(parent, name) for name in names):
       if os.path.isfile(path):  # Reading a pipe or a device never ends.
         yield os.path.relpath(path, folder)
-
-
-def real_path(path: str) -> str:
-  """Returns a path without links; an address stays as it is."""
-  return path if is_remote(path) else os.path.realpath(path)
 
 
 def move_aside(folder: str, parent: str) -> str:

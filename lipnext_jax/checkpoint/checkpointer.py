@@ -40,7 +40,9 @@ class CheckpointReader:
         '' accepts any config.
     """
     self._workdir = workdir
-    self._directory = files.real_path(os.path.join(workdir, 'checkpoints'))
+    self._directory = os.path.join(workdir, 'checkpoints')
+    if not files.is_remote(workdir):
+      self._directory = os.path.realpath(self._directory)
     self._config_hash = config_hash
 
   def list_steps(self) -> list[int]:

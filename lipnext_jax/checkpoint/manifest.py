@@ -160,19 +160,11 @@ def check_matches(
   for name in sorted(there.keys() | here.keys()):
     if there.get(name) != here.get(name):
       raise errors.CheckpointError(
-        f'{directory} holds {_describe(name, there)}, this config makes '
-        f'{_describe(name, here)}: choose another --workdir'
+        f'{name} is {there.get(name, "absent")} in {directory}, and '
+        f'{here.get(name, "absent")} with this config: choose another --workdir'
       )
   if config_hash not in ('', stored['config_hash']):
     raise errors.CheckpointError(
       f'{directory} was made with another config, though its arrays have the '
       'same shapes: choose another --workdir'
     )
-
-
-def _describe(name: str, arrays: Mapping[str, Any]) -> str:
-  """Names an array with its dtype and shape, or says that there is none."""
-  if name not in arrays:
-    return f'no {name}'
-  shape, dtype = arrays[name]
-  return f'{name} {dtype}{shape}'

@@ -73,14 +73,10 @@ def test_where_nothing_can_be_used_the_reader_says_so(workdir, flip, tmp_path):
   reader = checkpoint.CheckpointReader(str(workdir))
   for step in (8, 32):
     flip(workdir, step, 'manifest.json')
-  with pytest.raises(
-    errors.CheckpointError, match='no monitored checkpoint that is'
-  ):
+  with pytest.raises(errors.CheckpointError, match='no monitored checkpoint'):
     reader.choose('best')  # 64 is whole, but was never monitored.
   flip(workdir, 64, 'manifest.json')
-  with pytest.raises(
-    errors.CheckpointError, match='no checkpoint that is not damaged'
-  ):
+  with pytest.raises(errors.CheckpointError, match='holds no checkpoint that'):
     reader.choose('last')
   with pytest.raises(errors.ConfigError, match='holds no checkpoint'):
     checkpoint.CheckpointReader(str(tmp_path / 'new')).choose('last')
@@ -105,24 +101,31 @@ def test_one_that_its_run_removes_meanwhile_is_no_damage(
     reader.restore(64, make_state(0))
 
 
-def test_another_config_and_other_arrays_are_named(workdir, make_state):
-  reader = checkpoint.CheckpointReader(str(workdir), config_hash='other')
-  with pytest.raises(errors.CheckpointError, match='another config'):
-    reader.restore(8, make_state(0))
-  with pytest.raises(errors.CheckpointError, match='makes no step'):
-    reader.restore(8, {'w': make_state(0)['w']})
-  wider = make_state(0) | {'w': jnp.zeros((256, 512))}
-  difference = r'w float32\[256, 256\], this config makes w float32\[256, 512\]'
-  with pytest.raises(errors.CheckpointError, match=difference):
-    reader.restore(8, wider)
+@pytest.mark.parametrize(
+  ('config_hash', 'change', 'problem'),
+  [
+    ('other', {}, 'another config'),
+    ('h', {'step': None}, 'step is .* absent with'),
+    ('h', {'w': np.zeros((256, 512))}, r'w is \[\[256, 256\], .*256, 512\],'),
+  ],
+)
+def test_another_config_and_other_arrays_are_named(
+  workdir, make_state, config_hash, change, problem
+):
+  reader = checkpoint.CheckpointReader(str(workdir), config_hash=config_hash)
+  with pytest.raises(errors.CheckpointError, match=problem):
+    reader.restore(8, make_state(0) | change)
 
 
 def test_the_last_two_and_the_best_are_kept_and_nothing_else(
   workdir, make_state, resume
 ):
-  """A resumed run knows the best checkpoint."""
-  assert sorted(os.listdir(workdir / 'checkpoints')) == ['32', '64', '8']
+  """A resumed run knows the best checkpoint, and removes unfinished saves."""
+  torn = workdir / 'checkpoints' / '65.orbax-checkpoint-tmp-0'
+  torn.mkdir()
+  (torn / 'manifest.ocdbt').write_bytes(b'half')
   assert resume(workdir) == 64
+  assert sorted(os.listdir(workdir / 'checkpoints')) == ['32', '64', '8']
   again = checkpoint.Checkpointer(str(workdir))
   again.save(65, make_state(65), 80.0)
   again.close()
@@ -141,14 +144,6 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path):
   checkpointer.close()
   restored = checkpointer.restore(3, {'w': jax.eval_shape(lambda: state)})
   np.testing.assert_array_equal(restored['w'], 15.0)
-
-
-def test_an_unfinished_save_is_not_a_checkpoint(workdir, resume):
-  torn = workdir / 'checkpoints' / '65.orbax-checkpoint-tmp-0'
-  torn.mkdir()
-  (torn / 'manifest.ocdbt').write_bytes(b'half')
-  assert resume(workdir) == 64
-  assert not torn.exists()
 
 
 @pytest.mark.parametrize(
