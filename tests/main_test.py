@@ -12,8 +12,8 @@ import time
 import pytest
 import sklearn.datasets  # noqa: F401 (A run says so if it waits for it.)
 
+from lipnext_jax import checkpoint
 from lipnext_jax import errors
-from lipnext_jax.checkpoint import lock
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIGITS = '--config=configs/digits.py'
@@ -163,7 +163,7 @@ def test_signals_at_any_moment_end_in_the_same_numbers(
   wait_for(metrics.exists, process)
   # The loop begins: the lock is held.
   with pytest.raises(errors.ConfigError, match=f'process {process.pid} on'):
-    lock.Lock(workdir).acquire()
+    checkpoint.Lock(workdir).acquire()
   wait_for(lambda: metrics.stat().st_size, process)
   process.send_signal(signal.SIGTERM)
   code, _, err = finish(process)
