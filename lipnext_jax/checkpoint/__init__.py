@@ -12,9 +12,9 @@ because a new start would replace what can perhaps be saved.
 
 from lipnext_jax.checkpoint.checkpointer import Checkpointer
 from lipnext_jax.checkpoint.checkpointer import CheckpointReader
-from lipnext_jax.checkpoint.lock import Lock
 from lipnext_jax.checkpoint.workdir import check_workdir
 from lipnext_jax.checkpoint.workdir import hash_config
+from lipnext_jax.checkpoint.workdir import Lock
 from lipnext_jax.checkpoint.workdir import read_config
 from lipnext_jax.checkpoint.workdir import write_config
 
