@@ -124,7 +124,7 @@ class CheckpointReader:
     """
     path = self._path(step)
     try:
-      manifest.check_matches(path, abstract_state, self._config_hash)
+      self._check_matches(path, abstract_state)
       # A read-only CheckpointManager would print three warnings.
       with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(
@@ -137,6 +137,23 @@ class CheckpointReader:
         f'{path} was removed while it was read, by the run that is still '
         'training: try again'
       ) from error
+
+  def _check_matches(self, path: str, abstract_state: Any) -> None:
+    """Checks that a checkpoint has the arrays and the config expected."""
+    stored = manifest.read(path)
+    there, here = stored['arrays'], manifest.describe_arrays(abstract_state)
+    for name in sorted(there.keys() | here.keys()):
+      if there.get(name) != here.get(name):
+        raise errors.CheckpointError(
+          f'{name} is {there.get(name, "absent")} in {path}, and '
+          f'{here.get(name, "absent")} with this config: choose another '
+          '--workdir'
+        )
+    if self._config_hash not in ('', stored['config_hash']):
+      raise errors.CheckpointError(
+        f'{path} was made with another config, though its arrays have the '
+        'same shapes: choose another --workdir'
+      )
 
   def _path(self, step: int) -> str:
     """Returns the directory of a checkpoint."""

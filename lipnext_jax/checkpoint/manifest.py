@@ -15,7 +15,6 @@ import os
 import re
 from typing import Any
 
-from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax import trees
 
@@ -140,31 +139,3 @@ def _measure(directory: str, name: str) -> tuple[int, str]:
   except (ValueError, AttributeError):
     pass  # Damaged: the checksum of the unchanged bytes will differ.
   return len(data), hashlib.sha256(data).hexdigest()
-
-
-def check_matches(
-  directory: str, abstract_state: Any, config_hash: str
-) -> None:
-  """Checks that a checkpoint has the arrays and the config that are expected.
-
-  Args:
-    directory: directory of the checkpoint.
-    abstract_state: tree of the arrays or shapes to be restored.
-    config_hash: hash from `hash_fields`; '' accepts any config.
-
-  Raises:
-    CheckpointError: the arrays or the config differ.
-  """
-  stored = read(directory)
-  there, here = stored['arrays'], describe_arrays(abstract_state)
-  for name in sorted(there.keys() | here.keys()):
-    if there.get(name) != here.get(name):
-      raise errors.CheckpointError(
-        f'{name} is {there.get(name, "absent")} in {directory}, and '
-        f'{here.get(name, "absent")} with this config: choose another --workdir'
-      )
-  if config_hash not in ('', stored['config_hash']):
-    raise errors.CheckpointError(
-      f'{directory} was made with another config, though its arrays have the '
-      'same shapes: choose another --workdir'
-    )

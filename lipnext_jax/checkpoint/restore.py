@@ -5,6 +5,7 @@ All weights go to one device, whatever mesh they were trained on.
 """
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -46,15 +47,12 @@ def abstract_state(
   """
   plan = schedules.make_plan(config, facts['train_examples'])
   tx = train_step.build_optimizer(config.optimizer, plan)
-  abstract = jax.eval_shape(
-    lambda key: train_step.init_state(model, tx, facts['image_shape'], key),
-    jax.random.key(config.seed),
-  )
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-    abstract,
+  init = functools.partial(
+    train_step.init_state, model, tx, facts['image_shape']
   )
+  on_device = jax.jit(init, out_shardings=device)
+  return on_device.eval_shape(jax.random.key(config.seed))
 
 
 def restore(

@@ -98,14 +98,6 @@ def read_config(
   if fields.get('model.remat') == 'none':  # The default of earlier versions.
     del fields['model.remat']
   overrides = overrides or {}
-  for name, value in overrides.items():
-    if not config_lib.FIELDS[name].free:
-      raise errors.ConfigError(
-        name,
-        value,
-        f'cannot change what was trained in {workdir}',
-        'leave it out',
-      )
   config = config_lib.default_config()
   for name, value in {**fields, **overrides}.items():
     if name not in config_lib.FIELDS:
@@ -114,6 +106,13 @@ def read_config(
         workdir,
         f'has the unknown field {name!r} in its {CONFIG_FILE}',
         'use the version of lipnext_jax that wrote it',
+      )
+    if name in overrides and not config_lib.FIELDS[name].free:
+      raise errors.ConfigError(
+        name,
+        value,
+        f'cannot change what was trained in {workdir}',
+        'leave it out',
       )
     value = _tuples(value)
     config_lib.FIELDS[name].check(name, value)
