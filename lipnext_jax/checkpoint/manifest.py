@@ -104,12 +104,9 @@ def find_damage(directory: str, largest: float = math.inf) -> str | None:
     if files.is_remote(directory) and not isinstance(error, FileNotFoundError):
       raise
     return str(error)
-  for name, (size, digest) in measured.items():
-    wanted, checksum = expected[name]
-    if size != wanted:
-      return f'{name} has {size} bytes instead of {wanted}'
-    if digest != checksum:
-      return f'the checksum of {name} does not match'
+  for name in names:
+    if measured[name] != expected[name]:
+      return f'{name} does not match its checksum'
   # The directory may have been moved since: only its own name is compared.
   step = os.path.basename(os.path.normpath(directory))
   wanted = f'Checkpoint commit was successful to .*/{step}'
@@ -118,19 +115,19 @@ def find_damage(directory: str, largest: float = math.inf) -> str | None:
   return None
 
 
-def _measure_all(directory: str, names: list[str]) -> dict[str, Any]:
-  """Returns (size, SHA-256) of each file by its name."""
+def _measure_all(directory: str, names: list[str]) -> dict[str, list[Any]]:
+  """Returns [size, SHA-256] of each file by its name."""
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     measured = pool.map(lambda name: _measure(directory, name), names)
     return dict(zip(names, measured, strict=True))
 
 
-def _measure(directory: str, name: str) -> tuple[int, str]:
+def _measure(directory: str, name: str) -> list[Any]:
   """Returns size and SHA-256 of a file, without the time of Orbax' metadata."""
   with files.open_binary(os.path.join(directory, name)) as file:
     if name != _METADATA:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
-      return file.tell(), digest
+      return [file.tell(), digest]
     data = file.read()
   try:
     fields = json.loads(data)
@@ -138,4 +135,4 @@ def _measure(directory: str, name: str) -> tuple[int, str]:
     data = json.dumps(fields, sort_keys=True).encode()
   except (ValueError, AttributeError):
     pass  # Damaged: the checksum of the unchanged bytes will differ.
-  return len(data), hashlib.sha256(data).hexdigest()
+  return [len(data), hashlib.sha256(data).hexdigest()]
