@@ -50,13 +50,13 @@ class ConfigError(UserError):
   exit_code = 2
 
   def __init__(self, field: str, value: object, problem: str, remedy: str):
-    super().__init__(f'{field}={value!r} {problem}; {remedy}.')
+    # Worker processes of the data pipeline send errors as pickles of `args`.
+    super().__init__(field, value, problem, remedy)
     self.field = field
-    self._parts = field, value, problem, remedy
 
-  def __reduce__(self):
-    # Worker processes of the data pipeline send errors as pickles.
-    return type(self), self._parts
+  def __str__(self) -> str:
+    field, value, problem, remedy = self.args
+    return printable(f'{field}={value!r} {problem}; {remedy}.')
 
 
 class DataError(UserError):

@@ -89,12 +89,9 @@ def walk(folder: str) -> Iterator[str]:
 
 
 def move_aside(folder: str, parent: str) -> str:
-  """Moves a folder into `parent` as NAME-0, or the next number that is free.
+  """Moves a folder to PARENT/NAME-0, or the next number; returns the new path.
 
   In a bucket it is copied, then removed: a kill in between leaves both.
-
-  Returns:
-    The new path.
   """
   name = os.path.basename(folder)
   targets = (f'{parent}/{name}-{i}' for i in itertools.count())
