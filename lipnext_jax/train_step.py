@@ -20,7 +20,7 @@ from lipnext_jax.config import inner_rules
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 from lipnext_jax.optim import stack as stack_lib
-from lipnext_jax.parallel import sharding as sharding_lib
+from lipnext_jax.parallel import mesh as mesh_lib
 from lipnext_jax.runtime import health as health_lib
 
 # Power iterations, of n² operations each, that estimate the orthogonality error
@@ -123,7 +123,7 @@ class Layouts(NamedTuple):
     def move(x, source, target):
       if source.is_equivalent_to(target, x.ndim):
         return x
-      return sharding_lib.move(x.astype(self.dtype), source, target)
+      return mesh_lib.move(x.astype(self.dtype), source, target)
 
     return jax.tree.map(move, params, self.stored, self.working)
 
@@ -132,7 +132,7 @@ class Layouts(NamedTuple):
     # Without this constraint the compiler would use the optimizer's layout in
     # the backward scan, too.
     grads = jax.lax.with_sharding_constraint(grads, self.working)
-    grads = jax.tree.map(sharding_lib.move, grads, self.working, self.stored)
+    grads = jax.tree.map(mesh_lib.move, grads, self.working, self.stored)
     return jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
 
@@ -319,4 +319,4 @@ def certified_params(parts: Parts, state: TrainState) -> Any:
   trained: Any = jax.tree.structure(state.params)
   if jax.tree.structure(params) != trained:
     return params  # Explicit matrices; the compiler lays them out.
-  return jax.tree.map(sharding_lib.move, params, stored, working)
+  return jax.tree.map(mesh_lib.move, params, stored, working)

@@ -27,7 +27,6 @@ from lipnext_jax.aot import flops as flops_lib
 from lipnext_jax.models import lipnext
 from lipnext_jax.models import registry
 from lipnext_jax.parallel import mesh as mesh_lib
-from lipnext_jax.parallel import sharding as sharding_lib
 
 
 class Compiled(NamedTuple):
@@ -86,7 +85,7 @@ def summarize(
       'optimizer': update.total,
       'optimizer_per_device': update.total / mesh.size,
     },
-    'sharding': sharding_lib.table(arrays),
+    'sharding': mesh_lib.table(arrays),
     'fits': False,
     'refusal': compiled.refusal,
   }
@@ -112,8 +111,8 @@ def _stored_bytes(
   """Returns the bytes of a step's arrays that shapes alone determine."""
   program = compiled.program
   memory = {
-    'parameters': sharding_lib.local_bytes(program.abstract.params),
-    'optimizer': sharding_lib.local_bytes(program.abstract.opt_state),
+    'parameters': mesh_lib.local_bytes(program.abstract.params),
+    'optimizer': mesh_lib.local_bytes(program.abstract.opt_state),
   }
   # Baselines and unrolled blocks have no scan whose outputs could be counted.
   if config.model.name == 'lipnext' and not config.model.unroll:

@@ -3,14 +3,16 @@
 `config.validate` checks each field by itself first.
 """
 
+import itertools
 import math
+import re
+from typing import Any
 
 import ml_collections
 
 from lipnext_jax import errors
 from lipnext_jax.data import sources
 from lipnext_jax.models import parametrizations
-from lipnext_jax.parallel import sharding
 
 
 def check_combinations(c: ml_collections.ConfigDict) -> None:
@@ -47,7 +49,15 @@ def check_combinations(c: ml_collections.ConfigDict) -> None:
     )
   _check_starts(c.model)
   _check_epsilons(c.eval.epsilons)
-  sharding.check_rules(c.sharding)
+  for rule in c.sharding:
+    if not _is_rule(rule):
+      raise errors.ConfigError(
+        'sharding',
+        rule,
+        'is not a rule',
+        'write (regular expression, (axis, axes or None, …)), see '
+        'lipnext_jax/config/fields.py',
+      )
 
 
 def _check_geometry(c: ml_collections.ConfigDict) -> None:
@@ -112,6 +122,18 @@ def _check_epsilons(epsilons: tuple[float, ...]) -> None:
       'is not a list of radii',
       'give numbers >= 0 in [0, 1] pixel units, e.g. (0.25, 0.5)',
     )
+
+
+def _is_rule(rule: Any) -> bool:
+  """Returns whether a rule is a pair of regular expression and spec."""
+  try:
+    pattern, spec = rule
+    re.compile(pattern)
+    entries = [[e] if isinstance(e, str) else e for e in spec if e is not None]
+    axes = itertools.chain(*entries)
+    return not isinstance(spec, str) and all(isinstance(a, str) for a in axes)
+  except (TypeError, ValueError, re.error):
+    return False
 
 
 def check_image(

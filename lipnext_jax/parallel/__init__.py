@@ -11,9 +11,9 @@ from lipnext_jax.parallel.mesh import make_mesh
 from lipnext_jax.parallel.mesh import model_devices
 from lipnext_jax.parallel.mesh import put_batch
 from lipnext_jax.parallel.mesh import replicated
-from lipnext_jax.parallel.sharding import stack_sharding
-from lipnext_jax.parallel.sharding import tree_shardings
-from lipnext_jax.parallel.sharding import with_shardings
+from lipnext_jax.parallel.mesh import stack_sharding
+from lipnext_jax.parallel.mesh import tree_shardings
+from lipnext_jax.parallel.mesh import with_shardings
 
 __all__ = [
   'barrier',

@@ -34,33 +34,29 @@ def start(
   given = coordinator, num_processes, process_id
   if given == (None, None, None):
     return
-  if given == ('auto', None, None):
-    given = None, None, None
-  else:
-    if given == ('env', None, None):
-      given = _read_environment()
-    address, count, index = given
-    if (
-      address is None
-      or ':' not in address
-      or count is None
-      or index is None
-      or not 0 <= index < count
-    ):
-      raise errors.ConfigError(
-        '--coordinator',
-        given,
-        'do not fit together',
-        'give host:port, --num_processes=N and --process_id from 0 to N − 1; '
-        "or 'auto' or 'env' alone",
-      )
+  if given == ('env', None, None):
+    given = _read_environment()
+  automatic = given == ('auto', None, None)
+  address, count, index = given
+  if automatic:
+    address = None
+  elif ':' not in (address or '') or index not in range(count or 0):
+    raise errors.ConfigError(
+      '--coordinator',
+      given,
+      'do not fit together',
+      'give host:port, --num_processes=N and --process_id from 0 to N − 1; '
+      "or 'auto' or 'env' alone",
+    )
   # JAX aborts this process when another one is lost, and absl's fault handler
   # would print the stacks of all threads.
   faulthandler.disable()
   try:
-    jax.distributed.initialize(*given, heartbeat_timeout_seconds=_SILENCE)
+    jax.distributed.initialize(
+      address, count, index, heartbeat_timeout_seconds=_SILENCE
+    )
   except ValueError as error:
-    if coordinator != 'auto':
+    if not automatic:
       raise
     raise errors.ConfigError(  # No cluster that JAX knows.
       '--coordinator',
@@ -73,14 +69,16 @@ def start(
 
 def _read_environment() -> tuple[str, int, int]:
   """Reads the arguments of `start` from the environment."""
-  names = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
-  values = [os.environ.get(name, '') for name in names]
-  for name, value in zip(names[1:], values[1:], strict=True):
+  address = os.environ.get('JAX_COORDINATOR_ADDRESS', '')
+  numbers = []
+  for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'):
+    value = os.environ.get(name, '')
     if not value.isdecimal():
       raise errors.ConfigError(
         name, value, 'is not a number', 'set it, or leave --coordinator=env out'
       )
-  return values[0], int(values[1]), int(values[2])
+    numbers.append(int(value))
+  return address, numbers[0], numbers[1]
 
 
 def to_host(x: jax.Array) -> np.ndarray:
@@ -95,12 +93,9 @@ def to_host(x: jax.Array) -> np.ndarray:
 
 
 def largest(values: np.ndarray) -> np.ndarray:
-  """Returns the entrywise maximum of float64 numbers over all processes.
+  """Returns the entrywise maximum of [n] float64 numbers over all processes.
 
   The bits of the numbers are sent, because JAX would round them to float32.
-
-  Args:
-    values: [n] float64 array on the host.
 
   >>> largest(np.array([1.0, 1 + 1e-12])).tolist()
   [1.0, 1.000000000001]
@@ -146,28 +141,21 @@ def on_others(fn: Callable[[], None]) -> None:
 
 
 def _call_where(chosen: bool, fn: Callable[[], int | None]) -> int:
-  """Calls `fn` where `chosen` and returns the first process's result.
-
-  Raises:
-    UserError: `fn` raised in another process.
-  """
+  """Calls `fn` where `chosen` and returns the first process's result."""
   result, error = 0, None
   if chosen:
     try:
       result = fn() or 0
     except Exception as exception:
-      if jax.process_count() == 1:
-        raise
       error = exception
-  if jax.process_count() == 1:
-    return result
-  found = multihost_utils.process_allgather(
-    np.array([error is not None, result], np.int32)
-  )
+  found = np.array([[error is not None, result]], np.int32)
+  if jax.process_count() > 1:
+    found = np.asarray(multihost_utils.process_allgather(found[0]))
   if error is not None:
     raise error
-  if found[:, 0].any():
-    index = int(np.argmax(found[:, 0]))
+  failed, results = found.T
+  if failed.any():
+    index = int(np.argmax(failed))
     name = f'process {index}' if index else 'the first process'
     raise errors.UserError(f'{name} failed; its message says why')
-  return int(found[0, 1])
+  return int(results[0])

@@ -1,21 +1,30 @@
-"""Makes the device mesh of a config and lays batches out on it."""
+"""The device mesh of a config, and the layouts of arrays on it.
+
+Rules in order, path → partition spec, say where each array of a tree lies.
+"""
 
 from collections.abc import Sequence
+import itertools
 import math
+import re
 from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import ml_collections
 import numpy as np
 
 from lipnext_jax import errors
+from lipnext_jax import trees
 from lipnext_jax.models import block
 from lipnext_jax.parallel import blocks
-from lipnext_jax.parallel import sharding as sharding_lib
 
 AXES = ('data', 'fsdp', 'tensor')
-BATCH_AXES = ('data', 'fsdp')  # Axes that split the batch.
+
+
+# ── The mesh ─────────────────────────────────────────────────────────────────
 
 
 def make_mesh(
@@ -43,14 +52,32 @@ def make_mesh(
   True
   """
   devices = jax.devices() if devices is None else devices
-  sizes = _resolve_sizes(mesh_config, len(devices))
+  given = {axis: mesh_config.get(axis, 1) for axis in AXES}
+  fixed = math.prod(size for size in given.values() if size != -1)
+  rest = len(devices) // max(fixed, 1)
+  sizes = [rest if size == -1 else size for size in given.values()]
+  one_rest = list(given.values()).count(-1) <= 1
+  if not one_rest or math.prod(sizes) != len(devices):
+    raise errors.ConfigError(
+      'mesh',
+      given,
+      f'does not match the {len(devices)} devices of this run',
+      'make the sizes multiply to it, or set one of them to −1',
+    )
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
   if len({slice_of(device) for device in devices}) > 1:
     grid = arrange_slices(devices, sizes)
     mesh = jax.sharding.Mesh(grid, AXES, axis_types=auto)
   else:
     mesh = jax.make_mesh(sizes, AXES, auto, devices=devices)
-  _check_processes(mesh)
+  owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+  if (owners != owners[..., :1]).any():
+    raise errors.ConfigError(
+      'mesh.tensor',
+      mesh.shape['tensor'],
+      'splits the channels of one example over several processes',
+      'choose a divisor of the devices of a process',
+    )
   return mesh
 
 
@@ -66,35 +93,13 @@ def arrange_slices(
     devices: all devices of the mesh.
     sizes: sizes of its axes, whose product is the number of devices.
   """
-  slices: dict[int, list[jax.Device]] = {}
-  for device in devices:
-    slices.setdefault(slice_of(device), []).append(device)
-  count = len(slices)
-  if sizes[0] % count == 0:
-    return mesh_utils.create_hybrid_device_mesh(
-      (sizes[0] // count, *sizes[1:]), (count, 1, 1), devices
-    )
-  rows = [
-    mesh_utils.create_device_mesh((len(of_one),), of_one)
-    for _, of_one in sorted(slices.items())
-  ]
-  return np.concatenate(rows).reshape(sizes)
-
-
-def _resolve_sizes(mesh_config, count: int) -> list[int]:
-  """Returns the sizes of all axes, with the rest in the place of −1."""
-  sizes = [mesh_config.get(axis, 1) for axis in AXES]
-  fixed = math.prod(size for size in sizes if size != -1)
-  rest = count // max(fixed, 1)
-  resolved = [rest if size == -1 else size for size in sizes]
-  if sizes.count(-1) > 1 or math.prod(resolved) != count:
-    raise errors.ConfigError(
-      'mesh',
-      dict(zip(AXES, sizes, strict=True)),
-      f'does not match the {count} devices of this run',
-      'make the sizes multiply to it, or set one of them to −1',
-    )
-  return resolved
+  in_order = sorted(devices, key=slice_of)
+  slices = [list(group) for _, group in itertools.groupby(in_order, slice_of)]
+  shape = (sizes[0] // len(slices), *sizes[1:])
+  if sizes[0] % len(slices):
+    shape = (len(slices[0]),)
+  grids = [mesh_utils.create_device_mesh(shape, group) for group in slices]
+  return np.concatenate(grids).reshape(sizes)
 
 
 def slice_of(device: Any) -> int:
@@ -106,34 +111,22 @@ def slice_of(device: Any) -> int:
   return getattr(device, 'slice_index', 0)
 
 
-def _check_processes(mesh: jax.sharding.Mesh) -> None:
-  """Raises if a mesh splits one example over several processes."""
-  owners = np.vectorize(lambda d: d.process_index)(mesh.devices)
-  if (owners != owners[..., :1]).any():
-    raise errors.ConfigError(
-      'mesh.tensor',
-      mesh.shape['tensor'],
-      'splits the channels of one example over several processes',
-      'choose a divisor of the devices of a process',
-    )
-
-
-def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """Returns the layout of a batch: its first axis over the `BATCH_AXES`."""
-  spec = jax.sharding.PartitionSpec(BATCH_AXES)
-  return jax.sharding.NamedSharding(mesh, spec)
-
-
-def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """Returns the layout of arrays that every device has whole."""
-  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-
 def model_devices(mesh: jax.sharding.Mesh) -> block.Devices:
   """Returns how a model's blocks use the mesh."""
-  if mesh.size == 1:
-    return block.ONE_DEVICE
-  return blocks.Layout(mesh, replicas=('data',), rows='fsdp', width='tensor')
+  return block.ONE_DEVICE if mesh.size == 1 else blocks.Layout(mesh)
+
+
+# ── Batches ──────────────────────────────────────────────────────────────────
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Returns the layout of a batch: its first axis over the `BATCH_AXES`."""
+  return NamedSharding(mesh, PartitionSpec(blocks.BATCH_AXES))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Returns the layout of arrays that every device has whole."""
+  return NamedSharding(mesh, PartitionSpec())
 
 
 def check_batch_size(
@@ -150,9 +143,9 @@ def check_batch_size(
   Raises:
     ConfigError: the batch does not split; names the next size that does.
   """
-  shards = sharding_lib.shards(mesh, BATCH_AXES)
-  if size % (shards * microbatches):
-    step = shards * microbatches
+  shards = _parts(mesh, blocks.BATCH_AXES)
+  step = shards * microbatches
+  if size % step:
     parts = f' in {microbatches} microbatches' if microbatches > 1 else ''
     raise errors.ConfigError(
       field,
@@ -163,7 +156,7 @@ def check_batch_size(
 
 
 def put_batch(
-  batch: dict[str, np.ndarray], sharding: jax.sharding.NamedSharding
+  batch: dict[str, np.ndarray], sharding: NamedSharding
 ) -> dict[str, Any]:
   """Makes global arrays [b, …] from this process's part of a batch."""
   with jax.transfer_guard('allow'):  # The loop forbids all other transfers.
@@ -171,3 +164,190 @@ def put_batch(
       name: jax.make_array_from_process_local_data(sharding, value)
       for name, value in batch.items()
     }
+
+
+# ── Trees of arrays ──────────────────────────────────────────────────────────
+
+
+def tree_shardings(
+  tree: Any, rules: Sequence[tuple[str, tuple]], mesh: jax.sharding.Mesh
+) -> Any:
+  """Returns a `NamedSharding` per leaf, by the first rule that matches.
+
+  Args:
+    tree: arrays or shapes, e.g. from `jax.eval_shape`.
+    rules: (regular expression searched in 'a/b/leaf', spec) pairs. A spec has
+      a mesh axis, a tuple of mesh axes or None per array axis; () replicates.
+      An axis that ends in '?' is left out if it does not divide.
+    mesh: devices.
+
+  Raises:
+    ConfigError: a leaf matches no rule, a spec has an unknown axis or too many
+      entries, or a mesh axis does not divide an array axis.
+
+  >>> mesh = make_mesh(ml_collections.ConfigDict({'data': -1, 'fsdp': 1}))
+  >>> shapes = {'R': jax.ShapeDtypeStruct((2, 4, 4), 'float32')}
+  >>> rules = [('R$', (None, 'fsdp', None))]
+  >>> tuple(tree_shardings(shapes, rules, mesh)['R'].spec)
+  (None, 'fsdp', None)
+  """
+
+  def one(path, leaf):
+    name = trees.path_name(path)
+    for pattern, spec in rules:
+      if re.search(pattern, name):
+        return NamedSharding(mesh, _resolve_spec(name, leaf.shape, spec, mesh))
+    raise errors.ConfigError(
+      'sharding',
+      [pattern for pattern, _ in rules],
+      f'has no rule for {name!r}',
+      "add one, e.g. ('…', ()) to replicate it",
+    )
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _resolve_spec(name, shape, spec, mesh) -> PartitionSpec:
+  """Resolves the optional axes of a spec and checks it against a shape."""
+
+  def error(problem, remedy):
+    return errors.ConfigError(
+      'sharding', spec, f'{problem} {name} of shape {shape}', remedy
+    )
+
+  if len(spec) > len(shape):
+    raise error('is too long for', 'give one entry per array axis')
+  resolved = []
+  for size, entry in zip(shape, spec, strict=False):
+    axes = [axis.removesuffix('?') for axis in _names(entry)]
+    if not set(axes) <= set(mesh.shape):
+      raise error('names an unknown axis for', f'use {", ".join(mesh.shape)}')
+    for axis in _names(entry):
+      if axis.endswith('?') and size % _parts(mesh, axes):
+        axes.remove(axis.removesuffix('?'))
+    if size % _parts(mesh, axes):
+      raise error(
+        f'splits an axis of {size} over {_parts(mesh, axes)} devices in',
+        f'choose mesh.{" and mesh.".join(axes)} to divide it',
+      )
+    resolved.append(tuple(axes) or None)
+  return PartitionSpec(*resolved)
+
+
+def _names(entry: Any) -> list[str]:
+  """Lists the mesh axes in an entry of a spec."""
+  return [entry] if isinstance(entry, str) else list(entry or ())
+
+
+def _parts(mesh: jax.sharding.Mesh, entry: Any) -> int:
+  """Returns the number of parts into which an entry of a spec cuts an axis."""
+  return math.prod(mesh.shape[name] for name in _names(entry))
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+  """Returns `jax.ShapeDtypeStruct`s with shardings."""
+  return jax.tree.map(
+    lambda s, sharding: jax.ShapeDtypeStruct(
+      s.shape, s.dtype, sharding=sharding
+    ),
+    shapes,
+    shardings,
+  )
+
+
+def stack_sharding(shardings: Any) -> NamedSharding | None:
+  """Returns the layout of an optimizer's stacks of matrices.
+
+  Args:
+    shardings: shardings of the optimizer's state.
+
+  Returns:
+    The first sharding that splits a leading axis over several devices, or None
+    if every device updates all matrices.
+  """
+  for sharding in jax.tree.leaves(shardings):
+    if sharding.spec and _parts(sharding.mesh, sharding.spec[0]) > 1:
+      return sharding
+  return None
+
+
+def move(
+  x: jax.Array, source: NamedSharding, target: NamedSharding
+) -> jax.Array:
+  """Moves `x` to another layout of the same mesh, in a traced function.
+
+  Mesh axes that only the target uses cut first, axes that both use are swapped
+  next, and axes that only the source uses are gathered last. Without these
+  steps the compiler may gather all of `x` on every device.
+
+  >>> mesh = make_mesh(ml_collections.ConfigDict({'data': -1}))
+  >>> rows, columns = (
+  ...   NamedSharding(mesh, PartitionSpec(*spec))
+  ...   for spec in [('data', None), (None, 'data')])
+  >>> n = mesh.size
+  >>> move(jax.numpy.ones((n, 2 * n)), rows, columns).shape == (n, 2 * n)
+  True
+  """
+  if source.is_equivalent_to(target, x.ndim):
+    return x
+  # Mesh axes along each array axis.
+  start, end = (
+    [_names(e) for e in (*s.spec, *[None] * (x.ndim - len(s.spec)))]
+    for s in (source, target)
+  )
+  both = set(itertools.chain(*start)) & set(itertools.chain(*end))
+  pairs = list(zip(start, end, strict=True))
+  now = [[n for n in new if n not in both] + old for old, new in pairs]
+  swapped = [[n for n in old if n not in both] + new for old, new in pairs]
+  layouts = [start, [*now]]
+  # A swap is an all-to-all over one mesh axis, from the end of the axes along
+  # one array axis to the end of those along another: the compiler cannot move
+  # several mesh axes at once.
+  while now != swapped:
+    for i, j in itertools.permutations(range(x.ndim), 2):
+      longer = [*now[j], *now[i][-1:]]
+      if now[i] and longer == swapped[j][: len(longer)]:
+        now[i], now[j] = now[i][:-1], longer
+        break
+    else:  # The compiler finds the rest of the way.
+      now = swapped
+    layouts.append([*now])
+  for layout in (*layouts, end):
+    spec = PartitionSpec(*(tuple(names) or None for names in layout))
+    x = jax.lax.with_sharding_constraint(x, NamedSharding(target.mesh, spec))
+  return x
+
+
+def local_bytes(tree: Any) -> int:
+  """Counts the bytes per device of a tree of arrays or sharded shapes."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def table(tree: Any) -> str:
+  """Formats path, shape, dtype, spec and bytes per device of every leaf.
+
+  Args:
+    tree: arrays, or shapes with shardings.
+
+  Returns:
+    One line per leaf, and a line with the total.
+  """
+  rows = [('path', 'shape', 'dtype', 'spec', 'bytes/device')]
+  rows += [
+    (
+      name,
+      'x'.join(map(str, leaf.shape)) or 'scalar',
+      str(leaf.dtype),
+      str(tuple(leaf.sharding.spec)),
+      f'{local_bytes(leaf):,}',
+    )
+    for name, leaf in trees.named_leaves(tree).items()
+  ]
+  rows.append(('total', '', '', '', f'{local_bytes(tree):,}'))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return '\n'.join(
+    '  '.join(map(str.ljust, row, widths)).rstrip() for row in rows
+  )

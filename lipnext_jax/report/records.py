@@ -18,7 +18,7 @@ from lipnext_jax.data import sources
 from lipnext_jax.data import views
 from lipnext_jax.models import interface
 from lipnext_jax.models import lipnext
-from lipnext_jax.parallel import sharding as sharding_lib
+from lipnext_jax.parallel import mesh as mesh_lib
 
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
@@ -43,7 +43,7 @@ def write_records(
     return
   files.write_text(
     os.path.join(workdir, 'parameters.txt'),
-    f'{sharding_lib.table(state)}\n'
+    f'{mesh_lib.table(state)}\n'
     f'parameters stored: {interface.parameter_count(state.params):,}\n'
     'as the paper counts, R and M with R whole: '
     f'{lipnext.paper_parameter_count(state.params):,}\n',

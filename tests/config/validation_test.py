@@ -22,7 +22,6 @@ from lipnext_jax.config import validation
     ({'loss.epsilon_end': 0.01}, 'loss.epsilon_end=0.01 is below loss.eps'),
     ({'health.loss_spike': 1.0}, 'health.loss_spike=1.0 would call every'),
     ({'eval.epsilons': (0.1, 'x')}, "eval.epsilons=(0.1, 'x') is not a list"),
-    ({'sharding': (('(', ()),)}, "sharding=('(', ()) is not a rule"),
   ],
 )
 def test_fields_that_contradict_each_other_are_refused(values, message):
@@ -31,6 +30,20 @@ def test_fields_that_contradict_each_other_are_refused(values, message):
   with pytest.raises(errors.ConfigError) as info:
     config_lib.validate(config)
   assert str(info.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+  'rule',
+  [3, 'R', ('R$',), ('(', ()), (3, ()), ('R$', 'fsdp'), ('R$', (1,)), ('R', 1)],
+)
+def test_what_is_no_sharding_rule_is_refused(rule):
+  config = config_lib.default_config()
+  right = ('R$', (None, ('fsdp', 'tensor'), None))
+  config.sharding = (right, ('', ()))
+  config_lib.validate(config)
+  config.sharding = (right, rule)
+  with pytest.raises(errors.ConfigError, match='is not a rule; write '):
+    config_lib.validate(config)
 
 
 @pytest.mark.parametrize(

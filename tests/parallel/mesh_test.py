@@ -1,19 +1,23 @@
+import functools
 import itertools
 import types
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
+from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax.parallel import mesh as mesh_lib
 
+P = jax.sharding.PartitionSpec
 
-def mesh_of(data, fsdp, tensor=1):
-  return mesh_lib.make_mesh(
-    ml_collections.ConfigDict({'data': data, 'fsdp': fsdp, 'tensor': tensor})
-  )
+
+def mesh_of(*sizes):
+  axes = dict(zip(mesh_lib.AXES, sizes, strict=False))
+  return mesh_lib.make_mesh(ml_collections.ConfigDict(axes))
 
 
 @pytest.mark.parametrize(
@@ -28,12 +32,11 @@ def test_sizes_and_the_rest(data, fsdp, shape):
 
 
 @pytest.mark.parametrize(
-  ('data', 'fsdp'),
-  [(3, 1), (-1, 3), (4, 4), (1, 1), (-1, -1), (0, 8), (0, -1)],
+  'sizes', [(3, 1), (-1, 3), (4, 4), (1, 1), (-1, -1), (0, 8), (0, -1)]
 )
-def test_sizes_that_do_not_fit_are_refused(data, fsdp):
+def test_sizes_that_do_not_fit_are_refused(sizes):
   with pytest.raises(errors.ConfigError, match='not match the 8 devices'):
-    mesh_of(data, fsdp)
+    mesh_of(*sizes)
 
 
 def test_a_batch_is_split_over_all_devices_in_order():
@@ -42,12 +45,9 @@ def test_a_batch_is_split_over_all_devices_in_order():
   label = mesh_lib.put_batch(batch, mesh_lib.batch_sharding(mesh))['label']
   np.testing.assert_array_equal(label, batch['label'])
   assert {s.data.shape for s in label.addressable_shards} == {(2,)}
-
-
-def test_a_batch_that_does_not_split_names_the_next_that_does():
   with pytest.raises(errors.ConfigError, match=r'batch_size=33.*choose 40'):
-    mesh_lib.check_batch_size('batch_size', 33, mesh_of(-1, 1))
-  mesh_lib.check_batch_size('batch_size', 40, mesh_of(-1, 1))
+    mesh_lib.check_batch_size('batch_size', 33, mesh)
+  mesh_lib.check_batch_size('batch_size', 40, mesh)
 
 
 def hosts(count, each):
@@ -79,23 +79,112 @@ def test_data_goes_over_the_slices_and_else_as_little_as_can_be(sizes):
   assert (np.diff(slices.ravel()) >= 0).all()
 
 
-def test_a_mesh_over_slices_that_data_does_not_cover_is_made(monkeypatch):
+class Grid:
+  """The part of a mesh that stand-ins for devices can have."""
+
+  def __init__(self, devices, axes, axis_types):
+    del axis_types
+    self.devices = devices
+    self.shape = dict(zip(axes, devices.shape, strict=True))
+
+
+def test_hosts_share_one_axis_but_no_example(monkeypatch):
   """`jax.make_mesh` cannot make one axis of 16 over two hosts."""
   devices = hosts(2, 8)
   with pytest.raises(ValueError, match='slice'):
     jax.make_mesh((1, 16, 1), mesh_lib.AXES, devices=devices)
-  monkeypatch.setattr(
-    jax.sharding, 'Mesh', lambda grid, axes, axis_types: Grid(grid)
+  monkeypatch.setattr(jax.sharding, 'Mesh', Grid)
+  config = ml_collections.ConfigDict({'data': 1, 'fsdp': -1})
+  assert mesh_lib.make_mesh(config, devices).devices.shape == (1, 16, 1)
+  config = ml_collections.ConfigDict({'data': 1, 'tensor': -1})
+  with pytest.raises(errors.ConfigError, match=r'mesh\.tensor=16 splits the'):
+    mesh_lib.make_mesh(config, devices)
+
+
+# ── Trees of arrays ──────────────────────────────────────────────────────────
+
+
+def shapes(**sizes):
+  return {
+    name: jax.ShapeDtypeStruct(shape, jnp.float32)
+    for name, shape in sizes.items()
+  }
+
+
+def test_the_first_rule_that_matches_counts_and_the_table_says_what_follows():
+  rules = [('^R$', (None, 'fsdp', None)), ('R', ('fsdp',)), ('', ())]
+  tree = shapes(R=(4, 8, 8), RR=(4,), b=(10,))
+  found = mesh_lib.tree_shardings(tree, rules, mesh_of(2, 4))
+  specs = {name: sharding.spec for name, sharding in found.items()}
+  assert specs == {'R': P(None, 'fsdp', None), 'RR': P('fsdp'), 'b': P()}
+  tree = mesh_lib.with_shardings(tree, found)
+  assert tree['R'].sharding == found['R']
+  _, *rows, total = mesh_lib.table(tree).splitlines()
+  per_device = [4 * 8 * 8 * 4 // 4, 4 * 4 // 4, 10 * 4]
+  assert [row.split()[-1] for row in rows] == list(map(str, per_device))
+  assert total.split() == ['total', str(sum(per_device))]
+
+
+@pytest.mark.parametrize(
+  ('spec', 'problem'),
+  [
+    (None, "no rule for 'R'"),
+    (('fsdp', None, None), 'splits an axis of 3 over 4'),
+    ((None, 'model', None), 'unknown axis'),
+    ((None, ('fsdp', 'model?'), None), 'unknown axis'),
+    ((('data', 'fsdp'), None, None), 'splits an axis of 3 over 8'),
+    ((('data?', 'fsdp'), None, None), 'splits an axis of 3 over 4'),
+    ((None, None, None, None), 'too long'),
+  ],
+)
+def test_rules_that_do_not_fit_are_refused(spec, problem):
+  rules = [] if spec is None else [('R', spec)]
+  with pytest.raises(errors.ConfigError, match=problem):
+    mesh_lib.tree_shardings(shapes(R=(3, 8, 8)), rules, mesh_of(2, 4))
+
+
+LAYERS = P(('data', 'fsdp', 'tensor'), None, None)
+USED = {'R': P(None, None, ('tensor', 'fsdp')), 'M': P(None, 'fsdp', 'tensor')}
+
+
+def test_the_default_rules_keep_layers_and_use_rows_and_columns():
+  # R has two rows, which four devices of fsdp cannot split: its columns are.
+  stacks = {'blocks': shapes(R=(8, 2, 8), M=(8, 8, 8), bias=(8, 8))}
+  tree = {
+    'compute': stacks,
+    'params': stacks,
+    'opt_state': [{'mu': {'blocks': shapes(R=(4, 8, 8))}}],
+  }
+  rules = config_lib.default_config().sharding
+  out = mesh_lib.tree_shardings(tree, rules, mesh_of(2, 4))
+  for name, spec in USED.items():
+    assert out['compute']['blocks'][name].spec == spec
+  assert out['params']['blocks']['R'].spec == LAYERS
+  assert out['params']['blocks']['bias'].spec == P()
+  # 4 layers do not split over 2·4 devices: data, marked optional, is left out.
+  state = out['opt_state'][0]['mu']['blocks']['R']
+  assert state.spec == P(('fsdp', 'tensor'), None, None)
+  assert mesh_lib.stack_sharding(out['opt_state']) == state
+  assert mesh_lib.stack_sharding(out['compute']) is None
+
+
+@pytest.mark.parametrize('name', USED)
+@pytest.mark.parametrize('sizes', [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+def test_moving_changes_places_without_gathering_all(sizes, name):
+  mesh = mesh_of(*sizes)
+  layers, rows = (
+    jax.sharding.NamedSharding(mesh, spec) for spec in (LAYERS, USED[name])
   )
-  mesh = mesh_lib.make_mesh(
-    ml_collections.ConfigDict({'data': 1, 'fsdp': -1}), devices
-  )
-  assert mesh.devices.shape == (1, 16, 1)
-
-
-class Grid:
-  """The part of a mesh that stand-ins for devices can have."""
-
-  def __init__(self, devices):
-    self.devices = devices
-    self.shape = dict(zip(mesh_lib.AXES, devices.shape, strict=True))
+  x = jnp.arange(8.0 * 16 * 16).reshape(8, 16, 16)
+  for source, target in ((layers, rows), (rows, layers)):
+    move = functools.partial(mesh_lib.move, source=source, target=target)
+    moved = jax.jit(move, in_shardings=source, out_shardings=target)
+    compiled = moved.lower(x).compile()
+    y = compiled(jax.device_put(x, source))
+    assert y.sharding.is_equivalent_to(target, 3)
+    np.testing.assert_array_equal(y, x)
+    text = compiled.as_text()
+    # No array is whole on a device, unless the target is.
+    replicated = sizes[0] == 8
+    assert ('f32[8,16,16]' in text) == replicated
+    assert ('all-to-all' in text) != replicated
