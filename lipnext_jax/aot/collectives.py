@@ -1,19 +1,12 @@
 """Lists what devices send each other, from the HLO text of a program."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 import math
 import re
 from typing import NamedTuple
 
 import numpy as np
 
-KINDS = (
-  'all-gather',
-  'all-reduce',
-  'all-to-all',
-  'collective-permute',
-  'reduce-scatter',
-)
 _BYTES = {
   'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2,
   'f32': 4, 's32': 4, 'u32': 4, 'f64': 8, 's64': 8, 'u64': 8,
@@ -24,9 +17,8 @@ _COMPUTATION = re.compile(
   r'^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}', re.MULTILINE | re.DOTALL
 )
 _INSTRUCTION = re.compile(
-  r'^\s*(?:ROOT )?%?[\w.\-]+ = (?P<type>.*?) (?P<kind>'
-  + '|'.join(KINDS)
-  + r')(?P<start>-start)?\('
+  r'^\s*(?:ROOT )?%?[\w.\-]+ = (?P<type>.*?) (?P<kind>all-gather|all-reduce'
+  r'|all-to-all|collective-permute|reduce-scatter)(?P<start>-start)?\('
 )
 _CALLS = re.compile(
   r'(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)'
@@ -40,7 +32,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 class Collective(NamedTuple):
   """An instruction by which devices exchange data."""
 
-  kind: str  # One of `KINDS`.
+  kind: str  # HLO's name, e.g. 'all-gather'.
   dtype: str  # HLO's name of the dtype of the largest array.
   size: int  # Bytes that are gathered, reduced or exchanged, per device.
   group: int  # Number of devices that exchange data with each other.
@@ -56,66 +48,61 @@ class Collective(NamedTuple):
     return self.size * factor.get(self.kind, share) * self.trips
 
 
-def read(
-  hlo: str, slice_of: Callable[[int], int] = lambda _: 0
-) -> list[Collective]:
+def read(hlo: str, slices: Sequence[int] = (0,)) -> list[Collective]:
   """Lists the collectives of a program and how often they run.
 
   Args:
     hlo: text of the program, `compiled.as_text()`.
-    slice_of: function from the position of a device in the mesh to its slice.
+    slices: slice of each device of the mesh.
   """
   stated = re.search(r'num_partitions=(\d+)', hlo)
   devices = int(stated[1]) if stated else 1
   found: list[Collective] = []
-  blocks = _COMPUTATION.findall(hlo)
-  computations = {name: body.splitlines() for _, name, body in blocks}
-  (entry,) = [name for is_entry, name, _ in blocks if is_entry]
+  computations = _COMPUTATION.findall(hlo)
+  bodies = {name: body for _, name, body in computations}
 
   def visit(name: str, trips: int) -> None:
-    for line in computations.get(name, ()):
+    for line in bodies.get(name, '').splitlines():
       if loop := _WHILE.search(line):
-        n = _trip_count(line, computations.get(loop[1], ()), computations)
-        visit(loop[2], trips * n)
+        visit(loop[2], trips * _trip_count(line, loop[1], bodies))
       elif match := _INSTRUCTION.match(line):
-        found.append(_collective(match, line, trips, devices, slice_of))
+        found.append(_collective(match, trips, devices, slices))
       else:
         branches = ','.join(_BRANCHES.findall(line)).replace('%', '')
         for callee in _CALLS.findall(line) + re.findall(r'[^, ]+', branches):
           visit(callee, trips)
 
+  (entry,) = (name for is_entry, name, _ in computations if is_entry)
   visit(entry, 1)
   return [c for c in found if c.group > 1]
 
 
-def _trip_count(line: str, condition, computations) -> int:
+def _trip_count(line: str, condition: str, bodies: dict[str, str]) -> int:
   """Returns how often a loop runs, or 1 if that depends on data.
 
   Without a stated count, it is the number that the counter is compared to,
   since JAX's loops count from 0.
   """
-  stated = _TRIPS.search(line)
-  if stated:
+  if stated := _TRIPS.search(line):
     return int(stated[1])
-  text = list(condition)
-  for called in _CALLS.findall('\n'.join(text)):
-    text += computations.get(called, ())
-  compares = [t for t in text if ' compare(' in t]
-  if len(compares) != 1 or 'direction=LT' not in compares[0]:
-    return 1
-  constants = _CONSTANT.findall('\n'.join(text))
-  ends = [int(n) for name, n in constants if name in compares[0]]
-  return ends[0] if len(ends) == 1 else 1
+  text = bodies.get(condition, '')
+  text += ''.join(bodies.get(called, '') for called in _CALLS.findall(text))
+  ends = []
+  compares = [line for line in text.splitlines() if ' compare(' in line]
+  if len(compares) == 1 and 'direction=LT' in compares[0]:
+    ends = [n for name, n in _CONSTANT.findall(text) if name in compares[0]]
+  return int(ends[0]) if len(ends) == 1 else 1
 
 
-def _collective(match, line, trips, devices, slice_of) -> Collective:
-  kind = match['kind']
+def _collective(match, trips, devices, slices) -> Collective:
+  """Reads an instruction that `_INSTRUCTION` matches."""
+  kind, line = match['kind'], match.string
   arrays = [
-    (dtype, math.prod(int(n) for n in dims.split(',') if n) * _BYTES[dtype])
+    (math.prod(int(n) for n in dims.split(',') if n) * _BYTES[dtype], dtype)
     for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', match['type'])
     if dtype in _BYTES
   ]
-  size = sum(n for _, n in arrays)
+  size = sum(n for n, _ in arrays)
   groups = parse_groups(line, devices)
   group = groups.shape[1]
   # The type of a `-start` instruction includes its operands.
@@ -126,13 +113,13 @@ def _collective(match, line, trips, devices, slice_of) -> Collective:
   elif kind == 'reduce-scatter':
     size *= group
   op_name = re.search(r'op_name="([^"]*)"', line)
-  slices = np.vectorize(slice_of)(groups)
+  slice_of = np.take(slices, groups, mode='wrap')
   return Collective(
     kind=kind,
-    dtype=max(arrays, key=lambda a: a[1])[0] if arrays else '',
+    dtype=max(arrays, default=(0, ''), key=lambda array: array[0])[1],
     size=size,
     group=group,
-    crosses=bool((slices != slices[:, :1]).any()),
+    crosses=bool((slice_of != slice_of[:, :1]).any()),
     trips=trips,
     op_name=op_name[1] if op_name else '',
   )
@@ -155,22 +142,26 @@ def parse_groups(line: str, devices: int = 1) -> np.ndarray:
   )
   if listed:
     rows = re.findall(r'\{([\d, ]+)\}', listed[1])
-    return np.array([[int(i) for i in row.split(',')] for row in rows])
+    return np.array([_numbers(row) for row in rows])
   iota = re.search(
     r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line
   )
   if iota:
-    out, dims = ([int(i) for i in iota[k].split(',')] for k in (1, 2))
-    ids = np.arange(math.prod(dims)).reshape(dims)
-    if iota[3]:
-      ids = ids.transpose([int(i) for i in iota[3].split(',')])
-    return ids.reshape(out)
-  named = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line)
-  if named:
-    sizes = {n: int(k) for n, k in re.findall(r"'(\w+)'=(\d+)", named[1])}
-    over = re.findall(r"'(\w+)'", named[2])
-    ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
-    order = sorted(range(len(sizes)), key=lambda i: list(sizes)[i] in over)
-    size = math.prod(sizes[name] for name in over)
-    return ids.transpose(order).reshape(-1, size)
-  return np.arange(devices)[None]
+    shape, dims = _numbers(iota[1]), _numbers(iota[2])
+    order = _numbers(iota[3]) if iota[3] else range(len(dims))
+  elif named := re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line):
+    names = re.findall(r"'(\w+)'", named[1])
+    dims = _numbers(','.join(re.findall(r'=(\d+)', named[1])))
+    over = [name in re.findall(r"'(\w+)'", named[2]) for name in names]
+    order = sorted(range(len(names)), key=lambda i: over[i])
+    shape = [-1, math.prod(np.compress(over, dims))]
+  else:
+    return np.arange(devices)[None]
+  return (
+    np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape)
+  )
+
+
+def _numbers(text: str) -> list[int]:
+  """Reads numbers between commas."""
+  return [int(number) for number in text.split(',')]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lipnext_jax.optim import manifold
 
@@ -30,27 +31,15 @@ class Flops(NamedTuple):
     """Sum of both counts."""
     return self.narrow + self.wide
 
-  def __add__(self, other):
-    return Flops(self.narrow + other.narrow, self.wide + other.wide)
-
-  def times(self, n: float) -> 'Flops':
-    """Scales both counts by n."""
-    return Flops(self.narrow * n, self.wide * n)
-
 
 def count(
-  jaxpr: Any,
-  scope: str = '',
-  inside: bool = False,
-  copies: int = 1,
-  platform: str = 'cpu',
+  jaxpr: Any, scope: str = '', copies: int = 1, platform: str = 'cpu'
 ) -> Flops:
   """Counts the products of a jaxpr, over all devices.
 
   Args:
     jaxpr: jaxpr, open or closed.
     scope: `jax.named_scope` to count in; '' for everything.
-    inside: whether the whole jaxpr is in that scope.
     copies: number of devices that each run everything outside of a `shard_map`;
       1 if they share it.
     platform: 'tpu', 'cuda' or 'cpu', which decides the branches of
@@ -61,42 +50,35 @@ def count(
   >>> count(jax.make_jaxpr(f)(x)).total == 5 * 2 * (2 * 3 * 4)
   True
   """
-  total = Flops()
-  for eqn in open_jaxpr(jaxpr).eqns:
-    names = str(eqn.source_info.name_stack)
-    here = inside or not scope or scope in names
-    name = eqn.primitive.name
-    if manifold.PERIODIC in names:
-      continue
-    if name in ('dot_general', 'conv_general_dilated') and here:
-      total += _product(eqn).times(copies)
-    elif name == 'cond':
-      branches = [
-        count(b, scope, here, copies, platform)
-        for b in _reachable(eqn, platform)
-      ]
-      total += max(branches, key=lambda f: f.total)
-    else:
+
+  def visit(jaxpr: Any, inside: bool, copies: int) -> np.ndarray:
+    total = np.zeros(2)
+    for eqn in open_jaxpr(jaxpr).eqns:
+      names, name = str(eqn.source_info.name_stack), eqn.primitive.name
+      here = inside or scope in names
       repeats, doers = 1, copies
+      if manifold.PERIODIC in names:
+        continue
+      if name in ('dot_general', 'conv_general_dilated') and here:
+        total += np.multiply(_product(eqn), copies)
+      if name == 'cond':
+        branches = eqn.params['branches']
+        if platforms := eqn.params.get('branches_platforms'):
+          fits = [own is None or platform in own for own in platforms]
+          branches = [branches[fits.index(True)]]
+        total += max((visit(b, here, copies) for b in branches), key=np.sum)
+        continue
       if name == 'scan':
         repeats = eqn.params['length']
       elif name == 'while':
-        repeats = _walked(eqn)
+        repeats = _walked(eqn.params['body_jaxpr'])
       elif name == 'shard_map':  # Every device runs the body.
         repeats, doers = eqn.params['mesh'].size, 1
       for inner in inner_jaxprs(eqn):
-        total += count(inner, scope, here, doers, platform).times(repeats)
-  return total
+        total += repeats * visit(inner, here, doers)
+    return total
 
-
-def _reachable(eqn: Any, platform: str) -> list[Any]:
-  """Returns the branches of a conditional that the platform may take."""
-  branches = eqn.params['branches']
-  platforms = eqn.params.get('branches_platforms')
-  if platforms is None:
-    return list(branches)
-  own = (i for i, p in enumerate(platforms) if p is None or platform in p)
-  return [branches[next(own)]]
+  return Flops(*visit(jaxpr, False, copies).tolist())
 
 
 def open_jaxpr(jaxpr: Any) -> Any:
@@ -112,25 +94,22 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
         yield item
 
 
-def _walked(eqn: Any) -> int:
+def _walked(body: Any) -> int:
   """Counts the matrices that a loop overwrites one by one; else returns 1."""
-  for whole, part in _written(eqn.params['body_jaxpr']):
-    if len(whole) == 3 and part == (1, *whole[1:]):
-      return whole[0]
+  for eqn in open_jaxpr(body).eqns:
+    if eqn.primitive.name == 'dynamic_update_slice':
+      whole, part = (operand.aval.shape for operand in eqn.invars[:2])
+      if len(whole) == 3 and part == (1, *whole[1:]):
+        return whole[0]
+    elif eqn.primitive.name in ('jit', 'pjit'):
+      for inner in inner_jaxprs(eqn):
+        if (found := _walked(inner)) > 1:
+          return found
   return 1
 
 
-def _written(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-  """Yields (shape of array, shape of part) of all updates in place."""
-  for eqn in open_jaxpr(jaxpr).eqns:
-    if eqn.primitive.name == 'dynamic_update_slice':
-      yield eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
-    elif eqn.primitive.name in ('jit', 'pjit'):
-      for inner in inner_jaxprs(eqn):
-        yield from _written(inner)
-
-
 def _product(eqn: Any) -> Flops:
+  """Counts the operations of a product or convolution."""
   x, y = (operand.aval for operand in eqn.invars)
   if eqn.primitive.name == 'dot_general':
     (contract, _), _ = eqn.params['dimension_numbers']
@@ -142,10 +121,8 @@ def _product(eqn: Any) -> Flops:
     flops *= 4
   precision = eqn.params['precision']
   pair = precision if isinstance(precision, tuple) else (precision,)
-  highest = jax.lax.Precision.HIGHEST in pair
-  if x.dtype.itemsize >= 4 and highest:
-    return Flops(wide=flops)
-  return Flops(narrow=flops)
+  wide = x.dtype.itemsize >= 4 and jax.lax.Precision.HIGHEST in pair
+  return Flops(wide=flops) if wide else Flops(narrow=flops)
 
 
 def saved_activations(jaxpr: Any, batch: int, tokens: int) -> int:

@@ -24,6 +24,11 @@ _SIZES = {
   'cuda': rf'{_N}x{_N}x{_N}',
   'cpu': _N,
 }
+# Platform → (modules of its compiler, extra of setup.cfg that installs them).
+_COMPILERS = {
+  'tpu': (('libtpu',), 'tpu'),
+  'cuda': (('jax_plugins.xla_cuda13', 'nvidia.cu13'), 'aot-cuda'),
+}
 
 
 class Topology(NamedTuple):
@@ -33,6 +38,10 @@ class Topology(NamedTuple):
   chip: chips.Chip
   shape: tuple[int, ...]
   slices: int = 1  # TPU slices of this shape, with a slow network in between.
+
+
+def _refusal(name: str, problem: str, remedy: str) -> errors.ConfigError:
+  return errors.ConfigError('--topology', name, problem, remedy)
 
 
 def parse(name: str) -> Topology:
@@ -47,23 +56,14 @@ def parse(name: str) -> Topology:
   kind, _, size = name.partition(':')
   chip = chips.CHIPS.get(kind)
   if chip is None or not re.fullmatch(_SIZES[chip.platform], size):
-    raise errors.ConfigError(
-      '--topology',
+    raise _refusal(
       name,
       'is not a machine',
       f'write e.g. {_EXAMPLES}; kinds: {", ".join(chips.CHIPS)}',
     )
-  shape, _, slices = size.partition('*')
-  return Topology(
-    name, chip, tuple(map(int, shape.split('x'))), int(slices or 1)
-  )
-
-
-# Platform → (modules of its compiler, extra of setup.cfg that installs them).
-_COMPILERS = {
-  'tpu': (('libtpu',), 'tpu'),
-  'cuda': (('jax_plugins.xla_cuda13', 'nvidia.cu13'), 'aot-cuda'),
-}
+  sides, _, slices = size.partition('*')
+  shape = tuple(map(int, sides.split('x')))
+  return Topology(name, chip, shape, int(slices or 1))
 
 
 def missing_extra(platform: str) -> str | None:
@@ -82,58 +82,45 @@ def find_devices(topology: Topology) -> Sequence[Any]:
   Raises:
     ConfigError: the compiler is not installed, or does not know the shape.
   """
-  platform = topology.chip.platform
+  name, chip, shape, slices = topology
   # Keeps JAX from the accelerators of this machine.
   jax.config.update('jax_platforms', 'cpu')
-  if platform == 'cpu':
-    return _cpu_devices(topology)
-  if extra := missing_extra(platform):
-    raise errors.ConfigError(
-      '--topology',
-      topology.name,
+  if chip.platform == 'cpu':
+    size = math.prod(shape)
+    with contextlib.suppress(RuntimeError):  # JAX has started its devices.
+      jax.config.update('jax_num_cpu_devices', size)
+    devices = jax.devices('cpu')
+    if len(devices) < size:
+      raise _refusal(
+        name,
+        f'is more than the {len(devices)} CPU devices that JAX started with',
+        'compile in a new process',
+      )
+    return devices[:size]
+  if extra := missing_extra(chip.platform):
+    raise _refusal(
+      name,
       'needs a compiler that is not installed',
       f'add the extra: {errors.install_command(extra)}',
     )
+  options: dict[str, Any]
+  if chip.platform == 'tpu':
+    # The first variable keeps a second process from aborting at libtpu's lock
+    # file; the other two keep libtpu from asking the cloud where it runs.
+    os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
+    os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+    os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-16')
+    options = {'topology_name': name.partition('*')[0], 'num_slices': slices}
+  else:
+    files = resources.files('lipnext_jax.aot') / 'targets'
+    target = (files / chip.target).read_text(encoding='utf-8')
+    options = {'target_config': target, 'topology': 'x'.join(map(str, shape))}
   try:
-    if platform == 'tpu':
-      # The first variable keeps a second process from aborting at libtpu's lock
-      # file; the other two keep libtpu from asking the cloud where it runs.
-      os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
-      os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-      os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-16')
-      found = topologies.get_topology_desc(
-        platform='tpu',
-        topology_name=topology.name.partition('*')[0],
-        num_slices=topology.slices,
-      )
-    else:
-      files = resources.files('lipnext_jax.aot') / 'targets'
-      target = (files / topology.chip.target).read_text(encoding='utf-8')
-      found = topologies.get_topology_desc(
-        platform='cuda',
-        target_config=target,
-        topology='x'.join(map(str, topology.shape)),
-      )
+    found = topologies.get_topology_desc(platform=chip.platform, **options)
   except jax.errors.JaxRuntimeError as error:
-    raise errors.ConfigError(
-      '--topology',
-      topology.name,
+    raise _refusal(
+      name,
       f'is refused by the compiler ({str(error).splitlines()[0]})',
       f'write e.g. {_EXAMPLES}',
     ) from None
   return found.devices
-
-
-def _cpu_devices(topology: Topology) -> Sequence[Any]:
-  size = math.prod(topology.shape)
-  with contextlib.suppress(RuntimeError):  # JAX has started its devices.
-    jax.config.update('jax_num_cpu_devices', size)
-  devices = jax.devices('cpu')
-  if len(devices) < size:
-    raise errors.ConfigError(
-      '--topology',
-      topology.name,
-      f'is more than the {len(devices)} CPU devices that JAX started with',
-      'compile in a new process',
-    )
-  return devices[:size]
