@@ -95,11 +95,13 @@ def arrange_slices(
   """
   in_order = sorted(devices, key=slice_of)
   slices = [list(group) for _, group in itertools.groupby(in_order, slice_of)]
-  shape = (sizes[0] // len(slices), *sizes[1:])
-  if sizes[0] % len(slices):
-    shape = (len(slices[0]),)
-  grids = [mesh_utils.create_device_mesh(shape, group) for group in slices]
-  return np.concatenate(grids).reshape(sizes)
+  count = len(slices)
+  if sizes[0] % count == 0:
+    return mesh_utils.create_hybrid_device_mesh(
+      (sizes[0] // count, *sizes[1:]), (count, 1, 1), devices
+    )
+  rows = [mesh_utils.create_device_mesh((len(s),), s) for s in slices]
+  return np.concatenate(rows).reshape(sizes)
 
 
 def slice_of(device: Any) -> int:
