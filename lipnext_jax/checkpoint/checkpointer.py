@@ -144,10 +144,13 @@ class CheckpointReader:
     there, here = stored['arrays'], manifest.describe_arrays(abstract_state)
     for name in sorted(there.keys() | here.keys()):
       if there.get(name) != here.get(name):
+        was, wanted = (
+          '{1}{0}'.format(*arrays[name]) if name in arrays else 'absent'
+          for arrays in (there, here)
+        )
         raise errors.CheckpointError(
-          f'{name} is {there.get(name, "absent")} in {path}, and '
-          f'{here.get(name, "absent")} with this config: choose another '
-          '--workdir'
+          f'{name} is {was} in {path}, and {wanted} with this config: choose '
+          'another --workdir'
         )
     if self._config_hash not in ('', stored['config_hash']):
       raise errors.CheckpointError(

@@ -86,7 +86,7 @@ def test_one_that_its_run_removes_meanwhile_is_no_damage(
   [
     ('other', {}, 'another config'),
     ('h', {'step': None}, 'step is .* absent with'),
-    ('h', {'w': np.zeros((256, 512))}, r'w is \[\[256, 256\], .*256, 512\],'),
+    ('h', {'w': np.zeros((256, 512))}, r'w is float32\[256, 256\] in .*512\]'),
   ],
 )
 def test_another_config_and_other_arrays_are_named(
