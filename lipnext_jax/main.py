@@ -40,6 +40,7 @@ further programs (each has --help):
 
 from collections.abc import Sequence
 import os
+import pathlib
 import re
 import sys
 from typing import NoReturn
@@ -57,7 +58,6 @@ with errors.needing_extra('train', __name__):
   from lipnext_jax import terminal
   from lipnext_jax import train
   from lipnext_jax.aot import compile as compile_lib
-  from lipnext_jax.config import arguments
   from lipnext_jax.parallel import distributed
   from lipnext_jax.runtime import explain
 
@@ -106,7 +106,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     sys.exit()
   terminal.show_help(argv)
   try:
-    rest = flags.FLAGS(_find_configs(terminal.expand_home(argv)))
+    rest = flags.FLAGS([_find_config(a) for a in terminal.expand_home(argv)])
     if _TOPOLOGY.value is not None and _MODE.value != 'compile':
       raise errors.ConfigError(
         '--topology', _TOPOLOGY.value, 'has no effect', 'add --mode=compile'
@@ -129,16 +129,28 @@ def _parse(argv: Sequence[str]) -> list[str]:
     _exit(_explain_override(argv, error))
 
 
-def _find_configs(argv: Sequence[str]) -> list[str]:
-  """Replaces `lipnext_jax:NAME`, a value of --config, by a path."""
-  return [
-    re.sub(
-      '^(|--?config=)(lipnext_jax:.*)',
-      lambda found: found[1] + arguments.find_config(found[2]),
-      argument,
+def _find_config(argument: str) -> str:
+  """Replaces `lipnext_jax:NAME`, a value of --config, by a path.
+
+  >>> _find_config('--config=lipnext_jax:digits:smoke').endswith('.py:smoke')
+  True
+  """
+  found = re.fullmatch('(|--?config=)(lipnext_jax:([^:]*)(.*))', argument)
+  if not found:
+    return argument
+  flag, value, name, words = found.groups()
+  inside = pathlib.Path(__file__).parent
+  # Inside of an installed package, beside that of a clone.
+  folders = [inside / 'configs', inside.parent / 'configs']
+  paths = {p.stem: p for folder in folders for p in folder.glob('*.py')}
+  if name not in paths:
+    raise errors.ConfigError(
+      '--config',
+      value,
+      'is not a config of the package',
+      f'choose lipnext_jax: and one of {", ".join(sorted(paths))}',
     )
-    for argument in argv
-  ]
+  return f'{flag}{paths[name]}{words}'
 
 
 def _explain_override(
@@ -160,15 +172,13 @@ def _explain_override(
     if field in config_lib.FIELDS:
       default = config_lib.FIELDS[field].default
       kind = type(default)
-      if value and kind in (int, float) and not _is_number(kind, value):
-        return errors.ConfigError(
-          f'--{name}',
-          value,
-          f'is not of type {kind.__name__}',
-          f'write e.g. {default}',
-        )
-      continue
-    if not any(known.startswith(f'{field}.') for known in config_lib.FIELDS):
+      try:
+        kind(value or default)
+      except ValueError:  # Of a number.
+        problem = f'is not of type {kind.__name__}'
+        remedy = f'write e.g. {default}'
+        return errors.ConfigError(f'--{name}', value, problem, remedy)
+    elif not any(known.startswith(f'{field}.') for known in config_lib.FIELDS):
       return errors.ConfigError(
         f'--{name}',
         value,
@@ -182,14 +192,6 @@ def _explain_override(
     f'was not understood ({errors.one_line(error)})',
     'see `python -m lipnext_jax.main --help` and lipnext_jax/config/fields.py',
   )
-
-
-def _is_number(kind: type, value: str) -> bool:
-  try:
-    kind(value)
-  except ValueError:
-    return False
-  return True
 
 
 def _exit(error: errors.UserError, at_once: bool = False) -> NoReturn:

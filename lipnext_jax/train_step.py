@@ -16,7 +16,6 @@ from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
 from lipnext_jax import schedules
-from lipnext_jax.config import inner_rules
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 from lipnext_jax.optim import stack as stack_lib
@@ -175,7 +174,7 @@ def build_optimizer(
   return optim.lipnext_optimizer(
     schedules.learning_rate(c, plan),
     inner=functools.partial(
-      inner_rules.INNER_RULES[c.name], mu_dtype=config_lib.DTYPES[c.mu_dtype]
+      config_lib.INNER_RULES[c.name], mu_dtype=config_lib.DTYPES[c.mu_dtype]
     ),
     clip_norm=c.clip_norm or None,
     lookahead_period=c.lookahead_period or None,

@@ -33,11 +33,11 @@ LONGER = (
 )
 
 
-def start(*flags, prefix=(), **env):
+def start(*flags, prefix=(), cwd=ROOT, **env):
   """Starts `python -m lipnext_jax.main`."""
   return subprocess.Popen(
     [*prefix, sys.executable, '-m', 'lipnext_jax.main', *flags],
-    cwd=ROOT,
+    cwd=cwd,
     env=os.environ | env,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -111,6 +111,27 @@ def test_mode_config_prints_every_field_or_what_is_wrong(run_main):
   assert '\nmodel.depth = 3  (default: 32)\n' in out
   wrong = '--config.model.beta=1.5'
   check_mistake(run_main('--mode=config', DIGITS, wrong), 'in [0, 1]')
+
+
+@pytest.mark.slow  # It starts programs.
+def test_an_installed_package_holds_its_configs(tmp_path, run_command):
+  build = [
+    sys.executable,
+    'setup.py',
+    '-q',
+    'build',
+    f'--build-base={tmp_path}',
+  ]
+  assert run_command([sys.executable, *build]).returncode == 0
+  built = tmp_path / 'lib'
+  own = {path.name for path in (ROOT / 'configs').glob('*.py')}
+  copied = built / 'lipnext_jax' / 'configs'
+  assert {path.name for path in copied.glob('*.py')} == own
+  flags = '--mode=config', '--config=lipnext_jax:digits:model=bronet,smoke'
+  code, out, err = finish(start(*flags, cwd=built))
+  assert code == 0, err
+  assert "\nmodel.name = 'bronet'" in out
+  assert "\nduration = '2 steps'" in out
 
 
 # ── What happens to runs ─────────────────────────────────────────────────────

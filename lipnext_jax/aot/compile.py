@@ -56,15 +56,12 @@ class Compiled(NamedTuple):
 def run(
   config: ml_collections.ConfigDict, topology_name: str, workdir: str | None
 ) -> int:
-  """Compiles a config, prints the report and returns an exit code.
+  """Compiles a config for a machine such as 'v5p:2x2x4', and prints the report.
 
-  Args:
-    config: config to validate and compile.
-    topology_name: name such as 'v5p:2x2x4'.
-    workdir: folder to write `compile.json` to, or None.
+  Writes `compile.json` to the workdir, if there is one.
 
   Returns:
-    0 if the program fits the chips' memory, 3 if not.
+    Exit code: 0 if the program fits the chips' memory, 3 if not.
 
   Raises:
     ConfigError: the config is wrong or does not fit, or the machine is unknown.
@@ -87,12 +84,7 @@ def compile_step(
   devices: Sequence[Any],
   info: sources.DatasetInfo,
 ) -> Compiled:
-  """Lowers and compiles the train step of a valid config.
-
-  Args:
-    config: config of a run.
-    devices: devices to compile for, which need not exist.
-    info: description of the dataset, from `data.sources.describe`.
+  """Compiles the train step of a valid config for devices that need not exist.
 
   Raises:
     ConfigError: the config does not fit the devices.

@@ -1,8 +1,5 @@
 """Fields of a config, the recipes that set them, and checks across them."""
 
-from lipnext_jax.config.arguments import parse_argument
-from lipnext_jax.config.arguments import SMOKE
-from lipnext_jax.config.arguments import smoke
 from lipnext_jax.config.fields import closest
 from lipnext_jax.config.fields import default_config
 from lipnext_jax.config.fields import describe
@@ -12,13 +9,18 @@ from lipnext_jax.config.fields import Field
 from lipnext_jax.config.fields import FIELDS
 from lipnext_jax.config.fields import fixed_fields
 from lipnext_jax.config.fields import flatten
+from lipnext_jax.config.fields import INNER_RULES
 from lipnext_jax.config.fields import PRECISIONS
-from lipnext_jax.config.fields import validate
+from lipnext_jax.config.recipes import parse_argument
+from lipnext_jax.config.recipes import SMOKE
+from lipnext_jax.config.recipes import smoke
+from lipnext_jax.config.validation import validate
 
 __all__ = [
   'DTYPES',
   'EXPONENTIALS',
   'FIELDS',
+  'INNER_RULES',
   'PRECISIONS',
   'SMOKE',
   'Field',

@@ -9,6 +9,7 @@ Durations are strings in 'steps', 'epochs' or 'examples' ('150 epochs').
 the batch size never leaves a stale schedule.
 """
 
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
 import dataclasses
@@ -22,15 +23,15 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 
 from lipnext_jax import certify
 from lipnext_jax import errors
 from lipnext_jax import losses
 from lipnext_jax import models
+from lipnext_jax import optim
 from lipnext_jax import schedules
 from lipnext_jax.certify import decimals
-from lipnext_jax.config import inner_rules
-from lipnext_jax.config import validation
 from lipnext_jax.data import randaugment
 from lipnext_jax.data import sources
 from lipnext_jax.models import layers
@@ -51,43 +52,41 @@ PRECISIONS = {
 }
 # Thresholds of `optim.fast_expm1`.
 EXPONENTIALS = {'fast': exponential.THRESHOLDS, 'exact': (0.0, 0.0, 0.0)}
-
-
-# ── Fields and sections ──────────────────────────────────────────────────────
-
-
+# Functions (learning_rate, mu_dtype=None) → optax rule, each elementwise and
+# odd, as `optim.orthogonal` requires.
+INNER_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
+  'nadam': optim.scheduled_nadam,
+  'adam': optax.adam,
+  'momentum': lambda rate, mu_dtype=None: optax.sgd(
+    rate, momentum=0.9, accumulator_dtype=mu_dtype
+  ),
+  # Without the weight decay that `optax.lion` adds.
+  'lion': lambda rate, mu_dtype=None: optax.chain(
+    optax.scale_by_lion(mu_dtype=mu_dtype),
+    optax.scale_by_learning_rate(rate),
+  ),
+}
 SET: tuple[Any, ...] = ()  # In `only_with`: any value but 0, '' and '0 steps'.
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-  """A field of a config.
+  """A field of a config."""
 
-  Attributes:
-    default: value in `default_config()`; all values have its type.
-    meaning: sentence that says what the field decides, and in which unit.
-    minimum: smallest number allowed.
-    above: exclusive lower bound, in place of `minimum`.
-    maximum: largest number allowed.
-    choices: names allowed.
-    duration: whether values are durations, such as '20 epochs'.
-    only_with: {other field: values, or `SET`}: this field has an effect only
-      while each other field has one of these values; otherwise it must keep its
-      default.
-    free: whether the field may change when a run is resumed, because it
-      decides neither the model nor the sequence of updates.
-  """
-
-  default: Any
-  meaning: str
+  default: Any  # All values have its type.
+  meaning: str  # Sentence that says what the field decides, and in which unit.
   minimum: float = 0
-  above: float | None = None
+  above: float | None = None  # Exclusive lower bound, in place of `minimum`.
   maximum: float = math.inf
-  choices: Collection[str] = ()
-  duration: bool = False
+  choices: Collection[str] = ()  # Names allowed.
+  duration: bool = False  # Whether values are durations, such as '20 epochs'.
+  # {other field: values, or `SET`}: this field has an effect only while each
+  # other field has one of these values; else it must keep its default.
   only_with: Mapping[str, tuple[Any, ...]] = dataclasses.field(
     default_factory=dict
   )
+  # Whether the field may change when a run is resumed, because it decides
+  # neither the model nor the sequence of updates.
   free: bool = False
 
   def allowed(self) -> str:
@@ -395,9 +394,7 @@ _LOSS = section(
 )
 
 _OPTIMIZER = section(
-  name=Field(
-    'nadam', 'Elementwise update rule.', choices=inner_rules.INNER_RULES
-  ),
+  name=Field('nadam', 'Elementwise update rule.', choices=INNER_RULES),
   learning_rate=Field(1e-3, 'Learning rate at its peak.', above=0),
   warmup=Field('20 epochs', 'Length of the linear warm-up.', duration=True),
   final_scale=Field(
@@ -607,50 +604,6 @@ def closest(name: str) -> str:
   return difflib.get_close_matches(name, FIELDS, n=1, cutoff=0.0)[0]
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-  """Raises if a config is wrong whatever the data and the devices are.
-
-  Raises:
-    ConfigError: a field is unknown or missing, has a wrong value, has no
-      effect, or contradicts another one.
-  """
-  fields = flatten(config)
-  for name, value in fields.items():
-    if name not in FIELDS:
-      raise errors.ConfigError(
-        name, value, 'is not a config field', f'did you mean {closest(name)}?'
-      )
-  for name, field in FIELDS.items():
-    if name not in fields:
-      raise errors.ConfigError(
-        name, None, 'is missing', 'start from default_config()'
-      )
-    field.check(name, fields[name])
-  for name in FIELDS:
-    _check_is_read(name, fields)
-  validation.check_combinations(config)
-
-
-def _check_is_read(name: str, fields: Mapping[str, Any]) -> None:
-  """Raises if a field is set although no code reads it, given the others."""
-  if fields[name] == FIELDS[name].default:
-    return
-  for other, values in FIELDS[name].only_with.items():
-    value = fields[other]
-    if FIELDS[other].duration:
-      value, _ = schedules.parse_duration(other, value)
-    is_read = value in values if values else bool(value)
-    if not is_read:
-      choice = f' to {" or ".join(map(repr, values))}' if values else ''
-      raise errors.ConfigError(
-        name,
-        fields[name],
-        f'has no effect with {other}={fields[other]!r}',
-        f'set it to its default, {FIELDS[name].default!r}, or set {other}'
-        f'{choice}',
-      )
-
-
 def describe(config: ml_collections.ConfigDict) -> str:
   """Formats every field of a valid config with its value and meaning.
 
@@ -661,20 +614,19 @@ def describe(config: ml_collections.ConfigDict) -> str:
   lines = []
   fields = flatten(config)
   for name, field in FIELDS.items():
-    value = _format(fields[name])
+    value, text = _format(fields[name]), field.meaning
     if fields[name] != field.default:
       value += f'  (default: {_format(field.default)})'
-    text = [field.meaning]
     if field.allowed():
-      text.append(f'{field.allowed().capitalize()}.')
+      text += f' {field.allowed().capitalize()}.'
     needs = [
       other + (f'={" or ".join(map(repr, values))}' if values else '')
       for other, values in field.only_with.items()
     ]
     if needs:
-      text.append(f'Only with {" and ".join(needs)}.')
-    meaning = textwrap.fill(' '.join(text), 76)
-    lines += [f'{name} = {value}', textwrap.indent(meaning, ' ' * 4)]
+      text += f' Only with {" and ".join(needs)}.'
+    meaning = textwrap.indent(textwrap.fill(text, 76), ' ' * 4)
+    lines += [f'{name} = {value}', meaning]
   return '\n'.join(lines)
 
 

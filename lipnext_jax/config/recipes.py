@@ -1,4 +1,4 @@
-"""Training recipes that several experiments of the paper share.
+"""What config files share: the words after their colon, and training recipes.
 
 LipNeXt (arXiv 2601.18513) follows the recipe of LiResNet++ (K. Hu, K. Leino,
 Z. Wang, M. Fredrikson, "A Recipe for Improved Certifiable Robustness", ICLR
@@ -8,17 +8,106 @@ lookahead, EMMA with τ = 1. This module adds the settings of a family of
 datasets, and the files of `configs/` those of one experiment.
 """
 
+import itertools
 import re
 
 import ml_collections
 
-from lipnext_jax import config as config_lib
+from lipnext_jax import errors
+from lipnext_jax.config import fields
 
+# Last group of words in the argument of every config file.
+SMOKE = ('', 'smoke')
 # Word of a config's argument → (ε, b). ε is an ℓ2 radius in [0, 1] pixel units;
 # training ends at the radius b·ε. b = 2 is the recipe's value, b = 1.5 that of
 # the published ImageNet baseline at ε = 1.
 _IMAGENET_RADII = {'eps36/255': (36 / 255, 2.0), 'eps1': (1.0, 1.5)}
 EPSILONS = tuple(_IMAGENET_RADII)
+
+
+def parse_argument(arg: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
+  """Parses a config file's argument: words in any order, comma-separated.
+
+  Args:
+    arg: text after the colon of `--config=configs/X.py:…`.
+    *choices: groups of words that exclude each other; the first word of a
+      group is its default, '' if the group may be left out.
+
+  Returns:
+    One word of each group.
+
+  Raises:
+    ConfigError: a word is in none of the groups, or two words are in one.
+
+  >>> parse_argument('smoke,W32', ('W16', 'W32'), ('', 'smoke'))
+  ('W32', 'smoke')
+  >>> parse_argument('', ('W16', 'W32'), ('', 'smoke'))
+  ('W16', '')
+  """
+  chosen: dict[tuple[str, ...], str] = {}
+  for word in arg.split(',') if arg else ():
+    group = next((g for g in choices if word and word in g), None)
+    if group is None:
+      known = ', '.join(filter(None, itertools.chain(*choices)))
+      raise errors.ConfigError(
+        '--config argument',
+        word,
+        'is unknown',
+        f"append nothing, or ':' and any of {known}",
+      )
+    if group in chosen:
+      raise errors.ConfigError(
+        '--config argument',
+        word,
+        f'excludes {chosen[group]!r}',
+        'keep one of them',
+      )
+    chosen[group] = word
+  return tuple(chosen.get(group, group[0]) for group in choices)
+
+
+def smoke(
+  config: ml_collections.ConfigDict,
+  arg: str,
+  *,
+  image_size: int = 0,
+  num_classes: int = 0,
+) -> ml_collections.ConfigDict:
+  """Reduces a config to two steps of a tiny model, if `arg` is 'smoke'.
+
+  Args:
+    config: config that is changed in place.
+    arg: word of the group `SMOKE`, as `parse_argument` returns it.
+    image_size: side in pixels of random images that replace the dataset, which
+      need not be on the disk then; 0 keeps the dataset.
+    num_classes: number of classes of the random images.
+
+  >>> smoke(fields.default_config(), 'smoke').duration
+  '2 steps'
+  """
+  if not arg:
+    return config
+  config.model.depth, config.model.width = 2, 16
+  if config.model.name != 'lipnext':
+    config.model.baseline.dense_depth = 1
+    config.model.baseline.dense_width = 16
+  if config.model.pool == 'neck':
+    config.model.neck_width, config.model.neck_depth = 16, 1
+  config.batch_size, config.duration = 16, '2 steps'
+  config.optimizer.warmup = '1 steps'
+  config.eval.update(batch_size=64, every='1 steps', monitor_examples=16)
+  config.checkpoint.every = config.log.every = '1 steps'
+  if image_size:
+    config.mesh.update(data=-1, fsdp=1, tensor=1)
+    config.microbatches = 1
+    config.dataset.update(name='synthetic', image_size=0, resize=0)
+    config.dataset.synthetic.update(
+      image_size=image_size,
+      num_classes=num_classes,
+      train_examples=64,
+      test_examples=64,
+    )
+  return config
 
 
 def small_images() -> ml_collections.ConfigDict:
@@ -29,14 +118,10 @@ def small_images() -> ml_collections.ConfigDict:
   >>> small_images().loss.epsilon_end
   3.0
   """
-  c = config_lib.default_config()
+  c = fields.default_config()
   c.augment.flip = True
   c.augment.randaugment.probability = 0.5
-
-  c.loss.epsilon = 36 / 255
-  c.loss.epsilon_start = 0.1
-  c.loss.epsilon_end = 3.0
-
+  c.loss.update(epsilon=36 / 255, epsilon_start=0.1, epsilon_end=3.0)
   c.batch_size = 256
   c.duration = '800 epochs'
   c.optimizer.warmup = '20 epochs'
@@ -52,7 +137,7 @@ def imagenet(epsilon: str) -> ml_collections.ConfigDict:
   >>> imagenet('eps1').loss.epsilon_end
   1.5
   """
-  c = config_lib.default_config()
+  c = fields.default_config()
   c.dataset.name = 'imagenet'
   c.dataset.resize = 256
   c.augment.resize.min = 224
@@ -83,11 +168,7 @@ def imagenet(epsilon: str) -> ml_collections.ConfigDict:
 
 
 def set_size(config: ml_collections.ConfigDict, size: str) -> None:
-  """Sets depth and width of a model from the paper's name of its size.
-
-  Args:
-    config: config that is changed in place.
-    size: 'L{blocks}W{channels}'.
+  """Sets depth and width of a model from the paper's name, 'L{depth}W{width}'.
 
   >>> c = small_images()
   >>> set_size(c, 'L8W2048')

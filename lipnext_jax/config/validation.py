@@ -1,8 +1,6 @@
-"""Checks a config across its fields, and against the data and the devices.
+"""Checks a config by itself, and against the data and the devices."""
 
-`config.validate` checks each field by itself first.
-"""
-
+from collections.abc import Mapping
 import itertools
 import math
 import re
@@ -11,19 +9,56 @@ from typing import Any
 import ml_collections
 
 from lipnext_jax import errors
+from lipnext_jax import schedules
+from lipnext_jax.config import fields as fields_lib
 from lipnext_jax.data import sources
 from lipnext_jax.models import parametrizations
 
+FIELDS = fields_lib.FIELDS
 
-def check_combinations(c: ml_collections.ConfigDict) -> None:
-  """Raises if fields contradict each other.
 
-  Args:
-    c: config whose fields are valid by themselves.
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Raises if a config is wrong whatever the data and the devices are.
 
   Raises:
-    ConfigError: two fields do not go together.
+    ConfigError: a field is unknown or missing, has a wrong value, has no
+      effect, or contradicts another one.
   """
+  fields = fields_lib.flatten(config)
+  for name, value in fields.items():
+    if name not in FIELDS:
+      remedy = f'did you mean {fields_lib.closest(name)}?'
+      raise errors.ConfigError(name, value, 'is not a config field', remedy)
+  for name, field in FIELDS.items():
+    if name not in fields:
+      remedy = 'start from default_config()'
+      raise errors.ConfigError(name, None, 'is missing', remedy)
+    field.check(name, fields[name])
+  for name in FIELDS:
+    _check_is_read(name, fields)
+  _check_combinations(config)
+
+
+def _check_is_read(name: str, fields: Mapping[str, Any]) -> None:
+  """Raises if a field is set although no code reads it, given the others."""
+  default = FIELDS[name].default
+  for other, values in FIELDS[name].only_with.items():
+    value = fields[other]
+    if FIELDS[other].duration:
+      value, _ = schedules.parse_duration(other, value)
+    is_read = value in values if values else bool(value)
+    if fields[name] != default and not is_read:
+      choice = f' to {" or ".join(map(repr, values))}' if values else ''
+      raise errors.ConfigError(
+        name,
+        fields[name],
+        f'has no effect with {other}={fields[other]!r}',
+        f'set it to its default, {default!r}, or set {other}{choice}',
+      )
+
+
+def _check_combinations(c: ml_collections.ConfigDict) -> None:
+  """Raises if fields that are valid by themselves contradict each other."""
   if c.loss.epsilon_end < c.loss.epsilon_start:
     raise errors.ConfigError(
       'loss.epsilon_end',
@@ -38,7 +73,8 @@ def check_combinations(c: ml_collections.ConfigDict) -> None:
       'would call every other loss a spike',
       'choose a factor above 1, e.g. 4, or 0 for none',
     )
-  _check_geometry(c)
+  if c.dataset.name in sources.VARYING:
+    _check_scale(c.dataset, c.augment.resize)
   resize = c.augment.resize
   if resize.min > resize.max or (resize.max and not resize.min):
     raise errors.ConfigError(
@@ -47,8 +83,25 @@ def check_combinations(c: ml_collections.ConfigDict) -> None:
       f'does not go with augment.resize.max={resize.max}',
       'choose 0 < min <= max, e.g. 224 and 288, or both 0',
     )
-  _check_starts(c.model)
-  _check_epsilons(c.eval.epsilons)
+  if c.model.parametrization != 'none':
+    kind = parametrizations.PARAMETRIZATIONS[c.model.parametrization]
+    for field in ('r_init', 'm_init'):
+      if c.model[field] not in kind.initializers:
+        raise errors.ConfigError(
+          f'model.{field}',
+          c.model[field],
+          f'is out of reach of model.parametrization={c.model.parametrization}',
+          f'choose {" or ".join(kind.initializers)}',
+        )
+  radii = c.eval.epsilons
+  numbers = all(isinstance(e, int | float) and e >= 0 for e in radii)
+  if not radii or not numbers:
+    raise errors.ConfigError(
+      'eval.epsilons',
+      radii,
+      'is not a list of radii',
+      'give numbers >= 0 in [0, 1] pixel units, e.g. (0.25, 0.5)',
+    )
   for rule in c.sharding:
     if not _is_rule(rule):
       raise errors.ConfigError(
@@ -60,68 +113,30 @@ def check_combinations(c: ml_collections.ConfigDict) -> None:
       )
 
 
-def _check_geometry(c: ml_collections.ConfigDict) -> None:
+def _check_scale(d, trained) -> None:
   """Raises if training and evaluation would see images of different scales."""
-  d, trained = c.dataset, c.augment.resize
-  if d.name not in sources.VARYING:
-    return
   if d.name in ('tfds', 'hf') and not d.image_size:  # Images keep their size.
     if d.resize:
-      raise errors.ConfigError(
-        'dataset.resize',
-        d.resize,
-        'has no effect with dataset.image_size=0',
-        'set both or neither',
-      )
+      problem = 'has no effect with dataset.image_size=0'
+      remedy = 'set both or neither'
+      raise errors.ConfigError('dataset.resize', d.resize, problem, remedy)
     return
   size = d.image_size or sources.IMAGE_SIZE
   resize = d.resize or size
-  problem = ''
   if resize < size:
     problem = f'is below the {size} pixels that are cut out of the image'
   elif resize > 2 * size:
-    problem = (
-      f'leaves {100 * size**2 // resize**2} % of an image, {size}×{size} pixels'
-    )
+    share = 100 * size**2 // resize**2
+    problem = f'leaves {share} % of an image, {size}×{size} pixels'
   elif trained.max and not trained.min <= resize <= trained.max:
     problem = (
       f'is a scale that augment.resize={trained.min} … {trained.max} never '
       'trains at'
     )
-  if problem:
-    raise errors.ConfigError(
-      'dataset.resize',
-      resize,
-      problem,
-      f'choose {size} … {2 * size}, or 0 for dataset.image_size={size}',
-    )
-
-
-def _check_starts(c: ml_collections.ConfigDict) -> None:
-  """Raises if a parametrization cannot represent its initial matrices."""
-  if c.parametrization == 'none':
+  else:
     return
-  starts = parametrizations.PARAMETRIZATIONS[c.parametrization].initializers
-  for field in ('r_init', 'm_init'):
-    if c[field] not in starts:
-      raise errors.ConfigError(
-        f'model.{field}',
-        c[field],
-        f'is out of reach of model.parametrization={c.parametrization}',
-        f'choose {" or ".join(starts)}',
-      )
-
-
-def _check_epsilons(epsilons: tuple[float, ...]) -> None:
-  """Raises unless there is a radius, and every radius is a number >= 0."""
-  numbers = all(isinstance(e, int | float) and e >= 0 for e in epsilons)
-  if not epsilons or not numbers:
-    raise errors.ConfigError(
-      'eval.epsilons',
-      epsilons,
-      'is not a list of radii',
-      'give numbers >= 0 in [0, 1] pixel units, e.g. (0.25, 0.5)',
-    )
+  remedy = f'choose {size} … {2 * size}, or 0 for dataset.image_size={size}'
+  raise errors.ConfigError('dataset.resize', resize, problem, remedy)
 
 
 def _is_rule(rule: Any) -> bool:
@@ -139,26 +154,19 @@ def _is_rule(rule: Any) -> bool:
 def check_image(
   c: ml_collections.ConfigDict, image_shape: tuple[int, int, int]
 ) -> None:
-  """Raises if a model does not fit the images of a dataset.
-
-  Args:
-    c: `config.model`.
-    image_shape: (height, width, channels).
+  """Raises if a `config.model` does not fit images [height, width, channels].
 
   Raises:
     ConfigError: patches do not divide the images, or BRONet's kernels are
       larger than the grid of patches.
   """
   height, width, _ = image_shape
-  if height % c.patch_size or width % c.patch_size:
-    common = math.gcd(height, width)
-    fits = [k for k in range(1, common + 1) if common % k == 0]
-    raise errors.ConfigError(
-      'model.patch_size',
-      c.patch_size,
-      f'does not divide images of {height}×{width} pixels',
-      f'choose one of {", ".join(map(str, fits))}',
-    )
+  common = math.gcd(height, width)
+  if common % c.patch_size:
+    fits = [str(k) for k in range(1, common + 1) if common % k == 0]
+    problem = f'does not divide images of {height}×{width} pixels'
+    remedy = f'choose one of {", ".join(fits)}'
+    raise errors.ConfigError('model.patch_size', c.patch_size, problem, remedy)
   grid = height // c.patch_size, width // c.patch_size
   if c.name == 'bronet' and c.baseline.kernel_size > min(grid):
     raise errors.ConfigError(
@@ -170,11 +178,7 @@ def check_image(
 
 
 def check_width_sharding(c: ml_collections.ConfigDict, shards: int) -> None:
-  """Raises if the channels of a model cannot be split over devices.
-
-  Args:
-    c: `config.model`.
-    shards: number of devices that share the channels, `mesh.tensor`.
+  """Raises if `mesh.tensor` devices cannot share a `config.model`'s channels.
 
   Raises:
     ConfigError: the model, its parametrization or its activation does not
@@ -183,17 +187,10 @@ def check_width_sharding(c: ml_collections.ConfigDict, shards: int) -> None:
   if shards == 1:
     return
   if c.name != 'lipnext' or c.parametrization != 'none':
-    raise errors.ConfigError(
-      'mesh.tensor',
-      shards,
-      f'cannot split model.name={c.name}, model.parametrization='
-      f'{c.parametrization}',
-      'set mesh.tensor=1',
-    )
+    model = f'model.name={c.name}, model.parametrization={c.parametrization}'
+    problem, remedy = f'cannot split {model}', 'set mesh.tensor=1'
+    raise errors.ConfigError('mesh.tensor', shards, problem, remedy)
   if c.activation != 'beta_abs':
-    raise errors.ConfigError(
-      'model.activation',
-      c.activation,
-      'pairs channels that mesh.tensor would separate',
-      "set mesh.tensor=1 or model.activation='beta_abs'",
-    )
+    problem = 'pairs channels that mesh.tensor would separate'
+    remedy = "set mesh.tensor=1 or model.activation='beta_abs'"
+    raise errors.ConfigError('model.activation', c.activation, problem, remedy)

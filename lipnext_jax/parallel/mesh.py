@@ -52,15 +52,14 @@ def make_mesh(
   True
   """
   devices = jax.devices() if devices is None else devices
-  given = {axis: mesh_config.get(axis, 1) for axis in AXES}
-  fixed = math.prod(size for size in given.values() if size != -1)
+  given = [mesh_config.get(axis, 1) for axis in AXES]
+  fixed = math.prod(size for size in given if size != -1)
   rest = len(devices) // max(fixed, 1)
-  sizes = [rest if size == -1 else size for size in given.values()]
-  one_rest = list(given.values()).count(-1) <= 1
-  if not one_rest or math.prod(sizes) != len(devices):
+  sizes = [rest if size == -1 else size for size in given]
+  if given.count(-1) > 1 or math.prod(sizes) != len(devices):
     raise errors.ConfigError(
       'mesh',
-      given,
+      dict(zip(AXES, given, strict=True)),
       f'does not match the {len(devices)} devices of this run',
       'make the sizes multiply to it, or set one of them to −1',
     )
@@ -134,16 +133,11 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 def check_batch_size(
   field: str, size: int, mesh: jax.sharding.Mesh, microbatches: int = 1
 ) -> None:
-  """Raises unless the mesh splits a batch evenly.
-
-  Args:
-    field: name of the field that sets the size, for the message.
-    size: number of examples in a batch.
-    mesh: devices that share the batch.
-    microbatches: number of parts into which every device cuts its share.
+  """Raises unless the mesh splits a batch evenly, and each device its part.
 
   Raises:
-    ConfigError: the batch does not split; names the next size that does.
+    ConfigError: the size, set by `field`, does not split into this number of
+      microbatches; names the next size that does.
   """
   shards = _parts(mesh, blocks.BATCH_AXES)
   step = shards * microbatches
@@ -248,24 +242,18 @@ def _parts(mesh: jax.sharding.Mesh, entry: Any) -> int:
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
   """Returns `jax.ShapeDtypeStruct`s with shardings."""
-  return jax.tree.map(
-    lambda s, sharding: jax.ShapeDtypeStruct(
-      s.shape, s.dtype, sharding=sharding
-    ),
-    shapes,
-    shardings,
-  )
+
+  def one(leaf, sharding):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree.map(one, shapes, shardings)
 
 
 def stack_sharding(shardings: Any) -> NamedSharding | None:
-  """Returns the layout of an optimizer's stacks of matrices.
+  """Returns the layout of the stacks of matrices in an optimizer's state.
 
-  Args:
-    shardings: shardings of the optimizer's state.
-
-  Returns:
-    The first sharding that splits a leading axis over several devices, or None
-    if every device updates all matrices.
+  It is the first one that splits a leading axis over several devices; None if
+  every device updates all matrices.
   """
   for sharding in jax.tree.leaves(shardings):
     if sharding.spec and _parts(sharding.mesh, sharding.spec[0]) > 1:
@@ -331,11 +319,7 @@ def local_bytes(tree: Any) -> int:
 def table(tree: Any) -> str:
   """Formats path, shape, dtype, spec and bytes per device of every leaf.
 
-  Args:
-    tree: arrays, or shapes with shardings.
-
-  Returns:
-    One line per leaf, and a line with the total.
+  The leaves are arrays, or shapes with shardings. The last line has the total.
   """
   rows = [('path', 'shape', 'dtype', 'spec', 'bytes/device')]
   rows += [

@@ -1,7 +1,32 @@
 import pytest
 
 from lipnext_jax import config as config_lib
+from lipnext_jax import errors
 from lipnext_jax.config import recipes
+
+
+def test_smoke_is_two_steps_and_nothing_else_changes_a_config():
+  config = config_lib.smoke(config_lib.default_config(), 'smoke')
+  assert config.duration == '2 steps'
+  untouched = config_lib.smoke(config_lib.default_config(), '')
+  assert untouched.to_dict() == config_lib.default_config().to_dict()
+
+
+@pytest.mark.parametrize(
+  ('argument', 'problem'),
+  [
+    ('W64', 'is unknown; append nothing, .* any of W16, W32, smoke'),
+    (' smoke', 'is unknown'),
+    ('W32,W16', "excludes 'W32'; keep one"),
+    ('smoke,smoke', 'keep one'),
+    # A word may be empty in a group, and never in an argument.
+    (',', "argument='' is unknown"),
+    ('smoke,', "argument='' is unknown"),
+  ],
+)
+def test_words_that_make_no_sense_are_refused(argument, problem):
+  with pytest.raises(errors.ConfigError, match=problem):
+    config_lib.parse_argument(argument, ('W16', 'W32'), config_lib.SMOKE)
 
 
 @pytest.mark.parametrize(
@@ -19,18 +44,12 @@ def test_a_recipe_is_valid_and_has_the_radii_of_the_published_trainings(
   config = make()
   config_lib.validate(config)
   loss = config.loss
-  assert (loss.epsilon, loss.epsilon_start, loss.epsilon_end) == (
-    epsilon, 0.1, end
-  )  # fmt: skip
-
-
-def test_less_precise_steps_on_the_manifold_go_with_early_retractions():
-  """bfloat16 products add to the defect, which retractions reset.
-
-  The default of one retraction an epoch would let it grow for 1251 steps.
-  """
-  optimizer = recipes.imagenet('eps1').optimizer
-  assert optimizer.precision == 'bfloat16'
+  assert (loss.epsilon, loss.epsilon_start) == (epsilon, 0.1)
+  assert loss.epsilon_end == end
+  # Products in bfloat16 add to the defect, which retractions reset. The default
+  # of one an epoch would let it grow for 1251 steps of ImageNet.
+  optimizer = config.optimizer
+  rounded = make is not recipes.small_images
+  assert optimizer.precision == ('bfloat16' if rounded else 'highest')
+  assert optimizer.retraction_period == ('100 steps' if rounded else '1 epochs')
   assert optimizer.retraction == 'newton_schulz'  # The SVD does not shard.
-  assert optimizer.retraction_period == '100 steps'
-  assert recipes.small_images().optimizer.precision == 'highest'
