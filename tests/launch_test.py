@@ -72,13 +72,13 @@ def test_scripts_are_clean_and_explain_themselves(script):
   assert 'set -euo pipefail' in text
   done = run(script)
   assert done.returncode != 0
-  assert (
-    'usage: ' if script == 'local.sh' else 'see the head of'
-  ) in done.stderr
+  if script == 'local.sh':
+    assert 'usage: ' in done.stderr
+    return
+  assert 'see the head of' in done.stderr
   head, code = text.split('set -euo pipefail')
-  if script != 'local.sh':
-    for name in {*re.findall(r'\$\{([A-Z_]+):', code)} - {'LIPNEXT_IN_JOB'}:
-      assert f'#   {name} ' in head, name
+  for name in {*re.findall(r'\$\{([A-Z_]+):', code)} - {'LIPNEXT_IN_JOB'}:
+    assert f'#   {name} ' in head, name
 
 
 def test_slurm_submits_itself_with_a_process_per_gpu():
@@ -94,32 +94,28 @@ def test_slurm_submits_itself_with_a_process_per_gpu():
   assert srun[-4:] == ['lipnext_jax.main', '--coordinator=auto', *FLAGS]
 
 
+def in_job(**environment):
+  done = run('slurm.sh', *FLAGS, LIPNEXT_IN_JOB='1', **environment)
+  return done.returncode, done.stdout
+
+
 def test_slurm_queues_a_run_again_that_saved_a_checkpoint(fake):
-  job = {'LIPNEXT_IN_JOB': '1', 'SLURM_JOB_ID': '7'}
   path = fake(srun='exit 143', scontrol='echo scontrol "$@"')
-  done = run('slurm.sh', *FLAGS, PATH=path, **job)
-  assert (done.returncode, done.stdout) == (0, 'scontrol requeue 7\n')
-  done = run('slurm.sh', *FLAGS, PATH=fake(srun='exit 2'), **job)
-  assert (done.returncode, done.stdout) == (2, '')
+  assert in_job(PATH=path, SLURM_JOB_ID='7') == (0, 'scontrol requeue 7\n')
+  assert in_job(PATH=fake(srun='exit 2'), SLURM_JOB_ID='7') == (2, '')
 
 
 def test_slurm_runs_in_a_container_after_its_setup_and_not_without(fake):
+  # Modules read variables that may be unset, and extend PATH.
   path = fake(srun='echo "$@"')
-  options = {
-    'LIPNEXT_IN_JOB': '1',
-    'CONTAINER': 'my.sif',
-    # Modules read variables that may be unset, and extend PATH.
-    'SETUP': f'export OLD=$UNSET PATH={path}',
-  }
-  done = run('slurm.sh', *FLAGS, **options)
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.rstrip().endswith(
+  setup = f'export OLD=$UNSET PATH={path}'
+  code, out = in_job(CONTAINER='my.sif', SETUP=setup)
+  assert code == 0
+  assert out.rstrip().endswith(
     'apptainer exec --nv my.sif python -m lipnext_jax.main --coordinator=auto '
     + ' '.join(FLAGS)
   )
-  options['SETUP'] += '; false'
-  done = run('slurm.sh', *FLAGS, **options)
-  assert (done.returncode, done.stdout) == (1, '')
+  assert in_job(CONTAINER='my.sif', SETUP=f'{setup}; false') == (1, '')
 
 
 def test_tpu_hosts_all_get_the_same_command():
@@ -219,27 +215,18 @@ def test_the_manifest_is_valid_and_carries_the_flags():
   (container,) = pod['containers']
   assert container['command'][-3:] == ['--coordinator=env', *FLAGS]
   assert container['resources']['limits'] == {'google.com/tpu': '4'}
-  names = [variable['name'] for variable in container['env']]
-  assert names == [
-    'JAX_COORDINATOR_ADDRESS',
-    'JAX_NUM_PROCESSES',
-    'JAX_PROCESS_ID',
-  ]
+  names = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
+  assert tuple(variable['name'] for variable in container['env']) == names
 
 
 def test_pods_run_as_root_or_as_another_user():
-  for options, user in (
-    ({}, {'runAsUser': 0}),
-    (
-      {'RUN_AS': '1000'},
-      {
-        **dict.fromkeys(('runAsUser', 'runAsGroup', 'fsGroup'), 1000),
-        'fsGroupChangePolicy': 'OnRootMismatch',
-      },
-    ),
-  ):
-    pod = check_jobset(manifest(**options))['template']['spec']
-    assert pod['securityContext'] == user
+  root, other = (
+    check_jobset(manifest(**options))['template']['spec']['securityContext']
+    for options in ({}, {'RUN_AS': '1000'})
+  )
+  assert root == {'runAsUser': 0}
+  user = dict.fromkeys(('runAsUser', 'runAsGroup', 'fsGroup'), 1000)
+  assert other == {**user, 'fsGroupChangePolicy': 'OnRootMismatch'}
 
 
 def test_a_field_that_kubernetes_does_not_know_is_found():
@@ -262,14 +249,11 @@ def of(word):
   return [rest for found, rest in image() if found == word]
 
 
-def test_the_dockerfile_is_clean():
+def test_the_dockerfile_is_clean_and_copies_files_that_exist():
   done = lint(ROOT / 'Dockerfile', 'hadolint')
   assert done.returncode == 0, done.stdout
   (base,) = of('FROM')
   assert re.fullmatch(r'python:3\.11\.\d+-slim-\w+', base)
-
-
-def test_files_that_the_image_copies_exist_and_are_not_ignored():
   copied = [path for rest in of('COPY') for path in rest.split()[:-1]]
   assert {'setup.cfg', 'constraints.txt', 'lipnext_jax/'} <= {*copied}
   ignored, *seen = (ROOT / '.dockerignore').read_text().splitlines()[1:]

@@ -59,6 +59,7 @@ MISTAKES = {
   '--config.model.patch_size=3': 'choose one of 1, 2, 4, 8',
   '--config.mesh.data=3': '8 devices',
   '--config.dataset.name=npz --config.dataset.data_dir=/no': 'does not exist',
+  '--mode=config --config.model.beta=1.5': 'in [0, 1]',
   '--mode=eval': 'holds no checkpoint',
   '--mode=test': 'train|eval',
   '--topology=cpu:2': 'add --mode=compile',
@@ -103,25 +104,16 @@ def test_the_real_program_says_the_same():
   )
 
 
-def test_mode_config_prints_every_field_or_what_is_wrong(run_main):
+def test_mode_config_prints_every_field(run_main):
   by_name = ['--config', 'lipnext_jax:digits', '--config.model.depth=3']
   code, out, err = run_main('--mode=config', *by_name)
-  assert not code
-  assert not err
+  assert (code, err) == (0, '')
   assert '\nmodel.depth = 3  (default: 32)\n' in out
-  wrong = '--config.model.beta=1.5'
-  check_mistake(run_main('--mode=config', DIGITS, wrong), 'in [0, 1]')
 
 
 @pytest.mark.slow  # It starts programs.
 def test_an_installed_package_holds_its_configs(tmp_path, run_command):
-  build = [
-    sys.executable,
-    'setup.py',
-    '-q',
-    'build',
-    f'--build-base={tmp_path}',
-  ]
+  build = ['setup.py', '-q', 'build', f'--build-base={tmp_path}']
   assert run_command([sys.executable, *build]).returncode == 0
   built = tmp_path / 'lib'
   own = {path.name for path in (ROOT / 'configs').glob('*.py')}
@@ -239,14 +231,15 @@ def test_a_disk_that_is_full_is_one_line_and_costs_nothing(
 def test_two_seeds_differ_and_worker_processes_change_nothing(
   tmp_path, calm, run_main
 ):
-  code, _, err = run_main(*LONGER, f'--workdir={tmp_path}/1', '--config.seed=1')
+  other, same = tmp_path / 'other', tmp_path / 'same'
+  code, _, err = run_main(*LONGER, f'--workdir={other}', '--config.seed=1')
   assert not code, err
   workers = '--config.dataset.workers=2'
-  code, _, err = finish(start(*LONGER, f'--workdir={tmp_path}/2', workers))
+  code, _, err = finish(start(*LONGER, f'--workdir={same}', workers))
   assert code == 0, err
   assert 'Warning' not in err  # E.g. of leaked shared memory.
-  seeds, same = (
-    pathlib.Path(workdir, 'radii.csv').read_text()
-    for workdir in (tmp_path / '1', tmp_path / '2')
-  )
-  assert seeds != same == pathlib.Path(calm[0], 'radii.csv').read_text()
+  assert radii(other) != radii(same) == radii(calm[0])
+
+
+def radii(workdir):
+  return pathlib.Path(workdir, 'radii.csv').read_text()
