@@ -7,11 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-_BYTES = {
-  'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2,
-  'f32': 4, 's32': 4, 'u32': 4, 'f64': 8, 's64': 8, 'u64': 8,
-  'c64': 8, 'c128': 16,
-}  # fmt: skip
+# Groups of an array's type: dtype, its bits ('' for 'pred'), shape.
+_ARRAY = re.compile(r'\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
 # Groups of a computation: 'ENTRY ' or '', name, lines.
 _COMPUTATION = re.compile(
   r'^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}', re.MULTILINE | re.DOTALL
@@ -98,9 +95,8 @@ def _collective(match, trips, devices, slices) -> Collective:
   """Reads an instruction that `_INSTRUCTION` matches."""
   kind, line = match['kind'], match.string
   arrays = [
-    (math.prod(int(n) for n in dims.split(',') if n) * _BYTES[dtype], dtype)
-    for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', match['type'])
-    if dtype in _BYTES
+    (math.prod(_numbers(shape)) * int(bits or 8) // 8, dtype)
+    for dtype, bits, shape in _ARRAY.findall(match['type'])
   ]
   size = sum(n for n, _ in arrays)
   groups = parse_groups(line, devices)
@@ -164,4 +160,4 @@ def parse_groups(line: str, devices: int = 1) -> np.ndarray:
 
 def _numbers(text: str) -> list[int]:
   """Reads numbers between commas."""
-  return [int(number) for number in text.split(',')]
+  return [int(number) for number in text.split(',') if number]

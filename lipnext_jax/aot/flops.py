@@ -128,13 +128,8 @@ def _product(eqn: Any) -> Flops:
 def saved_activations(jaxpr: Any, batch: int, tokens: int) -> int:
   """Counts the bytes that scans keep for the backward pass, over all devices.
 
-  Scans stack them layer by layer, as outputs [l, b, …] or [l, b·h·w, c]. Stacks
-  of matrices [l, k, c] do not count.
-
-  Args:
-    jaxpr: jaxpr of a train step.
-    batch: number b of examples in a pass.
-    tokens: number b·h·w of tokens in a pass.
+  Scans stack them layer by layer, as outputs [l, b, …] or [l, b·h·w, c] with b
+  examples and b·h·w tokens in a pass. Stacks of matrices [l, k, c] do not count.
   """
   total = 0
   for eqn in open_jaxpr(jaxpr).eqns:

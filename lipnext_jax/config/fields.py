@@ -103,11 +103,7 @@ class Field:
     return f'above {self.above}'
 
   def check(self, name: str, value: Any) -> None:
-    """Raises if a value is wrong whatever the other fields hold.
-
-    Args:
-      name: name of the field, e.g. 'model.depth'.
-      value: value to check.
+    """Raises if a value of the field `name` is wrong by itself.
 
     Raises:
       ConfigError: the type, the choice or the range is wrong.
@@ -142,15 +138,10 @@ def section(
   /,
   **members: Field | dict[str, Field],
 ) -> dict[str, Field]:
-  """Flattens fields and nested sections into one dict of dotted names.
+  """Flattens fields and sections to {'field': …, 'section.field': …}.
 
-  Args:
-    only_with: condition that is added to those of each field; see `Field`.
-    **members: fields and sections by name. `**section({…}, …)` has fields that
-      share a condition beside the others of a section.
-
-  Returns:
-    {'field': …, 'section.field': …}, in the order of `members`.
+  `only_with` is added to the conditions of each field. `**section({…}, …)` has
+  fields that share a condition beside the others of a section.
 
   >>> fields = section(model=section(width=Field(8, 'Channels.')))
   >>> fields['model.width'].meaning
@@ -173,8 +164,6 @@ def free(**members: Field | dict[str, Field]) -> dict[str, Field]:
     for name, field in section(**members).items()
   }
 
-
-# ── The fields ───────────────────────────────────────────────────────────────
 
 _ON_DISK = tuple(
   name for name in sources.SOURCES if name not in ('digits', 'synthetic')
@@ -554,9 +543,6 @@ FIELDS = section(
     ),
   ),
 )
-
-
-# ── Functions of the fields ──────────────────────────────────────────────────
 
 
 def default_config() -> ml_collections.ConfigDict:

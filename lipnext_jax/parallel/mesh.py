@@ -83,14 +83,10 @@ def make_mesh(
 def arrange_slices(
   devices: Sequence[jax.Device], sizes: Sequence[int]
 ) -> np.ndarray:
-  """Arranges devices of several slices as a mesh, 'data' over the slices.
+  """Arranges devices as a mesh of these sizes, 'data' over the slices.
 
   If their number does not divide 'data', devices are arranged slice by slice:
   the next axes go over several slices, too, and use the slow network more.
-
-  Args:
-    devices: all devices of the mesh.
-    sizes: sizes of its axes, whose product is the number of devices.
   """
   in_order = sorted(devices, key=slice_of)
   slices = [list(group) for _, group in itertools.groupby(in_order, slice_of)]
