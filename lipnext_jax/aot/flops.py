@@ -129,7 +129,7 @@ def saved_activations(jaxpr: Any, batch: int, tokens: int) -> int:
   """Counts the bytes that scans keep for the backward pass, over all devices.
 
   Scans stack them layer by layer, as outputs [l, b, …] or [l, b·h·w, c] with b
-  examples and b·h·w tokens in a pass. Stacks of matrices [l, k, c] do not count.
+  examples and b·h·w tokens in a pass. Stacks of matrices do not count.
   """
   total = 0
   for eqn in open_jaxpr(jaxpr).eqns:
