@@ -4,7 +4,6 @@ from lipnext_jax import errors
 
 # `python -m lipnext_jax.report` imports this before its `__main__`.
 with errors.needing_extra('train', __name__):
-  from lipnext_jax.report.evaluation import write
   from lipnext_jax.report.metrics import log
   from lipnext_jax.report.metrics import MetricWriter
   from lipnext_jax.report.metrics import Progress
@@ -12,6 +11,7 @@ with errors.needing_extra('train', __name__):
   from lipnext_jax.report.page import write_page
   from lipnext_jax.report.records import check_data
   from lipnext_jax.report.records import read_data_facts
+  from lipnext_jax.report.records import write
   from lipnext_jax.report.records import write_inputs
   from lipnext_jax.report.records import write_records
 

@@ -1,8 +1,11 @@
-"""Records of a run: versions, machine, arrays and data."""
+"""Files that say what ran and what came out of it, and the final table."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
+import csv
 import importlib.metadata
+import io
 import os
 import platform
 import subprocess
@@ -10,28 +13,31 @@ import sys
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from lipnext_jax import errors
+from lipnext_jax import evaluate
 from lipnext_jax import files
+from lipnext_jax.certify import decimals
 from lipnext_jax.data import sources
 from lipnext_jax.data import views
 from lipnext_jax.models import interface
 from lipnext_jax.models import lipnext
 from lipnext_jax.parallel import mesh as mesh_lib
+from lipnext_jax.report import metrics
+from lipnext_jax.report import page
 
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy',
   'ml-collections',
 )  # fmt: skip
 _INPUTS = 4  # Images of each split in `inputs.npz`.
+_PER_GROUP = 8  # Images in each group of `gallery.npz`.
 
 
 def write_records(
-  workdir: str,
-  mesh: jax.sharding.Mesh,
-  state: Any,
-  dataset: sources.Dataset,
+  workdir: str, mesh: jax.sharding.Mesh, state: Any, dataset: sources.Dataset
 ) -> None:
   """Writes `parameters.txt` and `run.json`, which say what ran.
 
@@ -49,11 +55,10 @@ def write_records(
     f'{lipnext.paper_parameter_count(state.params):,}\n',
   )
   path = os.path.join(workdir, 'run.json')
-  starts = []
-  if files.exists(path):
-    with contextlib.suppress(ValueError):  # Damaged: the entries are lost.
-      starts = files.read_json(path)
-    starts = starts if isinstance(starts, list) else []
+  starts: list[dict[str, Any]] = []
+  # Entries that are damaged are lost.
+  with contextlib.suppress(FileNotFoundError, TypeError, ValueError):
+    starts = [*map(dict, files.read_json(path))]
   data = {
     'image_shape': dataset.image_shape,
     'resize': dataset.resize,
@@ -64,6 +69,34 @@ def write_records(
     'notes': dataset.notes,
   }
   files.write_json(path, [*starts, {**describe_run(mesh), 'data': data}])
+
+
+def describe_run(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """Returns versions, devices, and the commit of this code."""
+  git = [
+    *('git', '-C', os.path.dirname(os.path.abspath(__file__)), 'describe'),
+    *('--always', '--dirty', '--abbrev=40', '--exclude=*'),
+  ]
+  commit = ''
+  with contextlib.suppress(OSError, subprocess.SubprocessError):
+    commit = subprocess.check_output(
+      git, stderr=subprocess.DEVNULL, text=True, timeout=10
+    ).strip()
+  devices = mesh.devices.flatten()
+  return {
+    'command': sys.argv,
+    'commit': commit.removesuffix('-dirty') or 'not a git checkout',
+    'uncommitted_changes': commit.endswith('-dirty'),
+    'python': platform.python_version(),
+    'packages': {name: importlib.metadata.version(name) for name in _PACKAGES},
+    'devices': {
+      'kind': devices[0].device_kind,
+      'platform': devices[0].platform,
+      'count': len(devices),
+      'processes': jax.process_count(),
+    },
+    'mesh': dict(mesh.shape),
+  }
 
 
 def write_inputs(
@@ -125,14 +158,9 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
 
 
 def check_data(workdir: str, data_dir: str, dataset: sources.Dataset) -> None:
-  """Checks that a run, if there is one, was trained on these data.
+  """Checks that the run in `workdir`, if any, was trained on these data.
 
   A class or an image more or less changes labels, and the split of a folder.
-
-  Args:
-    workdir: workdir of a run, or a new one.
-    data_dir: `config.dataset.data_dir`.
-    dataset: the data, as they are now.
 
   Raises:
     ConfigError: classes or training images are others.
@@ -141,19 +169,18 @@ def check_data(workdir: str, data_dir: str, dataset: sources.Dataset) -> None:
     stored = read_data_facts(workdir)
   except errors.ConfigError:  # There is no run, or its record is damaged.
     return
+  classes, examples = stored['num_classes'], stored['train_examples']
   changes = []
-  if stored['num_classes'] != dataset.num_classes:
-    changes.append(
-      f'{dataset.num_classes} classes, not {stored["num_classes"]}'
-    )
+  if dataset.num_classes != classes:
+    changes.append(f'{dataset.num_classes} classes, not {classes}')
   names = zip(stored['class_names'], dataset.class_names, strict=False)
-  for label, (before, now) in enumerate(names):
-    if before != now:
-      changes.append(f'{now!r} as class {label}, not {before!r}')
-  if stored['train_examples'] != len(dataset.train):
-    changes.append(
-      f'{len(dataset.train)} training images, not {stored["train_examples"]}'
-    )
+  changes += [
+    f'{now!r} as class {label}, not {before!r}'
+    for label, (before, now) in enumerate(names)
+    if before != now
+  ]
+  if len(dataset.train) != examples:
+    changes.append(f'{len(dataset.train)} training images, not {examples}')
   elif stored['train_files'] not in ('', dataset.train_files):
     changes.append('training images of other names')
   if changes:
@@ -165,33 +192,128 @@ def check_data(workdir: str, data_dir: str, dataset: sources.Dataset) -> None:
     )
 
 
-def describe_run(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """Returns versions, devices, and the commit of this code."""
-  git = ['git', '-C', os.path.dirname(os.path.abspath(__file__))]
-  commit = _output([*git, 'rev-parse', 'HEAD'])
-  dirty = _output([*git, 'status', '--porcelain', '--untracked-files=no'])
-  devices = mesh.devices.flatten()
+def write(
+  workdir: str,
+  config: ml_collections.ConfigDict,
+  step: int,
+  result: evaluate.Evaluation,
+  source: views.Source,
+  class_names: Sequence[str] = (),
+) -> dict[str, Any]:
+  """Writes `eval.json`, `radii.csv` and the page, and prints the final table.
+
+  The first process writes. The numbers come first: an error of the page or its
+  images becomes a line on stderr.
+
+  Args:
+    workdir: workdir of the run.
+    config: config of the run.
+    step: number of updates of the evaluated weights.
+    result: result of the evaluation.
+    source: examples of the evaluated split, for their images and file names.
+    class_names: names of the classes by label; empty if not known.
+
+  Returns:
+    The contents of `eval.json`.
+  """
+  split = config.eval.split
+  summary = {
+    'step': step,
+    'split': split,
+    **result.summary(config.eval.epsilons),
+    'epsilons': list(config.eval.epsilons),
+  }
+  if jax.process_index() != 0:
+    return summary
+  with metrics.stopwatch('reading the names of the examples', patience=2):
+    names = source.names()
+  columns = {
+    'id': result.ids.tolist(),
+    'label': result.labels.tolist(),
+    'prediction': result.predictions.tolist(),
+    'radius': result.radii.tolist(),  # With all digits of float32.
+  }
+  if class_names:
+    for column in ('label', 'prediction'):
+      columns[f'{column}_name'] = [class_names[c] for c in columns[column]]
+  if names:
+    columns['file'] = [errors.printable(names[i]) for i in columns['id']]
+  table = io.StringIO(newline='')
+  writer = csv.writer(table)
+  writer.writerow(columns)
+  writer.writerows(zip(*columns.values(), strict=True))
+  files.write_text(os.path.join(workdir, 'radii.csv'), table.getvalue())
+  files.write_json(os.path.join(workdir, 'eval.json'), summary)
+  print_table(summary, f'{config.dataset.name}, {split} split:')
+  try:
+    _write_gallery(workdir, result, source)
+    metrics.log(f'the report is {page.write_page(workdir)}')
+  except Exception as error:
+    metrics.log(f'no report.html: {error!r}')
+  return summary
+
+
+def print_table(summary: Mapping[str, Any], title: str) -> None:
+  """Prints the final numbers, rounded so that none exceeds what is proved."""
+  n = summary['examples']
+  print(title)
+  print(f'  examples                {n:>8d}')
+  print(f'  clean accuracy          {summary["clean"]:>8.2f} %')
+  for epsilon in summary['epsilons']:  # The keys of 'cra' have six digits.
+    hits = round(summary['cra'][f'{epsilon:.6g}'] * n / 100)
+    certified = page.percent(hits, n).replace('\u00a0', ' ')
+    name = decimals.epsilon_name(epsilon)
+    print(f'  CRA at ℓ2 ε = {name:<9s} {certified:>10s}')
+  constant = page.constant(summary['lipschitz_bound'])
+  print(f'  Lipschitz bound Λ       {constant} (proved)')
+  if 'logit_error' in summary:
+    shown = decimals.up(summary['logit_error'], 2)
+    line = f'  rounding of logits E    {shown} (bounded, subtracted)'
+  else:
+    line = (
+      '  rounding of logits      float32, an estimate subtracted (fast mode)'
+    )
+  print(line, flush=True)
+
+
+def choose(
+  labels: np.ndarray, predictions: np.ndarray, radii: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Chooses the positions in each of the disjoint groups of the gallery.
+
+  'robust' are correct, with the largest radii first; 'fragile' are correct,
+  with the smallest radii above 0 first; 'wrong' have the largest radii first.
+
+  >>> groups = choose(np.zeros(3), np.array([0, 0, 1]), np.array([0.1, 2, 1]))
+  >>> {name: chosen.tolist() for name, chosen in groups.items()}
+  {'robust': [1], 'fragile': [0], 'wrong': [2]}
+  """
+  correct = labels == predictions
+  order = np.argsort(radii, kind='stable')
+  certified = order[correct[order] & (radii[order] > 0)]
+  half = len(certified) // 2
   return {
-    'command': sys.argv,
-    'commit': commit or 'not a git checkout',
-    'uncommitted_changes': bool(dirty),
-    'python': platform.python_version(),
-    'packages': {name: importlib.metadata.version(name) for name in _PACKAGES},
-    'devices': {
-      'kind': devices[0].device_kind,
-      'platform': devices[0].platform,
-      'count': len(devices),
-      'processes': jax.process_count(),
-    },
-    'mesh': dict(mesh.shape),
+    'robust': certified[half:][::-1][:_PER_GROUP],
+    'fragile': certified[:half][:_PER_GROUP],
+    'wrong': order[~correct[order]][::-1][:_PER_GROUP],
   }
 
 
-def _output(command: Sequence[str]) -> str:
-  """Returns the output of a command, or '' if it fails."""
-  try:
-    return subprocess.run(
-      command, capture_output=True, text=True, check=True, timeout=10
-    ).stdout.strip()
-  except (OSError, subprocess.SubprocessError):
-    return ''
+def _write_gallery(
+  workdir: str, result: evaluate.Evaluation, source: views.Source
+) -> None:
+  """Writes the images of the page to `gallery.npz`."""
+  groups = choose(result.labels, result.predictions, result.radii)
+  chosen = np.concatenate(list(groups.values()))
+  images = [source[int(result.ids[i])]['image'] for i in chosen]
+  files.write_arrays(
+    os.path.join(workdir, 'gallery.npz'),
+    {
+      'group': np.repeat(list(groups), [len(g) for g in groups.values()]),
+      'id': result.ids[chosen],
+      'label': result.labels[chosen],
+      'prediction': result.predictions[chosen],
+      'radius': result.radii[chosen],
+      'image': np.stack(images) if images else np.zeros((0, 1, 1, 1)),
+    },
+  )

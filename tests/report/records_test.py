@@ -1,24 +1,27 @@
+import csv
 import json
+import re
 
-import ml_collections
+from hypothesis import given
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
 from lipnext_jax import errors
+from lipnext_jax import evaluate
 from lipnext_jax.data import sources
 from lipnext_jax.data import views
 from lipnext_jax.parallel import mesh as mesh_lib
 from lipnext_jax.report import records
 
-
-def test_a_run_is_described_by_versions_devices_and_commit():
-  mesh = mesh_lib.make_mesh(ml_collections.ConfigDict({'data': -1, 'fsdp': 1}))
-  run = records.describe_run(mesh)
-  assert run['devices']['count'] == 8
-  assert run['mesh'] == {'data': 8, 'fsdp': 1, 'tensor': 1}
-  assert run['packages']['jax'].count('.') >= 2
-  assert run['commit']
-  json.dumps(run)
+RESULT = evaluate.Evaluation(
+  ids=np.arange(3),
+  labels=np.array([4, 5, 6]),
+  predictions=np.array([4, 5, 0]),
+  radii=np.array([0.1, 1 / 3, 0], np.float32),
+  lipschitz_bound=1.00001,
+  lipschitz_bounds={'Q': [1.00001]},
+)
 
 
 def a_set(classes=('cat', 'dog'), count=4, train_files='hash'):
@@ -62,3 +65,102 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
   del facts['train_files']  # Earlier versions did not record it.
   (tmp_path / 'run.json').write_text(json.dumps([{'data': facts}]))
   records.check_data(workdir, '/data', before)
+
+
+def test_the_table_shows_every_number_and_none_too_high(capsys):
+  epsilons = [36 / 255, 0.25, 0.05, 0.141176]  # Six digits of 36/255 are less.
+  summary = RESULT.summary(epsilons) | {'epsilons': epsilons}
+  records.print_table(summary, 'Title')
+  text = capsys.readouterr().out
+  # 2/3 is clean, and certified at 0.05; the float exceeds 1 + 1e-5.
+  for part in ('Title', ' 66.67 %', ' 33.33 %', ' 66.66 %', '1.1e-05'):
+    assert part in text
+  names = [line.split()[5] for line in text.splitlines()[3:7]]
+  assert names == ['36/255', '0.25', '0.05', '0.141176']
+  bounds = {'lipschitz_bound': 4.25, 'logit_error': 3.14e-11}
+  records.print_table(summary | bounds, 'Title')
+  text = capsys.readouterr().out
+  assert ' 4.25 (proved)' in text
+  assert ' 3.2e-11 (bounded, subtracted)' in text
+
+
+class Named(views.Source):
+  """A split with file names, whose images cannot be read if `broken`."""
+
+  broken = False
+
+  def __len__(self):
+    return 3
+
+  def __getitem__(self, index):
+    if self.broken:
+      raise OSError('the disk is gone')
+    return {'image': np.full((4, 4, 3), index, np.uint8)}
+
+  def names(self):
+    return ['cat/a,b.png', 'cat/\udcff\n.png', 'dog/"c".png']
+
+
+def test_a_run_is_told_with_the_names_of_files_and_classes(
+  tmp_path, tiny_config, capsys
+):
+  names = [f'class of {i}' for i in range(7)]
+  folder = str(tmp_path)
+  start = records.describe_run(mesh_lib.make_mesh(tiny_config.mesh))
+  assert start['devices']['count'] == 8
+  assert start['mesh'] == {'data': 8, 'fsdp': 1, 'tensor': 1}
+  assert start['packages']['jax'].count('.') >= 2
+  assert re.fullmatch('[0-9a-f]{40}|not a git checkout', start['commit'])
+  start['data'] = {'class_names': names}
+  (tmp_path / 'run.json').write_text(json.dumps([start]))
+  batch = np.zeros((9, 4, 4, 3), np.uint8)
+  records.write_inputs(folder, batch, Named())
+  records.write(folder, tiny_config, 7, RESULT, Named(), names)
+  with open(tmp_path / 'radii.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [row['file'] for row in rows] == [
+    'cat/a,b.png',
+    'cat/\\udcff\\n.png',
+    'dog/"c".png',
+  ]
+  assert rows[2]['label_name'] == 'class of 6'
+  assert rows[2]['prediction_name'] == 'class of 0'
+  page = (tmp_path / 'report.html').read_text()
+  for part in ('cat/a,b.png', 'class of 6 taken for class of 0', '0.25'):
+    assert part in page
+  # Four images to train on, and the three of the split.
+  assert page.count('As training sees them, ') == 4
+  assert page.count('As evaluation sees them, ') == 3
+  # The numbers survive a page that fails.
+  capsys.readouterr()
+  source = Named()
+  source.broken = True
+  made = records.write(folder, tiny_config, 8, RESULT, source)
+  assert json.loads((tmp_path / 'eval.json').read_text()) == made
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line == "no report.html: OSError('the disk is gone')"
+
+
+ROWS = st.lists(
+  st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.2, 0.3, 9.0])),
+  max_size=60,
+)
+
+
+@given(rows=ROWS)
+def test_the_chosen_are_the_extremes_of_their_kind(rows):
+  right = np.array([c for c, _ in rows], bool)
+  radii = np.array([r for _, r in rows])
+  groups = records.choose(np.zeros(len(rows)), np.where(right, 0, 1), radii)
+  chosen = np.concatenate(list(groups.values()))
+  assert len(set(chosen)) == len(chosen)
+  certified = {i for i in range(len(rows)) if right[i] and radii[i] > 0}
+  both = {*groups['robust'], *groups['fragile']}
+  assert both <= certified
+  assert len(both) == min(len(certified), 16)
+  for i in certified - both:
+    assert all(radii[i] <= radii[j] for j in groups['robust'])
+    assert all(radii[i] >= radii[j] for j in groups['fragile'])
+  wrong = {i for i in range(len(rows)) if not right[i]}
+  assert {*groups['wrong']} <= wrong
+  assert len(groups['wrong']) == min(len(wrong), 8)
