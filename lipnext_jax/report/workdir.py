@@ -1,5 +1,6 @@
 """Reads and checks the files of a workdir from which the page is built."""
 
+import collections
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -7,8 +8,6 @@ import csv
 import dataclasses
 import os
 from typing import Any
-import zipfile
-import zlib
 
 import numpy as np
 
@@ -18,12 +17,7 @@ from lipnext_jax.report import metrics as metrics_lib
 
 Arrays = Mapping[str, np.ndarray]
 
-_UNREADABLE = (
-  ArithmeticError, AttributeError, EOFError, LookupError, OSError, TypeError,
-  ValueError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 _EVALUATE = 'evaluate the run first (python -m lipnext_jax.main … --mode=eval)'
-_REQUIRED = ('eval.json', 'radii.csv')
 _COLUMNS = {'id': int, 'label': int, 'prediction': int, 'radius': float}
 _EVALUATION = (
   'step', 'split', 'certificate', 'examples', 'clean', 'epsilons',
@@ -33,6 +27,7 @@ _ATTACK = (
   'step', 'split', 'certificate', 'seed', 'examples', 'runs', 'broken',
   'broken_ids', 'epsilons', 'attacks', 'lipschitz_lower_bound',
 )  # fmt: skip
+_GALLERY = (*_COLUMNS, 'group', 'image')
 _ATTACKED = (
   *_COLUMNS, 'distance', 'distance_in_box', 'shown_id', 'original',
   'adversarial', 'adversarial_prediction',
@@ -100,9 +95,9 @@ def read_run(workdir: str) -> Run:
       return reader(path, *args)
     except FileNotFoundError:
       problem = 'is missing'
-    except _UNREADABLE as error:
+    except Exception as error:  # The file may hold anything.
       problem = f'cannot be read ({type(error).__name__}: {error})'
-    if name in _REQUIRED:
+    if name in ('eval.json', 'radii.csv'):
       raise errors.UserError(f'{path} {problem}; {_EVALUATE}.')
     notes[name] = f'{name} {problem}'
     return {}
@@ -115,20 +110,24 @@ def read_run(workdir: str) -> Run:
       f'{workdir}: radii.csv has {rows} examples, eval.json {examples}: they '
       f'are of different evaluations; {_EVALUATE}.'
     )
-  attack = read('attack.json', _read_attack, evaluation)
+  same = {name: table[name] for name in ('label', 'prediction', 'radius')}
+  attacked = {}
+  if attack := read('attack.json', _read_attack, evaluation):
+    label = {'label': table['label']}
+    attacked = read('attack.npz', _read_arrays, _ATTACKED, label)
+  starts = read('run.json', lambda path: [*map(dict, files.read_json(path))])
   return Run(
     workdir=workdir,
     name=os.path.basename(os.path.abspath(workdir)),
     evaluation=evaluation,
     table=table,
     config=read('config.json', lambda path: dict(files.read_json(path))),
-    starts=read('run.json', lambda path: [*map(dict, files.read_json(path))])
-    or [],
+    starts=starts or [],
     metrics=read('metrics.jsonl', _read_metrics),
     inputs=read('inputs.npz', _read_arrays, ('training', 'evaluation')),
-    gallery=read('gallery.npz', _read_gallery, table),
+    gallery=read('gallery.npz', _read_arrays, _GALLERY, same),
     attack=attack,
-    attacked=read('attack.npz', _read_attacked, table) if attack else {},
+    attacked=attacked,
     notes=notes,
   )
 
@@ -148,6 +147,17 @@ def _read_evaluation(path: str) -> dict[str, Any]:
   return evaluation | {'lipschitz_bounds': factors}
 
 
+def _read_attack(path: str, evaluation: dict[str, Any]) -> dict[str, Any]:
+  attack = _read_record(path, _ATTACK)
+  for field in ('step', 'split'):
+    if attack[field] != evaluation[field]:
+      raise ValueError(
+        f'it is stale, of {field} {attack[field]}; the evaluation is of '
+        f'{field} {evaluation[field]}'
+      )
+  return attack
+
+
 def _read_radii(path: str) -> Arrays:
   with files.open_text(path, newline='') as file:
     rows = list(csv.DictReader(file))
@@ -161,50 +171,26 @@ def _read_radii(path: str) -> Arrays:
 
 
 def _read_metrics(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  points: dict[str, list[tuple[int, float]]] = {}
+  points = collections.defaultdict(list)
   for _, scalars in metrics_lib.read_metrics(path):
     step = scalars.pop('step')
     for name, value in scalars.items():
       if isinstance(value, int | float):
-        points.setdefault(name, []).append((step, float(value)))
+        points[name].append((step, float(value)))
   return {
     name: (np.array([s for s, _ in pairs]), np.array([v for _, v in pairs]))
     for name, pairs in points.items()
   }
 
 
-def _read_arrays(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-  with files.open_binary(path) as file, np.load(file) as arrays:
-    return {name: arrays[name] for name in names}
-
-
-def _check_same(arrays: Arrays, table: Arrays, columns: Sequence[str]) -> None:
-  """Raises ValueError unless `arrays` and `table` agree on their common ids."""
-  for name in columns:
+def _read_arrays(
+  path: str, names: Sequence[str], same: Arrays | None = None
+) -> Arrays:
+  """Reads arrays that must equal columns of radii.csv at their ids."""
+  with files.open_binary(path) as file, np.load(file) as stored:
+    arrays = {name: stored[name] for name in names}
+  for name, column in (same or {}).items():
     # Numbers in radii.csv have all digits, so they must be equal exactly.
-    own, theirs = table[name][arrays['id']], arrays[name]
-    if not np.array_equal(own, theirs, equal_nan=True):
+    if not np.array_equal(column[arrays['id']], arrays[name], equal_nan=True):
       raise ValueError('it belongs to another evaluation')
-
-
-def _read_gallery(path: str, table: Arrays) -> Arrays:
-  gallery = _read_arrays(path, ('group', 'image', *_COLUMNS))
-  _check_same(gallery, table, ('label', 'prediction', 'radius'))
-  return gallery
-
-
-def _read_attack(path: str, evaluation: dict[str, Any]) -> dict[str, Any]:
-  attack = _read_record(path, _ATTACK)
-  for field in ('step', 'split'):
-    if attack[field] != evaluation[field]:
-      raise ValueError(
-        f'it is stale, of {field} {attack[field]}; the evaluation is of '
-        f'{field} {evaluation[field]}'
-      )
-  return attack
-
-
-def _read_attacked(path: str, table: Arrays) -> Arrays:
-  attacked = _read_arrays(path, _ATTACKED)
-  _check_same(attacked, table, ('label',))
-  return attacked
+  return arrays

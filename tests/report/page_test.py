@@ -4,15 +4,17 @@ import dataclasses
 import html.parser
 import io
 import json
+import math
 import pathlib
 import re
 import shutil
 
+from hypothesis import given
+from hypothesis import strategies as st
 import numpy as np
 from PIL import Image
 import pytest
 
-from lipnext_jax.report import charts
 from lipnext_jax.report import page
 from lipnext_jax.report import workdir as workdir_lib
 
@@ -187,25 +189,20 @@ def test_attacks_are_told_as_they_went(run, text):
 def test_every_class_has_its_numbers_and_its_histogram(run, text):
   labels, predictions = run.table['label'], run.table['prediction']
   matrix = rows_of(text, 'Confusion matrix')
+  top, bins = page.make_axis('', 0, run.certified).high, []
   for c, row in enumerate(rows_of(text, 'Accuracy and certified')[1:]):
     mine = labels == c
-    hits = (predictions[mine] == c, run.certified[mine] > 0.25)
-    shares = [
-      page.percent(hit.sum(), 12).replace('\u00a0', ' ') for hit in hits
-    ]
-    median = page.radius(np.sort(run.certified[mine])[5])  # Of twelve.
+    radii = run.certified[mine]
+    hits = np.sum(predictions[mine] == c), np.sum(radii > 0.25)
+    shares = [page.percent(n, 12).replace('\u00a0', ' ') for n in hits]
+    median = page.radius(np.sort(radii)[5])  # Of twelve.
     assert row == [f'class {c}', '12', *shares, median]
     pairs = [np.sum(mine & (predictions == j)) for j in range(10)]
     assert [int(cell) for cell in matrix[c + 1][1:]] == pairs
+    bins.extend(np.histogram(radii[radii > 0], 24, (0, top))[0])
   drawn = re.findall(r'class="bars".*? height="([\d.]+)"', text)
-  top = charts.make_axis('', 0, run.certified).high
-  bins = [
-    np.histogram(radii[radii > 0], 24, (0, top))[0]
-    for radii in (run.certified[labels == c] for c in range(10))
-  ]
-  heights = 100 * np.ravel(bins) / np.max(bins)
-  known = pytest.approx(heights[heights > 0].tolist(), abs=0.01)
-  assert [float(height) for height in drawn] == known
+  heights = [100 * count / max(bins) for count in bins if count]
+  assert [float(h) for h in drawn] == pytest.approx(heights, abs=0.01)
 
 
 def test_of_many_classes_the_ends_and_the_mistakes_are_shown(
@@ -263,6 +260,41 @@ def test_the_run_and_its_config_are_told(run, text):
   text = build(run, evaluation=run.evaluation | mode)
   assert 'The largest such bound here is 3.2·10⁻⁹' in text
   assert 'an estimate and no proof' not in text
+
+
+@given(st.lists(st.floats(0, 3, width=32) | st.just(math.inf), min_size=1))
+def test_the_curve_is_the_definition_where_it_is_evaluated(radii):
+  x, y = page.accuracy_curve(np.array(radii), 4.0)
+  assert (x[0], x[-1]) == (0, 4)
+  for epsilon, shown in zip(x[::50], y[::50], strict=True):
+    assert shown == pytest.approx(100 * np.mean(np.array(radii) > epsilon))
+
+
+@given(
+  st.lists(st.floats(0, width=32) | st.just(math.nan), max_size=9),
+  st.booleans(),
+)
+def test_an_axis_holds_all_it_can_show(values, log):
+  axis = page.make_axis('x', np.array(values), log=log)
+  assert axis.low < axis.high
+  assert len(axis.ticks) <= 8
+  off = np.clip(axis.ticks, axis.low, axis.high) - axis.ticks
+  assert (abs(off) <= 1e-8 * (axis.high - axis.low)).all()
+  shown = np.sort([v for v in values if np.isfinite(v) and v >= 1e-299 * log])
+  places = axis.place(np.array([*shown, np.nan, np.inf]))
+  assert np.isnan(places[-2:]).all()
+  assert (np.diff([0, *places[:-2], 100]) >= 0).all()
+
+
+def test_a_long_line_keeps_its_extremes_and_its_gaps():
+  y = np.zeros(10_000)
+  y[777], y[5000] = 5.0, np.nan
+  x_axis, y_axis = page.make_axis('x', 0, 1e4), page.make_axis('y', 0, 5)
+  drawn = page.path(x_axis, y_axis, np.arange(10_000), y)
+  points = re.findall(r'[ML]([\d.]+) ([\d.]+)', drawn)
+  assert len(points) <= 1000
+  assert ('7.77', '0.00') in points
+  assert drawn.count('M') == 2
 
 
 def test_everything_that_is_no_code_is_installed_with_it():
