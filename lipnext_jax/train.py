@@ -339,16 +339,15 @@ def _log(
   watch: runtime.Watch,
 ) -> tuple[step_lib.TrainState, int]:
   """Logs metrics; returns the state with zero sums, and skips in a row."""
-  health = run.config.health
   sums, metrics = jax.device_get((state.sums, run.program.monitor(state)))
   scalars = sums.means() | {name: float(x) for name, x in metrics.items()}
-  failures = watch.observe(step, scalars)
+  warnings = watch.observe(step, scalars)
   progress.failing = watch.failing
   scalars['train/failing'] = float(bool(watch.failing))
   scalars['train/images_per_second'] = progress.update(step, scalars)
   writer.write(step, scalars)
-  for line in failures + runtime.warnings(health, scalars):
-    progress.log(f'step {step}: {line}')
+  for line in warnings:
+    report.log(f'step {step}: {line}')
   state = state._replace(sums=run.program.zero_sums())
   return state, int(scalars['train/skipped_in_a_row'])
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -19,13 +20,11 @@ import tqdm
 
 from lipnext_jax import files
 
-_TICK_SECONDS = 1  # Time between two movements of the progress bar.
-
 
 def log(message: str) -> None:
-  """Prints a line on stderr in the first process."""
+  """Prints a line on stderr, above a progress bar, in the first process."""
   if jax.process_index() == 0:
-    print(message, file=sys.stderr)
+    tqdm.tqdm.write(message, file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -52,18 +51,13 @@ def stopwatch(what: str, patience: float = 0.0) -> Iterator[None]:
 
 
 def read_metrics(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields each line of a `metrics.jsonl` with its scalars.
-
-  Stops at the first line that is damaged or cut short.
-  """
+  """Yields the lines of a `metrics.jsonl` and their scalars up to a bad one."""
   with files.open_text(path, errors='replace') as file:
     for line in file:
       try:
         scalars = json.loads(line)
         scalars['step'] = int(scalars['step'])
-      except (
-        ValueError, LookupError, TypeError, ArithmeticError, RecursionError
-      ):  # fmt: skip
+      except Exception:  # The line is cut short, or anything else.
         return
       yield line, scalars
 
@@ -84,12 +78,10 @@ class MetricWriter:
       return
     path = os.path.join(workdir, 'metrics.jsonl')
     if files.exists(path):
-      kept = []
-      for line, scalars in read_metrics(path):
-        if scalars['step'] > start_step:
-          break
-        kept.append(line)
-      files.write_text(path, ''.join(kept))
+      kept = itertools.takewhile(
+        lambda entry: entry[1]['step'] <= start_step, read_metrics(path)
+      )
+      files.write_text(path, ''.join(line for line, _ in kept))
     self._jsonl = files.append(path)
     if files.is_remote(workdir):
       return
@@ -105,11 +97,10 @@ class MetricWriter:
     """Writes a line, and an event per scalar."""
     with files.naming(self._jsonl.name):
       self._jsonl.write(json.dumps({'step': step, **scalars}) + '\n')
-    if self._board is None:
-      return
-    for name, value in scalars.items():
-      self._write_event(step, summary=board_summary.scalar(name, value))
-    self._board.flush()
+    if self._board is not None:
+      for name, value in scalars.items():
+        self._write_event(step, summary=board_summary.scalar(name, value))
+      self._board.flush()
 
   def flush(self) -> None:
     """Sends the lines to a bucket; on a disk, they are written already."""
@@ -166,8 +157,7 @@ class Progress(contextlib.AbstractContextManager):
     value = float(jax.device_get(loss))
     rate, self._ticked = self._measure(step, self._ticked)
     self._show(step, rate, value)
-    wanted = int(_TICK_SECONDS * rate / self._batch_size)
-    self._stride = max(1, min(wanted, 2 * self._stride))
+    self._stride = max(1, min(int(rate / self._batch_size), 2 * self._stride))
 
   def update(self, step: int, scalars: Mapping[str, float]) -> float:
     """Moves the bar to `step`; returns images/s since the last call."""
@@ -197,11 +187,6 @@ class Progress(contextlib.AbstractContextManager):
       f'{failing}{rate:.0f} img/s loss {loss:.3f}{self._details}', refresh=False
     )
     self._bar.update(step - self._bar.n)
-
-  def log(self, message: str) -> None:
-    """Prints a line on stderr, above the bar, in the first process."""
-    if jax.process_index() == 0:
-      self._bar.write(message, file=sys.stderr)
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from lipnext_jax.errors import NonFiniteError
 from lipnext_jax.runtime.diagnosis import all_finite
 from lipnext_jax.runtime.diagnosis import find_not_finite
-from lipnext_jax.runtime.health import warnings
 from lipnext_jax.runtime.health import Watch
 from lipnext_jax.runtime.interrupts import Interrupts
 from lipnext_jax.runtime.interrupts import StoppedError
@@ -15,5 +14,4 @@ __all__ = [
   'Watch',
   'all_finite',
   'find_not_finite',
-  'warnings',
 ]

@@ -62,38 +62,20 @@ class Health(NamedTuple):
     ), spike
 
 
-def warnings(
-  c: ml_collections.ConfigDict, scalars: Mapping[str, float]
-) -> list[str]:
-  """Returns the warnings of `config.health`, c, about a log line's metrics."""
-  lines = []
-  if skipped := scalars['train/skipped_steps']:
-    lines.append(
-      f'{skipped:.0f} steps skipped, whose loss or gradient was not finite'
-    )
-  if spikes := scalars['train/loss_spikes']:
-    lines.append(
-      f'{spikes:.0f} losses above health.loss_spike={c.loss_spike:g} times '
-      'their running mean'
-    )
-  error = scalars['train/orthogonality_error']
-  if c.drift > 0 and not error <= c.drift:  # NaN is drift.
-    lines.append(
-      f'orthogonality error {error:.1e} above health.drift={c.drift:g}: '
-      'shorten optimizer.retraction_period, raise optimizer.precision, or '
-      'lower optimizer.learning_rate'
-    )
-  return lines
-
-
 class Watch:
-  """Detects a run that fails although all of its numbers are finite.
+  """Warns of skipped steps, loss spikes, drift and a run that fails.
 
-  After the warm-up, every log line is checked for three signs: an accuracy of
-  guessing; a loss above that of a constant answer; clipped gradients that are
-  twice as large as after the warm-up, while the loss has not fallen since. The
-  run fails if a sign lasts for `health.patience`, a share of the run, and for
-  two log lines.
+  A run may fail although all of its numbers are finite. After the warm-up,
+  every log line is checked for three signs: an accuracy of guessing; a loss
+  above that of a constant answer; clipped gradients that are twice as large as
+  after the warm-up, while the loss has not fallen since. The run fails if a
+  sign lasts for `health.patience`, a share of the run, and for two log lines.
+
+  Args:
+    c: the whole config.
+    plan: durations of the config in steps.
+    num_classes: number of classes of the dataset.
+    loss_fn: (logits, labels, head rows, ε) → mean loss.
 
   Attributes:
     failing: the sign by which the run fails at the last log line, or ''.
@@ -106,21 +88,12 @@ class Watch:
     num_classes: int,
     loss_fn: Callable[..., jax.Array],
   ):
-    """Computes the loss of a constant answer.
-
-    Args:
-      c: the whole config.
-      plan: durations of the config in steps.
-      num_classes: number of classes of the dataset.
-      loss_fn: (logits, labels, head rows, ε) → mean loss.
-    """
     self._c = c
     self._warmup = plan.warmup_steps
     self._patience = c.health.patience * plan.total_steps  # In steps.
     self._chance = 1 / num_classes
-    self._constant_loss = constant_loss(
-      loss_fn, num_classes, c.loss.epsilon * c.loss.epsilon_end
-    )
+    epsilon = c.loss.epsilon * c.loss.epsilon_end
+    self._constant_loss = constant_loss(loss_fn, num_classes, epsilon)
     self._step = 0  # Step of the last log line.
     # Loss and gradient norm at the first log line after the warm-up.
     self._reference: tuple[float, float] | None = None
@@ -129,34 +102,54 @@ class Watch:
     self.failing = ''
 
   def observe(self, step: int, scalars: Mapping[str, float]) -> list[str]:
-    """Checks the metrics of the log line at `step`; returns new failures."""
+    """Returns warnings about the metrics logged at `step`, and new failures."""
     examples = (step - self._step) * self._c.batch_size
-    self._step, self.failing, lines = step, '', []
-    if not self._patience or step <= self._warmup:
-      return []
-    signs = self._find_signs(scalars, examples)
+    self._step, lines = step, []
+    signs: dict[str, str] = {}
+    # Without a loss, all steps were skipped.
+    if self._patience and step > self._warmup and 'train/loss' in scalars:
+      signs = self._find_signs(scalars, examples)
     self._since = {sign: self._since.get(sign, step) for sign in signs}
-    for sign, text in signs.items():
-      since = self._since[sign]
+    self.failing = ''
+    for sign, since in self._since.items():
       if step - since < self._patience:
         continue
       self.failing = self.failing or sign
       if sign not in self._said:
         self._said.add(sign)
         lines.append(
-          f'THE RUN IS FAILING: {text} since step {since}. Lower '
+          f'THE RUN IS FAILING: {signs[sign]} since step {since}. Lower '
           f'optimizer.learning_rate={self._c.optimizer.learning_rate:g}, e.g. '
           'to a third, or lengthen optimizer.warmup; if that changes nothing, '
           'look at images and labels (docs/your_data.md)'
         )
+    return lines + self._warnings(scalars)
+
+  def _warnings(self, scalars: Mapping[str, float]) -> list[str]:
+    """Returns warnings about skipped steps, loss spikes and drift."""
+    c, lines = self._c.health, []
+    if skipped := scalars['train/skipped_steps']:
+      lines.append(
+        f'{skipped:.0f} steps skipped, whose loss or gradient was not finite'
+      )
+    if spikes := scalars['train/loss_spikes']:
+      lines.append(
+        f'{spikes:.0f} losses above health.loss_spike={c.loss_spike:g} times '
+        'their running mean'
+      )
+    error = scalars['train/orthogonality_error']
+    if c.drift > 0 and not error <= c.drift:  # NaN is drift.
+      lines.append(
+        f'orthogonality error {error:.1e} above health.drift={c.drift:g}: '
+        'shorten optimizer.retraction_period, raise optimizer.precision, or '
+        'lower optimizer.learning_rate'
+      )
     return lines
 
   def _find_signs(
     self, scalars: Mapping[str, float], examples: int
   ) -> dict[str, str]:
     """Returns the signs of failure in a log line, each with its message."""
-    if 'train/loss' not in scalars:  # All steps were skipped: see `warnings`.
-      return {}
     clean, loss = scalars['train/clean'], scalars['train/loss']
     norm, clip = scalars['train/grad_norm'], self._c.optimizer.clip_norm
     self._reference = self._reference or (loss, norm)
@@ -183,11 +176,7 @@ class Watch:
 def constant_loss(
   loss_fn: Callable[..., jax.Array], num_classes: int, epsilon: float
 ) -> float:
-  """Returns the loss of a model whose logits are all 0.
-
-  The rows of the head are taken to be orthonormal; `epsilon` is the largest
-  training radius.
-  """
+  """Returns the loss of logits 0, orthonormal rows of the head and radius ε."""
   labels = jnp.arange(num_classes)
   zeros = jnp.zeros((num_classes, num_classes))
   loss = jax.jit(loss_fn)(zeros, labels, jnp.eye(num_classes), epsilon)
