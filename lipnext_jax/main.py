@@ -59,7 +59,7 @@ with errors.needing_extra('train', __name__):
   from lipnext_jax import train
   from lipnext_jax.aot import compile as compile_lib
   from lipnext_jax.parallel import distributed
-  from lipnext_jax.runtime import explain
+  from lipnext_jax.runtime import command
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -231,7 +231,7 @@ def main(argv: Sequence[str]) -> None:
     terminal.drop_output()
     sys.exit(terminal.CLOSED)
   except (Exception, KeyboardInterrupt) as error:
-    if (known := explain.explain(error)) is None:
+    if (known := command.explain(error)) is None:
       raise
     _exit(known, at_once=isinstance(error, KeyboardInterrupt))
 

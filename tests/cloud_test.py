@@ -17,7 +17,7 @@ from lipnext_jax.checkpoint import manifest
 from lipnext_jax.checkpoint import restore
 from lipnext_jax.report import __main__ as report_program
 from lipnext_jax.report import workdir as workdir_lib
-from lipnext_jax.runtime import explain
+from lipnext_jax.runtime import command
 from lipnext_jax.runtime import interrupts
 from tests import bucket as fake
 from tests.runs import read
@@ -134,7 +134,7 @@ def test_another_config_is_refused_in_a_bucket_too(trained_run):
 def test_a_bucket_that_is_not_there_is_one_line():
   with pytest.raises(OSError, match='other') as refused:
     checkpoint.Lock('gs://other/x').acquire()
-  assert isinstance(explain.explain(refused.value), errors.WorkdirError)
+  assert isinstance(command.explain(refused.value), errors.WorkdirError)
 
 
 @pytest.mark.parametrize('status', [401, 403])
@@ -148,7 +148,7 @@ def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch, status):
   ):
     with pytest.raises(Exception, match='no permission') as refused:
       call()
-    known = explain.explain(refused.value)
+    known = command.explain(refused.value)
     assert isinstance(known, errors.WorkdirError)
     assert 'no permission' in str(known)
 

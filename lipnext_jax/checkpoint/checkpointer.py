@@ -17,7 +17,7 @@ from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax.checkpoint import manifest
 from lipnext_jax.parallel import distributed
-from lipnext_jax.runtime import explain
+from lipnext_jax.runtime import command
 
 _METRIC = 'certified'  # Certified accuracy in per cent, which chooses the best.
 _UNMONITORED = -1.0  # _METRIC of checkpoints that were not evaluated.
@@ -278,11 +278,11 @@ class Checkpointer(CheckpointReader):
     try:
       yield
     except Exception as error:  # Orbax and TensorStore raise their own kinds.
-      known = explain.explain(error)
+      known = command.explain(error)
       if isinstance(known, errors.LostProcessError):
         raise known from error
       raise errors.CheckpointError(
         f'{self._directory}: a checkpoint could not be written '
-        f'({explain.quote(error)}); '
+        f'({command.quote(error)}); '
         'older ones are intact: make room or permit writing, then start again'
       ) from error
