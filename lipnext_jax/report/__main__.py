@@ -12,17 +12,14 @@ from lipnext_jax.runtime import command
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Writes the page; returns the exit code."""
-
-  def run() -> int:
-    parser = command.Parser(
-      'python -m lipnext_jax.report',
-      'Writes DIR/report.html from the files of an evaluated run.',
-    )
-    parser.add_argument('--workdir', required=True, metavar='DIR')
-    print(report.write_page(parser.parse_args(argv).workdir))
-    return 0
-
-  return command.run(run)
+  parser = command.Parser(
+    'python -m lipnext_jax.report',
+    'Writes DIR/report.html from the files of an evaluated run.',
+  )
+  parser.add_argument('--workdir', required=True, metavar='DIR')
+  return command.run(
+    lambda: print(report.write_page(parser.parse_args(argv).workdir))
+  )
 
 
 if __name__ == '__main__':

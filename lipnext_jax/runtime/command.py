@@ -44,15 +44,15 @@ class Parser(argparse.ArgumentParser):
     )
 
 
-def run(main: Callable[[], int]) -> int:
+def run(main: Callable[[], int | None]) -> int:
   """Calls `main`, prints a known error in one line, and returns the exit code.
 
-  >>> run(lambda: 0)
+  >>> run(lambda: None)
   0
   """
   terminal.open_streams()
   try:
-    return main()
+    return main() or 0
   except BrokenPipeError:  # For example, `head` has read enough.
     terminal.drop_output()
     return terminal.CLOSED

@@ -28,9 +28,7 @@ def find_not_finite(
 ) -> str | None:
   """Repeats the forward and backward pass of a step, and checks every array.
 
-  The order is that of computation: images, parameters, outputs of the modules,
-  loss, gradients from the head to the stem. All processes of a run must call
-  this function.
+  All processes of a run must call this function.
 
   Args:
     model: model that maps images to logits.
@@ -43,7 +41,9 @@ def find_not_finite(
 
   Returns:
     The name of the first array with an infinity or a NaN, e.g. 'activations of
-    blocks, layer 3', or None if all are finite.
+    blocks, layer 3', in the order of computation: images, parameters, outputs
+    of the modules, loss, gradients from the head to the stem. None if all are
+    finite.
   """
   names: list[str] = []  # Names of the flags in order, filled by tracing.
 
@@ -68,7 +68,7 @@ def find_not_finite(
       return loss, seen.get(_COLLECTION, {})
 
     (loss, seen), grads = jax.value_and_grad(objective, has_aux=True)(params)
-    flags = {'images': jnp.isfinite(images).all()}
+    flags = {'images': all_finite(images)}
     for name, leaf in trees.named_leaves(params).items():
       flags[f'parameter {name}'] = _finite_layers(leaf)
     outputs = trees.named_leaves(seen)

@@ -92,8 +92,11 @@ class Watch:
     self._warmup = plan.warmup_steps
     self._patience = c.health.patience * plan.total_steps  # In steps.
     self._chance = 1 / num_classes
+    # All logits are 0, and the rows of the head orthonormal.
+    zeros = jnp.zeros((num_classes, num_classes))
+    labels, head = jnp.arange(num_classes), jnp.eye(num_classes)
     epsilon = c.loss.epsilon * c.loss.epsilon_end
-    self._constant_loss = constant_loss(loss_fn, num_classes, epsilon)
+    self._constant_loss = float(jax.jit(loss_fn)(zeros, labels, head, epsilon))
     self._step = 0  # Step of the last log line.
     # Loss and gradient norm at the first log line after the warm-up.
     self._reference: tuple[float, float] | None = None
@@ -171,13 +174,3 @@ class Watch:
         f'{clip:g}, and the loss has not fallen,'
       )
     return signs
-
-
-def constant_loss(
-  loss_fn: Callable[..., jax.Array], num_classes: int, epsilon: float
-) -> float:
-  """Returns the loss of logits 0, orthonormal rows of the head and radius ε."""
-  labels = jnp.arange(num_classes)
-  zeros = jnp.zeros((num_classes, num_classes))
-  loss = jax.jit(loss_fn)(zeros, labels, jnp.eye(num_classes), epsilon)
-  return float(loss)
