@@ -1,6 +1,7 @@
 """Makes workdirs of any size in milliseconds, like those of runs."""
 
 import json
+import shutil
 import types
 
 import numpy as np
@@ -108,3 +109,9 @@ def make_workdir():
 def workdir(tmp_path_factory):
   """A workdir with every file. Do not write."""
   return _make(tmp_path_factory.mktemp('report') / 'rings')
+
+
+@pytest.fixture
+def copy(workdir, tmp_path):
+  """A copy of `workdir` that may be written to."""
+  return shutil.copytree(workdir, tmp_path / 'copy')

@@ -7,7 +7,6 @@ import json
 import math
 import pathlib
 import re
-import shutil
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,32 +28,30 @@ class Outline(html.parser.HTMLParser):
     self.open, self.tags, self.problems = [], [], []
     self.feed(text)
     self.close()
-    self.problems += [f'<{tag}> stays open' for tag in self.open]
     ids = [a['id'] for _, a in self.tags if 'id' in a]
-    if len(set(ids)) < len(ids):
-      self.problems.append('an id is not unique')
+    self.problems += self.open + [name for name in ids if ids.count(name) > 1]
+    self.problems += re.findall(r'://|url\(|@import', text)
     for tag, a in self.tags:
-      for name in ('src', 'href', 'srcset', 'action', 'data', 'xlink:href'):
-        own = a.get(name, '').startswith('data:image/png;base64,')
-        if name in a and not own and a[name][1:] not in ids:
-          self.problems.append(f'{name} refers to {a[name]}')
-      for name in ('aria-labelledby', 'aria-describedby'):
-        if a.get(name, ids[0]) not in ids:
-          self.problems.append(f'{name} refers to nothing')
-      if tag == 'img' and not a.get('alt'):
-        self.problems.append('an image without words')
-      if a.get('role') == 'img' and 'aria-describedby' not in a:
-        self.problems.append('a chart without words')
-      if tag == 'th' and a.get('scope') not in ('row', 'col'):
-        self.problems.append('a header without a direction')
-      if tag in ('script', 'link', 'iframe', 'object', 'embed', 'base'):
-        self.problems.append(f'<{tag}>')
-    if re.search(r'://|url\(|@import', text):
-      self.problems.append('an address')
+      sources = ('src', 'href', 'srcset', 'action', 'data', 'xlink:href')
+      links = [a[name] for name in sources if name in a]
+      labels = ('aria-labelledby', 'aria-describedby')
+      faults = (
+        any(
+          link[1:] not in ids and not link.startswith('data:image/png;base64,')
+          for link in links
+        ),
+        any(a[name] not in ids for name in labels if name in a),
+        tag == 'img' and not a.get('alt'),
+        a.get('role') == 'img' and 'aria-describedby' not in a,
+        tag == 'th' and a.get('scope') not in ('row', 'col'),
+        tag in ('script', 'link', 'iframe', 'object', 'embed', 'base'),
+        any(name.startswith('on') for name in a),
+      )
+      if any(faults):
+        self.problems.append((tag, a))
 
   def handle_starttag(self, tag, attrs):
     self.tags.append((tag, dict(attrs)))
-    self.problems += [f'{name}=' for name, _ in attrs if name[:2] == 'on']
     if tag not in ('img', 'meta'):
       self.open.append(tag)
 
@@ -101,23 +98,20 @@ def test_the_page_is_flawless_and_a_function_of_the_files(run, text):
   assert text.index(policy) < text.index('<style>')
 
 
-FAULTS = {
-  '</main>': '</main><b>',
-  '<main>': '<main><script>x()</script>',
-  '</h1>': '</h1><img src="http://x/y.png" alt="x">',
-  ' alt="': ' data-alt="',
-  ' scope="col"': '',
-  'id="curve-title"': 'id="factors-title"',
-  ' aria-describedby="curve-words"': '',
-  'href="#results"': 'href="x.html"',
-  '<section': '<section onclick="x()"',
-}
-
-
-@pytest.mark.parametrize(('old', 'new'), FAULTS.items())
-def test_a_page_with_a_fault_is_seen(text, old, new):
-  assert old in text
-  assert Outline(text.replace(old, new, 1)).problems
+def test_a_page_with_a_fault_is_seen(text):
+  for old, new in (
+    ('</main>', '</main><b>'),
+    ('<main>', '<main><script>x()</script>'),
+    ('</h1>', '</h1><img src="http://x/y.png" alt="x">'),
+    (' alt="', ' data-alt="'),
+    (' scope="col"', ''),
+    ('id="curve-title"', 'id="factors-title"'),
+    (' aria-describedby="curve-words"', ''),
+    ('href="#results"', 'href="x.html"'),
+    ('<section', '<section onclick="x()"'),
+  ):
+    assert old in text
+    assert Outline(text.replace(old, new, 1)).problems, new
 
 
 def poison(value):
@@ -131,8 +125,7 @@ def poison(value):
   return NASTY if isinstance(value, str) else value
 
 
-def test_nothing_in_any_file_becomes_markup(workdir, text, tmp_path):
-  copy = shutil.copytree(workdir, tmp_path / 'copy')
+def test_nothing_in_any_file_becomes_markup(copy, text):
   for name in ('config.json', 'run.json', 'attack.json', 'eval.json'):
     value = poison(json.loads((copy / name).read_text()))
     if name == 'run.json':
@@ -160,19 +153,17 @@ def test_nothing_proved_is_rounded_up(run, text):
   assert bound <= float(shown[4:].split('·')[0]) * 1e-6 < 1.1 * bound
 
 
-def test_an_attacked_part_gets_a_certified_curve_of_its_own(run, text):
+def test_attacks_are_told_as_they_went(run, text):
+  assert '0 fast certificates broken</strong> in 12\u00a0345 attack' in text
+  assert '0 of them inside the certified ball' in text
+  assert text.count('outside the ball.') == 4
   assert rows_of(text, 'Accuracy on the')[3][4:] == ['68.50 %', '1.83']
+  # A part that was attacked gets a certified curve of its own.
   part = {name: array[:60] for name, array in run.attacked.items()}
   text = build(run, attacked=part, attack={**run.attack, 'examples': 60})
   row = rows_of(text, 'Accuracy on the')[3]
   assert row[4:] == ['66.66 %', '68.50 %', '1.83']
   assert 'certified, the 60 attacked images' in text
-
-
-def test_attacks_are_told_as_they_went(run, text):
-  assert '0 fast certificates broken</strong> in 12\u00a0345 attack' in text
-  assert '0 of them inside the certified ball' in text
-  assert text.count('outside the ball.') == 4
   inside = {**run.attacked, 'distance': 0.99 * run.attacked['radius']}
   attack = {**run.attack, 'broken': 2, 'broken_ids': [0, 1]}
   text = build(run, attacked=inside, attack=attack)

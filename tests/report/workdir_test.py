@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -17,12 +16,6 @@ OPTIONAL = {
   'attack.json': 'attack',
   'attack.npz': 'attacked',
 }
-
-
-@pytest.fixture
-def copy(workdir, tmp_path):
-  """A copy of `workdir` that may be written to."""
-  return shutil.copytree(workdir, tmp_path / 'copy')
 
 
 def read(copy):
