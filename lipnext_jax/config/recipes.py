@@ -1,4 +1,4 @@
-"""What config files share: the words after their colon, and training recipes.
+"""The words after the colon of a config file, and the recipes of training.
 
 LipNeXt (arXiv 2601.18513) follows the recipe of LiResNet++ (K. Hu, K. Leino,
 Z. Wang, M. Fredrikson, "A Recipe for Improved Certifiable Robustness", ICLR
