@@ -209,7 +209,7 @@ def test_a_model_that_does_not_fit_the_images_is_refused(model, shape, message):
     (model_with(name='bronet'), 'mesh.tensor=2 cannot split model.name=bronet'),
     (model_with(name='liresnet'), 'mesh.tensor=2 .*set mesh.tensor=1'),
     (model_with(parametrization='cayley'), '=2 .*parametrization=cayley'),
-    (model_with(activation='minmax'), "model.activation='minmax' pairs channe"),
+    (model_with(activation='minmax'), "model.activation='minmax' pairs"),
   ],
 )
 def test_models_whose_channels_cannot_be_split_are_refused(model, message):
