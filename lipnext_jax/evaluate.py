@@ -163,18 +163,15 @@ class Evaluator:
 
   def _run_fast(self, params, batch, constants):
     predictions, radii = fast.rival_radii(
-      self._model, params, batch.pop('image'), constants
+      self._model, params, batch['image'], constants
     )
-    return {
-      'predictions': predictions,
-      'radii': jnp.min(radii, axis=-1),
-      **batch,
-    }
+    radii = jnp.min(radii, axis=-1)
+    return {'predictions': predictions, 'radii': radii, **_kept(batch)}
 
   def _run_rigorous(self, params, batch):
     """Returns float64 logits and upper bounds on the norms of the images."""
-    logits, norms = rigorous.forward(self._model, params, batch.pop('image'))
-    return {'logits': logits, 'norms': norms, **batch}
+    logits, norms = rigorous.forward(self._model, params, batch['image'])
+    return {'logits': logits, 'norms': norms, **_kept(batch)}
 
 
 def widen(p: jax.Array, host: np.ndarray) -> jax.Array:
@@ -187,6 +184,10 @@ def widen(p: jax.Array, host: np.ndarray) -> jax.Array:
   if not p.committed:  # Placed later, where the images are.
     return jnp.asarray(wide)
   return jax.make_array_from_callback(p.shape, p.sharding, wide.__getitem__)
+
+
+def _kept(batch: Batch) -> Batch:
+  return {name: batch[name] for name in ('id', 'label', 'mask')}
 
 
 def _join(outputs: Iterable[dict[str, jax.Array]]) -> dict[str, Any]:
