@@ -151,8 +151,10 @@ def _roll(x: jax.Array, axis: int, step: int, padding: str) -> jax.Array:
   cut = 1 if step < 0 else size - 1
   head, tail = jax.lax.split(x, [cut, size - cut], axis=axis)
   if padding == 'zero':  # Nothing re-enters on the other side.
-    zeros = jnp.zeros_like(head if step < 0 else tail)
-    head, tail = (zeros, tail) if step < 0 else (head, zeros)
+    if step < 0:
+      head = jnp.zeros_like(head)
+    else:
+      tail = jnp.zeros_like(tail)
   return jnp.concatenate([tail, head], axis=axis)
 
 
