@@ -15,6 +15,7 @@ from lipnext_jax import config as config_lib
 from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax.checkpoint import manifest
+from lipnext_jax.runtime import command
 
 CONFIG_FILE = 'config.json'
 # Seconds after which another host must see a new file. NFS clients cache
@@ -29,6 +30,7 @@ def check_workdir(workdir: str, config: ml_collections.ConfigDict) -> None:
     ConfigError: a field differs from that of the run, or the workdir is not a
       directory.
   """
+  # `exists` refuses addresses of unknown storage, by the name that was given.
   if files.exists(workdir) and os.path.isfile(workdir):
     raise errors.ConfigError(
       '--workdir', workdir, 'is a file', 'name a directory'
@@ -88,11 +90,10 @@ def read_config(
   try:
     fields = {**files.read_json(os.path.join(workdir, CONFIG_FILE))}
   except (OSError, ValueError, TypeError) as error:
-    reason = getattr(error, 'strerror', None) or error
     raise errors.ConfigError(
       '--workdir',
       workdir,
-      f'holds no {CONFIG_FILE} that can be read ({reason})',
+      f'holds no {CONFIG_FILE} that can be read ({command.quote(error)})',
       'name the directory of a training run',
     ) from None
   if fields.get('model.remat') == 'none':  # The default of earlier versions.
