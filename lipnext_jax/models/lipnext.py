@@ -152,7 +152,7 @@ class LipNeXt(interface.CertifiedModel):
     z = layers.activate(v, self.activation, self.beta).reshape(x.shape)
     wide = jnp.promote_types(z.dtype, jnp.float32)
     if self.pool == 'neck':
-      z = self._apply_neck(z.reshape(len(z), -1), numerics).astype(wide)
+      z = self._apply_neck(z.reshape(z.shape[0], -1), numerics).astype(wide)
     else:  # Sums of squares in bf16 would cost two digits of every logit.
       z = layers.l2_pool(z.astype(wide))
     return head.NormalizedHead(self.num_classes, name='head')(z)

@@ -64,7 +64,7 @@ def test_any_batch_gets_the_classes_and_radii_of_the_model(loaded):
     models.BRONet(2, 1, 4, 1, dense_depth=1, dense_width=8, beta=1).explicit(),
     models.LipNeXt(
       2, depth=1, width=8, patch_size=2, parametrization='cayley', unroll=True,
-      dtype=jax.numpy.bfloat16, padding='zero',
+      dtype=jax.numpy.bfloat16, padding='zero', pool='neck', neck_width=8,
     ),
   ],
   ids=lambda model: type(model).__name__,
@@ -79,6 +79,12 @@ def test_every_model_is_built_again_as_it_is_certified(model, tmp_path):
   found, found_radii = certify.load_predictor(path)(images)
   np.testing.assert_array_equal(found, wanted)
   np.testing.assert_allclose(found_radii, np.min(radii, axis=-1), rtol=1e-5)
+  # As a program for batches of any size, too.
+  certify.export_program(path, model, params, (4, 4, 3))
+  with open(path, 'rb') as file:
+    exported = export.deserialize(bytearray(file.read()))
+  assert exported.platforms == predictor_lib.PLATFORMS
+  assert str(exported.out_avals[1].shape) == '(b,)'
 
 
 def test_rigorous_predictors_give_rigorous_radii(made, tmp_path):
@@ -325,6 +331,3 @@ def test_a_program_gives_the_same_radii_without_this_package(
   with np.load(outputs) as found:
     np.testing.assert_array_equal(found['arr_0'], loaded(IMAGES)[0])
     np.testing.assert_allclose(found['arr_1'], loaded(IMAGES)[1], rtol=1e-5)
-  with open(program, 'rb') as file:
-    exported = export.deserialize(bytearray(file.read()))
-  assert exported.platforms == predictor_lib.PLATFORMS
