@@ -35,14 +35,6 @@ with errors.needing_extra('train', __name__):
   from lipnext_jax.data import inputs
   from lipnext_jax.runtime import command
 
-_NOTE = (
-  'fast because: {}; for weights that you did not train, rigorous certificates '
-  'are the ones to trust'
-)
-_UNITS = (
-  'radius: ℓ2 distance between images as the network gets them, pixels in '
-  '[0, 1]; grey_levels: radius × 255'
-)
 _CLAIMS = {
   'fast': 'fast: float32 at the highest product precision; 64 units of '
   'rounding are subtracted from every margin, an estimate and no proof',
@@ -122,8 +114,7 @@ def _run(args: argparse.Namespace) -> int:
   certificate = args.certificate or ('fast' if why else 'rigorous')
   try:
     if not args.images:
-      _export(args, contents)
-      return 0
+      return _export(args, contents)
     predictor = certify.Predictor(contents._replace(certificate=certificate))
   except ValueError as error:
     raise errors.ConfigError(
@@ -137,33 +128,34 @@ def _run(args: argparse.Namespace) -> int:
   facts = {
     'model': name,
     'certificate': _CLAIMS[certificate],
-    'note': _NOTE.format(why) if certificate == 'fast' else '',
+    'note': '',
     'lipschitz_bound': predictor.lipschitz,
     'preprocessing': how.describe(),
     'conversions': inputs.CONVERSIONS,
-    'units': _UNITS,
+    'units': 'radius: ℓ2 distance between images as the network gets them, '
+    'pixels in [0, 1]; grey_levels: radius × 255',
   }
+  if certificate == 'fast':
+    facts['note'] = (
+      f'fast because: {why}; for weights that you did not train, rigorous '
+      'certificates are the ones to trust'
+    )
   return _certify_all(args, predictor, how, facts)
 
 
-def _export(args: argparse.Namespace, contents: certify.Contents) -> None:
-  """Writes the files that --export and --export_program name."""
+def _export(args: argparse.Namespace, contents: certify.Contents) -> int:
+  """Writes the files that --export and --export_program name; returns 0."""
   if args.export:
-    manifest = certify.export_predictor(
-      args.export,
-      *contents[:3],
-      certificate=args.certificate or 'fast',
-      class_names=contents.class_names,
-      resize=contents.resize,
-      config=contents.config,
-    )
-    kind = manifest['certificate']
+    kind = args.certificate or 'fast'
+    facts = contents._replace(certificate=kind)._asdict()
+    manifest = certify.export_predictor(args.export, **facts)
     excess = decimals.excess_up(manifest['lipschitz_bound'])
     print(f'{args.export}: {kind} predictor; Λ = 1 + {excess}')
   if args.export_program:
     certify.export_program(args.export_program, *contents[:3])
     platforms = ', '.join(predictor_lib.PLATFORMS)
     print(f'{args.export_program}: program for {platforms}')
+  return 0
 
 
 def _certify_all(
@@ -208,45 +200,46 @@ def _certify_batch(
 ) -> Iterator[dict[str, Any]]:
   """Yields the JSON entry of each image of a batch."""
   images = np.stack([image for _, image, _ in batch])
-  padding = np.repeat(images[:1], _BATCH - len(images), axis=0)
+  padding = [(0, _BATCH - len(images)), (0, 0), (0, 0), (0, 0)]
   classes, rivals, rounding = predictor.certify(
-    np.concatenate([images, padding])
+    np.pad(images, padding, mode='edge')
   )
-  rivals, names = rivals.astype(np.float64), predictor.class_names
+  names = predictor.class_names
 
-  def label(j: int) -> dict[str, Any]:
-    return {'class': int(j), **({'class_name': names[j]} if names else {})}
+  def describe(j: int, radius: np.ndarray) -> dict[str, Any]:
+    name = {'class_name': names[j]} if names else {}
+    return {'class': int(j), **name, 'radius': decimals.below(float(radius))}
 
   for i, (path, _, done) in enumerate(batch):
-    radius = float(np.min(rivals[i]))
+    radius = np.min(rivals[i])
     entry = {
       'path': path,
-      **label(classes[i]),
-      'radius': decimals.below(radius),
-      'grey_levels': decimals.below(radius, 255),
+      **describe(classes[i], radius),
+      'grey_levels': decimals.below(float(radius), 255),
       'done': done,
     }
     if rounding is not None:
       entry['logit_error'] = float(decimals.up(float(rounding[i]), 15))
     if top_k:
       order = np.argsort(rivals[i], kind='stable')
-      entry['rivals'] = [
-        {**label(j), 'radius': decimals.below(float(rivals[i][j]))}
-        for j in order[order != classes[i]][:top_k]
-      ]
+      nearest = order[order != classes[i]][:top_k]
+      entry['rivals'] = [describe(j, rivals[i][j]) for j in nearest]
     yield entry
 
 
 def _print_head(facts: dict[str, Any], width: int) -> None:
   """Prints the facts about all images, for class names of a width."""
   excess = decimals.excess_up(facts['lipschitz_bound'])
-  print(f'model         {facts["model"]}')
-  print(f'certificate   {facts["certificate"]}; Λ = 1 + {excess}')
-  if facts['note']:
-    print(f'              {facts["note"]}')
-  print(f'images        {facts["preprocessing"]}')
-  print(f'              {facts["conversions"]}')
-  print(f'units         {facts["units"]}')
+  for title, text in (
+    ('model', facts['model']),
+    ('certificate', f'{facts["certificate"]}; Λ = 1 + {excess}'),
+    ('', facts['note']),
+    ('images', facts['preprocessing']),
+    ('', facts['conversions']),
+    ('units', facts['units']),
+  ):
+    if text:
+      print(f'{title:<14}{text}')
   name = 'name'.ljust(width)[:width]
   print(f'class  {name}ℓ2 radius in [0, 1]  in grey levels  image')
 

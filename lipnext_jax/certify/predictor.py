@@ -42,30 +42,28 @@ CERTIFICATES = ('fast', 'rigorous')
 """The names of the certificates: float32, and float64 with proved rounding."""
 _MODELS = {kind.__name__: kind for kind in models.MODELS.values()}
 _REMEDY = 'write it again with `python -m lipnext_jax.certify --export`'
-# Fields that the loader reads: name → whether that of the metadata is valid. If
-# the function fails, it is not.
-_FIELDS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-  'format': lambda m: m['format'] == FORMAT,
-  'model': lambda m: (
-    m['model']['name'] in _MODELS and type(m['model']['options']) is dict
+# Fields that the loader reads: name → whether a value, in metadata m, is valid.
+# If the function fails, it is not.
+_FIELDS: dict[str, Callable[[Any, Mapping[str, Any]], bool]] = {
+  'format': lambda value, m: value == FORMAT,
+  'model': lambda value, m: (
+    value['name'] in _MODELS and type(value['options']) is dict
   ),
-  'image_shape': lambda m: (
-    [type(n) for n in m['image_shape']] == [int] * 3
-    and min(m['image_shape']) > 0
+  'image_shape': lambda value, m: (
+    [type(n) for n in value] == [int] * 3 and min(value) > 0
   ),
-  'resize': lambda m: (
-    type(m['resize']) is int
-    and (m['resize'] == 0 or m['resize'] >= max(m['image_shape'][:2]))
+  'resize': lambda value, m: (
+    type(value) is int and (value == 0 or value >= max(m['image_shape'][:2]))
   ),
-  'certificate': lambda m: m['certificate'] in CERTIFICATES,
+  'certificate': lambda value, m: value in CERTIFICATES,
   # Names are printed, and control characters can command a terminal.
-  'class_names': lambda m: (
-    type(m['class_names']) is list
-    and len(m['class_names']) in (0, m['model']['options']['num_classes'])
-    and all(name.isprintable() for name in m['class_names'])
+  'class_names': lambda value, m: (
+    type(value) is list
+    and len(value) in (0, m['model']['options']['num_classes'])
+    and all(name.isprintable() for name in value)
   ),
-  'versions': lambda m: type(m['versions']) is dict,
-  'config': lambda m: type(m['config']) is dict,
+  'versions': lambda value, m: type(value) is dict,
+  'config': lambda value, m: type(value) is dict,
 }
 
 
@@ -125,13 +123,12 @@ class Predictor:
     constants = fast.prove_constants(params, bounds)
     self.lipschitz = constants.lipschitz
     self.manifest = _describe(contents, constants)
-    self._certifier: Callable[[np.ndarray], tuple[Any, ...]]
+    self._certifier: Callable[[np.ndarray], Any]
     if self.certificate == 'rigorous':
       self._certifier = rigorous.rigorous_certifier(model, params, bounds)
     else:
-      self._certifier = fast.fast_certifier(
-        model, jax.device_put(params), constants
-      )
+      params = jax.device_put(params)
+      self._certifier = fast.fast_certifier(model, params, constants)
 
   def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns classes [b] int32 and certified radii [b].
@@ -167,7 +164,7 @@ class Predictor:
       raise ValueError(
         'pixels outside [0, 1]: give floats in [0, 1], or uint8.'
       )
-    found: Any = self._certifier(images)
+    found = self._certifier(images)
     if self.certificate == 'rigorous':
       return found.predictions, found.rival_radii, found.logit_errors
     classes, radii = map(np.asarray, found)
@@ -185,11 +182,7 @@ def export_predictor(
   model: Any,
   params: Any,
   image_shape: Sequence[int],
-  *,
-  certificate: str = 'fast',
-  class_names: Sequence[str] = (),
-  resize: int = 0,
-  config: Mapping[str, Any] | None = None,
+  **facts: Any,
 ) -> dict[str, Any]:
   """Writes the weights and metadata of a certified predictor to one file.
 
@@ -198,10 +191,8 @@ def export_predictor(
     model: one of `lipnext_jax.models`, in any training precision.
     params: parameters of the model, float32.
     image_shape: (H, W, ch) of the images.
-    certificate: default of `load_predictor`, 'fast' or 'rigorous'.
-    class_names: see `Contents`.
-    resize: see `Contents`.
-    config: see `Contents`.
+    **facts: other fields of `Contents`: `certificate` (the default of
+      `load_predictor`), `class_names`, `resize`, `config`.
 
   Returns:
     The manifest: the metadata as plain data.
@@ -227,16 +218,9 @@ def export_predictor(
     lambda leaf: np.asarray(leaf, order='C'),  # It is written as it lies.
     model.explicit_params(params),
   )
-  contents = Contents(
-    model=model.explicit(),
-    params=params,
-    image_shape=tuple(image_shape),
-    certificate=certificate,
-    class_names=tuple(class_names),
-    resize=resize,
-    config=dict(config or {}),
-    versions={p.__name__: p.__version__ for p in (jax, flax, np)},
-  )
+  contents = Contents(model.explicit(), params, tuple(image_shape), **facts)
+  versions = {p.__name__: p.__version__ for p in (jax, flax, np)}
+  contents = contents._replace(versions=versions)
   manifest = _describe(contents, fast.prove_constants(params))
   arrays = traverse_util.flatten_dict(params, sep='/')
   if type(_rebuild(manifest, arrays).model) is not type(model):
@@ -252,10 +236,7 @@ def export_predictor(
 
 
 def export_program(
-  path: str,
-  model: Any,
-  params: Any,
-  image_shape: Sequence[int],
+  path: str, model: Any, params: Any, image_shape: Sequence[int]
 ) -> None:
   """Writes a fast predictor as a program that needs JAX alone.
 
@@ -329,7 +310,6 @@ def read_contents(path: str) -> Contents:
 def _import_safetensors(path: str) -> Any:
   """Imports safetensors, which nothing else needs; else raises ConfigError."""
   try:
-    import safetensors
     import safetensors.numpy
   except ModuleNotFoundError:
     problem = 'needs the package safetensors, which is not installed'
@@ -379,7 +359,7 @@ def _rebuild(
   """Returns the contents that metadata and arrays describe, or ValueError."""
   for name, is_valid in _FIELDS.items():
     try:
-      valid = is_valid(manifest)
+      valid = is_valid(manifest[name], manifest)
     except (AttributeError, KeyError, TypeError):
       valid = False
     if not valid:
