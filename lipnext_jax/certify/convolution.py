@@ -81,17 +81,15 @@ def zero_bound(kernel: np.ndarray, grid: tuple[int, int]) -> float:
 
 def matrix(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
   """Returns the exact matrix [h·w·c, h·w·ch] of a zero-padded convolution."""
-  k, _, inputs, outputs = kernel.shape
-  # Input i reaches output o through tap i − o + (k − 1)//2, if there is one.
-  rows, columns = (
-    np.arange(n)[None, :] - np.arange(n)[:, None] + (k - 1) // 2 for n in grid
-  )
-  padded = np.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))  # Tap k is zero.
-  rows, columns = (np.where((t >= 0) & (t < k), t, k) for t in (rows, columns))
-  taps = padded[rows[:, None, :, None], columns[None, :, None, :]]
-  cells = grid[0] * grid[1]
-  taps = taps.transpose(0, 1, 5, 2, 3, 4)
-  return taps.reshape(cells * outputs, cells * inputs)
+  k, (h, w) = len(kernel), grid
+  total = np.zeros((h * w * kernel.shape[3], h * w * kernel.shape[2]))
+  for row, column in np.ndindex(k, k):
+    # Input i reaches output o through tap i − o + (k − 1)//2, if there is one.
+    rows, columns = (
+      np.eye(n, k=tap - (k - 1) // 2) for n, tap in ((h, row), (w, column))
+    )
+    total += np.kron(np.kron(rows, columns), kernel[row, column].T)
+  return total
 
 
 def _phases(n: int, count: int, taps: int) -> np.ndarray:

@@ -165,36 +165,30 @@ def _advance(step: Step, reach: Reach, arithmetic: norms.Arithmetic) -> Reach:
   computed = norm + error  # >= ‖â‖.
   tiny = arithmetic.tiny
   match step:
-    case AddConstant():
-      norm = norm + step.norm
-      rounding = arithmetic.gamma(step.terms) * (computed + step.norm)
-      return Reach(norm, error + rounding + 3 * tiny * step.size)
-    case Product():
-      own = _product_error(
-        step.frobenius, step.length, step.size, computed, arithmetic
-      )
-      return Reach(step.spectral * norm, step.spectral * error + own)
-    case Shift():
+    case AddConstant(added, size, terms):
+      rounding = arithmetic.gamma(terms) * (computed + added)
+      return Reach(norm + added, error + rounding + 3 * tiny * size)
+    case Product(spectral, frobenius, length, size):
+      own = _product_error(frobenius, length, size, computed, arithmetic)
+      return Reach(spectral * norm, spectral * error + own)
+    case Shift(factor, spectral, frobenius, k, c, tokens):
       # The step is linear, so the error of â grows by its factor. The roundings
       # of its three operations are added, as later operations stretch them.
-      k, c, size = step.moved, step.channels, step.tokens * step.channels
-      moved_size = step.tokens * k
-      rows = _product_error(step.frobenius, c, moved_size, computed, arithmetic)
-      moved = 2 * (step.spectral * computed + rows)  # >= ‖(S − I) fl(R â)‖.
+      size, moved_size = tokens * c, tokens * k
+      rows = _product_error(frobenius, c, moved_size, computed, arithmetic)
+      moved = 2 * (spectral * computed + rows)  # >= ‖(S − I) fl(R â)‖.
       subtraction = arithmetic.unit * moved + 3 * tiny * moved_size
-      back = _product_error(
-        step.frobenius, k + 1, size, moved + subtraction, arithmetic
-      )
-      own = step.spectral * (2 * rows + subtraction) + back
+      moved += subtraction
+      back = _product_error(frobenius, k + 1, size, moved, arithmetic)
+      own = spectral * (2 * rows + subtraction) + back
       # â is added to the k terms of Rᵀ d, or the sums start from it.
-      addition = arithmetic.gamma(k + 1) * (step.factor * computed + own)
+      addition = arithmetic.gamma(k + 1) * (factor * computed + own)
       addition += 3 * tiny * size
-      return Reach(step.factor * norm, step.factor * error + own + addition)
-    case Pool():
-      roundings = step.tokens + 1 + ELEMENTARY_UNITS
-      rounding = arithmetic.gamma(roundings) * computed
+      return Reach(factor * norm, factor * error + own + addition)
+    case Pool(tokens, channels):
+      rounding = arithmetic.gamma(tokens + 1 + ELEMENTARY_UNITS) * computed
       # Underflow in the squares enters through √(s + t) <= √s + √t.
-      lost = step.channels * math.sqrt(2 * step.tokens * tiny)
+      lost = channels * math.sqrt(2 * tokens * tiny)
       return Reach(norm, error + rounding + lost)
 
 

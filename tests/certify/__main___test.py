@@ -30,9 +30,7 @@ def run(trained_run, tmp_path_factory):
 
 
 def call(capsys, *args):
-  code = command.main(list(args))
-  captured = capsys.readouterr()
-  return code, captured.out, captured.err
+  return command.main(list(args)), *capsys.readouterr()
 
 
 def certify_json(capsys, *args):

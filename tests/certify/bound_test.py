@@ -106,15 +106,11 @@ def block_norm(r, m, grid, padding):
     return np.linalg.norm(np.asarray(images_of_basis(spec, weights)), 2)
 
 
-def one_row(w, epsilon, _):
-  return w + np.eye(len(w))[-1:].T * epsilon * w[-1:]
-
-
 KINDS = {
-  '': lambda w, *_: w,
-  'up': lambda w, epsilon, _: w * (1 + epsilon) ** 0.5,
-  'down': lambda w, epsilon, _: w * (1 - epsilon) ** 0.5,
-  'one row': one_row,
+  '': lambda w, e, rng: w,
+  'up': lambda w, e, rng: w * (1 + e) ** 0.5,
+  'down': lambda w, e, rng: w * (1 - e) ** 0.5,
+  'one row': lambda w, e, rng: w * (1 + e * (np.arange(len(w)) == 0))[:, None],
   'random': lambda w, e, rng: w + e / 4 * rng.normal(size=w.shape),
 }
 PAIRS = [('up', ''), ('down', ''), ('one row', ''), ('', 'up'), ('random',) * 2]
@@ -180,21 +176,19 @@ def test_a_user_brings_labels():
 # ── What cannot be bounded ───────────────────────────────────────────────────
 
 
-def not_finite(bad):
-  return {'M': np.stack([np.eye(2), np.diag([1.0, bad])])}
-
-
 POSITION = {'stem': {'pos': np.zeros((1, 1, 1))}}
 HEAD = {'R': np.eye(2), 'head': {'kernel': np.ones((3, 2))}}
 REFUSED = [
-  *((not_finite(bad), 'not finite') for bad in (np.nan, np.inf, -np.inf)),
+  *(
+    ({'M': np.stack([np.eye(2), np.diag([1.0, bad])])}, 'not finite')
+    for bad in (np.nan, np.inf, -np.inf)
+  ),
   ({}, 'no orthogonal parameter'),
   ({'head': {'kernel': np.eye(2)}}, 'no orthogonal parameter'),
   ({'R': np.eye(2), 'extra': {'W': np.eye(2)}}, "'extra/W' matches no rule"),
   ({'R': np.eye(2), 'M_raw': np.eye(2)}, 'M_raw is mapped'),
   *(({'R': np.ones(shape)}, 'needs a matrix') for shape in ((), (3,))),
   # Kernels that are no head.
-  (HEAD | {'Dense_0': {'kernel': 100.0}}, 'matches no rule'),
   (HEAD | {'my_head': {'kernel': 100.0}}, 'matches no rule'),
   (HEAD | {'kernel': 100.0}, 'matches no rule'),
   # Numbers that float64 does not hold.
