@@ -147,8 +147,14 @@ def _export(args: argparse.Namespace, contents: certify.Contents) -> int:
   """Writes the files that --export and --export_program name; returns 0."""
   if args.export:
     kind = args.certificate or 'fast'
-    facts = contents._replace(certificate=kind)._asdict()
-    manifest = certify.export_predictor(args.export, **facts)
+    manifest = certify.export_predictor(
+      args.export,
+      *contents[:3],
+      certificate=kind,
+      class_names=contents.class_names,
+      resize=contents.resize,
+      config=contents.config,
+    )
     excess = decimals.excess_up(manifest['lipschitz_bound'])
     print(f'{args.export}: {kind} predictor; Λ = 1 + {excess}')
   if args.export_program:

@@ -182,7 +182,11 @@ def export_predictor(
   model: Any,
   params: Any,
   image_shape: Sequence[int],
-  **facts: Any,
+  *,
+  certificate: str = 'fast',
+  class_names: Sequence[str] = (),
+  resize: int = 0,
+  config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Writes the weights and metadata of a certified predictor to one file.
 
@@ -191,8 +195,10 @@ def export_predictor(
     model: one of `lipnext_jax.models`, in any training precision.
     params: parameters of the model, float32.
     image_shape: (H, W, ch) of the images.
-    **facts: other fields of `Contents`: `certificate` (the default of
-      `load_predictor`), `class_names`, `resize`, `config`.
+    certificate: default of `load_predictor`, 'fast' or 'rigorous'.
+    class_names: see `Contents`.
+    resize: see `Contents`.
+    config: see `Contents`.
 
   Returns:
     The manifest: the metadata as plain data.
@@ -218,9 +224,16 @@ def export_predictor(
     lambda leaf: np.asarray(leaf, order='C'),  # It is written as it lies.
     model.explicit_params(params),
   )
-  contents = Contents(model.explicit(), params, tuple(image_shape), **facts)
-  versions = {p.__name__: p.__version__ for p in (jax, flax, np)}
-  contents = contents._replace(versions=versions)
+  contents = Contents(
+    model=model.explicit(),
+    params=params,
+    image_shape=tuple(image_shape),
+    certificate=certificate,
+    class_names=tuple(class_names),
+    resize=resize,
+    config=dict(config or {}),
+    versions={p.__name__: p.__version__ for p in (jax, flax, np)},
+  )
   manifest = _describe(contents, fast.prove_constants(params))
   arrays = traverse_util.flatten_dict(params, sep='/')
   if type(_rebuild(manifest, arrays).model) is not type(model):
