@@ -83,32 +83,41 @@ def open_folder(
       parent = os.path.dirname(directories[0])
       problem += f'; it holds images itself: give {parent}?'
     raise _refuse(data_dir, [*problems, f'{directories[0]}: {problem}'])
-  splits, label_of = [], {name: i for i, name in enumerate(classes)}
+  splits = []
   for directory in directories:
     folders, loose = _list_visible(directory)
-    for name in filter(_is_image, loose):
-      path = os.path.join(directory, name)
-      problems.append(f'{path}: is not in the folder of a class')
+    why = 'is not in the folder of a class'
+    found = dict.fromkeys(filter(_is_image, loose), why)
     if not folders:
       problems.append(f'{directory}: holds no folders of images')
-    class_of: dict[str, str] = {}  # Path → class.
+    label_of: dict[str, int] = {}  # By path.
     for name in folders:
-      path = os.path.join(directory, name)
-      if name in label_of:
-        class_of |= dict.fromkeys(list_files(path), name)
+      if name in classes:
+        paths = list_files(os.path.join(directory, name))
+        label_of |= dict.fromkeys(paths, classes.index(name))
+        found[name] = 'holds no images'  # Until one is whole.
       else:
-        problems.append(f'{path}: is not a class of the training images')
-    found = _find_problems(list(class_of), directory)
-    bad += [f'{path}: {why}' for path, why in found.items() if why]
-    whole = {path: name for path, name in class_of.items() if not found[path]}
-    present = {*whole.values()}
-    for name in folders:
-      if name in label_of and name not in present:
-        path = os.path.join(directory, name)
-        problems.append(f'{path}: holds no images')
-    labels = {
-      os.path.relpath(path, data_dir): label_of[whole[path]] for path in whole
-    }
+        found[name] = 'is not a class of the training images'
+    labels = {}
+    with pool.ThreadPool() as threads:  # Pillow decodes without the lock.
+      checked = tqdm.tqdm(
+        threads.imap(_find_problem, label_of, chunksize=16),
+        total=len(label_of),
+        desc=f'checking {directory}',
+        unit=' images',
+        leave=False,
+        delay=1,
+      )
+      for (path, label), problem in zip(label_of.items(), checked, strict=True):
+        if problem:
+          bad.append(f'{path}: {problem}')
+        else:
+          labels[os.path.relpath(path, data_dir)] = label
+          found.pop(classes[label], None)
+    problems += [
+      f'{os.path.join(directory, name)}: {problem}'
+      for name, problem in found.items()
+    ]
     splits.append(FolderSource(data_dir, labels))
   if problems or (bad and not skip_bad):
     raise _refuse(data_dir, problems, [] if skip_bad else bad)
@@ -134,29 +143,15 @@ def list_files(directory: str) -> list[str]:
   return sorted(found)
 
 
-def _find_problems(paths: list[str], directory: str) -> dict[str, str]:
-  """Returns why each file is not a whole image, or '', by its path."""
-
-  def find_problem(path: str) -> str:
-    if not _is_image(path):
-      return f'is not a {", ".join(EXTENSIONS)} file'
-    try:
-      images.decode(images.read(path))
-    except images.BadImageError as error:
-      return str(error)
-    return ''
-
-  # Pillow releases the interpreter lock while it decodes.
-  with pool.ThreadPool() as threads:
-    found = tqdm.tqdm(
-      threads.imap(find_problem, paths, chunksize=16),
-      total=len(paths),
-      desc=f'checking {directory}',
-      unit=' images',
-      leave=False,
-      delay=1,
-    )
-    return dict(zip(paths, found, strict=True))
+def _find_problem(path: str) -> str:
+  """Returns why a file is not a whole image, or ''."""
+  if not _is_image(path):
+    return f'is not a {", ".join(EXTENSIONS)} file'
+  try:
+    images.decode(images.read(path))
+  except images.BadImageError as error:
+    return str(error)
+  return ''
 
 
 def _list_visible(directory: str) -> tuple[list[str], list[str]]:
