@@ -1,5 +1,8 @@
+import collections
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
@@ -20,13 +23,17 @@ def build(shape, resize=0, **fields):
   return transforms.build_transforms(augment, shape, resize)
 
 
+def are_uniform(counts):
+  return stats.chisquare([*counts]).pvalue > 1e-6
+
+
 def test_flip_mirrors_half_of_the_images():
-  image = make_image(np.uint8)
-  rng = np.random.default_rng(0)
-  outs = [transforms.flip(image, rng).tobytes() for _ in range(400)]
-  flipped = outs.count(image[:, ::-1].tobytes())
-  assert flipped + outs.count(image.tobytes()) == 400
-  assert abs(flipped - 200) < 5 * 10  # Five deviations of a fair coin.
+  image, rng = make_image(np.uint8), np.random.default_rng(0)
+  counts = collections.Counter(
+    transforms.flip(image, rng).tobytes() for _ in range(400)
+  )
+  assert counts.keys() == {image.tobytes(), image[:, ::-1].tobytes()}
+  assert are_uniform(counts.values())
 
 
 class Fixed:
@@ -73,12 +80,9 @@ def test_affine_keeps_range_shape_and_dtype():
 
 
 def test_warp_bends_without_moving_on_average():
-  ramp = np.arange(9, dtype=np.float32)[:, None, None] / 8 * np.ones((9, 9, 1))
-  ramp = ramp.astype(np.float32)
-  rng = np.random.default_rng(0)
-  inner = np.array(
-    [transforms.affine(0, 0, 0, 0.5)(ramp, rng)[4, 4, 0] for _ in range(500)]
-  )
+  ramp, rng = np.indices((9, 9, 1))[0] / np.float32(8), np.random.default_rng(0)
+  warp = transforms.affine(0, 0, 0, 0.5)
+  inner = np.array([warp(ramp, rng)[4, 4, 0] for _ in range(500)])
   # The centre reads row 4 + N(0, 0.5²), i.e. 0.5 ± 0.5/8 on the ramp.
   assert abs(inner.mean() - 0.5) < 5 * 0.0625 / 500**0.5
   assert abs(inner.std() - 0.0625) < 0.01
@@ -101,6 +105,11 @@ def test_build_transforms_reads_every_field():
     assert any(not np.array_equal(out, image) for out in outs), field
 
 
+def scale(image, size):
+  scaled = images.resize_shorter_side(images.from_array(image), size)
+  return images.to_array(scaled)
+
+
 def run(steps, image, seed):
   rng = np.random.default_rng(seed)
   for step in steps:
@@ -116,14 +125,13 @@ def test_steps_follow_in_the_order_of_the_recipes():
   always = randaugment.randaugment(1.0, 2, 9)
   image = make_image(np.uint8, 30, 40, 3)
   fields = {'randaugment.probability': 1.0, 'flip': True}
-  resize = {'resize.min': 12, 'resize.max': 16}
-  imagenet = build((9, 9, 3), **fields, **resize)
+  sizes = {'resize.min': 12, 'resize.max': 16}
+  imagenet = build((9, 9, 3), **fields, **sizes)
   cifar = build(image.shape, **fields, crop_padding=2)
   for seed in range(10):
     rng = np.random.default_rng(seed)
-    size = int(rng.integers(12, 17))
-    picture = images.resize_shorter_side(images.from_array(image), size)
-    expected = images.to_array(always(picture, rng))
+    scaled = images.from_array(scale(image, int(rng.integers(12, 17))))
+    expected = images.to_array(always(scaled, rng))
     expected = transforms.flip(transforms.crop_to(9, 9)(expected, rng), rng)
     np.testing.assert_array_equal(run(imagenet, image, seed), expected)
     rng = np.random.default_rng(seed)
@@ -136,11 +144,9 @@ def test_without_a_range_training_scales_as_evaluation_does():
   """The scale is fixed, and the crop is random."""
   image = make_image(np.uint8, 30, 40, 3)
   steps = build((9, 9, 3), resize=12)
-  scaled = images.resize_shorter_side(images.from_array(image), 12)
   windows = {
-    images.to_array(scaled)[top : top + 9, left : left + 9].tobytes()
-    for top in range(4)
-    for left in range(8)
+    scale(image, 12)[top : top + 9, left : left + 9].tobytes()
+    for top, left in np.ndindex(4, 8)
   }
   seen = {run(steps, image, seed).tobytes() for seed in range(200)}
   assert transforms.resize_center_crop(image, 12, 9).tobytes() in seen
@@ -150,28 +156,16 @@ def test_without_a_range_training_scales_as_evaluation_does():
     build((9, 9, 3), **{'resize.min': 8, 'resize.max': 9})
 
 
-def are_uniform(counts):
-  """Returns whether Σ (n − n̄)²/n̄ is within five deviations of its mean.
-
-  χ² with k − 1 degrees of freedom has that mean and variance 2(k − 1).
-  """
-  counts = np.asarray(counts, float)
-  mean, freedom = counts.mean(), counts.size - 1
-  statistic = np.sum((counts - mean) ** 2) / mean
-  return statistic < freedom + 5 * (2 * freedom) ** 0.5
-
-
 def windows_of(transform, height, width):
   """Returns how often each window was cropped in 2000 draws."""
   # Each pixel holds its position + 1, so that padding is told apart.
   image = np.stack(np.mgrid[:height, :width] + 1, axis=-1).astype(np.uint8)
-  rng, counts = np.random.default_rng(0), {}
+  rng, counts = np.random.default_rng(0), collections.Counter()
   for _ in range(2000):
     out = transform(image, rng)
     inside = np.argwhere(out[..., 0] > 0)[0]  # Some pixel of the image.
-    where = tuple(out[tuple(inside)].astype(int) - 1 - inside)
-    counts[where] = counts.get(where, 0) + 1
-  return list(counts.values())
+    counts[tuple(out[tuple(inside)].astype(int) - 1 - inside)] += 1
+  return counts.values()
 
 
 def biased(image, rng):
@@ -182,28 +176,23 @@ def biased(image, rng):
 
 
 def test_crops_are_uniform_over_all_windows():
-  for transform, height, width, windows in (
-    (transforms.crop(2), 6, 6, 25),
-    (transforms.crop_to(3, 5), 7, 8, 20),
+  for transform, height, width, windows, uniform in (
+    (transforms.crop(2), 6, 6, 25, True),
+    (transforms.crop_to(3, 5), 7, 8, 20, True),
+    (biased, 6, 6, 25, False),  # Every window occurs, and it is noticed.
   ):
     counts = windows_of(transform, height, width)
     assert len(counts) == windows
-    assert are_uniform(counts)
-  # One that is not would be noticed, although every window occurs.
-  counts = windows_of(biased, 6, 6)
-  assert len(counts) == 25
-  assert not are_uniform(counts)
+    assert are_uniform(counts) == uniform
 
 
 def test_resize_draws_every_size_equally_often():
   picture = images.from_array(np.zeros((10, 20, 1), np.uint8))
   rng = np.random.default_rng(0)
   resize = transforms.random_resize(5, 12)
-  sizes = [resize(picture, rng).height for _ in range(2000)]
-  counts = np.bincount(sizes)
-  assert not counts[:5].any()
-  assert len(counts) == 13  # Both ends are reached, nothing beyond.
-  assert are_uniform(counts[5:])
+  counts = collections.Counter(resize(picture, rng).height for _ in range(2000))
+  assert sorted(counts) == [*range(5, 13)]
+  assert are_uniform(counts.values())
 
 
 def test_resize_center_crop_cuts_the_middle():
@@ -217,6 +206,5 @@ def test_resize_center_crop_cuts_the_middle():
   ):
     image = make_image(np.uint8, height, width, 3)
     out = transforms.resize_center_crop(image, 12, 9)
-    scaled = images.resize_shorter_side(images.from_array(image), 12)
-    whole = images.to_array(scaled)
-    np.testing.assert_array_equal(out, whole[top : top + 9, left : left + 9])
+    wanted = scale(image, 12)[top : top + 9, left : left + 9]
+    np.testing.assert_array_equal(out, wanted)
