@@ -75,20 +75,12 @@ def test_processes_share_the_batch_of_one_from_any_step():
   whole = take(6, **options)
   for processes, start in ((2, 0), (2, 3), (4, 5)):
     options |= {'start_step': start, 'process_count': processes}
-    parts = [
-      take(6 - start, **options, process_index=i) for i in range(processes)
-    ]
-    # Process i has the examples i, i + processes, … of the global batch.
-    joined = [
-      {
-        name: np.stack([part[name] for part in batches], axis=1).reshape(
-          -1, *batches[0][name].shape[1:]
-        )
-        for name in batches[0]
-      }
-      for batches in zip(*parts, strict=True)
-    ]
-    assert_same(whole[start:], joined)
+    for i in range(processes):
+      parts = [
+        {name: batch[name][i::processes] for name in batch}
+        for batch in whole[start:]
+      ]
+      assert_same(take(6 - start, **options, process_index=i), parts)
 
 
 def test_the_real_stream_is_the_same_whatever_is_mixed_in():
@@ -118,45 +110,35 @@ def test_evaluation_sees_every_example_once():
     assert sorted(ids) == list(range(10))
 
 
-def broken(error):
-  """Returns a source whose third example cannot be read."""
-
-  class Broken:  # Local: worker processes cannot import a test.
-    def __len__(self):
-      return 5
-
-    def __getitem__(self, index):
-      if index == 2:
-        raise error
-      return {'image': np.zeros((4, 4, 1), np.uint8), 'label': np.int32(0)}
-
-  return Broken()
+def batches_of(examples, steps=(), shape=(4, 4, 1), workers=0):
+  stream = pipeline.Stream(examples, steps, 1)
+  return pipeline.train_batches(
+    [stream], image_shape=shape, seed=0, workers=workers
+  )
 
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_errors_of_a_source_pass_through_workers(workers):
   for error in (errors.DataError('a.jpg: is cut off'), TypeError('a bug')):
-    stream = pipeline.Stream(broken(error), (), 1)
-    batches = pipeline.train_batches(
-      [stream], image_shape=(4, 4, 1), seed=0, workers=workers
-    )
+
+    def change(example, error=error):
+      if example['label'] == 2:
+        raise error
+      return example
+
+    broken = views.View(source(5), range(5), change)
     with pytest.raises(type(error), match=str(error)):
-      list(itertools.islice(batches, 6))
+      list(itertools.islice(batches_of(broken, workers=workers), 6))
 
 
 def test_examples_that_do_not_fit_are_named():
-  batches = pipeline.train_batches(
-    [pipeline.Stream(source(3), (), 1)], image_shape=(3, 4, 1), seed=0
-  )
   with pytest.raises(errors.DataError, match=r'training example \d has shape'):
-    next(batches)
+    next(batches_of(source(3), shape=(3, 4, 1)))
   thin = views.ArraySource(np.zeros((3, 8000, 1, 3), np.uint8), np.arange(3))
   resize = transforms.on_pillow([transforms.random_resize(256, 256)])
-  stream = pipeline.Stream(thin, [resize, transforms.crop_to(224, 224)], 1)
-  batches = pipeline.train_batches([stream], image_shape=(224, 224, 3), seed=0)
   wanted = r'^training example \d has 1×8000 pixels, .* leave it out'
   with pytest.raises(errors.DataError, match=wanted):
-    next(batches)
+    next(batches_of(thin, [resize]))
   resized = views.resized(thin, 256, 224)
   with pytest.raises(errors.DataError, match=r'^example 0 has 1×8000 pixels'):
     next(pipeline.eval_batches(resized, batch_size=1))

@@ -26,35 +26,34 @@ def labels(source):
   return [int(source[i]['label']) for i in range(len(source))]
 
 
+def examples(source):
+  """Returns (bytes of the image, label) of every example."""
+  return [
+    (e['image'].tobytes(), int(e['label']))
+    for e in map(source.__getitem__, range(len(source)))
+  ]
+
+
 def test_digits_are_pixels_over_16_in_a_fixed_stratified_split():
-  dataset = load()
-  digits = sklearn.datasets.load_digits()
-  labels = {
-    image.tobytes(): label
-    for image, label in zip(digits.images, digits.target, strict=True)
-  }
-  assert len(labels) == 1797  # All different.
-  shares = []
-  for split, count in ((dataset.train, 1437), (dataset.test, 360)):
-    examples = [split[i] for i in range(len(split))]
-    assert len(examples) == count
-    for example in examples:
-      image = example['image']
-      assert image.shape == dataset.image_shape == (8, 8, 1)
-      assert image.dtype == np.float32
-      key = (image[..., 0] * 16).astype(np.float64).tobytes()
-      assert example['label'] == labels.pop(key)  # In one split only.
-    shares.append(np.bincount([e['label'] for e in examples]) / count)
+  dataset, digits = load(), sklearn.datasets.load_digits()
+  assert dataset.image_shape == dataset.train[0]['image'].shape == (8, 8, 1)
+  splits = examples(dataset.train), examples(dataset.test)
+  assert [*map(len, splits)] == [1437, 360]
+  pixels = (digits.images / 16).astype(np.float32)
+  whole = zip([image.tobytes() for image in pixels], digits.target, strict=True)
+  assert sorted([*splits[0], *splits[1]]) == sorted(whole)
+  labels = [[label for _, label in split] for split in splits]
+  shares = [np.bincount(of) / len(of) for of in labels]
   assert np.abs(np.subtract(*shares)).max() < 1 / 360
   # The split does not move with scikit-learn's version.
-  test = bytes(int(dataset.test[i]['label']) for i in range(360))
-  assert hashlib.sha256(test).hexdigest().startswith('70ee2850bb25b543')
+  found = hashlib.sha256(bytes(labels[1])).hexdigest()
+  assert found.startswith('70ee2850bb25b543')
 
 
 def test_holdout_is_the_same_for_every_seed_and_disjoint():
   dataset, again = load(holdout=100), load(holdout=100)
   kept, held, same = (
-    {split[i]['image'].tobytes() for i in range(len(split))}
+    {*examples(split)}
     for split in (dataset.train, dataset.validation, again.validation)
   )
   assert (len(kept), len(held)) == (1337, 100)
@@ -66,13 +65,13 @@ def test_holdout_is_the_same_for_every_seed_and_disjoint():
 
 def test_monitoring_never_touches_the_test_split():
   whole = load()
-  train = [whole.train[i]['image'].tobytes() for i in range(len(whole.train))]
+  train = examples(whole.train)
   first, again = (
-    [train.index(split[i]['image'].tobytes()) for i in range(len(split))]
-    for split in (sources.monitor_split(whole, 50) for _ in range(2))
+    [*map(train.index, examples(sources.monitor_split(whole, 50)))]
+    for _ in range(2)
   )
   # Distinct ones, all over the split: it may lie on disk sorted by class.
-  assert len(first) == len(set(first)) == 50
+  assert len(first) == len({*first}) == 50
   assert min(first) < len(train) // 5
   assert max(first) > 4 * len(train) // 5
   assert again == first
@@ -80,16 +79,18 @@ def test_monitoring_never_touches_the_test_split():
   assert sources.monitor_split(held, 50) is held.validation
 
 
-def test_synthetic_images_have_the_shape_of_the_config():
+def test_synthetic_images_are_of_the_shape_and_the_classes_in_the_config():
   fields = {'image_size': 6, 'channels': 2, 'num_classes': 3}
   fields |= {'train_examples': 5, 'test_examples': 4}
   fields = {f'synthetic.{name}': value for name, value in fields.items()}
-  dataset = load(name='synthetic', **fields)
+  dataset, again = (load(name='synthetic', **fields) for _ in range(2))
   assert dataset.image_shape == dataset.train[0]['image'].shape == (6, 6, 2)
-  sizes = dataset.num_classes, len(dataset.train), len(dataset.test)
-  assert sizes == (3, 5, 4)
-  images = [split[0]['image'] for split in (dataset.train, dataset.test)]
-  assert not np.array_equal(*images)
+  assert dataset.train[0]['image'].dtype == np.uint8
+  assert dataset.num_classes == 3
+  assert labels(dataset.train) == [0, 1, 2, 0, 1]
+  assert labels(dataset.test) == [0, 1, 2, 0]
+  assert examples(dataset.train) == examples(again.train)
+  assert len({*examples(dataset.train), *examples(dataset.test)}) == 9
 
 
 def test_arrays_of_your_own_are_read_and_others_refused(tmp_path):
