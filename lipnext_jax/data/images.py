@@ -1,12 +1,10 @@
 """Decodes image files, and refuses damaged ones; scales and encodes images."""
 
-import contextlib
 import io
 import os
 import stat
 
 import numpy as np
-from PIL import ExifTags
 from PIL import Image
 
 # The formats of image datasets. Pillow's other decoders are not used.
@@ -51,26 +49,6 @@ def decode(data: bytes) -> np.ndarray:
   (2, 3, 3)
   """
   return to_array(_open(data)[0])
-
-
-def list_conversions(data: bytes) -> list[str]:
-  """Lists how the pixels of `decode(data)` differ from those of the file."""
-  done = []
-  with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-    if image.mode in ('LA', 'PA', 'RGBA') or 'transparency' in image.info:
-      done.append('alpha dropped')
-    if image.mode in ('1', 'L', 'LA'):
-      done.append('grey repeated as RGB')
-    elif image.mode not in ('RGB', 'RGBA'):
-      done.append(f'{image.mode} converted to RGB')
-    if 'icc_profile' in image.info:
-      done.append('colour profile ignored')
-    with contextlib.suppress(Exception):  # Damaged EXIF data rotate nothing.
-      if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        done.append('EXIF rotation ignored')
-    if (frames := getattr(image, 'n_frames', 1)) > 1:
-      done.append(f'first of {frames} frames')
-  return done
 
 
 def from_array(image: np.ndarray) -> Image.Image:

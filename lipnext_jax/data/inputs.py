@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
+import io
 import os
 from typing import NamedTuple
 from typing import TextIO
 
 import numpy as np
+from PIL import ExifTags
+from PIL import Image
 
 from lipnext_jax import errors
 from lipnext_jax.data import folder
@@ -83,7 +87,7 @@ def read(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
     data = images.read(path)  # Refuses pipes, which `np.load` would wait for.
     if path.endswith('.npy'):
       return _read_array(path, how.image_shape)
-    pixels, done = images.decode(data), images.list_conversions(data)
+    pixels, done = images.decode(data), _list_conversions(data)
     h, w, ch = how.image_shape
     if how.resize:
       scale = how.resize / min(pixels.shape[:2])
@@ -112,6 +116,26 @@ def read(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
     done = [phrase for phrase in done if phrase != 'grey repeated as RGB']
     pixels = images.to_array(images.from_array(pixels).convert('L'))
   return pixels.astype(np.float64) / 255, done
+
+
+def _list_conversions(data: bytes) -> list[str]:
+  """Lists how the pixels of `images.decode(data)` differ from the file's."""
+  done = []
+  with Image.open(io.BytesIO(data), formats=images.FORMATS) as image:
+    if image.mode in ('LA', 'PA', 'RGBA') or 'transparency' in image.info:
+      done.append('alpha dropped')
+    if image.mode in ('1', 'L', 'LA'):
+      done.append('grey repeated as RGB')
+    elif image.mode not in ('RGB', 'RGBA'):
+      done.append(f'{image.mode} converted to RGB')
+    if 'icc_profile' in image.info:
+      done.append('colour profile ignored')
+    with contextlib.suppress(Exception):  # Damaged EXIF data rotate nothing.
+      if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        done.append('EXIF rotation ignored')
+    if (frames := getattr(image, 'n_frames', 1)) > 1:
+      done.append(f'first of {frames} frames')
+  return done
 
 
 def _read_array(

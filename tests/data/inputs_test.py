@@ -105,16 +105,32 @@ def test_names_folders_and_standard_input_are_expanded(tmp_path):
   assert found == ['first.png', 'x.png', *below]
 
 
-def test_scaling_and_colours_are_noted(tmp_path):
-  colour = save(tmp_path / 'a.png', pixels((8, 8, 3)))
-  grey = save(tmp_path / 'b.png', pixels((8, 8)))
+def test_whatever_is_done_to_a_file_is_noted(tmp_path):
+  rgb, grey = (
+    Image.fromarray(pixels((8, 8, 3))),
+    Image.fromarray(pixels((8, 8))),
+  )
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  clear = rgb.convert('RGBA')
+  clear.putalpha(0)
+  two = {'save_all': True, 'append_images': [rgb.rotate(90)]}
+  as_it_is = inputs.Preprocessing((8, 8, 3), 0)
   up = 'scaled up by 2, where its own pixels have a smaller radius'
-  for path, how, done in (
-    (colour, GREY, ['colours weighed to grey']),
-    (grey, GREY, []),
-    (colour, inputs.Preprocessing((8, 8, 3), 8), []),
-    (colour, inputs.Preprocessing((4, 4, 3), 4), ['scaled down by 2']),
-    (colour, inputs.Preprocessing((9, 9, 3), 16), [up, 'cropped']),
-    (grey, inputs.Preprocessing((8, 8, 3), 0), ['grey repeated as RGB']),
+  for image, kind, options, how, done in (
+    (rgb, 'PNG', {}, GREY, ['colours weighed to grey']),
+    (grey, 'PNG', {}, GREY, []),
+    (grey, 'PNG', {}, as_it_is, ['grey repeated as RGB']),
+    (rgb, 'PNG', {}, inputs.Preprocessing((8, 8, 3), 8), []),
+    (rgb, 'PNG', {}, inputs.Preprocessing((4, 4, 3), 4), ['scaled down by 2']),
+    (rgb, 'PNG', {}, inputs.Preprocessing((9, 9, 3), 16), [up, 'cropped']),
+    (rgb, 'JPEG', {}, as_it_is, []),
+    (rgb, 'JPEG', {'exif': exif}, as_it_is, ['EXIF rotation ignored']),
+    (rgb, 'PNG', {'icc_profile': b'x'}, as_it_is, ['colour profile ignored']),
+    (clear, 'WEBP', {'lossless': True}, as_it_is, ['alpha dropped']),
+    (rgb.convert('P'), 'PNG', {}, as_it_is, ['P converted to RGB']),
+    (rgb.convert('CMYK'), 'JPEG', {}, as_it_is, ['CMYK converted to RGB']),
+    (rgb, 'PNG', two, as_it_is, ['first of 2 frames']),
   ):
-    assert inputs.read(path, how)[1] == done
+    image.save(tmp_path / 'image', kind, **options)
+    assert inputs.read(str(tmp_path / 'image'), how)[1] == done

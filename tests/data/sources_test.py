@@ -22,51 +22,44 @@ def load(**fields):
   return sources.load_dataset(config)
 
 
-def labels(source):
-  return [int(source[i]['label']) for i in range(len(source))]
-
-
 def examples(source):
   """Returns (bytes of the image, label) of every example."""
-  return [
-    (e['image'].tobytes(), int(e['label']))
-    for e in map(source.__getitem__, range(len(source)))
-  ]
+  found = [source[i] for i in range(len(source))]
+  return [(e['image'].tobytes(), int(e['label'])) for e in found]
+
+
+def labels(source):
+  return [label for _, label in examples(source)]
 
 
 def test_digits_are_pixels_over_16_in_a_fixed_stratified_split():
   dataset, digits = load(), sklearn.datasets.load_digits()
   assert dataset.image_shape == dataset.train[0]['image'].shape == (8, 8, 1)
-  splits = examples(dataset.train), examples(dataset.test)
-  assert [*map(len, splits)] == [1437, 360]
+  train, test = examples(dataset.train), examples(dataset.test)
   pixels = (digits.images / 16).astype(np.float32)
   whole = zip([image.tobytes() for image in pixels], digits.target, strict=True)
-  assert sorted([*splits[0], *splits[1]]) == sorted(whole)
-  labels = [[label for _, label in split] for split in splits]
-  shares = [np.bincount(of) / len(of) for of in labels]
-  assert np.abs(np.subtract(*shares)).max() < 1 / 360
+  assert sorted(train + test) == sorted(whole)
+  counts = [np.bincount(labels(s)) for s in (dataset.train, dataset.test)]
+  assert [count.sum() for count in counts] == [1437, 360]
+  shares = counts[0] / 1437 - counts[1] / 360
+  assert np.abs(shares).max() < 1 / 360
   # The split does not move with scikit-learn's version.
-  found = hashlib.sha256(bytes(labels[1])).hexdigest()
+  found = hashlib.sha256(bytes(labels(dataset.test))).hexdigest()
   assert found.startswith('70ee2850bb25b543')
 
 
-def test_holdout_is_the_same_for_every_seed_and_disjoint():
-  dataset, again = load(holdout=100), load(holdout=100)
-  kept, held, same = (
-    {*examples(split)}
-    for split in (dataset.train, dataset.validation, again.validation)
+def test_held_out_and_monitored_examples_are_fixed_training_examples():
+  whole, dataset, again = load(), load(holdout=100), load(holdout=100)
+  train, kept, held = map(
+    examples, (whole.train, dataset.train, dataset.validation)
   )
   assert (len(kept), len(held)) == (1337, 100)
-  assert not held & kept
-  assert held == same
+  assert sorted(kept + held) == sorted(train)
+  assert held == examples(again.validation)
   with pytest.raises(errors.ConfigError, match=r'dataset\.holdout=1437'):
     load(holdout=1437)
-
-
-def test_monitoring_never_touches_the_test_split():
-  whole = load()
-  train = examples(whole.train)
-  first, again = (
+  assert sources.monitor_split(dataset, 50) is dataset.validation
+  first, second = (
     [*map(train.index, examples(sources.monitor_split(whole, 50)))]
     for _ in range(2)
   )
@@ -74,23 +67,20 @@ def test_monitoring_never_touches_the_test_split():
   assert len(first) == len({*first}) == 50
   assert min(first) < len(train) // 5
   assert max(first) > 4 * len(train) // 5
-  assert again == first
-  held = load(holdout=10)
-  assert sources.monitor_split(held, 50) is held.validation
+  assert first == second
 
 
-def test_synthetic_images_are_of_the_shape_and_the_classes_in_the_config():
-  fields = {'image_size': 6, 'channels': 2, 'num_classes': 3}
-  fields |= {'train_examples': 5, 'test_examples': 4}
-  fields = {f'synthetic.{name}': value for name, value in fields.items()}
+def test_synthetic_images_are_a_function_of_the_seed_and_the_index():
+  sizes = {'image_size': 6, 'channels': 2, 'num_classes': 3}
+  sizes |= {'train_examples': 5, 'test_examples': 4}
+  fields = {f'synthetic.{name}': value for name, value in sizes.items()}
   dataset, again = (load(name='synthetic', **fields) for _ in range(2))
   assert dataset.image_shape == dataset.train[0]['image'].shape == (6, 6, 2)
   assert dataset.train[0]['image'].dtype == np.uint8
   assert dataset.num_classes == 3
   assert labels(dataset.train) == [0, 1, 2, 0, 1]
-  assert labels(dataset.test) == [0, 1, 2, 0]
   assert examples(dataset.train) == examples(again.train)
-  assert len({*examples(dataset.train), *examples(dataset.test)}) == 9
+  assert len({*examples(dataset.train), *examples(dataset.test)}) == 5 + 4
 
 
 def test_arrays_of_your_own_are_read_and_others_refused(tmp_path):
@@ -108,7 +98,6 @@ def test_arrays_of_your_own_are_read_and_others_refused(tmp_path):
 
   refused('train.npz.* does not exist')
   write('train.npz', images, np.arange(6) % 3)
-  refused('test.npz.* does not exist')
   write('test.npz', images / 255, np.arange(6))
   refused(r'test\.npz.* has float64\(6, 4, 4, 3\) as `image`')
   write('test.npz', images[:, 1:], np.arange(6))
@@ -157,7 +146,7 @@ def test_sets_of_varying_size_are_evaluated_at_one(folder, make):
 
   dataset = load(**fields, holdout=3)
   parts = (dataset.validation, dataset.train_to_evaluate)
-  assert [len(part) for part in (dataset.train, *parts)] == [5, 3, 5]
+  assert [len(part) for part in parts] == [3, 5]
   images = [part[i]['image'] for part in parts for i in range(len(part))]
   assert {image.shape for image in images} == {(16, 16, 3)}
   assert len({image.tobytes() for image in images}) == 8
@@ -168,19 +157,18 @@ def test_sets_of_varying_size_are_evaluated_at_one(folder, make):
 
 def test_a_set_without_a_test_split_is_split_class_by_class(folder):
   fields = {'name': 'folder', 'data_dir': f'{folder}/train', 'image_size': 8}
-  drawn = []
-  for seed in (0, 0, 1):
-    dataset = load(**fields, test_share=0.25, split_seed=seed)
-    names = [s.names() for s in (dataset.train, dataset.test)]
-    assert not {*names[0]} & {*names[1]}
-    assert [len(n) for n in names] == [6, 2]
-    assert [name[:3] for name in names[1]] == ['cat', 'dog']
-    drawn.append(names[1])
-  assert drawn[0] == drawn[1] != drawn[2]
+  first, dataset = (
+    load(**fields, test_share=0.25, split_seed=seed, holdout=3)
+    for seed in (0, 1)
+  )
+  parts = (dataset.train, dataset.validation, dataset.test)
+  names = [part.names() for part in parts]
+  assert [*map(len, names)] == [3, 3, 2]
+  assert len({*names[0], *names[1], *names[2]}) == 8
+  assert [name[:3] for name in names[2]] == ['cat', 'dog']
+  assert first.test.names() != names[2]
   assert 'dataset.test_share=0.25, dataset.split_seed=1' in dataset.notes[0]
   assert dataset.class_names == ('cat', 'dog')
-  held = load(**fields, holdout=3)
-  assert [len(s.names()) for s in (held.train, held.validation)] == [3, 3]
 
 
 def test_small_sets_are_kept_in_memory_where_one_process_reads(
@@ -189,12 +177,14 @@ def test_small_sets_are_kept_in_memory_where_one_process_reads(
   source = make.cifar(tmp_path)
   prepare.prepare('cifar10', source, str(tmp_path), allow_partial=True)
 
-  fields = {'name': 'cifar10', 'data_dir': str(tmp_path)}
-  assert isinstance(load(**fields).train, views.Cached)
-  read = load(**fields, workers=2).train
-  assert not isinstance(read, views.Cached)
-  monkeypatch.setattr(sources, '_CACHE', len(read) * 32 * 32 * 3 - 1)
-  assert not isinstance(load(**fields).train, views.Cached)
+  def is_cached(workers=0):
+    fields = {'name': 'cifar10', 'data_dir': str(tmp_path)}
+    return isinstance(load(**fields, workers=workers).train, views.Cached)
+
+  assert is_cached()
+  assert not is_cached(workers=2)
+  monkeypatch.setattr(sources, '_CACHE', 20 * 32 * 32 * 3 - 1)  # 20 images.
+  assert not is_cached()
 
 
 @pytest.fixture(scope='module')
@@ -208,18 +198,19 @@ def imagenet(tmp_path_factory, make):
 
 
 def test_imagenet_and_its_400_classes_in_the_newest_version(imagenet, tmp_path):
-  whole = load(name='imagenet', data_dir=imagenet)
+  whole, subset = (
+    load(name=name, data_dir=imagenet) for name in ('imagenet', 'imagenet400')
+  )
   assert labels(whole.train) == [0, 0, 0, 2, 2, 2, 999, 999, 999]
   assert labels(whole.test) == [999, 0, 2, 0]
   assert whole.num_classes == len(whole.class_names) == 1000
-  subset = load(name='imagenet400', data_dir=imagenet)
   assert subset.num_classes == len(subset.class_names) == 400
-  assert subset.class_names[:3] == tuple(
-    whole.class_names[i] for i in (0, 2, 3)
-  )
+  names = tuple(whole.class_names[i] for i in (0, 2, 3))
+  assert subset.class_names[:3] == names
   assert subset.train.names() == whole.train.names()[:6]
   assert labels(subset.train) == [0, 0, 0, 1, 1, 1]
   assert labels(subset.test) == [0, 1, 0]
+  assert subset.test[0]['label'].dtype == np.int32
   parent = tmp_path / 'imagenet2012'
   shutil.copytree(f'{imagenet}/imagenet2012/5.1.0', parent / '5.10.0')
   (parent / '5.9.0').mkdir()  # Empty: reading it would fail.

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -16,9 +17,7 @@ import pytest
 from lipnext_jax import errors
 from lipnext_jax.data import workers
 
-ROOT = os.path.dirname(
-  os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-)
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Seconds. Three processes import Grain, on a machine that others may keep busy.
 HANG = 300
 
