@@ -59,28 +59,14 @@ def _affine(image: Image.Image, *matrix: float) -> Image.Image:
 
 
 def _shift(side: int, share: float) -> int:
-  """Returns a shift in whole pixels, rounded towards zero.
-
-  The largest is 150 pixels of a side of 331, the image size of AutoAugment.
-  """
+  """Returns a shift in whole pixels, rounded towards zero."""
+  # The largest is 150 pixels of a side of 331, the image size of AutoAugment.
   return int(150 / 331 * side * share)
 
 
 def _blend(enhancer: Callable[[Image.Image], Any]) -> Op:
   """Returns an operation that blends an image with a degenerate one."""
   return lambda image, share: enhancer(image).enhance(1 + 0.9 * share)
-
-
-def _posterize(image: Image.Image, share: float) -> Image.Image:
-  """Keeps the highest bits of every byte: 8 down to 4 of them."""
-  return ImageOps.posterize(image, 8 - round(4 * abs(share)))
-
-
-def _solarize(image: Image.Image, share: float) -> Image.Image:
-  """Inverts bytes at or above a threshold, which falls from 255 to 0."""
-  # `ImageOps.solarize` takes a whole threshold: a byte is below 178.5 if and
-  # only if it is below 179.
-  return ImageOps.solarize(image, math.ceil(255 * (1 - abs(share))))
 
 
 OPS: dict[str, Op] = {
@@ -102,8 +88,15 @@ OPS: dict[str, Op] = {
   'Color': _blend(ImageEnhance.Color),  # With grey.
   'Contrast': _blend(ImageEnhance.Contrast),  # With the mean.
   'Sharpness': _blend(ImageEnhance.Sharpness),  # With the smoothed image.
-  'Posterize': _posterize,
-  'Solarize': _solarize,
+  # Keeps the highest bits of every byte: 8 down to 4 of them.
+  'Posterize': lambda image, share: ImageOps.posterize(
+    image, 8 - round(4 * abs(share))
+  ),
+  # Inverts bytes at or above a threshold, which falls from 255 to 0. Pillow
+  # takes a whole one: a byte is below 178.5 if and only if it is below 179.
+  'Solarize': lambda image, share: ImageOps.solarize(
+    image, math.ceil(255 * (1 - abs(share)))
+  ),
   'AutoContrast': lambda image, _: ImageOps.autocontrast(image),
   'Equalize': lambda image, _: ImageOps.equalize(image),
 }

@@ -151,24 +151,19 @@ def monitor_split(dataset: Dataset, max_train_examples: int) -> views.Source:
 
 
 def _digits(_: ml_collections.ConfigDict) -> Dataset:
-  """Loads scikit-learn's 1797 handwritten digits: 8×8, grey, pixels / 16.
-
-  A fixed stratified split has 1437 training and 360 test examples.
-  """
+  """Loads scikit-learn's digits, pixels / 16: 1437 to train on, 360 to test."""
   from sklearn import datasets  # Slow to import.
   from sklearn import model_selection
 
   digits = datasets.load_digits()
-  images = (digits.images / 16).astype(np.float32)[..., None]
-  labels = digits.target
-  train, test, train_labels, test_labels = model_selection.train_test_split(
-    images, labels, test_size=360, stratify=labels, random_state=0
+  whole = views.ArraySource(
+    (digits.images / 16).astype(np.float32)[..., None], digits.target
+  )
+  train, test = model_selection.train_test_split(
+    np.arange(1797), test_size=360, stratify=whole.labels, random_state=0
   )
   return Dataset(
-    image_shape=(8, 8, 1),
-    num_classes=10,
-    train=views.ArraySource(train, train_labels),
-    test=views.ArraySource(test, test_labels),
+    (8, 8, 1), 10, views.View(whole, train), views.View(whole, test)
   )
 
 
@@ -300,13 +295,7 @@ def _image_set(
   shape: tuple[int | None, int | None, int],
   notes: tuple[str, ...] = (),
 ) -> Dataset:
-  """Makes a dataset of splits of images on disk.
-
-  A share of each class becomes the test split of a set without one. Images of
-  many sizes are scaled so that the shorter side is `dataset.resize` (0:
-  `dataset.image_size`), and cropped to `dataset.image_size` pixels: at random
-  for training, in the middle for evaluation.
-  """
+  """Makes a dataset of splits on disk; draws a test split if there is none."""
   if test is None:
     kept, held = views.split_classes(
       train.read_labels(), c.test_share, c.split_seed

@@ -23,7 +23,6 @@ class Source(Protocol):
 
   def __len__(self) -> int:
     """Returns the number of examples."""
-    ...
 
   def __getitem__(self, index: int) -> Example:
     """Returns the example at `index`.
@@ -31,7 +30,6 @@ class Source(Protocol):
     Raises:
       DataError: it is damaged, or cannot be read.
     """
-    ...
 
   def names(self) -> list[str]:
     """Returns the file or record name of every example, or [] without names."""
