@@ -1,4 +1,5 @@
 import collections
+import types
 
 import numpy as np
 import pytest
@@ -36,35 +37,28 @@ def test_flip_mirrors_half_of_the_images():
   assert are_uniform(counts.values())
 
 
-class Fixed:
-  """A generator with given draws: [angle, zooms, shear] and shift."""
-
-  def __init__(self, geometry, shift):
-    self._draws = iter([np.array(geometry, float), np.array(shift, float)])
-
-  def uniform(self, low, high, size):
-    del low, high
-    draw = next(self._draws)
-    assert draw.shape == (size if isinstance(size, tuple) else (size,))
-    return draw
+def fixed(geometry, shift):
+  """Returns a generator with given draws: [angle, zooms, shear] and shift."""
+  draws = iter([np.array(geometry, float), np.array(shift, float)])
+  return types.SimpleNamespace(uniform=lambda *_, **__: next(draws))
 
 
 def test_affine_moves_turns_and_zooms():
   image = make_image(np.float32)
   move = transforms.affine(1, 1, 50, 0)
-  out = move(image, Fixed([0, 0, 0, 0], [1, -2]))
+  out = move(image, fixed([0, 0, 0, 0], [1, -2]))
   expected = np.zeros_like(image)
   expected[:-1, 2:] = image[1:, :-2]  # Output (r, c) reads (r + 1, c − 2).
   np.testing.assert_allclose(out, expected, atol=1e-6)
-  assert not move(image, Fixed([0, 0, 0, 0], [50, 0])).any()
+  assert not move(image, fixed([0, 0, 0, 0], [50, 0])).any()
   # One of the two quarter turns, exactly; float32 weights round to 1e-6.
-  out = transforms.affine(90, 0, 0, 0)(image, Fixed([1, 0, 0, 0], [0, 0]))
+  out = transforms.affine(90, 0, 0, 0)(image, fixed([1, 0, 0, 0], [0, 0]))
   turns = [np.rot90(image, k) for k in (1, 3)]
   assert min(np.abs(out - turn).max() for turn in turns) < 1e-5
   # exp(log 2): the output at distance d from the centre reads distance 2d.
   image = make_image(np.float32, 9, 9)
   zoom = transforms.affine(0, np.log(2), 0, 0)
-  out = zoom(image, Fixed([0, 1, 1, 0], [0, 0]))
+  out = zoom(image, fixed([0, 1, 1, 0], [0, 0]))
   np.testing.assert_allclose(out[2:7, 2:7], image[::2, ::2], atol=1e-5)
   assert not out[0].any()
 
