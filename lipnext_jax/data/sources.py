@@ -243,10 +243,12 @@ def _hf(c: ml_collections.ConfigDict) -> Dataset:
 
   data_dir = _directory(c, 'that `save_to_disk` of Hugging Face datasets wrote')
   loaded = hf.load(data_dir)
-  splits = list(loaded) if isinstance(loaded, dict) else []
-  split = _find_test(data_dir, splits) if splits else None
-  train = hf.HfSource(data_dir, 'train' if splits else '')
-  test = hf.HfSource(data_dir, split) if split else None
+  if isinstance(loaded, dict):
+    split = _find_test(data_dir, [*loaded])
+    train = hf.HfSource(data_dir, 'train')
+    test = hf.HfSource(data_dir, split) if split else None
+  else:
+    train, test = hf.HfSource(data_dir), None
   return _image_set(c, train, test, train.class_names, train.shape)
 
 
@@ -342,7 +344,7 @@ def _find_test(data_dir: str, splits: Sequence[str]) -> str | None:
   """Returns the name of the test split, or None; raises without 'train'."""
   if 'train' not in splits:
     raise errors.DataError(
-      f'{data_dir}: has no split called train, only {", ".join(splits)}'
+      f'{data_dir}: has no split called train among [{", ".join(splits)}]'
     )
   return next((name for name in folder.TEST_SPLITS if name in splits), None)
 
