@@ -20,9 +20,9 @@ def source(length):
   return views.ArraySource(images, np.arange(length))
 
 
-def take(count, length=10, augment=(), extra=None, **options):
+def take(count, examples=None, augment=(), extra=None, **options):
   """Returns `count` batches of 4 examples, and 8 of the source `extra`."""
-  streams = [pipeline.Stream(source(length), augment, 4)]
+  streams = [pipeline.Stream(examples or source(10), augment, 4)]
   if extra is not None:
     streams.append(pipeline.Stream(extra, [transforms.flip], 8))
   options = {'seed': 0, 'image_shape': (4, 4, 1)} | options
@@ -110,13 +110,6 @@ def test_evaluation_sees_every_example_once():
     assert sorted(ids) == list(range(10))
 
 
-def batches_of(examples, steps=(), shape=(4, 4, 1), workers=0):
-  stream = pipeline.Stream(examples, steps, 1)
-  return pipeline.train_batches(
-    [stream], image_shape=shape, seed=0, workers=workers
-  )
-
-
 @pytest.mark.parametrize('workers', [0, 1])
 def test_errors_of_a_source_pass_through_workers(workers):
   for error in (errors.DataError('a.jpg: is cut off'), TypeError('a bug')):
@@ -128,22 +121,22 @@ def test_errors_of_a_source_pass_through_workers(workers):
 
     broken = views.View(source(5), range(5), change)
     with pytest.raises(type(error), match=str(error)):
-      list(itertools.islice(batches_of(broken, workers=workers), 6))
+      take(6, broken, workers=workers)
 
 
 def test_examples_that_do_not_fit_are_named():
   with pytest.raises(errors.DataError, match=r'training example \d has shape'):
-    next(batches_of(source(3), shape=(3, 4, 1)))
+    take(1, image_shape=(3, 4, 1))
   floats = views.ArraySource(np.zeros((3, 4, 4, 1), np.float32), np.arange(3))
   with pytest.raises(
     errors.DataError, match=r'\d is float32.*RandAugment need'
   ):
-    next(batches_of(floats, [transforms.on_pillow([])]))
+    take(1, floats, [transforms.on_pillow([])])
   thin = views.ArraySource(np.zeros((3, 8000, 1, 3), np.uint8), np.arange(3))
   resize = transforms.on_pillow([transforms.random_resize(256, 256)])
   wanted = r'^training example \d has 1×8000 pixels, .* leave it out'
   with pytest.raises(errors.DataError, match=wanted):
-    next(batches_of(thin, [resize]))
+    take(1, thin, [resize])
   resized = views.resized(thin, 256, 224)
   with pytest.raises(errors.DataError, match=r'^example 0 has 1×8000 pixels'):
     next(pipeline.eval_batches(resized, batch_size=1))
