@@ -43,8 +43,8 @@ def randaugment(
       return image
     picks = rng.integers(len(ops_by_index), size=ops)
     is_negative = rng.integers(2, size=ops)
+    share = magnitude / (BINS - 1)
     for pick, negative in zip(picks, is_negative, strict=True):
-      share = magnitude / (BINS - 1)
       image = ops_by_index[pick](image, -share if negative else share)
     return image
 

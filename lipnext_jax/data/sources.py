@@ -20,6 +20,14 @@ from lipnext_jax.data import official
 from lipnext_jax.data import views
 
 FINAL_SPLITS = ('test', 'validation')
+# Sets whose images may vary in size: they read dataset.image_size and .resize.
+VARYING = ('imagenet', 'imagenet400', 'folder', 'tfds', 'hf')
+# Sets whose classes and splits are read from their files.
+USER_SETS = ('folder', 'tfds', 'hf')
+IMAGE_SIZE = 224  # Side of the crops in pixels if dataset.image_size is 0.
+# Bytes of decoded training images that are kept in memory: CIFAR's are. With
+# worker processes none are, as each would keep its own.
+_CACHE = 2**28
 
 
 class Dataset(NamedTuple):
@@ -214,16 +222,6 @@ def _npz(c: ml_collections.ConfigDict) -> Dataset:
     )
   num_classes = int(max(train.labels.max(), test.labels.max())) + 1
   return Dataset(train.images.shape[1:], max(num_classes, 2), train, test)
-
-
-# Sets whose images may vary in size: they read dataset.image_size and .resize.
-VARYING = ('imagenet', 'imagenet400', 'folder', 'tfds', 'hf')
-# Sets whose classes and splits are read from their files.
-USER_SETS = ('folder', 'tfds', 'hf')
-# Bytes of decoded training images that are kept in memory: CIFAR's are. With
-# worker processes none are, as each would keep its own.
-_CACHE = 2**28
-IMAGE_SIZE = 224  # Side of the crops in pixels if dataset.image_size is 0.
 
 
 def _folder(c: ml_collections.ConfigDict) -> Dataset:

@@ -86,8 +86,7 @@ class NpzSource(ArraySource):
       raise ValueError(f'cannot be read ({errors.one_line(error)})') from None
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
       raise ValueError(f'has {images.dtype}{images.shape} as `image`')
-    integer = np.issubdtype(labels.dtype, np.integer)
-    if labels.shape != images.shape[:1] or not integer:
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu':
       raise ValueError(f'has {labels.dtype}{labels.shape} as `label`')
     if labels.min() < 0:
       raise ValueError(f'has the label {labels.min()}')
@@ -119,10 +118,9 @@ class SyntheticSource(Source):
   def __getitem__(self, index: int) -> Example:
     label = index % self.num_classes
     pattern = np.random.default_rng((0, label)).random(self.image_shape)
-    noise = np.random.default_rng((1, self.seed, index))
-    image = pattern + noise.random(self.image_shape)
-    image = (image * 127.5).astype(np.uint8)
-    return {'image': image, 'label': np.int32(label)}
+    rng = np.random.default_rng((1, self.seed, index))
+    image = (pattern + rng.random(self.image_shape)) * 127.5
+    return {'image': image.astype(np.uint8), 'label': np.int32(label)}
 
 
 class View(Source):
