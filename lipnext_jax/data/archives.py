@@ -7,21 +7,22 @@ missing, damaged, cut off, or too large.
 """
 
 from collections.abc import Iterator
-from collections.abc import Sequence
 import contextlib
-import glob
 import gzip
 import hashlib
+import io
 import os
 import stat
 import sys
 import tarfile
+from typing import IO
 from typing import NamedTuple
 import zipfile
 
 import tqdm
 
 from lipnext_jax import errors
+from lipnext_jax.data import folder
 from lipnext_jax.data import official
 
 MAX_BYTES = 256 << 20  # Per file; ImageNet's largest image has 15 MB.
@@ -36,24 +37,42 @@ class Entry(NamedTuple):
   size: int  # In bytes.
 
 
-def find(source: str, *names: str) -> str:
-  """Returns the path of the first of `names` that `source` is or holds.
+Content = Entry | bytes  # Of a file.
 
-  >>> find('/', 'x.zip', 'x')
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+  """Turns errors of an archive into a DataError that names it."""
+  try:
+    yield
+  except errors.DataError:
+    raise
+  except Exception as error:  # tarfile and zipfile raise many kinds.
+    raise errors.DataError(
+      f'{where}: cannot be read ({errors.one_line(error)})'
+    ) from None
+
+
+def find(name: str, source: str, *files: str) -> str:
+  """Returns the path of the first of the files that `source` is or holds.
+
+  >>> find('cifar10', '/', 'x.zip', 'x')
   Traceback (most recent call last):
-  lipnext_jax.errors.DataError: --source=/: is or holds none of x.zip, x
+  lipnext_jax.errors.DataError: --source=/: is or holds none of x.zip, x; ...
   """
   source = os.path.normpath(source)
   if not os.path.exists(source):
     raise errors.DataError(f'--source={source}: does not exist')
-  for name in names:
-    if os.path.basename(source) == name:
+  for file in files:
+    if os.path.basename(source) == file:
       return source
-    path = os.path.join(source, name)
+    path = os.path.join(source, file)
     if os.path.exists(path):
       return path
+  facts = official.SETS[name]
   raise errors.DataError(
-    f'--source={source}: is or holds none of {", ".join(names)}'
+    f'--source={source}: is or holds none of {", ".join(files)}; give the '
+    f'files of {facts.origin or facts.homepage}'
   )
 
 
@@ -72,7 +91,7 @@ def verify(path: str, *, allow_partial: bool) -> None:
     )
     return
   size, algorithm, checksum = official.ARCHIVES[os.path.basename(path)]
-  with _naming(path):
+  with naming(path):
     found = os.stat(path).st_size
     if found != size:
       problem = f'has {found} bytes instead of {size}'
@@ -98,91 +117,64 @@ def refuse(path: str, problem: str, *, allow_partial: bool) -> None:
 
 def stat_file(path: str) -> Entry:
   """Returns the entry of a regular file on disk."""
-  try:
+  with naming(path):
     status = os.stat(path)
-  except OSError as error:
-    raise errors.DataError(f'{path}: {error.strerror}') from None
   if not stat.S_ISREG(status.st_mode):  # Reading a pipe would never end.
     raise errors.DataError(f'{path}: is not a regular file')
   return Entry(path, path, 0, status.st_size)
 
 
-def list_folder(path: str) -> list[Entry]:
-  """Lists the files with an extension below a folder, by path."""
-  names = glob.iglob('**/*.*', root_dir=path, recursive=True)
-  return [stat_file(os.path.join(path, name)) for name in sorted(names)]
+def open_files(path: str) -> dict[str, Content]:
+  """Returns the files of a folder or archive by their paths within it.
 
-
-def list_tar(path: str) -> list[Entry]:
-  """Lists the files of an uncompressed tar, and of the tars in it, in order."""
-  entries = []
-  with _naming(path), tarfile.open(path, 'r:') as tar:
-    # ImageNet's 1.28 million headers take a minute or two.
-    for member in tqdm.tqdm(_files(tar), 'listing', unit=' files', delay=1):
-      name = f'{path}/{member.name}'
-      start = member.offset_data
-      if not name.endswith('.tar'):
-        entries.append(Entry(name, path, start, member.size))
-        continue
-      with (
-        _naming(name),
-        tarfile.open(fileobj=tar.extractfile(member), mode='r:') as inner,
-      ):
-        entries += [
-          Entry(f'{name}/{m.name}', path, start + m.offset_data, m.size)
-          for m in _files(inner)
-        ]
-  return entries
-
-
-def read_files(path: str, names: Sequence[str]) -> dict[str, bytes]:
-  """Reads files from a folder, or from any folder of a compressed tar."""
+  Tars in a tar are taken for folders. The files of .tar.gz and .zip archives
+  are read into memory.
+  """
   if os.path.isdir(path):
-    return {name: read(stat_file(os.path.join(path, name))) for name in names}
-  found = {}
-  with _naming(path), tarfile.open(path, 'r:gz') as tar:
-    for member in _files(tar):
-      file = tar.extractfile(member)
-      if file and (name := os.path.basename(member.name)) in names:
-        found[name] = file.read()
-    # gzip verifies its checksum at the end, behind that of the tar.
-    while tar.fileobj and tar.fileobj.read(1 << 20):
-      pass
-  for name in names:
-    if name not in found:
-      raise errors.DataError(f'{path}: holds no {name}')
-  return found
+    found = [stat_file(name) for name in folder.list_files(path)]
+    return {os.path.relpath(entry.name, path): entry for entry in found}
+  with naming(path):
+    if path.endswith('.zip'):
+      with zipfile.ZipFile(path) as archive:
+        return {
+          info.filename: archive.read(info)
+          for info in archive.infolist()
+          if not info.is_dir()
+        }
+    if path.endswith('.gz'):
+      data = read_gz(path)
+      entries = _list_tar(path, io.BytesIO(data))
+      return {name: data[at : at + size] for name, at, size in entries}
+    with open(path, 'rb') as file:
+      entries = _list_tar(path, file)
+      # ImageNet's 1.28 million headers take a minute or two.
+      bar = tqdm.tqdm(entries, 'listing', unit=' files', delay=1)
+      return {
+        name: Entry(f'{path}/{name}', path, at, size) for name, at, size in bar
+      }
 
 
-def read_zip(path: str) -> dict[str, bytes]:
-  """Reads the files of a zip, by their path within it."""
-  with _naming(path), zipfile.ZipFile(path) as archive:
-    return {
-      info.filename: archive.read(info)
-      for info in archive.infolist()
-      if not info.is_dir()
-    }
-
-
-def read(entry: Entry) -> bytes:
+def read(content: Content) -> bytes:
   """Reads the bytes of a file."""
-  if entry.size > MAX_BYTES:
+  if isinstance(content, bytes):
+    return content
+  if content.size > MAX_BYTES:
     raise errors.DataError(
-      f'{entry.name}: has {entry.size} bytes, more than {MAX_BYTES}'
+      f'{content.name}: has {content.size} bytes, more than {MAX_BYTES}'
     )
-  with _naming(entry.name), open(entry.path, 'rb') as file:
-    file.seek(entry.offset)
-    data = file.read(entry.size)
-  if len(data) != entry.size:
+  with naming(content.name), open(content.path, 'rb') as file:
+    file.seek(content.offset)
+    data = file.read(content.size)
+  if len(data) != content.size:
     raise errors.DataError(
-      f'{entry.name}: ends after {len(data)} of {entry.size} bytes'
+      f'{content.name}: ends after {len(data)} of {content.size} bytes'
     )
   return data
 
 
 def read_gz(path: str) -> bytes:
   """Decompresses a gzip file."""
-  with _naming(path), gzip.open(path) as file:
+  with naming(path), gzip.open(path) as file:
     # gzip verifies its checksum at the end: one byte more than the contents.
     data = file.read(MAX_BYTES + 1)
   if len(data) > MAX_BYTES:
@@ -190,30 +182,21 @@ def read_gz(path: str) -> bytes:
   return data
 
 
-def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-  """Yields the regular files of a tar; raises at a damaged header.
-
-  tarfile takes a damaged header for the end of the archive.
-  """
-  for member in tar:
-    if member.size < 0:  # An endless loop: the next header is an earlier one.
-      raise tarfile.ReadError(f'{member.name} has {member.size} bytes')
-    if member.isreg():
-      yield member
-  assert tar.fileobj is not None  # The tar is open.
-  tar.fileobj.seek(tar.offset)
-  if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
-    raise tarfile.ReadError(f'damaged at byte {tar.offset}')
-
-
-@contextlib.contextmanager
-def _naming(where: str) -> Iterator[None]:
-  """Turns errors of an archive into a DataError that names it."""
-  try:
-    yield
-  except errors.DataError:
-    raise
-  except Exception as error:  # tarfile and zipfile raise many kinds.
-    raise errors.DataError(
-      f'{where}: cannot be read ({errors.one_line(error)})'
-    ) from None
+def _list_tar(where: str, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
+  """Yields name, offset and size of the regular files of a tar."""
+  with naming(where), tarfile.open(fileobj=file, mode='r:') as tar:
+    for member in tar:
+      name, start = member.name, member.offset_data
+      if member.size < 0:  # An endless loop: the next header is an earlier one.
+        raise tarfile.ReadError(f'{name} has {member.size} bytes')
+      if member.isreg() and name.endswith('.tar'):
+        inner = tar.extractfile(member)
+        assert inner is not None  # It is a regular file.
+        for inside, offset, size in _list_tar(f'{where}/{name}', inner):
+          yield f'{name}/{inside}', start + offset, size
+      elif member.isreg():
+        yield name, start, member.size
+    # tarfile takes a damaged header for the end of the archive.
+    file.seek(tar.offset)
+    if any(file.read(tarfile.BLOCKSIZE)):
+      raise tarfile.ReadError(f'damaged at byte {tar.offset}')

@@ -1,11 +1,13 @@
 """Reads the official sets from their archives, as they are downloaded.
 
-`READERS` maps every set to a function (source, allow_partial=…) → `Contents`.
-All of them raise a `DataError` if a file is missing, malformed or not official.
+`READERS` maps every set to a function (name, source, allow_partial=…) →
+`Contents`. All of them raise a `DataError` if a file is missing, malformed or
+not official.
 """
 
 from collections.abc import Callable
-import functools
+from collections.abc import Collection
+from collections.abc import Mapping
 import hashlib
 import io
 import math
@@ -28,8 +30,7 @@ class Item(NamedTuple):
 
   key: str  # Name in records and messages.
   labels: dict[str, int]
-  # An image file, or uint8 [h, w, ch].
-  content: archives.Entry | bytes | np.ndarray
+  content: archives.Content | np.ndarray  # An image file; uint8 [h, w, ch].
 
 
 class Contents(NamedTuple):
@@ -51,7 +52,7 @@ def read_set(name: str, source: str, *, allow_partial: bool) -> Contents:
     DataError: a file is missing, malformed or not official.
   """
   facts = official.SETS[name]
-  contents = READERS[name](source, allow_partial=allow_partial)
+  contents = READERS[name](name, source, allow_partial=allow_partial)
   for split, expected in facts.splits.items():
     items = contents.splits[split]
     where = f'{source}, split {split}'
@@ -85,29 +86,27 @@ def read_cifar(name: str, source: str, *, allow_partial: bool) -> Contents:
     binary = 'cifar-10-binary.tar.gz', 'cifar-10-batches-bin'
     train = [f'data_batch_{i}' for i in range(1, 6)]
     batches = {'train': train, 'test': ['test_batch']}
-    prefixes = {'label': ''}  # Label feature → prefix of its name.
+    keys = {'label': 'labels'}  # Label feature → its key in a pickle.
   else:
     python = 'cifar-100-python.tar.gz', 'cifar-100-python'
     binary = 'cifar-100-binary.tar.gz', 'cifar-100-binary'
     batches = {'train': ['train'], 'test': ['test']}
-    prefixes = {'coarse_label': 'coarse_', 'label': 'fine_'}
+    keys = {'coarse_label': 'coarse_labels', 'label': 'fine_labels'}
     class_names['coarse_label'] = official.class_names('cifar100_coarse')
-  path = archives.find(source, *python, *binary)
+  path = archives.find(name, source, *python, *binary)
   archives.verify(path, allow_partial=allow_partial)
-  is_binary = os.path.basename(path) in binary
-  suffix = '.bin' if is_binary else ''
-  names = [batch + suffix for split in batches.values() for batch in split]
-  files = archives.read_files(path, names)
+  found = archives.open_files(path)
+  files = {os.path.basename(file): found[file] for file in found}
+  suffix = '.bin' if os.path.basename(path) in binary else ''
   splits = {}
   for split in batches:
     items: list[Item] = []
     for batch in batches[split]:
-      where, data = f'{path}, {batch}{suffix}', files[batch + suffix]
-      if is_binary:
-        pixels, *columns = _split_records(where, data, len(prefixes))
-      else:
-        keys = ['data', *(f'{prefix}labels' for prefix in prefixes.values())]
-        pixels, *columns = _unpickle(where, data, keys)
+      data = archives.read(_get(path, files, batch + suffix))
+      parse = _split_records if suffix else _unpickle
+      where = f'{path}, {batch}{suffix}'
+      with archives.naming(where):
+        pixels, *columns = parse(data, keys.values())
       fits = pixels.dtype == np.uint8 and pixels.shape[1:] == (_PIXELS,)
       for column in columns:
         fits &= column.dtype.kind in 'iu' and column.shape == pixels.shape[:1]
@@ -118,21 +117,23 @@ def read_cifar(name: str, source: str, *, allow_partial: bool) -> Contents:
       images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
       for image, *labels in zip(images, *columns, strict=True):
         key = f'{split}_{len(items):05d}'  # The same as in TFDS.
-        of_image = zip(prefixes, map(int, labels), strict=True)
+        of_image = zip(keys, map(int, labels), strict=True)
         items.append(Item(key, dict(of_image), image))
     splits[split] = items
   return Contents(class_names, splits)
 
 
-def _split_records(where: str, data: bytes, labels: int) -> list[np.ndarray]:
-  """Returns the pixels of records of labels and pixels, and the labels."""
-  size = labels + _PIXELS
-  if len(data) % size:
-    raise errors.DataError(
-      f'{where}: has {len(data)} bytes, no multiple of {size}'
-    )
-  rows = np.frombuffer(data, np.uint8).reshape(-1, size)
-  return [rows[:, labels:], *rows[:, :labels].T]
+def _split_records(data: bytes, keys: Collection[str]) -> list[np.ndarray]:
+  """Returns the pixels and the labels of records of labels, then pixels."""
+  rows = np.frombuffer(data, np.uint8).reshape(-1, len(keys) + _PIXELS)
+  return [rows[:, len(keys) :], *rows[:, : len(keys)].T]
+
+
+def _unpickle(data: bytes, keys: Collection[str]) -> list[np.ndarray]:
+  """Returns the pixels and the labels of a dict."""
+  # The official files are Python 2's; NumPy reads its arrays as Latin-1.
+  batch = _Unpickler(io.BytesIO(data), encoding='latin1').load()
+  return [np.asarray(batch[key]) for key in ('data', *keys)]
 
 
 # The functions that rebuild NumPy arrays, under the names of several versions.
@@ -153,18 +154,6 @@ class _Unpickler(pickle.Unpickler):
     if (module, name) not in _ALLOWED:
       raise pickle.UnpicklingError(f'asks for {module}.{name}, not allowed')
     return _ALLOWED[module, name]
-
-
-def _unpickle(where: str, data: bytes, keys: list[str]) -> list[np.ndarray]:
-  """Unpickles a dict, and returns its values of `keys` as arrays."""
-  try:
-    # The official files are Python 2's; NumPy reads its arrays as Latin-1.
-    batch = _Unpickler(io.BytesIO(data), encoding='latin1').load()
-    return [np.asarray(batch[key]) for key in keys]
-  except Exception as error:  # A malformed pickle raises any error.
-    raise errors.DataError(
-      f'{where}: is malformed ({errors.one_line(error)})'
-    ) from None
 
 
 # ── MNIST, Fashion-MNIST and KMNIST ──────────────────────────────────────────
@@ -201,14 +190,7 @@ def _read_idx_file(
   allow_partial: bool,
 ) -> np.ndarray:
   """Reads and verifies a file of uint8 [n, *shape]."""
-  try:
-    path = archives.find(source, f'{file}.gz', file)
-  except errors.DataError as error:
-    facts = official.SETS[name]
-    origin = facts.origin or facts.homepage
-    raise errors.DataError(
-      f'{error}; give the folder with the four files of {origin}'
-    ) from None
+  path = archives.find(name, source, f'{file}.gz', file)
   data = archives.read(archives.stat_file(path))
   digests = [hashlib.sha256(data).hexdigest()]
   if path.endswith('.gz'):
@@ -233,7 +215,7 @@ def _read_idx_file(
 # ── ImageNet ─────────────────────────────────────────────────────────────────
 
 
-def read_imagenet(source: str, *, allow_partial: bool) -> Contents:
+def read_imagenet(name: str, source: str, *, allow_partial: bool) -> Contents:
   """Reads the official tars in a folder, or the folders train/ and val/.
 
   Labels are positions in the alphabetical list of the 1000 synsets, as in TFDS
@@ -241,41 +223,37 @@ def read_imagenet(source: str, *, allow_partial: bool) -> Contents:
   Labels of validation images come, by the number in their names, from TFDS's
   copy of the official ground truth.
   """
-  listed = {}
-  for split in ('train', 'val'):
-    path = archives.find(source, f'ILSVRC2012_img_{split}.tar', split)
-    archives.verify(path, allow_partial=allow_partial)
-    as_list = archives.list_folder if os.path.isdir(path) else archives.list_tar
-    listed[split] = as_list(path)
   wnids = official.imagenet_words('labels.txt')
   label = {wnid: i for i, wnid in enumerate(wnids)}
-  train, validation = [], []
-  for entry in listed['train']:
-    folder, name = os.path.split(entry.name)
-    wnid = os.path.basename(folder).removesuffix('.tar')
-    if wnid not in label:
-      raise errors.DataError(f'{folder} is not of a synset of ILSVRC2012')
-    train.append(Item(name, {'label': label[wnid]}, entry))
-  train.sort(key=lambda item: item.labels['label'])
   truth = official.imagenet_words('validation_labels.txt')
-  for entry in listed['val']:
-    name = os.path.basename(entry.name)
-    match = re.fullmatch(r'ILSVRC2012_val_(\d{8})\.JPEG', name)
-    number = int(match[1]) if match else 0
-    if not 1 <= number <= len(truth):
-      raise errors.DataError(
-        f'{entry.name} has no label in a ground truth of {len(truth)} lines'
-      )
-    validation.append(Item(name, {'label': label[truth[number - 1]]}, entry))
-  validation.sort(key=lambda item: item.key)
-  return Contents({'label': wnids}, {'train': train, 'validation': validation})
+  splits: dict[str, list[Item]] = {'train': [], 'validation': []}
+  for split, short in (('train', 'train'), ('validation', 'val')):
+    path = archives.find(name, source, f'ILSVRC2012_img_{short}.tar', short)
+    archives.verify(path, allow_partial=allow_partial)
+    for file, content in archives.open_files(path).items():
+      folder, key = os.path.split(file)
+      wnid = os.path.basename(folder).removesuffix('.tar')
+      if split == 'validation':
+        match = re.fullmatch(r'ILSVRC2012_val_(\d{8})\.JPEG', key)
+        number = int(match[1]) if match else 0
+        wnid = truth[number - 1] if 1 <= number <= len(truth) else ''
+      if wnid not in label:
+        raise errors.DataError(
+          f'{path}/{file}: belongs to none of the 1000 classes'
+        )
+      splits[split].append(Item(key, {'label': label[wnid]}, content))
+  splits['train'].sort(key=lambda item: item.labels['label'])
+  splits['validation'].sort(key=lambda item: item.key)
+  return Contents({'label': wnids}, splits)
 
 
 # ── Tiny-ImageNet ────────────────────────────────────────────────────────────
 
 
-def read_tiny_imagenet(source: str, *, allow_partial: bool) -> Contents:
-  """Reads the splits 'train' and 'validation' into memory (250 MB).
+def read_tiny_imagenet(
+  name: str, source: str, *, allow_partial: bool
+) -> Contents:
+  """Reads the splits 'train' and 'validation'.
 
   Labels are positions in wnids.txt. The labels of the official test images were
   never published.
@@ -283,60 +261,54 @@ def read_tiny_imagenet(source: str, *, allow_partial: bool) -> Contents:
   root, path = 'tiny-imagenet-200', source
   # The extracted folder may have another name.
   if not os.path.exists(os.path.join(source, 'wnids.txt')):
-    path = archives.find(source, f'{root}.zip', root)
+    path = archives.find(name, source, f'{root}.zip', root)
   archives.verify(path, allow_partial=allow_partial)
-  if os.path.isdir(path):
-    files = {
-      os.path.relpath(entry.name, path): archives.read(entry)
-      for entry in archives.list_folder(path)
-    }
-  else:
-    files = {
-      name.removeprefix(f'{root}/'): data
-      for name, data in archives.read_zip(path).items()
-    }
-  for name in ('wnids.txt', 'val/val_annotations.txt'):
-    if name not in files:
-      raise errors.DataError(f'{path}: holds no {name}')
-  wnids = _lines(files['wnids.txt'])
-  count = official.SETS['tiny_imagenet'].num_classes
+  found = archives.open_files(path)
+  files = {file.removeprefix(f'{root}/'): found[file] for file in found}
+  wnids = _lines(_get(path, files, 'wnids.txt'))
+  count = official.SETS[name].num_classes
   if not len(set(wnids)) == len(wnids) == count:
     raise errors.DataError(f'{path}, wnids.txt: does not list {count} classes')
   wnid_of = {
-    name: match[1]
-    for name in files
-    if (match := re.fullmatch(r'train/([^/]+)/images/[^/]+\.JPEG', name))
+    file: match[1]
+    for file in files
+    if (match := re.fullmatch(r'train/([^/]+)/images/[^/]+\.JPEG', file))
   }
-  for line in _lines(files['val/val_annotations.txt']):
-    name, wnid = [*line.split('\t'), ''][:2]
-    wnid_of[f'val/images/{name}'] = wnid
+  for line in _lines(_get(path, files, 'val/val_annotations.txt')):
+    key, wnid = [*line.split('\t'), ''][:2]
+    wnid_of[f'val/images/{key}'] = wnid
   splits: dict[str, list[Item]] = {'train': [], 'validation': []}
-  for name, wnid in wnid_of.items():
-    if name not in files:
-      raise errors.DataError(f'{path}: holds no {name}')
+  for file, wnid in wnid_of.items():
+    content = _get(path, files, file)
     if wnid not in wnids:
-      raise errors.DataError(f'{path}: {name} is of no class of wnids.txt')
-    split = 'train' if name.startswith('train/') else 'validation'
-    key, labels = os.path.basename(name), {'label': wnids.index(wnid)}
-    splits[split].append(Item(key, labels, files[name]))
+      raise errors.DataError(f'{path}: {file} is of no class of wnids.txt')
+    split = 'train' if file.startswith('train/') else 'validation'
+    labels = {'label': wnids.index(wnid)}
+    splits[split].append(Item(os.path.basename(file), labels, content))
   for items in splits.values():  # val_2 before val_10.
     items.sort(key=lambda item: [*map(int, re.findall(r'\d+', item.key))])
   splits['train'].sort(key=lambda item: item.labels['label'])
   return Contents({'label': wnids}, splits)
 
 
-def _lines(data: bytes) -> list[str]:
+def _get(
+  path: str, files: Mapping[str, archives.Content], file: str
+) -> archives.Content:
+  """Returns a file of an archive; raises if it has none of this name."""
+  if file not in files:
+    raise errors.DataError(f'{path}: holds no {file}')
+  return files[file]
+
+
+def _lines(content: archives.Content) -> list[str]:
   """Returns the non-empty lines of a text file."""
-  lines = data.decode('utf-8', 'replace').splitlines()
+  lines = archives.read(content).decode('utf-8', 'replace').splitlines()
   return [line.strip() for line in lines if line.strip()]
 
 
 READERS: dict[str, Callable[..., Contents]] = {
-  'cifar10': functools.partial(read_cifar, 'cifar10'),
-  'cifar100': functools.partial(read_cifar, 'cifar100'),
+  **dict.fromkeys(('cifar10', 'cifar100'), read_cifar),
   'tiny_imagenet': read_tiny_imagenet,
   'imagenet': read_imagenet,
-  **{
-    name: functools.partial(read_idx, name) for name in official.IDX_CHECKSUMS
-  },
+  **dict.fromkeys(official.IDX_CHECKSUMS, read_idx),
 }

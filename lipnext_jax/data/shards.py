@@ -211,14 +211,12 @@ def _template(directory, name, split) -> tfds.core.ShardedFileTemplate:
   )
 
 
-def _encode(content: archives.Entry | bytes | np.ndarray, form: Form) -> bytes:
+def _encode(content: archives.Content | np.ndarray, form: Form) -> bytes:
   """Returns the image file to store; raises if the image does not fit."""
   if isinstance(content, np.ndarray):
     data, shape = images.encode_png(content), content.shape
   else:
-    if isinstance(content, archives.Entry):
-      content = archives.read(content)
-    data, shape = images.to_stored(content, form.resize)
+    data, shape = images.to_stored(archives.read(content), form.resize)
   wanted = form.official_set.image_shape
   if wanted and shape != wanted:
     raise images.BadImageError(f'is {list(shape)} instead of {list(wanted)}')

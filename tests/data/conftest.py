@@ -131,7 +131,8 @@ def tiny_files():
 
 def write_zip(path, files, root='tiny-imagenet-200/'):
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-    archive.writestr(zipfile.ZipInfo(root), b'')
+    if root:
+      archive.writestr(zipfile.ZipInfo(root), b'')
     for name, data in files.items():
       archive.writestr(root + name, data)
   return str(path)
