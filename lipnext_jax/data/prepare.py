@@ -90,12 +90,18 @@ def prepare(
       for key, problem in shard.bad.items()
     ]
     if bad:
-      _report_bad(bad, work, skip_bad)
-    counts = {
-      split: sum(len(shard.labels) for shard in of_split)
-      for split, of_split in written.items()
-    }
-    for split, count in counts.items():
+      path = os.path.join(work, 'progress', 'bad_records.txt')
+      files.write_text(path, '\n'.join(bad) + '\n')
+      print(*bad[:_SHOWN], sep='\n', file=sys.stderr)
+      if not skip_bad:
+        raise errors.DataError(
+          f'{len(bad)} bad records, all listed in {path}; mend or fetch the '
+          'source again, or leave them out with --skip_bad'
+        )
+    counts = []
+    for split, of_split in written.items():
+      count = sum(len(shard.labels) for shard in of_split)
+      counts.append(f'{count} {split}')
       if not count:
         raise errors.DataError(f'{source}, {split}: all images are bad')
     shards.write_metadata(work, form, written)
@@ -103,9 +109,8 @@ def prepare(
     files.write_json(os.path.join(work, _FACTS), facts)
     os.rename(work, final)
     shutil.rmtree(os.path.join(final, 'progress'))
-  counted = ', '.join(f'{count} {split}' for split, count in counts.items())
   skipped = f'; {len(bad)} skipped' if bad else ''
-  print(f'{final}: {counted}{skipped}', file=sys.stderr)
+  print(f'{final}: {", ".join(counts)}{skipped}', file=sys.stderr)
   return final
 
 
@@ -126,19 +131,6 @@ def _check_finished(final: str, resize: int, allow_partial: bool) -> None:
         f'differs from the {found} that {final} was prepared with',
         'delete that folder to prepare it anew, or choose another --data_dir',
       )
-
-
-def _report_bad(bad: Sequence[str], work: str, skip: bool) -> None:
-  """Lists the bad images; raises unless they are to be skipped."""
-  path = os.path.join(work, 'progress', 'bad_records.txt')
-  files.write_text(path, '\n'.join(bad) + '\n')
-  for line in bad[:_SHOWN]:
-    print(line, file=sys.stderr)
-  if not skip:
-    raise errors.DataError(
-      f'{len(bad)} bad records, all listed in {path}; mend or fetch the source '
-      'again, or leave them out with --skip_bad'
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -94,37 +94,42 @@ def write_splits(
   Raises:
     DataError: a shard cannot be written.
   """
-  os.makedirs(os.path.join(work, 'progress'), exist_ok=True)
+  progress = os.path.join(work, 'progress')
+  os.makedirs(progress, exist_ok=True)
   name = form.official_set.name
-  shards: dict[str, list[str]] = {}  # Split → paths.
-  pending: dict[str, Sequence[formats.Item]] = {}  # Path → examples.
+  jobs: list[tuple[str, str, Sequence[formats.Item]]] = []  # Split, path, part.
   for split, items in splits.items():
     count = -(-len(items) // EXAMPLES_PER_SHARD)
     bounds = np.linspace(0, len(items), count + 1).astype(int)
-    template = _template(work, name, split)
-    paths = map(os.fspath, template.sharded_filepaths(num_shards=count))
-    shards[split] = list(paths)
-    for i, path in enumerate(shards[split]):
-      if not os.path.exists(_progress_path(path)) or _read_progress(path).bad:
-        pending[path] = items[bounds[i] : bounds[i + 1]]
+    paths = _template(work, name, split).sharded_filepaths(num_shards=count)
+    for path, start, end in zip(paths, bounds[:-1], bounds[1:], strict=True):
+      jobs.append((split, os.fspath(path), items[start:end]))
 
-  def write(path: str) -> int:
+  def write(job: tuple[str, str, Sequence[formats.Item]]) -> Shard:
+    _, path, part = job
+    description = os.path.join(progress, f'{os.path.basename(path)}.json')
+    if os.path.exists(description):
+      shard = Shard(**files.read_json(description))
+      if not shard.bad:
+        return shard
     try:
-      shard = write_shard(path, pending[path], form)
+      shard = write_shard(path, part, form)
     except (OSError, RuntimeError) as error:  # A full disk, for example.
       raise errors.DataError(f'{path}: cannot be written ({error})') from None
-    files.write_json(_progress_path(path), shard._asdict())
-    return len(pending[path])
+    files.write_json(description, shard._asdict())
+    return shard
 
+  written: dict[str, list[Shard]] = {split: [] for split in splits}
   total = sum(map(len, splits.values()))
-  done = total - sum(map(len, pending.values()))
   with (
-    tqdm.tqdm(total=total, initial=done, unit=' images', desc=name) as bar,
+    tqdm.tqdm(total=total, unit=' images', desc=name) as bar,
     futures.ThreadPoolExecutor(max(workers, 1)) as pool,
   ):
-    for size in pool.map(write, pending):  # An error cancels the others.
-      bar.update(size)
-  return {split: list(map(_read_progress, shards[split])) for split in splits}
+    shards = pool.map(write, jobs)  # An error cancels the others.
+    for (split, _, part), shard in zip(jobs, shards, strict=True):
+      written[split].append(shard)
+      bar.update(len(part))
+  return written
 
 
 def write_shard(path: str, items: Sequence[formats.Item], form: Form) -> Shard:
@@ -174,9 +179,9 @@ def write_metadata(
     homepage=facts.homepage,
   )
   info.set_file_format('array_record')
-  split_infos = []
+  infos = []
   for split, of_split in shards.items():
-    split_infos.append(
+    infos.append(
       tfds.core.SplitInfo(
         name=split,
         shard_lengths=[len(shard.labels) for shard in of_split],
@@ -187,19 +192,8 @@ def write_metadata(
     labels = [label for shard in of_split for label in shard.labels]
     path = records.labels_path(directory, split)
     np.save(path, np.array(labels, np.int32))
-  info.set_splits(tfds.core.SplitDict(split_infos))
+  info.set_splits(tfds.core.SplitDict(infos))
   info.write_to_directory(directory)
-
-
-def _progress_path(shard: str) -> str:
-  """Returns the path of the description of a finished shard."""
-  work, name = os.path.split(shard)
-  return os.path.join(work, 'progress', f'{name}.json')
-
-
-def _read_progress(shard: str) -> Shard:
-  """Reads the description of a finished shard."""
-  return Shard(**files.read_json(_progress_path(shard)))
 
 
 def _template(directory, name, split) -> tfds.core.ShardedFileTemplate:
