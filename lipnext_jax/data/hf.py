@@ -15,8 +15,8 @@ from lipnext_jax.data import views
 _SAMPLE = 32  # Images read to find out whether all have the same shape.
 
 
-def load(path: str) -> Any:
-  """Loads a saved `Dataset`, or a `DatasetDict` with its splits.
+def load(path: str) -> dict[str, Any]:
+  """Loads the splits of a saved `DatasetDict`, or a `Dataset` as 'train'.
 
   Raises:
     DataError: the folder cannot be read.
@@ -24,40 +24,35 @@ def load(path: str) -> Any:
   import datasets
 
   try:
-    return datasets.load_from_disk(path)
+    loaded = datasets.load_from_disk(path)
   except Exception as error:  # Arrow, JSON and fsspec raise their own kinds.
     raise errors.DataError(
       f'{path}: cannot be read ({errors.one_line(error)})'
     ) from None
+  return loaded if isinstance(loaded, dict) else {'train': loaded}
 
 
 class HfSource(views.Source):
   """Images of a saved split, decoded when they are read.
 
-  It is pickled as a path, and worker processes map the files again. The names
-  of the classes, by label, are its `class_names`.
+  Its pickle has the paths of the files, which worker processes map again. The
+  names of the classes, by label, are its `class_names`.
   """
 
-  def __init__(self, path: str, split: str = ''):
-    """Opens a split of a saved `DatasetDict`, or '' for a `Dataset`.
+  def __init__(self, name: str, rows: Any):
+    """Takes what errors call the split, and its `Dataset`.
 
     Raises:
-      DataError: the set cannot be read, or does not have exactly one image and
-        one class feature.
+      DataError: there is not exactly one image and one class feature.
     """
     import datasets
 
-    self._path, self._split = path, split
-    rows = load(path)
-    rows = rows[split] if split else rows
-    self._image = _find(path, rows.features, datasets.Image)
-    self._label = _find(path, rows.features, datasets.ClassLabel)
+    self._name = name
+    self._image = _find(name, rows.features, datasets.Image)
+    self._label = _find(name, rows.features, datasets.ClassLabel)
     self.class_names = list(rows.features[self._label].names)
     # The bytes of the files: `images.decode` refuses damaged ones.
     self._rows = rows.cast_column(self._image, datasets.Image(decode=False))
-
-  def __reduce__(self):
-    return HfSource, (self._path, self._split)
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -75,8 +70,7 @@ class HfSource(views.Source):
         images.read(stored['path']) if data is None else data
       )
     except images.BadImageError as error:
-      where = f'{self._path}, {self._split}'.removesuffix(', ')
-      raise errors.DataError(f'{where}, record {index}: {error}') from None
+      raise errors.DataError(f'{self._name}, record {index}: {error}') from None
     return {'image': image, 'label': np.int32(label)}
 
   def read_labels(self) -> np.ndarray:
@@ -96,12 +90,12 @@ class HfSource(views.Source):
     return shapes.pop() if len(shapes) == 1 else (None, None, 3)
 
 
-def _find(path: str, features: Any, kind: type) -> str:
+def _find(name: str, features: Any, kind: type) -> str:
   """Returns the name of the only feature of a type."""
-  found = [name for name, feature in features.items() if type(feature) is kind]
+  found = [n for n, feature in features.items() if type(feature) is kind]
   if len(found) != 1:
     raise errors.DataError(
-      f'{path}: has {len(found)} features of type {kind.__name__}, not one '
+      f'{name}: has {len(found)} features of type {kind.__name__}, not one '
       f'({", ".join(f"{n}: {type(f).__name__}" for n, f in features.items())})'
     )
   return found[0]
