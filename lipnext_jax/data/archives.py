@@ -90,7 +90,8 @@ def verify(path: str, *, allow_partial: bool) -> None:
       file=sys.stderr,
     )
     return
-  size, algorithm, checksum = official.ARCHIVES[os.path.basename(path)]
+  size, checksum = official.ARCHIVES[os.path.basename(path)]
+  algorithm, _, wanted = checksum.partition(':')
   with naming(path):
     found = os.stat(path).st_size
     if found != size:
@@ -99,7 +100,7 @@ def verify(path: str, *, allow_partial: bool) -> None:
       print(f'{path}: verifying its checksum', file=sys.stderr)
       with open(path, 'rb') as file:
         digest = hashlib.file_digest(file, algorithm).hexdigest()
-      if digest == checksum:
+      if digest == wanted:
         return
       problem = f'has the {algorithm} checksum {digest}'
   refuse(path, problem, allow_partial=allow_partial)

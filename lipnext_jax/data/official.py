@@ -82,44 +82,37 @@ SETS = {
 }
 
 
-# Official archive → size in bytes, algorithm and checksum. The checksums of
-# CIFAR's Python archives are those of Keras; TFDS has those of the binary
-# archives and of ImageNet's tars, several projects that of Tiny-ImageNet.
+# Official archive → size in bytes and checksum. The checksums of CIFAR's Python
+# archives are those of Keras; TFDS has those of the binary archives and of
+# ImageNet's tars, several projects that of Tiny-ImageNet.
 ARCHIVES = {
   'cifar-10-python.tar.gz': (
     170_498_071,
-    'sha256',
-    '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce',
+    'sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce',
   ),
   'cifar-10-binary.tar.gz': (
     170_052_171,
-    'sha256',
-    'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd',
+    'sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd',
   ),
   'cifar-100-python.tar.gz': (
     169_001_437,
-    'sha256',
-    '85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7',
+    'sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7',
   ),
   'cifar-100-binary.tar.gz': (
     168_513_733,
-    'sha256',
-    '58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec',
+    'sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec',
   ),
   'tiny-imagenet-200.zip': (
     248_100_043,
-    'md5',  # The publisher gives no other.
-    '90528d7ca1a48142e341f4ef8d21d0de',
+    'md5:90528d7ca1a48142e341f4ef8d21d0de',  # The publisher gives no other.
   ),
   'ILSVRC2012_img_train.tar': (
     147_897_477_120,
-    'sha256',
-    'b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb',
+    'sha256:b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb',
   ),
   'ILSVRC2012_img_val.tar': (
     6_744_924_160,
-    'sha256',
-    'c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0',
+    'sha256:c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0',
   ),
 }
 

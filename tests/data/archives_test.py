@@ -66,7 +66,9 @@ def test_only_the_official_file_is_taken_unless_told_otherwise(
   path = tmp_path / 'cifar-10-python.tar.gz'
   path.write_bytes(b'official')
   digest = hashlib.new(algorithm, b'official').hexdigest()
-  monkeypatch.setitem(official.ARCHIVES, path.name, (8, algorithm, digest))
+  monkeypatch.setitem(
+    official.ARCHIVES, path.name, (8, f'{algorithm}:{digest}')
+  )
   archives.verify(str(path), allow_partial=False)
   assert capsys.readouterr().err == f'{path}: verifying its checksum\n'
   for data, problem in (

@@ -25,7 +25,7 @@ def test_names_versions_features_and_checksums_are_those_of_tfds():
         assert info.checksum in official.IDX_CHECKSUMS[name]
       else:
         archive = official.ARCHIVES[url.rpartition('/')[2]]
-        assert archive == (info.size, 'sha256', info.checksum)
+        assert archive == (info.size, f'sha256:{info.checksum}')
   # The binary CIFARs, ImageNet's tars, and four files of each MNIST.
   assert len(checked) == 4 + 3 * 4
 

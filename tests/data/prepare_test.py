@@ -122,7 +122,7 @@ def test_an_official_archive_needs_no_leave_but_the_lock(
   source = archive('cifar10', make, tmp_path)
   with open(source, 'rb') as file:
     digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  known = (os.path.getsize(source), 'sha256', digest)
+  known = (os.path.getsize(source), f'sha256:{digest}')
   monkeypatch.setitem(official.ARCHIVES, 'cifar-10-python.tar.gz', known)
   few = official.SETS['cifar10']._replace(splits={'train': 20, 'test': 4})
   monkeypatch.setitem(official.SETS, 'cifar10', few)
