@@ -16,6 +16,7 @@ import pytest
 
 from lipnext_jax.data import formats
 from lipnext_jax.data import official
+from lipnext_jax.data import shards
 
 
 def pixels(seed, height, width, channels=3):
@@ -190,6 +191,11 @@ def cifar(directory, name='cifar10', files=None):
 def tiny(directory, files=None):
   files = tiny_files() if files is None else files
   return write_zip(directory / 'tiny-imagenet-200.zip', files)
+
+
+FORM = shards.Form(
+  official.SETS['cifar10'], {'label': official.class_names('cifar10')}
+)
 
 
 def items(count, first=0):

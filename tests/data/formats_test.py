@@ -108,12 +108,9 @@ IMAGES, LABELS = 'train-images-idx3-ubyte', 'train-labels-idx1-ubyte'
 TEST_IMAGES, TEST_LABELS = 't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte'
 
 
-@pytest.mark.parametrize('compressed', [(), (IMAGES, TEST_LABELS)])
-def test_plain_and_compressed_idx_files_are_read_alike(
-  tmp_path, make, compressed
-):
+def test_plain_and_compressed_idx_files_are_read_alike(tmp_path, make):
   files, truth = make.idx_files()
-  for name in compressed:
+  for name in (IMAGES, TEST_LABELS):
     files[f'{name}.gz'] = gzip.compress(files.pop(name))
   contents = read('fashion_mnist', make.tree(tmp_path, files))
   assert contents.class_names['label'][::9] == ['T-shirt/top', 'Ankle boot']
@@ -125,9 +122,8 @@ def test_plain_and_compressed_idx_files_are_read_alike(
     assert items[-1].key == f'{split}_{len(labels) - 1:05d}'
 
 
-def idx_file(count, side=28, magic=2051):
-  header = struct.pack('>4i', magic, count, side, side)
-  return header + bytes(count * side**2)
+def idx_file(count, side=28):
+  return struct.pack('>4I', 2051, count, side, side) + bytes(count * side**2)
 
 
 FILE = 'is cut off, or not an IDX file of n×28×28 bytes'
@@ -136,10 +132,8 @@ IDX_FAULTS = {
   'an empty file': (IMAGES, b'', FILE),
   'a cut header': (LABELS, b'\0\0\x08\x01\0\0', 'is cut .* of n bytes'),
   'labels': (TEST_IMAGES, struct.pack('>2i', 2049, 5) + bytes(5), FILE),
-  'another type': (TEST_IMAGES, idx_file(5, magic=3331), FILE),
   'images of another size': (TEST_IMAGES, idx_file(3, side=32), FILE),
   'fewer images than announced': (IMAGES, idx_file(12)[:-784], FILE),
-  'more images than announced': (TEST_IMAGES, idx_file(3) + bytes(784), FILE),
   'an absurd count': (IMAGES, struct.pack('>4I', 2051, 2**31, 28, 28), FILE),
 }
 

@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax.data import archives
 from lipnext_jax.data import images
-from lipnext_jax.data import official
 from lipnext_jax.data import records
 from lipnext_jax.data import shards
 from lipnext_jax.data import sources
@@ -26,30 +26,32 @@ def prepared(tmp_path, make, monkeypatch):
   monkeypatch.setattr(shards, 'EXAMPLES_PER_SHARD', 2)
   directory = str(tmp_path / 'cifar10' / '3.0.2')
   items = make.items(6)
-  bad = [item._replace(content=b'') for item in items[2:4]]
-  names = {'label': official.class_names('cifar10')}
-  form = shards.Form(official.SETS['cifar10'], names)
-  splits = {'train': [*items[:2], *bad, *items[2:4]]}
-  shards.write_metadata(
-    directory, form, shards.write_splits(directory, splits, form)
-  )
-  return directory, sorted(glob.glob(f'{directory}/*.array_record*'))
+  (tmp_path / 'text.jpg').write_bytes(b'no image')
+  entry = archives.stat_file(str(tmp_path / 'text.jpg'))
+  bad = [make.items(1)[0]._replace(content=c) for c in (b'', entry)]
+  splits = {'train': [*items[:2], *bad, *items[2:4]], 'test': items[:5]}
+  written = shards.write_splits(directory, splits, make.FORM, workers=2)
+  assert [len(shard.labels) for shard in written['train']] == [2, 0, 2]
+  assert 'is not a JPEG' in written['train'][1].bad[items[0].key]
+  shards.write_metadata(directory, make.FORM, written)
+  return directory, sorted(glob.glob(f'{directory}/*-train.*'))
 
 
 def test_what_was_written_is_read_by_index_and_by_tfds(
   prepared, make, tmp_path
 ):
-  source = records.RecordSource(prepared[0], 'train')
-  theirs = tfds.data_source(
-    'cifar10', split='train', data_dir=str(tmp_path), download=False
-  )
-  assert len(source) == len(theirs) == 4
-  for i in range(4):
-    image = make.pixels(i, 32, 32)
-    for example in (source[i], theirs[i]):
-      np.testing.assert_array_equal(example['image'], image)
-      assert example['label'] == i
-    assert theirs[i]['id'] == f'train_{i:05d}'.encode()
+  for split, count in (('train', 4), ('test', 5)):
+    source = records.RecordSource(prepared[0], split)
+    theirs = tfds.data_source(
+      'cifar10', split=split, data_dir=str(tmp_path), download=False
+    )
+    assert len(source) == len(theirs) == count
+    for i in range(count):
+      image = make.pixels(i, 32, 32)
+      for example in (source[i], theirs[i]):
+        np.testing.assert_array_equal(example['image'], image)
+        assert example['label'] == i
+      assert theirs[i]['id'] == f'train_{i:05d}'.encode()
   assert source[3]['label'].dtype == np.int32
   assert 'tensorflow' not in sys.modules
 
@@ -164,8 +166,8 @@ def test_damaged_shards_are_errors_and_no_garbage(prepared):
 
 def test_missing_parts_and_other_formats_are_refused(prepared, tmp_path):
   directory, paths = prepared
-  with pytest.raises(errors.DataError, match='holds only train'):
-    records.RecordSource(directory, 'test')
+  with pytest.raises(errors.DataError, match='holds only train, test'):
+    records.RecordSource(directory, 'validation')
   with pytest.raises(errors.DataError, match='split train'):
     records.RecordSource(str(tmp_path / 'nowhere'), 'train')
   os.remove(paths[2])
