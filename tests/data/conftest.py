@@ -220,12 +220,14 @@ def idx_files():
   return files, truth
 
 
-def idx(directory, files=None):
+def idx(directory, files=None, level=9):
   """Writes a folder with the four files, compressed like the official ones."""
   files = idx_files()[0] if files is None else files
-  return tree(
-    directory, {f'{n}.gz': gzip.compress(data) for n, data in files.items()}
-  )
+  packed = {
+    f'{name}.gz': gzip.compress(data, level, mtime=0)
+    for name, data in files.items()
+  }
+  return tree(directory, packed)
 
 
 @pytest.fixture(scope='session')
