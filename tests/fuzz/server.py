@@ -6,6 +6,7 @@ module itself then runs as with `python -m`.
 """
 
 import json
+import multiprocessing
 import os
 import runpy
 import signal
@@ -21,35 +22,28 @@ from lipnext_jax.checkpoint import restore  # noqa: F401 (what the modules impor
 SECONDS = 60  # After which a command hangs.
 
 
+def run_module(module, argv, out, err):
+  """Runs a command line in this process; stdin is empty."""
+  signal.alarm(SECONDS)
+  os.dup2(out.fileno(), 1)
+  os.dup2(err.fileno(), 2)
+  sys.argv = [module, *argv]
+  runpy.run_module(module, run_name='__main__', alter_sys=True)
+
+
 def run(module, argv):
   """Forks, runs, collects."""
   begin = time.monotonic()
   with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-    child = os.fork()
-    if not child:
-      signal.alarm(SECONDS)
-      os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-      os.dup2(out.fileno(), 1)
-      os.dup2(err.fileno(), 2)
-      code = 70
-      try:
-        sys.argv = [module, *argv]
-        runpy.run_module(module, run_name='__main__', alter_sys=True)
-        code = 0
-      except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-      except BaseException:
-        sys.excepthook(*sys.exc_info())
-      finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code or 0)
-    _, status = os.waitpid(child, 0)
-    texts = []
+    process = multiprocessing.get_context('fork').Process(
+      target=run_module, args=(module, argv, out, err)
+    )
+    process.start()
+    process.join()
     for file in (out, err):
       file.seek(0)
-      texts.append(file.read().decode(errors='replace'))
-  return [os.waitstatus_to_exitcode(status), *texts, time.monotonic() - begin]
+    texts = [file.read().decode(errors='replace') for file in (out, err)]
+  return [process.exitcode, *texts, time.monotonic() - begin]
 
 
 if __name__ == '__main__':
