@@ -133,31 +133,26 @@ FAULTY = {
 }
 
 
-def overwrite(path, data):
+def overwrite(path, *data):
   writer = array_record_module.ArrayRecordWriter(path, 'group_size:1')
   for one in data:
     writer.write(one)
   writer.close()
 
 
-@pytest.mark.parametrize('message', FAULTY)
-def test_a_damaged_record_is_named_with_its_set_and_split(prepared, message):
+def test_damaged_records_and_shards_are_named_with_their_set(prepared):
   directory, paths = prepared
-  overwrite(paths[0], [record(), record(**FAULTY[message])])
-  source = records.RecordSource(directory, 'train')
-  assert source[0]['label'] == 1
-  with pytest.raises(errors.DataError, match=message) as info:
-    source[1]
-  where = f'{directory}, split train, record 1 (train_00007): '
-  assert str(info.value).startswith(where)
-
-
-def test_damaged_shards_are_errors_and_no_garbage(prepared):
-  directory, paths = prepared
-  overwrite(paths[2], [record(), b'\xff' * 40])  # Bytes that are no example.
+  for message, changes in FAULTY.items():
+    overwrite(paths[0], record(), record(**changes))
+    source = records.RecordSource(directory, 'train')
+    assert source[0]['label'] == 1
+    where = f'{directory}, split train, record 1 .train_00007.: '
+    with pytest.raises(errors.DataError, match=f'^{where}{message}'):
+      source[1]
+  overwrite(paths[2], record(), b'\xff' * 40)  # Bytes that are no example.
   shard = pathlib.Path(paths[0])
   data = shard.read_bytes()
-  shard.write_bytes(data[:300] + b'\x00\xff' * 200 + data[700:])
+  shard.write_bytes(data[:200] + b'\x00\xff' * 200 + data[600:])
   source = records.RecordSource(directory, 'train')
   for index in (0, 3):
     with pytest.raises(errors.DataError, match=f'train, record {index}: '):
