@@ -164,11 +164,8 @@ def read_idx(name: str, source: str, *, allow_partial: bool) -> Contents:
   splits = {}
   for split, prefix in (('train', 'train'), ('test', 't10k')):
     images, labels = (
-      _read_idx_file(name, source, f'{prefix}-{file}', shape, allow_partial)
-      for file, shape in (
-        ('images-idx3-ubyte', (28, 28)),
-        ('labels-idx1-ubyte', ()),
-      )
+      _read_idx_file(name, source, f'{prefix}-{kind}-ubyte', allow_partial)
+      for kind in ('images-idx3', 'labels-idx1')
     )
     if len(images) != len(labels):
       raise errors.DataError(
@@ -183,13 +180,9 @@ def read_idx(name: str, source: str, *, allow_partial: bool) -> Contents:
 
 
 def _read_idx_file(
-  name: str,
-  source: str,
-  file: str,
-  shape: tuple[int, ...],
-  allow_partial: bool,
+  name: str, source: str, file: str, allow_partial: bool
 ) -> np.ndarray:
-  """Reads and verifies a file of uint8 [n, *shape]."""
+  """Reads and verifies a file of uint8 [n, 28, 28], or [n]."""
   path = archives.find(name, source, f'{file}.gz', file)
   data = archives.read(archives.stat_file(path))
   digests = [hashlib.sha256(data).hexdigest()]
@@ -200,6 +193,7 @@ def _read_idx_file(
   if official.IDX_CHECKSUMS[name].isdisjoint(digests):
     problem = f'has the sha256 checksum {digests[-1]}'
     archives.refuse(path, problem, allow_partial=allow_partial)
+  shape = (28, 28) if 'idx3' in file else ()
   start = 4 * (2 + len(shape))
   count, rest = divmod(len(data) - start, math.prod(shape))
   magic = 0x801 + len(shape)  # 0x800, uint8, plus the number of dimensions.

@@ -155,9 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   text = 'leave out images that cannot be stored; count them'
   add('--skip_bad', action='store_true', help=text)
 
-  def run() -> int:
+  def run() -> None:
     prepare(**vars(parser.parse_args(argv)))
-    return 0
 
   return command.run(run)
 
