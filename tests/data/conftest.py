@@ -72,35 +72,27 @@ def cifar_files(name):
 
   The truth is split → [(image, {feature: label})].
   """
-  classes, prefix = {'label': 10}, {'label': ''}
+  keys, classes = [b'labels'], {'label': 10}
   batches = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
   if name == 'cifar100':
+    keys = [b'coarse_labels', b'fine_labels']
     classes = {'coarse_label': 20, 'label': 100}
-    prefix = {'coarse_label': 'coarse_', 'label': 'fine_'}
     batches = ['train', 'test']
-  python, binary, truth, count = {}, {}, {'train': [], 'test': []}, 4
+  python, binary, truth = {}, {}, {'train': [], 'test': []}
   for number, batch in enumerate(batches):
-    seeds = range(100 * number, 100 * number + count)
-    images = np.stack([pixels(seed, 32, 32) for seed in seeds])
-    labels = {
-      feature: [(number + 7 * i) % of for i in range(count)]
-      for feature, of in classes.items()
-    }
-    rows = images.transpose(0, 3, 1, 2).reshape(count, -1)
-    python[batch] = python2_pickle(
-      {
-        b'batch_label': batch.encode(),
-        b'data': rows,
-        **{f'{prefix[f]}labels'.encode(): of for f, of in labels.items()},
-      }
-    )
-    binary[f'{batch}.bin'] = b''.join(
-      bytes([of[i] for of in labels.values()]) + rows[i].tobytes()
-      for i in range(count)
-    )
+    images = np.stack([pixels(100 * number + i, 32, 32) for i in range(4)])
+    rows = images.transpose(0, 3, 1, 2).reshape(4, -1)
+    labels = [
+      [(number + 7 * i) % count for i in range(4)] for count in classes.values()
+    ]
+    values = {b'batch_label': batch.encode(), b'data': rows}
+    values |= dict(zip(keys, labels, strict=True))
+    python[batch] = python2_pickle(values)
+    columns = np.array(labels, np.uint8).T
+    binary[f'{batch}.bin'] = np.hstack([columns, rows]).tobytes()
     truth['test' if 'test' in batch else 'train'] += [
-      (images[i], {feature: of[i] for feature, of in labels.items()})
-      for i in range(count)
+      (image, dict(zip(classes, of_image, strict=True)))
+      for image, of_image in zip(images, columns.tolist(), strict=True)
     ]
   return python, binary, truth
 
