@@ -106,6 +106,10 @@ def test_any_set_that_tfds_prepared_is_read_by_its_name(tmp_path):
       sources.load_dataset(c)
 
 
+def png(height):
+  return images.encode_png(np.ones((height, 32, 3), np.uint8))
+
+
 def record(**changes):
   """Serializes an example of the set, as another program might write it."""
   features = tfds.features.FeaturesDict(
@@ -115,22 +119,17 @@ def record(**changes):
       'label': tfds.features.Scalar(np.int64),
     }
   )
-  good = images.encode_png(np.zeros((32, 32, 3), np.uint8))
-  example = {'id': 'train_00007', 'image': good, 'label': 1} | changes
+  example = {'id': 'train_00007', 'image': png(32), 'label': 1} | changes
   return features.serialize_example(features.encode_example(example))
 
 
-FAULTY = {
-  'cannot be decoded': {
-    'image': images.encode_png(np.ones((32, 32, 3), np.uint8))[:60]
-  },
-  'is not a JPEG': {'image': b'text'},
-  r'is \[31, 32, 3\] instead of \[32, 32, 3\]': {
-    'image': images.encode_png(np.zeros((31, 32, 3), np.uint8))
-  },
-  'has label 10 of 10 classes': {'label': 10},
-  'has label -1 of 10 classes': {'label': -1},
-}
+FAULTY = [  # Changed fields, and what the error says.
+  ({'image': png(32)[:60]}, 'cannot be decoded'),
+  ({'image': b'text'}, 'is not a JPEG'),
+  ({'image': png(31)}, r'is \[31, 32, 3\] instead of \[32, 32, 3\]'),
+  ({'label': 10}, 'has label 10 of 10 classes'),
+  ({'label': -1}, 'has label -1 of 10 classes'),
+]
 
 
 def overwrite(path, *data):
@@ -142,7 +141,7 @@ def overwrite(path, *data):
 
 def test_damaged_records_and_shards_are_named_with_their_set(prepared):
   directory, paths = prepared
-  for message, changes in FAULTY.items():
+  for changes, message in FAULTY:
     overwrite(paths[0], record(), record(**changes))
     source = records.RecordSource(directory, 'train')
     assert source[0]['label'] == 1
@@ -180,17 +179,16 @@ def test_missing_parts_and_other_formats_are_refused(prepared, tmp_path):
 
 
 def test_a_source_survives_pickling_and_threads(prepared, make):
-  source = pickle.loads(
-    pickle.dumps(records.RecordSource(prepared[0], 'train'))
-  )
+  pickled = pickle.dumps(records.RecordSource(prepared[0], 'train'))
+  # Workers get the name of the set, not its records.
+  assert len(pickled) < 500
+  source = pickle.loads(pickled)
   order = [0, 2, 1, 3] * 20
   with futures.ThreadPoolExecutor(4) as threads:
     for i, example in zip(
       order, threads.map(source.__getitem__, order), strict=True
     ):
       np.testing.assert_array_equal(example['image'], make.pixels(i, 32, 32))
-  # Workers get the name of the set, not its records.
-  assert len(pickle.dumps(source)) < 500
 
 
 def test_labels_come_from_the_file_beside_the_shards_if_it_fits(prepared):
