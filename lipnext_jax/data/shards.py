@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 import hashlib
+import itertools
 import os
 from typing import NamedTuple
 
@@ -97,16 +98,8 @@ def write_splits(
   progress = os.path.join(work, 'progress')
   os.makedirs(progress, exist_ok=True)
   name = form.official_set.name
-  jobs: list[tuple[str, str, Sequence[formats.Item]]] = []  # Split, path, part.
-  for split, items in splits.items():
-    count = -(-len(items) // EXAMPLES_PER_SHARD)
-    bounds = np.linspace(0, len(items), count + 1).astype(int)
-    paths = _template(work, name, split).sharded_filepaths(num_shards=count)
-    for path, start, end in zip(paths, bounds[:-1], bounds[1:], strict=True):
-      jobs.append((split, os.fspath(path), items[start:end]))
 
-  def write(job: tuple[str, str, Sequence[formats.Item]]) -> Shard:
-    _, path, part = job
+  def write(path: str, part: Sequence[formats.Item]) -> Shard:
     description = os.path.join(progress, f'{os.path.basename(path)}.json')
     if os.path.exists(description):
       shard = Shard(**files.read_json(description))
@@ -119,16 +112,22 @@ def write_splits(
     files.write_json(description, shard._asdict())
     return shard
 
-  written: dict[str, list[Shard]] = {split: [] for split in splits}
+  written: dict[str, list[Shard]] = {}
   total = sum(map(len, splits.values()))
   with (
     tqdm.tqdm(total=total, unit=' images', desc=name) as bar,
     futures.ThreadPoolExecutor(max(workers, 1)) as pool,
   ):
-    shards = pool.map(write, jobs)  # An error cancels the others.
-    for (split, _, part), shard in zip(jobs, shards, strict=True):
-      written[split].append(shard)
-      bar.update(len(part))
+    for split, items in splits.items():
+      count = -(-len(items) // EXAMPLES_PER_SHARD)
+      bounds = np.linspace(0, len(items), count + 1).astype(int)
+      parts = [items[start:end] for start, end in itertools.pairwise(bounds)]
+      paths = _template(work, name, split).sharded_filepaths(num_shards=count)
+      written[split] = []
+      # An error cancels the shards that wait.
+      for shard in pool.map(write, map(os.fspath, paths), parts):
+        written[split].append(shard)
+        bar.update(len(shard.labels) + len(shard.bad))
   return written
 
 
