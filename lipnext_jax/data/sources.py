@@ -20,6 +20,14 @@ from lipnext_jax.data import official
 from lipnext_jax.data import views
 
 FINAL_SPLITS = ('test', 'validation')
+# Sets whose images may vary in size: they read dataset.image_size and .resize.
+VARYING = ('imagenet', 'imagenet400', 'folder', 'tfds', 'hf')
+# Sets whose classes and splits are read from their files.
+USER_SETS = ('folder', 'tfds', 'hf')
+IMAGE_SIZE = 224  # Side of the crops in pixels if dataset.image_size is 0.
+# Bytes of decoded training images that are kept in memory: CIFAR's are. With
+# worker processes none are, as each would keep its own.
+_CACHE = 2**28
 
 
 class Dataset(NamedTuple):
@@ -151,24 +159,19 @@ def monitor_split(dataset: Dataset, max_train_examples: int) -> views.Source:
 
 
 def _digits(_: ml_collections.ConfigDict) -> Dataset:
-  """Loads scikit-learn's 1797 handwritten digits: 8×8, grey, pixels / 16.
-
-  A fixed stratified split has 1437 training and 360 test examples.
-  """
+  """Loads scikit-learn's digits, pixels / 16: 1437 to train on, 360 to test."""
   from sklearn import datasets  # Slow to import.
   from sklearn import model_selection
 
   digits = datasets.load_digits()
-  images = (digits.images / 16).astype(np.float32)[..., None]
-  labels = digits.target
-  train, test, train_labels, test_labels = model_selection.train_test_split(
-    images, labels, test_size=360, stratify=labels, random_state=0
+  whole = views.ArraySource(
+    (digits.images / 16).astype(np.float32)[..., None], digits.target
+  )
+  train, test = model_selection.train_test_split(
+    np.arange(1797), test_size=360, stratify=whole.labels, random_state=0
   )
   return Dataset(
-    image_shape=(8, 8, 1),
-    num_classes=10,
-    train=views.ArraySource(train, train_labels),
-    test=views.ArraySource(test, test_labels),
+    (8, 8, 1), 10, views.View(whole, train), views.View(whole, test)
   )
 
 
@@ -221,16 +224,6 @@ def _npz(c: ml_collections.ConfigDict) -> Dataset:
   return Dataset(train.images.shape[1:], max(num_classes, 2), train, test)
 
 
-# Sets whose images may vary in size: they read dataset.image_size and .resize.
-VARYING = ('imagenet', 'imagenet400', 'folder', 'tfds', 'hf')
-# Sets whose classes and splits are read from their files.
-USER_SETS = ('folder', 'tfds', 'hf')
-# Bytes of decoded training images that are kept in memory: CIFAR's are. With
-# worker processes none are, as each would keep its own.
-_CACHE = 2**28
-IMAGE_SIZE = 224  # Side of the crops in pixels if dataset.image_size is 0.
-
-
 def _folder(c: ml_collections.ConfigDict) -> Dataset:
   """Opens a folder of images per class."""
   data_dir = _directory(
@@ -248,7 +241,7 @@ def _hf(c: ml_collections.ConfigDict) -> Dataset:
 
   data_dir = _directory(c, 'that `save_to_disk` of Hugging Face datasets wrote')
   splits = hf.load(data_dir)
-  split = _find_test(data_dir, list(splits))
+  split = _find_test(data_dir, [*splits])
   train = hf.HfSource(f'{data_dir}, train', splits['train'])
   test = hf.HfSource(f'{data_dir}, {split}', splits[split]) if split else None
   return _image_set(c, train, test, train.class_names, train.shape)
@@ -299,13 +292,7 @@ def _image_set(
   shape: tuple[int | None, int | None, int],
   notes: tuple[str, ...] = (),
 ) -> Dataset:
-  """Makes a dataset of splits of images on disk.
-
-  A share of each class becomes the test split of a set without one. Images of
-  many sizes are scaled so that the shorter side is `dataset.resize` (0:
-  `dataset.image_size`), and cropped to `dataset.image_size` pixels: at random
-  for training, in the middle for evaluation.
-  """
+  """Makes a dataset of splits on disk; draws a test split if there is none."""
   if test is None:
     kept, held = views.split_classes(
       train.read_labels(), c.test_share, c.split_seed
@@ -352,7 +339,7 @@ def _find_test(data_dir: str, splits: Sequence[str]) -> str | None:
   """Returns the name of the test split, or None; raises without 'train'."""
   if 'train' not in splits:
     raise errors.DataError(
-      f'{data_dir}: has no split called train, only {", ".join(splits)}'
+      f'{data_dir}: has no split called train, only [{", ".join(splits)}]'
     )
   return next((name for name in folder.TEST_SPLITS if name in splits), None)
 
