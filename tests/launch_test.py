@@ -94,18 +94,15 @@ def test_slurm_submits_itself_with_a_process_per_gpu():
   assert srun[-4:] == ['lipnext_jax.main', '--coordinator=auto', *FLAGS]
 
 
-def in_job(**environment):
-  done = run('slurm.sh', *FLAGS, LIPNEXT_IN_JOB='1', **environment)
-  return done.returncode, done.stdout
+def test_slurm_jobs_queue_again_and_run_in_a_container_after_their_setup(fake):
+  def in_job(**environment):
+    done = run('slurm.sh', *FLAGS, LIPNEXT_IN_JOB='1', **environment)
+    return done.returncode, done.stdout
 
-
-def test_slurm_queues_a_run_again_that_saved_a_checkpoint(fake):
+  # A run that saved a checkpoint is queued again.
   path = fake(srun='exit 143', scontrol='echo scontrol "$@"')
   assert in_job(PATH=path, SLURM_JOB_ID='7') == (0, 'scontrol requeue 7\n')
   assert in_job(PATH=fake(srun='exit 2'), SLURM_JOB_ID='7') == (2, '')
-
-
-def test_slurm_runs_in_a_container_after_its_setup_and_not_without(fake):
   # Modules read variables that may be unset, and extend PATH.
   path = fake(srun='echo "$@"')
   setup = f'export OLD=$UNSET PATH={path}'
@@ -118,23 +115,19 @@ def test_slurm_runs_in_a_container_after_its_setup_and_not_without(fake):
   assert in_job(CONTAINER='my.sif', SETUP=f'{setup}; false') == (1, '')
 
 
-def test_tpu_hosts_all_get_the_same_command():
-  done = run('tpu_pod.sh', *FLAGS, DRY_RUN='1', TPU='pod', ZONE='z', SETUP='1')
+def test_tpu_hosts_get_the_same_command_and_a_setup_renews_the_code_alone(
+  tmp_path, fake
+):
+  """A script in place of gcloud has the host in a folder."""
+  pod = {'TPU': 'pod', 'ZONE': 'z', 'SETUP': '1'}
+  done = run('tpu_pod.sh', *FLAGS, DRY_RUN='1', **pod)
   assert done.returncode == 0, done.stderr
   pack, copy, install, start = map(shlex.split, done.stdout.splitlines())
   assert pack[:2] == ['git', '-C']
   assert copy[:5] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'scp']
-  assert pack[-2].removeprefix('--output=') == copy[5]
-  assert copy[6] == 'pod:'
   assert '[train,data,gcs,tpu]' in install[-1]
   assert start[4:8] == ['ssh', 'pod', '--zone=z', '--worker=all']
-  # The remote shell parses the flags as they were given.
-  remote = shlex.split(start[-1].removeprefix('--command='))
-  assert remote[-3:] == ['--coordinator=auto', *FLAGS]
 
-
-def test_a_second_setup_renews_the_code_and_keeps_the_runs(tmp_path, fake):
-  """A script in place of gcloud has the host in a folder."""
   host = tmp_path / 'host'
   old = host / 'lipnext_jax' / 'lipnext_jax'
   for folder in (old, host / 'lipnext_jax' / 'runs'):
@@ -147,17 +140,20 @@ def test_a_second_setup_renews_the_code_and_keeps_the_runs(tmp_path, fake):
     # Makes an environment whose pip and python do nothing.
     python3='mkdir -p .venv/bin\n'
     'for name in pip python; do\n'
-    '  printf \'#!/bin/bash\\necho "$0" "$@" >> log\\n\' > .venv/bin/$name\n'
+    '  printf \'#!/bin/bash\\nprintf "%%s\\\\n" "$0" "$@" >> log\\n\''
+    ' > .venv/bin/$name\n'
     '  chmod +x .venv/bin/$name\ndone',
   )
-  done = run('tpu_pod.sh', *FLAGS, PATH=path, TPU='pod', ZONE='z', SETUP='1')
+  done = run('tpu_pod.sh', *FLAGS, PATH=path, **pod)
   assert done.returncode == 0, done.stderr
   assert not (old / 'old.py').exists()
   assert (old / 'main.py').exists()
   assert (host / 'lipnext_jax' / 'runs' / 'old.py').exists()
-  install, start = (host / 'lipnext_jax' / 'log').read_text().splitlines()
-  assert install.startswith('.venv/bin/pip install')
-  assert '.venv/bin/python -m lipnext_jax.main --coordinator=auto' in start
+  log = (host / 'lipnext_jax' / 'log').read_text().splitlines()
+  assert log[:2] == ['.venv/bin/pip', 'install']
+  # The remote shell parses the flags as they were given.
+  assert log[-6].endswith('/.venv/bin/python')
+  assert log[-5:] == ['-m', 'lipnext_jax.main', '--coordinator=auto', *FLAGS]
 
 
 def test_a_failure_of_one_process_is_the_exit_code(tmp_path, fake):
@@ -165,79 +161,61 @@ def test_a_failure_of_one_process_is_the_exit_code(tmp_path, fake):
   fake(python='[[ "$*" == *--process_id=1* ]] && exit 2\nsleep 1')
   python = str(tmp_path / 'python')
   done = run('local.sh', '2', *FLAGS, PYTHON=python, PORT='1234')
-  assert done.returncode == 2
-  assert done.stderr == ''
+  assert (done.returncode, done.stderr) == (2, '')
 
 
 @pytest.mark.parametrize('processes', ['0', 'two', '9'])
 def test_a_wrong_number_of_processes_is_refused(processes):
   done = run('local.sh', processes, *FLAGS)
-  assert done.returncode == 2
-  assert done.stderr == (
-    f'error: {processes} processes on 8 devices; give a number from 1 to '
-    'DEVICES\n'
-  )
+  wrong = f'{processes} processes on 8 devices; give a number from 1 to DEVICES'
+  assert (done.returncode, done.stderr) == (2, f'error: {wrong}\n')
 
 
-def manifest(**options):
+def make_jobset(**options):
   done = run('gke.sh', *FLAGS, DRY_RUN='1', IMAGE='image:1', **options)
   assert done.returncode == 0, done.stderr
   return yaml.safe_load(done.stdout)
 
 
 def check_jobset(found):
-  """Checks a JobSet by its documentation and its Job by the schema."""
+  """Checks a JobSet by its documentation and its Job by the schema.
+
+  Returns what the Job says of its pods.
+  """
   assert found['apiVersion'] == 'jobset.x-k8s.io/v1alpha2'
   assert set(found) == {'apiVersion', 'kind', 'metadata', 'spec'}
   assert set(found['spec']) == {'failurePolicy', 'replicatedJobs'}
   assert isinstance(found['spec']['failurePolicy']['maxRestarts'], int)
   (job,) = found['spec']['replicatedJobs']
   assert set(job) == {'name', 'replicas', 'template'}
-  kubernetes_validate.validate(
-    {
-      'apiVersion': 'batch/v1',
-      'kind': 'Job',
-      'metadata': {'name': job['name']},
-      **job['template'],
-    },
-    '1.31',
-    strict=True,
-  )
-  return job['template']['spec']
+  whole = {'apiVersion': 'batch/v1', 'kind': 'Job', **job['template']}
+  whole['metadata'] = {'name': job['name']}
+  kubernetes_validate.validate(whole, '1.31', strict=True)
+  return job['template']['spec']['template']['spec']
 
 
-def test_the_manifest_is_valid_and_carries_the_flags():
+def test_the_manifest_is_valid_and_carries_the_flags_and_the_user():
   tpu = {'RESOURCE': 'google.com/tpu', 'CHIPS': '4', 'SELECTOR': 'a=b c=d'}
-  spec = check_jobset(manifest(NODES='4', **tpu))
-  assert spec['completions'] == spec['parallelism'] == 4
-  pod = spec['template']['spec']
+  jobset = make_jobset(NODES='4', RUN_AS='1000', **tpu)
+  pod = check_jobset(jobset)
   assert pod['nodeSelector'] == {'a': 'b', 'c': 'd'}
+  user = dict.fromkeys(('runAsUser', 'runAsGroup', 'fsGroup'), 1000)
+  user['fsGroupChangePolicy'] = 'OnRootMismatch'
+  assert pod['securityContext'] == user
   (container,) = pod['containers']
   assert container['command'][-3:] == ['--coordinator=env', *FLAGS]
   assert container['resources']['limits'] == {'google.com/tpu': '4'}
   names = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
   assert tuple(variable['name'] for variable in container['env']) == names
-
-
-def test_pods_run_as_root_or_as_another_user():
-  root, other = (
-    check_jobset(manifest(**options))['template']['spec']['securityContext']
-    for options in ({}, {'RUN_AS': '1000'})
-  )
-  assert root == {'runAsUser': 0}
-  user = dict.fromkeys(('runAsUser', 'runAsGroup', 'fsGroup'), 1000)
-  assert other == {**user, 'fsGroupChangePolicy': 'OnRootMismatch'}
-
-
-def test_a_field_that_kubernetes_does_not_know_is_found():
-  wrong = manifest()
-  job = wrong['spec']['replicatedJobs'][0]['template']['spec']
+  job = jobset['spec']['replicatedJobs'][0]['template']['spec']
+  assert job['completions'] == job['parallelism'] == 4
+  # A field that Kubernetes does not know is found.
   job['completionsMode'] = job.pop('completionMode')
   with pytest.raises(kubernetes_validate.ValidationError):
-    check_jobset(wrong)
+    check_jobset(jobset)
 
 
-def image():
+def instructions():
   """Returns the instructions of the Dockerfile, [(word, rest)]."""
   lines = (ROOT / 'Dockerfile').read_text().splitlines()
   text = '\n'.join(line for line in lines if not line.startswith('#'))
@@ -246,7 +224,7 @@ def image():
 
 
 def of(word):
-  return [rest for found, rest in image() if found == word]
+  return [rest for found, rest in instructions() if found == word]
 
 
 def test_the_dockerfile_is_clean_and_copies_files_that_exist():
@@ -265,7 +243,7 @@ def test_the_dockerfile_is_clean_and_copies_files_that_exist():
 
 def test_the_layer_of_the_dependencies_can_be_installed(tmp_path):
   """The files copied before it suffice for the package's metadata."""
-  for word, rest in image():
+  for word, rest in instructions():
     if '[$extras]' in rest:
       break
     if word == 'COPY':
@@ -301,7 +279,8 @@ def test_the_image_installs_extras_that_exist(accelerator, fake):
 
 
 def test_the_image_has_what_the_manifest_expects():
-  pod = check_jobset(manifest())['template']['spec']
+  pod = check_jobset(make_jobset())
+  assert pod['securityContext'] == {'runAsUser': 0}
   (container,) = pod['containers']
   assert of('WORKDIR') == [container['workingDir']]
   (entrypoint,) = map(json.loads, of('ENTRYPOINT'))
