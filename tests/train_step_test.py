@@ -1,111 +1,180 @@
+"""The train step as `train.build` makes it, on one mesh and on several.
+
+Tests share one compilation per mesh.
+"""
+
+import collections
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lipnext_jax import certify
+from lipnext_jax import config as config_lib
+from lipnext_jax import errors
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
 from lipnext_jax import train
 from lipnext_jax import train_step as step_lib
+from lipnext_jax.aot import collectives
+from lipnext_jax.aot import flops
 from lipnext_jax.data import sources
 from lipnext_jax.parallel import mesh as mesh_lib
 
-pytestmark = pytest.mark.slow  # Train steps are compiled for a mesh.
+pytestmark = pytest.mark.slow  # A train step is compiled for every mesh.
+
+DEPTH, WIDTH, BATCH, STEPS = 8, 16, 16, 20
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]
+ONE = (1, 1, 1)
+# Options that shorten compilation, which takes longer than the steps.
+QUICK = {
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
 
 
-def batch_of(size=16, seed=0):
+def make_config(sizes=ONE, **fields):
+  c = config_lib.default_config()
+  c.model.depth, c.model.width, c.model.patch_size = DEPTH, WIDTH, 2
+  c.model.m_init, c.model.shift_ratio = 'haar', 1 / 8
+  c.batch_size, c.duration = BATCH, f'{STEPS} steps'
+  c.optimizer.warmup = '2 steps'
+  # Linear in the gradient: Adam's sign-like first steps would lift a rounding
+  # error of a gradient near zero to the size of the learning rate.
+  c.optimizer.name, c.optimizer.learning_rate = 'momentum', 0.03
+  c.optimizer.lookahead_period = 3
+  c.optimizer.retraction_period = '7 steps'
+  c.loss.epsilon, c.loss.epsilon_end = 0.25, 2.0
+  c.mesh.data, c.mesh.fsdp, c.mesh.tensor = sizes
+  c.update_from_flattened_dict(fields)
+  return c
+
+
+def build(config, loss_fn=None):
+  sizes = [config.mesh[axis] for axis in mesh_lib.AXES]
+  devices = jax.devices()[: int(np.prod(sizes))]
+  mesh = mesh_lib.make_mesh(config.mesh, devices)
+  with pytest.MonkeyPatch.context() as patch:
+    if loss_fn is not None:
+      patch.setattr(step_lib, 'build_loss', lambda _: loss_fn)
+    return train.build(config, mesh, sources.describe(config.dataset))
+
+
+def trace(program):
+  return program.train_step.trace(program.abstract, program.batch)
+
+
+def batch_of(seed=0):
   rng = np.random.default_rng(seed)
-  images = rng.random((size, 8, 8, 1)).astype(np.float32)
-  return {'image': images, 'label': (np.arange(size) % 10).astype(np.int32)}
+  image = rng.random((BATCH, 8, 8, 1)).astype(np.float32)
+  return {'image': image, 'label': rng.integers(0, 10, BATCH).astype(np.int32)}
 
 
-class Harness:
-  """The train step of a tiny config on a mesh, as `train.py` builds it."""
+class Run:
+  """The compiled program of a config, and 20 steps of it."""
 
   def __init__(self, config, loss_fn=None):
-    config.mesh.data, config.mesh.fsdp = 4, 2
-    config.batch_size = 16
-    config.duration, config.optimizer.warmup = '20 steps', '2 steps'
-    config.loss.epsilon_end = 2.0
-    mesh = mesh_lib.make_mesh(config.mesh)
-    with pytest.MonkeyPatch.context() as patch:
-      if loss_fn is not None:
-        patch.setattr(step_lib, 'build_loss', lambda _: loss_fn)
-      program = train.build(config, mesh, sources.describe(config.dataset))
-    self.program = program
-    self.on_batch = mesh_lib.batch_sharding(mesh)
-    self.step = program.train_step
+    self.program = build(config, loss_fn)
+    self.compiled = trace(self.program).lower().compile(QUICK)
 
   def start(self):
     """A fresh state: a step donates the one that it is given."""
     return self.program.init(jax.random.key(0))
 
-  def run(self, state, *batches):
+  def take(self, state, *batches):
+    on_batch = mesh_lib.batch_sharding(self.program.mesh)
     for batch in batches:
-      state = self.step(state, mesh_lib.put_batch(batch, self.on_batch))
+      state = self.compiled(state, mesh_lib.put_batch(batch, on_batch))
     return state
+
+  @functools.cached_property
+  def end(self):
+    """The losses of 20 steps, and the state after them.
+
+    All meshes start with the same arrays, since a sharded initialisation may
+    round differently.
+    """
+    state, losses = place(start(), self.program), []
+    for step in range(STEPS):
+      state = state._replace(sums=self.program.zero_sums())
+      state = self.take(state, batch_of(step))
+      losses.append(float(state.sums.loss))
+    return np.array(losses), state
+
+
+@functools.cache
+def start():
+  return jax.device_get(build(make_config()).init(jax.random.key(0)))
+
+
+def place(state, program):
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
+  return jax.device_put(state, shardings)
+
+
+@functools.cache
+def run_on(*sizes):
+  return Run(make_config(sizes))
 
 
 @pytest.fixture(scope='module')
-def harness(make_tiny_config):
-  """Compiled once for all tests."""
-  return Harness(make_tiny_config())
+def run():
+  return run_on(2, 4, 1)
 
 
-def test_one_compilation_and_stable_shapes_dtypes_and_shardings(harness):
+def test_one_compilation_and_stable_shapes_dtypes_and_shardings(run):
   def describe(state):
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), state)
 
-  state = harness.start()
+  state, step = run.start(), run.program.train_step
   before, r = describe(state), state.params['blocks']['R']
-  batch = mesh_lib.put_batch(batch_of(), harness.on_batch)
-  memory = harness.step.lower(state, batch).compile().memory_analysis()
-  state = harness.run(state, *(batch_of(seed=i) for i in range(4)))
-  assert harness.step._cache_size() == 1
+  on_batch = mesh_lib.batch_sharding(run.program.mesh)
+  for seed in range(4):
+    state = step(state, mesh_lib.put_batch(batch_of(seed), on_batch))
+  assert step._cache_size() == 1
   assert describe(state) == before
   assert int(state.step) == 4
   # Donated as a whole, in spite of the branch of skipped steps.
   assert r.is_deleted()
-  held = sum(
-    x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state)
-  )
-  assert memory.alias_size_in_bytes >= held
+  shards = [x.addressable_shards[0] for x in jax.tree.leaves(state)]
+  held = sum(shard.data.nbytes for shard in shards)
+  assert run.compiled.memory_analysis().alias_size_in_bytes >= held
 
 
-def test_parameters_are_born_in_their_shardings(harness):
-  state = harness.start()
+def test_parameters_are_born_in_their_shardings(run):
+  state = run.start()
   slow = optim.slow_params(state.opt_state, state.params)
   for params in (state.params, slow):
-    # 2 layers over fsdp; data, which would not divide them, is left out.
+    # 8 layers over 8 devices.
     shards = params['blocks']['R'].addressable_shards
-    assert {s.data.shape for s in shards} == {(1, 4, 16)}
+    assert {s.data.shape for s in shards} == {(1, 8, 16)}
   # No device holds a whole stack, not even as a temporary of init.
-  lowered = harness.program.init.lower(jax.random.key(0))
+  lowered = run.program.init.lower(jax.random.key(0))
   memory = lowered.compile().memory_analysis()
   whole = sum(x.nbytes for x in jax.tree.leaves(state))
   assert memory.output_size_in_bytes < 0.75 * whole
 
 
-def test_sums_count_what_they_say(harness):
-  start = harness.start()
-  params = jax.device_get(start.params)
-  batch = batch_of(seed=0)
-  model = harness.program.model
-  logits = np.asarray(model.apply({'params': params}, batch['image']))
-  rows = np.asarray(models.head_kernel({'params': params}))
+def test_sums_count_what_they_say(run):
+  first, batch = run.start(), batch_of()
+  params = jax.device_get(first.params)
+  logits = run.program.model.apply({'params': params}, batch['image'])
+  rows = models.head_kernel({'params': params})
   predictions, radii = certify.certified_radius(logits, rows)
-  correct = np.sum(predictions == batch['label'])
-  certified = np.sum((predictions == batch['label']) & (radii > 0.25))
-  sums = jax.device_get(harness.run(start, batch).sums)
-  assert (sums.steps, sums.examples) == (1, 16)
-  assert (sums.correct, sums.certified) == (correct, certified)
-  loss = losses.emma_loss(
-    jnp.asarray(logits), batch['label'], jnp.asarray(rows), 0.25 * 0.1
-  )
+  correct = predictions == batch['label']
+  sums = jax.device_get(run.take(first, batch).sums)
+  assert (sums.steps, sums.examples) == (1, BATCH)
+  assert (sums.correct, sums.certified) == (
+    np.sum(correct), np.sum(correct & (radii > 0.25))
+  )  # fmt: skip
+  loss = losses.emma_loss(logits, batch['label'], rows, 0.25 * 0.1)
   assert sums.loss == pytest.approx(float(loss), rel=1e-5)
-  assert sums.means()['train/clean'] == pytest.approx(100 * correct / 16)
+  clean = 100 * np.mean(correct)
+  assert sums.means()['train/clean'] == pytest.approx(clean)
 
 
 def bad_gradient_loss(logits, *rest):
@@ -120,19 +189,17 @@ def batch_with_nan():
 
 
 @pytest.mark.parametrize('fault', ['loss', 'gradient'])
-def test_a_step_that_is_not_finite_is_skipped_and_counted(
-  harness, tiny_config, fault
-):
+def test_a_step_that_is_not_finite_is_skipped_and_counted(run, fault):
   """Parameters and both optimizers' state stay as they are, bit for bit."""
   if fault == 'gradient':
-    harness = Harness(tiny_config, loss_fn=bad_gradient_loss)
-    state, batch = harness.start(), batch_of()
+    run = Run(make_config((2, 4, 1)), bad_gradient_loss)
+    state, batch = run.start(), batch_of()
   else:
-    state = harness.run(harness.start(), batch_of(seed=0), batch_of(seed=1))
+    state = run.take(run.start(), batch_of(0), batch_of(1))
     batch = batch_with_nan()
   for row in (1, 2):
     before = jax.device_get(state)
-    state = harness.run(state, batch)
+    state = run.take(state, batch)
     after = jax.device_get(state)
     same = jax.tree.map(np.array_equal, before[1:3], after[1:3])
     assert all(jax.tree.leaves(same))  # Parameters, optimizer.
@@ -143,34 +210,32 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
   assert ('train/loss' in means) == (fault == 'loss')  # From the first two.
   assert np.isfinite(list(means.values())).all()
   if fault == 'loss':
-    later = jax.device_get(harness.run(state, batch_of()))
+    later = jax.device_get(run.take(state, batch_of()))
     assert later.health.in_a_row == 0
-    r, moved = (s.params['blocks']['R'] for s in (after, later))
-    assert not np.array_equal(r, moved)
+    assert largest_difference(after.params, later.params) > 0
 
 
-def test_a_step_that_always_updates_is_found_out(tiny_config, monkeypatch):
+def test_a_step_that_always_updates_is_found_out(monkeypatch):
   """Planted fault: if NaN passed as finite, one batch would spoil the state."""
   monkeypatch.setattr(jnp, 'isfinite', lambda x: jnp.ones_like(x, bool))
-  harness = Harness(tiny_config)
-  after = harness.run(harness.start(), batch_with_nan())
+  run = Run(make_config((2, 4, 1)))
+  after = run.take(run.start(), batch_with_nan())
   assert np.isnan(after.params['blocks']['bias']).all()
 
 
-def test_a_loss_spike_is_counted(harness):
-  state = harness.run(harness.start(), batch_of())
-  loss = float(state.sums.loss)
+def test_a_loss_spike_is_counted(run):
+  loss = float(run.take(run.start(), batch_of()).sums.loss)
   for factor, spikes in ((0.5, 0.0), (0.1, 1.0)):
-    state = harness.run(harness.start(), batch_of())
+    state = run.start()
     mean = jnp.float32(factor * loss)
     health = state.health._replace(counted=jnp.int32(100), loss=mean)
     health = jax.device_put(health, state.step.sharding)
     state = state._replace(health=health)
-    assert harness.run(state, batch_of()).sums.spikes == spikes
+    assert run.take(state, batch_of()).sums.spikes == spikes
 
 
-def test_every_loss_is_built_with_its_own_fields(tiny_config):
-  c = tiny_config.loss
+def test_every_loss_is_built_with_its_own_fields():
+  c = make_config().loss
   c.logit_scale = 3.0
   c.trades_weight, c.annealing_gamma = 0.5, 2.0
   c.annealing_offset, c.annealing_temperature = 1.0, 0.5
@@ -185,40 +250,199 @@ def test_every_loss_is_built_with_its_own_fields(tiny_config):
     assert built.keywords == {'logit_scale': 3.0, **own.get(name, {})}
 
 
-def test_monitor_reports_what_the_last_step_used(harness, tiny_config):
-  state = harness.run(harness.start(), *(batch_of(seed=i) for i in range(3)))
-  program = harness.program
+def test_monitor_reports_what_the_last_step_used(run):
+  state = run.take(run.start(), *map(batch_of, range(3)))
+  program = run.program
   monitored = program.monitor(state)
   assert monitored['train/epsilon'] == program.parts.epsilon_fn(2)
   # Two steps of warm-up: the rate is at its peak.
-  peak = np.float32(tiny_config.optimizer.learning_rate)
-  assert monitored['train/learning_rate'] == peak
+  assert monitored['train/learning_rate'] == np.float32(0.03)
   assert monitored['train/orthogonality_error'] < 1e-5
   # A matrix off the manifold shows.
   scaled = state.params['blocks']['M'].at[1].mul(1.001)
   params = state.params | {'blocks': state.params['blocks'] | {'M': scaled}}
-  error = program.monitor(state._replace(params=params))[
-    'train/orthogonality_error'
-  ]
-  assert float(error) == pytest.approx(1.001**2 - 1, rel=1e-2)
+  monitored = program.monitor(state._replace(params=params))
+  error = float(monitored['train/orthogonality_error'])
+  assert error == pytest.approx(1.001**2 - 1, rel=1e-2)
 
 
-def test_the_loss_is_told_the_radius_that_the_backbone_stretches_to(
-  tiny_config,
-):
+def test_the_loss_is_told_the_radius_that_the_backbone_stretches_to():
   """LiResNet maps a ball of radius ε into one of radius K·ε."""
-  tiny_config.model.name = 'liresnet'
-  tiny_config.model.baseline.dense_depth = 1
-
-  def radius_as_loss(logits, labels, head_kernel, epsilon):
-    del logits, labels, head_kernel
-    return epsilon
-
-  harness = Harness(tiny_config, loss_fn=radius_as_loss)
-  state = harness.start()
-  constant = float(jax.jit(harness.program.model.lipschitz)(state.params))
+  config = make_config((2, 4, 1), **{'model.name': 'liresnet'})
+  config.model.depth = config.model.baseline.dense_depth = 1
+  run = Run(config, lambda logits, labels, head_kernel, epsilon: epsilon)
+  state = run.start()
+  constant = float(jax.jit(run.program.model.lipschitz)(state.params))
   assert constant > 1.2
-  sums = harness.run(state, batch_of()).sums
+  sums = run.take(state, batch_of()).sums
   # ε_0 = 0.25·0.1.
   assert float(sums.loss) == pytest.approx(0.025 * constant, rel=1e-5)
   assert float(sums.grad_norm) > 0  # K is trained through the loss.
+
+
+# -- On several meshes --------------------------------------------------------
+
+
+def largest_difference(a, b):
+  a, b = map(jax.device_get, (a, b))
+  differences = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b)
+  return max(jax.tree.leaves(differences))
+
+
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def test_every_mesh_makes_the_run_of_one_device(sizes):
+  (losses, one), (many_losses, many) = run_on(*ONE).end, run_on(*sizes).end
+  np.testing.assert_allclose(many_losses, losses, atol=1e-5)
+  assert largest_difference(many.params, one.params) < 1e-5
+  # Training moved them much further.
+  assert largest_difference(one.params, start().params) > 1e-2
+
+
+def test_another_batch_is_told_apart():
+  """The tolerance tells apart runs that differ in one of 320 examples."""
+  run, batch = run_on(2, 2, 2), batch_of()
+  batch['image'][3] = batch['image'][4]
+  state = run.take(place(start(), run.program), batch)
+  assert abs(float(state.sums.loss) - run_on(*ONE).end[0][0]) > 1e-4
+
+
+def sent_by(run):
+  return collectives.read(run.compiled.as_text())
+
+
+def large_transfers(run):
+  """Returns {(kind, devices): number} of transfers at least as large as R."""
+  counts = collections.Counter()
+  for c in sent_by(run):
+    if c.size * c.trips >= WIDTH * WIDTH * 4 // 2:  # Half of M, at α = 1/8.
+      counts[c.kind, c.group] += c.trips
+  return counts
+
+
+# R and M each move to the layout of a step and back by an all-to-all.
+SWAPS = 4
+# R and M of a layer are gathered in forward and again in backward; their
+# gradients are scattered.
+GATHERS, SCATTERS = 4 * DEPTH, 2 * DEPTH
+
+
+@pytest.mark.parametrize('replicas', [1, 2])
+def test_a_step_sends_each_matrix_as_often_as_intended(replicas):
+  rows = 8 // replicas
+  found = large_transfers(run_on(replicas, rows, 1))
+  # Gradients of stem, head, biases and positions, together or by layers.
+  assert found.pop(('all-reduce', 8)) <= 2 + DEPTH
+  if replicas > 1:
+    # Replicas exchange rows of gradients and the working copy. The compiler may
+    # join the gradients of R and M.
+    assert found.pop(('all-reduce', replicas)) in (DEPTH, 2 * DEPTH)
+    assert found.pop(('all-gather', replicas)) == 2
+  assert found == {
+    ('all-to-all', rows): SWAPS,
+    ('all-gather', rows): GATHERS,
+    ('reduce-scatter', rows): SCATTERS,
+  }
+
+
+def test_with_width_shards_layers_still_swap_without_being_gathered():
+  run = run_on(2, 2, 2)
+  found = large_transfers(run)
+  swaps = sum(n for (kind, _), n in found.items() if kind == 'all-to-all')
+  # One over the rows and one over the width, unless the compiler joins them.
+  assert SWAPS <= swaps <= 2 * SWAPS
+  assert not any(kind == 'collective-permute' for kind, _ in found)
+  moved = [c for c in sent_by(run) if c.op_name.endswith('sharding_constraint')]
+  # Only the working copy is gathered, over the two replicas.
+  stacks = [c for c in moved if c.size >= WIDTH * WIDTH * 4]
+  assert {c.group for c in stacks if c.kind == 'all-gather'} == {2}
+
+
+@pytest.mark.parametrize('sizes', [(1, 8, 1), (2, 2, 2)], ids=str)
+def test_nothing_is_sent_inside_the_manifold_update(sizes):
+  inside = [c for c in sent_by(run_on(*sizes)) if 'optimizer/' in c.op_name]
+  # The norm of the gradient for the clip, and Euclidean leaves joined with it.
+  assert all(c.kind == 'all-reduce' and c.trips == 1 for c in inside)
+  assert not any('shard_map' in c.op_name for c in inside)
+
+
+def test_the_update_of_stacks_falls_as_one_over_the_devices():
+  """Devices share the update of stacks, and each one updates Q."""
+  shared, copied = {}, {}
+  for sizes in [ONE, (1, 2, 1), (2, 2, 1), (1, 8, 1), (2, 2, 2)]:
+    config = make_config(sizes)
+    jaxpr = trace(build(config)).jaxpr
+    shared[sizes] = flops.count(jaxpr, 'optimizer').total
+    devices = int(np.prod(sizes))
+    every = flops.count(jaxpr, 'optimizer', copies=devices).total
+    copied[sizes] = (every - shared[sizes]) / max(devices - 1, 1)
+  assert shared[ONE] > 0
+  assert set(shared.values()) == {shared[ONE]}
+  # Q has the size of M. R has half of its rows, which saves half of 2·C³ in XᵀG
+  # and in the product with X.
+  del copied[ONE]
+  (q,) = set(copied.values())
+  assert shared[ONE] == q + DEPTH * (2 * q - 2 * WIDTH**3)
+  # 3 layers do not split over 8 replicas: each updates all of them.
+  config = make_config((8, 1, 1), **{'model.depth': 3})
+  jaxpr = trace(build(config)).jaxpr
+  assert flops.count(jaxpr, 'optimizer', copies=8).total == 8 * (
+    q + 3 * (2 * q - 2 * WIDTH**3)
+  )
+
+
+def test_microbatches_add_up_to_the_batch():
+  with pytest.raises(errors.ConfigError, match=r'batch_size=16.*3 micro.*24'):
+    build(make_config((2, 2, 2), microbatches=3))
+  losses, whole = run_on(*ONE).end
+  part_losses, parts = Run(make_config((2, 2, 2), microbatches=2)).end
+  np.testing.assert_allclose(part_losses, losses, atol=1e-5)
+  assert largest_difference(parts.params, whole.params) < 1e-5
+
+
+def test_evaluation_gets_retracted_weights_in_the_layout_of_a_step():
+  run = run_on(2, 2, 2)
+  params = run.program.certified_params(run.end[1])
+  r, m = params['blocks']['R'], params['blocks']['M']
+  assert {s.data.shape for s in r.addressable_shards} == {(DEPTH, 8, 4)}
+  assert {s.data.shape for s in m.addressable_shards} == {(DEPTH, 8, 8)}
+  state = jax.device_get(run.end[1])
+  slow = optim.slow_params(state.opt_state, state.params)
+  expected = jax.tree.map(
+    lambda x, label: (
+      optim.polar_retract(x, 'svd') if label == 'orthogonal' else x
+    ),
+    slow,
+    optim.orthogonal_labels(slow),
+  )
+  assert largest_difference(params, expected) < 1e-6
+  assert optim.orthogonality_error(r).max() < 1e-6
+  # Step 20 is no multiple of the periods 3 and 7: slow weights differ from fast
+  # ones, and are not retracted.
+  assert largest_difference(state.params, expected) > 1e-3
+  assert largest_difference(slow, expected) > 1e-7
+
+
+def test_bfloat16_gathers_are_bfloat16_and_gradients_what_was_chosen():
+  for chosen, name in (('float32', 'f32'), ('bfloat16', 'bf16')):
+    config = make_config(
+      (1, 8, 1), **{'model.dtype': 'bfloat16', 'reduce_dtype': chosen}
+    )
+    text = trace(build(config)).lower().as_text()
+    kinds = dict.fromkeys(('all_gather', 'reduce_scatter', 'all_to_all'))
+    for kind in kinds:
+      pattern = rf'stablehlo\.{kind}"?\(.*?-> tensor<[\dx]*x(\w+)>'
+      kinds[kind] = set(re.findall(pattern, text, flags=re.DOTALL))
+    assert kinds['all_gather'] == {'bf16'}
+    assert kinds['reduce_scatter'] == {name}
+
+
+def test_first_moments_can_be_bfloat16():
+  fields = {'optimizer.mu_dtype': 'bfloat16', 'optimizer.name': 'nadam'}
+  state = build(make_config(**fields)).abstract
+  leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+  moments = [
+    leaf.dtype.name
+    for path, leaf in leaves
+    if '.mu[' in jax.tree_util.keystr(path)
+  ]
+  assert moments == ['bfloat16'] * len(jax.tree.leaves(state.params))

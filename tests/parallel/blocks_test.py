@@ -1,4 +1,4 @@
-"""The block on a mesh; that it is the plain one over 20 steps: program_test."""
+"""The block on a mesh; train_step_test compares runs of 20 steps."""
 
 import jax
 import jax.numpy as jnp
