@@ -5,15 +5,7 @@
 
 import json
 
-import pytest
-
 from lipnext_jax.checkpoint import manifest
-
-
-@pytest.fixture
-def directory(workdir):
-  """A checkpoint that Orbax wrote, with its manifest."""
-  return workdir / 'checkpoints' / '8'
 
 
 def flipped(data, at):
@@ -22,35 +14,32 @@ def flipped(data, at):
   return bytes(data)
 
 
-KINDS = {
-  'emptied': lambda data: b'',
-  'truncated': lambda data: data[: len(data) // 2],
-  'extended': lambda data: data + b'x',
-  'first bit': lambda data: flipped(data, 0),
-  'some bit': lambda data: flipped(data, len(data) // 3),
-  'last bit': lambda data: flipped(data, len(data) - 1),
-}
-
-
-def test_every_damage_to_every_file_is_found(directory):
+def test_every_damage_to_every_file_is_found(workdir):
+  directory = workdir / 'checkpoints' / '8'
   tried = 0
   for path in [p for p in directory.rglob('*') if p.is_file()]:
     name, whole = str(path.relative_to(directory)), path.read_bytes()
-    for kind, change in KINDS.items():
-      if whole and (changed := change(whole)) != whole:
+    bits = {0, len(whole) // 3, len(whole) - 1} if whole else ()
+    for changed in (
+      whole[: len(whole) // 2],
+      whole + b'x',
+      *(flipped(whole, at) for at in bits),
+    ):
+      if whole and changed != whole:
         path.write_bytes(changed)
-        assert name in manifest.find_damage(str(directory)), (name, kind)
+        assert name in manifest.find_damage(str(directory)), name
         tried += 1
     path.unlink()
     assert name in manifest.find_damage(str(directory)), name
     path.write_bytes(whole)
-  assert tried > 60
+  assert tried > 50
   assert manifest.find_damage(str(directory)) is None
   (directory / 'extra').touch()
   assert manifest.find_damage(str(directory)) == 'extra does not belong to it'
 
 
-def test_a_changed_manifest_does_not_verify(directory):
+def test_a_changed_manifest_does_not_verify(workdir):
+  directory = workdir / 'checkpoints' / '8'
   path = directory / 'manifest.json'
   fields = json.loads(path.read_text())
   path.write_text(json.dumps({**fields, 'config_hash': 'x'}))
