@@ -83,8 +83,7 @@ def test_each_warning_is_a_line(name, value, parts):
   watch = make_watch(loss_spike=3.0, drift=1e-3)
   assert observe(watch, 10) == []
   (line,) = observe(watch, 20, **{name: value})
-  for part in parts:
-    assert part in line
+  assert all(part in line for part in parts)
   # Without a limit, nothing is drift.
   lines = observe(make_watch(drift=0.0), 10, **{name: value})
   assert len(lines) == (name != 'orthogonality_error')

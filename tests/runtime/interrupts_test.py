@@ -1,6 +1,5 @@
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -19,7 +18,7 @@ def test_the_first_signal_is_remembered_until_the_step_ends(signum):
   assert signal.getsignal(signum) is before
 
 
-def test_the_second_signal_ends_the_process_at_once():
+def test_the_second_signal_ends_the_process_at_once(run_command):
   code = """
 import os, signal, time
 from lipnext_jax.runtime import interrupts
@@ -28,14 +27,7 @@ with interrupts.Interrupts() as watching:
   print(watching.received(1), flush=True)
   os.kill(os.getpid(), signal.SIGTERM)
   time.sleep(60)
-print('never')
 """
-  done = subprocess.run(
-    [sys.executable, '-c', code],
-    capture_output=True,
-    text=True,
-    timeout=50,
-    check=False,
-  )
+  done = run_command([sys.executable, '-c', code])
   assert done.returncode == 143
   assert done.stdout.split() == [str(int(signal.SIGINT))]
