@@ -42,29 +42,24 @@ def test_one_device_gets_what_the_mesh_evaluated(trained_run):
   assert np.max(np.abs(radii - table[:, 3])) > 1e-4
 
 
-def test_what_is_no_run_is_refused(trained_run, tmp_path):
-  workdir, _, _ = trained_run
-  shutil.copy(f'{workdir}/config.json', tmp_path)
-  for change in ({'image_shape': [0, 8, 1]}, {'num_classes': 8.5}):
-    with open(f'{workdir}/run.json') as file:
-      starts = json.load(file)
-    starts[-1]['data'].update(change)
-    (tmp_path / 'run.json').write_text(json.dumps(starts))
-    with pytest.raises(errors.ConfigError, match=r'no run\.json that describe'):
-      restore.restore(str(tmp_path))
-  shutil.copy(f'{workdir}/run.json', tmp_path)
-  with pytest.raises(errors.ConfigError, match='holds no checkpoint'):
-    restore.restore(str(tmp_path))
-
-
-def test_a_config_that_did_not_make_the_weights_is_refused(
+def test_what_is_no_run_or_did_not_make_the_weights_is_refused(
   trained_run, tmp_path
 ):
-  """All arrays have the same shapes, but the function is another."""
-  workdir, _, _ = trained_run
-  shutil.copytree(workdir, tmp_path / 'run')
-  path = tmp_path / 'run' / 'config.json'
-  fields = json.loads(path.read_text()) | {'model.beta': 0.25}
-  path.write_text(json.dumps(fields))
+  workdir = tmp_path / 'run'
+  shutil.copytree(trained_run[0], workdir)
+  path = workdir / 'config.json'
+  stored = path.read_text()
+  # All arrays have the same shapes, but the function is another.
+  path.write_text(json.dumps(json.loads(stored) | {'model.beta': 0.25}))
   with pytest.raises(errors.CheckpointError, match='another config'):
-    restore.restore(str(tmp_path / 'run'))
+    restore.restore(str(workdir))
+  path.write_text(stored)
+  shutil.rmtree(workdir / 'checkpoints')
+  with pytest.raises(errors.ConfigError, match='holds no checkpoint'):
+    restore.restore(str(workdir))
+  starts = json.loads((workdir / 'run.json').read_text())
+  for change in ({'image_shape': [0, 8, 1]}, {'num_classes': 8.5}):
+    changed = starts[-1] | {'data': starts[-1]['data'] | change}
+    (workdir / 'run.json').write_text(json.dumps([changed]))
+    with pytest.raises(errors.ConfigError, match=r'no run\.json that describe'):
+      restore.restore(str(workdir))
