@@ -1,8 +1,12 @@
-"""Starts runs of the command line in processes of their own."""
+"""Starts runs of the command line, and reads what they saved."""
 
 import pathlib
 import subprocess
 import sys
+
+import jax
+import numpy as np
+from orbax import checkpoint as ocp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -24,4 +28,19 @@ def launch(config, workdir, *flags, stderr=None):
     stdout=subprocess.DEVNULL,
     stderr=stderr,
     text=True,
+  )
+
+
+def stored_arrays(workdir, step):
+  """Returns all arrays of a checkpoint, read without what wrote it."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.restore(f'{workdir}/checkpoints/{step}/default')
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def same_arrays(a, b):
+  """Returns whether two lists of arrays are equal bit for bit."""
+  pairs = zip(a, b, strict=True)
+  return all(
+    np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs
   )

@@ -6,9 +6,12 @@ epath, gcsfs, google-cloud-storage and tensorboardX.
 
 import importlib.util
 import signal
+import threading
 
 import pytest
 
+from benchmarks.runs import same_arrays
+from benchmarks.runs import stored_arrays
 from lipnext_jax import checkpoint
 from lipnext_jax import errors
 from lipnext_jax import files
@@ -22,7 +25,6 @@ from lipnext_jax.runtime import interrupts
 from tests import bucket as fake
 from tests.runs import read
 from tests.runs import read_metrics
-from tests.runs import same_arrays
 
 pytestmark = [
   pytest.mark.slow,  # It trains.
@@ -47,7 +49,9 @@ def bucket():
     patch.setenv('GOOGLE_CLOUD_PROJECT', 'none')
     # Asks for the kind of a bucket over gRPC, which is not faked.
     patch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+    threading.Thread(target=served.serve_forever, args=(0.01,)).start()
     yield served
+    served.shutdown()
 
 
 @pytest.fixture(scope='module')
@@ -63,10 +67,10 @@ def resumed(bucket, trained_run):
     with pytest.raises(interrupts.StoppedError, match='step 2 is saved'):
       train.train_and_evaluate(config, RUN)
   # A kill during the next save: all of it is there but for Orbax' last word.
-  for name, (_, content) in list(bucket.objects.items()):
+  for name, content in list(bucket.objects.items()):
     torn = name.replace('checkpoints/2/', 'checkpoints/3/')
     if torn != name and not name.endswith('checkpoints/2/commit_success.txt'):
-      bucket.write(torn, content)
+      bucket.objects[torn] = content
   assert checkpoint.CheckpointReader(RUN).list_steps() == [2]
   return train.train_and_evaluate(config, RUN)
 
@@ -76,13 +80,14 @@ def test_resuming_in_a_bucket_ends_in_the_bits_of_a_run_on_disk(
 ):
   disk, summary, _ = trained_run
   assert resumed == summary == files.read_json(f'{RUN}/eval.json')
-  assert same_arrays(RUN, 4, disk, 4)
+  assert same_arrays(stored_arrays(RUN, 4), stored_arrays(disk, 4))
   assert read(RUN, 'radii.csv') == read(disk, 'radii.csv')
   assert read_metrics(RUN) == read_metrics(disk)
   assert len(read_metrics(disk)) == 5
   # A kill after a checkpoint loses no line of the steps before it.
+  written = list(bucket.objects)
   metrics, committed = (
-    bucket.written.index(f'runs/x/{name}')
+    written.index(f'runs/x/{name}')
     for name in ('metrics.jsonl', 'checkpoints/2/commit_success.txt')
   )
   assert metrics < committed
@@ -102,14 +107,11 @@ def test_other_programs_read_a_run_in_a_bucket(capsys):
 def test_a_damaged_checkpoint_is_not_used_and_set_aside(
   bucket, trained_run, resumed, capsys
 ):
-  name = max(
-    (name for name in bucket.objects if 'checkpoints/4/' in name),
-    key=lambda name: len(bucket.objects[name][1]),
-  )
-  content = bytearray(bucket.objects[name][1])
-  content[len(content) // 2] ^= 1
-  bucket.write(name, bytes(content))
   whole = {name for name in bucket.objects if 'checkpoints/4/' in name}
+  name = max(whole, key=lambda name: len(bucket.objects[name]))
+  content = bytearray(bucket.objects[name])
+  content[len(content) // 2] ^= 1
+  bucket.objects[name] = bytes(content)
   summary = train.train_and_evaluate(trained_run[2], RUN, train=False)
   assert (summary['step'], resumed['step']) == (2, 4)
   assert 'checkpoint 4 is damaged' in capsys.readouterr().err
@@ -130,16 +132,14 @@ def test_another_config_is_refused_in_a_bucket_too(trained_run):
     checkpoint.check_workdir(RUN, other)
 
 
-@pytest.mark.usefixtures('bucket')
-def test_a_bucket_that_is_not_there_is_one_line():
+@pytest.mark.parametrize('status', [401, 403])
+def test_a_bucket_that_refuses_or_is_not_there_is_one_line(
+  bucket, monkeypatch, status
+):
+  """No run starts from scratch for that, and no checkpoint is damaged."""
   with pytest.raises(OSError, match='other') as refused:
     checkpoint.Lock('gs://other/x').acquire()
   assert isinstance(command.explain(refused.value), errors.WorkdirError)
-
-
-@pytest.mark.parametrize('status', [401, 403])
-def test_a_bucket_that_refuses_is_one_line(bucket, monkeypatch, status):
-  """No run starts from scratch for that, and no checkpoint is damaged."""
   monkeypatch.setattr(bucket, 'refusal', status)
   for call in (
     lambda: checkpoint.check_workdir(RUN, None),

@@ -10,6 +10,7 @@ from PIL import Image
 import pytest
 
 from lipnext_jax import certify
+from tests.runs import read
 
 JOURNEY = """
 import os
@@ -77,8 +78,8 @@ def test_a_folder_becomes_a_predictor_that_agrees_on_every_file(
     rest = rest[end:].lstrip()
   by_run, by_predictor = found
   assert len(by_run) == 24
-  with open(f'{home}/run/radii.csv', newline='', encoding='utf-8') as file:
-    rows = list(csv.DictReader(file))
+  run = f'{home}/run'
+  rows = list(csv.DictReader(read(run, 'radii.csv').splitlines()))
   assert len(rows) == 4
   for row in rows:
     assert row['label_name'] == row['file'].split('/')[0]
@@ -95,10 +96,8 @@ def test_a_folder_becomes_a_predictor_that_agrees_on_every_file(
   predictor = certify.load_predictor(f'{home}/x.lipnext')
   assert predictor.class_names == ('night <b>', 'noon')
   assert predictor.manifest['resize'] == 32
-  with open(f'{home}/run/report.html', encoding='utf-8') as file:
-    page = file.read()
+  page = read(run, 'report.html')
   for part in ('night &lt;b&gt;', rows[0]['file'].split('/')[-1], '36/255'):
     assert part in page
-  with open(f'{home}/run/run.json', encoding='utf-8') as file:
-    data = json.load(file)[-1]['data']
+  data = json.loads(read(run, 'run.json'))[-1]['data']
   assert data['class_names'] == ['night <b>', 'noon']

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
+from benchmarks.runs import same_arrays
+from benchmarks.runs import stored_arrays
 from lipnext_jax import checkpoint
 from lipnext_jax import errors
 from lipnext_jax import losses
@@ -20,8 +22,6 @@ from lipnext_jax import train
 from lipnext_jax.runtime import interrupts
 from tests.runs import read
 from tests.runs import read_metrics
-from tests.runs import same_arrays
-from tests.runs import stored_arrays
 
 pytestmark = pytest.mark.slow  # Nearly every test trains.
 
@@ -32,28 +32,43 @@ def take_lock(workdir):
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def resumable(config, **fields):
+  """Sets a checkpoint every 2 of the 4 steps."""
+  config.checkpoint.every = config.eval.every = '2 steps'
+  config.log.every = '3 steps'
+  config.eval.monitor_examples = 64
+  config.augment.crop_padding = 1
+  config.mesh.data, config.mesh.fsdp = -1, 2
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.fixture
+def config(tiny_config):
+  return resumable(tiny_config)
+
+
 @pytest.fixture(scope='module')
-def resumable(make_tiny_config):
-  """Makes configs with a checkpoint every 2 of their 4 steps."""
-
-  def make(**fields):
-    config = make_tiny_config()
-    config.checkpoint.every = config.eval.every = '2 steps'
-    config.log.every = '3 steps'
-    config.eval.monitor_examples = 64
-    config.augment.crop_padding = 1
-    config.mesh.data, config.mesh.fsdp = -1, 2
-    config.update_from_flattened_dict(fields)
-    return config
-
-  return make
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory, resumable):
+def finished(tmp_path_factory, make_tiny_config):
   """An undisturbed run, and what it returned."""
   workdir = str(tmp_path_factory.mktemp('runs') / 'undisturbed')
-  return workdir, train.train_and_evaluate(resumable(), workdir)
+  return workdir, train.train_and_evaluate(
+    resumable(make_tiny_config()), workdir
+  )
+
+
+def check_same_end(config, workdir, whole, summary):
+  """Checks that resuming in `workdir` ends as the run in `whole` did."""
+  assert train.train_and_evaluate(config, workdir) == summary
+  assert same_arrays(stored_arrays(workdir, 4), stored_arrays(whole, 4))
+
+
+def cut_in_half(whole, workdir):
+  """Copies a run as if it had been killed before its last checkpoint."""
+  shutil.copytree(whole, workdir)
+  shutil.rmtree(os.path.join(workdir, 'checkpoints', '4'))
+  os.remove(os.path.join(workdir, 'eval.json'))
+  return str(workdir)
 
 
 def test_a_run_leaves_everything_it_promises(finished):
@@ -88,22 +103,19 @@ def test_a_run_leaves_everything_it_promises(finished):
   assert 'evaluate the run' not in text  # No file is missing or stale.
 
 
-def test_resuming_is_bitwise(finished, resumable, tmp_path):
+def test_resuming_is_bitwise(finished, config, tmp_path):
   """4 steps equal 2 steps, a restore and 2 steps, in all arrays and numbers.
 
   The sums of the log line at step 3 start before the restore.
   """
   whole, summary = finished
-  workdir = str(tmp_path / 'cut')
-  shutil.copytree(whole, workdir)
-  shutil.rmtree(os.path.join(workdir, 'checkpoints', '4'))
-  os.remove(os.path.join(workdir, 'eval.json'))
+  workdir = cut_in_half(whole, tmp_path / 'cut')
   with open(os.path.join(workdir, 'metrics.jsonl'), 'a') as file:
     file.write('{"step": 5, "tr')  # A line that a kill cut.
-  assert train.train_and_evaluate(resumable(), workdir) == summary
-  assert len(stored_arrays(workdir, 4)) > 10
-  assert same_arrays(workdir, 4, whole, 4)
-  assert not same_arrays(workdir, 2, whole, 4)  # The check can fail.
+  check_same_end(config, workdir, whole, summary)
+  two, four = (stored_arrays(workdir, step) for step in (2, 4))
+  assert len(two) > 10
+  assert not same_arrays(two, four)  # The check can fail.
   assert read(workdir, 'radii.csv') == read(whole, 'radii.csv')
   assert len(json.loads(read(workdir, 'run.json'))) == 2
   assert read_metrics(workdir) == read_metrics(whole)
@@ -111,7 +123,7 @@ def test_resuming_is_bitwise(finished, resumable, tmp_path):
 
 @pytest.mark.parametrize('asked', [1, 2])
 def test_a_signal_at_the_end_is_not_forgotten(
-  finished, resumable, tmp_path, monkeypatch, asked
+  finished, config, tmp_path, monkeypatch, asked
 ):
   """A signal in the last step, or in the save after it, skips evaluation."""
   asks = []
@@ -123,16 +135,12 @@ def test_a_signal_at_the_end_is_not_forgotten(
   workdir = str(tmp_path / 'stopped')
   with monkeypatch.context() as patch:
     patch.setattr(interrupts.Interrupts, 'received', received)
-    with pytest.raises(
-      interrupts.StoppedError, match='step 4 is saved'
-    ) as info:
-      train.train_and_evaluate(resumable(), workdir)
+    with pytest.raises(interrupts.StoppedError, match='step 4 is sav') as info:
+      train.train_and_evaluate(config, workdir)
   assert info.value.exit_code == 143
   take_lock(workdir)
   assert not os.path.exists(os.path.join(workdir, 'eval.json'))
-  whole, summary = finished
-  assert train.train_and_evaluate(resumable(), workdir) == summary
-  assert same_arrays(workdir, 4, whole, 4)
+  check_same_end(config, workdir, *finished)
 
 
 def plant(monkeypatch, is_bad):
@@ -147,10 +155,10 @@ def plant(monkeypatch, is_bad):
 
 
 def test_skipped_steps_are_counted_and_said(
-  resumable, tmp_path, monkeypatch, capsys
+  config, tmp_path, monkeypatch, capsys
 ):
   plant(monkeypatch, lambda epsilon: epsilon < 0.03)  # The first step.
-  config = resumable(**{'health.drift': 1e-9, 'log.every': '1 steps'})
+  config.health.drift, config.log.every = 1e-9, '1 steps'
   train.train_and_evaluate(config, str(tmp_path / 'run'))
   metrics = read_metrics(str(tmp_path / 'run'))
   logged = [m for m in metrics if 'train/skipped_steps' in m]
@@ -163,10 +171,10 @@ def test_skipped_steps_are_counted_and_said(
 
 
 def test_too_many_skipped_steps_end_the_run_and_leave_the_checkpoint(
-  finished, resumable, tmp_path, monkeypatch
+  finished, config, tmp_path, monkeypatch
 ):
   workdir = str(tmp_path / 'run')
-  config = resumable(**{'health.max_skipped': 2})
+  config.health.max_skipped = 2
   with monkeypatch.context() as patch:
     plant(patch, lambda epsilon: epsilon > 0.7)  # The last two steps.
     with pytest.raises(errors.NonFiniteError) as stopped:
@@ -177,10 +185,7 @@ def test_too_many_skipped_steps_end_the_run_and_leave_the_checkpoint(
   assert 'last 2 steps (first: loss)' in message
   assert 'the checkpoint of step 2 is intact' in message
   assert os.listdir(os.path.join(workdir, 'checkpoints')) == ['2']
-  # The resumed run ends as the undisturbed one.
-  whole, summary = finished
-  assert train.train_and_evaluate(config, workdir) == summary
-  assert same_arrays(workdir, 4, whole, 4)
+  check_same_end(config, workdir, *finished)
 
 
 def test_an_update_that_is_not_finite_is_never_saved(tiny_config, tmp_path):
@@ -194,10 +199,9 @@ def test_an_update_that_is_not_finite_is_never_saved(tiny_config, tmp_path):
     assert all(np.isfinite(x).all() for x in stored_arrays(workdir, step))
 
 
-def test_a_finished_run_only_evaluates(finished, resumable, capsys):
+def test_a_finished_run_only_evaluates(finished, config, capsys):
   workdir, summary = finished
   before = {name: read(workdir, name) for name in ('metrics.jsonl', 'run.json')}
-  config = resumable()
   assert train.train_and_evaluate(config, workdir) == summary
   captured = capsys.readouterr()
   assert 'finished at step 4' in captured.err
@@ -217,17 +221,8 @@ def test_training_in_bfloat16_certifies_in_float32(trained_run):
   assert {leaf.dtype.name for leaf in leaves} == {'float32', 'int32'}
 
 
-@pytest.mark.parametrize(
-  ('fields', 'problem'),
-  [
-    ({'model.width': 32}, r'model\.width=32 differs'),
-    ({'mesh.fsdp': 3}, 'mesh'),
-    ({'batch_size': 36}, r'batch_size=36'),
-    ({'eval.batch_size': 100}, r'eval\.batch_size=100'),
-  ],
-)
 def test_a_config_that_does_not_fit_is_refused_and_nothing_is_written(
-  finished, resumable, tmp_path, fields, problem
+  finished, make_tiny_config, tmp_path
 ):
   used, new = pathlib.Path(finished[0]), tmp_path / 'new'
 
@@ -235,9 +230,16 @@ def test_a_config_that_does_not_fit_is_refused_and_nothing_is_written(
     return {path: path.stat().st_mtime for path in used.rglob('*')}
 
   before = snapshot()
-  for workdir in (used, new) if 'differs' not in problem else (used,):
-    with pytest.raises(errors.ConfigError, match=problem):
-      train.train_and_evaluate(resumable(**fields), str(workdir))
+  for field, value, problem, workdirs in (
+    ('model.width', 32, r'model\.width=32 differs', [used]),
+    ('mesh.fsdp', 3, 'mesh', [used, new]),
+    ('batch_size', 36, r'batch_size=36', [used, new]),
+    ('eval.batch_size', 100, r'eval\.batch_size=100', [used, new]),
+  ):
+    config = resumable(make_tiny_config(), **{field: value})
+    for workdir in workdirs:
+      with pytest.raises(errors.ConfigError, match=problem):
+        train.train_and_evaluate(config, str(workdir))
   assert snapshot() == before
   assert not new.exists()
 
@@ -267,27 +269,20 @@ OTHER_MODELS = {
 
 @pytest.mark.parametrize('name', OTHER_MODELS)
 def test_other_models_train_certify_and_resume_bitwise(
-  name, make_tiny_config, tmp_path
+  name, tiny_config, tmp_path
 ):
-  def config():
-    c = make_tiny_config()
-    c.model.depth, c.model.width = 1, 8
-    c.optimizer.retraction_period = '1 epochs'
-    c.checkpoint.every = '2 steps'
-    if name != 'cayley':
-      c.model.baseline.update({'dense_depth': 1, 'dense_width': 8})
-    c.update_from_flattened_dict(OTHER_MODELS[name])
-    return c
-
+  c = tiny_config
+  c.model.depth, c.model.width = 1, 8
+  c.optimizer.retraction_period = '1 epochs'
+  c.checkpoint.every = '2 steps'
+  if name != 'cayley':
+    c.model.baseline.update({'dense_depth': 1, 'dense_width': 8})
+  c.update_from_flattened_dict(OTHER_MODELS[name])
   workdir = str(tmp_path / 'run')
-  summary = train.train_and_evaluate(config(), workdir)
+  summary = train.train_and_evaluate(c, workdir)
   if name == 'liresnet':
     assert summary['lipschitz_bound'] > 1.1  # Its convolutions may stretch.
     assert 'blocks/conv_circular' in summary['lipschitz_bounds']
   else:
     assert 1 <= summary['lipschitz_bound'] < 1 + 1e-4
-  cut = str(tmp_path / 'cut')
-  shutil.copytree(workdir, cut)
-  shutil.rmtree(os.path.join(cut, 'checkpoints', '4'))
-  assert train.train_and_evaluate(config(), cut) == summary
-  assert same_arrays(cut, 4, workdir, 4)
+  check_same_end(c, cut_in_half(workdir, tmp_path / 'cut'), workdir, summary)
