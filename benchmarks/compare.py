@@ -15,7 +15,6 @@ choose rates: `--config.dataset.holdout=5000 --config.eval.split=validation`.
 
 import argparse
 from collections.abc import Mapping
-from collections.abc import Sequence
 import json
 import pathlib
 import re
@@ -26,6 +25,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import runs
+from benchmarks import timing
 
 FASHION = 'configs/fashion_mnist.py'
 QUICK = f'{FASHION}:quick'
@@ -79,67 +79,49 @@ ROWS: dict[str, dict[str, tuple[str, Mapping[str, object]]]] = {
 }
 
 
-def train(
-  config: str,
-  fields: Mapping[str, object],
-  workdir: pathlib.Path,
-  flags: Sequence[str],
-) -> None:
-  """Trains and certifies a run, or finishes it."""
-  given = [f'--config.{name}={value}' for name, value in fields.items()]
-  code = runs.launch(config, workdir, *given, *flags).wait()
-  if code:
-    sys.exit(code)
-
-
-def count_steps(
-  config: str,
-  fields: Mapping[str, object],
-  workdir: pathlib.Path,
-  flags: Sequence[str],
-  seconds: float,
-) -> int:
-  """Returns the number of steps that a row trains in so many seconds.
-
-  A run of two epochs measures it: images are decoded in the first, and the
-  second is as fast as all that would follow.
-  """
-  short = {
-    'duration': '2 epochs',
-    'optimizer.warmup': '1 steps',
-    'log.every': '10 steps',
-    'eval.every': '0 steps',
-  }
-  train(config, {**fields, **short}, workdir, flags)
-  text = (workdir / 'metrics.jsonl').read_text()
-  lines = [json.loads(line) for line in text.splitlines()]
-  rates = [line['train/images_per_second'] for line in lines]
-  rates = rates[len(rates) // 2 :]
-  batch = json.loads((workdir / 'config.json').read_text())['batch_size']
-  return max(2, round(seconds * statistics.median(rates) / batch))
-
-
 def run_row(args: argparse.Namespace, name: str) -> None:
-  """Trains a row with every seed that is not finished."""
+  """Trains and certifies a row with every seed that is not finished.
+
+  If it has `--seconds`, a run of two epochs measures first how many steps it
+  takes in this time: images are decoded in the first epoch, and the second is
+  as fast as all that would follow.
+  """
   config, fields = ROWS[args.group][name]
   folder = args.workdir / args.group / re.sub(r'\W+', '_', name)
-  steps = folder / 'steps.txt'
-  if args.seconds and not steps.exists():
-    measured = count_steps(
-      config, fields, folder / 'pace', args.flags, args.seconds
-    )
-    steps.write_text(str(measured))
+
+  def train(workdir: pathlib.Path, **changed: object) -> None:
+    given = {**fields, **changed}.items()
+    flags = [f'--config.{field}={value}' for field, value in given]
+    if code := runs.launch(config, workdir, *flags, *args.flags).wait():
+      sys.exit(code)
+
+  duration = {}
+  if args.seconds:
+    steps = folder / 'steps.txt'
+    if not steps.exists():
+      short = {
+        'duration': '2 epochs',
+        'optimizer.warmup': '1 steps',
+        'log.every': '10 steps',
+        'eval.every': '0 steps',
+      }
+      train(folder / 'pace', **short)
+      lines = (folder / 'pace' / 'metrics.jsonl').read_text().splitlines()
+      rates = [json.loads(s)['train/images_per_second'] for s in lines]
+      pace = statistics.median(rates[len(rates) // 2 :])
+      text = (folder / 'pace' / 'config.json').read_text()
+      batch = json.loads(text)['batch_size']
+      steps.write_text(str(max(2, round(args.seconds * pace / batch))))
+    total = int(steps.read_text())
+    duration = {
+      'duration': f'{total} steps',
+      'optimizer.warmup': f'{max(1, total // 10)} steps',
+    }
   for seed in args.seeds:
     workdir = folder / f'seed_{seed}'
-    if (workdir / 'eval.json').exists():
-      continue
-    changed = {**fields, 'seed': seed}
-    if args.seconds:
-      total = int(steps.read_text())
-      changed['duration'] = f'{total} steps'
-      changed['optimizer.warmup'] = f'{max(1, total // 10)} steps'
-    train(config, changed, workdir, args.flags)
-    print(f'{name}, seed {seed}: {(workdir / "eval.json")}', flush=True)
+    if not (workdir / 'eval.json').exists():
+      train(workdir, seed=seed, **duration)
+      print(f'{name}, seed {seed}: {(workdir / "eval.json")}', flush=True)
 
 
 def print_table(args: argparse.Namespace) -> None:
@@ -148,22 +130,19 @@ def print_table(args: argparse.Namespace) -> None:
   The last line has the 95 % interval of a mean (Student's t).
   """
   head: list[str] = []
-  counts = set()
+  rows, counts = [], set()
   for name in ROWS[args.group]:
     folder = args.workdir / args.group / re.sub(r'\W+', '_', name)
     found = sorted(folder.glob('seed_*/eval.json'))
     if not found:
       continue
     results = [json.loads(path.read_text()) for path in found]
-    if not head:
-      head = ['row', 'parameters', 'seeds', 'steps', 'clean']
-      head += [f'CRA@{radius}' for radius in results[0]['cra']] + ['Λ − 1']
-      print('| ' + ' | '.join(head) + ' |')
-      print('|' + '---|' * len(head))
+    head = ['row', 'parameters', 'seeds', 'steps', 'clean']
+    head += [f'CRA@{radius}' for radius in results[0]['cra']] + ['Λ − 1']
     text = found[0].with_name('parameters.txt').read_text()
     stored = re.search(r'parameters stored: ([\d,]+)', text)
-    cells = [name, stored[1] if stored else '', str(len(results))]
-    cells.append(str(results[0]['step']))
+    cells = [name, stored[1] if stored else '', len(results)]
+    cells.append(results[0]['step'])
     columns = [[run['clean'], *run['cra'].values()] for run in results]
     for values in np.transpose(columns):
       cell = f'{np.mean(values):.2f}'
@@ -172,7 +151,8 @@ def print_table(args: argparse.Namespace) -> None:
       cells.append(cell)
     counts.add(len(results))
     cells.append(f'{max(run["lipschitz_bound"] for run in results) - 1:.1e}')
-    print('| ' + ' | '.join(cells) + ' |')
+    rows.append(cells)
+  timing.table(head, rows)
   for n in sorted(counts - {1}):
     width = stats.t.ppf(0.975, n - 1) / n**0.5
     print(

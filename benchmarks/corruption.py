@@ -20,6 +20,7 @@ import tempfile
 import jax
 import numpy as np
 
+from benchmarks import runs
 from lipnext_jax import checkpoint
 from lipnext_jax import config as config_lib
 from lipnext_jax import report
@@ -69,31 +70,12 @@ def damage(path, rng):
   return kind
 
 
-def make_abstract(workdir):
+def abstract_state(workdir):
   """Returns the shapes and dtypes of the states that a run saves."""
   config = checkpoint.read_config(workdir)
   facts = report.read_data_facts(workdir)
   model = registry.build_model(config.model, facts['num_classes'])
   return restore.abstract_state(config, model, facts)
-
-
-def resume(workdir, abstract):
-  """Returns the step and arrays that a resumed run would start from."""
-  checkpointer = checkpoint.Checkpointer(workdir)
-  try:
-    step = checkpointer.find_newest()
-    assert step is not None
-    return step, jax.tree.leaves(checkpointer.restore(step, abstract))
-  finally:
-    checkpointer.close()
-
-
-def same(a, b):
-  """Returns whether two lists of arrays are equal bit for bit."""
-  pairs = zip(a, b, strict=True)
-  return all(
-    np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs
-  )
 
 
 def main():
@@ -107,12 +89,13 @@ def main():
   with tempfile.TemporaryDirectory() as folder:
     original = os.path.join(folder, 'original')
     train_briefly(original)
-    abstract = make_abstract(original)
-    newest, last = resume(original, abstract)
-    older = os.path.join(folder, 'older')
-    shutil.copytree(original, older)
-    shutil.rmtree(os.path.join(older, 'checkpoints', str(newest)))
-    before, previous = resume(older, abstract)
+    abstract = abstract_state(original)
+    reader = checkpoint.CheckpointReader(original)
+    saved = {
+      step: jax.tree.leaves(reader.restore(step, abstract))
+      for step in reader.list_steps()
+    }
+    newest = max(saved)
     for trial in range(args.trials):
       workdir = os.path.join(folder, str(trial))
       shutil.copytree(original, workdir)
@@ -120,19 +103,20 @@ def main():
       files = sorted(p for p in directory.rglob('*') if p.is_file())
       kind = damage(files[rng.integers(len(files))], rng)
       with contextlib.redirect_stderr(io.StringIO()):
-        step, arrays = resume(workdir, abstract)
-      if step == before and same(arrays, previous):
-        result = 'found, the one before used'
-      elif step == newest and same(arrays, last):
-        result = 'not found, harmless'
-      else:
+        checkpointer = checkpoint.Checkpointer(workdir)
+        step = checkpointer.find_newest() or 0
+        state = checkpointer.restore(step, abstract)
+        checkpointer.close()
+      if not runs.same_arrays(jax.tree.leaves(state), saved[step]):
         sys.exit(f'trial {trial}: a {kind} file was loaded in silence')
+      found = step != newest
+      result = 'found, the one before used' if found else 'not found, harmless'
       counts[f'{kind}: {result}'] += 1
       shutil.rmtree(workdir)
   for name, count in sorted(counts.items()):
     print(f'{name:<40} {count:>4}')
-  found = sum(n for name, n in counts.items() if 'found, the' in name)
-  print(f'{"found":<40} {found:>4} of {args.trials}')
+  total = sum(n for name, n in counts.items() if 'found, the' in name)
+  print(f'{"found":<40} {total:>4} of {args.trials}')
 
 
 if __name__ == '__main__':

@@ -70,6 +70,15 @@ def without_test(target: target_lib.Target) -> target_lib.Target:
   return target._replace(radii=np.min(quotients, axis=-1) / target.lipschitz)
 
 
+def make_targets(model, params, images) -> list[target_lib.Target]:
+  """Returns what to attack: untested, fast and rigorous certificates."""
+  fast, exact = (
+    target_lib.certified_target(kind, model, params, images)
+    for kind in ('fast', 'rigorous')
+  )
+  return [without_test(fast), fast, exact]
+
+
 def search(target: target_lib.Target, rounds: int) -> int:
   """Counts the certificates that the search breaks."""
   rng, ledger = np.random.default_rng(0), ledger_lib.Ledger(target)
@@ -99,43 +108,37 @@ def main():
   images = np.stack([source[i]['image'] for i in range(count)])
   labels = np.array([source[i]['label'] for i in range(count)])
 
-  print(f'{len(images)} images: certified / broken / median radius')
-  print('| weights | float32, untested | fast | rigorous |\n|---|---|---|---|')
-  for name, constants in list_cases():
-    params = craft(run.params, *constants)
-    fast, exact = (
-      target_lib.certified_target(kind, run.model, params, images)
-      for kind in ('fast', 'rigorous')
-    )
-    if name == 'untouched':
-      untouched = without_test(fast), fast, exact
-    cells = [
-      f'{np.sum(t.radii > 0)} / {search(t, args.rounds)} / '
-      f'{np.median(t.radii):.3g}'
-      for t in (without_test(fast), fast, exact)
-    ]
-    print(f'| {name} | {" | ".join(cells)} |', flush=True)
+  def attacked():
+    for name, constants in list_cases():
+      yield (
+        name,
+        *(
+          f'{np.sum(t.radii > 0)} / {search(t, args.rounds)} / '
+          f'{np.median(t.radii):.3g}'
+          for t in make_targets(
+            run.model, craft(run.params, *constants), images
+          )
+        ),
+      )
+
+  kinds = ('float32, untested', 'fast', 'rigorous')
+  title = f'{len(images)} images: certified / broken / median radius'
+  timing.table(('weights', *kinds), attacked(), title)
 
   epsilons = run.config.eval.epsilons
-  print('\n| ε | float32, untested | fast | rigorous |\n|---|---|---|---|')
+  untouched = make_targets(run.model, run.params, images)
   accuracies = [
     certify.certified_accuracy(t.predictions, t.radii, labels, epsilons)
     for t in untouched
   ]
-  for epsilon in epsilons:
-    cells = [f'{accuracy[epsilon]:.2f} %' for accuracy in accuracies]
-    print(f'| {epsilon:.6g} | {" | ".join(cells)} |')
-  certifiers: dict[str, Any] = {
-    'fast': certify.fast_certifier(run.model, run.params),
-    'rigorous': certify.rigorous_certifier(run.model, run.params),
-  }
-  calls = [
-    functools.partial(certifier, target.images)
-    for certifier, target in zip(
-      certifiers.values(), untouched[1:], strict=True
-    )
-  ]
-  for name, seconds in zip(certifiers, timing.medians(calls, 5), strict=True):
+  timing.table(
+    ('ε', *kinds),
+    ((f'{e:.6g}', *(f'{a[e]:.2f} %' for a in accuracies)) for e in epsilons),
+  )
+  fast = certify.fast_certifier(run.model, run.params)
+  rigorous = certify.rigorous_certifier(run.model, run.params)
+  calls = [functools.partial(call, images) for call in (fast, rigorous)]
+  for name, seconds in zip(kinds[1:], timing.medians(calls, 5), strict=True):
     print(f'{name}: {1e3 * seconds / len(images):.3f} ms an image')
 
 
