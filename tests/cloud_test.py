@@ -124,14 +124,6 @@ def test_a_damaged_checkpoint_is_not_used_and_set_aside(
   assert moved < bucket.objects.keys()
 
 
-@pytest.mark.usefixtures('resumed')
-def test_another_config_is_refused_in_a_bucket_too(trained_run):
-  other = trained_run[2].copy_and_resolve_references()
-  other.seed = 1
-  with pytest.raises(errors.ConfigError, match='seed=1 differs from 0'):
-    checkpoint.check_workdir(RUN, other)
-
-
 @pytest.mark.parametrize('status', [401, 403])
 def test_a_bucket_that_refuses_or_is_not_there_is_one_line(
   bucket, monkeypatch, status
@@ -151,12 +143,3 @@ def test_a_bucket_that_refuses_or_is_not_there_is_one_line(
     known = command.explain(refused.value)
     assert isinstance(known, errors.WorkdirError)
     assert 'no permission' in str(known)
-
-
-@pytest.mark.usefixtures('bucket')
-def test_a_torn_write_leaves_the_object_as_it_was():
-  path = 'gs://bucket/a.json'
-  files.write_json(path, [1])
-  with pytest.raises(TypeError):
-    files.write_json(path, object())
-  assert files.read_json(path) == [1]

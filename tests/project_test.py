@@ -237,11 +237,8 @@ def test_ci_runs_the_test_command_of_the_readme_on_every_python():
   (job,) = workflow['jobs'].values()
   assert job['strategy']['matrix'] == {'python': PYTHONS}
   assert [s['run'] for s in job['steps'] if 'run' in s] == [test]
-  for step in job['steps']:
-    if 'uses' in step:
-      assert re.fullmatch(r'actions/[\w-]+@v\d+', step['uses'])
-      cached = step.get('with', {}).get('cache-dependency-path', '').split()
-      assert all((ROOT / name).exists() for name in cached)
+  uses = [step['uses'] for step in job['steps'] if 'uses' in step]
+  assert all(re.fullmatch(r'actions/[\w-]+@v\d+', action) for action in uses)
 
 
 @pytest.mark.slow  # They train.

@@ -37,15 +37,15 @@ def resume(make_state):
 
 
 def test_the_last_and_the_best_are_read_and_nothing_is_written(
-  workdir, make_state, capfd
+  saved, make_state, capfd
 ):
-  before = snapshot(workdir)
-  reader = checkpoint.CheckpointReader(str(workdir), config_hash='h')
+  before = snapshot(saved)
+  reader = checkpoint.CheckpointReader(str(saved), config_hash='h')
   assert reader.list_steps() == [8, 32, 64]  # As numbers, not as names.
   for which, step in (('last', 64), ('best', 8)):
     assert reader.choose(which) == step
     check_restored(reader, step, make_state)
-  assert snapshot(workdir) == before
+  assert snapshot(saved) == before
   assert not capfd.readouterr().err
 
 
