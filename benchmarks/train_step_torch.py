@@ -20,7 +20,7 @@ B1, B2, EPS, DECAY = 0.9, 0.999, 1e-8, 0.004  # torch's NAdam.
 
 
 class Candidate:
-  """The parts of a step, with the methods of `train_step_candidates`."""
+  """The parts of a step, with the methods of `train_step.Candidate`."""
 
   name = 'literal, PyTorch'
 

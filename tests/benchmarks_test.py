@@ -22,7 +22,7 @@ from benchmarks import optimizer_peers
 from benchmarks import optimizer_rivals
 from benchmarks import runs
 from benchmarks import soak
-from benchmarks import train_step_candidates
+from benchmarks import train_step
 from benchmarks import weak_scaling
 from lipnext_jax import config as config_lib
 from lipnext_jax.aot import collectives
@@ -107,15 +107,11 @@ def test_a_transcription_is_the_same_step(name):
   """A comparison of times is fair only if both compute the same."""
   if name == 'torch':
     pytest.importorskip('torch', reason='PyTorch is no dependency')
-  shape = train_step_candidates.Shape(
-    *train_step_candidates.SIZES['tiny'], 8, jnp.float32, 1 / 16
-  )
-  batch = train_step_candidates.make_batch(shape)
-  ours = train_step_candidates.lipnext(
-    shape, 'products', False, 'highest', batch
-  )
+  shape = train_step.Shape(*train_step.SIZES['tiny'], 8, jnp.float32, 1 / 16)
+  batch = train_step.make_batch(shape)
+  ours = train_step.lipnext(shape, 'products', False, 'highest', batch)
   with jax.numpy_rank_promotion('allow'):  # The paper's equations promote.
-    theirs = getattr(train_step_candidates, name)(shape, batch)
+    theirs = train_step.RIVALS[name](shape, batch)
     for steps in (0, 7, 7):  # Two syncs of the lookahead.
       ours.steps(steps)
       theirs.steps(steps)
