@@ -17,6 +17,7 @@ PyTorch. RESULTS.md has recorded runs.
 """
 
 import argparse
+import bisect
 from collections.abc import Callable
 import dataclasses
 import functools
@@ -214,19 +215,22 @@ def _init(model, shape, rng):
   return model.init(rng, images)['params']
 
 
-def lipnext(shape: Shape, remat, unroll, precision, batch):
-  """Makes the candidate of this package, as training composes it."""
-  model = shape.lipnext(remat=remat, unroll=unroll)
-
+def _candidate(name, model, shape: Shape, tx, batch):
   def logits_fn(params, images):
     variables = {'params': params}
     return model.apply(variables, images), models.head_kernel(variables)
 
   init_fn = functools.partial(_init, model, shape)
+  return Candidate(name, logits_fn, init_fn, tx, batch)
+
+
+def lipnext(shape: Shape, remat, unroll, precision, batch):
+  """Makes the candidate of this package, as training composes it."""
+  model = shape.lipnext(remat=remat, unroll=unroll)
   tx = optim.lipnext_optimizer(
     1e-3, precision=PRECISIONS[precision], retraction_period=100
   )
-  return Candidate('LipNeXt', logits_fn, init_fn, tx, batch)
+  return _candidate('LipNeXt', model, shape, tx, batch)
 
 
 def literal(shape: Shape, batch):
@@ -251,9 +255,40 @@ def torch(shape: Shape, batch):
   return train_step_torch.Candidate(shape, EPSILON, batch)
 
 
+def baseline(kind, shape: Shape, batch):
+  """Makes a baseline of LipNeXt's depth, as wide as its parameters allow.
+
+  Its neck maps all tokens of an image to an eighth of LipNeXt's width.
+  """
+
+  def build(width):
+    return kind(
+      shape.classes,
+      shape.depth,
+      width,
+      shape.patch,
+      dense_width=max(16, shape.width // 8),
+      dtype=shape.dtype,
+    )
+
+  def count(model):
+    init = functools.partial(_init, model, shape)
+    return models.parameter_count(jax.eval_shape(init, jax.random.key(0)))
+
+  widths = range(8, 4 * shape.width + 1, 8)
+  wider = bisect.bisect_right(
+    widths, count(shape.lipnext()), key=lambda width: count(build(width))
+  )
+  model = build(widths[max(0, wider - 1)])
+  tx = optim.lipnext_optimizer(1e-3)
+  return _candidate(kind.__name__, model, shape, tx, batch)
+
+
 RIVALS: dict[str, Callable[[Shape, Any], Any]] = {
   'literal': literal,
   'torch': torch,
+  'liresnet': functools.partial(baseline, models.LiResNet),
+  'bronet': functools.partial(baseline, models.BRONet),
 }
 
 

@@ -57,9 +57,9 @@ def run(monkeypatch, capsys):
   [
     (
       'train_step',
-      '--size tiny --batch_size 8 --repeats 1 --rivals literal '
-      '--shift_ratio 0.0625 --profile {folder}/trace',
-      ['matmul ceiling: ', '| LipNeXt |', '| literal |', 'kernels of 4'],
+      '--size tiny --batch_size 8 --repeats 1 --rivals '
+      'liresnet --shift_ratio 0.0625 --profile {folder}/trace',
+      ['matmul ceiling: ', '| LipNeXt |', '| LiResNet |', 'kernels of 4'],
     ),
     ('weak_scaling', '--chip=h100', ['| 1024 | 128 × 8 |', '1.00 … 1.00']),
     (
@@ -117,6 +117,26 @@ def test_a_transcription_is_the_same_step(name):
       theirs.steps(steps)
       # A loss of 2.7 has an ulp of 2e-7; 14 steps add up to several ulps.
       np.testing.assert_allclose(theirs.forward(), ours.forward(), rtol=5e-6)
+
+
+@pytest.mark.parametrize('rival', ['liresnet', 'bronet'])
+def test_baselines_have_as_many_parameters(rival, monkeypatch):
+  """Their width, 152 channels and more, changes in steps of 8."""
+  counts = []
+
+  def candidate(name, logits_fn, init_fn, *_):
+    del name, logits_fn
+    shapes = jax.eval_shape(init_fn, jax.random.key(0))
+    counts.append(parameter_count(shapes))
+
+  monkeypatch.setattr(train_step, 'Candidate', candidate)
+  shape = train_step.Shape(
+    *train_step.SIZES['L8W512'], 32, jnp.float32
+  )
+  train_step.RIVALS[rival](shape, None)
+  train_step.lipnext(shape, 'products', False, 'highest', None)
+  theirs, ours = counts
+  assert 0.9 * ours < theirs <= ours
 
 
 def test_the_formulae_of_weak_scaling_are_those_of_programs(make_tiny_config):
