@@ -14,7 +14,7 @@ import pytest
 from scipy import special
 
 from lipnext_jax import losses
-from lipnext_jax.models import head
+from lipnext_jax.models import interface
 
 
 def emma_ratios(f, y, w, epsilon):
@@ -279,7 +279,7 @@ def test_distances_of_rows_scaled_in_the_same_program():
 
   def gradient(fn, w):
     def objective(w):
-      return jnp.sum(fn(head.unit_rows(w)) * weights.astype(w.dtype))
+      return jnp.sum(fn(interface.unit_rows(w)) * weights.astype(w.dtype))
 
     return jax.jit(jax.grad(objective))(w)
 

@@ -26,7 +26,7 @@ import numpy as np
 from lipnext_jax.certify import bound
 from lipnext_jax.certify import norms
 from lipnext_jax.certify import radius
-from lipnext_jax.models import head
+from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 
 # Counted as one more constant d. 64·2⁻²⁴ of it, 2⁻⁵¹, is more than what is lost
@@ -116,7 +116,7 @@ def rival_radii(
   variables = {'params': params}
   return radius.rival_radii(
     model.apply(variables, images),
-    head.head_kernel(variables),
+    interface.head_kernel(variables),
     constants.lipschitz,
     margin_floor(images, constants),
   )

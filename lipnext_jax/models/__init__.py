@@ -2,8 +2,8 @@
 
 from lipnext_jax.models.baselines import BRONet
 from lipnext_jax.models.baselines import LiResNet
-from lipnext_jax.models.head import head_kernel
 from lipnext_jax.models.interface import CertifiedModel
+from lipnext_jax.models.interface import head_kernel
 from lipnext_jax.models.interface import parameter_count
 from lipnext_jax.models.layers import beta_abs
 from lipnext_jax.models.layers import l2_pool

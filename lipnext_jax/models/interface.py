@@ -1,4 +1,4 @@
-"""The methods that every certified model offers.
+"""What every certified model offers: its methods, and its normalised head.
 
 Certificates are about *explicit* parameters: the matrices and kernels that are
 applied. A map that computes them from raw ones need not be trusted.
@@ -9,6 +9,7 @@ from typing import Self
 
 import flax.linen as nn
 from flax.typing import Dtype
+from flax.typing import VariableDict
 import jax
 import jax.numpy as jnp
 
@@ -18,8 +19,8 @@ from lipnext_jax.models import parametrizations
 class CertifiedModel(nn.Module):
   """Images [b, H, W, ch] in [0, 1] → logits [b, k], float32 or wider.
 
-  Subclasses have a field `num_classes` (k) and a `models.head.NormalizedHead`
-  named 'head'; their parameters, {group: {leaf: array}}, are float32.
+  Subclasses have a field `num_classes` (k) and a `NormalizedHead` named 'head';
+  their parameters, {group: {leaf: array}}, are float32.
   """
 
   def lipschitz(self, params: Any) -> jax.typing.ArrayLike:
@@ -52,6 +53,61 @@ class CertifiedModel(nn.Module):
     It computes in `dtype`, with products at the highest precision.
     """
     raise NotImplementedError
+
+
+class NormalizedHead(nn.Module):
+  """The last-layer-normalised head: f_j(z) = w_j·z / ‖w_j‖ + b_j.
+
+  The map z ↦ f is not 1-Lipschitz: its norm can reach √k. Certificates use that
+  f_i − f_j has the Lipschitz constant ‖w_i − w_j‖ <= 2, for unit rows w.
+  """
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, z: jax.Array) -> jax.Array:
+    """Maps features [b, c] to logits [b, k], float32 or wider."""
+    shape = (self.num_classes, z.shape[-1])
+    init = nn.initializers.normal(stddev=1.0)  # Rows are normalised: no scale.
+    kernel = self.param('kernel', init, shape, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, shape[:1], jnp.float32)
+    # Only k·c products an image: full precision costs nothing.
+    logits = jnp.einsum(
+      'bc,kc->bk', z, unit_rows(kernel), precision=jax.lax.Precision.HIGHEST
+    )
+    return logits + jnp.expand_dims(bias, 0)
+
+
+def unit_rows(kernel: jax.Array) -> jax.Array:
+  """Scales every row of [k, c] to unit ℓ2 norm.
+
+  >>> unit_rows(jnp.array([[3.0, 4.0], [0.0, 2.0]])).round(6).tolist()
+  [[0.6000000238418579, 0.800000011920929], [0.0, 1.0]]
+  """
+  return kernel / jnp.linalg.norm(kernel, axis=-1, keepdims=True)
+
+
+def head_kernel(variables: VariableDict) -> jax.Array:
+  """Returns the unit-norm head rows [k, c] that losses and certificates use.
+
+  Args:
+    variables: `{'params': …}` as returned by `model.init`.
+
+  Raises:
+    ValueError: the variables hold no `head/kernel`.
+
+  >>> kernel = jnp.array([[3.0, 4.0], [0.0, 2.0]])
+  >>> rows = head_kernel({'params': {'head': {'kernel': kernel}}})
+  >>> jnp.linalg.norm(rows, axis=-1).tolist()
+  [1.0, 1.0]
+  """
+  try:
+    return unit_rows(variables['params']['head']['kernel'])
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      "head_kernel needs variables = {'params': {'head': {'kernel': …}, …}}, "
+      f'got a tree with the keys {list(variables)}.'
+    ) from error
 
 
 def parameter_count(params: Any) -> int:

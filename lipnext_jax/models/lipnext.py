@@ -28,7 +28,6 @@ import jax
 import jax.numpy as jnp
 
 from lipnext_jax.models import block as block_lib
-from lipnext_jax.models import head
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
@@ -155,7 +154,7 @@ class LipNeXt(interface.CertifiedModel):
       z = self._apply_neck(z.reshape(z.shape[0], -1), numerics).astype(wide)
     else:  # Sums of squares in bf16 would cost two digits of every logit.
       z = layers.l2_pool(z.astype(wide))
-    return head.NormalizedHead(self.num_classes, name='head')(z)
+    return interface.NormalizedHead(self.num_classes, name='head')(z)
 
   @nn.nowrap  # A part of the compact method that calls it.
   def _apply_neck(self, x: jax.Array, numerics: products.Numerics) -> jax.Array:

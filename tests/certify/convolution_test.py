@@ -1,6 +1,6 @@
 """Tests that bounds on convolutions are above the norm, and close to it.
 
-The oracle is the dense matrix of `models.baselines.convolutions`, made by
+The oracle is the dense matrix of `models.convolutions`, made by
 applying it to every unit image in float64, and LAPACK's largest singular value.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lipnext_jax.certify import convolution
-from lipnext_jax.models.baselines import convolutions
+from lipnext_jax.models import convolutions
 
 # LAPACK is right to a small multiple of n·u·‖W‖, 1e-13 for n <= 200; the
 # columns that the map under test computed round a little more.

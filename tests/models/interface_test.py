@@ -1,4 +1,4 @@
-"""One interface for every model: what training, evaluation and proofs use.
+"""What every model offers training, evaluation and proofs; its head.
 
 Lipschitz constants are measured: at random pairs and by gradient ascent, in
 float64, whole backbones and single layers, and each check rejects planted
@@ -6,6 +6,7 @@ faults.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,9 @@ def test_explicit_parameters_make_the_same_function(name):
   )
   again = model.explicit().explicit_params(mapped)
   assert jax.tree.all(jax.tree.map(lambda a, b: a is b, again, mapped))
-  assert model.explicit().explicit() == model.explicit()
+  narrow = model.clone(dtype=jnp.bfloat16, precision=None)
+  assert narrow.explicit() == model.explicit() == model.explicit().explicit()
+  assert model.explicit().precision == jax.lax.Precision.HIGHEST
   shapes = jax.eval_shape(model.explicit().init, jax.random.key(0), images())[
     'params'
   ]
@@ -191,3 +194,44 @@ def test_a_position_that_is_off_has_no_gradient(name):
   gradient = jax.jit(jax.grad(total))(params)[group]
   assert not np.any(gradient['pos'])
   assert np.any(gradient['bias'])
+
+
+@pytest.mark.parametrize('name', ['lipnext', 'neck', 'liresnet', 'bronet'])
+def test_bfloat16_is_for_features_alone(name):
+  """Parameters, gradients and logits are float32, and BRONet's spectra."""
+  model = MODELS[name].clone(dtype=jnp.bfloat16)
+  params, x = trained(name), images()
+  logits = jax.jit(model.apply)({'params': params}, x)
+  # Some ten roundings of 2⁻⁹ on features of norm 5, random signs.
+  assert 1e-4 < np.max(np.abs(logits - explicit(name)[0])) < 0.1
+  gradients = jax.grad(lambda p: jnp.sum(model.apply({'params': p}, x)))
+  arrays = [
+    logits,
+    jax.eval_shape(model.init, jax.random.key(0), x),
+    jax.eval_shape(gradients, params),
+  ]
+  assert {a.dtype.name for a in jax.tree.leaves(arrays)} == {'float32'}
+  program = str(jax.make_jaxpr(model.apply)({'params': params}, x))
+  assert ('c64' in program) == (name == 'bronet')
+
+
+def test_the_head_multiplies_by_unit_rows():
+  rng = np.random.default_rng(0)
+  z, kernel, bias = (rng.normal(size=s) for s in ((20, 7), (5, 7), 5))
+  rows = [row / math.sqrt(sum(row**2)) for row in kernel]
+  wanted = z @ np.transpose(rows) + bias
+  for scale in (1e-12, 1.0, 1e12):
+    head = {'kernel': jnp.float32(scale * kernel), 'bias': jnp.float32(bias)}
+    # A sum of 7, a root and a division: about 6 roundings of 6e-8.
+    found = models.head_kernel({'params': {'head': head}})
+    np.testing.assert_allclose(found, rows, rtol=4e-7)
+    logits = interface.NormalizedHead(5).apply({'params': head}, jnp.float32(z))
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=5e-6)
+  for axis in (None, 0):  # Planted: normalised as a whole, and by columns.
+    wrong = z @ (kernel / np.linalg.norm(kernel, axis=axis)).T + bias
+    assert np.max(np.abs(wrong - wanted)) > 0.1
+  shown = np.isnan(interface.unit_rows(head['kernel'].at[1].set(0)))
+  np.testing.assert_array_equal(shown[:, 0], np.arange(5) == 1)
+  for tree in ({}, {'params': {}}, {'params': {'head': 1}}):
+    with pytest.raises(ValueError, match='head_kernel needs variables'):
+      models.head_kernel(tree)

@@ -7,7 +7,7 @@ import pytest
 
 from lipnext_jax import losses
 from lipnext_jax import models
-from lipnext_jax.models import head
+from lipnext_jax.models import interface
 from lipnext_jax.runtime import diagnosis
 
 HUGE = 3e38  # Twice this is above float32.
@@ -74,7 +74,7 @@ class Plain(nn.Module):
     x = nn.Dense(4, name='first')(images.reshape(len(images), -1))
     x = nn.Dense(4, name='second', kernel_init=nn.initializers.zeros)(x)
     # |x|^½ has no derivative at 0, where all of x lies.
-    return head.NormalizedHead(3, name='head')(jnp.sqrt(jnp.abs(x)))
+    return interface.NormalizedHead(3, name='head')(jnp.sqrt(jnp.abs(x)))
 
 
 def test_other_models_need_nothing_for_it():
