@@ -1,4 +1,4 @@
-"""Layers of LipNeXt with parameters: stem, block, dense layer (paper §3.1).
+"""Layers of LipNeXt with parameters: the block and dense ones (paper §3.1).
 
 The paper's block is Z = σ( M Rᵀ S( R (X + p) ) + b ) with a square R. The
 spatial shift S moves k = 4⌊αc⌋ of the c channels (α: `shift_ratio`). The other
@@ -157,61 +157,30 @@ class Block(nn.Module):
     return self.devices.run(block, weights, u), None
 
 
-class Stem(nn.Module):
-  """Maps patches to c channels by an orthogonal Q [n, n] and a bias.
-
-  n = max(c, patch²·channels). A patch is padded with zeros to n values and
-  multiplied by Q, and the first c results are kept: an isometry if n = c, else
-  1-Lipschitz. The first block applies σ.
-  """
-
-  width: int
-  patch_size: int
-  numerics: products.Numerics
-  q_init: str
-  parametrization: str
-
-  @nn.compact
-  def __call__(self, images: jax.Array) -> jax.Array:
-    """Maps images [b, H, W, ch] to tokens [b, h, w, c]."""
-    x = layers.patchify(images, self.patch_size).astype(self.numerics.dtype)
-    values = x.shape[-1]
-    n = max(self.width, values)
-    q = parametrizations.orthogonal_param(
-      self, 'Q', (n, n), self.q_init, self.parametrization
-    )
-    bias = self.param('bias', nn.initializers.zeros, (self.width,), jnp.float32)
-    # Zero-padding x to n and cutting y to c touches only this corner of Q.
-    corner = q[: self.width, :values]
-    y = products.product(self.numerics, x.reshape(-1, values), corner)
-    y += layers.per_channel(bias, y)
-    return y.reshape(*x.shape[:-1], self.width)
-
-
-class DenseLayer(nn.Module):
+class Dense(nn.Module):
   """σ(Q x + b) of rows, as a scan body: (x, None) → (z, None).
 
-  Q [d, n] has orthonormal rows. A neck (n = h·w·c, all tokens of an image)
-  gives the head signed features of the whole image, where L2 pooling drops
-  signs and places. It has d·h·w·c numbers: it suits small grids of tokens.
+  Q [d, n] has orthonormal rows. With `square`, it is the corner of an
+  orthogonal matrix of side max(d, n): x is padded with zeros, or the result is
+  cut. That is an isometry if d >= n, else 1-Lipschitz.
   """
 
   features: int
-  activation: str
-  beta: float
-  numerics: products.Numerics
   q_init: str
   parametrization: str
+  numerics: products.Numerics
+  square: bool = False
+  activate: Callable[[jax.Array], jax.Array] = lambda y: y
 
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
     """Maps features [b, n] to [b, d]."""
-    shape = (self.features, x.shape[-1])
+    d, n = self.features, x.shape[-1]
+    shape = (max(d, n),) * 2 if self.square else (d, n)
     q = parametrizations.orthogonal_param(
       self, 'Q', shape, self.q_init, self.parametrization
     )
-    zeros = nn.initializers.zeros
-    bias = self.param('bias', zeros, (self.features,), jnp.float32)
-    y = products.product(self.numerics, x, q)
+    bias = self.param('bias', nn.initializers.zeros, (d,), jnp.float32)
+    y = products.product(self.numerics, x, q[:d, :n])
     y += layers.per_channel(bias, y)
-    return layers.activate(y, self.activation, self.beta), None
+    return self.activate(y), None

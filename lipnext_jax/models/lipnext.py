@@ -20,6 +20,7 @@ With `pool='neck'` also, and a head of d features:
     dense/Q [m, d, d], dense/bias [m, d]  (absent if m = 0)  orthogonal
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -69,7 +70,8 @@ class LipNeXt(interface.CertifiedModel):
       a GPU.
     activation: 'beta_abs' or 'minmax' (which does not read `beta`).
     position: whether p is trained; it starts at 0.
-    pool: 'l2' (the paper's, over the tokens) or 'neck', see `block.DenseLayer`.
+    pool: 'l2' (the paper's: drops signs and places of tokens) or 'neck' (a
+      dense layer on all tokens of an image; for small grids).
     neck_width: d, features of the neck and its dense layers.
     neck_depth: m, dense layers after the neck.
     parametrization: 'none' (R, M, Q are optimised on the manifold) or one of
@@ -113,17 +115,16 @@ class LipNeXt(interface.CertifiedModel):
     if self.pool not in POOLS:
       raise ValueError(f'pool={self.pool!r} must be one of {POOLS}.')
     numerics = products.Numerics(self.dtype, self.precision)
-    x = block_lib.Stem(
-      width=self.width,
-      patch_size=self.patch_size,
-      numerics=numerics,
-      q_init=self.r_init,
-      parametrization=self.parametrization,
-      name='stem',
-    )(layers.centre(images))
+    x = layers.patchify(layers.centre(images), self.patch_size)
+    b, h, w, values = x.shape
+    kind = self.parametrization
+    stem = block_lib.Dense(
+      self.width, self.r_init, kind, numerics, square=True, name='stem'
+    )
+    u, _ = stem(x.astype(self.dtype).reshape(-1, values), None)
 
     spec = block_lib.BlockSpec(
-      grid=(x.shape[1], x.shape[2]),
+      grid=(h, w),
       shift_ratio=self.shift_ratio,
       padding=self.padding,
       activation=self.activation,
@@ -131,47 +132,39 @@ class LipNeXt(interface.CertifiedModel):
       position=self.position,
       r_init=self.r_init,
       m_init=self.m_init,
-      parametrization=self.parametrization,
+      parametrization=kind,
       numerics=numerics,
     )
-    blocks = nn.scan(
-      nn.remat(
-        block_lib.Block,
-        policy=REMAT_POLICIES[self.remat],
-        prevent_cse=self.unroll,  # It is needless inside a loop.
-      ),
-      # 'intermediates' exists only when `runtime.diagnosis` captures it.
-      variable_axes={'params': 0, 'intermediates': 0},
-      split_rngs={'params': True},
-      length=self.depth,
-      unroll=self.depth if self.unroll else 1,
-    )(spec, self.devices, name='blocks')
-    v, _ = blocks(self.devices.constrain(x.reshape(-1, self.width)), None)
+    block = nn.remat(
+      block_lib.Block,
+      policy=REMAT_POLICIES[self.remat],
+      prevent_cse=self.unroll,  # It is needless inside a loop.
+    )
+    blocks = _stack(block, self.depth, self.depth if self.unroll else 1)
+    u = self.devices.constrain(u)
+    v, _ = blocks(spec, self.devices, name='blocks')(u, None)
 
-    z = layers.activate(v, self.activation, self.beta).reshape(x.shape)
+    activate = functools.partial(
+      layers.activate, activation=self.activation, beta=self.beta
+    )
+    z = activate(v).reshape(b, h, w, self.width)
     wide = jnp.promote_types(z.dtype, jnp.float32)
-    if self.pool == 'neck':
-      z = self._apply_neck(z.reshape(z.shape[0], -1), numerics).astype(wide)
-    else:  # Sums of squares in bf16 would cost two digits of every logit.
+    if self.pool == 'l2':
+      # Sums of squares in bf16 would cost two digits of every logit.
       z = layers.l2_pool(z.astype(wide))
+    else:
+      d, neck_kind = self.neck_width, self._parametrization_of('neck')
+      neck = block_lib.Dense(
+        d, 'haar', neck_kind, numerics, activate=activate, name='neck'
+      )
+      z, _ = neck(z.reshape(b, -1), None)
+      if self.neck_depth:
+        dense = _stack(block_lib.Dense, self.neck_depth)(
+          d, self.m_init, kind, numerics, activate=activate, name='dense'
+        )
+        z, _ = dense(z, None)
+      z = z.astype(wide)
     return interface.NormalizedHead(self.num_classes, name='head')(z)
-
-  @nn.nowrap  # A part of the compact method that calls it.
-  def _apply_neck(self, x: jax.Array, numerics: products.Numerics) -> jax.Array:
-    """Maps features [b, h·w·c] to [b, d]."""
-    options = (self.neck_width, self.activation, self.beta, numerics)
-    name = self._parametrization_of('neck')
-    neck = block_lib.DenseLayer(*options, 'haar', name, name='neck')
-    z, _ = neck(x, None)
-    if not self.neck_depth:
-      return z
-    dense = nn.scan(
-      block_lib.DenseLayer,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      length=self.neck_depth,
-    )(*options, self.m_init, self.parametrization, name='dense')
-    return dense(z, None)[0]
 
   def _parametrization_of(self, group: str) -> str:
     """Returns how a group's matrices are mapped: a neck's, by Cholesky's map.
@@ -195,6 +188,18 @@ class LipNeXt(interface.CertifiedModel):
     w = parametrizations.PARAMETRIZATIONS[kind].to_orthogonal(raw)
     k = layers.moved_count(self.shift_ratio, self.width)
     return w[..., :k, :] if name == 'R' else w
+
+
+def _stack(layer: Any, depth: int, unroll: int = 1) -> Any:
+  """Makes a scan over layers with parameters of their own."""
+  return nn.scan(
+    layer,
+    # 'intermediates' exists only when `runtime.diagnosis` captures it.
+    variable_axes={'params': 0, 'intermediates': 0},
+    split_rngs={'params': True},
+    length=depth,
+    unroll=unroll,
+  )
 
 
 def paper_parameter_count(params: Any) -> int:
