@@ -1,4 +1,4 @@
-"""Tests losses against loops in float64, gradients against differences.
+"""Tests losses against NumPy in float64, gradients against differences.
 
 EMMA's gradient is that of a surrogate: r is a constant. So the differences are
 taken of the loss with r frozen at the base point, never of the loss itself.
@@ -17,38 +17,52 @@ from lipnext_jax import losses
 from lipnext_jax.models import interface
 
 
-def emma_ratios(f, y, w, epsilon):
-  reach = epsilon * np.linalg.norm(w[y] - w, axis=1)
-  return np.clip((f[y] - f) / np.maximum(reach, 1e-8), 0.01, 1)
+def distances(w):
+  return np.linalg.norm(w[:, None] - w, axis=-1)
 
 
-def cross_entropy(f, y, w=None, epsilon=0.0, logit_scale=1.0):
+def of_label(f, y):
+  return np.take_along_axis(f, y[:, None], axis=1)
+
+
+def cross_entropies(f, y):
+  return special.logsumexp(f, axis=1) - of_label(f, y)[:, 0]
+
+
+def cross_entropy(f, y, w, epsilon, logit_scale=1.0):
   del w, epsilon
-  return special.logsumexp(logit_scale * f) - logit_scale * f[y]
+  return np.mean(cross_entropies(logit_scale * f, y))
+
+
+def emma_ratios(f, y, w, epsilon):
+  reach = epsilon * distances(w)[y]
+  return np.clip((of_label(f, y) - f) / np.maximum(reach, 1e-8), 0.01, 1)
 
 
 def emma(f, y, w, epsilon, logit_scale=1.0, ratios=None):
   r = emma_ratios(f, y, w, epsilon) if ratios is None else ratios
-  z = f - f[y] + r * epsilon * np.linalg.norm(w[y] - w, axis=1)
-  return cross_entropy(z, y, logit_scale=logit_scale)
+  z = f - of_label(f, y) + r * epsilon * distances(w)[y]
+  return np.mean(cross_entropies(logit_scale * z, y))
 
 
 def trades(f, y, w, epsilon, logit_scale=1.0, trades_weight=1.0):
-  p = np.argmax(f)
-  bottom = np.max(np.delete(f + epsilon * np.linalg.norm(w[p] - w, axis=1), p))
+  p = np.argmax(f, axis=1)
+  rivals = f + epsilon * distances(w)[p]
+  rivals[np.arange(len(p)), p] = -np.inf
   # log(1 + e^{τ f⊥}/Σ e^{τ f_j})
-  odds = logit_scale * bottom - special.logsumexp(logit_scale * f)
-  gloro = special.logsumexp([0.0, odds])
-  return cross_entropy(f, y, logit_scale=logit_scale) + trades_weight * gloro
+  total = special.logsumexp(logit_scale * f, axis=1)
+  gloro = np.logaddexp(0, logit_scale * np.max(rivals, axis=1) - total)
+  clean = cross_entropies(logit_scale * f, y)
+  return np.mean(clean + trades_weight * gloro)
 
 
 def annealing(
   f, y, w, epsilon, logit_scale=1.0, offset=2.0, temperature=0.75, gamma=5.0
 ):
   del w, epsilon
-  s = (logit_scale * f - offset * np.eye(len(f))[y]) / temperature
-  ce = cross_entropy(s, y)
-  return temperature * (1 - math.exp(-ce)) ** gamma * ce
+  s = (logit_scale * f - offset * np.eye(f.shape[1])[y]) / temperature
+  ce = cross_entropies(s, y)
+  return np.mean(temperature * (1 - np.exp(-ce)) ** gamma * ce)
 
 
 ORACLES = {
@@ -80,50 +94,43 @@ def cases():
 def check_values(loss, oracle, **options):
   """Compares a loss with its oracle."""
   jitted = jax.jit(functools.partial(loss, **options))
-  for f, y, w in cases():
+  for case in cases():
     for epsilon in (0.0, 0.25, 3.0):
       with jax.enable_x64(True):
-        got = jitted(f, y, w, epsilon)
-      each = [
-        oracle(row, label, w, epsilon, **options)
-        for row, label in zip(f, y, strict=True)
-      ]
+        got = jitted(*case, epsilon)
       # Float64 throughout: a few hundred roundings of numbers up to 400.
-      np.testing.assert_allclose(got, np.mean(each), rtol=1e-12, atol=1e-12)
+      want = oracle(*case, epsilon, **options)
+      np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
 
 
-def differences(fn, x, h=1e-5):
-  """Returns central differences of a scalar function of an array."""
-  steps = h * np.eye(x.size).reshape(-1, *x.shape)
-  slopes = [(fn(x + e) - fn(x - e)) / (2 * h) for e in steps]
-  return np.reshape(slopes, x.shape)
+def differences(fn, args, i, h=1e-5):
+  """Returns central differences of fn(*args), a scalar, in its argument i."""
+
+  def moved(step):
+    return fn(*args[:i], args[i] + step, *args[i + 1 :])
+
+  steps = h * np.eye(args[i].size).reshape(-1, *args[i].shape)
+  slopes = [(moved(e) - moved(-e)) / (2 * h) for e in steps]
+  return np.reshape(slopes, args[i].shape)
 
 
 def check_gradients(loss, oracle):
   """Compares gradients for logits and head rows, EMMA's with fixed r."""
   jitted = jax.jit(jax.grad(loss, argnums=(0, 2)))
-  # h = 1e-5: truncation h² times a third derivative, 1e-9; rounding
-  # 1e-16·400/h, 4e-9.
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=3e-8)
   for f, y, w in cases():
     # The other losses have kinks where logits tie.
     some = slice(6) if oracle is emma else slice(2, 6)
-    f, y, epsilon = f[some], y[some], 0.7
-    with jax.enable_x64(True):
-      got = jitted(f, y, w, epsilon)
-    frozen = [oracle] * len(f)
+    case, fixed = (f[some], y[some], w, 0.7), oracle
     if oracle is emma:
-      frozen = [
-        functools.partial(emma, ratios=emma_ratios(*one, w, epsilon))
-        for one in zip(f, y, strict=True)
-      ]
-
-    def mean(f, w, y=y, frozen=frozen):
-      examples = zip(frozen, f, y, strict=True)
-      return np.mean([fn(row, label, w, 0.7) for fn, row, label in examples])
-
-    close(got[0], differences(lambda v, w=w: mean(v, w), f), err_msg='logits')
-    close(got[1], differences(lambda v, f=f: mean(f, v), w), err_msg='rows')
+      fixed = functools.partial(emma, ratios=emma_ratios(*case))
+    with jax.enable_x64(True):
+      got = jitted(*case)
+    for i, gradient, name in ((0, got[0], 'logits'), (2, got[1], 'rows')):
+      # h = 1e-5: truncation h² times a third derivative, 1e-9; rounding
+      # 1e-16·400/h, 4e-9.
+      np.testing.assert_allclose(
+        gradient, differences(fixed, case, i), 1e-6, 3e-8, err_msg=name
+      )
 
 
 @pytest.mark.parametrize('name', losses.LOSSES)
@@ -134,13 +141,7 @@ def test_values_match_the_formula(name):
 
 
 def test_cases_reach_both_clip_bounds_and_the_middle():
-  ratios = np.concatenate(
-    [
-      emma_ratios(*one, w, 0.7)
-      for f, y, w in cases()
-      for one in zip(f, y, strict=True)
-    ]
-  )
+  ratios = np.concatenate([emma_ratios(*c, 0.7).ravel() for c in cases()])
   assert (min(ratios), max(ratios)) == (0.01, 1)
   assert np.any((ratios > 0.02) & (ratios < 0.98))
 
@@ -169,23 +170,17 @@ def test_huge_logits_stay_finite(name):
       np.testing.assert_allclose(value, tau * size, rtol=1e-3)
 
 
-def test_gradient_check_rejects_a_gradient_through_r(monkeypatch):
-  monkeypatch.setattr(jax.lax, 'stop_gradient', lambda x: x)
-  check_values(losses.emma_loss, emma)  # The value cannot show it.
-  with pytest.raises(AssertionError, match='logits'):
-    check_gradients(losses.emma_loss, emma)
-
-
-@pytest.mark.parametrize('name', ['emma', 'trades'])
-def test_gradient_check_rejects_a_gradient_that_stops_at_the_rows(
-  monkeypatch, name
-):
-  inner = losses.row_distances
-  monkeypatch.setattr(
-    losses, 'row_distances', lambda w: jax.lax.stop_gradient(inner(w))
-  )
-  with pytest.raises(AssertionError, match='rows'):
-    check_gradients(losses.LOSSES[name], ORACLES[name])
+def test_gradient_check_rejects_gradients_through_r_or_not_of_rows(monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(jax.lax, 'stop_gradient', lambda x: x)
+    check_values(losses.emma_loss, emma)  # The value cannot show it.
+    with pytest.raises(AssertionError, match='logits'):
+      check_gradients(losses.emma_loss, emma)
+  inner, stop = losses.row_distances, jax.lax.stop_gradient
+  monkeypatch.setattr(losses, 'row_distances', lambda w: stop(inner(w)))
+  for name in ('emma', 'trades'):
+    with pytest.raises(AssertionError, match='rows'):
+      check_gradients(losses.LOSSES[name], ORACLES[name])
 
 
 def test_value_check_rejects_another_clip_distance_or_option(monkeypatch):
@@ -209,6 +204,7 @@ def test_value_check_rejects_another_clip_distance_or_option(monkeypatch):
 
 
 def check_distances(fn):
+  """In float32, rows that are close or the same included."""
   rng = np.random.default_rng(0)
   w = rng.normal(size=(6, 32))
   w /= np.linalg.norm(w, axis=-1, keepdims=True)
@@ -217,7 +213,7 @@ def check_distances(fn):
   w = w.astype(np.float32)
   # Each difference rounds once (not at all where the rows are close), then 32
   # squares, their sum and a root: 20 roundings of 6e-8.
-  exact = [[math.dist(u, v) for v in w.tolist()] for u in w.tolist()]
+  exact = distances(np.float64(w))
   np.testing.assert_allclose(jax.jit(fn)(w), exact, rtol=2e-6, atol=0)
 
 
@@ -228,7 +224,7 @@ def gram(w):
   return jnp.sqrt(jnp.maximum(pairs - 2 * w @ w.T, 0))
 
 
-def test_distances_match_loops():
+def test_distances_are_those_of_float64():
   check_distances(losses.row_distances)
   with pytest.raises(AssertionError):
     check_distances(gram)
