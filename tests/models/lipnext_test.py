@@ -1,4 +1,4 @@
-"""LipNeXt as a whole: its dtypes, its start, its size.
+"""LipNeXt as a whole: its products, its start, its size.
 
 That it is the paper's function is in `block_test`, its constant in
 `interface_test`.
@@ -29,25 +29,13 @@ def images(n=3):
   return np.random.default_rng(7).uniform(size=(n, *IMAGE)).astype(np.float32)
 
 
-def test_bf16_computes_in_bf16_and_keeps_float32_outside():
+def test_products_are_in_bf16_but_for_the_head():
   model = build(dtype=jnp.bfloat16)
   params, x = random_params(model), images()
   jaxpr = jax.make_jaxpr(model.apply)({'params': params}, x)
   *inner, head = networks.dots(jaxpr.jaxpr)
   assert {str(v.aval.dtype) for e in inner for v in e.invars} == {'bfloat16'}
   assert {str(v.aval.dtype) for v in head.invars} == {'float32'}
-  f = jax.jit(model.apply)({'params': params}, x)
-  assert f.dtype == jnp.float32
-  exact = jax.jit(model.explicit().apply)({'params': params}, x)
-  # About 11 roundings of 2⁻⁹ on features of norm 15, random signs.
-  np.testing.assert_allclose(f, exact, rtol=0, atol=0.2)
-  assert np.max(np.abs(f - exact)) > 1e-4  # It is not float32.
-  init = jax.eval_shape(model.init, jax.random.key(0), x)
-  assert {str(a.dtype) for a in jax.tree.leaves(init)} == {'float32'}
-  gradients = jax.eval_shape(
-    jax.grad(lambda p: jnp.sum(model.apply({'params': p}, x))), params
-  )
-  assert {str(a.dtype) for a in jax.tree.leaves(gradients)} == {'float32'}
 
 
 def test_a_nan_pixel_reaches_the_logits():
@@ -124,24 +112,19 @@ def test_program_does_not_grow_with_depth():
   assert lines_of_gradients(4) == lines_of_gradients(64) > 100
 
 
-@pytest.mark.parametrize(
-  ('width', 'millions'), [(1024, 64), (2048, 256), (4096, 1024)]
-)
-def test_parameter_counts_of_the_paper(width, millions):
-  model = LipNeXt(num_classes=1000, depth=32, width=width, patch_size=14)
+def test_parameters_are_laid_out_and_counted_as_documented():
+  model = LipNeXt(num_classes=1000, depth=32, width=4096, patch_size=14)
   shapes = jax.eval_shape(
     model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))
-  )
-  count = lipnext.paper_parameter_count(shapes['params'])
-  assert count == millions * 2**20
-  n = max(width, 588)
-  assert jax.tree.map(lambda a: a.shape, shapes['params']) == {
-    'stem': {'Q': (n, n), 'bias': (width,)},
+  )['params']
+  assert lipnext.paper_parameter_count(shapes) == 1024 * 2**20
+  assert jax.tree.map(lambda a: a.shape, shapes) == {
+    'stem': {'Q': (4096, 4096), 'bias': (4096,)},
     'blocks': {
-      'R': (32, width // 2, width),
-      'M': (32, width, width),
-      'bias': (32, width),
+      'R': (32, 2048, 4096),
+      'M': (32, 4096, 4096),
+      'bias': (32, 4096),
       'pos': (32, 16, 16, 1),
     },
-    'head': {'kernel': (1000, width), 'bias': (1000,)},
+    'head': {'kernel': (1000, 4096), 'bias': (1000,)},
   }
