@@ -51,7 +51,7 @@ def row_distances(head_kernel: jax.Array) -> jax.Array:
 
 @row_distances.defjvp
 def _row_distances_jvp(primals, tangents):
-  """Returns d and ∂d; A nan distance is not zero, so it is kept."""
+  """Returns d and ∂d. A nan distance is not zero, so it is kept."""
   (w,), (dw,) = primals, tangents
   distance = row_distances(w)
   zero = distance <= 4 * float(jnp.finfo(distance.dtype).eps)

@@ -1,7 +1,6 @@
 """Schedules of a run: durations in steps, learning rate, training radius."""
 
 from collections.abc import Callable
-import functools
 import operator
 import re
 from typing import NamedTuple
@@ -56,7 +55,7 @@ def make_plan(config: ml_collections.ConfigDict, train_examples: int) -> Plan:
   steps_per_epoch = train_examples / config.batch_size
 
   def steps(field: str) -> int:
-    duration = functools.reduce(operator.getitem, field.split('.'), config)
+    duration = operator.attrgetter(field)(config)
     number, unit = parse_duration(field, duration)
     in_steps = {
       'steps': 1.0,

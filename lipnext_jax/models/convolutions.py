@@ -117,12 +117,7 @@ def reflector_spectrum(v: jax.Array, grid: tuple[int, int]) -> jax.Array:
 
   The axis of 2 holds real and imaginary parts, so that no leaf is complex.
   """
-  spectrum = frequencies(v, grid)
-  adjoint = jnp.swapaxes(spectrum.conj(), -1, -2)
-  with jax.default_matmul_precision('highest'):
-    projected = parametrizations.projector_factor(spectrum) @ adjoint
-  eye = jnp.eye(v.shape[-2], dtype=projected.dtype)
-  w = jnp.broadcast_to(eye, projected.shape) - 2 * projected
+  w = parametrizations.block_reflector(frequencies(v, grid))
   return jnp.stack([w.real, w.imag], axis=-3)
 
 

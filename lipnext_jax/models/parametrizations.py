@@ -117,9 +117,10 @@ def projector_factor(v: jax.Array) -> jax.Array:
 
 
 def block_reflector(v: jax.Array, rows: int | None = None) -> jax.Array:
-  """Computes I − 2V(VᵀV)⁻¹Vᵀ, which negates the span of V's columns.
+  """Computes I − 2V(VᴴV)⁻¹Vᴴ, which negates the span of V's columns.
 
-  V [..., n, r] has full rank. With `rows`, only so many are kept.
+  V [..., n, r], real or complex, has full rank. With `rows`, only so many are
+  kept.
 
   >>> block_reflector(jnp.array([[3.0], [0.0]])).tolist()
   [[-1.0, 0.0], [0.0, 1.0]]
@@ -128,7 +129,7 @@ def block_reflector(v: jax.Array, rows: int | None = None) -> jax.Array:
   m = n if rows is None else rows
   cut = projector_factor(v)[..., :m, :]
   with jax.default_matmul_precision('highest'):
-    projected = cut @ jnp.swapaxes(v, -1, -2)
+    projected = cut @ jnp.swapaxes(v.conj(), -1, -2)
   eye = jnp.eye(m, n, dtype=v.dtype)
   return jnp.broadcast_to(eye, projected.shape) - 2 * projected
 
