@@ -1,16 +1,9 @@
 """Maps from free to orthogonal matrices, for comparison (paper §2).
 
 These are alternatives to optimising on the manifold: a raw matrix is trained as
-a Euclidean parameter and mapped into O(n) in every forward pass.
-
-    cayley            A = V − Vᵀ,   W = (I − A)⁻¹ (I + A)
-    exponential       A = V − Vᵀ,   W = exp(A)
-    cholesky          L Lᵀ = V Vᵀ,  W = L⁻¹ V
-    block_reflector   W = I − 2 V (VᵀV)⁻¹ Vᵀ
-
-The first two reach rotations only (det W = 1), the last one symmetric W only.
-The raw leaf of R is named `R_raw`. Whatever the model's dtype, maps compute in
-float32 or wider, at the highest precision.
+a Euclidean parameter and mapped into O(n) in every forward pass. The raw leaf
+of R is named `R_raw`. Whatever the model's dtype, maps compute in float32 or
+wider, at the highest precision.
 
 References: K. Helfrich, D. Willmott, Q. Ye, ICML 2018, and A. Trockman,
 J. Z. Kolter, ICLR 2021 (Cayley); M. Lezcano-Casado, D. Martínez-Rubio, ICML
@@ -61,7 +54,7 @@ def for_each(f: Callable[..., jax.Array], *stacks: jax.Array) -> jax.Array:
 def cayley(v: jax.Array) -> jax.Array:
   """Computes (I − A)⁻¹(I + A), A = V − Vᵀ, for V [..., n, n].
 
-  The result has no eigenvalue −1.
+  It reaches the rotations (det W = 1) without the eigenvalue −1.
 
   >>> cayley(jnp.array([[0.0, 1.0], [0.0, 0.0]])).tolist()  # A quarter turn.
   [[0.0, 1.0], [-1.0, 0.0]]
@@ -119,8 +112,8 @@ def projector_factor(v: jax.Array) -> jax.Array:
 def block_reflector(v: jax.Array, rows: int | None = None) -> jax.Array:
   """Computes I − 2V(VᴴV)⁻¹Vᴴ, which negates the span of V's columns.
 
-  V [..., n, r], real or complex, has full rank. With `rows`, only so many are
-  kept.
+  V [..., n, r], real or complex, has full rank; the result is symmetric or
+  Hermitian. With `rows`, only so many are kept.
 
   >>> block_reflector(jnp.array([[3.0], [0.0]])).tolist()
   [[-1.0, 0.0], [0.0, 1.0]]
