@@ -25,8 +25,8 @@ def random_params(model):
   return networks.draw(model, IMAGE, scale=0.3)
 
 
-def images(n=3):
-  return np.random.default_rng(7).uniform(size=(n, *IMAGE)).astype(np.float32)
+def images():
+  return np.random.default_rng(7).uniform(size=(3, *IMAGE)).astype(np.float32)
 
 
 def test_products_are_in_bf16_but_for_the_head():
