@@ -1,4 +1,4 @@
-"""What every certified model offers: its methods, and its normalised head.
+"""The interface of every certified model, and its normalised head.
 
 Certificates are about *explicit* parameters: the matrices and kernels that are
 applied. A map that computes them from raw ones need not be trusted.
