@@ -12,7 +12,7 @@ at the start; circular padding has no other).
 
 from collections.abc import Callable
 from typing import Any
-from typing import Self
+from typing import ClassVar
 
 import flax.linen as nn
 from flax.typing import Dtype
@@ -52,6 +52,8 @@ class Baseline(interface.CertifiedModel):
     dtype: compute dtype; maps to orthogonal matrices stay in float32.
     stored: whether the parameters are explicit ones.
   """
+
+  EXPLICIT: ClassVar[dict[str, Any]] = {'stored': True}
 
   num_classes: int
   depth: int
@@ -151,12 +153,6 @@ class Baseline(interface.CertifiedModel):
       x, _ = jax.lax.scan(layer, x, draw('dense', d, self.dense_depth))
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return interface.NormalizedHead(self.num_classes, name='head')(x)
-
-  def explicit(self, dtype: Dtype = jnp.float32) -> Self:
-    """Returns the model of `explicit_params`; see `models.interface`."""
-    return self.clone(
-      dtype=dtype, precision=jax.lax.Precision.HIGHEST, stored=True
-    )
 
 
 def _orthogonal(key, shape, dtype=jnp.float32):

@@ -5,6 +5,7 @@ applied. A map that computes them from raw ones need not be trusted.
 """
 
 from typing import Any
+from typing import ClassVar
 from typing import Self
 
 import flax.linen as nn
@@ -22,6 +23,8 @@ class CertifiedModel(nn.Module):
   Subclasses have a field `num_classes` (k) and a `NormalizedHead` named 'head';
   their parameters, {group: {leaf: array}}, are float32.
   """
+
+  EXPLICIT: ClassVar[dict[str, Any]]  # Fields of the explicit form.
 
   def lipschitz(self, params: Any) -> jax.typing.ArrayLike:
     """Returns the Lipschitz constant K of the backbone that training assumes.
@@ -52,7 +55,8 @@ class CertifiedModel(nn.Module):
 
     It computes in `dtype`, with products at the highest precision.
     """
-    raise NotImplementedError
+    highest = jax.lax.Precision.HIGHEST
+    return self.clone(dtype=dtype, precision=highest, **self.EXPLICIT)
 
 
 class NormalizedHead(nn.Module):

@@ -22,6 +22,7 @@ With `pool='neck'` also, and a head of d features:
 
 import functools
 from typing import Any
+from typing import ClassVar
 
 import flax.linen as nn
 from flax.typing import Dtype
@@ -84,6 +85,8 @@ class LipNeXt(interface.CertifiedModel):
   >>> model.apply(variables, images).shape
   (3, 10)
   """
+
+  EXPLICIT: ClassVar[dict[str, Any]] = {'parametrization': 'none'}
 
   num_classes: int
   depth: int
@@ -173,14 +176,6 @@ class LipNeXt(interface.CertifiedModel):
     """
     mapped = self.parametrization != 'none'
     return 'cholesky' if mapped and group == 'neck' else self.parametrization
-
-  def explicit(self, dtype: Dtype = jnp.float32) -> 'LipNeXt':
-    """Returns the model whose parameters are R, M and Q themselves."""
-    return self.clone(
-      dtype=dtype,
-      precision=jax.lax.Precision.HIGHEST,
-      parametrization='none',
-    )
 
   def map_raw(self, group: str, name: str, raw: jax.Array, _: Any) -> jax.Array:
     """Computes R, M or Q from its raw matrix."""
