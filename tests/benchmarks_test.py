@@ -130,9 +130,7 @@ def test_baselines_have_as_many_parameters(rival, monkeypatch):
     counts.append(parameter_count(shapes))
 
   monkeypatch.setattr(train_step, 'Candidate', candidate)
-  shape = train_step.Shape(
-    *train_step.SIZES['L8W512'], 32, jnp.float32
-  )
+  shape = train_step.Shape(*train_step.SIZES['L8W512'], 32, jnp.float32)
   train_step.RIVALS[rival](shape, None)
   train_step.lipnext(shape, 'products', False, 'highest', None)
   theirs, ours = counts

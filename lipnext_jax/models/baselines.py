@@ -224,7 +224,7 @@ class LiResNet(Baseline):
     leaf = (name + self.raw, init, (s, s, c, c))
     # Unrolled: XLA's CPU convolutions are 20 times slower inside a loop.
     x = self.apply_blocks(x, leaf, add_convolution, unroll=True)
-    return self.classify(x.reshape(len(x), -1), _orthogonal)
+    return self.classify(x.reshape(x.shape[0], -1), _orthogonal)
 
   def lipschitz(self, params: Any) -> jax.Array:
     """Estimates K = ‖stem‖ Π ‖I + conv‖ from below, differentiably.
@@ -318,7 +318,7 @@ class BRONet(Baseline):
     x = self.apply_stem(x, leaf(n), convolve_patches)
     x = self.apply_blocks(x, leaf(c), convolve)
     # A neck that widens starts from zero-padded features.
-    x = x.reshape(len(x), -1)
+    x = x.reshape(x.shape[0], -1)
     x = jnp.pad(x, ((0, 0), (0, max(0, self.dense_width - x.shape[1]))))
     return self.classify(x, _normal)
 
