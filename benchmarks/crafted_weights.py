@@ -22,7 +22,6 @@ from benchmarks import timing
 from lipnext_jax import certify
 from lipnext_jax import models
 from lipnext_jax.attacks import floating
-from lipnext_jax.attacks import ledger as ledger_lib
 from lipnext_jax.attacks import target as target_lib
 from lipnext_jax.checkpoint import restore
 from lipnext_jax.data import sources
@@ -81,7 +80,7 @@ def make_targets(model, params, images) -> list[target_lib.Target]:
 
 def search(target: target_lib.Target, rounds: int) -> int:
   """Counts the certificates that the search breaks."""
-  rng, ledger = np.random.default_rng(0), ledger_lib.Ledger(target)
+  rng, ledger = np.random.default_rng(0), target_lib.Ledger(target)
   images = target.images
   axes = tuple(range(1, images.ndim))
   for _ in range(rounds):

@@ -13,7 +13,6 @@ from lipnext_jax import certify
 from lipnext_jax.attacks import exact
 from lipnext_jax.attacks import floating
 from lipnext_jax.attacks import gradient
-from lipnext_jax.attacks import ledger as ledger_lib
 from lipnext_jax.attacks import target as target_lib
 
 _SHOWN = 4  # Number of adversarial examples to show.
@@ -44,7 +43,7 @@ def attack_target(
   *,
   seed: int = 0,
   log: Callable[[str], None] = lambda message: None,
-) -> ledger_lib.Ledger:
+) -> target_lib.Ledger:
   """Tries to break every certificate, and finds near adversarial examples.
 
   docs/attacks.md lists the stages.
@@ -55,12 +54,9 @@ def attack_target(
     settings: effort of the attacks.
     seed: seed of every random draw.
     log: function that gets a line after each stage.
-
-  Returns:
-    The ledger of all attacks.
   """
   s = settings or Settings()
-  ledger = ledger_lib.Ledger(target)
+  ledger = target_lib.Ledger(target)
   rng = np.random.default_rng(seed)
   rivals = [gradient.nearest_rivals(target, rank) for rank in range(s.restarts)]
   radii = np.minimum(target.radii, exact.FARTHEST)
@@ -121,7 +117,7 @@ def attack_target(
 
 
 def summarise(
-  ledger: ledger_lib.Ledger, labels: np.ndarray, epsilons: Sequence[float]
+  ledger: target_lib.Ledger, labels: np.ndarray, epsilons: Sequence[float]
 ) -> dict[str, Any]:
   """Returns the results that `attack.json` holds.
 
@@ -169,7 +165,7 @@ def summarise(
 
 
 def arrays(
-  ledger: ledger_lib.Ledger, labels: np.ndarray
+  ledger: target_lib.Ledger, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
   """Returns the arrays that `attack.npz` holds.
 

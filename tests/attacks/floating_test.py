@@ -8,7 +8,6 @@ import pytest
 
 from lipnext_jax.attacks import exact
 from lipnext_jax.attacks import floating
-from lipnext_jax.attacks import ledger as ledger_lib
 from lipnext_jax.attacks import target as target_lib
 from tests.attacks import targets
 
@@ -32,7 +31,7 @@ def rivals_ahead(target):
 
 
 def count_broken(target, starts, rounds=20):
-  ledger = ledger_lib.Ledger(target)
+  ledger = target_lib.Ledger(target)
   points = floating.attack(target, starts, rounds=rounds, candidates=16, seed=0)
   assert exact.is_inside(
     target.images, points, target.radii, closed=target.closed
