@@ -35,7 +35,7 @@ from lipnext_jax import train
 from lipnext_jax.aot import chips
 from lipnext_jax.aot import collectives
 from lipnext_jax.aot import flops as flops_lib
-from lipnext_jax.aot import topology as topology_lib
+from lipnext_jax.aot import topology
 from lipnext_jax.data import sources
 from lipnext_jax.models import lipnext
 from lipnext_jax.models import registry
@@ -67,11 +67,10 @@ def run(
     ConfigError: the config is wrong or does not fit, or the machine is unknown.
   """
   config_lib.validate(config)
-  topology = topology_lib.parse(topology_name)
-  devices = topology_lib.find_devices(topology)
+  chip, devices = topology.find_devices(topology_name)
   info = sources.describe(config.dataset)
   compiled = compile_step(config, devices, info)
-  summary = summarize(config, compiled, topology.name, topology.chip)
+  summary = summarize(config, compiled, topology_name, chip)
   print(format_text(summary), flush=True)
   if workdir:
     files.make_folder(workdir)
@@ -194,12 +193,10 @@ def _model_flops(
     logits: Any = model.apply({'params': params}, images)
     return logits.sum()
 
-  params = jax.tree.map(
-    lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), program.abstract.params
-  )
   shape = (len(program.batch['label']), *program.info.image_shape)
   images = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return flops_lib.count(jax.make_jaxpr(jax.grad(loss))(params, images)).total
+  jaxpr = jax.make_jaxpr(jax.grad(loss))(program.abstract.params, images)
+  return flops_lib.count(jaxpr).total
 
 
 def _group(sent: Sequence[collectives.Collective]) -> list[dict[str, Any]]:

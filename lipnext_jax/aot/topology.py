@@ -4,11 +4,9 @@ from collections.abc import Sequence
 import contextlib
 from importlib import resources
 import importlib.util
-import math
 import os
 import re
 from typing import Any
-from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -31,39 +29,8 @@ _COMPILERS = {
 }
 
 
-class Topology(NamedTuple):
-  """A machine: chips of one kind and how they are connected."""
-
-  name: str
-  chip: chips.Chip
-  shape: tuple[int, ...]
-  slices: int = 1  # TPU slices of this shape, with a slow network in between.
-
-
 def _refusal(name: str, problem: str, remedy: str) -> errors.ConfigError:
   return errors.ConfigError('--topology', name, problem, remedy)
-
-
-def parse(name: str) -> Topology:
-  """Parses 'kind:AxBx…', or 'kind:AxBx…*n' for n slices of TPUs.
-
-  Raises:
-    ConfigError: the name has another form, or the kind is unknown.
-
-  >>> parse('v5e:4x4*2').shape, parse('v5e:4x4*2').slices
-  ((4, 4), 2)
-  """
-  kind, _, size = name.partition(':')
-  chip = chips.CHIPS.get(kind)
-  if chip is None or not re.fullmatch(_SIZES[chip.platform], size):
-    raise _refusal(
-      name,
-      'is not a machine',
-      f'write e.g. {_EXAMPLES}; kinds: {", ".join(chips.CHIPS)}',
-    )
-  sides, _, slices = size.partition('*')
-  shape = tuple(map(int, sides.split('x')))
-  return Topology(name, chip, shape, int(slices or 1))
 
 
 def missing_extra(platform: str) -> str | None:
@@ -76,27 +43,40 @@ def missing_extra(platform: str) -> str | None:
   return None
 
 
-def find_devices(topology: Topology) -> Sequence[Any]:
-  """Returns devices to compile for; call this before JAX uses others.
+def find_devices(name: str) -> tuple[chips.Chip, Sequence[Any]]:
+  """Returns a machine's chip, and its devices to compile for.
+
+  Call this before JAX uses other devices.
+
+  Args:
+    name: 'kind:AxBx…', or 'kind:AxBx…*n' for n TPU slices of this shape with a
+      slow network in between.
 
   Raises:
-    ConfigError: the compiler is not installed, or does not know the shape.
+    ConfigError: the name has another form, the kind is unknown, the compiler is
+      not installed, or it does not know the shape.
   """
-  name, chip, shape, slices = topology
+  kind, _, size = name.partition(':')
+  chip = chips.CHIPS.get(kind)
+  if chip is None or not re.fullmatch(_SIZES[chip.platform], size):
+    raise _refusal(
+      name,
+      'is not a machine',
+      f'write e.g. {_EXAMPLES}; kinds: {", ".join(chips.CHIPS)}',
+    )
   # Keeps JAX from the accelerators of this machine.
   jax.config.update('jax_platforms', 'cpu')
   if chip.platform == 'cpu':
-    size = math.prod(shape)
     with contextlib.suppress(RuntimeError):  # JAX has started its devices.
-      jax.config.update('jax_num_cpu_devices', size)
+      jax.config.update('jax_num_cpu_devices', int(size))
     devices = jax.devices('cpu')
-    if len(devices) < size:
+    if len(devices) < int(size):
       raise _refusal(
         name,
         f'is more than the {len(devices)} CPU devices that JAX started with',
         'compile in a new process',
       )
-    return devices[:size]
+    return chip, devices[: int(size)]
   if extra := missing_extra(chip.platform):
     raise _refusal(
       name,
@@ -110,11 +90,12 @@ def find_devices(topology: Topology) -> Sequence[Any]:
     os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
     os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
     os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-16')
-    options = {'topology_name': name.partition('*')[0], 'num_slices': slices}
+    shape, _, slices = name.partition('*')
+    options = {'topology_name': shape, 'num_slices': int(slices or 1)}
   else:
     files = resources.files('lipnext_jax.aot') / 'targets'
     target = (files / chip.target).read_text(encoding='utf-8')
-    options = {'target_config': target, 'topology': 'x'.join(map(str, shape))}
+    options = {'target_config': target, 'topology': size}
   try:
     found = topologies.get_topology_desc(platform=chip.platform, **options)
   except jax.errors.JaxRuntimeError as error:
@@ -123,4 +104,4 @@ def find_devices(topology: Topology) -> Sequence[Any]:
       f'is refused by the compiler ({str(error).splitlines()[0]})',
       f'write e.g. {_EXAMPLES}',
     ) from None
-  return found.devices
+  return chip, found.devices

@@ -68,8 +68,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   for name, default, _, meaning in _NUMBERS:
     add(f'--{name}', type=int, default=default, help=meaning)
   for field, choices in _FIELDS.items():
-    name, meaning = field.split('.')[1], f'instead of {field} of the run'
-    add(f'--{name}', dest=field, choices=choices, help=meaning)
+    add(
+      f'--{field.split(".")[1]}',
+      dest=field,
+      default=argparse.SUPPRESS,
+      choices=choices,
+      help=f'instead of {field} of the run',
+    )
   flags = parser.parse_args(argv)
   for name, _, smallest, _ in _NUMBERS:
     if vars(flags)[name] < smallest:
@@ -77,23 +82,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   return flags
 
 
-def attack_workdir(flags: argparse.Namespace) -> int:
-  """Attacks the run in a workdir; returns the exit code.
+def attack_workdir(flags: argparse.Namespace) -> None:
+  """Attacks the run in a workdir, and writes and prints the results.
 
   Raises:
     BrokenCertificateError: a certificate or Λ is wrong (after writing).
     ConfigError: the workdir or its data do not exist.
   """
   start = time.perf_counter()
-  given = {field: vars(flags)[field] for field in _FIELDS}
-  found = restore.restore(
-    flags.workdir, {k: v for k, v in given.items() if v is not None}
-  )
+  given = {k: v for k, v in vars(flags).items() if k in _FIELDS}
+  found = restore.restore(flags.workdir, given)
   config = found.config
   dataset = sources.load_dataset(config.dataset)
   source = sources.final_split(dataset, config.eval.split)
-  count = min(flags.examples or len(source), len(source))
-  examples = [source[i] for i in range(count)]
+  examples = [source[i] for i in range(len(source))[: flags.examples or None]]
   images = np.stack([example['image'] for example in examples])
   labels = np.array([int(example['label']) for example in examples])
 
@@ -127,7 +129,6 @@ def attack_workdir(flags: argparse.Namespace) -> int:
   if files.exists(os.path.join(flags.workdir, 'eval.json')):
     report.log(f'shown in {report.write_page(flags.workdir)}')
   check(summary)
-  return 0
 
 
 def check(summary: Mapping[str, Any]) -> None:

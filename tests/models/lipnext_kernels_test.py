@@ -64,7 +64,7 @@ def kernels(model, batch, target):
   """
   device = jax.devices()[0]
   if target != 'cpu':
-    device = topology.find_devices(topology.parse(f'{target}:1x1x1'))[0]
+    _, (device,) = topology.find_devices(f'{target}:1x1x1')
   here = jax.sharding.SingleDeviceSharding(device)
   x = jax.ShapeDtypeStruct(batch, jnp.float32, sharding=here)
   params = jax.tree.map(
