@@ -9,7 +9,6 @@ import pytest
 from lipnext_jax import models
 from lipnext_jax import parallel
 from lipnext_jax.models import layers
-from lipnext_jax.models.block import ONE_DEVICE
 from lipnext_jax.parallel import blocks
 from tests import networks
 
@@ -17,17 +16,16 @@ IMAGES = jax.random.uniform(jax.random.key(1), (8, 8, 8, 1))
 
 
 def make(sizes, **options):
-  """Returns a model on a mesh."""
+  """Returns a model on a mesh, and on one device."""
   axes = dict(zip(('data', 'fsdp', 'tensor'), sizes, strict=True))
   mesh = parallel.make_mesh(ml_collections.ConfigDict(axes))
-  devices = parallel.model_devices(mesh)
-  return models.LipNeXt(3, 2, 16, 4, devices=devices, **options)
+  plain = models.LipNeXt(3, 2, 16, 4, **options)
+  return plain.clone(devices=parallel.model_devices(mesh)), plain
 
 
 def check_gradients(sizes, **options):
   """Float32 sums of 16 and of 128 terms in another order: about 1e-6."""
-  model = make(sizes, **options)
-  plain = model.clone(devices=ONE_DEVICE)
+  model, plain = make(sizes, **options)
   params = networks.draw(plain, IMAGES.shape[1:], scale=0.1)
   # Not orthogonal: a transposed matrix would be another one.
   rng = np.random.default_rng(3)
@@ -64,28 +62,23 @@ def test_gradients_are_those_of_the_plain_model(sizes, options):
   check_gradients(sizes, **options)
 
 
-FAULTS = {
-  'the first channels rectified on every device': (
-    'activate',
-    lambda self, spec, u: layers.activate(u, spec.activation, spec.beta),
-  ),
-  'R y of a device alone': ('sum', lambda self, x: x),
+FAULTS = {  # The first channels rectified on every device; R y of one alone.
+  'activate': lambda _, spec, u: layers.activate(u, spec.activation, spec.beta),
+  'sum': lambda _, x: x,
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', FAULTS)
-def test_gradient_check_rejects(name, monkeypatch):
-  method, fault = FAULTS[name]
-  monkeypatch.setattr(blocks.Layout, method, fault)
+@pytest.mark.parametrize('method', FAULTS)
+def test_gradient_check_rejects(method, monkeypatch):
+  monkeypatch.setattr(blocks.Layout, method, FAULTS[method])
   with pytest.raises(AssertionError):
     check_gradients((2, 2, 2), shift_ratio=3 / 16)
 
 
 @pytest.mark.parametrize('remat', models.lipnext.REMAT_POLICIES)
 def test_no_gathered_matrix_is_kept_for_the_backward_pass(remat):
-  model = make((1, 8, 1), remat=remat)
-  plain = model.clone(devices=ONE_DEVICE)
+  model, plain = make((1, 8, 1), remat=remat)
   variables = jax.eval_shape(plain.init, jax.random.key(0), IMAGES)
   grad = jax.grad(lambda v: model.apply(v, IMAGES).sum())
   jaxpr = jax.make_jaxpr(grad)(variables)

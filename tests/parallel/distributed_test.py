@@ -27,11 +27,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
   [
     (None, 2, 0),
     ('auto', 2, 0),
-    ('env', 2, 0),
     ('127.0.0.1:1234', None, None),
-    ('127.0.0.1:1234', 2, None),
     ('127.0.0.1:1234', 2, 2),
-    ('127.0.0.1', 2, 0),
   ],
 )
 def test_places_that_make_no_sense_are_refused(place):
