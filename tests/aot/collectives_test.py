@@ -20,28 +20,26 @@ def compile_on_mesh(fn, spec):
   return jax.jit(spread).lower(x).compile().as_text()
 
 
-# Kind → function, bytes, bytes sent. A device has [2, 16] float32, 128 bytes;
-# four devices exchange data.
-KINDS = {
-  'all-gather': (lambda x: lax.all_gather(x, 'b'), 512, 384),
-  'all-reduce': (lambda x: lax.psum(x, 'b'), 128, 192),
-  'reduce-scatter': (
-    lambda x: lax.psum_scatter(x, 'b', scatter_dimension=1, tiled=True),
-    128,
-    96,
-  ),
-  'all-to-all': (lambda x: lax.all_to_all(x, 'b', 1, 0, tiled=True), 128, 96),
-  'collective-permute': (
-    lambda x: lax.ppermute(x, 'b', [(i, (i + 1) % 4) for i in range(4)]),
-    128,
-    128,
-  ),
-}
+def scatter(x):
+  return lax.psum_scatter(x, 'b', scatter_dimension=1, tiled=True)
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_every_kind_is_read_with_its_bytes(kind):
-  fn, size, sent = KINDS[kind]
+def shift(x):
+  return lax.ppermute(x, 'b', [(i, (i + 1) % 4) for i in range(4)])
+
+
+@pytest.mark.parametrize(
+  ('kind', 'fn', 'size', 'sent'),
+  [
+    ('all-gather', lambda x: lax.all_gather(x, 'b'), 512, 384),
+    ('all-reduce', lambda x: lax.psum(x, 'b'), 128, 192),
+    ('reduce-scatter', scatter, 128, 96),
+    ('all-to-all', lambda x: lax.all_to_all(x, 'b', 1, 0, tiled=True), 128, 96),
+    ('collective-permute', shift, 128, 128),
+  ],
+)
+def test_every_kind_is_read_with_its_bytes(kind, fn, size, sent):
+  """Four devices exchange data; each has [2, 16] float32, 128 bytes."""
   (found,) = collectives.read(compile_on_mesh(fn, P('b')))
   assert (found.kind, found.dtype, found.trips) == (kind, 'f32', 1)
   assert (found.size, found.sent) == (size, sent)
@@ -53,7 +51,7 @@ def test_loops_count_as_often_as_they_run_and_groups_over_slices_are_known():
   def fn(x):
     def body(c, _):
       c = jnp.sin(lax.psum(c, 'a'))
-      inner = lax.map(lambda i: lax.all_gather(c * i, 'b'), ARANGE)
+      inner = lax.map(lambda i: lax.all_gather(c * i, 'b'), np.float32([1] * 5))
       return c + jnp.sum(inner), None
 
     return lax.scan(body, x, length=7)[0]
@@ -63,9 +61,6 @@ def test_loops_count_as_often_as_they_run_and_groups_over_slices_are_known():
     ('all-reduce', 2, True, 7),
     ('all-gather', 4, False, 7 * 5),
   }
-
-
-ARANGE = np.arange(5, dtype=np.float32)
 
 
 HLO = """HloModule jit_f, num_partitions=4

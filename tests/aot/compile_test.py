@@ -6,7 +6,7 @@ Bytes and operations are compared with hand counts, the estimate with formulae.
 import json
 import math
 import os
-import subprocess
+import re
 import sys
 
 import jax
@@ -20,7 +20,6 @@ from lipnext_jax.aot import flops
 from lipnext_jax.aot import topology
 from lipnext_jax.data import sources
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 # A step with few branches, which accelerators' compilers take seconds for.
 PLAIN = (
   '--config.optimizer.name=momentum',
@@ -32,52 +31,39 @@ PLAIN = (
 # ── The program ──────────────────────────────────────────────────────────────
 
 
-def run(tmp_path, *flags):
-  """Returns (exit code, last line, summary) of the command."""
-  command = [sys.executable, '-m', 'lipnext_jax.main', '--mode=compile']
-  command += ['--config=configs/digits.py:smoke']
-  # The suite's flags without the number of devices.
-  flag = '--xla_force_host_platform_device_count=8'
-  environment = {'XLA_FLAGS': os.environ['XLA_FLAGS'].replace(flag, '')}
-  workdir = tmp_path / 'run'
-  done = subprocess.run(
-    [*command, f'--workdir={workdir}', *flags, *PLAIN],
-    cwd=ROOT,
-    env=os.environ | environment,
-    capture_output=True,
-    text=True,
-    timeout=600,
-    check=False,
-  )
-  assert 'Traceback' not in done.stderr
-  assert os.listdir(workdir) == ['compile.json'], done.stderr
-  summary = json.loads((workdir / 'compile.json').read_text())
-  assert summary['sharding'] in done.stdout
-  return done.returncode, done.stdout.splitlines()[-1], summary
+@pytest.fixture
+def run(run_command, tmp_path):
+  """Runs the command; returns (exit code, last line, summary)."""
+
+  def run(*flags):
+    command = [sys.executable, '-m', 'lipnext_jax.main', '--mode=compile']
+    command += ['--config=configs/digits.py:smoke', f'--workdir={tmp_path}']
+    # The suite's flags without the number of devices.
+    flag = '--xla_force_host_platform_device_count=8'
+    own = os.environ['XLA_FLAGS'].replace(flag, '')
+    done = run_command([*command, *flags, *PLAIN], XLA_FLAGS=own)
+    assert 'Traceback' not in done.stderr
+    assert os.listdir(tmp_path) == ['compile.json'], done.stderr
+    summary = json.loads((tmp_path / 'compile.json').read_text())
+    assert summary['sharding'] in done.stdout
+    return done.returncode, done.stdout.splitlines()[-1], summary
+
+  return run
 
 
-@pytest.mark.slow  # A program.
-def test_sixteen_cpu_devices(tmp_path):
+def test_sixteen_cpu_devices(run):
   mesh = {'data': 2, 'fsdp': 4, 'tensor': 2}
+  axes = [f'--config.mesh.{axis}={size}' for axis, size in mesh.items()]
   code, last, summary = run(
-    tmp_path,
-    '--topology=cpu:16',
-    '--config.model.depth=16',
-    *(f'--config.mesh.{axis}={size}' for axis, size in mesh.items()),
+    '--topology=cpu:16', '--config.model.depth=16', *axes
   )
   assert code == 0
   assert last.startswith('fits: peak')
   assert summary['mesh'] == mesh
   # The table has the bytes per device of every array of the state.
-  (row,) = (
-    line
-    for line in summary['sharding'].splitlines()
-    if line.startswith('params/blocks/R ')
-  )
+  (row,) = re.findall('^params/blocks/R .*', summary['sharding'], re.M)
   assert row.split()[-1] == f'{16 * 4 * 16 * 4 // 16:,}'  # At α = 1/16.
   memory = summary['memory']
-  # Moments of R, M and Q are skew and packed: half the size.
-  assert 2 * memory['optimizer'] >= memory['parameters'] > 0
   assert memory['peak'] >= memory['parameters'] + memory['optimizer']
 
 
@@ -85,13 +71,13 @@ ACCELERATORS = {'tpu': 'v5e:2x2', 'cuda': 'h100:1x1x4'}
 
 
 @pytest.mark.parametrize('platform', ACCELERATORS)
-def test_compiling_for_accelerators_that_need_not_exist(platform, tmp_path):
+def test_compiling_for_accelerators_that_need_not_exist(platform, run):
   if extra := topology.missing_extra(platform):
     pytest.skip(f"needs the extra '{extra}'")
   flags = [f'--topology={ACCELERATORS[platform]}', '--config.mesh.data=1']
   flags += ['--config.mesh.fsdp=4', '--config.model.depth=4']
   flags += ['--config.model.dtype=bfloat16']
-  code, last, summary = run(tmp_path, *flags, '--config.model.width=128')
+  code, last, summary = run(*flags, '--config.model.width=128')
   assert code == 0
   assert last.startswith('fits: peak')
   counts = {(c['kind'], c['dtype']): c['count'] for c in summary['collectives']}
@@ -101,7 +87,7 @@ def test_compiling_for_accelerators_that_need_not_exist(platform, tmp_path):
   assert swaps == 4
   # A batch that the chip cannot hold.
   flags += ['--config.model.width=4096', '--config.batch_size=8388608']
-  code, last, _ = run(tmp_path, *flags)
+  code, last, _ = run(*flags)
   assert code == 3
   assert last.startswith('does not fit: ')
 
@@ -197,16 +183,12 @@ def test_model_flops_are_those_of_a_hand_count(found):
   assert summary['flops']['executed'] > expected
 
 
-def test_too_much_for_a_chip_without_a_strict_compiler_does_not_fit(found):
-  config, compiled, _ = found
+def test_the_report_gives_every_number_its_unit_and_the_verdict(found):
+  config, compiled, summary = found
+  # The compiler of a CPU refuses nothing.
   small = chips.CHIPS['cpu']._replace(memory=1024)
-  summary = compile_lib.summarize(config, compiled, 'small', small)
-  assert not summary['fits']
-  assert 'does not fit: peak' in compile_lib.format_text(summary)
-
-
-def test_the_report_gives_every_number_its_unit(found):
-  _, _, summary = found
+  tight = compile_lib.summarize(config, compiled, 'small', small)
+  assert 'does not fit: peak' in compile_lib.format_text(tight)
   summary = summary | {
     'parameter_count': 2_190_000_000,
     'memory': summary['memory'] | {'parameters': 2**29, 'optimizer': 2**31},
