@@ -1,6 +1,7 @@
 """Tests the command line of the attacks."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -20,7 +21,7 @@ RIGOROUS = ('--certificate=rigorous', *QUICK)
 
 @pytest.fixture(scope='module')
 def attacked(trained_run, tmp_path_factory):
-  """Returns a workdir whose certificates were attacked."""
+  """A workdir whose certificates were attacked."""
   workdir = str(tmp_path_factory.mktemp('attacked') / 'run')
   shutil.copytree(trained_run[0], workdir)
   assert cli.main([f'--workdir={workdir}', *RIGOROUS]) == 0
@@ -60,15 +61,12 @@ def test_files_and_table_hold_what_they_promise(attacked, trained_run, capsys):
   test = sources.load_dataset(run.config.dataset).test
   images = np.stack([test[i]['image'] for i in range(16)])
   wanted = certify.rigorous_radius(run.model, run.params, images)
+  table = np.loadtxt(f'{trained_run[0]}/radii.csv', delimiter=',', skiprows=1)
   with np.load(f'{attacked}/attack.npz') as stored:
-    table = np.loadtxt(
-      f'{trained_run[0]}/radii.csv', delimiter=',', skiprows=1
-    )[:16]
-    np.testing.assert_array_equal(stored['id'], table[:, 0])
-    np.testing.assert_array_equal(stored['label'], table[:, 1])
-    np.testing.assert_array_equal(stored['prediction'], table[:, 2])
+    columns = [stored[name] for name in ('id', 'label', 'prediction')]
+    np.testing.assert_array_equal(np.transpose(columns), table[:16, :3])
     # The table is of fast certificates, which subtract more.
-    assert np.all(stored['radius'] >= table[:, 3])
+    assert np.all(stored['radius'] >= table[:16, 3])
     np.testing.assert_allclose(stored['radius'], wanted.radii, rtol=1e-9)
     assert np.all(stored['distance'] > stored['radius'])
     shape = (len(stored['shown_id']), 8, 8, 1)
@@ -89,14 +87,12 @@ def test_broken_certificates_fail_loudly_with_files(
   workdir = str(tmp_path / 'run')
   shutil.copytree(attacked, workdir)
   assert cli.main([f'--workdir={workdir}', *RIGOROUS]) == 5
-  lines = capsys.readouterr().err.splitlines()
-  assert lines[-1].startswith('error: ')
-  assert 'rigorous certificates are BROKEN' in lines[-1]
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert last.startswith('error: ')
+  assert 'rigorous certificates are BROKEN' in last
   found = read(workdir)
   assert found['broken'] == len(found['broken_ids']) > 0
-
-
-def test_a_lipschitz_bound_below_what_was_found_is_broken_too(attacked):
+  # A Lipschitz bound below what was found is broken, too.
   found = read(attacked)
   cli.check(found)
   found['lipschitz_bound'] = found['lipschitz_lower_bound'] - 1e-6
@@ -119,6 +115,4 @@ def test_mistakes_are_one_line(flags, problem, capsys):
   captured = capsys.readouterr()
   assert not captured.out
   (line,) = captured.err.splitlines()
-  assert line.startswith('error: ')
-  with pytest.raises(errors.ConfigError, match=problem):
-    cli.attack_workdir(cli.parse(flags))
+  assert re.match(f'error: .*{problem}', line)

@@ -1,6 +1,6 @@
 """Tests exact distances against Python's rational numbers."""
 
-import fractions
+from fractions import Fraction
 import math
 
 from hypothesis import given
@@ -19,9 +19,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
 def rational(x, y):
   terms = zip(np.ravel(x).tolist(), np.ravel(y).tolist(), strict=True)
-  return sum(
-    (fractions.Fraction(a) - fractions.Fraction(b)) ** 2 for a, b in terms
-  )
+  return sum((Fraction(a) - Fraction(b)) ** 2 for a, b in terms)
 
 
 @settings(max_examples=200, deadline=None)
@@ -31,15 +29,19 @@ def test_squared_distance_is_exact(pairs):
   assert exact.squared_distance(x, y) == rational(x, y)
 
 
-def expected_sign(x, y, radius):
-  square, limit = rational(x, y), fractions.Fraction(radius) ** 2
-  return (square > limit) - (square < limit)
-
-
 def signs(x, y, radii):
   """Returns −1 inside the open ball, 0 on the sphere, 1 outside."""
   inside = [exact.is_inside(x, y, radii, closed=c) for c in (True, False)]
   return (1 - np.sum(inside, axis=0)).tolist()
+
+
+def check_signs(x, y, radii):
+  """Compares `signs` with those of rational numbers."""
+  excess = [
+    rational(*pair) - Fraction(radius) ** 2
+    for *pair, radius in zip(x, y, radii.tolist(), strict=True)
+  ]
+  assert signs(x, y, radii) == [(e > 0) - (e < 0) for e in excess]
 
 
 @pytest.mark.parametrize('dtype', targets.FORMATS)
@@ -49,17 +51,14 @@ def test_points_next_to_the_sphere(dtype):
   x = rng.random((60, 3, 5)).astype(dtype)
   y = (x.astype(np.float64) + rng.normal(size=x.shape) / 8).astype(dtype)
   distance = exact.distances(x, y)
-  wide = x.astype(np.float64), y.astype(np.float64)
   for towards in (0, distance, np.inf):
-    radii = np.nextafter(distance, towards)
-    assert signs(x, y, radii) == list(map(expected_sign, *wide, radii.tolist()))
+    check_signs(x, y, np.nextafter(distance, towards))
 
 
 @pytest.mark.parametrize('scale', [1e-170, 1e-300, 5e-324, 1e150])
 def test_magnitudes_whose_squares_leave_the_doubles(scale):
   x, y = np.zeros([3, 2]), np.tile(np.array([3.0, 4.0]) * scale, (3, 1))
-  radii = np.array([4.0, 5.0, 6.0]) * scale
-  assert signs(x, y, radii) == list(map(expected_sign, x, y, radii.tolist()))
+  check_signs(x, y, np.array([4.0, 5.0, 6.0]) * scale)
 
 
 def test_points_without_a_distance_lie_outside_and_radii_may_be_zero():

@@ -98,9 +98,9 @@ def test_the_box_is_kept():
 
 
 def test_seeds_restart_elsewhere_and_repeat():
+  radii = TARGET.radii
   first, again, other = (
-    attack('pgd', 'rival_margin', TARGET.radii, seed=seed)[0]
-    for seed in (0, 0, 1)
+    attack('pgd', 'rival_margin', radii, seed=seed)[0] for seed in (0, 0, 1)
   )
   np.testing.assert_array_equal(first, again)
   assert np.any(first != other)

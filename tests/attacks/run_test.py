@@ -53,10 +53,10 @@ class RawHead(target_lib.Network):
 
 
 def test_a_head_without_normalisation_is_broken():
-  exact = targets.exact()
+  target = targets.exact()
   # The certificate divides by unit rows.
-  target = exact._replace(
-    apply=RawHead(exact.apply.model), radii=3 * exact.radii
+  target = target._replace(
+    apply=RawHead(target.apply.model), radii=3 * target.radii
   )
   assert np.sum(attack(target).broken) > 12
 
@@ -90,11 +90,10 @@ def test_the_true_certificates_hold_and_are_met(attacked):
   assert np.all((ratios >= 1) & (ratios < 1.005))
   # Sixteen images; two restarts in two sets, and three walks.
   assert attacked.certified_runs == 16 * (2 * 2 + 3)
-  search, walk = 'apgd rival_margin', attacked.attacks['floating-point walk']
-  assert attacked.attacks[f'{search}, in [0, 1], at the radius']['runs'] == 32
-  beyond = attacked.attacks[f'{search}, anywhere, beyond the radius']
-  assert beyond['successes'] >= 16
-  assert walk == {'runs': 48, 'successes': 0}
+  found, search = attacked.attacks, 'apgd rival_margin'
+  assert found[f'{search}, in [0, 1], at the radius']['runs'] == 32
+  assert found[f'{search}, anywhere, beyond the radius']['successes'] >= 16
+  assert found['floating-point walk'] == {'runs': 48, 'successes': 0}
 
 
 def test_summaries_say_what_the_ledger_knows(attacked):
@@ -115,8 +114,7 @@ def test_summaries_say_what_the_ledger_knows(attacked):
 
 
 def test_what_is_shown_is_adversarial_and_close(attacked):
-  target = attacked.target
-  labels = (target.predictions + (np.arange(16) < 1)) % 3
+  labels = (attacked.target.predictions + (np.arange(16) < 1)) % 3
   stored = run.arrays(attacked, labels)
   assert stored['id'].tolist() == list(range(16))
   rows = stored['shown_id']
@@ -125,10 +123,8 @@ def test_what_is_shown_is_adversarial_and_close(attacked):
   original, adversarial = stored['original'], stored['adversarial']
   assert original.shape == adversarial.shape == (4, 4, 4, 1)
   assert np.all((adversarial >= 0) & (adversarial <= 1))
-  np.testing.assert_allclose(  # Differences of float32 pixels near 1.
-    np.linalg.norm((adversarial - original).reshape(4, -1), axis=-1),
-    stored['distance_in_box'][rows],
-    atol=1e-6,
-  )
+  apart = np.linalg.norm((adversarial - original).reshape(4, -1), axis=-1)
+  # Differences of float32 pixels near 1.
+  np.testing.assert_allclose(apart, stored['distance_in_box'][rows], atol=1e-6)
   assert np.all(stored['adversarial_prediction'] != stored['prediction'][rows])
   assert np.all(stored['distance'] <= stored['distance_in_box'])

@@ -65,16 +65,14 @@ TARGET = targets.linear(
 )
 
 
-def test_images_that_get_their_own_answers_break_nothing():
+def test_a_ledger_starts_with_the_images_themselves():
   ledger = target_lib.Ledger(TARGET)
   assert TARGET.predictions.tolist() == [1, 0]
   assert not ledger.broken.any()
   assert ledger.certified_runs == 0
   assert ledger.attacks == {'unperturbed': {'runs': 2, 'successes': 0}}
   assert np.isinf(ledger.anywhere.distances).all()
-
-
-def test_a_prediction_that_is_not_the_functions_is_broken_at_once():
+  # Planted: a prediction that is not the function's.
   ledger = target_lib.Ledger(TARGET._replace(predictions=np.array([0, 0])))
   assert ledger.broken.tolist() == [True, False]
   assert ledger.anywhere.distances.tolist() == [0, np.inf]
