@@ -25,6 +25,8 @@ from lipnext_jax.attacks import target as target_lib
 from lipnext_jax.certify import decimals
 
 with errors.needing_extra('train', __name__):
+  import tqdm
+
   from lipnext_jax import report
   from lipnext_jax.checkpoint import restore
   from lipnext_jax.data import sources
@@ -104,9 +106,15 @@ def attack_workdir(flags: argparse.Namespace) -> None:
     certificate, found.model, found.params, images, batch_size=flags.batch_size
   )
   settings = run_lib.Settings(restarts=flags.restarts, steps=flags.steps)
-  ledger = run_lib.attack_target(
-    target, epsilons, settings, seed=flags.seed, log=report.log
-  )
+  with tqdm.tqdm(unit=' attacks', delay=1, leave=False, disable=None) as bar:
+
+    def tick(total):
+      bar.total = total
+      bar.update()
+
+    ledger = run_lib.attack_target(
+      target, epsilons, settings, seed=flags.seed, log=report.log, tick=tick
+    )
   lower = lower_bound.lipschitz_lower_bound(
     found.model, found.params, target.images, seed=flags.seed
   )

@@ -43,6 +43,7 @@ def attack_target(
   *,
   seed: int = 0,
   log: Callable[[str], None] = lambda message: None,
+  tick: Callable[[int], None] = lambda total: None,
 ) -> target_lib.Ledger:
   """Tries to break every certificate, and finds near adversarial examples.
 
@@ -54,29 +55,34 @@ def attack_target(
     settings: effort of the attacks.
     seed: seed of every random draw.
     log: function that gets a line after each stage.
+    tick: function that gets the number of all attacks, after each attack.
   """
   s = settings or Settings()
   ledger = target_lib.Ledger(target)
   rng = np.random.default_rng(seed)
   rivals = [gradient.nearest_rivals(target, rank) for rank in range(s.restarts)]
   radii = np.minimum(target.radii, exact.FARTHEST)
+  starts: collections.deque[np.ndarray] = collections.deque(maxlen=2)
+  in_boxes = len(s.searches) * (s.restarts + len(epsilons)) + s.restarts
+  total = 2 * in_boxes + 1 + starts.maxlen
 
-  def search(method, loss, limits, rival, where, *, box, at_radius=False):
-    points = gradient.attack(
-      target, method, loss, limits, rival,
-      steps=s.steps, seed=int(rng.integers(2**31)), box=box,
-    )  # fmt: skip
-    closed = target.closed or not at_radius
-    points = exact.pull_inside(target.images, points, limits, closed=closed)
-    pixels = 'in [0, 1]' if box else 'anywhere'
-    name = f'{method} {loss}, {pixels}, {where}'
-    ledger.judge(name, points, at_radius=at_radius)
-    return points
-
-  def search_beyond(searches, limits, rival, where):
-    for box, (method, loss) in itertools.product((False, True), searches):
-      points = search(method, loss, limits, rival, where, box=box)
-      ledger.judge('bisection', floating.bisect(target, points))
+  def search(searches, rivals, limits, where, *, at_radius=False):
+    for box, (method, loss), rival in itertools.product(
+      (False, True), searches, rivals
+    ):
+      points = gradient.attack(
+        target, method, loss, limits, rival,
+        steps=s.steps, seed=int(rng.integers(2**31)), box=box,
+      )  # fmt: skip
+      closed = target.closed or not at_radius
+      points = exact.pull_inside(target.images, points, limits, closed=closed)
+      name = f'{method} {loss}, {"in [0, 1]" if box else "anywhere"}, {where}'
+      ledger.judge(name, points, at_radius=at_radius)
+      if at_radius:
+        starts.append(points)
+      else:
+        ledger.judge('bisection', floating.bisect(target, points))
+      tick(total)
 
   def report(stage):
     known = np.isfinite(ledger.anywhere.distances)
@@ -86,32 +92,24 @@ def attack_target(
       f'{np.sum(ledger.broken)} certificates broken'
     )
 
-  starts: collections.deque[np.ndarray] = collections.deque(maxlen=2)
-  for box, (method, loss), rival in itertools.product(
-    (False, True), s.searches, rivals
-  ):
-    where = 'at the radius'
-    points = search(method, loss, radii, rival, where, box=box, at_radius=True)
-    starts.append(points)
+  search(s.searches, rivals, radii, 'at the radius', at_radius=True)
   report('gradient attacks at the certified radii')
 
   for epsilon in epsilons:
     limits = np.full(len(radii), float(epsilon))
-    search_beyond(s.searches, limits, rivals[0], 'at ε')
+    search(s.searches, rivals[:1], limits, 'at ε')
   for rival in rivals:  # Balls shrink to the nearest example so far.
     limits = np.minimum(_BEYOND * radii, ledger.anywhere.distances)
-    search_beyond(s.searches[-1:], limits, rival, 'beyond the radius')
+    search(s.searches[-1:], [rival], limits, 'beyond the radius')
   report('gradient attacks beyond them')
 
   for start in (ledger.anywhere.points, *starts):
     points = floating.attack(
-      target,
-      start,
-      rounds=s.rounds,
-      candidates=s.candidates,
-      seed=int(rng.integers(2**31)),
-    )
+      target, start,
+      rounds=s.rounds, candidates=s.candidates, seed=int(rng.integers(2**31)),
+    )  # fmt: skip
     ledger.judge('floating-point walk', points, at_radius=True)
+    tick(total)
   report('floating-point walk to the certified spheres')
   return ledger
 

@@ -18,7 +18,10 @@ SETTINGS = run.Settings(
 
 
 def attack(target, epsilons=()):
-  return run.attack_target(target, epsilons, SETTINGS)
+  totals = []
+  ledger = run.attack_target(target, epsilons, SETTINGS, tick=totals.append)
+  assert set(totals) == {len(totals)}
+  return ledger
 
 
 NOISE = np.random.default_rng(0).normal(size=(1, 16, 16)) / 100
