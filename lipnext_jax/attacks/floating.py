@@ -65,12 +65,9 @@ def attack(
   rng = np.random.default_rng(seed)
 
   def pull(points, rows):
+    images, radii = target.images[rows], target.radii[rows]
     return exact.pull_inside(
-      target.images[rows],
-      points,
-      target.radii[rows],
-      closed=target.closed,
-      to_sphere=True,
+      images, points, radii, closed=target.closed, to_sphere=True
     )
 
   best = pull(starts, slice(None))

@@ -35,11 +35,6 @@ class Layout(block_lib.Devices):
 
   mesh: jax.sharding.Mesh
 
-  @property
-  def _width_shards(self) -> int:
-    """Number of devices that share the channels."""
-    return self.mesh.shape['tensor']
-
   def constrain(self, u: jax.Array) -> jax.Array:
     """Constrains tokens [t, c] to the layout of the blocks."""
     return lax.with_sharding_constraint(u, NamedSharding(self.mesh, _TOKENS))
@@ -78,21 +73,22 @@ class Layout(block_lib.Devices):
 
   def activate(self, spec: block_lib.BlockSpec, u: jax.Array) -> jax.Array:
     """Applies σ to the channels of a device: β-Abs, if devices share them."""
-    if self._width_shards == 1:
+    shards = self.mesh.shape['tensor']
+    if shards == 1:
       return layers.activate(u, spec.activation, spec.beta)
-    channels = u.shape[-1] * self._width_shards
+    channels = u.shape[-1] * shards
     first = lax.axis_index('tensor') * u.shape[-1]
     return layers.rectify(u, layers.channel_count(spec.beta, channels) - first)
 
   def sum(self, x: jax.Array) -> jax.Array:
     """Sums [t, k] over the devices that share the channels."""
-    if self._width_shards == 1:
+    if self.mesh.shape['tensor'] == 1:
       return x
     return lax.pcast(lax.psum(x, 'tensor'), 'tensor', to='varying')
 
   def scatter(self, x: jax.Array) -> jax.Array:
     """Sums [t, c] over these devices; each keeps its own channels."""
-    if self._width_shards == 1:
+    if self.mesh.shape['tensor'] == 1:
       return x
     return lax.psum_scatter(x, 'tensor', scatter_dimension=1, tiled=True)
 

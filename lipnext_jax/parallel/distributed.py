@@ -35,7 +35,17 @@ def start(
   if given == (None, None, None):
     return
   if given == ('env', None, None):
-    given = _read_environment()
+    names = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
+    values = [os.environ.get(name, '') for name in names]
+    for name, value in zip(names[1:], values[1:], strict=True):
+      if not value.isdecimal():
+        raise errors.ConfigError(
+          name,
+          value,
+          'is not a number',
+          'set it, or leave --coordinator=env out',
+        )
+    given = values[0], int(values[1]), int(values[2])
   automatic = given == ('auto', None, None)
   address, count, index = given
   if automatic:
@@ -65,20 +75,6 @@ def start(
       'leave it out for one process, or give host:port, --num_processes '
       'and --process_id',
     ) from None
-
-
-def _read_environment() -> tuple[str, int, int]:
-  """Reads the arguments of `start` from the environment."""
-  address = os.environ.get('JAX_COORDINATOR_ADDRESS', '')
-  numbers = []
-  for name in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'):
-    value = os.environ.get(name, '')
-    if not value.isdecimal():
-      raise errors.ConfigError(
-        name, value, 'is not a number', 'set it, or leave --coordinator=env out'
-      )
-    numbers.append(int(value))
-  return address, numbers[0], numbers[1]
 
 
 def to_host(x: jax.Array) -> np.ndarray:

@@ -132,8 +132,7 @@ def check_batch_size(
   """Raises unless the mesh splits a batch evenly, and each device its part.
 
   Raises:
-    ConfigError: the size, set by `field`, does not split into this number of
-      microbatches; names the next size that does.
+    ConfigError: the size, set by `field`, does not split; names the next one.
   """
   shards = _parts(mesh, blocks.BATCH_AXES)
   step = shards * microbatches
@@ -318,16 +317,10 @@ def table(tree: Any) -> str:
   The leaves are arrays, or shapes with shardings. The last line has the total.
   """
   rows = [('path', 'shape', 'dtype', 'spec', 'bytes/device')]
-  rows += [
-    (
-      name,
-      'x'.join(map(str, leaf.shape)) or 'scalar',
-      str(leaf.dtype),
-      str(tuple(leaf.sharding.spec)),
-      f'{local_bytes(leaf):,}',
-    )
-    for name, leaf in trees.named_leaves(tree).items()
-  ]
+  for name, leaf in trees.named_leaves(tree).items():
+    shape = 'x'.join(map(str, leaf.shape)) or 'scalar'
+    spec = str(tuple(leaf.sharding.spec))
+    rows.append((name, shape, str(leaf.dtype), spec, f'{local_bytes(leaf):,}'))
   rows.append(('total', '', '', '', f'{local_bytes(tree):,}'))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return '\n'.join(
