@@ -129,21 +129,25 @@ def _select(condition: jax.Array, new: Any, old: Any) -> Any:
   return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
-def _climb(evaluate, project, start, epsilon, method: str, steps: int):
+def _schedule(method: str, steps: int):
+  """Returns the first step's length over ε, and two columns of the rounds.
+
+  They are the share of the new step, and the length of the window that ends
+  with the round at a checkpoint: 0 elsewhere, −1 if it only records the loss.
+  The first round has no gradient, so it evaluates the start.
+  """
+  if method == 'pgd':  # Steps of constant length, 2.5 ε in total.
+    return 2.5 / steps, np.ones(steps + 1), np.zeros(steps + 1, np.int32)
+  shares = np.full(steps + 1, _STEP_SHARE)
+  shares[:2] = 1  # The first step has no momentum.
+  return 2.0, shares, np.append(np.int32(-1), checkpoints(steps))
+
+
+def _climb(evaluate, project, start, length, rounds):
   """Maximises the loss from `start`; returns the point of the largest lead.
 
   `evaluate` maps a point to its loss, `rival_lead` and gradient.
   """
-  # For each round, the share of the new step, and the length of the window that
-  # ends with it at a checkpoint: 0 elsewhere, −1 if it only records the loss.
-  # The first round has no gradient, so it evaluates the start.
-  if method == 'pgd':  # Steps of constant length, 2.5 ε in total.
-    length, shares = 2.5 / steps, np.ones(steps + 1)
-    windows = np.zeros(steps + 1, int)
-  else:  # Checkpoints may halve the steps.
-    length, shares = 2.0, np.full(steps + 1, _STEP_SHARE)
-    shares[:2] = 1  # The first step has no momentum.
-    windows = np.concatenate([[-1], checkpoints(steps)])
 
   def step(s: _State, now):
     share, window = now
@@ -168,23 +172,22 @@ def _climb(evaluate, project, start, epsilon, method: str, steps: int):
       checked_loss=jnp.where(window != 0, top.loss, s.checked_loss),
     ), None
 
-  lowest, still = jnp.full_like(epsilon, -jnp.inf), jnp.zeros_like(start)
+  lowest, still = jnp.full_like(length, -jnp.inf), jnp.zeros_like(start)
   state = _State(
     here=_Point(start, -lowest, still),
     previous=start,
     top=_Point(start, lowest, still),
     best=(start, lowest),
-    length=length * epsilon,
+    length=length,
     risen=jnp.zeros((), jnp.int32),
     halved=jnp.zeros((), bool),
     checked_loss=lowest,
   )
-  rounds = jnp.asarray(shares, start.dtype), jnp.asarray(windows)
   return jax.lax.scan(step, state, rounds)[0].best[0]
 
 
-@functools.partial(jax.jit, static_argnames=('apply', 'method', 'steps'))
-def _run(apply, params, key, box, loss, examples, method, steps):
+@functools.partial(jax.jit, static_argnames='apply')
+def _run(apply, params, key, box, loss, length, rounds, examples):
   def search(key, image, label, rival, epsilon):
     center = image.astype(epsilon.dtype)
 
@@ -208,7 +211,7 @@ def _run(apply, params, key, box, loss, examples, method, steps):
     # In many dimensions, almost all of the ball lies next to its sphere.
     direction = jax.random.normal(key, center.shape, center.dtype)
     start = clip(center + epsilon * normalize(direction))
-    return _climb(evaluate, clip, start, epsilon, method, steps)
+    return _climb(evaluate, clip, start, length * epsilon, rounds)
 
   return jax.vmap(search)(jax.random.split(key, len(examples[0])), *examples)
 
@@ -245,13 +248,15 @@ def attack(
   batches = target_lib.batches(
     target.batch_size, target.images, labels, rivals, epsilons.astype(wide)
   )
+  length, shares, windows = _schedule(method, steps)
+  rounds = shares.astype(wide), windows
   points = []
   with target.arithmetic():
     for part, (*examples, valid) in enumerate(batches):
       key = jax.random.fold_in(jax.random.key(seed), part)
       found: Any = _run(
         target.apply, target.params, key, box, [*LOSSES].index(loss),
-        tuple(examples), method, steps,
+        length, rounds, tuple(examples),
       )  # fmt: skip
       points.append(np.asarray(found)[:valid])
   return np.concatenate(points)
