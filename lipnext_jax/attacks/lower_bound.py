@@ -24,10 +24,9 @@ from lipnext_jax import models
 from lipnext_jax.attacks import gradient
 from lipnext_jax.certify import rigorous
 
-# Range of distances of a pair, ℓ2 in [0, 1] pixel units. Small ones measure the
-# Jacobian, but are far above rounding.
-_LARGEST_DISTANCE = 1.0
-_SMALLEST_DISTANCE = 1e-2
+# Largest and smallest distance of a pair, ℓ2 in [0, 1] pixel units. Small ones
+# measure the Jacobian, but are far above rounding.
+_DISTANCES = 1.0, 1e-2
 _LEARNING_RATE = 0.03  # Adam's, on pixels and unit directions.
 ROUNDING = 1e-8  # Bound on the rounding of a quotient.
 
@@ -104,9 +103,7 @@ def lipschitz_lower_bound(
   """
   turn = np.arange(restarts)
   # Two neighbouring pairs, one for each quotient, have the same distance.
-  distances = np.geomspace(
-    _LARGEST_DISTANCE, _SMALLEST_DISTANCE, (restarts + 1) // 2
-  )
+  distances = np.geomspace(*_DISTANCES, (restarts + 1) // 2)
   with jax.enable_x64(True):
     found = _ascend(
       model.explicit(jnp.float64),
