@@ -42,10 +42,8 @@ def count_broken(target, starts, rounds=20):
 
 @pytest.mark.parametrize('dtype', targets.FORMATS)
 def test_at_least_in_place_of_above_is_broken_by_a_tie(dtype):
-  """Two logits are equal at the radius, and the other class is first.
-
-  All numbers here are exact in every format.
-  """
+  """Two logits are equal at the radius, and the other class is first."""
+  # All numbers here are exact in every format.
   images = np.array([[0.75, 0.5]]).astype(dtype)
   weights, bias = np.array([[-1.0, 1.0], [0.0, 0.0]]), np.array([1.0, 0.0])
   for closed in (True, False):
@@ -125,10 +123,9 @@ def test_margins_are_negative_exactly_where_the_answer_is_another():
 
 
 def test_bisection_ends_next_to_the_edge():
-  images = np.array([[0.75, 0.5], [0.75, 0.5]], np.float32)
-  target = targets.linear(
-    np.float32([[-1, 1], [0, 0]]), np.float32([1, 0]), images, [1, 1]
-  )
+  images = np.float32([[0.75, 0.5], [0.75, 0.5]])
+  weights, bias = np.float32([[-1, 1], [0, 0]]), np.float32([1, 0])
+  target = targets.linear(weights, bias, images, [1, 1])
   points = np.float32([[0.1, 0.4], [0.8, 0.5]])
   closer = floating.bisect(target, points)
   assert closer.dtype == np.float32
