@@ -19,8 +19,6 @@ from lipnext_jax import errors
 from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-
 
 @pytest.mark.parametrize(
   'place',
@@ -73,7 +71,7 @@ FLAGS = (
 def launch(workdir):
   return subprocess.Popen(
     ['bash', 'launch/local.sh', '2', f'--workdir={workdir}', *FLAGS],
-    cwd=ROOT,
+    cwd=pathlib.Path(__file__).parent.parent.parent,
     env=os.environ | {'PYTHON': sys.executable, 'DEVICES': '4'},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -104,21 +102,20 @@ def end(workdir, reached, signum, which):
     assert process.poll() is None, process.stderr.read()
     assert time.monotonic() < deadline
     time.sleep(0.02)
-  launcher = psutil.Process(process.pid)
-  workers = {
-    argument: child
-    for child in launcher.children()
-    for argument in child.cmdline()
-    if argument.startswith('--process_id=')
-  }
+  target = psutil.Process(process.pid)
+  workers = [
+    c for c in target.children() if '--process_id=' in str(c.cmdline())
+  ]
   assert len(workers) == 2
-  target = launcher if which is None else workers[f'--process_id={which}']
+  if which is not None:
+    own = f'--process_id={which}'
+    (target,) = (worker for worker in workers if own in worker.cmdline())
   target.send_signal(signum)
   begin = time.monotonic()
   _, stderr = process.communicate(timeout=300)
   seconds = time.monotonic() - begin
   # Pipes close a moment before their processes end, which may stay as zombies.
-  while any(map(still_runs, workers.values())):
+  while any(map(still_runs, workers)):
     assert time.monotonic() - begin < 300
     time.sleep(0.02)
   return process.returncode, stderr, seconds
@@ -206,12 +203,9 @@ OTHERS = """
 import sys
 from lipnext_jax import errors
 from lipnext_jax.parallel import distributed
-
 distributed.start(sys.argv[1], 2, int(sys.argv[2]))
-
 def fail():
   raise errors.ConfigError('--workdir', 'here', 'is not shared', 'share it')
-
 distributed.on_others(lambda: None)
 try:
   distributed.on_others(fail)
