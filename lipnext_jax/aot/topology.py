@@ -67,16 +67,17 @@ def find_devices(name: str) -> tuple[chips.Chip, Sequence[Any]]:
   # Keeps JAX from the accelerators of this machine.
   jax.config.update('jax_platforms', 'cpu')
   if chip.platform == 'cpu':
+    count = int(size)
     with contextlib.suppress(RuntimeError):  # JAX has started its devices.
-      jax.config.update('jax_num_cpu_devices', int(size))
+      jax.config.update('jax_num_cpu_devices', count)
     devices = jax.devices('cpu')
-    if len(devices) < int(size):
+    if len(devices) < count:
       raise _refusal(
         name,
         f'is more than the {len(devices)} CPU devices that JAX started with',
         'compile in a new process',
       )
-    return chip, devices[: int(size)]
+    return chip, devices[:count]
   if extra := missing_extra(chip.platform):
     raise _refusal(
       name,
