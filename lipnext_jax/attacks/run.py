@@ -63,8 +63,8 @@ def attack_target(
   rivals = [gradient.nearest_rivals(target, rank) for rank in range(s.restarts)]
   radii = np.minimum(target.radii, exact.FARTHEST)
   starts: collections.deque[np.ndarray] = collections.deque(maxlen=2)
-  in_boxes = len(s.searches) * (s.restarts + len(epsilons)) + s.restarts
-  total = 2 * in_boxes + 1 + starts.maxlen
+  searches = len(s.searches) * (s.restarts + len(epsilons)) + s.restarts
+  total = 2 * searches + 3  # With and without a box; and three walks.
 
   def search(searches, rivals, limits, where, *, at_radius=False):
     for box, (method, loss), rival in itertools.product(
