@@ -19,14 +19,22 @@ Arrays = Mapping[str, np.ndarray]
 
 _EVALUATE = 'evaluate the run first (python -m lipnext_jax.main … --mode=eval)'
 _COLUMNS = {'id': int, 'label': int, 'prediction': int, 'radius': float}
-_EVALUATION = (
-  'step', 'split', 'certificate', 'examples', 'clean', 'epsilons',
-  'lipschitz_bound', 'lipschitz_bounds',
-)  # fmt: skip
-_ATTACK = (
-  'step', 'split', 'certificate', 'seed', 'examples', 'runs', 'broken',
-  'broken_ids', 'epsilons', 'attacks', 'lipschitz_lower_bound',
-)  # fmt: skip
+# Fields that the page reads, and their types.
+_NUMBER = int | float
+_EVALUATION = {
+  'step': int, 'split': str, 'certificate': str, 'examples': int,
+  'clean': _NUMBER, 'epsilons': list, 'lipschitz_bound': _NUMBER,
+  'lipschitz_bounds': dict,
+}  # fmt: skip
+_ATTACK = {
+  'step': int, 'split': str, 'certificate': str, 'seed': int, 'examples': int,
+  'runs': int, 'broken': int, 'broken_ids': list, 'epsilons': dict,
+  'attacks': dict, 'lipschitz_lower_bound': _NUMBER,
+}  # fmt: skip
+_START = {
+  'command': list, 'commit': str, 'uncommitted_changes': bool, 'python': str,
+  'packages': dict, 'devices': dict, 'mesh': dict, 'data': dict,
+}  # fmt: skip
 _GALLERY = (*_COLUMNS, 'group', 'image')
 _ATTACKED = (
   *_COLUMNS, 'distance', 'distance_in_box', 'shown_id', 'original',
@@ -115,14 +123,13 @@ def read_run(workdir: str) -> Run:
   if attack := read('attack.json', _read_attack, evaluation):
     label = {'label': table['label']}
     attacked = read('attack.npz', _read_arrays, _ATTACKED, label)
-  starts = read('run.json', lambda path: [*map(dict, files.read_json(path))])
   return Run(
     workdir=workdir,
     name=os.path.basename(os.path.abspath(workdir)),
     evaluation=evaluation,
     table=table,
-    config=read('config.json', lambda path: dict(files.read_json(path))),
-    starts=starts or [],
+    config=read('config.json', _read_record, {'loss.epsilon': _NUMBER}),
+    starts=read('run.json', _read_starts) or [],
     metrics=read('metrics.jsonl', _read_metrics),
     inputs=read('inputs.npz', _read_arrays, ('training', 'evaluation')),
     gallery=read('gallery.npz', _read_arrays, _GALLERY, same),
@@ -132,12 +139,23 @@ def read_run(workdir: str) -> Run:
   )
 
 
-def _read_record(path: str, fields: Sequence[str]) -> dict[str, Any]:
-  """Reads a JSON object that must have certain fields."""
-  record = files.read_json(path)
-  if missing := {*fields} - record.keys():
-    raise ValueError(f'it lacks {", ".join(sorted(missing))}')
+def _check(record: dict[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a record, unless it lacks a field or one has another type."""
+  lacks = [n for n in types if not isinstance(record.get(n), types[n])]
+  if lacks:
+    raise ValueError(f'it lacks {", ".join(sorted(lacks))}')
   return record
+
+
+def _read_record(path: str, types: Mapping[str, Any]) -> dict[str, Any]:
+  return _check(files.read_json(path), types)
+
+
+def _read_starts(path: str) -> list[dict[str, Any]]:
+  starts = [*map(dict, files.read_json(path))]
+  for start in starts[-1:]:  # The page shows the last one.
+    _check(_check(start, _START)['data'], {'class_names': list})
+  return starts
 
 
 def _read_evaluation(path: str) -> dict[str, Any]:

@@ -63,6 +63,26 @@ def test_an_optional_file_may_be_missing_or_garbage(copy, name):
 
 
 @pytest.mark.parametrize(
+  ('name', 'field'),
+  [
+    ('run.json', 'data'),  # `[{}]` once ended in a traceback.
+    ('run.json', 'commit'),
+    ('attack.json', 'runs'),
+    ('config.json', 'loss.epsilon'),
+  ],
+)
+def test_a_record_without_what_the_page_reads_is_not_shown(copy, name, field):
+  record = json.loads((copy / name).read_text())
+  entry = record[-1] if name == 'run.json' else record
+  for value in ([3], {}, None):
+    entry[field] = value
+    (copy / name).write_text(json.dumps(record))
+    run = read(copy)
+    assert not getattr(run, OPTIONAL[name])
+    assert 'it lacks ' in run.notes[name]
+
+
+@pytest.mark.parametrize(
   ('name', 'arrays'),
   [
     ('gallery.npz', {'radius': np.ones(24, np.float32)}),
