@@ -31,9 +31,8 @@ ARGUMENTS = (('L32W2048', 'L32W1024'), config_lib.SMOKE)
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   size, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
-  c = recipes.small_images()
+  c = recipes.small_images(size)
   c.dataset.name = 'cifar100'
   c.augment.crop_padding = 4
   c.model.patch_size = 2  # 16×16 tokens.
-  recipes.set_size(c, size)
   return config_lib.smoke(c, smoke, image_size=32, num_classes=100)

@@ -43,10 +43,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   c.dataset.name = 'folder'
   c.dataset.image_size = int(size.removeprefix('size='))
 
-  c.loss.epsilon = 36 / 255
-  c.loss.epsilon_start = 0.1
-  c.loss.epsilon_end = 3.0
-
   c.eval.monitor_examples = 256
   # In steps, so that training takes the same time for every folder.
   if machine == 'gpu':

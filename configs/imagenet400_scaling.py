@@ -50,7 +50,6 @@ ARGUMENTS = (SIZES, config_lib.SMOKE)
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   size, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
-  c = recipes.imagenet('eps1')
+  c = recipes.imagenet(size, 'eps1')
   c.dataset.name = 'imagenet400'
-  recipes.set_size(c, size)
   return config_lib.smoke(c, smoke, image_size=224, num_classes=400)

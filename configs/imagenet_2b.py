@@ -34,6 +34,5 @@ ARGUMENTS = (recipes.EPSILONS, config_lib.SMOKE)
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   epsilon, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
-  c = recipes.imagenet(epsilon)
-  recipes.set_size(c, 'L32W5792')
+  c = recipes.imagenet('L32W5792', epsilon)
   return config_lib.smoke(c, smoke, image_size=224, num_classes=1000)

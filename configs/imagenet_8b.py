@@ -28,6 +28,5 @@ ARGUMENTS = (recipes.EPSILONS, config_lib.SMOKE)
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   epsilon, smoke = config_lib.parse_argument(arg, *ARGUMENTS)
-  c = recipes.imagenet(epsilon)
-  recipes.set_size(c, 'L64W8192')
+  c = recipes.imagenet('L64W8192', epsilon)
   return config_lib.smoke(c, smoke, image_size=224, num_classes=1000)

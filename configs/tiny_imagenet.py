@@ -32,9 +32,8 @@ ARGUMENTS = (config_lib.SMOKE,)
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
   (smoke,) = config_lib.parse_argument(arg, *ARGUMENTS)
-  c = recipes.small_images()
+  c = recipes.small_images('L32W2048')
   c.dataset.name = 'tiny_imagenet'
   c.augment.crop_padding = 8
   c.model.patch_size = 4  # 16×16 tokens.
-  recipes.set_size(c, 'L32W2048')
   return config_lib.smoke(c, smoke, image_size=64, num_classes=200)

@@ -12,12 +12,12 @@ the batch size never leaves a stale schedule.
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
-import dataclasses
 import difflib
 import math
 import pprint
 import textwrap
 from typing import Any
+from typing import NamedTuple
 
 from flax import traverse_util
 import jax
@@ -69,8 +69,7 @@ INNER_RULES: dict[str, Callable[..., optax.GradientTransformation]] = {
 SET: tuple[Any, ...] = ()  # In `only_with`: any value but 0, '' and '0 steps'.
 
 
-@dataclasses.dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
   """A field of a config."""
 
   default: Any  # All values have its type.
@@ -82,9 +81,7 @@ class Field:
   duration: bool = False  # Whether values are durations, such as '20 epochs'.
   # {other field: values, or `SET`}: this field has an effect only while each
   # other field has one of these values; else it must keep its default.
-  only_with: Mapping[str, tuple[Any, ...]] = dataclasses.field(
-    default_factory=dict
-  )
+  only_with: Mapping[str, tuple[Any, ...]] = {}
   # Whether the field may change when a run is resumed, because it decides
   # neither the model nor the sequence of updates.
   free: bool = False
@@ -95,12 +92,11 @@ class Field:
       return f'one of {", ".join(sorted(self.choices))}'
     if type(self.default) not in (int, float):
       return ''
+    inclusive = self.above is None
+    low = self.minimum if inclusive else self.above
     if self.maximum < math.inf:
-      low = f'[{self.minimum}' if self.above is None else f'({self.above}'
-      return f'in {low}, {self.maximum}]'
-    if self.above is None:
-      return f'at least {self.minimum}'
-    return f'above {self.above}'
+      return f'in {"[" if inclusive else "("}{low}, {self.maximum}]'
+    return f'{"at least" if inclusive else "above"} {low}'
 
   def check(self, name: str, value: Any) -> None:
     """Raises if a value of the field `name` is wrong by itself.
@@ -136,32 +132,25 @@ number that is in [0, 1].
 def section(
   only_with: Mapping[str, tuple[Any, ...]] | None = None,
   /,
+  free: bool = False,
   **members: Field | dict[str, Field],
 ) -> dict[str, Field]:
   """Flattens fields and sections to {'field': …, 'section.field': …}.
 
-  `only_with` is added to the conditions of each field. `**section({…}, …)` has
-  fields that share a condition beside the others of a section.
+  `only_with` is added to the conditions of each field; `free` frees each.
+  `**section({…}, …)` has fields that share a condition beside the others of a
+  section.
 
   >>> fields = section(model=section(width=Field(8, 'Channels.')))
   >>> fields['model.width'].meaning
   'Channels.'
   """
-  fields = {}
-  for name, member in members.items():
-    inner = {'': member} if isinstance(member, Field) else member
-    for rest, field in inner.items():
-      fields[f'{name}.{rest}' if rest else name] = dataclasses.replace(
-        field, only_with={**(only_with or {}), **field.only_with}
-      )
-  return fields
-
-
-def free(**members: Field | dict[str, Field]) -> dict[str, Field]:
-  """Returns a section whose fields may change when a run is resumed."""
   return {
-    name: dataclasses.replace(field, free=True)
-    for name, field in section(**members).items()
+    name: field._replace(
+      only_with={**(only_with or {}), **field.only_with},
+      free=free or field.free,
+    )
+    for name, field in traverse_util.flatten_dict(members, sep='.').items()
   }
 
 
@@ -522,7 +511,8 @@ FIELDS = section(
     only_with={**_MANIFOLD, 'model.dtype': ('bfloat16',)},
   ),
   duration=Field('800 epochs', 'Length of training.', duration=True),
-  **free(
+  **section(
+    free=True,
     mesh=_MESH,
     sharding=Field(
       _SHARDING,
@@ -575,10 +565,8 @@ def fixed_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
   >>> 'log.every' in fixed_fields(default_config())
   False
   """
-  fields = flatten(config)
-  return {
-    name: value for name, value in fields.items() if not FIELDS[name].free
-  }
+  fields = flatten(config).items()
+  return {name: value for name, value in fields if not FIELDS[name].free}
 
 
 def closest(name: str) -> str:

@@ -3,8 +3,9 @@
 LipNeXt (arXiv 2601.18513) follows the recipe of LiResNet++ (K. Hu, K. Leino,
 Z. Wang, M. Fredrikson, "A Recipe for Improved Certifiable Robustness", ICLR
 2024). Settings that all experiments share are the defaults of
-`config.default_config`: NAdam at 1e-3, warm-up, cosine, gradients clipped at 3,
-lookahead, EMMA with τ = 1. This module adds the settings of a family of
+`config.default_config`: 800 epochs of batches of 256, NAdam at 1e-3, 20 epochs
+of warm-up, cosine, gradients clipped at 3, lookahead, EMMA with τ = 1 for ε
+from 0.1·36/255 to 3·36/255. This module adds the settings of a family of
 datasets, and the files of `configs/` those of one experiment.
 """
 
@@ -49,20 +50,16 @@ def parse_argument(arg: str, *choices: tuple[str, ...]) -> tuple[str, ...]:
     group = next((g for g in choices if word and word in g), None)
     if group is None:
       known = ', '.join(filter(None, itertools.chain(*choices)))
-      raise errors.ConfigError(
-        '--config argument',
-        word,
+      problem, remedy = (
         'is unknown',
         f"append nothing, or ':' and any of {known}",
       )
-    if group in chosen:
-      raise errors.ConfigError(
-        '--config argument',
-        word,
-        f'excludes {chosen[group]!r}',
-        'keep one of them',
-      )
-    chosen[group] = word
+    elif group in chosen:
+      problem, remedy = f'excludes {chosen[group]!r}', 'keep one of them'
+    else:
+      chosen[group] = word
+      continue
+    raise errors.ConfigError('--config argument', word, problem, remedy)
   return tuple(chosen.get(group, group[0]) for group in choices)
 
 
@@ -110,34 +107,34 @@ def smoke(
   return config
 
 
-def small_images() -> ml_collections.ConfigDict:
+def small_images(size: str) -> ml_collections.ConfigDict:
   """Returns a config for CIFAR or Tiny-ImageNet at ε = 36/255.
 
-  The caller sets dataset, crop, patch and size of the model.
+  The caller sets dataset, crop and patches.
 
-  >>> small_images().loss.epsilon_end
-  3.0
+  Args:
+    size: depth and width, as in the paper's names: 'L32W2048'.
+
+  >>> small_images('L8W2048').model.depth
+  8
   """
-  c = fields.default_config()
+  c = _sized(size)
   c.augment.flip = True
   c.augment.randaugment.probability = 0.5
-  c.loss.update(epsilon=36 / 255, epsilon_start=0.1, epsilon_end=3.0)
-  c.batch_size = 256
-  c.duration = '800 epochs'
-  c.optimizer.warmup = '20 epochs'
   return c
 
 
-def imagenet(epsilon: str) -> ml_collections.ConfigDict:
-  """Returns a config for ImageNet at 224×224; the caller sets the model's size.
+def imagenet(size: str, epsilon: str) -> ml_collections.ConfigDict:
+  """Returns a config for ImageNet at 224×224.
 
   Args:
+    size: depth and width, as in the paper's names: 'L32W4096'.
     epsilon: word of `EPSILONS` for the radius to train for.
 
-  >>> imagenet('eps1').loss.epsilon_end
+  >>> imagenet('L32W4096', 'eps1').loss.epsilon_end
   1.5
   """
-  c = fields.default_config()
+  c = _sized(size)
   c.dataset.name = 'imagenet'
   c.dataset.resize = 256
   c.augment.resize.min = 224
@@ -149,11 +146,9 @@ def imagenet(epsilon: str) -> ml_collections.ConfigDict:
   c.model.dtype = 'bfloat16'
 
   c.loss.epsilon, c.loss.epsilon_end = _IMAGENET_RADII[epsilon]
-  c.loss.epsilon_start = 0.1
 
   c.batch_size = 1024
   c.duration = '400 epochs'
-  c.optimizer.warmup = '20 epochs'
   # Manifold steps at tensor-core precision. Their rounding adds to the defect
   # of R and M, which a Newton–Schulz step in float32 squares every 100 steps
   # (docs/optimizer.md).
@@ -167,12 +162,8 @@ def imagenet(epsilon: str) -> ml_collections.ConfigDict:
   return c
 
 
-def set_size(config: ml_collections.ConfigDict, size: str) -> None:
-  """Sets depth and width of a model from the paper's name, 'L{depth}W{width}'.
-
-  >>> c = small_images()
-  >>> set_size(c, 'L8W2048')
-  >>> c.model.depth, c.model.width
-  (8, 2048)
-  """
-  config.model.depth, config.model.width = map(int, re.findall(r'\d+', size))
+def _sized(size: str) -> ml_collections.ConfigDict:
+  """Returns the default config with depth and width from 'L{depth}W{width}'."""
+  c = fields.default_config()
+  c.model.depth, c.model.width = map(int, re.findall(r'\d+', size))
+  return c

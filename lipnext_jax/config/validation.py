@@ -24,36 +24,36 @@ def validate(config: ml_collections.ConfigDict) -> None:
     ConfigError: a field is unknown or missing, has a wrong value, has no
       effect, or contradicts another one.
   """
-  fields = fields_lib.flatten(config)
-  for name, value in fields.items():
+  values = fields_lib.flatten(config)
+  for name, value in values.items():
     if name not in FIELDS:
       remedy = f'did you mean {fields_lib.closest(name)}?'
       raise errors.ConfigError(name, value, 'is not a config field', remedy)
   for name, field in FIELDS.items():
-    if name not in fields:
+    if name not in values:
       remedy = 'start from default_config()'
       raise errors.ConfigError(name, None, 'is missing', remedy)
-    field.check(name, fields[name])
-  for name in FIELDS:
-    _check_is_read(name, fields)
+    field.check(name, values[name])
+  for name, field in FIELDS.items():
+    if values[name] != field.default:
+      _check_is_read(name, values)
   _check_combinations(config)
 
 
-def _check_is_read(name: str, fields: Mapping[str, Any]) -> None:
-  """Raises if a field is set although no code reads it, given the others."""
-  default = FIELDS[name].default
-  for other, values in FIELDS[name].only_with.items():
-    value = fields[other]
+def _check_is_read(name: str, values: Mapping[str, Any]) -> None:
+  """Raises if no code reads a field, given the values of the others."""
+  for other, wanted in FIELDS[name].only_with.items():
+    value = values[other]
     if FIELDS[other].duration:
       value, _ = schedules.parse_duration(other, value)
-    is_read = value in values if values else bool(value)
-    if fields[name] != default and not is_read:
-      choice = f' to {" or ".join(map(repr, values))}' if values else ''
+    if value not in wanted if wanted else not value:
+      choice = f' to {" or ".join(map(repr, wanted))}' if wanted else ''
       raise errors.ConfigError(
         name,
-        fields[name],
-        f'has no effect with {other}={fields[other]!r}',
-        f'set it to its default, {default!r}, or set {other}{choice}',
+        values[name],
+        f'has no effect with {other}={values[other]!r}',
+        f'set it to its default, {FIELDS[name].default!r}, or set '
+        f'{other}{choice}',
       )
 
 
