@@ -41,11 +41,7 @@ class Evaluation(NamedTuple):
   lipschitz_bounds: Mapping[str, Sequence[float]] = types.MappingProxyType({})
 
   def summary(self, epsilons: Sequence[float]) -> dict[str, Any]:
-    """Returns the counts and per cents of `eval.json`.
-
-    Args:
-      epsilons: ℓ2 radii at which CRA is counted.
-    """
+    """Returns the numbers of `eval.json`, with the CRA at each ε."""
     cra = certify.certified_accuracy(
       self.predictions, self.radii, self.labels, epsilons
     )
@@ -67,9 +63,7 @@ class Evaluator:
 
   Args:
     model: model to evaluate, explicit or not.
-    mesh: devices.
-    certificate: kind of certificate that `certify` gives, one of
-      `certify.CERTIFICATES`.
+    certificate: one of `certify.CERTIFICATES`, which `certify` gives.
 
   Raises:
     ConfigError: the certificate is rigorous, and the model or the devices
@@ -127,22 +121,15 @@ class Evaluator:
   ) -> Evaluation:
     """Certifies in float32 with given constants."""
     on_device = jax.device_put(constants.on_device(), self._on_all)
-    columns = _join(
-      self._fast_step(params, parallel.put_batch(b, self._on_batch), on_device)
-      for b in batches
-    )
+    columns = self._collect(self._fast_step, params, batches, on_device)
     return Evaluation(**columns, lipschitz_bound=constants.lipschitz)
 
   def _certify_rigorous(self, params, host, factors, batches):
     """Certifies in float64, with its rounding subtracted."""
-
-    def put(batch):
-      image = rigorous.to_unit64(batch['image'])
-      return parallel.put_batch({**batch, 'image': image}, self._on_batch)
-
+    batches = ({**b, 'image': rigorous.to_unit64(b['image'])} for b in batches)
     with jax.enable_x64(True):
       wide = jax.tree.map(widen, params, host)
-      columns = _join(self._rigorous_step(wide, put(b)) for b in batches)
+      columns = self._collect(self._rigorous_step, wide, batches)
     found = rigorous.radii_from_logits(
       columns.pop('logits'),
       columns.pop('norms'),
@@ -173,6 +160,28 @@ class Evaluator:
     logits, norms = rigorous.forward(self._model, params, batch['image'])
     return {'logits': logits, 'norms': norms, **_kept(batch)}
 
+  def _collect(
+    self, step: Any, params: Any, batches: Iterable[Batch], *constants: Any
+  ) -> dict[str, Any]:
+    """Applies a step to all batches; sorts its rows by id, without padding."""
+    outputs = [
+      step(params, parallel.put_batch(batch, self._on_batch), *constants)
+      for batch in batches
+    ]
+    fetched = jax.device_get(outputs)
+    columns = {
+      name: np.concatenate([output[name] for output in fetched])
+      for name in fetched[0]
+    }
+    order = np.argsort(columns['id'], kind='stable')
+    order = order[columns.pop('mask')[order]]
+    columns['ids'], columns['labels'] = columns.pop('id'), columns.pop('label')
+    return {name: column[order] for name, column in columns.items()}
+
+
+def _kept(batch: Batch) -> Batch:
+  return {name: batch[name] for name in ('id', 'label', 'mask')}
+
 
 def widen(p: jax.Array, host: np.ndarray) -> jax.Array:
   """Converts `p` to float64 from its copy `host`, and keeps its sharding.
@@ -184,20 +193,3 @@ def widen(p: jax.Array, host: np.ndarray) -> jax.Array:
   if not p.committed:  # Placed later, where the images are.
     return jnp.asarray(wide)
   return jax.make_array_from_callback(p.shape, p.sharding, wide.__getitem__)
-
-
-def _kept(batch: Batch) -> Batch:
-  return {name: batch[name] for name in ('id', 'label', 'mask')}
-
-
-def _join(outputs: Iterable[dict[str, jax.Array]]) -> dict[str, Any]:
-  """Fetches the columns of all batches, sorted by id, without padding."""
-  fetched = jax.device_get(list(outputs))
-  columns = {
-    name: np.concatenate([output[name] for output in fetched])
-    for name in fetched[0]
-  }
-  order = np.argsort(columns['id'], kind='stable')
-  order = order[columns.pop('mask')[order]]
-  columns['ids'], columns['labels'] = columns.pop('id'), columns.pop('label')
-  return {name: column[order] for name, column in columns.items()}

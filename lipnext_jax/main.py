@@ -104,7 +104,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
   if '--version' in argv:
     print(f'lipnext_jax {lipnext_jax.__version__}')
     sys.exit()
-  terminal.show_help(argv)
+  if {'--help', '-help', '-h', '--helpshort', '--helpfull'} & {*argv[1:]}:
+    # absl itself would exit with 1.
+    shorthelp = '--helpfull' not in argv
+    app.usage(shorthelp=shorthelp, writeto_stdout=True, exitcode=0)
   try:
     rest = flags.FLAGS([_find_config(a) for a in terminal.expand_home(argv)])
     if _TOPOLOGY.value is not None and _MODE.value != 'compile':
@@ -161,31 +164,31 @@ def _explain_override(
   if 'config' not in dict(given):
     return errors.ConfigError('--config', None, 'is missing', 'add --config=…')
   for name, value in given:
-    path = value.partition(':')[0]
-    if name == 'config' and path and not os.path.isfile(path):
-      return errors.ConfigError(
-        '--config', value, 'is not a file', '`--help` lists the configs'
-      )
     field = name.removeprefix('config.')
-    if field == name:
+    if name == 'config':
+      path = value.partition(':')[0]
+      if not path or os.path.isfile(path):
+        continue
+      problem, remedy = 'is not a file', '`--help` lists the configs'
+    elif field == name:  # Another flag.
       continue
-    if field in config_lib.FIELDS:
+    elif field in config_lib.FIELDS:
       default = config_lib.FIELDS[field].default
-      kind = type(default)
       try:
-        kind(value or default)
+        type(default)(value or default)
+        continue
       except ValueError:  # Of a number.
-        problem = f'is not of type {kind.__name__}'
+        problem = f'is not of type {type(default).__name__}'
         remedy = f'write e.g. {default}'
-        return errors.ConfigError(f'--{name}', value, problem, remedy)
-    elif not any(known.startswith(f'{field}.') for known in config_lib.FIELDS):
-      return errors.ConfigError(
-        f'--{name}',
-        value,
-        'is not a config field',
+    elif any(known.startswith(f'{field}.') for known in config_lib.FIELDS):
+      continue  # A section.
+    else:
+      problem = 'is not a config field'
+      remedy = (
         f'did you mean {config_lib.closest(field)}? All fields: '
-        'lipnext_jax/config/fields.py',
+        'lipnext_jax/config/fields.py'
       )
+    return errors.ConfigError(f'--{name}', value, problem, remedy)
   return errors.ConfigError(
     'command line',
     ' '.join(argv[1:]),

@@ -6,7 +6,6 @@ This module prepares its data, formats numbers and scales charts.
 
 import base64
 import collections
-import functools
 import io
 import json
 import math
@@ -40,35 +39,6 @@ def write_page(workdir: str) -> str:
   path = os.path.join(workdir, 'report.html')
   files.write_text(path, build_page(workdir_lib.read_run(workdir)))
   return path
-
-
-def build_page(run: workdir_lib.Run) -> str:
-  """Builds the page, which depends only on the files of the run."""
-  return _template().render(
-    run=run,
-    classes=_classes(run),
-    confusion=_confusion(run),
-    distances=_distances(run),
-  )
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-  """Compiles the template, which escapes all values."""
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('lipnext_jax.report', '.'),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=['jinja2.ext.do'],
-  )
-  functions = (
-    accuracy_curve, constant, count, data_uri, decimals.epsilon_name,
-    decimals.up, flat, grey, make_axis, path, percent, powers, radius,
-  )  # fmt: skip
-  environment.globals.update({f.__name__: f for f in functions}, np=np)
-  return environment.get_template('report.html.jinja')
 
 
 def count(value: int) -> str:
@@ -306,3 +276,28 @@ def _distances(run: workdir_lib.Run) -> dict[str, np.ndarray]:
   found = np.flatnonzero(np.isfinite(distances) & (radii > 0))
   order = found[np.argsort(distances[found] / radii[found], kind='stable')]
   return {name: column[order] for name, column in columns.items()}
+
+
+_FUNCTIONS = (
+  accuracy_curve, constant, count, data_uri, decimals.epsilon_name,
+  decimals.up, flat, grey, make_axis, path, percent, powers, radius,
+)  # fmt: skip
+_ENVIRONMENT = jinja2.Environment(
+  loader=jinja2.PackageLoader('lipnext_jax.report', '.'),
+  autoescape=True,
+  undefined=jinja2.StrictUndefined,
+  trim_blocks=True,
+  lstrip_blocks=True,
+  extensions=['jinja2.ext.do'],
+)
+_ENVIRONMENT.globals.update({f.__name__: f for f in _FUNCTIONS}, np=np)
+
+
+def build_page(run: workdir_lib.Run) -> str:
+  """Builds the page, which depends only on the files of the run."""
+  return _ENVIRONMENT.get_template('report.html.jinja').render(
+    run=run,
+    classes=_classes(run),
+    confusion=_confusion(run),
+    distances=_distances(run),
+  )

@@ -132,14 +132,14 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
   try:
     facts = files.read_json(os.path.join(workdir, 'run.json'))[-1]['data']
     h, w, ch = facts['image_shape']
-    numbers = h, w, ch, facts['num_classes'], facts['train_examples']
-    if any(type(n) is not int or not 0 < n < 2**31 for n in numbers):
-      raise ValueError('a number is not a count')
-    names, resize = facts.get('class_names') or (), facts['resize']
-    if type(resize) is not int:
-      raise ValueError('resize is not a number')
-    if names and len(names) != facts['num_classes']:
-      raise ValueError('a class without a name')
+    counts = h, w, ch, facts['num_classes'], facts['train_examples']
+    resize, names = facts['resize'], facts.get('class_names') or ()
+    if (
+      any(type(n) is not int or not 0 < n < 2**31 for n in counts)
+      or type(resize) is not int
+      or len(names) not in (0, facts['num_classes'])
+    ):
+      raise ValueError
   except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
     raise errors.ConfigError(
       '--workdir',
@@ -170,26 +170,26 @@ def check_data(workdir: str, data_dir: str, dataset: sources.Dataset) -> None:
   except errors.ConfigError:  # There is no run, or its record is damaged.
     return
   classes, examples = stored['num_classes'], stored['train_examples']
-  changes = []
-  if dataset.num_classes != classes:
-    changes.append(f'{dataset.num_classes} classes, not {classes}')
   names = zip(stored['class_names'], dataset.class_names, strict=False)
-  changes += [
-    f'{now!r} as class {label}, not {before!r}'
-    for label, (before, now) in enumerate(names)
-    if before != now
-  ]
-  if len(dataset.train) != examples:
-    changes.append(f'{len(dataset.train)} training images, not {examples}')
+  others = [c for c, (before, now) in enumerate(names) if before != now]
+  if dataset.num_classes != classes:
+    change = f'{dataset.num_classes} classes, not {classes}'
+  elif others:
+    c = others[0]
+    before, now = stored['class_names'][c], dataset.class_names[c]
+    change = f'{now!r} as class {c}, not {before!r}'
+  elif len(dataset.train) != examples:
+    change = f'{len(dataset.train)} training images, not {examples}'
   elif stored['train_files'] not in ('', dataset.train_files):
-    changes.append('training images of other names')
-  if changes:
-    raise errors.ConfigError(
-      'dataset.data_dir',
-      data_dir,
-      f'has {changes[0]}, as when the run in {workdir} was made',
-      'restore the data, or choose another --workdir',
-    )
+    change = 'training images of other names'
+  else:
+    return
+  raise errors.ConfigError(
+    'dataset.data_dir',
+    data_dir,
+    f'has {change}, as when the run in {workdir} was made',
+    'restore the data, or choose another --workdir',
+  )
 
 
 def write(
@@ -266,14 +266,11 @@ def print_table(summary: Mapping[str, Any], title: str) -> None:
     print(f'  CRA at ℓ2 ε = {name:<9s} {certified:>10s}')
   constant = page.constant(summary['lipschitz_bound'])
   print(f'  Lipschitz bound Λ       {constant} (proved)')
+  rounding = '     float32, an estimate subtracted (fast mode)'
   if 'logit_error' in summary:
     shown = decimals.up(summary['logit_error'], 2)
-    line = f'  rounding of logits E    {shown} (bounded, subtracted)'
-  else:
-    line = (
-      '  rounding of logits      float32, an estimate subtracted (fast mode)'
-    )
-  print(line, flush=True)
+    rounding = f'E    {shown} (bounded, subtracted)'
+  print(f'  rounding of logits {rounding}', flush=True)
 
 
 def choose(
