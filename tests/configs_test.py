@@ -73,8 +73,8 @@ NOT_THE_PROGRAM = ('loss.epsilon', 'eval.epsilons', 'augment.', 'dataset.syn')
 
 def program(name, arg):
   fields = config_lib.flatten(FILES[name].get_config(arg))
-  return tuple(
-    (k, v) for k, v in fields.items() if not k.startswith(NOT_THE_PROGRAM)
+  return str(
+    {k: fields[k] for k in fields if not k.startswith(NOT_THE_PROGRAM)}
   )
 
 
@@ -181,19 +181,15 @@ def says(name, number):
   return re.search(rf'(?<![\d.]){number}(?![\d.])', FILES[name].__doc__)
 
 
-@pytest.mark.parametrize(('name', 'arg', 'cells'), PUBLISHED)
-def test_a_row_of_the_paper_is_a_config_that_says_the_same(name, arg, cells):
-  assert (name, arg) in CASES  # A valid config.
-  numbers = [cell for cell in cells[:-1] if cell]
-  assert numbers
-  assert all(says(name, number) for number in numbers)
-
-
-def test_every_row_of_the_paper_is_there_and_no_figure_of_another_row():
+def test_every_row_of_the_paper_is_a_config_that_says_the_same():
   """Table 1 has four rows of LipNeXt, Table 3 four, Table 4 five."""
   assert len({row[:2] for row in PUBLISHED}) == len(PUBLISHED) == 4 + 4 + 5
-  assert says('cifar10', '45.9')
-  assert not says('cifar100', '45.9')
+  for name, arg, cells in PUBLISHED:
+    assert (name, arg) in CASES  # A valid config.
+    numbers = [cell for cell in cells[:-1] if cell]
+    assert numbers
+    assert all(says(name, number) for number in numbers), (name, arg)
+  assert not says('cifar100', '45.9')  # Of cifar10.
   assert not says('cifar10', '5.9')  # Nor a part of one.
 
 

@@ -8,10 +8,7 @@ from lipnext_jax import errors
 @pytest.mark.parametrize(
   ('error', 'text'),
   [
-    (
-      errors.ConfigError('model.beta', 2, 'is outside', 'choose 0.5'),
-      'model.beta=2 is outside; choose 0.5.',
-    ),
+    (errors.ConfigError('a.b', 2, 'is wrong', 'mend'), 'a.b=2 is wrong; mend.'),
     (errors.DataError('x.tar: is cut off'), 'x.tar: is cut off'),
     (errors.UserError('two\nlines'), 'two\\nlines'),
   ],

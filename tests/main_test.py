@@ -73,9 +73,9 @@ MISTAKES = {
 def check_mistake(result, part):
   """Raises unless a result is one line with this part and exit code 2."""
   code, out, err = result
-  assert code == 2
-  assert not out
-  (line,) = err.splitlines()
+  assert (code, out) == (2, '')
+  # A busy machine may say that it reads the data.
+  (line,) = re.sub('reading the data.*\n', '', err).splitlines()
   assert line.startswith('error: ')
   assert part in line
 
@@ -92,8 +92,6 @@ def test_a_mistake_is_one_line_exit_2_and_nothing_on_disk(
 def test_a_missing_workdir_or_config_is_named(run_main):
   check_mistake(run_main(DIGITS), '--workdir=None is missing')
   check_mistake(run_main('--config.seed=1'), '--config=None is missing')
-  with pytest.raises(AssertionError):
-    check_mistake(run_main('--mode=config', DIGITS), '')
 
 
 @pytest.mark.slow  # It starts a program.
@@ -112,18 +110,28 @@ def test_mode_config_prints_every_field(run_main):
 
 
 @pytest.mark.slow  # It starts programs.
-def test_an_installed_package_holds_its_configs(tmp_path, run_command):
+def test_an_installed_package_holds_its_configs_and_whatever_is_no_code(
+  tmp_path, run_command
+):
   build = ['setup.py', '-q', 'build', f'--build-base={tmp_path}']
   assert run_command([sys.executable, *build]).returncode == 0
   built = tmp_path / 'lib'
-  own = {path.name for path in (ROOT / 'configs').glob('*.py')}
-  copied = built / 'lipnext_jax' / 'configs'
-  assert {path.name for path in copied.glob('*.py')} == own
   flags = '--mode=config', '--config=lipnext_jax:digits:model=bronet,smoke'
   code, out, err = finish(start(*flags, cwd=built))
   assert code == 0, err
   assert "\nmodel.name = 'bronet'" in out
   assert "\nduration = '2 steps'" in out
+  copied, own = (
+    {
+      path.relative_to(folder)
+      for path in folder.rglob('*.*')
+      if path.suffix != '.pyc' and path.is_file()
+    }
+    for folder in (built / 'lipnext_jax', ROOT / 'lipnext_jax')
+  )
+  assert copied == own | {
+    path.relative_to(ROOT) for path in ROOT.glob('configs/*.py')
+  }
 
 
 # ── What happens to runs ─────────────────────────────────────────────────────

@@ -34,12 +34,7 @@ def test_a_closed_pipe_ends_a_program_quietly(lines):
   program = f"""
 import sys
 from lipnext_jax.runtime import command
-def main():
-  for line in range({lines}):
-    print('line', line)
-  sys.stdout.flush()
-  return 1
-sys.exit(command.run(main))
+sys.exit(command.run(lambda: print('line\\n' * {lines}, flush=True)))
 """
   read, write = os.pipe()
   os.close(read)

@@ -30,17 +30,6 @@ _TICKS = 5  # Approximate number of ticks on an axis.
 _MOST_POINTS = 1000  # Of a line: a plot has hardly more columns of pixels.
 
 
-def write_page(workdir: str) -> str:
-  """Writes `report.html` into a workdir with an evaluation; returns its path.
-
-  Raises:
-    UserError: the files of the evaluation are missing or unreadable.
-  """
-  path = os.path.join(workdir, 'report.html')
-  files.write_text(path, build_page(workdir_lib.read_run(workdir)))
-  return path
-
-
 def count(value: int) -> str:
   """Formats an integer with separated thousands: 12 345."""
   return f'{value:,}'.replace(',', _SPACE)
@@ -301,3 +290,14 @@ def build_page(run: workdir_lib.Run) -> str:
     confusion=_confusion(run),
     distances=_distances(run),
   )
+
+
+def write_page(workdir: str) -> str:
+  """Writes `report.html` into a workdir with an evaluation; returns its path.
+
+  Raises:
+    UserError: the files of the evaluation are missing or unreadable.
+  """
+  path = os.path.join(workdir, 'report.html')
+  files.write_text(path, build_page(workdir_lib.read_run(workdir)))
+  return path

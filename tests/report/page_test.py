@@ -1,11 +1,9 @@
 import base64
-import configparser
 import dataclasses
 import html.parser
 import io
 import json
 import math
-import pathlib
 import re
 
 from hypothesis import given
@@ -286,17 +284,3 @@ def test_a_long_line_keeps_its_extremes_and_its_gaps():
   assert len(points) <= 1000
   assert ('7.77', '0.00') in points
   assert drawn.count('M') == 2
-
-
-def test_everything_that_is_no_code_is_installed_with_it():
-  root = pathlib.Path(__file__).resolve().parents[2]
-  setup = configparser.ConfigParser()
-  setup.read(root / 'setup.cfg')
-  listed = {
-    path
-    for package, patterns in setup['options.package_data'].items()
-    for pattern in patterns.replace(',', ' ').split()
-    for path in root.joinpath(*package.split('.')).glob(pattern)
-  }
-  files = (root / 'lipnext_jax').rglob('*.*')
-  assert listed == {p for p in files if p.suffix not in ('.py', '.pyc')}

@@ -1,4 +1,5 @@
 import csv
+import functools
 import json
 import re
 
@@ -39,32 +40,30 @@ def a_set(classes=('cat', 'dog'), count=4, train_files='hash'):
 
 def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
   """Another class or image changes labels, and the split of a folder."""
-  workdir, before = str(tmp_path), a_set()
-  records.check_data(workdir, '/data', before)  # There is no run yet.
-  (tmp_path / 'run.json').write_text('[')
-  records.check_data(workdir, '/data', before)  # Its record is damaged.
   facts = {
     'image_shape': [8, 8, 1],
     'num_classes': 2,
     'train_examples': 4,
     'class_names': ['cat', 'dog'],
-    'train_files': 'hash',
     'resize': 0,
   }
+  check = functools.partial(records.check_data, str(tmp_path), '/moved')
+  check(a_set())  # There is no run yet.
+  # Its record is damaged, or one of an earlier version, without `train_files`.
+  for start in ({}, {'data': facts}):
+    (tmp_path / 'run.json').write_text(json.dumps([start]))
+    check(a_set())
+  facts['train_files'] = 'hash'
   (tmp_path / 'run.json').write_text(json.dumps([{'data': facts}]))
-  records.check_data(workdir, '/data', before)
+  check(a_set())
   for now, change in (
     (a_set(('cat', 'cow', 'dog')), '3 classes, not 2'),
     (a_set(('cat', 'cow')), "'cow' as class 1, not 'dog'"),
     (a_set(count=3), '3 training images, not 4'),
     (a_set(train_files='other'), 'training images of other names'),
   ):
-    with pytest.raises(errors.ConfigError, match=change) as caught:
-      records.check_data(workdir, '/moved', now)
-    assert 'data_dir=' in str(caught.value)
-  del facts['train_files']  # Earlier versions did not record it.
-  (tmp_path / 'run.json').write_text(json.dumps([{'data': facts}]))
-  records.check_data(workdir, '/data', before)
+    with pytest.raises(errors.ConfigError, match=f'data_dir=.*{change}'):
+      check(now)
 
 
 def test_the_table_shows_every_number_and_none_too_high(capsys):
@@ -87,7 +86,8 @@ def test_the_table_shows_every_number_and_none_too_high(capsys):
 class Named(views.Source):
   """A split with file names, whose images cannot be read if `broken`."""
 
-  broken = False
+  def __init__(self, broken=False):
+    self.broken = broken
 
   def __len__(self):
     return 3
@@ -118,11 +118,8 @@ def test_a_run_is_told_with_the_names_of_files_and_classes(
   records.write(folder, tiny_config, 7, RESULT, Named(), names)
   with open(tmp_path / 'radii.csv', newline='') as file:
     rows = list(csv.DictReader(file))
-  assert [row['file'] for row in rows] == [
-    'cat/a,b.png',
-    'cat/\\udcff\\n.png',
-    'dog/"c".png',
-  ]
+  names = [row['file'] for row in rows]
+  assert names == ['cat/a,b.png', 'cat/\\udcff\\n.png', 'dog/"c".png']
   assert rows[2]['label_name'] == 'class of 6'
   assert rows[2]['prediction_name'] == 'class of 0'
   page = (tmp_path / 'report.html').read_text()
@@ -133,9 +130,7 @@ def test_a_run_is_told_with_the_names_of_files_and_classes(
   assert page.count('As evaluation sees them, ') == 3
   # The numbers survive a page that fails.
   capsys.readouterr()
-  source = Named()
-  source.broken = True
-  made = records.write(folder, tiny_config, 8, RESULT, source)
+  made = records.write(folder, tiny_config, 8, RESULT, Named(broken=True))
   assert json.loads((tmp_path / 'eval.json').read_text()) == made
   (line,) = capsys.readouterr().err.splitlines()
   assert line == "no report.html: OSError('the disk is gone')"
