@@ -132,26 +132,27 @@ number that is in [0, 1].
 def section(
   only_with: Mapping[str, tuple[Any, ...]] | None = None,
   /,
-  free: bool = False,
   **members: Field | dict[str, Field],
 ) -> dict[str, Field]:
   """Flattens fields and sections to {'field': …, 'section.field': …}.
 
-  `only_with` is added to the conditions of each field; `free` frees each.
-  `**section({…}, …)` has fields that share a condition beside the others of a
-  section.
+  `only_with` is added to the conditions of each field. `**section({…}, …)` has
+  fields that share a condition beside the others of a section.
 
   >>> fields = section(model=section(width=Field(8, 'Channels.')))
   >>> fields['model.width'].meaning
   'Channels.'
   """
   return {
-    name: field._replace(
-      only_with={**(only_with or {}), **field.only_with},
-      free=free or field.free,
-    )
+    name: field._replace(only_with={**(only_with or {}), **field.only_with})
     for name, field in traverse_util.flatten_dict(members, sep='.').items()
   }
+
+
+def free(**members: Field | dict[str, Field]) -> dict[str, Field]:
+  """Returns a section whose fields may change when a run is resumed."""
+  fields = section(**members).items()
+  return {name: field._replace(free=True) for name, field in fields}
 
 
 _ON_DISK = tuple(
@@ -511,8 +512,7 @@ FIELDS = section(
     only_with={**_MANIFOLD, 'model.dtype': ('bfloat16',)},
   ),
   duration=Field('800 epochs', 'Length of training.', duration=True),
-  **section(
-    free=True,
+  **free(
     mesh=_MESH,
     sharding=Field(
       _SHARDING,
