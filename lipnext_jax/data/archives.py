@@ -53,8 +53,8 @@ def naming(where: str) -> Iterator[None]:
     ) from None
 
 
-def find(name: str, source: str, *files: str) -> str:
-  """Returns the path of the first of the files that `source` is or holds.
+def find(set_name: str, source: str, *files: str) -> str:
+  """Returns the path of the first file of a set that `source` is or holds.
 
   >>> find('cifar10', '/', 'x.zip', 'x')
   Traceback (most recent call last):
@@ -69,7 +69,7 @@ def find(name: str, source: str, *files: str) -> str:
     path = os.path.join(source, file)
     if os.path.exists(path):
       return path
-  facts = official.SETS[name]
+  facts = official.SETS[set_name]
   raise errors.DataError(
     f'--source={source}: is or holds none of {", ".join(files)}; give the '
     f'files of {facts.origin or facts.homepage}'
@@ -90,6 +90,8 @@ def verify(path: str, *, allow_partial: bool) -> None:
       file=sys.stderr,
     )
     return
+  if os.path.basename(path) not in official.ARCHIVES:
+    raise errors.DataError(f'{path}: is not a folder')
   size, checksum = official.ARCHIVES[os.path.basename(path)]
   algorithm, _, wanted = checksum.partition(':')
   with naming(path):

@@ -30,7 +30,7 @@ class Item(NamedTuple):
 
   key: str  # Name in records and messages.
   labels: dict[str, int]
-  content: archives.Content | np.ndarray  # An image file; uint8 [h, w, ch].
+  content: archives.Content | np.ndarray  # A file, or uint8 [h, w, ch].
 
 
 class Contents(NamedTuple):
@@ -96,7 +96,8 @@ def read_cifar(name: str, source: str, *, allow_partial: bool) -> Contents:
   path = archives.find(name, source, *python, *binary)
   archives.verify(path, allow_partial=allow_partial)
   found = archives.open_files(path)
-  files = {os.path.basename(file): found[file] for file in found}
+  shallow_last = sorted(found, key=lambda file: -file.count(os.sep))
+  files = {os.path.basename(file): found[file] for file in shallow_last}
   suffix = '.bin' if os.path.basename(path) in binary else ''
   splits = {}
   for split in batches:
@@ -226,6 +227,8 @@ def read_imagenet(name: str, source: str, *, allow_partial: bool) -> Contents:
     archives.verify(path, allow_partial=allow_partial)
     for file, content in archives.open_files(path).items():
       folder, key = os.path.split(file)
+      if '.' not in key:  # Not an image: a LICENSE, for example.
+        continue
       wnid = os.path.basename(folder).removesuffix('.tar')
       if split == 'validation':
         match = re.fullmatch(r'ILSVRC2012_val_(\d{8})\.JPEG', key)

@@ -24,7 +24,7 @@ def load(path: str) -> dict[str, Any]:
   import datasets
 
   try:
-    loaded = datasets.load_from_disk(path)
+    loaded = datasets.load_from_disk(path, keep_in_memory=False)
   except Exception as error:  # Arrow, JSON and fsspec raise their own kinds.
     raise errors.DataError(
       f'{path}: cannot be read ({errors.one_line(error)})'
@@ -40,7 +40,7 @@ class HfSource(views.Source):
   """
 
   def __init__(self, name: str, rows: Any):
-    """Takes what errors call the split, and its `Dataset`.
+    """Takes the name of a split, for messages, and its `Dataset`.
 
     Raises:
       DataError: there is not exactly one image and one class feature.
