@@ -63,7 +63,9 @@ class Evaluator:
 
   Args:
     model: model to evaluate, explicit or not.
-    certificate: one of `certify.CERTIFICATES`, which `certify` gives.
+    mesh: devices.
+    certificate: kind of certificate that `certify` gives, one of
+      `certify.CERTIFICATES`.
 
   Raises:
     ConfigError: the certificate is rigorous, and the model or the devices

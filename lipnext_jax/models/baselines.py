@@ -25,7 +25,7 @@ from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
 
 _zeros = nn.initializers.zeros
-_normal = nn.initializers.normal(stddev=1.0)
+_normal = nn.initializers.normal(stddev=1.0)  # Reflectors ignore the scale.
 # Parameter of a group: name, initializer, shape.
 _Leaf = tuple[str, Callable[..., jax.Array], tuple[int, ...]]
 
@@ -74,7 +74,7 @@ class Baseline(interface.CertifiedModel):
     """The suffix of mapped leaves."""
     return '' if self.stored else parametrizations.RAW
 
-  @nn.nowrap  # This and the next are parts of the compact method.
+  @nn.nowrap  # Compact methods of subclasses call it, like the next ones.
   def patches(self, images: jax.Array) -> jax.Array:
     """Cuts centred images [b, H, W, ch] into patches [b, h, w, values]."""
     x = layers.patchify(layers.centre(images), self.patch_size)
@@ -259,7 +259,7 @@ class BRONet(Baseline):
   Every layer is orthogonal, or semi-orthogonal where outputs are cut off, so
   the backbone is 1-Lipschitz. Circular padding makes the convolutions exactly
   norm-preserving. The stem's patches are zero-padded to n = max(c, values)
-  channels, of which c are kept; theirs is an unconstrained convolution.
+  channels, of which c are kept; the paper's stem is not constrained.
 
   Reference: B.-H. Lai, P.-H. Huang, B.-H. Kung, S.-T. Chen, "Enhancing
   Certified Robustness via Block Reflector Orthogonal Layers and Logit Annealing

@@ -158,11 +158,11 @@ class Block(nn.Module):
 
 
 class Dense(nn.Module):
-  """σ(Q x + b) of rows, as a scan body: (x, None) → (z, None).
+  """`activate(Q x + b)` of rows, as a scan body: (x, None) → (z, None).
 
-  Q [d, n] has orthonormal rows. With `square`, it is the corner of an
-  orthogonal matrix of side max(d, n): x is padded with zeros, or the result is
-  cut. That is an isometry if d >= n, else 1-Lipschitz.
+  Q [d, n] has orthonormal rows. With `square`, Q is orthogonal of side
+  max(d, n), and its corner [d, n] is applied, as if x were padded with zeros
+  and the result cut: an isometry if d >= n, else 1-Lipschitz.
   """
 
   features: int
@@ -170,6 +170,7 @@ class Dense(nn.Module):
   parametrization: str
   numerics: products.Numerics
   square: bool = False
+  # The stem has none: the first block applies σ.
   activate: Callable[[jax.Array], jax.Array] = lambda y: y
 
   @nn.compact

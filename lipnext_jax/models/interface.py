@@ -20,11 +20,13 @@ from lipnext_jax.models import parametrizations
 class CertifiedModel(nn.Module):
   """Images [b, H, W, ch] in [0, 1] → logits [b, k], float32 or wider.
 
-  Subclasses have a field `num_classes` (k) and a `NormalizedHead` named 'head';
-  their parameters, {group: {leaf: array}}, are float32.
+  Subclasses have the fields `num_classes` (k), `dtype` and `precision`, set
+  `EXPLICIT`, and have a `NormalizedHead` named 'head'. Their parameters,
+  {group: {leaf: array}}, are float32.
   """
 
-  EXPLICIT: ClassVar[dict[str, Any]]  # Fields of the explicit form.
+  # Fields, and their values in the model of explicit parameters.
+  EXPLICIT: ClassVar[dict[str, Any]]
 
   def lipschitz(self, params: Any) -> jax.typing.ArrayLike:
     """Returns the Lipschitz constant K of the backbone that training assumes.

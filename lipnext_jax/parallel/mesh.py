@@ -132,7 +132,8 @@ def check_batch_size(
   """Raises unless the mesh splits a batch evenly, and each device its part.
 
   Raises:
-    ConfigError: the size, set by `field`, does not split; names the next one.
+    ConfigError: the size, set by `field`, does not split; the message names
+      the next that does.
   """
   shards = _parts(mesh, blocks.BATCH_AXES)
   step = shards * microbatches

@@ -140,10 +140,10 @@ def read_run(workdir: str) -> Run:
 
 
 def _check(record: dict[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a record, unless it lacks a field or one has another type."""
-  lacks = [n for n in types if not isinstance(record.get(n), types[n])]
-  if lacks:
-    raise ValueError(f'it lacks {", ".join(sorted(lacks))}')
+  """Returns a record; raises if a field is missing or has another type."""
+  bad = [n for n in types if not isinstance(record.get(n), types[n])]
+  if bad:
+    raise ValueError(f'it lacks a valid {", ".join(sorted(bad))}')
   return record
 
 
