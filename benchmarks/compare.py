@@ -152,6 +152,8 @@ def print_table(args: argparse.Namespace) -> None:
     counts.add(len(results))
     cells.append(f'{max(run["lipschitz_bound"] for run in results) - 1:.1e}')
     rows.append(cells)
+  if not rows:
+    return
   timing.table(head, rows)
   for n in sorted(counts - {1}):
     width = stats.t.ppf(0.975, n - 1) / n**0.5
