@@ -8,6 +8,7 @@ import email
 from http import server
 import json
 import re
+import threading
 from urllib import parse
 import zlib
 
@@ -28,6 +29,7 @@ class Bucket(server.ThreadingHTTPServer):
     self.objects: dict[str, bytes] = {}
     self.address = f'127.0.0.1:{self.server_port}'
     self.refusal = 0
+    self.lock = threading.Lock()  # Each connection has a thread.
 
   def handle_error(self, request, client_address):
     """Says nothing where a client has hung up."""
@@ -51,18 +53,19 @@ class _Handler(server.BaseHTTPRequestHandler):
     match = re.fullmatch(
       f'(?:/upload|/download)?/storage/v1/b/{NAME}(/o(?:/(.*))?)?', path
     )
-    if self.server.refusal:
-      self._reply(_error('no permission'), self.server.refusal)
-    elif match is None:
-      self._reply(_error(f'no {path}'), 404)
-    elif match[1] is None:
-      self._reply({'name': NAME, 'kind': 'storage#bucket'})
-    elif match[2]:
-      self._object(match[2])
-    elif self.command == 'GET':
-      self._list()
-    else:
-      self._upload()
+    with self.server.lock:
+      if self.server.refusal:
+        self._reply(_error('no permission'), self.server.refusal)
+      elif match is None:
+        self._reply(_error(f'no {path}'), 404)
+      elif match[1] is None:
+        self._reply({'name': NAME, 'kind': 'storage#bucket'})
+      elif match[2]:
+        self._object(match[2])
+      elif self.command == 'GET':
+        self._list()
+      else:
+        self._upload()
 
   do_GET = do_POST = do_DELETE = _handle  # noqa: N815
 

@@ -94,6 +94,10 @@ def test_resuming_in_a_bucket_ends_in_the_bits_of_a_run_on_disk(
   assert checkpoint.CheckpointReader(RUN).list_steps() == [2, 4]
   assert not [name for name in bucket.objects if 'checkpoints/3/' in name]
   assert len(files.read_json(f'{RUN}/run.json')) == 2
+  other = trained_run[2].copy_and_resolve_references()
+  other.seed = 1
+  with pytest.raises(errors.ConfigError, match='seed=1 differs from 0'):
+    checkpoint.check_workdir(RUN, other)
 
 
 @pytest.mark.usefixtures('resumed')

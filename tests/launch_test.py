@@ -125,6 +125,7 @@ def test_tpu_hosts_get_the_same_command_and_a_setup_renews_the_code_alone(
   pack, copy, install, start = map(shlex.split, done.stdout.splitlines())
   assert pack[:2] == ['git', '-C']
   assert copy[:5] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'scp']
+  assert copy[6] == 'pod:'
   assert '[train,data,gcs,tpu]' in install[-1]
   assert start[4:8] == ['ssh', 'pod', '--zone=z', '--worker=all']
 

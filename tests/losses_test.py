@@ -201,7 +201,7 @@ def test_value_check_rejects_another_clip_distance_or_option(monkeypatch):
 
 
 def check_distances(fn):
-  """In float32, rows that are close or the same included."""
+  """Compares distances in float32, of close and of equal rows, too."""
   rng = np.random.default_rng(0)
   w = rng.normal(size=(6, 32))
   w /= np.linalg.norm(w, axis=-1, keepdims=True)

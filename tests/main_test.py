@@ -75,7 +75,9 @@ def check_mistake(result, part):
   code, out, err = result
   assert (code, out) == (2, '')
   # A busy machine may say that it reads the data.
-  (line,) = re.sub('reading the data.*\n', '', err).splitlines()
+  (line,) = re.sub(
+    '^reading the data.*\n', '', err, flags=re.MULTILINE
+  ).splitlines()
   assert line.startswith('error: ')
   assert part in line
 

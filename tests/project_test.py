@@ -32,7 +32,8 @@ def load(path):
   return yaml.safe_load((ROOT / path).read_text())
 
 
-HOOKS = load('.pre-commit-config.yaml')['repos'][0]['hooks']
+(LOCAL,) = load('.pre-commit-config.yaml')['repos']
+HOOKS = LOCAL['hooks']
 
 
 @pytest.fixture(scope='session')
@@ -59,7 +60,10 @@ def test_style_and_types_can_fail(tmp_path, run_module):
     f'ruff check --config={ROOT}/pyproject.toml', 'mypy', 'codespell_lib'
   ):  # fmt: skip
     assert run_module(*command.split(), str(bad)).returncode
-    assert any(command.split()[0] in hook['entry'] for hook in HOOKS)
+  assert LOCAL['repo'] == 'local'  # No versions but those of constraints.txt.
+  assert [hook['entry'].split(' -m ')[1] for hook in HOOKS] == [
+    'ruff check .', 'ruff format --check .', 'mypy', 'codespell_lib',
+  ]  # fmt: skip
 
 
 def test_every_module_has_a_mirrored_test():
@@ -274,7 +278,10 @@ def test_the_readme_links_every_page_and_lists_every_exit_code():
   ('name', 'schema'),
   [
     ('CITATION.cff', 'citation-file-format'),
-    ('.github/workflows/ci.yml', 'github-workflows'),
+    *(
+      (str(path.relative_to(ROOT)), 'github-workflows')
+      for path in sorted(ROOT.glob('.github/workflows/*.yml'))
+    ),
   ],
 )
 def test_a_file_is_what_its_schema_wants(name, schema, tmp_path, run_module):

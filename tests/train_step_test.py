@@ -280,7 +280,7 @@ def test_the_loss_is_told_the_radius_that_the_backbone_stretches_to():
   assert float(sums.grad_norm) > 0  # K is trained through the loss.
 
 
-# -- On several meshes --------------------------------------------------------
+# ── On several meshes ────────────────────────────────────────────────────────
 
 
 def largest_difference(a, b):

@@ -35,15 +35,16 @@ def run(run_command, tmp_path):
   """Runs the command; returns (exit code, last line, summary)."""
 
   def run(*flags):
+    workdir = tmp_path / 'run'  # Which is made.
     command = [sys.executable, '-m', 'lipnext_jax.main', '--mode=compile']
-    command += ['--config=configs/digits.py:smoke', f'--workdir={tmp_path}']
+    command += ['--config=configs/digits.py:smoke', f'--workdir={workdir}']
     # The suite's flags without the number of devices.
     flag = '--xla_force_host_platform_device_count=8'
     own = os.environ['XLA_FLAGS'].replace(flag, '')
     done = run_command([*command, *flags, *PLAIN], XLA_FLAGS=own)
     assert 'Traceback' not in done.stderr
-    assert os.listdir(tmp_path) == ['compile.json'], done.stderr
-    summary = json.loads((tmp_path / 'compile.json').read_text())
+    assert os.listdir(workdir) == ['compile.json'], done.stderr
+    summary = json.loads((workdir / 'compile.json').read_text())
     assert summary['sharding'] in done.stdout
     return done.returncode, done.stdout.splitlines()[-1], summary
 

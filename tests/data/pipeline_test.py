@@ -140,6 +140,11 @@ def test_examples_that_do_not_fit_are_named():
   resized = views.resized(thin, 256, 224)
   with pytest.raises(errors.DataError, match=r'^example 0 has 1×8000 pixels'):
     next(pipeline.eval_batches(resized, batch_size=1))
+  config = config_lib.default_config()  # Digits are floats: refused at once.
+  config.augment.randaugment.probability = 0.5
+  dataset = sources.load_dataset(config.dataset)
+  with pytest.raises(errors.DataError, match=r'0 is float32.*RandAugment need'):
+    pipeline.build_streams(config, dataset)
 
 
 IMAGES = np.arange(6 * 8 * 8 * 3).reshape(6, 8, 8, 3).astype(np.uint8)
@@ -177,6 +182,8 @@ def test_batches_have_the_real_and_the_mixed_in_examples(tmp_path):
   large = np.zeros((6, 12, 12, 3), np.uint8)
   resize = {'augment.resize.min': 8, 'augment.resize.max': 9}
   assert len(build(path, large, **resize)) == 2
+  with pytest.raises(errors.DataError, match='12, 12, 3'):
+    build(path, large, **resize, **own)
 
 
 def test_mixed_in_images_that_do_not_fit_are_refused(tmp_path):

@@ -28,11 +28,16 @@ def prepared(tmp_path, make, monkeypatch):
   items = make.items(6)
   (tmp_path / 'text.jpg').write_bytes(b'no image')
   entry = archives.stat_file(str(tmp_path / 'text.jpg'))
-  bad = [make.items(1)[0]._replace(content=c) for c in (b'', entry)]
+  bad = [
+    item._replace(content=content)
+    for item, content in zip(items[:2], (b'', entry), strict=True)
+  ]
   splits = {'train': [*items[:2], *bad, *items[2:4]], 'test': items[:5]}
   written = shards.write_splits(directory, splits, make.FORM, workers=2)
   assert [len(shard.labels) for shard in written['train']] == [2, 0, 2]
-  assert 'is not a JPEG' in written['train'][1].bad[items[0].key]
+  problems = written['train'][1].bad
+  assert problems[items[0].key] == 'is empty'
+  assert 'is not a JPEG' in problems[items[1].key]
   shards.write_metadata(directory, make.FORM, written)
   return directory, sorted(glob.glob(f'{directory}/*-train.*'))
 

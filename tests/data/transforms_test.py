@@ -40,7 +40,9 @@ def test_flip_mirrors_half_of_the_images():
 def fixed(geometry, shift):
   """Returns a generator with given draws: [angle, zooms, shear] and shift."""
   draws = iter([np.array(geometry, float), np.array(shift, float)])
-  return types.SimpleNamespace(uniform=lambda *_, **__: next(draws))
+  return types.SimpleNamespace(
+    uniform=lambda low, high, size: next(draws).reshape(size)
+  )
 
 
 def test_affine_moves_turns_and_zooms():

@@ -288,6 +288,8 @@ def test_at_most_four_products_a_matrix_and_step(branch):
   # A matrix that is not square, without lookahead.
   single = trace_update(optim.orthogonal(optax.adam, 1e-3), (6, 4))
   assert products(single, branch) - 4 == plain
+  tx = optim.orthogonal(optax.adam, 1e-3, large_steps='projection')
+  assert products(trace_update(tx, (6, 4)), branch) - 4 == plain
 
 
 def test_precision_is_an_argument_not_a_global():

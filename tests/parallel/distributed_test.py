@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from benchmarks import corruption
+from benchmarks import runs
+from lipnext_jax import checkpoint
 from lipnext_jax import errors
 from lipnext_jax.parallel import distributed
 from lipnext_jax.parallel import mesh as mesh_lib
@@ -191,12 +193,13 @@ def test_a_process_that_is_killed_ends_the_other_and_costs_nothing(
   finish(ended)
   for name in ('eval.json', 'radii.csv'):
     assert (ended / name).read_text() == (calm / name).read_text()
-  abstract = corruption.make_abstract(str(calm))
-  (step, arrays), (other_step, other) = (
-    corruption.resume(str(workdir), abstract) for workdir in (calm, ended)
+  assert last_checkpoint(calm) == last_checkpoint(ended) == 80
+  abstract = corruption.abstract_state(str(calm))
+  arrays, others = (
+    jax.tree.leaves(reader.restore(80, abstract))
+    for reader in map(checkpoint.CheckpointReader, (str(calm), str(ended)))
   )
-  assert step == other_step == 80
-  assert corruption.same(arrays, other)
+  assert runs.same_arrays(arrays, others)
 
 
 OTHERS = """
