@@ -32,8 +32,8 @@ def load(path):
   return yaml.safe_load((ROOT / path).read_text())
 
 
-(LOCAL,) = load('.pre-commit-config.yaml')['repos']
-HOOKS = LOCAL['hooks']
+(COMMITS,) = load('.pre-commit-config.yaml')['repos']
+HOOKS = COMMITS['hooks']
 
 
 @pytest.fixture(scope='session')
@@ -60,7 +60,7 @@ def test_style_and_types_can_fail(tmp_path, run_module):
     f'ruff check --config={ROOT}/pyproject.toml', 'mypy', 'codespell_lib'
   ):  # fmt: skip
     assert run_module(*command.split(), str(bad)).returncode
-  assert LOCAL['repo'] == 'local'  # No versions but those of constraints.txt.
+  assert COMMITS['repo'] == 'local'  # No versions but those of constraints.txt.
   assert [hook['entry'].split(' -m ')[1] for hook in HOOKS] == [
     'ruff check .', 'ruff format --check .', 'mypy', 'codespell_lib',
   ]  # fmt: skip
