@@ -114,7 +114,8 @@ def _run(args: argparse.Namespace) -> int:
   certificate = args.certificate or ('fast' if why else 'rigorous')
   try:
     if not args.images:
-      return _export(args, contents)
+      _export(args, contents)
+      return 0
     predictor = certify.Predictor(contents._replace(certificate=certificate))
   except ValueError as error:
     raise errors.ConfigError(
@@ -143,8 +144,8 @@ def _run(args: argparse.Namespace) -> int:
   return _certify_all(args, predictor, how, facts)
 
 
-def _export(args: argparse.Namespace, contents: certify.Contents) -> int:
-  """Writes the files that --export and --export_program name; returns 0."""
+def _export(args: argparse.Namespace, contents: certify.Contents) -> None:
+  """Writes the files that --export and --export_program name."""
   if args.export:
     kind = args.certificate or 'fast'
     manifest = certify.export_predictor(
@@ -161,7 +162,6 @@ def _export(args: argparse.Namespace, contents: certify.Contents) -> int:
     certify.export_program(args.export_program, *contents[:3])
     platforms = ', '.join(predictor_lib.PLATFORMS)
     print(f'{args.export_program}: program for {platforms}')
-  return 0
 
 
 def _certify_all(
