@@ -8,7 +8,6 @@ shift S and the activation have their own tests.
 import functools
 import itertools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,26 +23,22 @@ from lipnext_jax.models import lipnext
 from lipnext_jax.models import products
 from tests import networks
 
-DEPTH, CLASSES = 2, 4
-
-
-class Shape(NamedTuple):
-  """Sizes of a network: of its images, channels and patches; and β."""
-
-  image: tuple[int, int, int] = (6, 8, 3)
-  width: int = 16
-  patch: int = 2
-  beta: float = 0.5
-
-
-PLAIN = Shape()
+IMAGE = (6, 8, 3)
+MODEL = models.LipNeXt(
+  num_classes=4,
+  depth=2,
+  width=16,
+  patch_size=2,
+  m_init='haar',
+  dtype=jnp.float64,
+  precision='highest',
+)
 SHAPES = {  # The stem: pads to c; is square; cuts 48 values to c; is grey.
-  'pads': PLAIN,
-  'square': Shape((4, 6, 3), 12, 2, beta=1.0),
-  'cuts': Shape((8, 16, 3), 20, 4, beta=0.3),
-  'grey': Shape((9, 6, 1), 10, 3, beta=0.0),
+  'pads': (IMAGE, MODEL),
+  'square': ((4, 6, 3), MODEL.clone(width=12, beta=1.0)),
+  'cuts': ((8, 16, 3), MODEL.clone(width=20, patch_size=4, beta=0.3)),
+  'grey': ((9, 6, 1), MODEL.clone(width=10, patch_size=3, beta=0.0)),
 }
-ALPHAS = (1 / 8, 1 / 4, 1 / 16, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -52,21 +47,9 @@ def in_float64():
     yield
 
 
-def build(shape=PLAIN, **options):
-  return models.LipNeXt(
-    CLASSES,
-    depth=DEPTH,
-    width=shape.width,
-    patch_size=shape.patch,
-    beta=shape.beta,
-    **{'dtype': jnp.float64, 'precision': 'highest', 'm_init': 'haar'}
-    | options,
-  )
-
-
-def draw_square(shape=PLAIN):
+def draw_square(model=MODEL, image=IMAGE):
   """Parameters of the paper's own block; biases and positions are not zero."""
-  params = networks.draw(build(shape), shape.image, scale=0.3, dtype=np.float64)
+  params = networks.draw(model, image, scale=0.3, dtype=np.float64)
   square = np.random.default_rng(1).normal(size=params['blocks']['M'].shape)
   params['blocks']['R'] = np.linalg.qr(square)[0]
   return params
@@ -81,54 +64,54 @@ def stored(square, alpha):
   return square | {'blocks': blocks}
 
 
-def literal(params, images, alpha, padding, shape=PLAIN):
+def literal(model, params, images):
   """Logits of the paper's equation."""
   blocks = params['blocks']
-  x = layers.patchify(images - 0.5, shape.patch)
-  u = x @ params['stem']['Q'][: shape.width, : x.shape[-1]].T
+  x = layers.patchify(images - 0.5, model.patch_size)
+  u = x @ params['stem']['Q'][: model.width, : x.shape[-1]].T
   u += jnp.expand_dims(params['stem']['bias'], (0, 1, 2))
   for p, r, m, b in zip(
     *(blocks[name] for name in ('pos', 'R', 'M', 'bias')), strict=True
   ):
-    y = (layers.beta_abs(u, shape.beta) + jnp.expand_dims(p, 0)) @ r.T
-    y = layers.spatial_shift(y, alpha, padding)
+    y = (layers.beta_abs(u, model.beta) + jnp.expand_dims(p, 0)) @ r.T
+    y = layers.spatial_shift(y, model.shift_ratio, model.padding)
     u = y @ r @ m.T + jnp.expand_dims(b, (0, 1, 2))
-  z = layers.l2_pool(layers.beta_abs(u, shape.beta))
+  z = layers.l2_pool(layers.beta_abs(u, model.beta))
   kernel = models.head_kernel({'params': params})
   return z @ kernel.T + jnp.expand_dims(params['head']['bias'], 0)
 
 
-def draw_images(count=5, shape=PLAIN):
-  return np.random.default_rng(7).uniform(size=(count, *shape.image))
+def ours(model, params, images):
+  return jax.jit(model.apply)({'params': params}, images)
 
 
-def check_function(apply, *options, shape=PLAIN):
-  square, images = draw_square(shape), draw_images(5, shape)
-  paper = jax.jit(literal, static_argnums=(2, 3, 4))
-  want = paper(square, images, *options, shape)
-  found = apply(stored(square, options[0]), images, *options, shape)
+def draw_images(count=5, image=IMAGE):
+  return np.random.default_rng(7).uniform(size=(count, *image))
+
+
+def check_function(apply, model, image=IMAGE):
+  square, images = draw_square(model, image), draw_images(5, image)
+  want = jax.jit(literal, static_argnums=0)(model, square, images)
+  found = apply(model, stored(square, model.shift_ratio), images)
   # Some ten float64 products of size 48 at most on values below 10.
   np.testing.assert_allclose(found, want, rtol=0, atol=1e-12)
-
-
-def ours(params, images, alpha, padding, shape=PLAIN, **options):
-  model = build(shape, shift_ratio=alpha, padding=padding, **options)
-  return jax.jit(model.apply)({'params': params}, images)
 
 
 @pytest.mark.parametrize('padding', layers.PADDINGS)
 @pytest.mark.parametrize('shape', SHAPES)
 def test_logits_are_those_of_the_paper(shape, padding):
-  for alpha in ALPHAS if shape == 'pads' else ALPHAS[:1]:
-    check_function(ours, alpha, padding, shape=SHAPES[shape])
-  q = draw_square(SHAPES[shape])['stem']['Q']
+  image, model = SHAPES[shape]
+  for alpha in (1 / 8, 1 / 4, 1 / 16, 0) if model is MODEL else (1 / 8,):
+    model = model.clone(shift_ratio=alpha, padding=padding)
+    check_function(ours, model, image)
+  q = draw_square(model, image)['stem']['Q']
   assert q.shape[0] == q.shape[1]  # An isometry, but where the stem cuts.
 
 
 def change(leaf, fault):
-  def apply(params, images, *options):
-    blocks = {**params['blocks'], leaf: fault(params['blocks'][leaf])}
-    return ours({**params, 'blocks': blocks}, images, *options)
+  def apply(model, params, images):
+    blocks = params['blocks'] | {leaf: fault(params['blocks'][leaf])}
+    return ours(model, params | {'blocks': blocks}, images)
 
   return apply
 
@@ -137,10 +120,10 @@ right_mix = products.mix
 
 
 def with_mix(mix):
-  def apply(*args, **options):
+  def apply(*args):
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(products, 'mix', mix)
-      return ours(*args, **options)
+      return ours(*args)
 
   return apply
 
@@ -158,17 +141,17 @@ FUNCTION_FAULTS = {
   'blocks reversed': change('M', lambda m: m[::-1]),
   'bias subtracted': change('bias', lambda b: -b),
   'p of the first block alone': change('pos', lambda p: p * [[[[1]]], [[[0]]]]),
-  'another padding': lambda p, x, a, _, shape: ours(p, x, a, 'zero', shape),
-  'another beta': lambda p, x, *o: ours(p, x, *o[:2], Shape(beta=0.4)),
-  'images not centred': lambda p, x, *o: ours(p, x + 0.5, *o),
-  'images scaled': lambda p, x, *o: ours(p, (x - 0.5) / 0.25 + 0.5, *o),
+  'another padding': lambda m, *args: ours(m.clone(padding='zero'), *args),
+  'another beta': lambda m, *args: ours(m.clone(beta=0.4), *args),
+  'images not centred': lambda m, p, x: ours(m, p, x + 0.5),
+  'images scaled': lambda m, p, x: ours(m, p, (x - 0.5) / 0.25 + 0.5),
 }
 
 
 @pytest.mark.parametrize('name', FUNCTION_FAULTS)
 def test_function_check_rejects(name):
   with pytest.raises(AssertionError):
-    check_function(FUNCTION_FAULTS[name], 1 / 8, 'circular')
+    check_function(FUNCTION_FAULTS[name], MODEL)
 
 
 def train(logits_fn, params):
@@ -186,7 +169,7 @@ def train(logits_fn, params):
     thresholds=(0, 0, 0),
   )
   images = draw_images(8)
-  labels = jnp.arange(8) % CLASSES
+  labels = jnp.arange(8) % 4
 
   def loss(params):
     kernel = models.head_kernel({'params': params})
@@ -207,10 +190,10 @@ def train(logits_fn, params):
 @pytest.mark.slow  # Optimizers are compiled.
 def test_forty_steps_of_the_recipe_are_those_of_the_paper():
   """With circular shifts; gradients with padding are compared below."""
-  options = {'alpha': 1 / 16, 'padding': 'circular'}
+  model = MODEL.clone(shift_ratio=1 / 16)
   square = draw_square()
   params = stored(square, 1 / 16)
-  values, *weights = train(functools.partial(literal, **options), square)
+  values, *weights = train(functools.partial(literal, model), square)
   wanted = [values, *(stored(w, 1 / 16) for w in weights)]
   # A trajectory worth following.
   assert values[-1] < values[0] - 0.1
@@ -218,7 +201,7 @@ def test_forty_steps_of_the_recipe_are_those_of_the_paper():
   assert np.max(np.abs(moved)) > 0.05
 
   def check_trajectory(logits_fn):
-    found = train(functools.partial(logits_fn, **options), params)
+    found = train(functools.partial(logits_fn, model), params)
     close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-9)
     jax.tree.map(close, list(found), wanted)
 
@@ -233,7 +216,7 @@ def test_forty_steps_of_the_recipe_are_those_of_the_paper():
 
 def count_costs(alpha, remat):
   """Products c × c of all tokens (forward, backward), and tensors kept."""
-  model = build(shift_ratio=alpha, remat=remat)
+  model = MODEL.clone(shift_ratio=alpha, remat=remat)
   params, images = stored(draw_square(), alpha), draw_images(3)
   tokens = math.prod(images.shape[:3]) // model.patch_size**2
   unit = tokens * model.width
@@ -251,7 +234,7 @@ def count_costs(alpha, remat):
 
   forward, backward = (e for e in jaxpr.eqns if e.primitive.name == 'scan')
   left = sum(v.aval.size for v in forward.outvars if tokens in v.aval.shape)
-  saved = (left - unit) / (DEPTH * unit)  # The output is no residual.
+  saved = (left - unit) / (model.depth * unit)  # The output is no residual.
   return work(forward), work(backward), saved
 
 
@@ -267,11 +250,9 @@ def test_products_and_memory_are_those_of_the_docs(alpha):
   assert least == pytest.approx(1)
 
 
-def gradients(logits_fn, params):
-  images = draw_images()
-
+def gradients(logits_fn, model, params):
   def loss(params):
-    logits = logits_fn(params, images, 1 / 8, 'zero')
+    logits = logits_fn(model, params, draw_images())
     weights = jnp.cos(jnp.arange(logits.size)).reshape(logits.shape)
     return jnp.sum(logits * weights)
 
@@ -285,15 +266,16 @@ def test_gradients_are_those_of_the_paper_whatever_is_kept():
     a = r.mT @ g
     return a - a.mT
 
+  model = MODEL.clone(padding='zero')
   square = draw_square()
   r = square['blocks']['R']
-  want = gradients(literal, square)
+  want = gradients(literal, model, square)
   want['R'] = skew(r, want['R'])
   for name, gradient in want.items():
     assert np.max(np.abs(gradient)) > 1e-2, name
   for remat, unroll in itertools.product(lipnext.REMAT_POLICIES, (False, True)):
-    logits_fn = functools.partial(ours, remat=remat, unroll=unroll)
-    got = gradients(logits_fn, stored(square, 1 / 8))
+    model = model.clone(remat=remat, unroll=unroll)
+    got = gradients(ours, model, stored(square, 1 / 8))
     got['R'] = skew(r[:, :8], got['R'])
     for name in want:
       np.testing.assert_allclose(
