@@ -41,15 +41,6 @@ def certify_fast(params, batch_size, lipschitz=1.0, model=MODEL):
   return evaluator.certify_fast(params, batches(batch_size), constants)
 
 
-def test_every_example_is_counted_once_whatever_the_batch(params):
-  results = [certify_fast(params, size) for size in (8, 16, 64)]
-  for result in results:
-    np.testing.assert_array_equal(result.ids, range(37))
-    np.testing.assert_array_equal(result.labels, LABELS)
-    np.testing.assert_array_equal(result.predictions, results[0].predictions)
-    np.testing.assert_allclose(result.radii, results[0].radii, atol=1e-6)
-
-
 def test_radii_are_those_of_the_certificate_in_float32(params):
   def direct(lipschitz):
     variables = {'params': params}
@@ -59,18 +50,23 @@ def test_radii_are_those_of_the_certificate_in_float32(params):
       models.head_kernel(variables),
       lipschitz,
       certify.margin_floor(IMAGES, constants),
-    )[1]
+    )
 
   low = MODEL.clone(dtype=jnp.bfloat16)  # It trains in bfloat16.
-  result = certify_fast(params, 8, lipschitz=1.25, model=low)
-  assert result.lipschitz_bound == 1.25
-  np.testing.assert_allclose(result.radii, direct(1.25), rtol=1e-5, atol=1e-6)
+  predictions, radii = direct(1.25)
+  for size in (8, 64):
+    result = certify_fast(params, size, lipschitz=1.25, model=low)
+    assert result.lipschitz_bound == 1.25
+    np.testing.assert_array_equal(result.ids, range(37))
+    np.testing.assert_array_equal(result.labels, LABELS)
+    np.testing.assert_array_equal(result.predictions, predictions)
+    np.testing.assert_allclose(result.radii, radii, rtol=1e-5, atol=1e-6)
   # float32 rounds 1 + 1e-12 to 1; the device must get a larger number.
   exact, above = (
     certify_fast(params, 8, lipschitz).radii for lipschitz in (1.0, 1 + 1e-12)
   )
   assert np.all(above[exact > 0] <= exact[exact > 0])
-  assert np.mean(above < direct(1.0)) > 0.3
+  assert np.mean(above < direct(1.0)[1]) > 0.3
 
 
 def test_summary_counts_strictly():
@@ -112,7 +108,7 @@ def test_rigorous_evaluation_is_the_rigorous_certificate(params):
     assert result.radii.dtype == np.float64
     assert result.lipschitz_bound == direct.lipschitz
     assert result.lipschitz_bounds == certify.lipschitz_bounds(params)
-    assert result.logit_error == pytest.approx(largest, rel=1e-6)
+    assert result.logit_error == pytest.approx(largest, rel=1e-6, abs=0)
     summary = result.summary([0.25])
     assert summary['certificate'] == 'rigorous'
     assert summary['logit_error'] == result.logit_error

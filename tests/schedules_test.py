@@ -46,7 +46,7 @@ def test_zero_means_never_and_a_short_period_is_one_step():
 def test_contradictory_durations_are_refused():
   with pytest.raises(errors.ConfigError, match=r'optimizer\.warmup.*duration'):
     make_plan({'optimizer.warmup': '10 epochs'})
-  with pytest.raises(errors.ConfigError, match='duration'):
+  with pytest.raises(errors.ConfigError, match='less than one step'):
     make_plan({'duration': '0 steps'})
 
 

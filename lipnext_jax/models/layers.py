@@ -168,7 +168,7 @@ def l2_pool(x: jax.Array) -> jax.Array:
   [5.0, 0.0]
   """
   squares = jnp.sum(jnp.square(x), axis=(-3, -2))
-  zero = squares == 0  # Not `<= 0`: NaN must reach the logits.
+  zero = squares == 0  # False for NaN, which must reach the logits.
   return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))
 
 

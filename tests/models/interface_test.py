@@ -104,8 +104,7 @@ def measured(name):
 def test_no_pair_of_images_exceeds_the_bound(name):
   found, bound = measured(name)
   check_constant(found, bound)
-  # The search is no formality. What LiResNet's layers could do, each for
-  # itself, they do not do together.
+  # What LiResNet's layers could do each for itself, they do not do together.
   assert max(found) > (0.1 if name.startswith('liresnet') else 0.5) * bound
 
 
