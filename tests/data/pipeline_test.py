@@ -11,10 +11,12 @@ from lipnext_jax.data import sources
 from lipnext_jax.data import transforms
 from lipnext_jax.data import views
 
+SHAPE = (4, 4, 1)
+
 
 def source(length):
   """Returns examples with distinct labels."""
-  images = np.zeros((length, 4, 4, 1), np.uint8)
+  images = np.zeros((length, *SHAPE), np.uint8)
   images[:, 0, 0, 0] = np.arange(length)
   images[:, 1, 1, 0] = 100
   return views.ArraySource(images, np.arange(length))
@@ -22,11 +24,10 @@ def source(length):
 
 def take(count, examples=None, augment=(), extra=None, **options):
   """Returns `count` batches of 4 examples, and 8 of the source `extra`."""
-  streams = [pipeline.Stream(examples or source(10), augment, 4)]
+  streams = [pipeline.Stream(examples or source(10), SHAPE, augment, 4)]
   if extra is not None:
-    streams.append(pipeline.Stream(extra, [transforms.flip], 8))
-  options = {'seed': 0, 'image_shape': (4, 4, 1)} | options
-  stream = pipeline.train_batches(streams, **options)
+    streams.append(pipeline.Stream(extra, SHAPE, [transforms.flip], 8))
+  stream = pipeline.train_batches(streams, **{'seed': 0} | options)
   with contextlib.closing(stream):
     return list(itertools.islice(stream, count))
 
@@ -126,7 +127,7 @@ def test_errors_of_a_source_pass_through_workers(workers):
 
 def test_examples_that_do_not_fit_are_named():
   with pytest.raises(errors.DataError, match=r'training example \d has shape'):
-    take(1, image_shape=(3, 4, 1))
+    take(1, views.ArraySource(np.zeros((3, 3, 4, 1)), np.arange(3)))
   floats = views.ArraySource(np.zeros((3, 4, 4, 1), np.float32), np.arange(3))
   with pytest.raises(
     errors.DataError, match=r'\d is float32.*RandAugment need'
@@ -172,7 +173,7 @@ def test_batches_have_the_real_and_the_mixed_in_examples(tmp_path):
   np.testing.assert_array_equal(extra.source[5]['image'], 255 - IMAGES[5])
   assert extra.transforms is real.transforms
   assert len(real.transforms) == 2
-  batches = pipeline.train_batches([real, extra], image_shape=(8, 8, 3), seed=0)
+  batches = pipeline.train_batches([real, extra], seed=0)
   assert next(batches)['image'].shape == (32, 8, 8, 3)
   own = {'augment.extra.as_real': False, 'augment.extra.crop_padding': 2}
   real, extra = build(path, **fields, **own)
