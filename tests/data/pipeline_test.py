@@ -111,20 +111,6 @@ def test_evaluation_sees_every_example_once():
     assert sorted(ids) == list(range(10))
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-def test_errors_of_a_source_pass_through_workers(workers):
-  for error in (errors.DataError('a.jpg: is cut off'), TypeError('a bug')):
-
-    def change(example, error=error):
-      if example['label'] == 2:
-        raise error
-      return example
-
-    broken = views.View(source(5), range(5), change)
-    with pytest.raises(type(error), match=str(error)):
-      take(6, broken, workers=workers)
-
-
 def test_examples_that_do_not_fit_are_named():
   with pytest.raises(errors.DataError, match=r'training example \d has shape'):
     take(1, views.ArraySource(np.zeros((3, 3, 4, 1)), np.arange(3)))

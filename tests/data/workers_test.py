@@ -8,7 +8,9 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 
 import grain
 import numpy as np
@@ -25,7 +27,7 @@ HANG = 300
 def run(script):
   """Runs the body of a program, in which `batches` are endless."""
   program = f"""
-import grain, numpy as np
+import grain, numpy as np, time
 from lipnext_jax.data import workers
 if __name__ == '__main__':
   ds = grain.MapDataset.range(2**40).map(
@@ -43,11 +45,12 @@ if __name__ == '__main__':
 
 
 def test_workers_end_with_a_parent_that_is_killed():
-  with run('  print(next(batches)["y"][0], flush=True); input()') as parent:
-    assert parent.stdout.readline() == '0\n'
+  both = ' '.join(2 * ['next(batches)["y"][0],'])
+  with run(f'  print({both} flush=True); time.sleep({HANG})') as parent:
+    assert parent.stdout.readline() == '0 1\n'
     parent.kill()
-    # The workers hold the pipe, too: it closes when they are gone.
-    parent.communicate(timeout=HANG)
+    # The workers hold the pipes, too: they close when these are gone.
+    assert parent.communicate(timeout=HANG) == ('', '')
 
 
 def test_a_program_that_ends_at_once_leaves_nothing_behind():
@@ -56,6 +59,35 @@ def test_a_program_that_ends_at_once_leaves_nothing_behind():
     '  print(sum(int(next(batches)["y"][0]) for _ in range(7)))'
   ) as done:
     assert done.communicate(timeout=HANG) == ('21\n', '')
+
+
+def test_errors_pass_through_workers_with_their_messages():
+  for count, make_error, wanted, message in (
+    (0, lambda: TypeError('a bug'), TypeError, 'a bug'),
+    (1, lambda: TypeError('a bug'), TypeError, 'a bug'),
+    # Its pickle does not load, as its `__init__` takes other arguments.
+    (
+      1,
+      lambda: errors.NonFiniteError(7, 'loss is NaN', None),
+      errors.UserError,
+      r'raised NonFiniteError \(step 7: loss is NaN; .*workers=0 shows where',
+    ),
+    # A lock has no pickle, and the broken pipe is not that of the batches.
+    (
+      1,
+      lambda: BrokenPipeError('cut', threading.Lock()),
+      errors.UserError,
+      r'raised BrokenPipeError \(.*cut.* _thread.lock',
+    ),
+  ):
+
+    def fail(_, make_error=make_error):
+      raise make_error()
+
+    batches = workers.iterate(grain.MapDataset.range(4).map(fail), count)
+    with pytest.raises(wanted, match=message) as caught:
+      next(batches)
+    assert 'in fail' in ''.join(traceback.format_exception(caught.value))
 
 
 def test_workers_outlive_signals_and_a_killed_one_is_an_error():
