@@ -134,9 +134,9 @@ def time_grain(
   augment.randaugment.probability, augment.flip = 1.0, True
   shape = (_CROP, _CROP, 3)
   steps = transforms.build_transforms(augment, shape)
-  stream = pipeline.Stream(JpegSource(jpegs), steps, batch)
+  stream = pipeline.Stream(JpegSource(jpegs), shape, steps, batch)
   with contextlib.closing(
-    pipeline.train_batches([stream], image_shape=shape, seed=0, workers=workers)
+    pipeline.train_batches([stream], seed=0, workers=workers)
   ) as stream_of_batches:
     for _ in range(2 * max(workers, 1) + 2):  # Starts workers, fills buffers.
       next(stream_of_batches)

@@ -274,7 +274,6 @@ def _train(
   report.write_records(run.workdir, program.mesh, program.abstract, run.dataset)
   batches = pipeline.train_batches(
     run.streams,
-    image_shape=run.dataset.image_shape,
     seed=config.seed,
     start_step=step,
     workers=config.dataset.workers,

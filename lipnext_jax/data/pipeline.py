@@ -4,7 +4,6 @@ The training batches are a pure function of (seed, step): order and augmentation
 do not depend on the number of workers, and a run can resume at any step.
 """
 
-from collections.abc import Callable
 from collections.abc import Generator
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,9 +24,31 @@ class Stream(NamedTuple):
   """Training examples with their transforms and their share of a batch."""
 
   source: views.Source
+  image_shape: tuple[int, int, int]  # [H, W, ch] of a transformed image.
   transforms: Sequence[transforms_lib.Transform] = ()
   batch_size: int = 1  # Examples per batch, over all processes.
   kind: str = 'training example'  # Name of an example in errors.
+
+  def read(self, index: int, rng: np.random.Generator) -> views.Example:
+    """Reads and transforms the example at an index.
+
+    Raises:
+      DataError: it cannot be read, or ends in another shape.
+    """
+    example = self.source[index]
+    image = stored = np.asarray(example['image'])
+    try:
+      for transform in self.transforms:
+        image = transform(image, rng)
+    except images.BadImageError as error:
+      raise errors.DataError(f'{self.kind} {index} {error}') from None
+    if image.shape != self.image_shape:
+      raise errors.DataError(
+        f'{self.kind} {index} has shape {stored.shape}, which becomes '
+        f'{image.shape}, not {self.image_shape}; set dataset.image_size or '
+        'augment.resize, or prepare images of one size'
+      )
+    return {'image': image, 'label': example['label']}
 
 
 def build_streams(
@@ -45,7 +66,7 @@ def build_streams(
   augment, c = config.augment, config.dataset
   shape = dataset.image_shape
   transforms = transforms_lib.build_transforms(augment, shape, dataset.resize)
-  streams = [Stream(dataset.train, transforms, config.batch_size)]
+  streams = [Stream(dataset.train, shape, transforms, config.batch_size)]
   if c.extra_ratio:
     extra = sources.open_npz('dataset.extra_npz', c.extra_npz)
     if extra.labels.max() >= dataset.num_classes:
@@ -58,16 +79,15 @@ def build_streams(
     if not augment.extra.as_real:
       transforms = transforms_lib.crop_and_flip(augment.extra)
     size = c.extra_ratio * config.batch_size
-    streams.append(Stream(extra, transforms, size, 'synthetic example'))
+    streams.append(Stream(extra, shape, transforms, size, 'synthetic example'))
   for stream in streams:  # Errors come before anything is written.
-    _example_maker(stream, shape)(0, np.random.default_rng(0))
+    stream.read(0, np.random.default_rng(0))
   return streams
 
 
 def train_batches(
   streams: Sequence[Stream],
   *,
-  image_shape: tuple[int, int, int],
   seed: int,
   start_step: int = 0,
   process_index: int = 0,
@@ -82,7 +102,6 @@ def train_batches(
 
   Args:
     streams: the real examples, and those mixed into them.
-    image_shape: [H, W, ch] of a transformed image.
     seed: seed of the order and the augmentation.
     start_step: number of batches to skip; they are not read.
     process_index: index of this process, and so of its part of each batch.
@@ -102,7 +121,7 @@ def train_batches(
     own_seed = np.random.SeedSequence([seed, number]).generate_state(1)[0]
     ds = grain.MapDataset.range(len(stream.source))
     ds = ds.seed(seed if number == 0 else int(own_seed)).shuffle().repeat()
-    ds = ds.random_map(_example_maker(stream, image_shape))
+    ds = ds.random_map(stream.read)
     # After the random map, so that its randomness depends on the position in
     # the batch of all processes.
     ds = ds[process_index::process_count]
@@ -156,27 +175,3 @@ def eval_batches(
   ds = grain.MapDataset.range(length).map(read)
   ds = ds[process_index::process_count].batch(batch_size // process_count)
   return workers_lib.iterate(ds, workers)
-
-
-def _example_maker(
-  stream: Stream, image_shape: tuple[int, int, int]
-) -> Callable[[int, np.random.Generator], views.Example]:
-  """Returns a function that reads and transforms the example at an index."""
-
-  def make(index: int, rng: np.random.Generator) -> views.Example:
-    example = stream.source[index]
-    image = stored = np.asarray(example['image'])
-    try:
-      for transform in stream.transforms:
-        image = transform(image, rng)
-    except images.BadImageError as error:
-      raise errors.DataError(f'{stream.kind} {index} {error}') from None
-    if image.shape != image_shape:
-      raise errors.DataError(
-        f'{stream.kind} {index} has shape {stored.shape}, which becomes '
-        f'{image.shape}, not {image_shape}; set dataset.image_size or '
-        'augment.resize, or prepare images of one size'
-      )
-    return {'image': image, 'label': example['label']}
-
-  return make

@@ -1,7 +1,4 @@
-"""Sets of Hugging Face `datasets`; the library is an extra."""
-
 import pickle
-import sys
 
 import numpy as np
 from PIL import Image
@@ -18,25 +15,12 @@ def load(path, **fields):
   return sources.load_dataset(c)
 
 
-def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'datasets', None)  # Its import fails.
-  with pytest.raises(errors.ConfigError, match=r"\(datasets\).*'\.\[hf\]'"):
-    load(tmp_path)
-
-
 def test_a_saved_set_has_its_own_classes_sizes_and_splits(tmp_path, make):
   datasets = pytest.importorskip('datasets', reason="the extra 'hf'")
-  features = datasets.Features(
-    {
-      'picture': datasets.Image(),
-      'animal': datasets.ClassLabel(names=['cat', 'dog']),
-    }
-  )
+  animal = datasets.ClassLabel(names=['cat', 'dog'])
+  features = datasets.Features(picture=datasets.Image(), animal=animal)
   pixels = [make.pixels(i, 12, 12) for i in range(10)]
-  rows = {
-    'picture': [Image.fromarray(image) for image in pixels],
-    'animal': [i % 2 for i in range(10)],
-  }
+  rows = {'picture': [*map(Image.fromarray, pixels)], 'animal': 5 * [0, 1]}
   whole = datasets.Dataset.from_dict(rows, features=features)
   whole.save_to_disk(tmp_path / 'one')
   two = datasets.DatasetDict(train=whole, test=whole.select(range(3)))
@@ -63,3 +47,6 @@ def test_a_saved_set_has_its_own_classes_sizes_and_splits(tmp_path, make):
   whole.remove_columns('animal').save_to_disk(tmp_path / 'three')
   with pytest.raises(errors.DataError, match='0 features of type ClassLabel'):
     load(tmp_path / 'three')
+  datasets.DatasetDict(test=whole).save_to_disk(tmp_path / 'four')
+  with pytest.raises(errors.DataError, match='no split called train'):
+    load(tmp_path / 'four')

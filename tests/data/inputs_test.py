@@ -1,5 +1,3 @@
-"""Tests how files become inputs of a model, or are refused."""
-
 import io
 import os
 
@@ -45,9 +43,6 @@ def test_photographs_are_scaled_and_cut_where_the_model_says_so(tmp_path):
   np.testing.assert_array_equal(found, np.full((8, 8, 3), 0.2))
   with pytest.raises(inputs.BadInputError, match=r'30×40 pixels.*--resize'):
     inputs.read(path, inputs.Preprocessing((8, 8, 3), 0))
-  Image.new('1', (1, 8000)).save(path)
-  with pytest.raises(inputs.BadInputError, match=r'1×8000 .* crop it'):
-    inputs.read(path, inputs.Preprocessing((224, 224, 3), 256))
 
 
 @pytest.mark.parametrize('dtype', ['uint8', 'float16', 'float32', 'float64'])
@@ -63,29 +58,24 @@ def test_arrays_are_taken_as_they_are(tmp_path, dtype):
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
-  whole = (tmp_path / save(tmp_path / 'b.png', pixels((8, 8)))).read_bytes()
-  (tmp_path / 'cut.png').write_bytes(whole[:60])
-  (tmp_path / 'a.txt').write_text('no image')
-  for name in ('pipe.png', 'pipe.npy'):  # An error, and no hang.
-    os.mkfifo(tmp_path / name)
+  os.truncate(save(tmp_path / 'cut.png', pixels((8, 8))), 60)
+  os.mkfifo(tmp_path / 'pipe.npy')  # An error, and no hang.
+  with open(tmp_path / 'several.npy', 'wb') as file:
+    np.savez(file, pixels((8, 8)))
+  np.zeros((8, 8)).dump(tmp_path / 'pickle.npy')
   cases = {
-    'a.txt': 'is not a',
-    'cut.png': 'cannot be',
+    'cut.png': 'cannot be decoded',
     'missing.png': 'cannot be read',
-    '': 'is not a regular file',  # The folder.
-    'pipe.png': 'is not a regular file',
     'pipe.npy': 'is not a regular file',
     'several.npy': 'several arrays',
+    'pickle.npy': r'pickled \(object\) data',
   }
-  np.savez(tmp_path / 'several.npz', pixels((8, 8)))
-  os.rename(tmp_path / 'several.npz', tmp_path / 'several.npy')
   for name, array, problem in (
     ('shape', np.zeros((8, 9, 1)), 'has shape'),
     ('int', np.zeros((8, 8, 1), np.int64), 'holds int64'),
     ('long', np.zeros((8, 8, 1), np.longdouble), 'holds float128'),
     ('large', np.full((8, 8, 1), 1.5), 'outside'),
     ('nan', np.full((8, 8, 1), np.nan), 'outside'),
-    ('object', np.array([[None] * 8] * 8), 'Python objects'),
   ):
     np.save(tmp_path / f'{name}.npy', array)
     cases[f'{name}.npy'] = problem
@@ -105,10 +95,7 @@ def test_names_folders_and_standard_input_are_expanded(tmp_path):
 
 
 def test_whatever_is_done_to_a_file_is_noted(tmp_path):
-  rgb, grey = (
-    Image.fromarray(pixels((8, 8, 3))),
-    Image.fromarray(pixels((8, 8))),
-  )
+  rgb, grey = map(Image.fromarray, (pixels((8, 8, 3)), pixels((8, 8))))
   exif = Image.Exif()
   exif[0x0112] = 6
   clear = rgb.convert('RGBA')

@@ -1,4 +1,5 @@
 import collections
+import functools
 import types
 
 import numpy as np
@@ -22,19 +23,6 @@ def build(shape, resize=0, **fields):
   augment = config_lib.default_config().augment
   augment.update_from_flattened_dict(fields)
   return transforms.build_transforms(augment, shape, resize)
-
-
-def are_uniform(counts):
-  return stats.chisquare([*counts]).pvalue > 1e-6
-
-
-def test_flip_mirrors_half_of_the_images():
-  image, rng = make_image(np.uint8), np.random.default_rng(0)
-  counts = collections.Counter(
-    transforms.flip(image, rng).tobytes() for _ in range(400)
-  )
-  assert counts.keys() == {image.tobytes(), image[:, ::-1].tobytes()}
-  assert are_uniform(counts.values())
 
 
 def fixed(geometry, shift):
@@ -84,6 +72,19 @@ def test_warp_bends_without_moving_on_average():
   assert abs(inner.std() - 0.0625) < 0.01
 
 
+def scale(image, size):
+  scaled = images.resize_shorter_side(images.from_array(image), size)
+  return images.to_array(scaled)
+
+
+def run(steps, image, seed):
+  """Applies steps; `seed` may be a generator."""
+  rng = np.random.default_rng(seed)
+  for step in steps:
+    image = step(image, rng)
+  return image
+
+
 def test_build_transforms_reads_every_field():
   assert build((8, 8, 3)) == []
   image, rng = make_image(np.uint8, channels=3), np.random.default_rng(0)
@@ -96,99 +97,67 @@ def test_build_transforms_reads_every_field():
     'flip': True,
     'randaugment.probability': 1.0,
   }.items():
-    (transform,) = build((8, 8, 3), **{field: value})
-    outs = [transform(image, rng) for _ in range(20)]
+    steps = build((8, 8, 3), **{field: value})
+    outs = [run(steps, image, rng) for _ in range(20)]
+    assert len(steps) == 1
     assert any(not np.array_equal(out, image) for out in outs), field
-
-
-def scale(image, size):
-  scaled = images.resize_shorter_side(images.from_array(image), size)
-  return images.to_array(scaled)
-
-
-def run(steps, image, seed):
-  rng = np.random.default_rng(seed)
-  for step in steps:
-    image = step(image, rng)
-  return image
-
-
-def test_steps_follow_in_the_order_of_the_recipes():
-  """ImageNet: resize, RandAugment, crop, flip. CIFAR: crop, flip, RandAugment.
-
-  The same steps, written out, from the same generator.
-  """
-  always = randaugment.randaugment(1.0, 2, 9)
-  image = make_image(np.uint8, 30, 40, 3)
-  fields = {'randaugment.probability': 1.0, 'flip': True}
-  sizes = {'resize.min': 12, 'resize.max': 16}
-  imagenet = build((9, 9, 3), **fields, **sizes)
-  cifar = build(image.shape, **fields, crop_padding=2)
-  for seed in range(10):
-    rng = np.random.default_rng(seed)
-    scaled = images.from_array(scale(image, int(rng.integers(12, 17))))
-    expected = images.to_array(always(scaled, rng))
-    expected = transforms.flip(transforms.crop_to(9, 9)(expected, rng), rng)
-    np.testing.assert_array_equal(run(imagenet, image, seed), expected)
-    rng = np.random.default_rng(seed)
-    expected = transforms.flip(transforms.crop(2)(image, rng), rng)
-    expected = images.to_array(always(images.from_array(expected), rng))
-    np.testing.assert_array_equal(run(cifar, image, seed), expected)
-
-
-def test_without_a_range_training_scales_as_evaluation_does():
-  """The scale is fixed, and the crop is random."""
-  image = make_image(np.uint8, 30, 40, 3)
-  steps = build((9, 9, 3), resize=12)
-  windows = {
-    scale(image, 12)[top : top + 9, left : left + 9].tobytes()
-    for top, left in np.ndindex(4, 8)
-  }
-  seen = {run(steps, image, seed).tobytes() for seed in range(200)}
-  assert transforms.resize_center_crop(image, 12, 9).tobytes() in seen
-  assert 20 < len(seen) <= len(seen | windows) == len(windows) == 32
   # A crop larger than the smallest image is refused.
   with pytest.raises(errors.ConfigError, match=r'resize\.min=8.*at least 9'):
     build((9, 9, 3), **{'resize.min': 8, 'resize.max': 9})
 
 
-def windows_of(transform, height, width):
-  """Returns how often each window was cropped in 2000 draws."""
-  # Each pixel holds its position + 1, so that padding is told apart.
-  image = np.stack(np.mgrid[:height, :width] + 1, axis=-1).astype(np.uint8)
-  rng, counts = np.random.default_rng(0), collections.Counter()
-  for _ in range(2000):
-    out = transform(image, rng)
-    inside = np.argwhere(out[..., 0] > 0)[0]  # Some pixel of the image.
-    counts[tuple(out[tuple(inside)].astype(int) - 1 - inside)] += 1
-  return counts.values()
+def test_steps_follow_in_the_order_of_the_recipes():
+  image = make_image(np.uint8, 30, 40, 3)
+  fields = {'rotate': 5.0, 'flip': True, 'randaugment.probability': 1.0}
+  sizes = {'resize.min': 12, 'resize.max': 16}
+  turn = transforms.affine(5.0, 0, 0, 0)
+  resize = transforms.on_pillow([transforms.random_resize(12, 16)])
+  always = transforms.on_pillow([randaugment.randaugment(1.0, 2, 9)])
+  cut, flip = transforms.crop_to(9, 9), transforms.flip
+  for steps, wanted in (
+    (build((9, 9, 3), **fields, **sizes), [turn, resize, always, cut, flip]),
+    (
+      build(image.shape, **fields, crop_padding=2),
+      [turn, transforms.crop(2), flip, always],
+    ),
+  ):
+    for seed in range(10):  # The same draws.
+      expected = run(wanted, image, seed)
+      np.testing.assert_array_equal(run(steps, image, seed), expected)
+
+
+def windows(image, height, width):
+  """Returns every window of this size."""
+  places = np.ndindex(image.shape[0] - height + 1, image.shape[1] - width + 1)
+  return [image[i : i + height, j : j + width] for i, j in places]
 
 
 def biased(image, rng):
   """Crops near the middle more often than elsewhere."""
-  top, left = (rng.integers(3, size=2) + rng.integers(3, size=2)).tolist()
+  top, left = rng.integers(3, size=2) + rng.integers(3, size=2)
   padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
-  return padded[top : top + 6, left : left + 6]
+  return windows(padded, *image.shape[:2])[5 * top + left]
 
 
-def test_crops_are_uniform_over_all_windows():
-  for transform, height, width, windows, uniform in (
-    (transforms.crop(2), 6, 6, 25, True),
-    (transforms.crop_to(3, 5), 7, 8, 20, True),
-    (biased, 6, 6, 25, False),  # Every window occurs, and it is noticed.
+def test_every_outcome_is_drawn_equally_often():
+  image = make_image(np.uint8, 10, 14, 3)
+  padded = windows(np.pad(image, ((2, 2), (2, 2), (0, 0))), 10, 14)
+  resize = transforms.on_pillow([transforms.random_resize(5, 12)])
+  # Without a range, training scales as evaluation does.
+  steps = build((4, 4, 3), resize=6)
+  for transform, outcomes, is_uniform in (
+    (transforms.flip, [image, image[:, ::-1]], True),
+    (transforms.crop(2), padded, True),
+    (transforms.crop_to(8, 10), windows(image, 8, 10), True),
+    (resize, [scale(image, size) for size in range(5, 13)], True),
+    (functools.partial(run, steps), windows(scale(image, 6), 4, 4), True),
+    (biased, padded, False),  # Every window occurs, and it is noticed.
   ):
-    counts = windows_of(transform, height, width)
-    assert len(counts) == windows
-    assert are_uniform(counts) == uniform
-
-
-def test_resize_draws_every_size_equally_often():
-  picture = images.from_array(np.zeros((10, 20, 1), np.uint8))
-  rng = np.random.default_rng(0)
-  resize = transforms.random_resize(5, 12)
-  counts = collections.Counter(resize(picture, rng).height for _ in range(2000))
-  assert sorted(counts) == [*range(5, 13)]
-  assert are_uniform(counts.values())
+    rng, counts = np.random.default_rng(0), collections.Counter()
+    for _ in range(2000):
+      counts[transform(image, rng).tobytes()] += 1
+    assert counts.keys() == {outcome.tobytes() for outcome in outcomes}
+    assert (stats.chisquare([*counts.values()]).pvalue > 1e-6) == is_uniform
 
 
 def test_resize_center_crop_cuts_the_middle():
