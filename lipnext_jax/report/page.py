@@ -156,7 +156,8 @@ def make_axis(
   [2.0, 3.0, 5.0, 10.0, 20.0]
   """
   shown = np.concatenate([np.ravel(v).astype(np.float64) for v in values])
-  shown = shown[np.isfinite(shown) & ((shown > 0) | (not log))]
+  # Beyond 1e±300, their sums and powers of ten are no floats.
+  shown = shown[(abs(shown) < 1e300) & ((shown > 1e-300) | (not log))]
   low, high = (shown.min(), shown.max()) if len(shown) else (1.0, 1.0)
   if log:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 2)
@@ -168,7 +169,7 @@ def make_axis(
       ticks = [10.0**k for k in powers if low <= 10.0**k <= high]
       ticks = ticks[:: math.ceil(len(ticks) / (_TICKS + 2))]
     return Axis(label, low, high, ticks, log)
-  if not high - low > 1e-9 * abs(low):
+  if not high - low > max(1e-9 * abs(low), 1e-300):
     high = low + (abs(low) or 1.0)
   step = (high - low) / _TICKS
   base = 10.0 ** math.floor(math.log10(step))
