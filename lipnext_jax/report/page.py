@@ -88,13 +88,14 @@ def powers(text: str) -> str:
 
 
 def flat(value: Any) -> str:
-  """Formats a value of a JSON record on one line.
+  """Formats a value of a JSON record on one line, without empty fields.
 
   >>> flat({'kind': 'cpu', 'count': 1}), flat(['main.py', '-h']), flat([1, 2])
   ('kind cpu, count 1', 'main.py -h', '[1, 2]')
   """
   if isinstance(value, dict):
-    return ', '.join(f'{key} {item}' for key, item in value.items())
+    known = {k: v for k, v in value.items() if v not in ('', [])}
+    return ', '.join(f'{key} {item}' for key, item in known.items())
   if isinstance(value, list) and all(isinstance(v, str) for v in value):
     return ' '.join(value)
   return value if isinstance(value, str) else json.dumps(value)

@@ -23,7 +23,7 @@ START = {
   'uncommitted_changes': True,
   'python': '3.11',
   'packages': {'jax': '0.10'},
-  'devices': {'kind': 'cpu', 'count': 1},
+  'devices': {'kind': 'cpu', 'count': 1, 'notes': []},
   'mesh': {'data': 1},
   'data': {'class_names': []},
 }

@@ -240,7 +240,10 @@ def test_odd_values_make_a_page(run, value):
 
 
 def test_the_run_and_its_config_are_told(run, text):
-  for words in ('c0ffee with uncommitted', 'kind cpu, count 1', 'main.py --w'):
+  for words in (
+    'c0ffee with uncommitted', 'kind cpu, count 1<', 'main.py --w',
+    '<h2 id="images-heading">Images</h2>', 'every convolution: an upper bound',
+  ):  # fmt: skip
     assert words in text
   fields = text.split('fields</summary>')[1]
   assert fields.count('<th scope="row">') == len(run.config) == 3
