@@ -1,5 +1,3 @@
-"""Tests that planted wrong certificates are broken, and right ones not."""
-
 import dataclasses
 
 import numpy as np

@@ -24,12 +24,6 @@ def refusal(values):
   return info.value
 
 
-def test_defaults_are_valid_and_plain_data():
-  assert config_lib.validate(config_lib.default_config()) is None
-  plain = (bool, int, float, str, tuple)
-  assert all(isinstance(field.default, plain) for field in FIELDS.values())
-
-
 WRONG = {str: 'x', tuple: ('x',), int: -7, float: -7.0}
 # Fields that may hold any value of their type, or are checked elsewhere.
 FREE = {'dataset.data_dir', 'sharding'}
@@ -104,6 +98,11 @@ def test_unknown_missing_and_mistyped_fields_are_refused():
       config_lib.validate(config)
 
 
+NO_RULES = (
+  3, 'R', ('R$',), ('(', ()), (3, ()), ('R$', 'fsdp'), ('R$', (1,)), ('R', 1),
+)  # fmt: skip
+
+
 def scale(name, size, resize, low, high):
   """Returns the fields that decide the scale of a set's images."""
   return {
@@ -153,14 +152,22 @@ def scale(name, size, resize, low, high):
       scale('hf', 64, 0, 80, 96),
       'dataset.resize=64 is a scale that augment.resize=80 … 96 never trains',
     ),
+    *(
+      (
+        {'sharding': (('R$', ()), rule)},
+        f'sharding={rule!r} is not a rule; wri',
+      )
+      for rule in NO_RULES
+    ),
   ],
 )
 def test_fields_that_contradict_each_other_are_refused(values, message):
   assert str(refusal(values)).startswith(message)
 
 
-def test_fields_that_go_together_are_valid():
+def test_the_defaults_and_fields_that_go_together_are_valid():
   for values in (
+    {},
     scale('imagenet', 0, 256, 224, 288),
     scale('folder', 64, 0, 0, 0),
     scale('folder', 64, 0, 64, 64),
@@ -169,15 +176,6 @@ def test_fields_that_go_together_are_valid():
     {'sharding': (('R$', (None, ('fsdp', 'tensor'), None)), ('', ()))},
   ):
     assert config_lib.validate(make(values)) is None
-
-
-@pytest.mark.parametrize(
-  'rule',
-  [3, 'R', ('R$',), ('(', ()), (3, ()), ('R$', 'fsdp'), ('R$', (1,)), ('R', 1)],
-)
-def test_what_is_no_sharding_rule_is_refused(rule):
-  error = refusal({'sharding': (('R$', ()), rule)})
-  assert str(error).startswith(f'sharding={rule!r} is not a rule; write ')
 
 
 @pytest.mark.parametrize(
