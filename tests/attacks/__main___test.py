@@ -1,4 +1,5 @@
 import json
+import pathlib
 import re
 import shutil
 
@@ -27,8 +28,7 @@ def attacked(trained_run, tmp_path_factory):
 
 
 def read(workdir):
-  with open(f'{workdir}/attack.json', encoding='utf-8') as file:
-    return json.load(file)
+  return json.loads(pathlib.Path(workdir, 'attack.json').read_bytes())
 
 
 def test_files_and_table_hold_what_they_promise(attacked, trained_run, capsys):
@@ -42,8 +42,8 @@ def test_files_and_table_hold_what_they_promise(attacked, trained_run, capsys):
   lower, upper = found['lipschitz_lower_bound'], found['lipschitz_bound']
   assert 0.9 < lower < upper + 1e-8 < 1 + 1e-4
   assert 0 < found['logit_lipschitz_lower_bound'] <= lower + 1e-8
-  with open(f'{attacked}/report.html', encoding='utf-8') as file:
-    assert f'{found["runs"]} attack runs up to the certified' in file.read()
+  page = pathlib.Path(attacked, 'report.html').read_text()
+  assert f'{found["runs"]} attack runs up to the certified' in page
   cli.print_table(found, 'digits', (0.25, 0.5))
   table = capsys.readouterr().out
   assert 'digits, test split, rigorous certificates' in table

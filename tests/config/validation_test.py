@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 
 from lipnext_jax import config as config_lib
@@ -51,17 +53,15 @@ def test_a_bad_value_is_refused_by_name(field, value):
   assert repr(value) in str(error)
 
 
-def other_values(name):
-  """Returns values that a field may have in place of its default."""
-  field, found = FIELDS[name], []
-  for value in (*field.choices, True, False, 0, 1, 2, 0.1, 2.0, '0 steps'):
-    try:
+def valid_values(name):
+  """Returns values that a field may have by itself, its default first."""
+  field, valid = FIELDS[name], []
+  others = (*field.choices, True, False, 0, 1, 2, 0.1, 2.0, '0 steps')
+  for value in (field.default, *others):
+    with contextlib.suppress(errors.ConfigError):
       field.check(name, value)
-    except errors.ConfigError:
-      continue
-    if value != field.default:
-      found.append(value)
-  return found
+      valid.append(value)
+  return valid
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_a_field_that_nothing_reads_is_refused(name, other):
     FIELDS[other].check(other, value)  # Some value has the field read.
   held = next(
     value
-    for value in (FIELDS[other].default, *other_values(other))
+    for value in valid_values(other)
     if (value not in read if read else value in (0, '', '0 steps'))
   )
-  value = other_values(name)[0]
+  value = next(v for v in valid_values(name) if v != FIELDS[name].default)
   error = str(refusal({other: held, name: value}))
   assert error.startswith(f'{name}={value!r} has no effect with ')
   assert f'set it to its default, {FIELDS[name].default!r}, or set ' in error
