@@ -46,7 +46,7 @@ _START = {
 # of a file are equal sizes.
 _WHOLE, _REAL = ('iu', 'n'), ('f', 'n')
 _ROWS = {'id': _WHOLE, 'label': _WHOLE, 'prediction': _WHOLE, 'radius': _REAL}
-_INPUTS = {'training': ('fu', 'thwc'), 'evaluation': ('fu', 'ehwc')}
+_INPUTS = {'training': ('fu', 'nhwc'), 'evaluation': ('fu', 'NHWC')}
 _GALLERY = {**_ROWS, 'group': ('U', 'n'), 'image': ('fu', 'nhwc')}
 _ATTACKED = {
   **_ROWS, 'distance': _REAL, 'distance_in_box': _REAL, 'shown_id': ('iu', 'm'),
