@@ -41,8 +41,8 @@ def test_a_resumed_run_drops_lines_beyond_its_checkpoint(tmp_path):
   writer.write(3, {'train/loss': 30.0})
   writer.close()
   lines = metrics.read_metrics(tmp_path / 'metrics.jsonl')
-  losses = {scalars['step']: scalars['train/loss'] for _, scalars in lines}
-  assert losses == {1: 1.0, 2: 2.0, 3: 30.0}
+  losses = [(scalars['step'], scalars['train/loss']) for _, scalars in lines]
+  assert losses == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
 @pytest.fixture
