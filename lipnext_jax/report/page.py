@@ -88,13 +88,14 @@ def powers(text: str) -> str:
 
 
 def flat(value: Any) -> str:
-  """Formats a value of a JSON record on one line.
+  """Formats a value of a JSON record on one line, without empty fields.
 
   >>> flat({'kind': 'cpu', 'count': 1}), flat(['main.py', '-h']), flat([1, 2])
   ('kind cpu, count 1', 'main.py -h', '[1, 2]')
   """
   if isinstance(value, dict):
-    return ', '.join(f'{key} {item}' for key, item in value.items())
+    known = {k: v for k, v in value.items() if v not in ('', [])}
+    return ', '.join(f'{key} {item}' for key, item in known.items())
   if isinstance(value, list) and all(isinstance(v, str) for v in value):
     return ' '.join(value)
   return value if isinstance(value, str) else json.dumps(value)
@@ -156,7 +157,8 @@ def make_axis(
   [2.0, 3.0, 5.0, 10.0, 20.0]
   """
   shown = np.concatenate([np.ravel(v).astype(np.float64) for v in values])
-  shown = shown[np.isfinite(shown) & ((shown > 0) | (not log))]
+  # Beyond 1e±300, their sums and powers of ten are no floats.
+  shown = shown[(abs(shown) < 1e300) & ((shown > 1e-300) | (not log))]
   low, high = (shown.min(), shown.max()) if len(shown) else (1.0, 1.0)
   if log:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 2)
@@ -168,7 +170,7 @@ def make_axis(
       ticks = [10.0**k for k in powers if low <= 10.0**k <= high]
       ticks = ticks[:: math.ceil(len(ticks) / (_TICKS + 2))]
     return Axis(label, low, high, ticks, log)
-  if not high - low > 1e-9 * abs(low):
+  if not high - low > max(1e-9 * abs(low), 1e-300):
     high = low + (abs(low) or 1.0)
   step = (high - low) / _TICKS
   base = 10.0 ** math.floor(math.log10(step))

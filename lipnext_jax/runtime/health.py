@@ -22,6 +22,7 @@ _MEMORY = 100
 class Health(NamedTuple):
   """Counts and running mean of the loss, a part of the train state."""
 
+  # No code reads `skipped`, but every checkpoint holds it.
   skipped: jax.Array  # Shape (): int32, skipped steps.
   in_a_row: jax.Array  # Shape (): int32, skipped since the last good step.
   counted: jax.Array  # Shape (): int32, losses in the mean, at most _MEMORY.

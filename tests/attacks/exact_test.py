@@ -1,5 +1,3 @@
-"""Tests exact distances against Python's rational numbers."""
-
 from fractions import Fraction
 import math
 

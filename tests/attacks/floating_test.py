@@ -1,5 +1,3 @@
-"""Tests the floating-point walk on certificates that rounding breaks."""
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes

@@ -1,5 +1,3 @@
-"""Tests gradient attacks on linear functions, where the answer is known."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,8 +29,7 @@ def test_losses_are_their_formulas():
     for name, right in expected.items():
       np.testing.assert_allclose(found[name][i], right, rtol=1e-5, atol=1e-6)
 
-
-def test_dlr_with_two_classes_and_with_ties():
+  # Two classes have no third logit, and ties no spread.
   assert gradient.dlr(jnp.array([1.0, 3.0]), jnp.array(0)).item() == 2
   value, grad = jax.value_and_grad(gradient.dlr)(jnp.zeros(4), jnp.array(0))
   assert value == 0

@@ -1,5 +1,3 @@
-"""Tests lower bounds on a network that is an isometry, and its multiples."""
-
 import numpy as np
 import pytest
 

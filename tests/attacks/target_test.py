@@ -23,8 +23,8 @@ def test_fast_targets_are_the_rigorous_ones_but_for_rounding():
   assert np.all(lost > floor / 2 / np.max(apart))
   assert np.all(lost < floor / np.min(apart) + 1e-5)
   assert not target.closed
-  assert target.images.dtype == target.logits(target.images).dtype
-  assert target.images.dtype == np.float32
+  logits = target.logits(target.images)
+  assert target.images.dtype == logits.dtype == np.float32
   assert target.lipschitz == certify.lipschitz_bound(targets.PARAMS)
 
 
@@ -34,8 +34,8 @@ def test_rigorous_targets_hold_what_the_certifier_says():
     np.testing.assert_array_equal(target.predictions, found.predictions)
     np.testing.assert_allclose(target.radii, found.radii, rtol=1e-12)
     assert target.closed
-    assert target.images.dtype == target.logits(target.images).dtype
-    assert target.images.dtype == np.float64
+    logits = target.logits(target.images)
+    assert target.images.dtype == logits.dtype == np.float64
 
 
 @pytest.mark.parametrize('dtype', targets.FORMATS)
@@ -53,8 +53,6 @@ def test_answers_of_ties_and_of_what_is_no_number():
   target = targets.linear([[-1.0, 1.0]], [1.0, 0.0], images, [1, 1, 1])
   assert target.answers(images).tolist() == [1, 0, -1]
 
-
-# ── The ledger ───────────────────────────────────────────────────────────────
 
 # Class 1 where x_0 > 1/2.
 TARGET = targets.linear(

@@ -55,13 +55,11 @@ def change(path, fn):
 
 
 def certified(params=PARAMS, kind='rigorous', **options):
-  """Returns the certificates of `IMAGES`."""
   return attacks.certified_target(kind, MODEL, params, IMAGES, **options)
 
 
 @functools.cache
 def exact():
-  """Returns the rigorous certificates of the isometry."""
   return certified()
 
 

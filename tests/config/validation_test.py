@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 
 from lipnext_jax import config as config_lib
@@ -22,12 +24,6 @@ def refusal(values):
     config_lib.validate(make(values))
   assert '\n' not in str(info.value)
   return info.value
-
-
-def test_defaults_are_valid_and_plain_data():
-  assert config_lib.validate(config_lib.default_config()) is None
-  plain = (bool, int, float, str, tuple)
-  assert all(isinstance(field.default, plain) for field in FIELDS.values())
 
 
 WRONG = {str: 'x', tuple: ('x',), int: -7, float: -7.0}
@@ -57,17 +53,15 @@ def test_a_bad_value_is_refused_by_name(field, value):
   assert repr(value) in str(error)
 
 
-def other_values(name):
-  """Returns values that a field may have in place of its default."""
-  field, found = FIELDS[name], []
-  for value in (*field.choices, True, False, 0, 1, 2, 0.1, 2.0, '0 steps'):
-    try:
+def valid_values(name):
+  """Returns values that a field may have by itself, its default first."""
+  field, valid = FIELDS[name], []
+  others = (*field.choices, True, False, 0, 1, 2, 0.1, 2.0, '0 steps')
+  for value in (field.default, *others):
+    with contextlib.suppress(errors.ConfigError):
       field.check(name, value)
-    except errors.ConfigError:
-      continue
-    if value != field.default:
-      found.append(value)
-  return found
+      valid.append(value)
+  return valid
 
 
 @pytest.mark.parametrize(
@@ -80,10 +74,10 @@ def test_a_field_that_nothing_reads_is_refused(name, other):
     FIELDS[other].check(other, value)  # Some value has the field read.
   held = next(
     value
-    for value in (FIELDS[other].default, *other_values(other))
+    for value in valid_values(other)
     if (value not in read if read else value in (0, '', '0 steps'))
   )
-  value = other_values(name)[0]
+  value = next(v for v in valid_values(name) if v != FIELDS[name].default)
   error = str(refusal({other: held, name: value}))
   assert error.startswith(f'{name}={value!r} has no effect with ')
   assert f'set it to its default, {FIELDS[name].default!r}, or set ' in error
@@ -102,6 +96,11 @@ def test_unknown_missing_and_mistyped_fields_are_refused():
     config.model.width = value
     with pytest.raises(errors.ConfigError, match=r'model\.width.*type int'):
       config_lib.validate(config)
+
+
+NO_RULES = (
+  3, 'R', ('R$',), ('(', ()), (3, ()), ('R$', 'fsdp'), ('R$', (1,)), ('R', 1),
+)  # fmt: skip
 
 
 def scale(name, size, resize, low, high):
@@ -153,14 +152,22 @@ def scale(name, size, resize, low, high):
       scale('hf', 64, 0, 80, 96),
       'dataset.resize=64 is a scale that augment.resize=80 … 96 never trains',
     ),
+    *(
+      (
+        {'sharding': (('R$', ()), rule)},
+        f'sharding={rule!r} is not a rule; wri',
+      )
+      for rule in NO_RULES
+    ),
   ],
 )
 def test_fields_that_contradict_each_other_are_refused(values, message):
   assert str(refusal(values)).startswith(message)
 
 
-def test_fields_that_go_together_are_valid():
+def test_the_defaults_and_fields_that_go_together_are_valid():
   for values in (
+    {},
     scale('imagenet', 0, 256, 224, 288),
     scale('folder', 64, 0, 0, 0),
     scale('folder', 64, 0, 64, 64),
@@ -169,15 +176,6 @@ def test_fields_that_go_together_are_valid():
     {'sharding': (('R$', (None, ('fsdp', 'tensor'), None)), ('', ()))},
   ):
     assert config_lib.validate(make(values)) is None
-
-
-@pytest.mark.parametrize(
-  'rule',
-  [3, 'R', ('R$',), ('(', ()), (3, ()), ('R$', 'fsdp'), ('R$', (1,)), ('R', 1)],
-)
-def test_what_is_no_sharding_rule_is_refused(rule):
-  error = refusal({'sharding': (('R$', ()), rule)})
-  assert str(error).startswith(f'sharding={rule!r} is not a rule; write ')
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Makes workdirs of any size in milliseconds, like those of runs."""
+"""Makes a workdir like that of a run in milliseconds."""
 
 import json
 import shutil
@@ -23,22 +23,37 @@ START = {
   'uncommitted_changes': True,
   'python': '3.11',
   'packages': {'jax': '0.10'},
-  'devices': {'kind': 'cpu', 'count': 1},
+  'devices': {'kind': 'cpu', 'count': 1, 'notes': []},
   'mesh': {'data': 1},
   'data': {'class_names': []},
 }
+ATTACK = {
+  'step': 40,
+  'split': 'test',
+  'certificate': 'fast',
+  'seed': 0,
+  'examples': 120,
+  'runs': 12345,
+  'broken': 0,
+  'broken_ids': [],
+  'epsilons': {'0.25': {'cra': 200 / 3, 'robust': 68.5, 'gap': 11 / 6}},
+  'attacks': {'pgd': {'runs': 10000, 'successes': 900}},
+  'lipschitz_lower_bound': 0.9871,
+}
 
 
-def _make(workdir, *, classes=10, per_class=12, depth=8, attack=True):
-  workdir.mkdir(parents=True)
-  rng, n = np.random.default_rng(0), classes * per_class
-  labels = np.arange(n) % classes
-  predictions = np.where(rng.random(n) < 0.9, labels, (labels + 1) % classes)
+@pytest.fixture(scope='session')
+def workdir(tmp_path_factory):
+  """A workdir with every file, of 120 examples in 10 classes. Do not write."""
+  workdir = tmp_path_factory.mktemp('rings')
+  rng, n = np.random.default_rng(0), 120
+  labels = np.arange(n) % 10
+  predictions = np.where(rng.random(n) < 0.9, labels, (labels + 1) % 10)
   radii = np.float32(rng.gamma(4, 0.15, n) * (rng.random(n) < 0.95))
   images = np.float32(rng.random((n, 8, 8, 1)))
   factors = {
     name: (1 + 1e-7 * (1 + rng.random(layers))).tolist()
-    for name, layers in (('blocks/R', depth), ('blocks/M', depth), ('Q', 1))
+    for name, layers in (('blocks/R', 8), ('blocks/M', 8), ('Q', 1))
   }
   result = evaluate.Evaluation(
     ids=np.arange(n),
@@ -56,16 +71,7 @@ def _make(workdir, *, classes=10, per_class=12, depth=8, attack=True):
   writer.close()
   (workdir / 'config.json').write_text(json.dumps(FIELDS))
   (workdir / 'run.json').write_text(json.dumps([START]))
-  if attack:
-    _attack(workdir, rng, result, images)
-  source = views.ArraySource(images, labels)
-  records.write_inputs(str(workdir), images[:8], source)
-  report.write(str(workdir), CONFIG, 40, result, source)
-  return workdir
-
-
-def _attack(workdir, rng, result, images):
-  n, radii = len(images), result.radii
+  # An attack that finds nothing for a tenth of the images.
   shown = np.flatnonzero(radii > 0)[:4]
   noise = rng.normal(size=images[shown].shape)
   noise /= np.linalg.norm(noise, axis=(1, 2), keepdims=True)
@@ -73,42 +79,21 @@ def _attack(workdir, rng, result, images):
   np.savez(
     workdir / 'attack.npz',
     id=result.ids,
-    label=result.labels,
-    prediction=result.predictions,
+    label=labels,
+    prediction=predictions,
     radius=radii,
     distance=np.where(rng.random(n) < 0.1, np.inf, distances),
     distance_in_box=distances,
     shown_id=shown,
     original=images[shown],
     adversarial=images[shown] + distances[shown, None, None, None] * noise,
-    adversarial_prediction=(result.predictions[shown] + 1) % 2,
+    adversarial_prediction=(predictions[shown] + 1) % 2,
   )
-  summary = {
-    'step': 40,
-    'split': 'test',
-    'certificate': 'fast',
-    'seed': 0,
-    'examples': n,
-    'runs': 12345,
-    'broken': 0,
-    'broken_ids': [],
-    'epsilons': {'0.25': {'cra': 200 / 3, 'robust': 68.5, 'gap': 11 / 6}},
-    'attacks': {'pgd': {'runs': 10000, 'successes': 900}},
-    'lipschitz_lower_bound': 0.9871,
-  }
-  (workdir / 'attack.json').write_text(json.dumps(summary))
-
-
-@pytest.fixture(scope='session')
-def make_workdir():
-  """A function that makes a workdir: (path, **sizes) → path."""
-  return _make
-
-
-@pytest.fixture(scope='session')
-def workdir(tmp_path_factory):
-  """A workdir with every file. Do not write."""
-  return _make(tmp_path_factory.mktemp('report') / 'rings')
+  (workdir / 'attack.json').write_text(json.dumps(ATTACK))
+  source = views.ArraySource(images, labels)
+  records.write_inputs(str(workdir), images[:8], source)
+  report.write(str(workdir), CONFIG, 40, result, source)
+  return workdir
 
 
 @pytest.fixture

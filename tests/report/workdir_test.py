@@ -63,32 +63,60 @@ def test_an_optional_file_may_be_missing_or_garbage(copy, name):
 
 
 @pytest.mark.parametrize(
-  ('name', 'field'),
+  'fields',
   [
-    ('run.json', 'data'),  # `[{}]` once ended in a traceback.
-    ('run.json', 'commit'),
-    ('attack.json', 'runs'),
-    ('config.json', 'loss.epsilon'),
+    {'epsilons': []},
+    {'epsilons': [0.25, 'x']},
+    {'epsilons': [float('inf')]},
+    {'lipschitz_bounds': {'Q': []}},
+    {'lipschitz_bounds': {'Q': 1.0}},
+    {'lipschitz_bounds': {'Q': [None]}},
+    {'logit_error': 'x'},
+    {'clean': 10**400},
   ],
 )
-def test_a_record_without_what_the_page_reads_is_not_shown(copy, name, field):
+def test_an_evaluation_that_no_page_can_show_is_damaged(copy, fields):
+  change(copy / 'eval.json', **fields)
+  (field,) = fields
+  with pytest.raises(errors.UserError, match=f'it .*{field}.*--mode=eval'):
+    workdir_lib.read_run(str(copy))
+
+
+@pytest.mark.parametrize(
+  ('name', 'field', 'value'),
+  [
+    ('run.json', 'data', {}),  # `[{}]` once ended in a traceback.
+    ('run.json', 'data', {'class_names': [3]}),
+    ('run.json', 'commit', None),
+    ('attack.json', 'runs', [3]),
+    ('attack.json', 'attacks', {'pgd': {'runs': 1}}),
+    ('attack.json', 'epsilons', {'0.25': 68.5}),
+    ('attack.json', 'examples', 10**400),
+    ('config.json', 'loss.epsilon', {}),
+  ],
+)
+def test_a_record_that_no_page_can_show_is_noted(copy, name, field, value):
   record = json.loads((copy / name).read_text())
   entry = record[-1] if name == 'run.json' else record
-  for value in ([3], {}, None):
-    entry[field] = value
-    (copy / name).write_text(json.dumps(record))
-    run = read(copy)
-    assert not getattr(run, OPTIONAL[name])
-    assert 'it lacks ' in run.notes[name]
+  entry[field] = value
+  (copy / name).write_text(json.dumps(record))
+  run = read(copy)
+  assert not getattr(run, OPTIONAL[name])
+  assert f'it lacks a valid {field}' in run.notes[name]
 
 
 @pytest.mark.parametrize(
   ('name', 'arrays'),
   [
+    ('inputs.npz', {'training': np.zeros((4, 8, 8, 1), 'U1')}),
+    ('inputs.npz', {'evaluation': np.zeros((4, 0, 8, 1))}),
     ('gallery.npz', {'radius': np.ones(24, np.float32)}),
+    ('gallery.npz', {'image': np.zeros((24, 8, 8))}),
     ('gallery.npz', {'image': np.array([object()])}),  # A pickle: refused.
     ('attack.npz', {'id': np.arange(1, 121)}),
     ('attack.npz', {'label': np.zeros(120, int)}),
+    ('attack.npz', {'distance': np.ones(60)}),
+    ('attack.npz', {'shown_id': np.arange(200, 204)}),
   ],
 )
 def test_arrays_that_do_not_fit_are_not_shown(copy, name, arrays):
@@ -97,6 +125,15 @@ def test_arrays_that_do_not_fit_are_not_shown(copy, name, arrays):
   run = read(copy)
   assert not getattr(run, OPTIONAL[name])
   assert name in run.notes
+
+
+def test_metrics_beyond_what_a_chart_can_show_are_left_out(copy):
+  with open(copy / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 41, "train/loss": 1e308, "train/epsilon": 5e-324}\n')
+  assert read(copy).metrics['train/loss'][1][-1] == 1e308
+  with open(copy / 'metrics.jsonl', 'a') as file:
+    file.write(f'{{"step": 1{400 * "0"}, "train/loss": 1}}\n')
+  assert not read(copy).metrics
 
 
 def test_files_of_different_evaluations_are_not_mixed(copy):
