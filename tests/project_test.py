@@ -133,9 +133,13 @@ for program in {PROGRAMS!r}:
 
 @pytest.mark.slow  # It starts programs.
 def test_the_libraries_need_jax_flax_optax_and_numpy_alone(run_command):
-  needs = SETUP['options']['install_requires'].split('\n')
-  names = {requirements.Requirement(line).name for line in needs if line}
-  assert names == {'jax', 'flax', 'optax', 'numpy'}
+  needs = SETUP['options']['install_requires']
+  assert set(re.findall(r'^\w+', needs, re.MULTILINE)) == {
+    'jax',
+    'flax',
+    'optax',
+    'numpy',
+  }
   done = run_command([sys.executable, '-c', IMPORT_ALONE])
   assert done.stdout.split() == ['light', *'222222'], done.stderr
   lines = done.stderr.splitlines()
@@ -150,13 +154,7 @@ PIN = r'^([\w.-]+==[\w.]+(?: ; [^\\\n]+)?)'
 
 def read_pins(name, python):
   """Versions by name, for a Python such as '3.12' on Linux."""
-  linux = {
-    'python_version': python,
-    'python_full_version': f'{python}.1',
-    'platform_machine': 'x86_64',
-    'platform_python_implementation': 'CPython',
-    'sys_platform': 'linux',
-  }
+  linux = {'python_full_version': f'{python}.1', 'sys_platform': 'linux'}
   pins = {}
   for line in re.findall(PIN, (ROOT / name).read_text(), flags=re.MULTILINE):
     pin = requirements.Requirement(line)
@@ -193,7 +191,6 @@ FOUND = {'id': 'CVE-1', 'fix_versions': ['1.1']}
 BAD = {'name': 'pillow', 'version': '1.0', 'vulns': [FOUND]}
 UNKNOWN = {'name': 'zipp', 'skip_reason': 'not found'}
 LOCAL = '/usr/bin/python: No module named pip_audit'
-AWAY = 'ERROR:pip_audit._cli:Failed to connect: Max retries exceeded'
 
 
 @pytest.mark.parametrize(
@@ -202,7 +199,7 @@ AWAY = 'ERROR:pip_audit._cli:Failed to connect: Max retries exceeded'
     ([CLEAN, UNKNOWN], '', '1 of 2 dependencies looked up', 0),
     ([CLEAN, BAD], '', 'pillow 1.0: CVE-1, fixed in 1.1', 1),
     ([UNKNOWN, UNKNOWN], '', 'SKIPPED', 0),
-    ([], AWAY, 'SKIPPED', 0),
+    ([], 'Failed to connect: Max retries exceeded', 'SKIPPED', 0),
     ([], LOCAL, LOCAL, 2),
   ],
 )
@@ -266,31 +263,28 @@ def test_the_readme_links_every_page_and_lists_every_exit_code():
   first = re.findall(r'^\| ([\d, ]+) \|', README, re.MULTILINE)
   listed = {int(code) for codes in first for code in codes.split(', ')}
   kinds = [k for k in vars(errors).values() if hasattr(k, 'exit_code')]
-  raised = {kind.exit_code for kind in kinds}
-  assert len(raised) == len(kinds) > 5
-  ended = {0, attacks.BrokenCertificateError.exit_code, terminal.CLOSED}
-  ended |= {128 + number for number in (signal.SIGTERM, signal.SIGINT)}
-  assert listed == raised | ended
+  raised = {kind.exit_code for kind in (*kinds, attacks.BrokenCertificateError)}
+  assert len(raised) == len(kinds) + 1 > 6
+  ended = {128 + number for number in (signal.SIGTERM, signal.SIGINT)}
+  assert listed == raised | ended | {0, terminal.CLOSED}
 
 
 @pytest.mark.slow  # It starts programs.
 @pytest.mark.parametrize(
-  ('name', 'schema'),
+  ('names', 'schema'),
   [
     ('CITATION.cff', 'citation-file-format'),
-    *(
-      (str(path.relative_to(ROOT)), 'github-workflows')
-      for path in sorted(ROOT.glob('.github/workflows/*.yml'))
-    ),
+    ('.github/workflows/*.yml', 'github-workflows'),
   ],
 )
-def test_a_file_is_what_its_schema_wants(name, schema, tmp_path, run_module):
+def test_a_file_is_what_its_schema_wants(names, schema, tmp_path, run_module):
   """The schemas are those that check-jsonschema brings along."""
   check = ('check_jsonschema', '--builtin-schema', f'vendor.{schema}')
-  done = run_module(*check, name)
+  first, *others = ROOT.glob(names)
+  done = run_module(*check, *map(str, (first, *others)))
   assert done.returncode == 0, done.stdout + done.stderr
-  bad = tmp_path / pathlib.Path(name).name
-  bad.write_text((ROOT / name).read_text() + 'no-such-key: 1\n')
+  bad = tmp_path / first.name
+  bad.write_text(first.read_text() + 'no-such-key: 1\n')
   assert 'no-such-key' in run_module(*check, str(bad)).stdout
 
 
@@ -300,7 +294,9 @@ def test_the_citation_is_the_readmes():
   assert found['version'] == lipnext_jax.__version__
   assert found['license'] == SETUP['metadata']['license']
   article, software = re.findall(r'^@(?s:.*?)^}', README, re.MULTILINE)
-  names = (f'{a["family-names"]}, {a["given-names"]}' for a in paper['authors'])
+  names = [
+    '{family-names}, {given-names}'.format(**a) for a in paper['authors']
+  ]
   assert f'author = {{{" and ".join(names)}}}' in article
   assert f'year = {{{paper["year"]}}}' in article
   assert f'version = {{{found["version"]}}}' in software
