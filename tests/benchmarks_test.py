@@ -104,18 +104,14 @@ def test_a_transcription_is_the_same_step(name):
 @pytest.mark.parametrize('rival', ['liresnet', 'bronet'])
 def test_baselines_have_as_many_parameters(rival, monkeypatch):
   """Their width, 152 channels and more, changes in steps of 8."""
-  counts = []
 
   def candidate(name, logits_fn, init_fn, *_):
-    del name, logits_fn
-    shapes = jax.eval_shape(init_fn, jax.random.key(0))
-    counts.append(parameter_count(shapes))
+    return parameter_count(jax.eval_shape(init_fn, jax.random.key(0)))
 
   monkeypatch.setattr(train_step, 'Candidate', candidate)
   shape = train_step.Shape(*train_step.SIZES['L8W512'], 32, jnp.float32)
-  train_step.RIVALS[rival](shape, None)
-  train_step.lipnext(shape, 'products', False, 'highest', None)
-  theirs, ours = counts
+  theirs = train_step.RIVALS[rival](shape, None)
+  ours = train_step.lipnext(shape, 'products', False, 'highest', None)
   assert 0.9 * ours < theirs <= ours
 
 
@@ -275,15 +271,14 @@ def test_every_method_descends_and_stays_orthogonal(method):
 
 
 def test_cayley_and_qr_steps_are_their_definitions():
-  a = np.random.default_rng(0).normal(size=(5, 5)).astype(np.float32)
-  a = a - a.T
-  x = np.linalg.qr(a + np.eye(5, dtype=np.float32))[0]
-  eye = np.eye(5)
-  got = optimizer_rivals.cayley(jnp.asarray(x), jnp.asarray(a))
+  a, eye = np.random.default_rng(0).normal(size=(5, 5)), np.eye(5)
+  a = np.float32(a - a.T)
+  x = np.float32(np.linalg.qr(a + eye)[0])
+  got = optimizer_rivals.cayley(x, a)
   want = x @ np.linalg.inv(eye - a / 2) @ (eye + a / 2)
   np.testing.assert_allclose(got, want, atol=1e-5)
   # X(I + A) = QR with RᵀR = (I + A)ᵀ(I + A) = I − A².
-  got = optimizer_rivals.qr(jnp.asarray(x), jnp.asarray(a))
+  got = optimizer_rivals.qr(x, a)
   want = x @ (eye + a) @ np.linalg.inv(np.linalg.cholesky(eye - a @ a).T)
   np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -300,11 +295,9 @@ def test_the_soak_benchmark_sees_what_drifts(
   seen = {at: (450 + memory * at, at**time, 10_000 * at) for at in windows}
   with open(tmp_path / 'metrics.jsonl', 'w') as file:
     for at in windows:
-      line = {
-        'step': 10_000 * at,
-        'train/orthogonality_error': 1e-6 * at**error,
-      }
-      print(json.dumps(line | {'train/skipped_steps': 0.0}), file=file)
+      line = {'step': 10_000 * at, 'train/skipped_steps': 0.0}
+      line['train/orthogonality_error'] = 1e-6 * at**error
+      print(json.dumps(line), file=file)
   ended = types.SimpleNamespace(wait=lambda: 0)
   monkeypatch.setattr(soak, 'launch', lambda *args: ended)
   monkeypatch.setattr(soak, 'follow', lambda *args: seen)
@@ -323,5 +316,4 @@ def test_the_soak_benchmark_follows_a_run(tmp_path):
     assert process.wait() == 0
   assert seen.keys() <= {1, 2, 3}
   assert all(100 < memory < 10_000 for memory, _, _ in seen.values())
-  logged = soak.read_metrics(str(tmp_path))
-  assert len(logged) == 120
+  assert len(soak.read_metrics(str(tmp_path))) == 120
