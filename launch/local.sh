@@ -3,12 +3,19 @@
 #
 #   launch/local.sh 2 --config=configs/digits.py --workdir=runs/two
 #
-# The processes share DEVICES (8) CPU devices evenly. The script ends when all
-# processes have ended. The first failure ends the others and becomes the exit
-# code. SIGTERM and Ctrl-C reach all processes, which save the same step.
+# The first argument is the number of processes, which share the devices evenly.
+# The script ends when all processes have ended. The first failure ends the
+# others and becomes the exit code. SIGTERM and Ctrl-C reach all processes, which
+# save the same step.
+#
+# Variables, with their defaults in brackets:
+#
+#   DEVICES  CPU devices of all processes (8)
+#   PORT     port of process 0 on this machine (a free one)
+#   PYTHON   Python with the package and its extra `train` (python)
 set -euo pipefail
 
-processes=${1:?usage: launch/local.sh PROCESSES --config=… --workdir=…}
+processes=${1:?give a number of processes, see the head of $0}
 shift
 devices=${DEVICES:-8}
 if ! [[ $processes =~ ^[1-9][0-9]*$ ]] || ((processes > devices)); then

@@ -13,7 +13,6 @@ from urllib import parse
 import zlib
 
 NAME = 'bucket'
-_HOUR = '2026-01-01T00:00:00.000Z'
 
 
 class Bucket(server.ThreadingHTTPServer):
@@ -59,7 +58,7 @@ class _Handler(server.BaseHTTPRequestHandler):
       elif match is None:
         self._reply(_error(f'no {path}'), 404)
       elif match[1] is None:
-        self._reply({'name': NAME, 'kind': 'storage#bucket'})
+        self._reply({'name': NAME})
       elif match[2]:
         self._object(match[2])
       elif self.command == 'GET':
@@ -83,12 +82,9 @@ class _Handler(server.BaseHTTPRequestHandler):
   def _describe(self, name):
     # A generation changes with the content.
     content = self.server.objects[name]
-    return {
-      'kind': 'storage#object', 'bucket': NAME, 'name': name,
-      'size': str(len(content)), 'generation': str(1 + zlib.crc32(content)),
-      'metageneration': '1', 'timeCreated': _HOUR, 'updated': _HOUR,
-      'contentType': 'application/octet-stream',
-    }  # fmt: skip
+    generation = str(1 + zlib.crc32(content))
+    about = {'name': name, 'bucket': NAME, 'generation': generation}
+    return about | {'size': str(len(content))}
 
   def _list(self):
     prefix, delimiter, first, last = (
@@ -121,7 +117,7 @@ class _Handler(server.BaseHTTPRequestHandler):
 
   def _object(self, path):
     name, *target = map(
-      parse.unquote, re.split(f'/(?:rewrite|copy)To/b/{NAME}/o/', path)
+      parse.unquote, re.split(f'/rewriteTo/b/{NAME}/o/', path)
     )
     if name not in self.server.objects:
       return self._reply(_error(f'no {name}'), 404)
@@ -135,7 +131,7 @@ class _Handler(server.BaseHTTPRequestHandler):
     about, size = self._describe(name), len(content)
     if self.query.get('alt') != 'media':
       return self._reply(about)
-    headers = {'X-Goog-Generation': about['generation']}
+    headers = {}
     if match := re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers['Range'] or ''):
       first, last = int(match[1]), min(int(match[2] or size), size - 1)
       headers['Content-Range'] = f'bytes {first}-{last}/{size}'

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 
 # JAX reads the platform and the number of devices once, when it is imported.
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -65,10 +64,12 @@ def pytest_collection_finish():
 def run_command():
   """Runs a command in the repository; returns the completed process."""
 
-  def run(command, **environment):
+  root = os.path.dirname(os.path.dirname(__file__))
+
+  def run(command, cwd=root, **environment):
     return subprocess.run(
       command,
-      cwd=os.path.dirname(os.path.dirname(__file__)),
+      cwd=cwd,
       env=os.environ | {'PYTHON': sys.executable} | environment,
       capture_output=True,
       text=True,
@@ -92,14 +93,11 @@ def run_main():
     with (
       pytest.MonkeyPatch.context() as patch,
       flagsaver.flagsaver(),
-      warnings.catch_warnings(),
       contextlib.redirect_stdout(out),
       contextlib.redirect_stderr(err),
     ):
       # ml_collections looks for flags of config fields in sys.argv.
       patch.setattr(sys, 'argv', ['main', *argv])
-      # ml_collections imports config files with this method.
-      warnings.filterwarnings('ignore', r'the load_module\(\) method')
       try:
         main.main(main._parse(sys.argv))
       except SystemExit as end:
@@ -130,29 +128,29 @@ def rng():
   return jax.random.key(0)
 
 
-def _tiny_config():
-  c = config_lib.default_config()
-  c.model.depth = 2
-  c.model.width = 16
-  c.model.patch_size = 4
-  c.batch_size = 32
-  c.duration = '4 steps'
-  c.optimizer.warmup = '1 steps'
-  c.optimizer.lookahead_period = 2
-  c.optimizer.retraction_period = '3 steps'
-  c.loss.epsilon = 0.25
-  c.eval.batch_size = 360
-  c.eval.epsilons = (0.25, 0.5)
-  c.eval.every = '0 steps'
-  c.checkpoint.every = '0 steps'
-  c.log.every = '1 steps'
-  return c
-
-
 @pytest.fixture(scope='session')
 def make_tiny_config():
   """Makes configs that train in seconds: 4 steps on digits."""
-  return _tiny_config
+
+  def make():
+    c = config_lib.default_config()
+    c.model.depth = 2
+    c.model.width = 16
+    c.model.patch_size = 4
+    c.batch_size = 32
+    c.duration = '4 steps'
+    c.optimizer.warmup = '1 steps'
+    c.optimizer.lookahead_period = 2
+    c.optimizer.retraction_period = '3 steps'
+    c.loss.epsilon = 0.25
+    c.eval.batch_size = 360
+    c.eval.epsilons = (0.25, 0.5)
+    c.eval.every = '0 steps'
+    c.checkpoint.every = '0 steps'
+    c.log.every = '1 steps'
+    return c
+
+  return make
 
 
 @pytest.fixture
@@ -162,7 +160,7 @@ def tiny_config(make_tiny_config):
 
 
 @pytest.fixture(scope='session')
-def trained_run(tmp_path_factory):
+def trained_run(tmp_path_factory, make_tiny_config):
   """(workdir, eval.json, config) of a run on 8 devices; never write to it.
 
   The run trains in bfloat16 and has checkpoints at the steps 2 ('best') and 4
@@ -174,7 +172,7 @@ def trained_run(tmp_path_factory):
   if 'PYTEST_XDIST_WORKER' in os.environ:
     shared = shared.parent
   workdir = shared / 'trained'
-  config = _tiny_config()
+  config = make_tiny_config()
   config.mesh.data, config.mesh.fsdp = -1, 2
   config.model.dtype = 'bfloat16'
   config.eval.every = '2 steps'

@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import sys
 
@@ -15,9 +14,9 @@ def test_a_file_is_replaced_at_once_or_left_alone(tmp_path):
   files.write_arrays(f'{tmp_path}/x.npz', {'a': np.arange(3), 'b': ['x']})
   with pytest.raises(TypeError):
     files.write_json(f'{tmp_path}/x.json', {'a': object()})
-  assert sorted(os.listdir(tmp_path)) == ['x.json', 'x.npz']
   with pytest.raises(TypeError):
     files.write_arrays(f'{tmp_path}/x.npz', {7: np.arange(3)})
+  assert sorted(os.listdir(tmp_path)) == ['x.json', 'x.npz']
   assert files.read_json(f'{tmp_path}/x.json') == {'a': 1}
   with np.load(tmp_path / 'x.npz', allow_pickle=False) as stored:
     assert stored['a'].tolist() == [0, 1, 2]
@@ -25,12 +24,13 @@ def test_a_file_is_replaced_at_once_or_left_alone(tmp_path):
 
 
 def test_a_write_that_fails_names_its_file():
-  def write():
-    with files.naming('/dev/full'), open('/dev/full', 'w') as file:
-      file.write('x')
-
-  with pytest.raises(OSError, match='/dev/full') as error:
-    write()
+  full = '/dev/full'
+  with (
+    pytest.raises(OSError, match=full) as error,
+    files.naming(full),
+    open(full, 'w') as file,
+  ):
+    file.write('x')
   assert error.value.errno == errno.ENOSPC
 
 
@@ -41,23 +41,21 @@ def test_no_link_is_followed_out_of_a_folder(tmp_path):
   for name in ('a.json.tmp', 'a.json', 'a.npz.tmp', 'log'):
     (tmp_path / name).symlink_to(precious)
   files.write_json(str(tmp_path / 'a.json'), {'a': 1})
-  assert json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}
   files.write_arrays(str(tmp_path / 'a.npz'), {'x': np.ones(2)})
+  assert files.read_json(f'{tmp_path}/a.json') == {'a': 1}
   with pytest.raises(OSError, match='symbolic links'):
     files.append(str(tmp_path / 'log'))
   assert precious.read_text() == 'precious'
 
 
 def test_only_json_in_regular_files_of_some_size_is_read(tmp_path, monkeypatch):
-  os.mkfifo(tmp_path / 'pipe')
   (tmp_path / 'zero').symlink_to('/dev/zero')
-  for name in ('pipe', 'zero'):
-    with pytest.raises(ValueError, match='not a regular file'):
-      files.read_json(str(tmp_path / name))
+  with pytest.raises(ValueError, match='not a regular file'):
+    files.read_json(f'{tmp_path}/zero')
   path = tmp_path / 'x.json'
   for text in ('', '{', '[' * 100_000):
     path.write_text(text)
-    with pytest.raises(ValueError, match=r'.'):
+    with pytest.raises(ValueError, match=r'Expecting|nests'):
       files.read_json(str(path))
   path.write_text('[1, 2, 3]')
   assert files.read_json(str(path)) == [1, 2, 3]
@@ -66,7 +64,7 @@ def test_only_json_in_regular_files_of_some_size_is_read(tmp_path, monkeypatch):
     files.read_json(str(path))
 
 
-@pytest.mark.parametrize('path', ['s3://b/x', 'http://b/x', 'gs://', 'gs:///x'])
+@pytest.mark.parametrize('path', ['s3://b/x', 'gs:///x'])
 def test_an_address_that_names_no_bucket_is_refused(path):
   with pytest.raises(errors.ConfigError, match='is not a path or an addr'):
     files.exists(path)

@@ -21,6 +21,7 @@ import lipnext_jax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.name for path in (ROOT / 'launch').glob('*.sh'))
+DOCKERFILE = (ROOT / 'Dockerfile').read_text().replace('\\\n', '')
 FLAGS = ['--config=configs/imagenet_2b.py', '--config.duration=40 epochs\'"$x']
 
 
@@ -35,16 +36,23 @@ def run(script, *flags, **environment):
   return call('bash', f'launch/{script}', *flags, cwd=ROOT, env=environment)
 
 
+def dry_run(script, **environment):
+  """Returns what a launcher prints in place of running it."""
+  done = run(script, *FLAGS, DRY_RUN='1', **environment)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
 @pytest.fixture
 def fake(tmp_path):
   """Writes scripts that stand for tools; returns the PATH that finds them."""
 
-  def write(**tools):
+  def write(folder=tmp_path, **tools):
     for name, script in tools.items():
-      path = tmp_path / name
+      path = folder / name
       path.write_text(f'#!/bin/bash\n{script}\n')
       path.chmod(0o755)
-    return f'{tmp_path}:/usr/bin:/bin'
+    return f'{folder}:/usr/bin:/bin'
 
   return write
 
@@ -63,7 +71,7 @@ def test_the_linters_can_fail(tmp_path):
 
 @pytest.mark.parametrize('script', SCRIPTS)
 def test_scripts_are_clean_and_explain_themselves(script):
-  """Without a required variable they point to their head."""
+  """Without what they require they point to their head."""
   path = ROOT / 'launch' / script
   done = lint(path)
   assert done.returncode == 0, done.stdout
@@ -72,9 +80,6 @@ def test_scripts_are_clean_and_explain_themselves(script):
   assert 'set -euo pipefail' in text
   done = run(script)
   assert done.returncode != 0
-  if script == 'local.sh':
-    assert 'usage: ' in done.stderr
-    return
   assert 'see the head of' in done.stderr
   head, code = text.split('set -euo pipefail')
   for name in {*re.findall(r'\$\{([A-Z_]+):', code)} - {'LIPNEXT_IN_JOB'}:
@@ -82,15 +87,15 @@ def test_scripts_are_clean_and_explain_themselves(script):
 
 
 def test_slurm_submits_itself_with_a_process_per_gpu():
-  done = run('slurm.sh', *FLAGS, DRY_RUN='1', NODES='2', SBATCH_FLAGS='-A me')
-  assert done.returncode == 0, done.stderr
-  submit, srun = map(shlex.split, done.stdout.splitlines())
+  out = dry_run('slurm.sh', NODES='2', SBATCH_FLAGS='-A me')
+  submit, srun = map(shlex.split, out.splitlines())
   assert submit[0] == 'sbatch'
-  assert {'--nodes=2', '--ntasks-per-node=8', '--signal=TERM@180'} <= {*submit}
+  cores = '--cpus-per-task=8'  # srun ignores that of sbatch.
+  allotted = {'--nodes=2', '--ntasks-per-node=8', '--signal=TERM@180', cores}
+  assert allotted <= {*submit}
   assert submit[-5:] == ['-A', 'me', 'launch/slurm.sh', *FLAGS]
   assert srun[:2] == ['srun', '--kill-on-bad-exit=1']
-  assert '--cpus-per-task=8' in submit
-  assert '--cpus-per-task=8' in srun  # srun ignores that of sbatch.
+  assert cores in srun
   assert srun[-4:] == ['lipnext_jax.main', '--coordinator=auto', *FLAGS]
 
 
@@ -108,53 +113,49 @@ def test_slurm_jobs_queue_again_and_run_in_a_container_after_their_setup(fake):
   setup = f'export OLD=$UNSET PATH={path}'
   code, out = in_job(CONTAINER='my.sif', SETUP=setup)
   assert code == 0
-  assert out.rstrip().endswith(
-    'apptainer exec --nv my.sif python -m lipnext_jax.main --coordinator=auto '
-    + ' '.join(FLAGS)
-  )
+  program = 'python -m lipnext_jax.main --coordinator=auto ' + ' '.join(FLAGS)
+  assert out.endswith(f'apptainer exec --nv my.sif {program}\n')
   assert in_job(CONTAINER='my.sif', SETUP=f'{setup}; false') == (1, '')
 
 
 def test_tpu_hosts_get_the_same_command_and_a_setup_renews_the_code_alone(
   tmp_path, fake
 ):
-  """A script in place of gcloud has the host in a folder."""
+  """Scripts stand for gcloud, whose host is a folder, and for every Python."""
   pod = {'TPU': 'pod', 'ZONE': 'z', 'SETUP': '1'}
-  done = run('tpu_pod.sh', *FLAGS, DRY_RUN='1', **pod)
-  assert done.returncode == 0, done.stderr
-  pack, copy, install, start = map(shlex.split, done.stdout.splitlines())
+  commands = map(shlex.split, dry_run('tpu_pod.sh', **pod).splitlines())
+  pack, copy, install, start = commands
   assert pack[:2] == ['git', '-C']
   assert copy[:5] == ['gcloud', 'compute', 'tpus', 'tpu-vm', 'scp']
   assert copy[6] == 'pod:'
-  assert '[train,data,gcs,tpu]' in install[-1]
-  assert start[4:8] == ['ssh', 'pod', '--zone=z', '--worker=all']
+  for ssh in (install, start):
+    assert ssh[4:8] == ['ssh', 'pod', '--zone=z', '--worker=all']
 
-  host = tmp_path / 'host'
-  old = host / 'lipnext_jax' / 'lipnext_jax'
-  for folder in (old, host / 'lipnext_jax' / 'runs'):
+  repository = tmp_path / 'host' / 'lipnext_jax'
+  old, kept = repository / 'lipnext_jax', repository / '.venv' / 'bin'
+  for folder in (old, kept):
     folder.mkdir(parents=True)
     (folder / 'old.py').touch()
-  path = fake(
-    gcloud=f'cd {host}; export HOME={host}\n'
+  log = 'printf "%s\\n" "${0##*/}" "$@" >> log'
+  fake(kept, pip=log, python=log)
+  gcloud = (
+    'cd ${0%/*}/host; export HOME=$PWD\n'
     'case $4 in scp) cp "$5" . ;;\n'
-    '  ssh) command=${!#}; bash -c "${command#--command=}" ;; esac',
-    # Makes an environment whose pip and python do nothing.
-    python3='mkdir -p .venv/bin\n'
-    'for name in pip python; do\n'
-    '  printf \'#!/bin/bash\\nprintf "%%s\\\\n" "$0" "$@" >> log\\n\''
-    ' > .venv/bin/$name\n'
-    '  chmod +x .venv/bin/$name\ndone',
+    '  ssh) command=${!#}; bash -c "${command#--command=}" ;; esac'
   )
+  path = fake(gcloud=gcloud, python3=log)
   done = run('tpu_pod.sh', *FLAGS, PATH=path, **pod)
   assert done.returncode == 0, done.stderr
   assert not (old / 'old.py').exists()
   assert (old / 'main.py').exists()
-  assert (host / 'lipnext_jax' / 'runs' / 'old.py').exists()
-  log = (host / 'lipnext_jax' / 'log').read_text().splitlines()
-  assert log[:2] == ['.venv/bin/pip', 'install']
+  assert (kept / 'old.py').exists()
   # The remote shell parses the flags as they were given.
-  assert log[-6].endswith('/.venv/bin/python')
-  assert log[-5:] == ['-m', 'lipnext_jax.main', '--coordinator=auto', *FLAGS]
+  assert (repository / 'log').read_text().splitlines() == [
+    *('python3', '-m', 'venv', '.venv'),
+    *('pip', 'install', '-q', '-c', 'constraints.txt'),
+    *('-e', '.[train,data,gcs,tpu]'),
+    *('python', '-m', 'lipnext_jax.main', '--coordinator=auto', *FLAGS),
+  ]
 
 
 def test_a_failure_of_one_process_is_the_exit_code(tmp_path, fake):
@@ -173,9 +174,7 @@ def test_a_wrong_number_of_processes_is_refused(processes):
 
 
 def make_jobset(**options):
-  done = run('gke.sh', *FLAGS, DRY_RUN='1', IMAGE='image:1', **options)
-  assert done.returncode == 0, done.stderr
-  return yaml.safe_load(done.stdout)
+  return yaml.safe_load(dry_run('gke.sh', IMAGE='image:1', **options))
 
 
 def check_jobset(found):
@@ -216,24 +215,17 @@ def test_the_manifest_is_valid_and_carries_the_flags_and_the_user():
     check_jobset(jobset)
 
 
-def instructions():
-  """Returns the instructions of the Dockerfile, [(word, rest)]."""
-  lines = (ROOT / 'Dockerfile').read_text().splitlines()
-  text = '\n'.join(line for line in lines if not line.startswith('#'))
-  text = text.replace('\\\n', '')
-  return [line.split(maxsplit=1) for line in text.splitlines() if line]
-
-
-def of(word):
-  return [rest for found, rest in instructions() if found == word]
+def dockerfile(word, text=DOCKERFILE):
+  """Returns the rest of each instruction that starts with a word."""
+  return re.findall(rf'^{word}\s+(.*)', text, re.MULTILINE)
 
 
 def test_the_dockerfile_is_clean_and_copies_files_that_exist():
   done = lint(ROOT / 'Dockerfile', 'hadolint')
   assert done.returncode == 0, done.stdout
-  (base,) = of('FROM')
+  (base,) = dockerfile('FROM')
   assert re.fullmatch(r'python:3\.11\.\d+-slim-\w+', base)
-  copied = [path for rest in of('COPY') for path in rest.split()[:-1]]
+  copied = [path for rest in dockerfile('COPY') for path in rest.split()[:-1]]
   assert {'setup.cfg', 'constraints.txt', 'lipnext_jax/'} <= {*copied}
   ignored, *seen = (ROOT / '.dockerignore').read_text().splitlines()[1:]
   assert ignored == '*'
@@ -244,14 +236,11 @@ def test_the_dockerfile_is_clean_and_copies_files_that_exist():
 
 def test_the_layer_of_the_dependencies_can_be_installed(tmp_path):
   """The files copied before it suffice for the package's metadata."""
-  for word, rest in instructions():
-    if '[$extras]' in rest:
-      break
-    if word == 'COPY':
-      *paths, target = rest.split()
-      (tmp_path / target).mkdir(exist_ok=True)
-      for path in paths:
-        shutil.copy(ROOT / path, tmp_path / target)
+  before, _ = DOCKERFILE.split('[$extras]')
+  for *paths, target in map(str.split, dockerfile('COPY', before)):
+    (tmp_path / target).mkdir(exist_ok=True)
+    for path in paths:
+      shutil.copy(ROOT / path, tmp_path / target)
   setup = 'import setuptools; setuptools.setup()'
   done = call(sys.executable, '-c', setup, '--version', cwd=tmp_path)
   assert done.stdout.split()[-1] == lipnext_jax.__version__
@@ -260,14 +249,14 @@ def test_the_layer_of_the_dependencies_can_be_installed(tmp_path):
 @pytest.mark.parametrize('accelerator', ['cuda', 'tpu', 'cpu', 'gpu'])
 def test_the_image_installs_extras_that_exist(accelerator, fake):
   """Runs the image's commands with a script in place of pip."""
-  install, last = [rest for rest in of('RUN') if 'pip install' in rest]
+  install, last = (run for run in dockerfile('RUN') if 'pip install' in run)
   assert last.endswith('--no-deps -e .')
   path = fake(pip='printf "%s\\n" "$@"')
   environment = {'PATH': path, 'ACCELERATOR': accelerator}
   done = call('sh', '-c', install, env=environment)
   if accelerator == 'gpu':
-    assert done.returncode == 2
-    assert done.stderr == 'error: ACCELERATOR=gpu; give cuda, tpu or cpu\n'
+    refusal = 'error: ACCELERATOR=gpu; give cuda, tpu or cpu\n'
+    assert (done.returncode, done.stderr) == (2, refusal)
     return
   assert done.returncode == 0, done.stderr
   *command, project = done.stdout.splitlines()
@@ -283,11 +272,11 @@ def test_the_image_has_what_the_manifest_expects():
   pod = check_jobset(make_jobset())
   assert pod['securityContext'] == {'runAsUser': 0}
   (container,) = pod['containers']
-  assert of('WORKDIR') == [container['workingDir']]
-  (entrypoint,) = map(json.loads, of('ENTRYPOINT'))
+  assert dockerfile('WORKDIR') == [container['workingDir']]
+  (entrypoint,) = map(json.loads, dockerfile('ENTRYPOINT'))
   assert container['command'][: len(entrypoint)] == entrypoint
   mounts = {m['name']: m['mountPath'] for m in container['volumeMounts']}
-  commands = ' '.join(of('RUN'))
+  commands = ' '.join(dockerfile('RUN'))
   assert f'--owner=lipnext --group=lipnext {mounts["data"]}' in commands
   assert '--uid=1000' in commands
-  assert of('USER') == ['1000']
+  assert dockerfile('USER') == ['1000']

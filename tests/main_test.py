@@ -1,5 +1,6 @@
 """The command line: in this process, and in real ones where one is needed."""
 
+import functools
 import os
 import pathlib
 import re
@@ -12,43 +13,24 @@ import time
 import pytest
 import sklearn.datasets  # noqa: F401 (A run says so if it waits for it.)
 
+from benchmarks import runs
 from lipnext_jax import checkpoint
 from lipnext_jax import errors
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROGRAM = (sys.executable, '-m', 'lipnext_jax.main')
 DIGITS = '--config=configs/digits.py'
-TINY = (
+RUN = (
   DIGITS,
   '--config.model.depth=2',
   '--config.model.width=16',
   '--config.batch_size=32',
   '--config.optimizer.warmup=1 steps',
-)
-LONGER = (
-  *TINY,
   '--config.duration=80 steps',
   '--config.checkpoint.every=10 steps',
   '--config.eval.every=0 steps',
   '--config.log.every=4 steps',
 )
-
-
-def start(*flags, prefix=(), cwd=ROOT, **env):
-  """Starts `python -m lipnext_jax.main`."""
-  return subprocess.Popen(
-    [*prefix, sys.executable, '-m', 'lipnext_jax.main', *flags],
-    cwd=cwd,
-    env=os.environ | env,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def finish(process):
-  """Returns (exit code, stdout, stderr) of a process, once it has ended."""
-  out, err = process.communicate(timeout=300)
-  return process.returncode, out, err
 
 
 # Flags → a part of the error.
@@ -75,10 +57,7 @@ def check_mistake(result, part):
   code, out, err = result
   assert (code, out) == (2, '')
   # A busy machine may say that it reads the data.
-  (line,) = re.sub(
-    '^reading the data.*\n', '', err, flags=re.MULTILINE
-  ).splitlines()
-  assert line.startswith('error: ')
+  line = re.fullmatch('(?:reading the data.*\n)*(error: .*)\n', err)[1]
   assert part in line
 
 
@@ -96,12 +75,10 @@ def test_a_missing_workdir_or_config_is_named(run_main):
   check_mistake(run_main('--config.seed=1'), '--config=None is missing')
 
 
-@pytest.mark.slow  # It starts a program.
-def test_the_real_program_says_the_same():
-  check_mistake(
-    finish(start(DIGITS, '--workdir=x', '--coordinator=auto')),
-    "--coordinator='auto' finds no cluster here",
-  )
+def test_the_real_program_says_the_same(run_command):
+  done = run_command([*PROGRAM, DIGITS, '--workdir=x', '--coordinator=auto'])
+  result = done.returncode, done.stdout, done.stderr
+  check_mistake(result, "--coordinator='auto' finds no cluster here")
 
 
 def test_mode_config_prints_every_field(run_main):
@@ -111,59 +88,53 @@ def test_mode_config_prints_every_field(run_main):
   assert '\nmodel.depth = 3  (default: 32)\n' in out
 
 
-@pytest.mark.slow  # It starts programs.
 def test_an_installed_package_holds_its_configs_and_whatever_is_no_code(
   tmp_path, run_command
 ):
   build = ['setup.py', '-q', 'build', f'--build-base={tmp_path}']
   assert run_command([sys.executable, *build]).returncode == 0
   built = tmp_path / 'lib'
-  flags = '--mode=config', '--config=lipnext_jax:digits:model=bronet,smoke'
-  code, out, err = finish(start(*flags, cwd=built))
-  assert code == 0, err
-  assert "\nmodel.name = 'bronet'" in out
-  assert "\nduration = '2 steps'" in out
-  copied, own = (
-    {
-      path.relative_to(folder)
-      for path in folder.rglob('*.*')
-      if path.suffix != '.pyc' and path.is_file()
-    }
-    for folder in (built / 'lipnext_jax', ROOT / 'lipnext_jax')
-  )
-  assert copied == own | {
-    path.relative_to(ROOT) for path in ROOT.glob('configs/*.py')
-  }
+  config = '--config=lipnext_jax:digits:model=bronet,smoke'
+  done = run_command([*PROGRAM, '--mode=config', config], cwd=built)
+  assert done.returncode == 0, done.stderr
+  assert "\nmodel.name = 'bronet'" in done.stdout
+  assert "\nduration = '2 steps'" in done.stdout
+
+  def names(folder, pattern='**/*.*'):
+    paths = (path.relative_to(folder) for path in folder.glob(pattern))
+    return {path for path in paths if path.suffix != '.pyc'}
+
+  source = names(ROOT / 'lipnext_jax') | names(ROOT, 'configs/*.py')
+  assert names(built / 'lipnext_jax') == source
 
 
 # ── What happens to runs ─────────────────────────────────────────────────────
 
 
+def numbers(workdir):
+  """Returns what an evaluation wrote."""
+  names = ('eval.json', 'radii.csv')
+  return [pathlib.Path(workdir, name).read_text() for name in names]
+
+
+def complete(workdir, run_main, *flags):
+  """Runs to the end; returns what was printed and what was written."""
+  code, out, err = run_main(f'--workdir={workdir}', *RUN, *flags)
+  assert not code, err
+  return [out, *numbers(workdir)]
+
+
 @pytest.fixture(scope='module')
 def calm(tmp_path_factory, run_main):
-  """(workdir, stdout) of an undisturbed run."""
+  """(workdir, results) of an undisturbed run."""
   workdir = str(tmp_path_factory.mktemp('calm') / 'run')
-  code, out, err = run_main(f'--workdir={workdir}', *LONGER)
-  assert not code, err
-  assert 'digits, test split' in out
-  return workdir, out
-
-
-def check_same_numbers(workdir, calm, run_main):
-  """Finishes a run and compares it with the undisturbed one."""
-  code, out, err = run_main(f'--workdir={workdir}', *LONGER)
-  assert not code, err
-  assert out == calm[1]
-  for name in ('eval.json', 'radii.csv'):
-    own, other = (pathlib.Path(w, name).read_text() for w in (workdir, calm[0]))
-    assert own == other, name
+  return workdir, complete(workdir, run_main)
 
 
 def saved_steps(workdir):
   """Steps of the checkpoints, unfinished ones included."""
-  folder = os.path.join(workdir, 'checkpoints')
-  names = os.listdir(folder) if os.path.isdir(folder) else []
-  return [int(name.split('.')[0]) for name in names]
+  folder = pathlib.Path(workdir, 'checkpoints')
+  return [int(path.name.split('.')[0]) for path in folder.glob('*')]
 
 
 def wait_for(condition, process):
@@ -175,81 +146,69 @@ def wait_for(condition, process):
 
 @pytest.mark.slow  # Three runs.
 def test_signals_at_any_moment_end_in_the_same_numbers(
-  tmp_path, calm, run_main
+  tmp_path, calm, run_command
 ):
-  """SIGTERM, SIGKILL (a save may be under way), then the same command."""
+  """SIGTERM, SIGKILL (a save may be under way), then two worker processes."""
   workdir = f'{tmp_path}/run'
-  flags = (f'--workdir={workdir}', *LONGER)
   metrics = pathlib.Path(workdir, 'metrics.jsonl')
-
-  process = start(*flags)
+  launch = functools.partial(
+    runs.launch, 'configs/digits.py', workdir, *RUN[1:], stderr=subprocess.PIPE
+  )
+  process = launch()
   wait_for(metrics.exists, process)
   # The loop begins: the lock is held.
   with pytest.raises(errors.ConfigError, match=f'process {process.pid} on'):
     checkpoint.Lock(workdir).acquire()
   wait_for(lambda: metrics.stat().st_size, process)
-  process.send_signal(signal.SIGTERM)
-  code, _, err = finish(process)
-  assert code == 143, err
+  process.terminate()
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == 143, err
   last = err.splitlines()[-1]
-  assert 'error: stopped by SIGTERM; step ' in last
-  step = int(last.split('; step ')[1].split()[0])
+  step = int(re.search('error: stopped by SIGTERM; step ([0-9]+) ', last)[1])
   assert step in saved_steps(workdir)
 
-  process = start(*flags)
+  process = launch()
   wait_for(lambda: max(saved_steps(workdir)) >= step + 20, process)
   process.kill()
-  assert finish(process)[0] == -signal.SIGKILL
+  process.communicate(timeout=300)
+  assert process.returncode == -signal.SIGKILL
   assert max(saved_steps(workdir)) < 80
-  check_same_numbers(workdir, calm, run_main)
+
+  flags = (f'--workdir={workdir}', *RUN, '--config.dataset.workers=2')
+  done = run_command([*PROGRAM, *flags])
+  assert done.returncode == 0, done.stderr
+  assert 'Warning' not in done.stderr  # E.g. of leaked shared memory.
+  assert [done.stdout, *numbers(workdir)] == calm[1]
 
 
 @pytest.mark.slow  # Three runs.
 def test_a_disk_that_is_full_is_one_line_and_costs_nothing(
-  tmp_path, calm, run_main
+  tmp_path, calm, run_main, run_command
 ):
   """A limit on the size of files stands for a full disk."""
   workdir = f'{tmp_path}/run'
   shutil.copytree(calm[0], workdir)
   shutil.rmtree(f'{workdir}/checkpoints/80')
-  cache = shutil.copytree(
-    os.environ['JAX_COMPILATION_CACHE_DIR'], tmp_path / 'c'
-  )
+  # A copy, since a cached program may be left half written.
+  cache = f'{tmp_path}/cache'
+  shutil.copytree(os.environ['JAX_COMPILATION_CACHE_DIR'], cache)
   for kibibytes, code, said in (
     (1, 7, ': File too large; what was saved before is '),
     (18, 4, 'a checkpoint could not be written (File too large)'),
   ):
     limited = ('bash', '-c', f'ulimit -f {kibibytes}; exec "$@"', 'limited')
-    full = start(
-      f'--workdir={workdir}',
-      *LONGER,
-      prefix=limited,
-      # A copy, since a cached program may be left half written.
-      JAX_COMPILATION_CACHE_DIR=str(cache),
-    )
-    found, _, err = finish(full)
-    assert found == code, err
-    last = err.splitlines()[-1]
+    command = [*limited, *PROGRAM, f'--workdir={workdir}', *RUN]
+    done = run_command(command, JAX_COMPILATION_CACHE_DIR=cache)
+    assert done.returncode == code, done.stderr
+    last = done.stderr.splitlines()[-1]
     assert last.startswith('error: ')
     assert said in last
     assert re.search('intact: make room(,| or) permit writing', last)
     assert 70 in saved_steps(workdir)
-  check_same_numbers(workdir, calm, run_main)
+  assert complete(workdir, run_main) == calm[1]
 
 
-@pytest.mark.slow  # Two runs.
-def test_two_seeds_differ_and_worker_processes_change_nothing(
-  tmp_path, calm, run_main
-):
-  other, same = tmp_path / 'other', tmp_path / 'same'
-  code, _, err = run_main(*LONGER, f'--workdir={other}', '--config.seed=1')
-  assert not code, err
-  workers = '--config.dataset.workers=2'
-  code, _, err = finish(start(*LONGER, f'--workdir={same}', workers))
-  assert code == 0, err
-  assert 'Warning' not in err  # E.g. of leaked shared memory.
-  assert radii(other) != radii(same) == radii(calm[0])
-
-
-def radii(workdir):
-  return pathlib.Path(workdir, 'radii.csv').read_text()
+@pytest.mark.slow  # A run.
+def test_two_seeds_differ(tmp_path, calm, run_main):
+  other = complete(f'{tmp_path}/run', run_main, '--config.seed=1')
+  assert all(a != b for a, b in zip(other, calm[1], strict=True))

@@ -1,7 +1,6 @@
 """Terminals of any encoding, closed pipes, and ~ where no shell expands it."""
 
 import io
-import os
 import subprocess
 import sys
 
@@ -36,24 +35,16 @@ import sys
 from lipnext_jax.runtime import command
 sys.exit(command.run(lambda: print('line\\n' * {lines}, flush=True)))
 """
-  read, write = os.pipe()
-  os.close(read)
-  done = subprocess.run(
-    [sys.executable, '-c', program],
-    stdout=write,
-    stderr=subprocess.PIPE,
-    check=False,
-  )
-  os.close(write)
-  assert done.returncode == terminal.CLOSED
-  assert not done.stderr
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+  with subprocess.Popen([sys.executable, '-c', program], **pipes) as process:
+    process.stdout.close()  # Long before Python has imported anything.
+    assert not process.stderr.read()
+  assert process.returncode == terminal.CLOSED
 
 
 def test_the_home_folder_is_found_in_flags_and_arguments(monkeypatch):
   monkeypatch.setenv('HOME', '/me')
-  assert terminal.expand_home(['--workdir=~/runs', '~/a.png']) == [
-    '--workdir=/me/runs',
-    '/me/a.png',
-  ]
-  for other in ('--name=a~b', 'a=~/b.png'):  # The second is a file's name.
-    assert terminal.expand_home([other]) == [other]
+  given = ['--workdir=~/runs', '~/a.png', '--name=a~b', 'a=~/b.png']
+  # The last is a file's name.
+  expanded = ['--workdir=/me/runs', '/me/a.png', *given[2:]]
+  assert terminal.expand_home(given) == expanded
