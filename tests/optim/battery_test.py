@@ -25,15 +25,14 @@ def nadam_in_lookahead(learning_rate):
 
 
 PERIODS = {'lookahead_period': 2, 'retraction_period': 3}
+OPTIONS = PERIODS | {'lookahead_alpha': 0.25}
 CASES = {
   'scheduled_nadam': (optim.scheduled_nadam, VECTORS),
   'lookahead': (nadam_in_lookahead, VECTORS),
   # Not of a seed that gradients have: the gradient that is the matrix's own
   # Gaussian has a tangent of 0, of which Adam makes steps of rounding.
   'orthogonal': (
-    functools.partial(
-      optim.orthogonal, optax.adam, lookahead_alpha=0.25, **PERIODS
-    ),
+    functools.partial(optim.orthogonal, optax.adam, **OPTIONS),
     {
       'w': steps.orthonormal((2, 3, 5), 100),
       'v': steps.orthonormal((17, 2), 100),
