@@ -113,8 +113,7 @@ def fingerprint(x: jax.Array) -> jax.Array:
 def is_spoilt(x: jax.Array, expected: jax.Array) -> jax.Array:
   """Returns whether x [m, n] was moved off the manifold since the last update.
 
-  A matrix whose fingerprint differs from `expected` by more than rounding was
-  changed. Only then is its distance from orthonormal estimated.
+  Its distance is estimated only where its fingerprint is not as `expected`.
   """
   m, n = (min(size, _CORNER) for size in x.shape)
   rounding = float(jnp.finfo(x.dtype).eps) * math.sqrt(m * n * (m + n))

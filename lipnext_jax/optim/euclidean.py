@@ -60,14 +60,13 @@ def scheduled_nadam(
     return b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
 
   def init_fn(params):
-    def zeros(p):
-      return jnp.zeros_like(p, dtype=jnp.promote_types(p.dtype, jnp.float32))
+    def zeros(p, dtype=None):
+      wide = jnp.promote_types(p.dtype, jnp.float32)
+      dtype = None if jnp.iscomplexobj(p) else dtype
+      return jnp.zeros_like(p, dtype=dtype or wide)
 
-    mu = jax.tree.map(zeros, params)
-    nu = jax.tree.map(lambda m: jnp.zeros_like(m.real), mu)
-    mu = jax.tree.map(
-      lambda m: m if jnp.iscomplexobj(m) else m.astype(mu_dtype or m.dtype), mu
-    )
+    mu = jax.tree.map(lambda p: zeros(p, mu_dtype), params)
+    nu = jax.tree.map(lambda p: zeros(p.real), params)
     step, mu_product = jnp.zeros([], jnp.int32), jnp.ones([], jnp.float32)
     return ScheduledNadamState(step, mu_product, mu, nu)
 

@@ -7,10 +7,7 @@ import optax
 import pytest
 
 from lipnext_jax import optim
-from tests.optim.steps import assert_close
-from tests.optim.steps import EPS
-from tests.optim.steps import noise
-from tests.optim.steps import run
+from tests.optim import steps
 
 
 @pytest.fixture
@@ -42,7 +39,7 @@ def test_labels_are_by_name(params):
 def test_the_recipe_is_its_parts(params):
   rate = optax.linear_schedule(1e-2, 1e-3, 5)
   options = {'lookahead_period': 2, 'retraction_period': 3}
-  got, state = run(
+  got, state = steps.run(
     optim.lipnext_optimizer(rate, clip_norm=None, **options), params, 5
   )
   parts = optax.partition(
@@ -52,21 +49,19 @@ def test_the_recipe_is_its_parts(params):
     },
     optim.orthogonal_labels,
   )
-  want, want_state = run(parts, params, 5)
-  jax.tree.map(np.testing.assert_array_equal, got, want)
+  want, want_state = steps.run(parts, params, 5)
+  steps.assert_close(got, want, 0)
   slow = optim.slow_params(state, got)
-  jax.tree.map(
-    np.testing.assert_array_equal, slow, optim.slow_params(want_state, got)
-  )
-  for name in ('R', 'M'):
-    assert jnp.max(optim.orthogonality_error(got['blocks'][name])) < 20 * EPS
+  steps.assert_close(slow, optim.slow_params(want_state, got), 0)
+  for matrix in got['blocks'].values():
+    assert jnp.max(optim.orthogonality_error(matrix)) < 20 * steps.EPS
   # Step 5 has moved the fast weights away from the sync of step 4.
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), got, slow)
   assert all(jax.tree.leaves(moved))
 
 
 def test_the_gradient_is_clipped_over_both_groups(params):
-  grads = noise(params, 0)
+  grads = steps.noise(params, 0)
 
   def update(bound, scale=1.0):
     tx = optim.lipnext_optimizer(
@@ -76,9 +71,9 @@ def test_the_gradient_is_clipped_over_both_groups(params):
     return jax.jit(tx.update)(scaled, tx.init(params), params)[0]
 
   scaled = update(None, 0.5 / optax.tree.norm(grads))
-  assert_close(update(0.5), scaled, 1e-3 * 4 * EPS)
+  steps.assert_close(update(0.5), scaled, 1e-3 * 4 * steps.EPS)
   # An infinite bound clips nothing.
-  jax.tree.map(np.testing.assert_array_equal, update(np.inf), update(None))
+  steps.assert_close(update(np.inf), update(None), 0)
 
 
 def test_a_fresh_state_can_be_donated(params):
@@ -91,45 +86,18 @@ def test_a_fresh_state_can_be_donated(params):
     jax.jit(lambda s: s, donate_argnums=0)(shared)
 
 
-WRAPPERS = {
-  'alone': lambda tx: tx,
-  'chain': lambda tx: optax.chain(optax.identity(), optax.chain(tx)),
-  'masked': lambda tx: optax.masked(
-    tx, lambda p: jax.tree.map(lambda _: True, p)
-  ),
-  'partition': lambda tx: optax.partition(
-    {'a': tx}, lambda p: jax.tree.map(lambda _: 'a', p)
-  ),
-  'MultiSteps': lambda tx: optax.MultiSteps(tx, 1),
-  'apply_if_finite': lambda tx: optax.apply_if_finite(tx, 1),
-}
-
-
-@pytest.mark.parametrize('wrapper', WRAPPERS)
-def test_slow_weights_are_found_inside(wrapper):
+def test_slow_weights_are_found_inside_any_wrappers():
   """After 3 steps, the slow weights are those of the sync at step 2."""
   params = {'blocks': [{'R': jnp.eye(3)}, {'bias': jnp.ones(2)}]}
-  bare = optim.lipnext_optimizer(
-    1e-2, lookahead_period=2, retraction_period=None
-  )
-  fast, state = run(WRAPPERS[wrapper](bare), params, 3)
+  options = {'lookahead_period': 2, 'retraction_period': None}
+  bare = optim.lipnext_optimizer(1e-2, **options)
+  synced, _ = steps.run(bare, params, 2)
+  params['head'] = jnp.ones(2)  # Which has no slow weights.
+  tx = optax.chain(optax.identity(), optax.chain(bare))
+  tx = optax.masked(tx, {'blocks': True, 'head': False})
+  tx = optax.partition({'a': tx}, jax.tree.map(lambda _: 'a', params))
+  tx = optax.apply_if_finite(optax.MultiSteps(tx, 1), 1)
+  fast, state = steps.run(tx, params, 3)
   slow = optim.slow_params(state, fast)
-  synced, _ = run(bare, params, 2)
-  assert jax.tree.structure(slow) == jax.tree.structure(params)
-  assert_close(slow, synced)
+  steps.assert_close(slow, synced | {'head': fast['head']})
   assert np.any(slow['blocks'][0]['R'] != fast['blocks'][0]['R'])
-
-
-def test_slow_weights_of_one_group_only():
-  params = {'R': jnp.eye(2), 'bias': jnp.ones(2)}
-  tx = optax.partition(
-    {
-      'o': optim.orthogonal(optax.sgd(0.1), lookahead_period=9),
-      'e': optax.sgd(0.1),
-    },
-    {'R': 'o', 'bias': 'e'},
-  )
-  fast, state = run(tx, params, 1)
-  slow = optim.slow_params(state, fast)
-  np.testing.assert_array_equal(slow['R'], params['R'])  # Not yet synced.
-  np.testing.assert_array_equal(slow['bias'], fast['bias'])

@@ -23,6 +23,20 @@ def orthonormal(shape, seed=0):
   return jnp.asarray(u @ vt, jnp.float32)
 
 
+def low(x):
+  """Rounds entries to bfloat16, in their own dtype."""
+  return x.astype(jnp.bfloat16).astype(x.dtype)
+
+
+def taylor(a, order):
+  """Returns Σ_{1<=k<=order} A^k/k! in the dtype of A."""
+  term = out = a
+  for k in range(2, order + 1):
+    term = term @ a / k
+    out = out + term
+  return out
+
+
 def run(tx, params, steps, grads_of=None, state=None):
   """Takes jitted steps with gradients `grads_of(params, t)`, or with noise.
 
@@ -31,9 +45,11 @@ def run(tx, params, steps, grads_of=None, state=None):
   parameters and the state.
   """
   grads_of = grads_of or (lambda params, t: noise(params, t + 1))
-  state = tx.init(params) if state is None else state
+  if state is None:
+    state = tx.init(params)
+    traced = jax.eval_shape(tx.init, params)
+    assert jax.tree.map(jax.typeof, traced) == jax.tree.map(jax.typeof, state)
   types = jax.tree.map(jax.typeof, (params, state))
-  assert jax.tree.map(jax.typeof, jax.eval_shape(tx.init, params)) == types[1]
   traces = []
 
   @jax.jit
