@@ -312,7 +312,7 @@ def local_bytes(tree: Any) -> int:
   )
 
 
-def table(tree: Any) -> str:
+def layout_table(tree: Any) -> str:
   """Formats path, shape, dtype, spec and bytes per device of every leaf.
 
   The leaves are arrays, or shapes with shardings. The last line has the total.

@@ -100,7 +100,7 @@ def test_the_first_rule_that_matches_counts_and_the_table_says_what_follows():
   assert specs == {'R': P(None, 'fsdp', None), 'RR': P('fsdp'), 'b': P()}
   tree = mesh_lib.with_shardings(tree, found)
   assert tree['R'].sharding == found['R']
-  _, *rows, total = mesh_lib.table(tree).splitlines()
+  _, *rows, total = mesh_lib.layout_table(tree).splitlines()
   per_device = [4 * 8 * 8 * 4 // 4, 4 * 4 // 4, 10 * 4]
   assert [row.split()[-1] for row in rows] == list(map(str, per_device))
   assert total.split() == ['total', str(sum(per_device))]
