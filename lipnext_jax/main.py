@@ -55,10 +55,10 @@ with errors.needing_extra('train', __name__):
   from ml_collections import config_flags
 
   from lipnext_jax import config as config_lib
+  from lipnext_jax import parallel
   from lipnext_jax import terminal
   from lipnext_jax import train
   from lipnext_jax.aot import compile as compile_lib
-  from lipnext_jax.parallel import distributed
   from lipnext_jax.runtime import command
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -224,9 +224,7 @@ def main(argv: Sequence[str]) -> None:
       sys.exit(
         compile_lib.run(_CONFIG.value, _TOPOLOGY.value or '', _WORKDIR.value)
       )
-    distributed.start(
-      _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-    )
+    parallel.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     train.train_and_evaluate(
       _CONFIG.value, str(_WORKDIR.value), train=_MODE.value == 'train'
     )

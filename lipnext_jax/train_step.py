@@ -15,11 +15,11 @@ from lipnext_jax import config as config_lib
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
+from lipnext_jax import parallel
 from lipnext_jax import schedules
 from lipnext_jax.models import interface
 from lipnext_jax.models import layers
 from lipnext_jax.optim import stack as stack_lib
-from lipnext_jax.parallel import mesh as mesh_lib
 from lipnext_jax.runtime import health as health_lib
 
 # Power iterations, of n² operations each, that estimate the orthogonality error
@@ -122,7 +122,7 @@ class Layouts(NamedTuple):
     def move(x, source, target):
       if source.is_equivalent_to(target, x.ndim):
         return x
-      return mesh_lib.move(x.astype(self.dtype), source, target)
+      return parallel.move(x.astype(self.dtype), source, target)
 
     return jax.tree.map(move, params, self.stored, self.working)
 
@@ -131,7 +131,7 @@ class Layouts(NamedTuple):
     # Without this constraint the compiler would use the optimizer's layout in
     # the backward scan, too.
     grads = jax.lax.with_sharding_constraint(grads, self.working)
-    grads = jax.tree.map(mesh_lib.move, grads, self.working, self.stored)
+    grads = jax.tree.map(parallel.move, grads, self.working, self.stored)
     return jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
 
@@ -318,4 +318,4 @@ def certified_params(parts: Parts, state: TrainState) -> Any:
   trained: Any = jax.tree.structure(state.params)
   if jax.tree.structure(params) != trained:
     return params  # Explicit matrices; the compiler lays them out.
-  return jax.tree.map(mesh_lib.move, params, stored, working)
+  return jax.tree.map(parallel.move, params, stored, working)

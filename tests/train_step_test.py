@@ -1,10 +1,8 @@
-"""The train step as `train.build` makes it, on one mesh and on several.
-
-Tests share one compilation per mesh.
-"""
+"""The step of `train.build` on several meshes, compiled once for each."""
 
 import collections
 import functools
+import math
 import re
 
 import jax
@@ -14,16 +12,16 @@ import pytest
 
 from lipnext_jax import certify
 from lipnext_jax import config as config_lib
-from lipnext_jax import errors
 from lipnext_jax import losses
 from lipnext_jax import models
 from lipnext_jax import optim
+from lipnext_jax import parallel
 from lipnext_jax import train
 from lipnext_jax import train_step as step_lib
+from lipnext_jax import trees
 from lipnext_jax.aot import collectives
 from lipnext_jax.aot import flops
 from lipnext_jax.data import sources
-from lipnext_jax.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.slow  # A train step is compiled for every mesh.
 
@@ -54,14 +52,10 @@ def make_config(sizes=ONE, **fields):
   return c
 
 
-def build(config, loss_fn=None):
-  sizes = [config.mesh[axis] for axis in mesh_lib.AXES]
-  devices = jax.devices()[: int(np.prod(sizes))]
-  mesh = mesh_lib.make_mesh(config.mesh, devices)
-  with pytest.MonkeyPatch.context() as patch:
-    if loss_fn is not None:
-      patch.setattr(step_lib, 'build_loss', lambda _: loss_fn)
-    return train.build(config, mesh, sources.describe(config.dataset))
+def build(config):
+  devices = jax.devices()[: math.prod(config.mesh.values())]
+  mesh = parallel.make_mesh(config.mesh, devices)
+  return train.build(config, mesh, sources.describe(config.dataset))
 
 
 def trace(program):
@@ -77,8 +71,8 @@ def batch_of(seed=0):
 class Run:
   """The compiled program of a config, and 20 steps of it."""
 
-  def __init__(self, config, loss_fn=None):
-    self.program = build(config, loss_fn)
+  def __init__(self, config):
+    self.program = build(config)
     self.compiled = trace(self.program).lower().compile(QUICK)
 
   def start(self):
@@ -86,9 +80,8 @@ class Run:
     return self.program.init(jax.random.key(0))
 
   def take(self, state, *batches):
-    on_batch = mesh_lib.batch_sharding(self.program.mesh)
     for batch in batches:
-      state = self.compiled(state, mesh_lib.put_batch(batch, on_batch))
+      state = self.compiled(state, batch)
     return state
 
   @functools.cached_property
@@ -132,9 +125,8 @@ def test_one_compilation_and_stable_shapes_dtypes_and_shardings(run):
 
   state, step = run.start(), run.program.train_step
   before, r = describe(state), state.params['blocks']['R']
-  on_batch = mesh_lib.batch_sharding(run.program.mesh)
   for seed in range(4):
-    state = step(state, mesh_lib.put_batch(batch_of(seed), on_batch))
+    state = step(state, batch_of(seed))
   assert step._cache_size() == 1
   assert describe(state) == before
   assert int(state.step) == 4
@@ -168,13 +160,11 @@ def test_sums_count_what_they_say(run):
   correct = predictions == batch['label']
   sums = jax.device_get(run.take(first, batch).sums)
   assert (sums.steps, sums.examples) == (1, BATCH)
-  assert (sums.correct, sums.certified) == (
-    np.sum(correct), np.sum(correct & (radii > 0.25))
-  )  # fmt: skip
+  assert sums.correct == np.sum(correct)
+  assert sums.certified == np.sum(correct & (radii > 0.25))
   loss = losses.emma_loss(logits, batch['label'], rows, 0.25 * 0.1)
   assert sums.loss == pytest.approx(float(loss), rel=1e-5)
-  clean = 100 * np.mean(correct)
-  assert sums.means()['train/clean'] == pytest.approx(clean)
+  assert sums.means()['train/clean'] == pytest.approx(100 * np.mean(correct))
 
 
 def bad_gradient_loss(logits, *rest):
@@ -189,10 +179,13 @@ def batch_with_nan():
 
 
 @pytest.mark.parametrize('fault', ['loss', 'gradient'])
-def test_a_step_that_is_not_finite_is_skipped_and_counted(run, fault):
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+  run, fault, monkeypatch
+):
   """Parameters and both optimizers' state stay as they are, bit for bit."""
   if fault == 'gradient':
-    run = Run(make_config((2, 4, 1)), bad_gradient_loss)
+    monkeypatch.setattr(step_lib, 'build_loss', lambda _: bad_gradient_loss)
+    run = Run(make_config((2, 4, 1)))
     state, batch = run.start(), batch_of()
   else:
     state = run.take(run.start(), batch_of(0), batch_of(1))
@@ -226,23 +219,18 @@ def test_a_step_that_always_updates_is_found_out(monkeypatch):
 def test_a_loss_spike_is_counted(run):
   loss = float(run.take(run.start(), batch_of()).sums.loss)
   for factor, spikes in ((0.5, 0.0), (0.1, 1.0)):
-    state = run.start()
-    mean = jnp.float32(factor * loss)
-    health = state.health._replace(counted=jnp.int32(100), loss=mean)
-    health = jax.device_put(health, state.step.sharding)
+    state, mean = run.start(), np.float32(factor * loss)
+    health = state.health._replace(counted=np.int32(100), loss=mean)
     state = state._replace(health=health)
     assert run.take(state, batch_of()).sums.spikes == spikes
 
 
 def test_every_loss_is_built_with_its_own_fields():
   c = make_config().loss
-  c.logit_scale = 3.0
-  c.trades_weight, c.annealing_gamma = 0.5, 2.0
-  c.annealing_offset, c.annealing_temperature = 1.0, 0.5
-  own = {
-    'trades': {'trades_weight': 0.5},
-    'logit_annealing': {'offset': 1.0, 'temperature': 0.5, 'gamma': 2.0},
-  }
+  c.logit_scale, c.trades_weight = 3.0, 0.5
+  annealing = {'offset': 1.0, 'temperature': 0.25, 'gamma': 2.0}
+  c.update({f'annealing_{name}': value for name, value in annealing.items()})
+  own = {'trades': {'trades_weight': 0.5}, 'logit_annealing': annealing}
   for name, loss in losses.LOSSES.items():
     c.name = name
     built = step_lib.build_loss(c)
@@ -266,11 +254,16 @@ def test_monitor_reports_what_the_last_step_used(run):
   assert error == pytest.approx(1.001**2 - 1, rel=1e-2)
 
 
-def test_the_loss_is_told_the_radius_that_the_backbone_stretches_to():
+def test_the_loss_is_told_the_radius_that_the_backbone_stretches_to(
+  monkeypatch,
+):
   """LiResNet maps a ball of radius ε into one of radius K·ε."""
   config = make_config((2, 4, 1), **{'model.name': 'liresnet'})
   config.model.depth = config.model.baseline.dense_depth = 1
-  run = Run(config, lambda logits, labels, head_kernel, epsilon: epsilon)
+  monkeypatch.setattr(
+    step_lib, 'build_loss', lambda _: lambda *arguments: arguments[-1]
+  )
+  run = Run(config)
   state = run.start()
   constant = float(jax.jit(run.program.model.lipschitz)(state.params))
   assert constant > 1.2
@@ -280,22 +273,27 @@ def test_the_loss_is_told_the_radius_that_the_backbone_stretches_to():
   assert float(sums.grad_norm) > 0  # K is trained through the loss.
 
 
-# ── On several meshes ────────────────────────────────────────────────────────
-
-
 def largest_difference(a, b):
   a, b = map(jax.device_get, (a, b))
   differences = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b)
   return max(jax.tree.leaves(differences))
 
 
-@pytest.mark.parametrize('sizes', MESHES, ids=str)
-def test_every_mesh_makes_the_run_of_one_device(sizes):
-  (losses, one), (many_losses, many) = run_on(*ONE).end, run_on(*sizes).end
-  np.testing.assert_allclose(many_losses, losses, atol=1e-5)
-  assert largest_difference(many.params, one.params) < 1e-5
+def check_same_run(run):
+  (losses, one), (other_losses, other) = run_on(*ONE).end, run.end
+  np.testing.assert_allclose(other_losses, losses, atol=1e-5)
+  assert largest_difference(other.params, one.params) < 1e-5
   # Training moved them much further.
   assert largest_difference(one.params, start().params) > 1e-2
+
+
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def test_every_mesh_makes_the_run_of_one_device(sizes):
+  check_same_run(run_on(*sizes))
+
+
+def test_microbatches_add_up_to_the_batch():
+  check_same_run(Run(make_config((2, 2, 2), microbatches=2)))
 
 
 def test_another_batch_is_told_apart():
@@ -367,36 +365,23 @@ def test_nothing_is_sent_inside_the_manifold_update(sizes):
 
 def test_the_update_of_stacks_falls_as_one_over_the_devices():
   """Devices share the update of stacks, and each one updates Q."""
-  shared, copied = {}, {}
-  for sizes in [ONE, (1, 2, 1), (2, 2, 1), (1, 8, 1), (2, 2, 2)]:
-    config = make_config(sizes)
+
+  def count(*sizes, depth=DEPTH):
+    config = make_config(sizes, **{'model.depth': depth})
     jaxpr = trace(build(config)).jaxpr
-    shared[sizes] = flops.count(jaxpr, 'optimizer').total
-    devices = int(np.prod(sizes))
-    every = flops.count(jaxpr, 'optimizer', copies=devices).total
-    copied[sizes] = (every - shared[sizes]) / max(devices - 1, 1)
-  assert shared[ONE] > 0
-  assert set(shared.values()) == {shared[ONE]}
+    devices = math.prod(sizes)
+    return flops.count(jaxpr, 'optimizer', copies=devices).total
+
+  one = count(*ONE)
+  q = count(1, 2, 1) - one
   # Q has the size of M. R has half of its rows, which saves half of 2·C³ in XᵀG
   # and in the product with X.
-  del copied[ONE]
-  (q,) = set(copied.values())
-  assert shared[ONE] == q + DEPTH * (2 * q - 2 * WIDTH**3)
+  layer = 2 * q - 2 * WIDTH**3
+  assert one == q + DEPTH * layer
+  for sizes in [(2, 2, 1), (1, 8, 1), (2, 2, 2)]:
+    assert count(*sizes) == one + (math.prod(sizes) - 1) * q
   # 3 layers do not split over 8 replicas: each updates all of them.
-  config = make_config((8, 1, 1), **{'model.depth': 3})
-  jaxpr = trace(build(config)).jaxpr
-  assert flops.count(jaxpr, 'optimizer', copies=8).total == 8 * (
-    q + 3 * (2 * q - 2 * WIDTH**3)
-  )
-
-
-def test_microbatches_add_up_to_the_batch():
-  with pytest.raises(errors.ConfigError, match=r'batch_size=16.*3 micro.*24'):
-    build(make_config((2, 2, 2), microbatches=3))
-  losses, whole = run_on(*ONE).end
-  part_losses, parts = Run(make_config((2, 2, 2), microbatches=2)).end
-  np.testing.assert_allclose(part_losses, losses, atol=1e-5)
-  assert largest_difference(parts.params, whole.params) < 1e-5
+  assert count(8, 1, 1, depth=3) == 8 * (q + 3 * layer)
 
 
 def test_evaluation_gets_retracted_weights_in_the_layout_of_a_step():
@@ -407,13 +392,11 @@ def test_evaluation_gets_retracted_weights_in_the_layout_of_a_step():
   assert {s.data.shape for s in m.addressable_shards} == {(DEPTH, 8, 8)}
   state = jax.device_get(run.end[1])
   slow = optim.slow_params(state.opt_state, state.params)
-  expected = jax.tree.map(
-    lambda x, label: (
-      optim.polar_retract(x, 'svd') if label == 'orthogonal' else x
-    ),
-    slow,
-    optim.orthogonal_labels(slow),
-  )
+
+  def retract(x, label):
+    return optim.polar_retract(x, 'svd') if label == 'orthogonal' else x
+
+  expected = jax.tree.map(retract, slow, optim.orthogonal_labels(slow))
   assert largest_difference(params, expected) < 1e-6
   assert optim.orthogonality_error(r).max() < 1e-6
   # Step 20 is no multiple of the periods 3 and 7: slow weights differ from fast
@@ -428,21 +411,14 @@ def test_bfloat16_gathers_are_bfloat16_and_gradients_what_was_chosen():
       (1, 8, 1), **{'model.dtype': 'bfloat16', 'reduce_dtype': chosen}
     )
     text = trace(build(config)).lower().as_text()
-    kinds = dict.fromkeys(('all_gather', 'reduce_scatter', 'all_to_all'))
-    for kind in kinds:
+    for kind, sent in (('all_gather', 'bf16'), ('reduce_scatter', name)):
       pattern = rf'stablehlo\.{kind}"?\(.*?-> tensor<[\dx]*x(\w+)>'
-      kinds[kind] = set(re.findall(pattern, text, flags=re.DOTALL))
-    assert kinds['all_gather'] == {'bf16'}
-    assert kinds['reduce_scatter'] == {name}
+      assert set(re.findall(pattern, text, flags=re.DOTALL)) == {sent}
 
 
 def test_first_moments_can_be_bfloat16():
   fields = {'optimizer.mu_dtype': 'bfloat16', 'optimizer.name': 'nadam'}
   state = build(make_config(**fields)).abstract
-  leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
-  moments = [
-    leaf.dtype.name
-    for path, leaf in leaves
-    if '.mu[' in jax.tree_util.keystr(path)
-  ]
+  leaves = trees.named_leaves(state.opt_state).items()
+  moments = [leaf.dtype.name for name, leaf in leaves if '/mu/' in name]
   assert moments == ['bfloat16'] * len(jax.tree.leaves(state.params))

@@ -15,7 +15,6 @@ from sklearn import datasets
 
 from benchmarks.runs import same_arrays
 from benchmarks.runs import stored_arrays
-from lipnext_jax import checkpoint
 from lipnext_jax import errors
 from lipnext_jax import losses
 from lipnext_jax import train
@@ -33,12 +32,12 @@ def take_lock(workdir):
 
 
 def resumable(config, **fields):
-  """Sets a checkpoint every 2 of the 4 steps."""
+  """Sets a checkpoint every 2 of the 4 steps, and examples to monitor."""
   config.checkpoint.every = config.eval.every = '2 steps'
   config.log.every = '3 steps'
-  config.eval.monitor_examples = 64
+  config.dataset.holdout = 100
   config.augment.crop_padding = 1
-  config.mesh.data, config.mesh.fsdp = -1, 2
+  config.mesh.fsdp = 2
   config.update_from_flattened_dict(fields)
   return config
 
@@ -83,13 +82,9 @@ def test_a_run_leaves_everything_it_promises(finished):
   metrics = read_metrics(workdir)
   assert [m['step'] for m in metrics if 'train/loss' in m] == [3, 4]
   assert [m['step'] for m in metrics if 'monitor/certified' in m] == [2]
-  assert json.loads(read(workdir, 'config.json'))['model.width'] == 16
   (start,) = json.loads(read(workdir, 'run.json'))
   assert start['mesh'] == {'data': 4, 'fsdp': 2, 'tensor': 1}
-  table = read(workdir, 'parameters.txt').splitlines()
-  (row,) = (line for line in table if line.startswith('params/blocks/R '))
-  # Two layers are split over fsdp = 2; data = 4 does not divide them.
-  assert "(('fsdp', 'tensor'), None, None)" in row
+  assert 'params/blocks/R ' in read(workdir, 'parameters.txt')
   assert os.listdir(os.path.join(workdir, 'tensorboard'))
   product = math.prod(map(math.prod, summary['lipschitz_bounds'].values()))
   assert summary['lipschitz_bound'] == pytest.approx(product, abs=1e-14)
@@ -98,9 +93,8 @@ def test_a_run_leaves_everything_it_promises(finished):
     images = datasets.load_digits().images / 16
     for image in gallery['image']:
       assert (images == image[..., 0]).all((1, 2)).any()
-  text = read(workdir, 'report.html')
-  assert f'{summary["clean"]:.2f}\u00a0%' in text
-  assert 'evaluate the run' not in text  # No file is missing or stale.
+  # No file is missing or stale.
+  assert 'evaluate the run' not in read(workdir, 'report.html')
 
 
 def test_resuming_is_bitwise(finished, config, tmp_path):
@@ -154,32 +148,22 @@ def plant(monkeypatch, is_bad):
   monkeypatch.setitem(losses.LOSSES, 'emma', planted)
 
 
-def test_skipped_steps_are_counted_and_said(
-  config, tmp_path, monkeypatch, capsys
-):
-  plant(monkeypatch, lambda epsilon: epsilon < 0.03)  # The first step.
-  config.health.drift, config.log.every = 1e-9, '1 steps'
-  train.train_and_evaluate(config, str(tmp_path / 'run'))
-  metrics = read_metrics(str(tmp_path / 'run'))
-  logged = [m for m in metrics if 'train/skipped_steps' in m]
-  assert [m['train/skipped_steps'] for m in logged] == [1, 0, 0, 0]
-  assert [m['train/skipped_in_a_row'] for m in logged] == [1, 0, 0, 0]
-  assert ['train/loss' in m for m in logged] == [False, True, True, True]
-  said = capsys.readouterr().err
-  assert 'step 1: 1 steps skipped, whose loss or gradient was not' in said
-  assert 'step 4: orthogonality error' in said  # Float32 is not that exact.
-
-
-def test_too_many_skipped_steps_end_the_run_and_leave_the_checkpoint(
-  finished, config, tmp_path, monkeypatch
+def test_skipped_steps_are_said_and_too_many_end_the_run(
+  finished, config, tmp_path, monkeypatch, capsys
 ):
   workdir = str(tmp_path / 'run')
-  config.health.max_skipped = 2
+  config.health.max_skipped, config.health.drift = 2, 1e-9
   with monkeypatch.context() as patch:
     plant(patch, lambda epsilon: epsilon > 0.7)  # The last two steps.
     with pytest.raises(errors.NonFiniteError) as stopped:
       train.train_and_evaluate(config, workdir)
   take_lock(workdir)
+  said = capsys.readouterr().err
+  assert 'step 3: 1 steps skipped, whose loss or gradient was not' in said
+  assert 'step 3: orthogonality error' in said  # Float32 is not that exact.
+  logged = [m for m in read_metrics(workdir) if 'train/skipped_steps' in m]
+  assert [m['train/skipped_in_a_row'] for m in logged] == [1, 2]
+  assert ['train/loss' in m for m in logged] == [True, False]
   message = str(stopped.value)
   assert message.startswith('step 4: loss or gradient were not finite in the ')
   assert 'last 2 steps (first: loss)' in message
@@ -207,18 +191,12 @@ def test_a_finished_run_only_evaluates(finished, config, capsys):
   assert 'finished at step 4' in captured.err
   assert 'digits, test split' in captured.out
   assert before == {name: read(workdir, name) for name in before}
-  config.eval.checkpoint = 'best'
+  config.eval.checkpoint, config.eval.split = 'best', 'validation'
   best = train.train_and_evaluate(config, workdir, train=False)
   assert best['step'] == 2  # The only one that was monitored.
-  config.eval.checkpoint = 'last'
+  assert best['examples'] == 100
+  config.eval.checkpoint, config.eval.split = 'last', 'test'
   assert train.train_and_evaluate(config, workdir, train=False) == summary
-
-
-def test_training_in_bfloat16_certifies_in_float32(trained_run):
-  workdir, summary, _ = trained_run
-  assert 1 <= summary['lipschitz_bound'] < 1 + 1e-5
-  leaves = stored_arrays(workdir, 4)
-  assert {leaf.dtype.name for leaf in leaves} == {'float32', 'int32'}
 
 
 def test_a_config_that_does_not_fit_is_refused_and_nothing_is_written(
@@ -234,6 +212,7 @@ def test_a_config_that_does_not_fit_is_refused_and_nothing_is_written(
     ('model.width', 32, r'model\.width=32 differs', [used]),
     ('mesh.fsdp', 3, 'mesh', [used, new]),
     ('batch_size', 36, r'batch_size=36', [used, new]),
+    ('microbatches', 3, r'batch_size=32.*3 micro.*48', [new]),
     ('eval.batch_size', 100, r'eval\.batch_size=100', [used, new]),
   ):
     config = resumable(make_tiny_config(), **{field: value})
@@ -244,24 +223,12 @@ def test_a_config_that_does_not_fit_is_refused_and_nothing_is_written(
   assert not new.exists()
 
 
-def test_a_holdout_is_monitored_and_kept_out_of_training(tmp_path, tiny_config):
-  tiny_config.dataset.holdout = 100
-  tiny_config.eval.every = '2 steps'
-  workdir = str(tmp_path / 'held')
-  train.train_and_evaluate(tiny_config, workdir)
-  assert checkpoint.CheckpointReader(workdir).choose('best') == 2
-  tiny_config.eval.split = 'validation'
-  summary = train.train_and_evaluate(tiny_config, workdir)
-  assert summary['examples'] == 100
-
-
 OTHER_MODELS = {
   'liresnet': {'model.name': 'liresnet', 'model.activation': 'minmax'},
   'bronet': {'model.name': 'bronet', 'model.patch_size': 2},
   'cayley': {
     'model.parametrization': 'cayley',
     'mesh.fsdp': 2,
-    'mesh.data': -1,
     'eval.certificate': 'rigorous',
   },
 }

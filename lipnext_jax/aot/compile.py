@@ -31,6 +31,7 @@ import numpy as np
 from lipnext_jax import config as config_lib
 from lipnext_jax import files
 from lipnext_jax import models
+from lipnext_jax import parallel
 from lipnext_jax import train
 from lipnext_jax.aot import chips
 from lipnext_jax.aot import collectives
@@ -39,7 +40,6 @@ from lipnext_jax.aot import topology
 from lipnext_jax.data import sources
 from lipnext_jax.models import lipnext
 from lipnext_jax.models import registry
-from lipnext_jax.parallel import mesh as mesh_lib
 
 EXIT_DOES_NOT_FIT = 3
 
@@ -88,7 +88,7 @@ def compile_step(
   Raises:
     ConfigError: the config does not fit the devices.
   """
-  program = train.build(config, mesh_lib.make_mesh(config.mesh, devices), info)
+  program = train.build(config, parallel.make_mesh(config.mesh, devices), info)
   traced = program.train_step.trace(program.abstract, program.batch)
   try:
     return Compiled(program, traced.jaxpr, traced.lower().compile(), '')
@@ -117,8 +117,8 @@ def summarize(
   repeated = np.subtract(update, count('optimizer'))
   executed = flops_lib.Flops(*np.add(count(), repeated).tolist())
   memory: dict[str, Any] = {
-    'parameters': mesh_lib.local_bytes(params),
-    'optimizer': mesh_lib.local_bytes(program.abstract.opt_state),
+    'parameters': parallel.local_bytes(params),
+    'optimizer': parallel.local_bytes(program.abstract.opt_state),
   }
   # Baselines and unrolled blocks have no scan whose outputs could be counted.
   if config.model.name == 'lipnext' and not config.model.unroll:
@@ -148,7 +148,7 @@ def summarize(
       'optimizer': update.total,
       'optimizer_per_device': update.total / mesh.size,
     },
-    'sharding': mesh_lib.table(arrays),
+    'sharding': parallel.layout_table(arrays),
     'fits': False,
     'refusal': refusal,
   }
@@ -169,7 +169,7 @@ def summarize(
   # Descriptions of GPUs have no slices: a host stands for a slice.
   on_gpus = chip.platform == 'cuda'
   slices = [
-    device.process_index if on_gpus else mesh_lib.slice_of(device)
+    device.process_index if on_gpus else parallel.slice_of(device)
     for device in mesh.devices.flat
   ]
   sent = collectives.read(executable.as_text(), slices)

@@ -15,8 +15,8 @@ import orbax.checkpoint as ocp
 
 from lipnext_jax import errors
 from lipnext_jax import files
+from lipnext_jax import parallel
 from lipnext_jax.checkpoint import manifest
-from lipnext_jax.parallel import distributed
 from lipnext_jax.runtime import command
 
 _METRIC = 'certified'  # Certified accuracy in per cent, which chooses the best.
@@ -66,7 +66,7 @@ class CheckpointReader:
       ConfigError: there are no checkpoints.
       CheckpointError: all checkpoints are damaged, or none was monitored.
     """
-    return distributed.on_first(lambda: self._choose(which))
+    return parallel.on_first(lambda: self._choose(which))
 
   def _choose(self, which: str) -> int:
     """Chooses in the first process."""
@@ -177,7 +177,7 @@ class Checkpointer(CheckpointReader):
     # On the file system of the checkpoints, so that moving there is a rename.
     self._damaged = os.path.join(os.path.dirname(self._directory), 'damaged')
     self._saving: tuple[str, dict[str, Any]] | None = None
-    distributed.on_first(self._set_damaged_aside)
+    parallel.on_first(self._set_damaged_aside)
     metric = operator.itemgetter(_METRIC)
     keep = ocp.checkpoint_managers.AnyPreservationPolicy(
       [
@@ -254,6 +254,7 @@ class Checkpointer(CheckpointReader):
       path, arrays = self._saving
       # In a bucket, the directory has its final name from the start.
       (directory,) = glob.glob(f'{glob.escape(path)}.orbax-*') or (path,)
+      manifest.wait_for_metadata(directory)
       manifest.write(directory, arrays=arrays, config_hash=self._config_hash)
 
   def wait(self) -> None:

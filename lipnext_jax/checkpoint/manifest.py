@@ -8,11 +8,13 @@ gets its final name. So a checkpoint without a manifest is not whole.
 
 from collections.abc import Mapping
 from concurrent import futures
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
+import time
 from typing import Any
 
 from lipnext_jax import files
@@ -37,6 +39,25 @@ def hash_fields(fields: Any) -> str:
   """Hashes plain JSON, independently of the order of its fields."""
   text = json.dumps(fields, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def wait_for_metadata(directory: str, seconds: float = 60) -> None:
+  """Waits until Orbax has written the metadata of a checkpoint.
+
+  A thread of Orbax writes it, and may still do so when all arrays are there: a
+  manifest written before would not match.
+
+  Args:
+    directory: directory of the checkpoint, complete but for the manifest.
+    seconds: longest time to wait.
+  """
+  path = os.path.join(directory, _METADATA)
+  end = time.monotonic() + seconds
+  while time.monotonic() < end:
+    with contextlib.suppress(OSError, ValueError):  # Not there, or half of it.
+      if files.read_json(path).get('item_handlers'):
+        return
+    time.sleep(0.01)
 
 
 def write(

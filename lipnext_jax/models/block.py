@@ -16,7 +16,6 @@ Shapes: `t` tokens, t = b·h·w; `b` batch, `h w` token grid, `c` channels.
 
 from collections.abc import Callable
 import dataclasses
-import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -66,18 +65,9 @@ class Devices:
     """Lays out the tokens [t, c] that enter the first block."""
     return u
 
-  def run(
-    self,
-    block: Callable[[Weights, jax.Array], jax.Array],
-    weights: Weights,
-    u: jax.Array,
-  ) -> jax.Array:
-    """Runs `block` on the devices; here, on whole arrays."""
-    return block(weights, u)
-
-  def gather(self, spec: BlockSpec, weights: Weights) -> Weights:
-    """Gathers the parts of R and M that other devices store."""
-    return weights
+  def run(self, spec: BlockSpec, weights: Weights, u: jax.Array) -> jax.Array:
+    """Applies a block to whole arrays, wherever their parts are stored."""
+    return apply_block(spec, weights, u, self)
 
   def activate(self, spec: BlockSpec, u: jax.Array) -> jax.Array:
     """Applies σ to the channels of a device."""
@@ -106,7 +96,6 @@ def apply_block(
   The tokens u and v, [t, c], of an image lie together, row by row.
   """
   shape = (-1, *spec.grid, u.shape[-1])
-  weights = devices.gather(spec, weights)
   pos = jnp.expand_dims(weights.pos, 0).astype(u.dtype)
   y = (devices.activate(spec, u).reshape(shape) + pos).reshape(u.shape)
 
@@ -153,8 +142,7 @@ class Block(nn.Module):
       bias=self.param('bias', zeros, (c,), jnp.float32),
       pos=pos if spec.position else jax.lax.stop_gradient(pos),
     )
-    block = functools.partial(apply_block, spec, devices=self.devices)
-    return self.devices.run(block, weights, u), None
+    return self.devices.run(spec, weights, u), None
 
 
 class Dense(nn.Module):

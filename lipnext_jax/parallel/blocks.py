@@ -8,7 +8,6 @@ No device ever holds all of a layer in float32, and gathered matrices are not
 kept for the backward pass. `block.apply_block` does the mathematics.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -40,12 +39,22 @@ class Layout(block_lib.Devices):
     return lax.with_sharding_constraint(u, NamedSharding(self.mesh, _TOKENS))
 
   def run(
-    self,
-    block: Callable[[block_lib.Weights, jax.Array], jax.Array],
-    weights: block_lib.Weights,
-    u: jax.Array,
+    self, spec: block_lib.BlockSpec, weights: block_lib.Weights, u: jax.Array
   ) -> jax.Array:
-    """Applies `block` on every device to its part of the arrays."""
+    """Applies a block on every device to its tokens, with R and M gathered."""
+
+    def on_device(weights, u):
+      r, m, bias, pos = weights
+      dtype = spec.numerics.dtype
+      # Bias and p stay float32: their gradients are summed over devices.
+      whole = block_lib.Weights(
+        r=None if r is None else _gather(dtype, 1, r),
+        m=_gather(dtype, 0, m),
+        bias=lax.pcast(bias, BATCH_AXES, to='varying'),
+        pos=lax.pcast(pos, (*BATCH_AXES, 'tensor'), to='varying'),
+      )
+      return block_lib.apply_block(spec, whole, u, self)
+
     columns = PartitionSpec(None, ('tensor', 'fsdp'))
     specs = block_lib.Weights(
       r=columns if weights.r is not None else None,
@@ -54,22 +63,8 @@ class Layout(block_lib.Devices):
       pos=PartitionSpec(),
     )
     return jax.shard_map(
-      block, mesh=self.mesh, in_specs=(specs, _TOKENS), out_specs=_TOKENS
+      on_device, mesh=self.mesh, in_specs=(specs, _TOKENS), out_specs=_TOKENS
     )(weights, u)
-
-  def gather(
-    self, spec: block_lib.BlockSpec, weights: block_lib.Weights
-  ) -> block_lib.Weights:
-    """Gathers R and M of a layer over 'fsdp'."""
-    r, m, bias, pos = weights
-    dtype = spec.numerics.dtype
-    # Bias and p stay float32: their gradients are summed over devices.
-    return block_lib.Weights(
-      r=None if r is None else _gather(dtype, 1, r),
-      m=_gather(dtype, 0, m),
-      bias=lax.pcast(bias, BATCH_AXES, to='varying'),
-      pos=lax.pcast(pos, (*BATCH_AXES, 'tensor'), to='varying'),
-    )
 
   def activate(self, spec: block_lib.BlockSpec, u: jax.Array) -> jax.Array:
     """Applies σ to the channels of a device: β-Abs, if devices share them."""

@@ -3,6 +3,7 @@
 Rules in order, path → partition spec, say where each array of a tree lies.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
 import math
@@ -13,7 +14,6 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
-import ml_collections
 import numpy as np
 
 from lipnext_jax import errors
@@ -28,7 +28,7 @@ AXES = ('data', 'fsdp', 'tensor')
 
 
 def make_mesh(
-  mesh_config: ml_collections.ConfigDict,
+  sizes: Mapping[str, int],
   devices: Sequence[jax.Device] | None = None,
 ) -> jax.sharding.Mesh:
   """Makes a mesh with the axes `AXES`; a size of −1 takes all other devices.
@@ -39,24 +39,23 @@ def make_mesh(
   which devices are neighbours.
 
   Args:
-    mesh_config: `config.mesh`; an axis that it lacks has size 1.
+    sizes: axis → size, as in `config.mesh`; an axis that it lacks has size 1.
     devices: devices of the mesh; default: all of this run.
 
   Raises:
     ConfigError: the sizes do not multiply to the number of devices, or
       'tensor' would split one example over several processes.
 
-  >>> config = ml_collections.ConfigDict({'data': -1, 'fsdp': 1})
-  >>> dict(make_mesh(config).shape) == {
+  >>> dict(make_mesh({'data': -1, 'fsdp': 1}).shape) == {
   ...   'data': jax.device_count(), 'fsdp': 1, 'tensor': 1}
   True
   """
   devices = jax.devices() if devices is None else devices
-  given = [mesh_config.get(axis, 1) for axis in AXES]
+  given = [sizes.get(axis, 1) for axis in AXES]
   fixed = math.prod(size for size in given if size != -1)
   rest = len(devices) // max(fixed, 1)
-  sizes = [rest if size == -1 else size for size in given]
-  if given.count(-1) > 1 or math.prod(sizes) != len(devices):
+  shape = [rest if size == -1 else size for size in given]
+  if given.count(-1) > 1 or math.prod(shape) != len(devices):
     raise errors.ConfigError(
       'mesh',
       dict(zip(AXES, given, strict=True)),
@@ -65,10 +64,10 @@ def make_mesh(
     )
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
   if len({slice_of(device) for device in devices}) > 1:
-    grid = arrange_slices(devices, sizes)
+    grid = arrange_slices(devices, shape)
     mesh = jax.sharding.Mesh(grid, AXES, axis_types=auto)
   else:
-    mesh = jax.make_mesh(sizes, AXES, auto, devices=devices)
+    mesh = jax.make_mesh(shape, AXES, auto, devices=devices)
   owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
   if (owners != owners[..., :1]).any():
     raise errors.ConfigError(
@@ -177,7 +176,7 @@ def tree_shardings(
     ConfigError: a leaf matches no rule, a spec has an unknown axis or too many
       entries, or a mesh axis does not divide an array axis.
 
-  >>> mesh = make_mesh(ml_collections.ConfigDict({'data': -1, 'fsdp': 1}))
+  >>> mesh = make_mesh({'data': -1})
   >>> shapes = {'R': jax.ShapeDtypeStruct((2, 4, 4), 'float32')}
   >>> rules = [('R$', (None, 'fsdp', None))]
   >>> tuple(tree_shardings(shapes, rules, mesh)['R'].spec)
@@ -266,7 +265,7 @@ def move(
   next, and axes that only the source uses are gathered last. Without these
   steps the compiler may gather all of `x` on every device.
 
-  >>> mesh = make_mesh(ml_collections.ConfigDict({'data': -1}))
+  >>> mesh = make_mesh({'data': -1})
   >>> rows, columns = (
   ...   NamedSharding(mesh, PartitionSpec(*spec))
   ...   for spec in [('data', None), (None, 'data')])
@@ -312,7 +311,7 @@ def local_bytes(tree: Any) -> int:
   )
 
 
-def table(tree: Any) -> str:
+def layout_table(tree: Any) -> str:
   """Formats path, shape, dtype, spec and bytes per device of every leaf.
 
   The leaves are arrays, or shapes with shardings. The last line has the total.

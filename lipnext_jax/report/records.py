@@ -19,12 +19,12 @@ import numpy as np
 from lipnext_jax import errors
 from lipnext_jax import evaluate
 from lipnext_jax import files
+from lipnext_jax import parallel
 from lipnext_jax.certify import decimals
 from lipnext_jax.data import sources
 from lipnext_jax.data import views
 from lipnext_jax.models import interface
 from lipnext_jax.models import lipnext
-from lipnext_jax.parallel import mesh as mesh_lib
 from lipnext_jax.report import metrics
 from lipnext_jax.report import page
 
@@ -49,7 +49,7 @@ def write_records(
     return
   files.write_text(
     os.path.join(workdir, 'parameters.txt'),
-    f'{mesh_lib.table(state)}\n'
+    f'{parallel.layout_table(state)}\n'
     f'parameters stored: {interface.parameter_count(state.params):,}\n'
     'as the paper counts, R and M with R whole: '
     f'{lipnext.paper_parameter_count(state.params):,}\n',

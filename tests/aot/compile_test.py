@@ -1,12 +1,8 @@
-"""Runs `--mode=compile` for CPUs, and for accelerators with a compiler here.
-
-Bytes and operations are compared with hand counts, the estimate with formulae.
-"""
+"""Compiles for CPUs, and for accelerators whose compiler is installed."""
 
 import json
 import math
 import os
-import re
 import sys
 
 import jax
@@ -25,9 +21,6 @@ PLAIN = (
   '--config.optimizer.lookahead_period=0',
   '--config.optimizer.retraction_period=0 steps',
 )
-
-
-# ── The program ──────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -60,11 +53,6 @@ def test_sixteen_cpu_devices(run):
   assert code == 0
   assert last.startswith('fits: peak')
   assert summary['mesh'] == mesh
-  # The table has the bytes per device of every array of the state.
-  (row,) = re.findall('^params/blocks/R .*', summary['sharding'], re.M)
-  assert row.split()[-1] == f'{16 * 4 * 16 * 4 // 16:,}'  # At α = 1/16.
-  memory = summary['memory']
-  assert memory['peak'] >= memory['parameters'] + memory['optimizer']
 
 
 ACCELERATORS = {'tpu': 'v5e:2x2', 'cuda': 'h100:1x1x4'}
@@ -90,9 +78,6 @@ def test_compiling_for_accelerators_that_need_not_exist(platform, run):
   code, last, _ = run(*flags)
   assert code == 3
   assert last.startswith('does not fit: ')
-
-
-# ── In this process ──────────────────────────────────────────────────────────
 
 
 OUT_OF_MEMORY = (

@@ -19,18 +19,15 @@ def total(fn, *args, **options):
 
 def test_a_convolution_counts_its_kernel_at_every_place():
   def convolve(x, w):
-    return lax.conv_general_dilated(
-      x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
+    layout = ('NHWC', 'HWIO', 'NHWC')
+    y = lax.conv_general_dilated(x, w, (1, 1), 'SAME', dimension_numbers=layout)
+    return jnp.sum(y)
 
   x, w = jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 5))
   one = 2 * (2 * 4 * 4) * (3 * 3 * 3 * 5)
   assert total(convolve, x, w) == one
   # The two gradients are convolutions of the same size, or larger by padding.
-  whole = total(
-    jax.grad(lambda x, w: convolve(x, w).sum(), argnums=(0, 1)), x, w
-  )
-  assert 2 * one <= whole < 4 * one
+  assert 2 * one <= total(jax.grad(convolve, (0, 1)), x, w) < 4 * one
 
 
 def scan(x, w):
@@ -103,17 +100,16 @@ def test_saved_activations_are_the_stacks_of_whole_batches(shape):
   ],
 )
 def test_float32_products_are_counted_apart(dtype, precision, kind):
-  product = functools.partial(jnp.matmul, precision=precision)
-  jaxpr = jax.make_jaxpr(product)(X.astype(dtype), W.astype(dtype))
+  x, w = X.astype(dtype), W.astype(dtype)
+  jaxpr = jax.make_jaxpr(lambda: jnp.matmul(x, w, precision=precision))()
   assert flops.count(jaxpr) == flops.Flops(**{kind: ONE})
 
 
 def test_branches_of_other_platforms_are_left_out():
-  def fn(*operands):
-    return lax.platform_dependent(*operands, cpu=jnp.matmul, default=twice)
-
-  def twice(x, w):
-    return x @ w + x @ w
+  def fn(x, w):
+    return lax.platform_dependent(
+      x, w, cpu=jnp.matmul, default=lambda x, w: x @ w + x @ w
+    )
 
   for platform, products in (('cpu', 1), ('tpu', 2)):
     assert total(fn, X, W, platform=platform) == products * ONE

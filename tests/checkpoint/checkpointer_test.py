@@ -16,6 +16,15 @@ def check_restored(reader, step, make_state):
   jax.tree.map(np.testing.assert_array_equal, restored, make_state(step))
 
 
+def flip(workdir, step, name='*'):
+  """Flips a bit of a checkpoint's largest file of a name."""
+  found = (workdir / 'checkpoints' / str(step)).rglob(name)
+  path = max(found, key=lambda path: path.is_file() * path.stat().st_size)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
 def snapshot(workdir):
   return {
     path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()
@@ -36,20 +45,9 @@ def resume(make_state):
   return find_and_restore
 
 
-def test_the_last_and_the_best_are_read_and_nothing_is_written(
-  saved, make_state, capfd
+def test_where_nothing_can_be_used_readers_and_writers_say_so(
+  workdir, resume, tmp_path
 ):
-  before = snapshot(saved)
-  reader = checkpoint.CheckpointReader(str(saved), config_hash='h')
-  assert reader.list_steps() == [8, 32, 64]  # As numbers, not as names.
-  for which, step in (('last', 64), ('best', 8)):
-    assert reader.choose(which) == step
-    check_restored(reader, step, make_state)
-  assert snapshot(saved) == before
-  assert not capfd.readouterr().err
-
-
-def test_where_nothing_can_be_used_the_reader_says_so(workdir, flip, tmp_path):
   reader = checkpoint.CheckpointReader(str(workdir))
   for step in (8, 32):
     flip(workdir, step, 'manifest.json')
@@ -58,6 +56,10 @@ def test_where_nothing_can_be_used_the_reader_says_so(workdir, flip, tmp_path):
   flip(workdir, 64, 'manifest.json')
   with pytest.raises(errors.CheckpointError, match='holds no checkpoint that'):
     reader.choose('last')
+  for _ in range(2):  # Nor at the next start: they are still to be looked at.
+    with pytest.raises(errors.CheckpointError, match='holds only damaged'):
+      resume(workdir)
+  assert len(os.listdir(workdir / 'damaged')) == 3
   with pytest.raises(errors.ConfigError, match='holds no checkpoint'):
     checkpoint.CheckpointReader(str(tmp_path / 'new')).choose('last')
   assert os.listdir(tmp_path) == ['run']  # Nothing is made.
@@ -124,6 +126,7 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path):
 @pytest.mark.parametrize(
   ('broken', 'newest', 'best'),
   [
+    ([], 64, 8),
     ([(64, 'd/*')], 32, 8),  # An array.
     ([(64, 'metrics')], 32, 8),
     ([(32, 'metrics')], 64, 8),  # Orbax reads the metrics of all of them.
@@ -132,17 +135,21 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path):
   ],
 )
 def test_damaged_ones_are_not_used_and_only_the_writer_sets_them_aside(
-  workdir, resume, flip, capfd, broken, newest, best
+  workdir, make_state, resume, capfd, broken, newest, best
 ):
   for step, name in broken:
     flip(workdir, step, name)
   damaged = workdir / 'damaged'
   (damaged / '64-0').mkdir(parents=True)  # From another time.
   before = snapshot(workdir)
-  reader = checkpoint.CheckpointReader(str(workdir))
-  assert (reader.choose('last'), reader.choose('best')) == (newest, best)
+  reader = checkpoint.CheckpointReader(str(workdir), config_hash='h')
+  assert reader.list_steps() == [8, 32, 64]  # As numbers, not as names.
+  for which, step in (('last', newest), ('best', best)):
+    assert reader.choose(which) == step
+    check_restored(reader, step, make_state)
   assert snapshot(workdir) == before
   read = capfd.readouterr().err
+  assert bool(read) == bool(broken)
   assert resume(workdir) == newest
   written = capfd.readouterr().err
   aside = {f'{step}-{int(step == 64)}' for step, _ in broken}
@@ -153,9 +160,7 @@ def test_damaged_ones_are_not_used_and_only_the_writer_sets_them_aside(
       assert name.rstrip('*') in said
 
 
-def test_damaged_ones_stay_on_their_own_file_system(
-  workdir, resume, flip, tmp_path
-):
+def test_damaged_ones_stay_on_their_own_file_system(workdir, resume, tmp_path):
   """The folder of checkpoints may be a link, and a rename stays on its disk."""
   flip(workdir, 64)
   other = tmp_path / 'other'
@@ -164,12 +169,3 @@ def test_damaged_ones_stay_on_their_own_file_system(
   assert resume(other) == 32
   assert os.listdir(workdir / 'damaged') == ['64-0']
   assert os.listdir(other) == ['checkpoints']
-
-
-def test_when_all_are_damaged_nothing_starts_again(workdir, resume, flip):
-  for step in (8, 32, 64):
-    flip(workdir, step)
-  for _ in range(2):  # Nor at the next start: they are still to be looked at.
-    with pytest.raises(errors.CheckpointError, match='holds only damaged'):
-      resume(workdir)
-  assert len(os.listdir(workdir / 'damaged')) == 3

@@ -1,4 +1,4 @@
-"""A workdir with three checkpoints, and a function that damages them."""
+"""A workdir with three checkpoints."""
 
 import pathlib
 import shutil
@@ -34,17 +34,3 @@ def saved(make_state, tmp_path_factory):
 def workdir(saved, tmp_path):
   """A copy of `saved`."""
   return pathlib.Path(shutil.copytree(saved, tmp_path / 'run'))
-
-
-@pytest.fixture(scope='session')
-def flip():
-  """A function that flips a bit of a checkpoint's largest file of a name."""
-
-  def flip_bit(workdir, step, name='*'):
-    found = (workdir / 'checkpoints' / str(step)).rglob(name)
-    path = max(found, key=lambda path: path.is_file() * path.stat().st_size)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-
-  return flip_bit

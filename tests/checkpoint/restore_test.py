@@ -33,6 +33,8 @@ def test_one_device_gets_what_the_mesh_evaluated(trained_run):
   assert predictions.dtype == np.int32
   np.testing.assert_array_equal(predictions, table[:, 2])
   np.testing.assert_allclose(radii, table[:, 3], atol=1e-6)
+  # Training in bfloat16 leaves certificates in float32.
+  assert 1 <= summary['lipschitz_bound'] < 1 + 1e-5
   bound = certify.lipschitz_bound(run.params)
   np.testing.assert_allclose(bound, summary['lipschitz_bound'], atol=1e-6)
   # Another checkpoint of the run has other radii.

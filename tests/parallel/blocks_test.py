@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
@@ -18,9 +17,9 @@ IMAGES = jax.random.uniform(jax.random.key(1), (8, 8, 8, 1))
 def make(sizes, **options):
   """Returns a model on a mesh, and on one device."""
   axes = dict(zip(('data', 'fsdp', 'tensor'), sizes, strict=True))
-  mesh = parallel.make_mesh(ml_collections.ConfigDict(axes))
+  devices = parallel.model_devices(parallel.make_mesh(axes))
   plain = models.LipNeXt(3, 2, 16, 4, **options)
-  return plain.clone(devices=parallel.model_devices(mesh)), plain
+  return plain.clone(devices=devices), plain
 
 
 def check_gradients(sizes, **options):
@@ -89,16 +88,13 @@ def test_no_gathered_matrix_is_kept_for_the_backward_pass(remat):
 @pytest.mark.parametrize('axis', [0, 1])
 def test_gathered_parts_have_their_gradients_summed_in_their_own_dtype(axis):
   """Eight devices, 1 + 2⁻¹⁰ each: bfloat16 would lose the 2⁻¹⁰."""
-  mesh = parallel.make_mesh(ml_collections.ConfigDict({'data': 2, 'fsdp': 4}))
+  mesh = parallel.make_mesh({'data': 2, 'fsdp': 4})
   spec = jax.sharding.PartitionSpec(*[None] * axis, 'fsdp')
 
   def gradient(gather):
-    def loss(w):
-      return jnp.sum(gather(w)) * (1 + 2.0**-10)
-
-    return jax.shard_map(
-      jax.grad(loss), mesh=mesh, in_specs=spec, out_specs=spec
-    )(jnp.ones((8, 8)))
+    grad = jax.grad(lambda w: jnp.sum(gather(w)) * (1 + 2.0**-10))
+    spread = jax.shard_map(grad, mesh=mesh, in_specs=spec, out_specs=spec)
+    return spread(jnp.ones((8, 8)))
 
   def narrow(w):
     w = jax.lax.pcast(w.astype(jnp.bfloat16), ('data',), to='varying')
