@@ -8,6 +8,7 @@ from lipnext_jax import certify
 from lipnext_jax import models
 from lipnext_jax.certify import bound
 from lipnext_jax.certify import fast
+from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
 from tests import networks
 
@@ -114,7 +115,7 @@ def test_the_floor_is_that_of_the_recursion_and_not_far_above():
   for params in [*trees, networks.draw(neck, IMAGES.shape[1:])]:
     constants = fast.prove_constants(params)
     norms = np.linalg.norm(np.float64(IMAGES - 0.5), axis=(1, 2))[:, 0]
-    reach = rounding.propagate(rounding.lipnext_chain(params), norms).norm
+    reach = rounding.propagate(rigorous.prove(params).steps, norms).norm
     largest = np.max(np.abs(params['head']['bias']))
     bound = constants.lipschitz * norms + constants.offset
     assert np.all(bound >= (reach + largest) * (1 - 1e-9))
@@ -182,10 +183,10 @@ def test_float32_above_is_above():
 
 def test_bytes_are_images_and_other_whole_numbers_are_not():
   pixels = np.round(255 * IMAGES).astype(np.uint8)
-  rigorous = certify.rigorous_certifier(MODEL, START)
+  proved = certify.rigorous_certifier(MODEL, START)
   for certifier in (
     fast.fast_certifier(MODEL, START),
-    lambda x: rigorous(x)[:2],
+    lambda x: proved(x)[:2],
   ):
     for found, wanted in zip(
       certifier(pixels), certifier(pixels / np.float32(255)), strict=True

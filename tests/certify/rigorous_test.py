@@ -36,16 +36,8 @@ def make(*, scale=1.0, width=16, depth=2, patch_size=4, **options):
   return model, networks.draw(model, (8, 8, 1), scale=scale), images
 
 
-def prove(params):
-  """Returns the arguments of `radii_from_logits` that belong to a network."""
-  head, steps = rigorous.read_head(params), rounding.lipnext_chain(params)
-  return head, steps, certify.bound_product(certify.lipschitz_bounds(params))
-
-
 def certify_logits(logits, norm, proof):
-  return rigorous.radii_from_logits(
-    np.array([logits]), np.array([norm]), *proof
-  )
+  return rigorous.radii_from_logits(np.array([logits]), np.array([norm]), proof)
 
 
 def unit_rows(kernel):
@@ -175,7 +167,7 @@ def test_the_answer_holds_up_to_the_radius_and_no_further():
 
 def test_ties_nan_infinity_and_overflow_certify_nothing():
   model, params, images = make()
-  proof, certain = prove(params), [9.0, 1, 0, 0]
+  proof, certain = rigorous.prove(params), [9.0, 1, 0, 0]
   assert certify_logits(certain, 1.0, proof).radii[0] > 1
   for logits, norm in (
     *(([top, 1, 0, 0], 1.0) for top in (1.0, np.nan, np.inf)),
@@ -190,9 +182,8 @@ def test_ties_nan_infinity_and_overflow_certify_nothing():
 
 def errors_in(ball, proof):
   """Returns E_j [balls, k] of the predicted class 0 on balls."""
-  head, steps, _ = proof
-  reach = rounding.propagate(steps, ball)
-  return rigorous.pair_errors(reach, head, np.zeros(len(ball), int))
+  reach = rounding.propagate(proof.steps, ball)
+  return rigorous.pair_errors(reach, proof.head, np.zeros(len(ball), int))
 
 
 @pytest.mark.parametrize(
@@ -208,9 +199,9 @@ def errors_in(ball, proof):
 def test_each_rival_pays_for_the_rounding_in_its_own_ball(
   logits, norm, scale, fault
 ):
-  proof = prove(make(scale=scale)[1])
+  proof = rigorous.prove(make(scale=scale)[1])
   found = certify_logits(logits, norm, proof)
-  slopes = found.lipschitz * proof[0].distances[0, 1:]
+  slopes = found.lipschitz * proof.head.distances[0, 1:]
   margins = logits[0] - np.array(logits[1:])
 
   def claims_too_much(radii):
@@ -228,12 +219,13 @@ def test_each_rival_pays_for_the_rounding_in_its_own_ball(
 
 def test_the_error_is_subtracted_twice():
   """Both the image and the other point err; margins are a few E."""
-  proof, norm = prove(make()[1]), 1e9  # No radius here enlarges the ball.
+  proof = rigorous.prove(make()[1])
+  norm = 1e9  # No radius here enlarges the ball.
   error = errors_in(np.array([norm]), proof)[0, 1]
   for leads_by in (1.5, 1.99, 2.01, 3.0, 100.0):
     found = certify_logits([leads_by * error, 0.0, -1.0, -1.0], norm, proof)
     left = (leads_by - 2) * error
-    slope = found.lipschitz * proof[0].distances[0, 1]
+    slope = found.lipschitz * proof.head.distances[0, 1]
     assert found.radii[0] == pytest.approx(max(left, 0) / slope, rel=1e-6)
 
 
@@ -279,10 +271,10 @@ def test_a_rival_with_the_same_row_leaves_the_other_radii_alone():
   """The ball of that rival is vast; the radius is the nearest rival's."""
   _, params, _ = make()
   params['head']['kernel'][1] = params['head']['kernel'][0]
-  proof = prove(params)
+  proof = rigorous.prove(params)
   found = certify_logits([9.0, 1, 0, 0], 1.0, proof)
   assert found.rival_radii[0, 1] >= found.radii[0]
-  slope = found.lipschitz * np.max(proof[0].distances[0, 2:])
+  slope = found.lipschitz * np.max(proof.head.distances[0, 2:])
   assert found.radii[0] == pytest.approx(9 / slope, rel=1e-9)
 
 
@@ -369,7 +361,7 @@ def ours(params, images):
 def without_error(params, images):
   """Planted: radii that ignore float64's rounding."""
   logits, _ = float64_pass(ONE_TOKEN, params, images)
-  head, _, lipschitz = prove(params)
+  head, _, lipschitz = rigorous.prove(params)
   p = np.argmax(logits[0])
   margins = np.delete((logits[0, p] - logits[0]) / head.distances[p], p)
   return p, np.min(margins) / lipschitz

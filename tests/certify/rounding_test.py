@@ -235,7 +235,7 @@ def test_a_float32_pass_errs_by_less_than_the_chain_says(options):
       np.asarray, FORWARD(model, rigorous.float64_params(params), images)
     )
   winner, rows = np.argmax(exact, axis=-1), np.arange(len(images))
-  steps = rounding.lipnext_chain(params)
+  steps = rigorous.prove(params).steps
   reach = rounding.propagate(steps, of_images, FLOAT32)
   head = rigorous.read_head(params, FLOAT32)
   bound = rigorous.pair_errors(reach, head, winner, FLOAT32)
@@ -269,10 +269,10 @@ def test_sums_may_start_from_the_bias_which_is_finite():
   model, params, _ = make()
   pairs = [
     (product.length, bias.terms)
-    for product, bias in itertools.pairwise(rounding.lipnext_chain(params))
+    for product, bias in itertools.pairwise(rigorous.prove(params).steps)
     if isinstance(product, rounding.Product)
   ]
   assert pairs == [(model.width + 1,) * 2] * (1 + model.depth)
   bad = params['blocks'] | {'bias': jnp.full((1, 24), jnp.nan)}
   with pytest.raises(ValueError, match='blocks/bias'):
-    rounding.lipnext_chain(params | {'blocks': bad})
+    rigorous.prove(params | {'blocks': bad})
