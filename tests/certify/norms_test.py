@@ -25,9 +25,6 @@ def gaussian(*shape):
   return np.random.default_rng(5).normal(size=shape)
 
 
-# ── Exact arithmetic ─────────────────────────────────────────────────────────
-
-
 def exceeds_norm(b, w):
   """Returns whether b > ‖w‖₂, exactly: all leading minors of b²I − WᵀW > 0."""
   w = np.asarray(w, np.float64)
@@ -155,9 +152,6 @@ def test_what_shrinks_costs_nothing():
     check_upper(norms.spectral_norm_bound, w)
   with pytest.raises(AssertionError, match='charged'):
     check_one_sided(two_sided, lengths)
-
-
-# ── Larger matrices: float64 singular values, and tightness ──────────────────
 
 
 def near_orthogonal(n, defects):

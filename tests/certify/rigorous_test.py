@@ -236,10 +236,8 @@ def test_features_that_err_towards_a_rival_are_covered():
   head = rigorous.read_head(params)
   found = rigorous.pair_errors(reach, head, np.array([0]))[0]
   rows = unit_rows(np.float64(params['head']['kernel']))
-  for j in range(1, 4):
-    apart = rows[0] - rows[j]
-    moved = apart @ (0.5 * apart / np.linalg.norm(apart))
-    assert moved <= found[j] < moved * (1 + 1e-9)
+  moved = 0.5 * np.linalg.norm(rows[0] - rows[1:], axis=-1)
+  assert np.all((moved <= found[1:]) & (found[1:] < moved * (1 + 1e-9)))
 
 
 def head_error(kernel, bias, z):
@@ -291,11 +289,15 @@ def test_row_distances_are_upper_bounds_and_tight():
   assert head.distances[0, 2] == pytest.approx(2, abs=1e-12)
 
 
-def test_heads_and_devices_that_bound_nothing_are_refused():
+def test_weights_and_devices_that_bound_nothing_are_refused():
   for bad in (0.0, np.nan, 1e-200):
     kernel = np.array([[1.0] * 4, [bad] * 4])
     with pytest.raises(ValueError, match='head/kernel'):
       rigorous.read_head({'head': {'kernel': kernel, 'bias': np.zeros(2)}})
+  params = make()[1]
+  params['blocks']['bias'][:] = np.nan
+  with pytest.raises(ValueError, match='blocks/bias is not finite'):
+    rigorous.prove(params)
   rigorous.require(ONE_TOKEN, 'gpu')
   for model, platform, problem in (
     (ONE_TOKEN, 'tpu', r'tpu.*choose fast'),
@@ -304,8 +306,6 @@ def test_heads_and_devices_that_bound_nothing_are_refused():
     with pytest.raises(errors.ConfigError, match=problem):
       rigorous.require(model, platform)
 
-
-# ── Exact arithmetic ─────────────────────────────────────────────────────────
 
 ONE_TOKEN = models.LipNeXt(3, depth=8, width=4, patch_size=2, shift_ratio=1 / 4)
 # Rows whose norms are rational, 5 and 13: the exact logits are.
