@@ -100,6 +100,8 @@ def test_bare_radii_above_what_is_said_hold_at_the_largest_constants():
   params = make(stem=80.0, pos=40.0)
   total, tokens = bound.sum_constants(params)
   assert 900 < total / tokens**0.5 < bound.LARGEST_CONSTANTS
+  with pytest.raises(ValueError, match='can hide changes'):
+    certify.lipschitz_bound(make(stem=90.0, pos=45.0))
   predictions, radii = bare(params)
   said = np.where(radii > 0.004 * tokens**0.5, radii, 0)
   assert np.count_nonzero(said) > 16
@@ -109,6 +111,7 @@ def test_bare_radii_above_what_is_said_hold_at_the_largest_constants():
 def test_the_floor_is_that_of_the_recursion_and_not_far_above():
   """B bounds the norm after every step, by `rounding`."""
   trees = [make(), make(stem=3.0, pos=0.5), make(head=7.0)]
+  trees[0]['blocks']['M'] *= np.float32(1.25)  # Λ is not 1.
   neck = MODEL.clone(pool='neck', neck_width=40, neck_depth=2)  # Wider.
   for params in [*trees, networks.draw(neck, IMAGES.shape[1:])]:
     constants = fast.prove_constants(params)

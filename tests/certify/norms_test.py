@@ -170,7 +170,6 @@ LARGE = {
   'tall': NOISY,
   'wide': NOISY.T,
   'gaussian': gaussian(50, 70),
-  'haar float32': np.float64(np.float32(qr(100, 100))),
 }
 # LAPACK's singular values are right to a small multiple of n·u·‖W‖: 1e-13 for
 # n <= 200. Used only here; the exact check above needs no such allowance.

@@ -187,12 +187,6 @@ FIELDS = {
 }
 
 
-def test_fields_of_another_kind_are_refused_by_name(forge):
-  for name, values in FIELDS.items():
-    for value in values:
-      check_refused(forge(**{name: value}), f'its {name} cannot be ')
-
-
 OPTIONS = {
   'num_classes': [0, -1, 6, 5.0, True, 10**30],
   'depth': [0, 3, 10**9],
@@ -208,8 +202,11 @@ OPTIONS = {
 }
 
 
-def test_models_and_images_that_do_not_fit_the_weights_are_refused(made, forge):
+def test_metadata_that_does_not_fit_the_weights_is_refused(made, forge):
   """Such files are not read, let alone certified."""
+  for name, values in FIELDS.items():
+    for value in values:
+      check_refused(forge(**{name: value}), f'its {name} cannot be ')
   options = made[1]['model']['options']
   for option, values in OPTIONS.items():
     for value in values:
@@ -240,11 +237,9 @@ def test_damaged_and_foreign_files_are_refused(made, forge, tmp_path):
   with open(made[0], 'rb') as file:
     data = file.read()
   path = tmp_path / 'damaged.lipnext'
-  flipped = bytes([data[-9] ^ 1])
-  for damaged in (
-    *(data[:-1], data[:5], data + b'\0', b'\xff' * 8 + data[8:]),
-    data[:-9] + flipped + data[-8:],
-  ):
+  flipped = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+  cut, extended, endless = data[:-1], data + b'\0', b'\xff' * 8 + data[8:]
+  for damaged in (cut, data[:5], extended, endless, flipped):
     path.write_bytes(damaged)
     check_refused(path, 'is no predictor that can be read')
   path = forge(config={'seed': 1}, sign=False)

@@ -27,7 +27,6 @@ needs_wide = pytest.mark.skipif(
   np.finfo(WIDE).eps > 2.0**-60,
   reason='this platform has no 80-bit floats to compare float64 with',
 )
-FORWARD = jax.jit(rigorous.forward, static_argnums=0)
 
 
 def make(*, scale=1.0, width=16, depth=2, patch_size=4, **options):
@@ -103,8 +102,8 @@ def exact_logits(model, params, images, number=wide, root=np.sqrt):
 def float64_pass(model, params, images):
   """Returns the logits, and the bounds on the norms of the images."""
   with jax.enable_x64(True):
-    found = FORWARD(model, rigorous.float64_params(params), images)
-    return tuple(map(np.asarray, found))
+    wide = rigorous.float64_params(params)
+    return tuple(map(np.asarray, rigorous._forward(model, wide, images)))
 
 
 @needs_wide
