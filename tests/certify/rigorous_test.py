@@ -43,11 +43,6 @@ def unit_rows(kernel):
   return kernel / np.sqrt(np.sum(kernel**2, axis=1, keepdims=True))
 
 
-def wide(array):
-  """Converts to 80-bit floats."""
-  return np.asarray(array).astype(WIDE)
-
-
 @np.vectorize(otypes=[object])
 def rational(value):
   return Fraction(float(value))
@@ -60,7 +55,7 @@ def rational_root(square):
   return root
 
 
-def exact_logits(model, params, images, number=wide, root=np.sqrt):
+def exact_logits(model, params, images, number=WIDE, root=np.sqrt):
   """Returns the logits in another arithmetic, from einsum, roll and abs."""
   p = jax.tree.map(number, params)
   x = number(images) - number(0.5)
@@ -133,7 +128,7 @@ def test_float64_logits_err_by_less_than_reported(options):
   gap = np.abs(np.asarray(narrow) - exact)
   assert np.max(gap) > np.max(found.logit_errors)
   # The norm of each image is rounded up.
-  exact = np.sqrt(np.sum((wide(images) - 0.5) ** 2, axis=(1, 2, 3)))
+  exact = np.sqrt(np.sum((WIDE(images) - 0.5) ** 2, axis=(1, 2, 3)))
   assert np.all((norms >= exact) & (norms <= exact * (1 + 1e-12)))
 
 
@@ -281,7 +276,7 @@ def test_row_distances_are_upper_bounds_and_tight():
   kernel[1] = kernel[0]  # Identical rows: distance zero.
   kernel[2] = -kernel[0]  # Opposite rows: distance two.
   head = rigorous.read_head({'head': {'kernel': kernel, 'bias': np.zeros(6)}})
-  rows = unit_rows(wide(kernel))
+  rows = unit_rows(WIDE(kernel))
   exact = np.sqrt(np.sum((rows[:, None] - rows[None]) ** 2, axis=-1))
   assert np.all(head.distances >= exact)
   assert np.all(head.distances <= exact + 1e-13)
