@@ -21,7 +21,6 @@ from lipnext_jax import certify
 from lipnext_jax import parallel
 from lipnext_jax.certify import fast
 from lipnext_jax.certify import rigorous
-from lipnext_jax.certify import rounding
 from lipnext_jax.models import interface
 
 Batch = dict[str, Any]  # 'image', 'label', 'id', 'mask': a row per example.
@@ -135,9 +134,7 @@ class Evaluator:
     found = rigorous.radii_from_logits(
       columns.pop('logits'),
       columns.pop('norms'),
-      rigorous.read_head(host),
-      rounding.lipnext_chain(host, factors),
-      certify.bound_product(factors),
+      rigorous.prove(host, factors),
     )
     errors = found.logit_errors[found.radii > 0]
     return Evaluation(

@@ -45,6 +45,14 @@ class Head(NamedTuple):
   features: int  # c.
 
 
+class Proof(NamedTuple):
+  """Bounds on a network, from which certificates of any image are made."""
+
+  head: Head
+  steps: Sequence[rounding.Step]  # Those of the backbone, first step first.
+  lipschitz: float  # Λ.
+
+
 def obstacle(model: Any, platform: str) -> str:
   """Says why a model gets no rigorous certificates on a platform, or ''.
 
@@ -100,6 +108,27 @@ def read_head(
   return Head(distances, float(np.max(bias)), features)
 
 
+def prove(
+  params: Any, factors: Mapping[str, Sequence[float]] | None = None
+) -> Proof:
+  """Proves bounds on a LipNeXt from its weights, in float64 in NumPy.
+
+  Args:
+    params: parameters of the model, of any float dtype.
+    factors: `bound.lipschitz_bounds(params)`, if already known.
+
+  Raises:
+    ValueError: a parameter is raw, not finite or not held by float64; or see
+      `read_head`.
+  """
+  factors = factors or bound.lipschitz_bounds(params)
+  return Proof(
+    read_head(params),
+    rounding.lipnext_chain(params, factors),
+    bound.bound_product(factors),
+  )
+
+
 def pair_errors(
   reach: rounding.Reach,
   head: Head,
@@ -125,11 +154,7 @@ def pair_errors(
 
 
 def radii_from_logits(
-  logits: np.ndarray,
-  norms: np.ndarray,
-  head: Head,
-  steps: Sequence[rounding.Step],
-  lipschitz: float,
+  logits: np.ndarray, norms: np.ndarray, proof: Proof
 ) -> Certificates:
   """Computes predictions and radii, rounded down, from float64 logits.
 
@@ -139,9 +164,7 @@ def radii_from_logits(
   Args:
     logits: [b, k] float64 logits, from `forward`.
     norms: [b], upper bounds on ‖x − 1/2‖ for the images x.
-    head: bounds from `read_head`.
-    steps: backbone as a chain of steps, from `rounding.lipnext_chain`.
-    lipschitz: Λ.
+    proof: bounds from `prove`.
   """
   down, up = 1 - 8 * norms_lib.UNIT_ROUNDOFF, 1 + 8 * norms_lib.UNIT_ROUNDOFF
   sound = np.all(np.isfinite(logits), axis=-1) & np.isfinite(norms)
@@ -152,12 +175,12 @@ def radii_from_logits(
 
   # The subtraction rounds once, and so does each factor.
   margins = (np.max(logits, axis=-1, keepdims=True) - logits) * down
-  slopes = lipschitz * head.distances[predictions] * up
+  slopes = proof.lipschitz * proof.head.distances[predictions] * up
 
   def errors_in(ball: np.ndarray) -> np.ndarray:
     """Returns E_j [b, k] in balls [b, 1 or k]; infinity if they are vast."""
-    reach = rounding.propagate(steps, norms[:, None] + ball)
-    rounded = pair_errors(reach, head, predictions)
+    reach = rounding.propagate(proof.steps, norms[:, None] + ball)
+    rounded = pair_errors(reach, proof.head, predictions)
     return np.where(reach.norm + reach.error < _LARGEST_NORM, rounded, np.inf)
 
   # A radius needs E on a ball at least as large. Two are tried: the ball of the
@@ -178,7 +201,7 @@ def radii_from_logits(
     radii=np.min(radii, axis=-1),
     rival_radii=radii,
     logit_errors=np.max(np.where(own, 0.0, rounded), axis=-1),
-    lipschitz=lipschitz,
+    lipschitz=proof.lipschitz,
   )
 
 
@@ -245,9 +268,7 @@ def rigorous_certifier(
   """
   require(model, jax.default_backend())
   params = float64_params(params)
-  factors = factors or bound.lipschitz_bounds(params)
-  head, steps = read_head(params), rounding.lipnext_chain(params, factors)
-  lipschitz = bound.bound_product(factors)
+  proof = prove(params, factors)
 
   def certify(images: np.ndarray) -> Certificates:
     images = to_unit64(images)
@@ -256,7 +277,7 @@ def rigorous_certifier(
       return Certificates(*(f[:0] if np.ndim(f) else f for f in some))
     with jax.enable_x64(True):
       logits, norms = map(np.asarray, _forward(model, params, images))
-    return radii_from_logits(logits, norms, head, steps, lipschitz)
+    return radii_from_logits(logits, norms, proof)
 
   return certify
 

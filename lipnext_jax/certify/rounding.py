@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 
 from lipnext_jax import trees
-from lipnext_jax.certify import bound
 from lipnext_jax.certify import norms
 
 # Largest error of √ and ÷, in units of roundoff. CPUs round them correctly;
@@ -75,7 +74,7 @@ class Reach(NamedTuple):
 
 
 def lipnext_chain(
-  params: Any, factors: Mapping[str, Sequence[float]] | None = None
+  params: Any, factors: Mapping[str, Sequence[float]]
 ) -> list[Step]:
   """Lists the steps of a forward pass: stem, blocks, and pooling or a neck.
 
@@ -86,12 +85,11 @@ def lipnext_chain(
 
   Args:
     params: parameters of a LipNeXt.
-    factors: `bound.lipschitz_bounds(params)`, if already known.
+    factors: `bound.lipschitz_bounds(params)`.
 
   Raises:
-    ValueError: a parameter is not finite or, without `factors`, raw.
+    ValueError: a parameter is not finite.
   """
-  factors = factors or bound.lipschitz_bounds(params)
   for name, leaf in trees.named_leaves(params).items():
     if not np.all(np.isfinite(leaf)):
       raise ValueError(f'{name} is not finite.')

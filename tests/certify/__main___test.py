@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 
 import jax
@@ -109,43 +108,33 @@ def test_weights_that_cannot_be_certified_are_one_line(
   assert not list(tmp_path.iterdir())
 
 
-def test_what_is_done_to_files_is_said(run, capsys, tmp_path):
-  flag, folder, _ = run
-  large, clear = tmp_path / 'large.png', tmp_path / 'clear.png'
-  Image.new('LA', (8, 8), (9, 0)).save(clear)
-  Image.new('L', (4, 6), 99).save(large)
-  args = [flag, '--resize', f'{folder}/0.npy']
-  args += map(str, (clear, large))
-  _, found, _ = certify_json(capsys, *args)
-  array, alpha, scaled = (entry['done'] for entry in found['images'])
-  assert array == ['float32 array as it is']
-  assert alpha == ['alpha dropped']
-  assert scaled[0].startswith('scaled up by 2, where its own pixels')
-  assert 'as the network gets them' in found['units']
-  _, out, _ = call(capsys, *args)
-  for part in (found['units'], found['conversions'], *alpha, *scaled):
-    assert part in out
-
-
-def test_what_cannot_be_read_is_named_and_the_rest_goes_on(
+def test_what_is_done_to_files_is_said_or_why_they_cannot_be_read(
   run, capsys, monkeypatch, tmp_path
 ):
   flag, folder, _ = run
-  bad, large = tmp_path / 'bad.png', tmp_path / 'large.png'
-  bad.write_text('no image')
-  Image.new('L', (9, 9), 99).save(large)
-  names = f'{bad}\n{folder}/0.npy\n{large}\n{tmp_path}/none\n'
+  array, clear, small = f'{folder}/0.npy', 'clear.png', 'small.png'
+  monkeypatch.chdir(tmp_path)
+  Image.new('LA', (8, 8), (9, 0)).save(clear)
+  Image.new('L', (4, 6), 99).save(small)
+  (tmp_path / 'bad.png').write_text('no image')
+  names = f'bad.png\n{array}\n{clear}\n{small}\nnone\n'
   monkeypatch.setattr('sys.stdin', io.StringIO(names))
-  code, found, err = certify_json(capsys, flag, '-')
+  code, found, err = certify_json(capsys, flag, '--resize', '-')
   assert code == 1
-  assert [entry['path'] for entry in found['images']] == [f'{folder}/0.npy']
-  paths = [entry['path'] for entry in found['errors']]
-  assert paths == [str(bad), str(large), f'{tmp_path}/none']
-  assert len(err.splitlines()) == 3
-  code, found, _ = certify_json(capsys, flag, '--resize', str(large))
-  assert code == 0
-  assert len(found['images']) == 1
+  assert [e['path'] for e in found['errors']] == ['bad.png', 'none']
+  assert len(err.splitlines()) == 2
+  done = {entry['path']: entry['done'] for entry in found['images']}
+  assert done.keys() == {array, clear, small}
+  assert done[array] == ['float32 array as it is']
+  assert done[clear] == ['alpha dropped']
+  assert done[small][0].startswith('scaled up by 2, where its own pixels')
   assert found['preprocessing'].startswith('grey, shorter side scaled to 8')
+  assert 'as the network gets them' in found['units']
+  _, out, _ = call(capsys, flag, '--resize', clear, small)
+  said = [found['units'], found['conversions'], *done[clear], *done[small]]
+  assert all(part in out for part in said)
+  _, _, err = call(capsys, flag, small)
+  assert '--resize' in err
 
 
 def test_names_of_files_reach_the_terminal_as_text(run, capsys, tmp_path):
@@ -166,16 +155,6 @@ def test_names_of_files_reach_the_terminal_as_text(run, capsys, tmp_path):
   found = json.loads(out)
   assert found['images'][0]['path'] == f'{tmp_path}/{whole}'
   assert found['errors'][0]['path'] == f'{tmp_path}/{bad}'
-
-
-def test_a_reader_that_has_enough_is_no_error(run, capsys, monkeypatch):
-  flag, folder, _ = run
-  read, write = os.pipe()
-  os.close(read)
-  with monkeypatch.context() as patch, os.fdopen(write, 'w') as pipe:
-    patch.setattr('sys.stdout', pipe)
-    assert command.main([flag, folder]) == 141
-  assert not capsys.readouterr().err
 
 
 def test_an_exported_predictor_is_read_and_names_its_classes(

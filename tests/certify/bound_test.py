@@ -13,6 +13,7 @@ import pytest
 from lipnext_jax import certify
 from lipnext_jax import models
 from lipnext_jax.certify import bound as bound_lib
+from lipnext_jax.certify import convolution
 from lipnext_jax.certify import norms
 from lipnext_jax.models import block
 from lipnext_jax.models import products
@@ -23,12 +24,8 @@ from tests import networks
 SVD_ERROR = 1e-13
 
 
-def qr(m, n, seed=0):
-  q = np.linalg.qr(np.random.default_rng(seed).normal(size=(max(m, n), n)))[0]
-  return q[:m]
-
-
-# ── The product over a model ─────────────────────────────────────────────────
+def qr(n, seed):
+  return np.linalg.qr(np.random.default_rng(seed).normal(size=(n, n)))[0]
 
 
 MODEL = models.LipNeXt(4, depth=3, width=8, patch_size=2)
@@ -69,7 +66,7 @@ def test_bound_is_the_product_over_all_matrices(scale):
 def test_products_and_powers_round_up():
   # 8 and 16 factors, exactly: the float is never below the rational.
   for depth, seed in ((4, 0), (4, 1), (8, 2)):
-    stack = np.stack([1.1 * qr(5, 5, 20 * seed + i) for i in range(depth)])
+    stack = np.stack([1.1 * qr(5, 20 * seed + i) for i in range(depth)])
     params = {'R': stack, 'M': stack.transpose(0, 2, 1)}
     bounds = certify.lipschitz_bounds(params)
     single = [norms.spectral_norm_bound(w) for w in stack]
@@ -79,8 +76,6 @@ def test_products_and_powers_round_up():
     total = certify.lipschitz_bound(params)
     assert exact <= Fraction(total) <= exact * (1 + Fraction(1, 10**13))
 
-
-# ── A block ──────────────────────────────────────────────────────────────────
 
 CHANNELS = 8
 GRIDS = [(1, 1), (2, 2), (3, 3), (4, 2)]  # c·h·w <= 72: dense matrices.
@@ -106,32 +101,30 @@ def block_norm(r, m, grid, padding):
     return np.linalg.norm(np.asarray(images_of_basis(spec, weights)), 2)
 
 
-KINDS = {
-  '': lambda w, e, rng: w,
-  'up': lambda w, e, rng: w * (1 + e) ** 0.5,
-  'down': lambda w, e, rng: w * (1 - e) ** 0.5,
-  'one row': lambda w, e, rng: w * (1 + e * (np.arange(len(w)) == 0))[:, None],
-  'random': lambda w, e, rng: w + e / 4 * rng.normal(size=w.shape),
-}
-PAIRS = [('up', ''), ('down', ''), ('one row', ''), ('', 'up'), ('random',) * 2]
+def off_the_manifold(epsilon, rows):
+  """Returns {name: (R, M)} with R of some rows."""
+  r, m = qr(CHANNELS, 1)[:rows], qr(CHANNELS, 2)
+  first_row = np.where(np.arange(rows) == 0, 1 + epsilon, 1.0)[:, None]
+  noise = epsilon / 4 * np.random.default_rng(0).normal(size=m.shape)
+  return {
+    'long': ((1 + epsilon) ** 0.5 * r, m),
+    'short': ((1 - epsilon) ** 0.5 * r, m),
+    'one row': (first_row * r, m),
+    'M': (r, (1 + epsilon) ** 0.5 * m),
+    'random': (r + noise[:rows], m + noise),
+  }
 
 
 def check_block(padding, ratio):
-  """Compares the bound with the searched constant, off the manifold.
-
-  Returns (searched, bound) of every case.
-  """
-  rng = np.random.default_rng(0)
-  k, pairs = int(4 * ratio * CHANNELS), {}
-  for grid, epsilon, kinds in itertools.product(GRIDS, (1e-3, 0.1), PAIRS):
-    r, m = (
-      KINDS[kind](qr(CHANNELS, CHANNELS, seed)[:rows], epsilon, rng)
-      for kind, rows, seed in zip(kinds, (k, CHANNELS), (1, 2), strict=True)
-    )
-    found = block_norm(r, m, grid, padding)
-    bound = certify.lipschitz_bound({'R': r, 'M': m})
-    assert found <= bound * (1 + SVD_ERROR), f'{grid} {kinds} {epsilon}'
-    pairs[grid, kinds, epsilon] = found, bound
+  """Compares the bound with the searched constant; returns both per case."""
+  pairs = {}
+  for grid, epsilon in itertools.product(GRIDS, (1e-3, 0.1)):
+    cases = off_the_manifold(epsilon, int(4 * ratio * CHANNELS))
+    for name, (r, m) in cases.items():
+      found = block_norm(r, m, grid, padding)
+      bound = certify.lipschitz_bound({'R': r, 'M': m})
+      assert found <= bound * (1 + SVD_ERROR), f'{grid} {name} {epsilon}'
+      pairs[grid, name, epsilon] = found, bound
   return pairs
 
 
@@ -139,30 +132,27 @@ def check_block(padding, ratio):
 @pytest.mark.parametrize('padding', ['circular', 'zero'])
 def test_a_block_is_never_steeper_than_its_factor(padding, ratio):
   pairs = check_block(padding, ratio)
-  for (grid, kinds, epsilon), (found, bound) in pairs.items():
+  for (grid, name, epsilon), (found, bound) in pairs.items():
     # A circular shift over an even side has the eigenvalue −1: tight there.
-    if kinds == ('up', '') and padding == 'circular' and grid[0] % 2 == 0:
+    if name == 'long' and padding == 'circular' and grid[0] % 2 == 0:
       assert bound < 1.001 * found
     # Rows that are too short cost what the bound on their norm is off: twice
     # 8^(1/8192) − 1 of a defect that 8^(1/16) overestimates.
-    if kinds == ('down', ''):
+    if name == 'short':
       assert bound < 1 + 4 * 2.6e-4 * 1.14 * epsilon + 1e-13
 
 
 @pytest.mark.parametrize(
-  ('of_r', 'of_m'),
+  'factor',
   [
-    (lambda norm: norm**2, lambda norm: norm),  # 1 + δ, for R scaled up.
-    (lambda norm: norm, lambda norm: norm),
-    (lambda norm: 1.0, lambda norm: norm),
-    (lambda norm: 2 * norm**2 - 1, lambda norm: 1.0),
+    lambda kind, norm: norm**2 if kind == 'R' else norm,  # 1 + δ, for long R.
+    lambda kind, norm: norm,
+    lambda kind, norm: 1.0 if kind == 'R' else norm,
+    lambda kind, norm: 2 * norm**2 - 1 if kind == 'R' else 1.0,
   ],
 )
-def test_the_check_of_blocks_rejects(of_r, of_m, monkeypatch):
-  def planted(kind, norm):
-    return of_r(norm) if kind == 'R' else of_m(norm)
-
-  monkeypatch.setattr(bound_lib, 'operator_factor', planted)
+def test_the_check_of_blocks_rejects(factor, monkeypatch):
+  monkeypatch.setattr(bound_lib, 'operator_factor', factor)
   with pytest.raises(AssertionError, match=r'\(\d, \d\)'):
     check_block('circular', 1 / 4)
 
@@ -173,16 +163,15 @@ def test_a_user_brings_labels():
   assert 1.5 <= certify.lipschitz_bound(params, lambda _: labels) < 1.501
 
 
-# ── What cannot be bounded ───────────────────────────────────────────────────
-
-
 POSITION = {'stem': {'pos': np.zeros((1, 1, 1))}}
 HEAD = {'R': np.eye(2), 'head': {'kernel': np.ones((3, 2))}}
 REFUSED = [
-  *(
-    ({'M': np.stack([np.eye(2), np.diag([1.0, bad])])}, 'not finite')
-    for bad in (np.nan, np.inf, -np.inf)
-  ),
+  ({'M': np.stack([np.eye(2), np.diag([1.0, np.nan])])}, 'not finite'),
+  ({'M': np.stack([np.eye(2), np.diag([1.0, -np.inf])])}, 'not finite'),
+  (POSITION | {'conv_zero': np.full((1, 1, 1, 1), np.inf)}, 'not finite'),
+  (POSITION | {'conv_circular': np.full((1, 1, 1, 1), np.nan)}, 'not finite'),
+  (POSITION | {'spectrum': np.zeros((4, 4, 2, 1, 1))}, 'does not fit'),
+  ({'stem': {'conv_zero': np.ones((1, 1, 1, 1))}}, 'no stem/pos'),
   ({}, 'no orthogonal parameter'),
   ({'head': {'kernel': np.eye(2)}}, 'no orthogonal parameter'),
   ({'R': np.eye(2), 'extra': {'W': np.eye(2)}}, "'extra/W' matches no rule"),
@@ -212,18 +201,13 @@ def test_what_cannot_be_bounded_is_refused(params, problem):
     certify.lipschitz_bound(params)
 
 
-def test_convolutions_count_and_need_their_grid():
-  stretch = np.zeros((3, 3, 2, 2))
-  stretch[1, 1] = 3 * np.eye(2)
-  params = {
-    'stem': {'conv_zero': stretch, 'pos': np.zeros((4, 4, 1))},
-    'neck': {'Q': np.eye(2)},
+@pytest.mark.parametrize('kind', ['conv_circular', 'conv_zero'])
+def test_convolutions_are_bounded_on_the_grid_of_the_model(kind):
+  kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 2))
+  stem = {kind: kernel, 'pos': np.zeros((4, 5, 1))}
+  found = certify.lipschitz_bounds({'params': {'stem': stem, 'Q': np.eye(2)}})
+  bound = convolution.BOUNDS[kind][1](kernel, (4, 5))
+  assert found == {
+    'params/Q': [pytest.approx(1)],
+    f'params/stem/{kind}': [bound],
   }
-  assert certify.lipschitz_bound(params) == pytest.approx(3, rel=1e-3)
-  assert certify.lipschitz_bounds({'params': params}).keys() == {
-    'params/stem/conv_zero',
-    'params/neck/Q',
-  }
-  del params['stem']['pos']
-  with pytest.raises(ValueError, match='no stem/pos'):
-    certify.lipschitz_bound(params)

@@ -8,6 +8,7 @@ from lipnext_jax import certify
 from lipnext_jax import models
 from lipnext_jax.certify import bound
 from lipnext_jax.certify import fast
+from lipnext_jax.certify import rigorous
 from lipnext_jax.certify import rounding
 from tests import networks
 
@@ -38,14 +39,12 @@ def make(stem=0.0, head=0.0, pos=0.0):
 def untested(params):
   """Planted: radii with a proved Λ that ignore float32's rounding."""
   logits = np.asarray(APPLY({'params': params}, IMAGES))
-  rows = np.float64(models.head_kernel({'params': params}))
+  proof = rigorous.prove(params)
   p = np.argmax(logits, axis=-1)
-  apart = np.linalg.norm(rows - rows[p][:, None], axis=-1)
   margins = np.max(logits, axis=-1, keepdims=True) - logits
-  with np.errstate(divide='ignore', invalid='ignore'):
-    bounds = certify.lipschitz_bounds(params)
-    radii = margins / apart / certify.bound_product(bounds)
-  return p, np.min(np.where(np.arange(4) == p[:, None], np.inf, radii), axis=-1)
+  radii = margins / proof.head.distances[p] / proof.lipschitz
+  radii[np.arange(len(p)), p] = np.inf
+  return p, np.min(radii, axis=-1)
 
 
 def bare(params):
@@ -101,6 +100,8 @@ def test_bare_radii_above_what_is_said_hold_at_the_largest_constants():
   params = make(stem=80.0, pos=40.0)
   total, tokens = bound.sum_constants(params)
   assert 900 < total / tokens**0.5 < bound.LARGEST_CONSTANTS
+  with pytest.raises(ValueError, match='can hide changes'):
+    certify.lipschitz_bound(make(stem=90.0, pos=45.0))
   predictions, radii = bare(params)
   said = np.where(radii > 0.004 * tokens**0.5, radii, 0)
   assert np.count_nonzero(said) > 16
@@ -110,11 +111,12 @@ def test_bare_radii_above_what_is_said_hold_at_the_largest_constants():
 def test_the_floor_is_that_of_the_recursion_and_not_far_above():
   """B bounds the norm after every step, by `rounding`."""
   trees = [make(), make(stem=3.0, pos=0.5), make(head=7.0)]
+  trees[0]['blocks']['M'] *= np.float32(1.25)  # Λ is not 1.
   neck = MODEL.clone(pool='neck', neck_width=40, neck_depth=2)  # Wider.
   for params in [*trees, networks.draw(neck, IMAGES.shape[1:])]:
     constants = fast.prove_constants(params)
     norms = np.linalg.norm(np.float64(IMAGES - 0.5), axis=(1, 2))[:, 0]
-    reach = rounding.propagate(rounding.lipnext_chain(params), norms).norm
+    reach = rounding.propagate(rigorous.prove(params).steps, norms).norm
     largest = np.max(np.abs(params['head']['bias']))
     bound = constants.lipschitz * norms + constants.offset
     assert np.all(bound >= (reach + largest) * (1 - 1e-9))
@@ -182,10 +184,10 @@ def test_float32_above_is_above():
 
 def test_bytes_are_images_and_other_whole_numbers_are_not():
   pixels = np.round(255 * IMAGES).astype(np.uint8)
-  rigorous = certify.rigorous_certifier(MODEL, START)
+  proved = certify.rigorous_certifier(MODEL, START)
   for certifier in (
     fast.fast_certifier(MODEL, START),
-    lambda x: rigorous(x)[:2],
+    lambda x: proved(x)[:2],
   ):
     for found, wanted in zip(
       certifier(pixels), certifier(pixels / np.float32(255)), strict=True

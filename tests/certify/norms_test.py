@@ -25,9 +25,6 @@ def gaussian(*shape):
   return np.random.default_rng(5).normal(size=shape)
 
 
-# ── Exact arithmetic ─────────────────────────────────────────────────────────
-
-
 def exceeds_norm(b, w):
   """Returns whether b > ‖w‖₂, exactly: all leading minors of b²I − WᵀW > 0."""
   w = np.asarray(w, np.float64)
@@ -157,9 +154,6 @@ def test_what_shrinks_costs_nothing():
     check_one_sided(two_sided, lengths)
 
 
-# ── Larger matrices: float64 singular values, and tightness ──────────────────
-
-
 def near_orthogonal(n, defects):
   """Returns U diag(1 + defects) Vᵀ in float64."""
   return (qr(n, n) * (1 + np.asarray(defects))) @ qr(n, n, 1)
@@ -176,7 +170,6 @@ LARGE = {
   'tall': NOISY,
   'wide': NOISY.T,
   'gaussian': gaussian(50, 70),
-  'haar float32': np.float64(np.float32(qr(100, 100))),
 }
 # LAPACK's singular values are right to a small multiple of n·u·‖W‖: 1e-13 for
 # n <= 200. Used only here; the exact check above needs no such allowance.

@@ -1,7 +1,6 @@
 """Tests that a predictor file gives the model's radii, and is not trusted."""
 
 import json
-import subprocess
 import sys
 
 import jax
@@ -44,19 +43,6 @@ def loaded(made):
   return certify.load_predictor(made[0])
 
 
-def test_any_batch_gets_the_classes_and_radii_of_the_model(loaded):
-  classes, rivals = certify.fast_certifier(MODEL, PARAMS)(IMAGES)
-  radii = np.min(rivals, axis=-1)
-  for size in (1, 7):
-    found, found_radii = loaded(IMAGES[:size])
-    np.testing.assert_array_equal(found, classes[:size])
-    np.testing.assert_allclose(found_radii, radii[:size], rtol=1e-5, atol=1e-6)
-  # An assumed Λ of 1 would show.
-  assumed = certify.prove_constants(PARAMS)._replace(lipschitz=1.0)
-  _, rivals = certify.fast_certifier(MODEL, PARAMS, assumed)(IMAGES)
-  assert np.max(np.abs(np.min(rivals, axis=-1) - radii)) > 1e-4
-
-
 @pytest.mark.parametrize(
   'model',
   [
@@ -72,19 +58,22 @@ def test_any_batch_gets_the_classes_and_radii_of_the_model(loaded):
 def test_every_model_is_built_again_as_it_is_certified(model, tmp_path):
   images = np.random.default_rng(0).random((3, 4, 4, 3)).astype(np.float32)
   params = model.init(jax.random.key(0), images)['params']
-  path = str(tmp_path / 'model.lipnext')
+  path, program = str(tmp_path / 'model.lipnext'), tmp_path / 'model.program'
   certify.export_predictor(path, model, params, (4, 4, 3))
-  explicit = model.explicit_params(params)
-  wanted, radii = certify.fast_certifier(model, explicit)(images)
-  found, found_radii = certify.load_predictor(path)(images)
-  np.testing.assert_array_equal(found, wanted)
-  np.testing.assert_allclose(found_radii, np.min(radii, axis=-1), rtol=1e-5)
-  # As a program for batches of any size, too.
-  certify.export_program(path, model, params, (4, 4, 3))
-  with open(path, 'rb') as file:
-    exported = export.deserialize(bytearray(file.read()))
+  certify.export_program(str(program), model, params, (4, 4, 3))
+  exported = export.deserialize(bytearray(program.read_bytes()))
   assert exported.platforms == predictor_lib.PLATFORMS
-  assert str(exported.out_avals[1].shape) == '(b,)'
+  assert str(exported.out_avals[1].shape) == '(b,)'  # Any batch size.
+  weights = safetensors.numpy.load_file(path)
+  explicit = model.explicit_params(params)
+  classes, radii = certify.fast_certifier(model, explicit)(images)
+  radii = np.min(radii, axis=-1)
+  for found in (
+    certify.load_predictor(path)(images),
+    exported.call(weights, images),
+  ):
+    np.testing.assert_array_equal(found[0], classes)
+    np.testing.assert_allclose(found[1], radii, rtol=1e-5)
 
 
 def test_rigorous_predictors_give_rigorous_radii(made, tmp_path):
@@ -128,12 +117,9 @@ def test_images_are_floats_in_unit_pixels_or_bytes(made, certificate):
     predictor(pixels), predictor(pixels / 255), strict=True
   ):
     np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
-  assert [len(found) for found in predictor(pixels[:0])] == [0, 0]
   for wrong in (255 * IMAGES, IMAGES * np.nan, IMAGES - 1e-3):
     with pytest.raises(ValueError, match=r'outside \[0, 1\]'):
       predictor(wrong)
-  with pytest.raises(ValueError, match='give floats'):
-    predictor(pixels.astype(np.int64))
   for shape in (SHAPE, (1, 8, 8, 3), (1, 8, 9, 1)):
     with pytest.raises(ValueError, match='no batch'):
       predictor(np.zeros(shape))
@@ -201,12 +187,6 @@ FIELDS = {
 }
 
 
-def test_fields_of_another_kind_are_refused_by_name(forge):
-  for name, values in FIELDS.items():
-    for value in values:
-      check_refused(forge(**{name: value}), f'its {name} cannot be ')
-
-
 OPTIONS = {
   'num_classes': [0, -1, 6, 5.0, True, 10**30],
   'depth': [0, 3, 10**9],
@@ -222,8 +202,11 @@ OPTIONS = {
 }
 
 
-def test_models_and_images_that_do_not_fit_the_weights_are_refused(made, forge):
+def test_metadata_that_does_not_fit_the_weights_is_refused(made, forge):
   """Such files are not read, let alone certified."""
+  for name, values in FIELDS.items():
+    for value in values:
+      check_refused(forge(**{name: value}), f'its {name} cannot be ')
   options = made[1]['model']['options']
   for option, values in OPTIONS.items():
     for value in values:
@@ -254,11 +237,9 @@ def test_damaged_and_foreign_files_are_refused(made, forge, tmp_path):
   with open(made[0], 'rb') as file:
     data = file.read()
   path = tmp_path / 'damaged.lipnext'
-  flipped = bytes([data[-9] ^ 1])
-  for damaged in (
-    *(data[:-1], data[:5], data + b'\0', b'\xff' * 8 + data[8:]),
-    data[:-9] + flipped + data[-8:],
-  ):
+  flipped = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+  cut, extended, endless = data[:-1], data + b'\0', b'\xff' * 8 + data[8:]
+  for damaged in (cut, data[:5], extended, endless, flipped):
     path.write_bytes(damaged)
     check_refused(path, 'is no predictor that can be read')
   path = forge(config={'seed': 1}, sign=False)
@@ -295,25 +276,18 @@ def test_what_could_not_be_loaded_is_not_written(tmp_path):
 
 
 @pytest.mark.slow  # It starts a program.
-def test_a_program_gives_the_same_radii_without_this_package(
-  made, loaded, tmp_path
-):
+def test_a_program_needs_jax_alone(made, loaded, tmp_path, run_command):
   program = str(tmp_path / 'model.program')
   certify.export_program(program, MODEL, PARAMS, SHAPE)
   code = (
-    'import sys; import jax, jax.export, numpy as np, safetensors.numpy\n'
+    'import sys, jax.export, numpy, safetensors.numpy\n'
     'data = bytearray(open(sys.argv[1], "rb").read())\n'
-    'program = jax.export.deserialize(data)\n'
     'weights = safetensors.numpy.load_file(sys.argv[2])\n'
-    'found = program.call(weights, np.load(sys.argv[3]))\n'
+    'images = numpy.full((7, 8, 8, 1), 0.25, numpy.float32)\n'
+    'print(jax.export.deserialize(data).call(weights, images)[1].tolist())\n'
     'assert "lipnext_jax" not in sys.modules\n'
-    'np.savez(sys.argv[4], *found)\n'
   )
-  inputs, outputs = str(tmp_path / 'in.npy'), str(tmp_path / 'out.npz')
-  np.save(inputs, IMAGES)
-  command = [sys.executable, '-c', code, program, made[0], inputs, outputs]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert done.returncode == 0, done.stderr
-  with np.load(outputs) as found:
-    np.testing.assert_array_equal(found['arr_0'], loaded(IMAGES)[0])
-    np.testing.assert_allclose(found['arr_1'], loaded(IMAGES)[1], rtol=1e-5)
+  done = run_command([sys.executable, '-c', code, program, made[0]])
+  assert not done.returncode, done.stderr
+  _, radii = loaded(np.full((7, *SHAPE), 0.25, np.float32))
+  np.testing.assert_allclose(json.loads(done.stdout), radii, rtol=1e-5)

@@ -27,7 +27,6 @@ needs_wide = pytest.mark.skipif(
   np.finfo(WIDE).eps > 2.0**-60,
   reason='this platform has no 80-bit floats to compare float64 with',
 )
-FORWARD = jax.jit(rigorous.forward, static_argnums=0)
 
 
 def make(*, scale=1.0, width=16, depth=2, patch_size=4, **options):
@@ -36,25 +35,12 @@ def make(*, scale=1.0, width=16, depth=2, patch_size=4, **options):
   return model, networks.draw(model, (8, 8, 1), scale=scale), images
 
 
-def prove(params):
-  """Returns the arguments of `radii_from_logits` that belong to a network."""
-  head, steps = rigorous.read_head(params), rounding.lipnext_chain(params)
-  return head, steps, certify.bound_product(certify.lipschitz_bounds(params))
-
-
 def certify_logits(logits, norm, proof):
-  return rigorous.radii_from_logits(
-    np.array([logits]), np.array([norm]), *proof
-  )
+  return rigorous.radii_from_logits(np.array([logits]), np.array([norm]), proof)
 
 
 def unit_rows(kernel):
   return kernel / np.sqrt(np.sum(kernel**2, axis=1, keepdims=True))
-
-
-def wide(array):
-  """Converts to 80-bit floats."""
-  return np.asarray(array).astype(WIDE)
 
 
 @np.vectorize(otypes=[object])
@@ -69,7 +55,7 @@ def rational_root(square):
   return root
 
 
-def exact_logits(model, params, images, number=wide, root=np.sqrt):
+def exact_logits(model, params, images, number=WIDE, root=np.sqrt):
   """Returns the logits in another arithmetic, from einsum, roll and abs."""
   p = jax.tree.map(number, params)
   x = number(images) - number(0.5)
@@ -111,8 +97,8 @@ def exact_logits(model, params, images, number=wide, root=np.sqrt):
 def float64_pass(model, params, images):
   """Returns the logits, and the bounds on the norms of the images."""
   with jax.enable_x64(True):
-    found = FORWARD(model, rigorous.float64_params(params), images)
-    return tuple(map(np.asarray, found))
+    wide = rigorous.float64_params(params)
+    return tuple(map(np.asarray, rigorous._forward(model, wide, images)))
 
 
 @needs_wide
@@ -142,7 +128,7 @@ def test_float64_logits_err_by_less_than_reported(options):
   gap = np.abs(np.asarray(narrow) - exact)
   assert np.max(gap) > np.max(found.logit_errors)
   # The norm of each image is rounded up.
-  exact = np.sqrt(np.sum((wide(images) - 0.5) ** 2, axis=(1, 2, 3)))
+  exact = np.sqrt(np.sum((WIDE(images) - 0.5) ** 2, axis=(1, 2, 3)))
   assert np.all((norms >= exact) & (norms <= exact * (1 + 1e-12)))
 
 
@@ -175,7 +161,7 @@ def test_the_answer_holds_up_to_the_radius_and_no_further():
 
 def test_ties_nan_infinity_and_overflow_certify_nothing():
   model, params, images = make()
-  proof, certain = prove(params), [9.0, 1, 0, 0]
+  proof, certain = rigorous.prove(params), [9.0, 1, 0, 0]
   assert certify_logits(certain, 1.0, proof).radii[0] > 1
   for logits, norm in (
     *(([top, 1, 0, 0], 1.0) for top in (1.0, np.nan, np.inf)),
@@ -190,9 +176,8 @@ def test_ties_nan_infinity_and_overflow_certify_nothing():
 
 def errors_in(ball, proof):
   """Returns E_j [balls, k] of the predicted class 0 on balls."""
-  head, steps, _ = proof
-  reach = rounding.propagate(steps, ball)
-  return rigorous.pair_errors(reach, head, np.zeros(len(ball), int))
+  reach = rounding.propagate(proof.steps, ball)
+  return rigorous.pair_errors(reach, proof.head, np.zeros(len(ball), int))
 
 
 @pytest.mark.parametrize(
@@ -208,9 +193,9 @@ def errors_in(ball, proof):
 def test_each_rival_pays_for_the_rounding_in_its_own_ball(
   logits, norm, scale, fault
 ):
-  proof = prove(make(scale=scale)[1])
+  proof = rigorous.prove(make(scale=scale)[1])
   found = certify_logits(logits, norm, proof)
-  slopes = found.lipschitz * proof[0].distances[0, 1:]
+  slopes = found.lipschitz * proof.head.distances[0, 1:]
   margins = logits[0] - np.array(logits[1:])
 
   def claims_too_much(radii):
@@ -228,12 +213,13 @@ def test_each_rival_pays_for_the_rounding_in_its_own_ball(
 
 def test_the_error_is_subtracted_twice():
   """Both the image and the other point err; margins are a few E."""
-  proof, norm = prove(make()[1]), 1e9  # No radius here enlarges the ball.
+  proof = rigorous.prove(make()[1])
+  norm = 1e9  # No radius here enlarges the ball.
   error = errors_in(np.array([norm]), proof)[0, 1]
   for leads_by in (1.5, 1.99, 2.01, 3.0, 100.0):
     found = certify_logits([leads_by * error, 0.0, -1.0, -1.0], norm, proof)
     left = (leads_by - 2) * error
-    slope = found.lipschitz * proof[0].distances[0, 1]
+    slope = found.lipschitz * proof.head.distances[0, 1]
     assert found.radii[0] == pytest.approx(max(left, 0) / slope, rel=1e-6)
 
 
@@ -244,10 +230,8 @@ def test_features_that_err_towards_a_rival_are_covered():
   head = rigorous.read_head(params)
   found = rigorous.pair_errors(reach, head, np.array([0]))[0]
   rows = unit_rows(np.float64(params['head']['kernel']))
-  for j in range(1, 4):
-    apart = rows[0] - rows[j]
-    moved = apart @ (0.5 * apart / np.linalg.norm(apart))
-    assert moved <= found[j] < moved * (1 + 1e-9)
+  moved = 0.5 * np.linalg.norm(rows[0] - rows[1:], axis=-1)
+  assert np.all((moved <= found[1:]) & (found[1:] < moved * (1 + 1e-9)))
 
 
 def head_error(kernel, bias, z):
@@ -279,10 +263,10 @@ def test_a_rival_with_the_same_row_leaves_the_other_radii_alone():
   """The ball of that rival is vast; the radius is the nearest rival's."""
   _, params, _ = make()
   params['head']['kernel'][1] = params['head']['kernel'][0]
-  proof = prove(params)
+  proof = rigorous.prove(params)
   found = certify_logits([9.0, 1, 0, 0], 1.0, proof)
   assert found.rival_radii[0, 1] >= found.radii[0]
-  slope = found.lipschitz * np.max(proof[0].distances[0, 2:])
+  slope = found.lipschitz * np.max(proof.head.distances[0, 2:])
   assert found.radii[0] == pytest.approx(9 / slope, rel=1e-9)
 
 
@@ -292,18 +276,22 @@ def test_row_distances_are_upper_bounds_and_tight():
   kernel[1] = kernel[0]  # Identical rows: distance zero.
   kernel[2] = -kernel[0]  # Opposite rows: distance two.
   head = rigorous.read_head({'head': {'kernel': kernel, 'bias': np.zeros(6)}})
-  rows = unit_rows(wide(kernel))
+  rows = unit_rows(WIDE(kernel))
   exact = np.sqrt(np.sum((rows[:, None] - rows[None]) ** 2, axis=-1))
   assert np.all(head.distances >= exact)
   assert np.all(head.distances <= exact + 1e-13)
   assert head.distances[0, 2] == pytest.approx(2, abs=1e-12)
 
 
-def test_heads_and_devices_that_bound_nothing_are_refused():
+def test_weights_and_devices_that_bound_nothing_are_refused():
   for bad in (0.0, np.nan, 1e-200):
     kernel = np.array([[1.0] * 4, [bad] * 4])
     with pytest.raises(ValueError, match='head/kernel'):
       rigorous.read_head({'head': {'kernel': kernel, 'bias': np.zeros(2)}})
+  params = make()[1]
+  params['blocks']['bias'][:] = np.nan
+  with pytest.raises(ValueError, match='blocks/bias is not finite'):
+    rigorous.prove(params)
   rigorous.require(ONE_TOKEN, 'gpu')
   for model, platform, problem in (
     (ONE_TOKEN, 'tpu', r'tpu.*choose fast'),
@@ -312,8 +300,6 @@ def test_heads_and_devices_that_bound_nothing_are_refused():
     with pytest.raises(errors.ConfigError, match=problem):
       rigorous.require(model, platform)
 
-
-# ── Exact arithmetic ─────────────────────────────────────────────────────────
 
 ONE_TOKEN = models.LipNeXt(3, depth=8, width=4, patch_size=2, shift_ratio=1 / 4)
 # Rows whose norms are rational, 5 and 13: the exact logits are.
@@ -369,7 +355,7 @@ def ours(params, images):
 def without_error(params, images):
   """Planted: radii that ignore float64's rounding."""
   logits, _ = float64_pass(ONE_TOKEN, params, images)
-  head, _, lipschitz = prove(params)
+  head, _, lipschitz = rigorous.prove(params)
   p = np.argmax(logits[0])
   margins = np.delete((logits[0, p] - logits[0]) / head.distances[p], p)
   return p, np.min(margins) / lipschitz

@@ -5,7 +5,6 @@ so that what float64 itself rounds (2⁻⁵³ against 2⁻²⁴) does not show.
 """
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,6 @@ pytestmark = pytest.mark.usefixtures('optimized')
 FLOAT32 = norms.FLOAT32
 UNIT = FLOAT32.unit
 ABOVE = 1 + 1e-12  # Raises norms that NumPy computed in float64.
-
-# ── Single steps ─────────────────────────────────────────────────────────────
 
 
 def sums(terms, dtype=np.float32):
@@ -117,9 +114,6 @@ def test_what_underflows_is_covered_and_too_many_roundings_have_no_bound():
     FLOAT32.gamma(2**24)
 
 
-# ── The shift ────────────────────────────────────────────────────────────────
-
-
 def shift_step(r, tokens):
   spectral = max(1.0, np.linalg.norm(r, 2)) * ABOVE
   factor = (2 * spectral**2 - 1) * ABOVE
@@ -130,11 +124,7 @@ def shift_step(r, tokens):
 def run_shift(r, a, dtype, *, joined):
   """Returns a + Rᵀ(S − I)R a on a ring of tokens, summed term by term.
 
-  Args:
-    r: [k, c].
-    a: [tokens, c].
-    dtype: of all arithmetic.
-    joined: whether the sums of Rᵀ d start from a.
+  The sums of Rᵀ d start from a if `joined`, which is [tokens, c]; R is [k, c].
   """
   r, a = r.astype(dtype), a.astype(dtype)
   moved = sums(r[None] * a[:, None, :], dtype)
@@ -202,9 +192,6 @@ def test_an_error_that_came_in_is_stretched():
     assert total >= stretched + alone * (1 - 1e-6)
 
 
-# ── A network ────────────────────────────────────────────────────────────────
-
-
 @functools.cache
 def make(*, width=24, depth=3, channels=1, **options):
   """Returns a network with large constants everywhere, and some images."""
@@ -214,9 +201,6 @@ def make(*, width=24, depth=3, channels=1, **options):
   rng = np.random.default_rng(0)
   images = rng.random((6, 8, 8, channels)).astype(np.float32)
   return model, networks.draw(model, images.shape[1:]), images
-
-
-FORWARD = jax.jit(rigorous.forward, static_argnums=0)
 
 
 @pytest.mark.parametrize(
@@ -231,11 +215,13 @@ FORWARD = jax.jit(rigorous.forward, static_argnums=0)
 def test_a_float32_pass_errs_by_less_than_the_chain_says(options):
   model, params, images = make(**options)
   with jax.enable_x64(True):  # The exact pass is float64's.
-    exact, of_images = map(
-      np.asarray, FORWARD(model, rigorous.float64_params(params), images)
-    )
+    wide = rigorous.float64_params(params)
+    exact, of_images = map(np.asarray, rigorous._forward(model, wide, images))
   winner, rows = np.argmax(exact, axis=-1), np.arange(len(images))
-  steps = rounding.lipnext_chain(params)
+  steps = rigorous.prove(params).steps
+  assert isinstance(steps[-1], rounding.Pool) == (model.pool == 'l2')
+  first, bias = steps[1:3]  # Sums may start from the bias.
+  assert first.length == bias.terms == params['stem']['Q'].shape[-1] + 1
   reach = rounding.propagate(steps, of_images, FLOAT32)
   head = rigorous.read_head(params, FLOAT32)
   bound = rigorous.pair_errors(reach, head, winner, FLOAT32)
@@ -263,16 +249,3 @@ def test_a_float32_pass_errs_by_less_than_the_chain_says(options):
   assert np.all(found <= reach.norm)
   without = [s for s in steps if not isinstance(s, rounding.AddConstant)]
   assert np.any(found > rounding.propagate(without, of_images).norm)
-
-
-def test_sums_may_start_from_the_bias_which_is_finite():
-  model, params, _ = make()
-  pairs = [
-    (product.length, bias.terms)
-    for product, bias in itertools.pairwise(rounding.lipnext_chain(params))
-    if isinstance(product, rounding.Product)
-  ]
-  assert pairs == [(model.width + 1,) * 2] * (1 + model.depth)
-  bad = params['blocks'] | {'bias': jnp.full((1, 24), jnp.nan)}
-  with pytest.raises(ValueError, match='blocks/bias'):
-    rounding.lipnext_chain(params | {'blocks': bad})
