@@ -47,6 +47,3 @@ def test_a_saved_set_has_its_own_classes_sizes_and_splits(tmp_path, make):
   whole.remove_columns('animal').save_to_disk(tmp_path / 'three')
   with pytest.raises(errors.DataError, match='0 features of type ClassLabel'):
     load(tmp_path / 'three')
-  datasets.DatasetDict(test=whole).save_to_disk(tmp_path / 'four')
-  with pytest.raises(errors.DataError, match='no split called train'):
-    load(tmp_path / 'four')

@@ -10,6 +10,7 @@ import sklearn.datasets
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
+from lipnext_jax.data import hf
 from lipnext_jax.data import images
 from lipnext_jax.data import prepare
 from lipnext_jax.data import sources
@@ -212,6 +213,12 @@ def test_what_is_not_there_comes_with_the_command_that_makes_it(
   shutil.copytree(f'{imagenet}/imagenet2012', tmp_path / 'tiny_imagenet')
   with pytest.raises(errors.DataError, match='1000 classes instead of 200'):
     load(name='tiny_imagenet', data_dir=str(tmp_path))
+
+
+def test_a_saved_dictionary_without_splits_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(hf, 'load', lambda path: {})
+  with pytest.raises(errors.DataError, match='no split called train'):
+    load(name='hf', data_dir=str(tmp_path))
 
 
 def test_sets_that_need_an_extra_name_it(run_command, tmp_path):
