@@ -252,7 +252,7 @@ prepare.main()
 """
 
 
-def test_a_killed_run_is_continued(tmp_path, make, monkeypatch):
+def test_a_killed_run_is_continued(tmp_path, make, monkeypatch, capsys):
   """After SIGKILL, the same command writes only the missing shards."""
   monkeypatch.setattr(shards, 'EXAMPLES_PER_SHARD', 2)
   source = make.cifar(tmp_path)  # 20 examples to train on, 4 to test.
@@ -278,6 +278,9 @@ def test_a_killed_run_is_continued(tmp_path, make, monkeypatch):
   assert not (parent / '3.0.2').exists()
 
   final = do('cifar10', source, tmp_path)
+  # The rate and the time left are those of the images that are written now.
+  bar = f'{2 * len(names)}/24 [00:00<?, ? images/s]'
+  assert bar in capsys.readouterr().err
   after = times(final)
   assert {n: after[n] for n in names} == {n: before[n] for n in names}
   assert not [name for name in after if name.endswith('.part')]
