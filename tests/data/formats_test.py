@@ -69,7 +69,8 @@ def test_faulty_batches_of_cifar_are_named(tmp_path, make):
     files[name] = make.python2_pickle(value) if type(value) is dict else value
     files = {name: data for name, data in files.items() if data is not None}
     source = tmp_path / f'cifar-10-{kind}.tar.gz'
-    make.write_tar(source, files, 'w:gz')
+    # Packed anew, with other names of the members.
+    make.write_tar(source, {f'./{f}': files[f] for f in files}, 'w:gz')
     with pytest.raises(errors.DataError, match=f'^{source}.*{message}'):
       read('cifar10', source)
 
