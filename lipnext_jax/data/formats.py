@@ -95,10 +95,8 @@ def read_cifar(name: str, source: str, *, allow_partial: bool) -> Contents:
     class_names['coarse_label'] = official.class_names('cifar100_coarse')
   path = archives.find(name, source, *python, *binary)
   archives.verify(path, allow_partial=allow_partial)
-  found = archives.open_files(path)
-  shallow_last = sorted(found, key=lambda file: -file.count(os.sep))
-  files = {os.path.basename(file): found[file] for file in shallow_last}
   suffix = '.bin' if os.path.basename(path) in binary else ''
+  files = _open(path, root=binary[1] if suffix else python[1])
   splits = {}
   for split in batches:
     items: list[Item] = []
@@ -260,8 +258,7 @@ def read_tiny_imagenet(
   if not os.path.exists(os.path.join(source, 'wnids.txt')):
     path = archives.find(name, source, f'{root}.zip', root)
   archives.verify(path, allow_partial=allow_partial)
-  found = archives.open_files(path)
-  files = {file.removeprefix(f'{root}/'): found[file] for file in found}
+  files = _open(path, root)
   wnids = _lines(_get(path, files, 'wnids.txt'))
   count = official.SETS[name].num_classes
   if not len(set(wnids)) == len(wnids) == count:
@@ -286,6 +283,14 @@ def read_tiny_imagenet(
     items.sort(key=lambda item: [*map(int, re.findall(r'\d+', item.key))])
   splits['train'].sort(key=lambda item: item.labels['label'])
   return Contents({'label': wnids}, splits)
+
+
+def _open(path: str, root: str) -> dict[str, archives.Content]:
+  """Returns the files of an archive or folder by their paths below `root`."""
+  return {
+    os.path.normpath(file).removeprefix(f'{root}/'): content
+    for file, content in archives.open_files(path).items()
+  }
 
 
 def _get(

@@ -48,8 +48,11 @@ class HfSource(views.Source):
     import datasets
 
     self._name = name
-    self._image = _find(name, rows.features, datasets.Image)
-    self._label = _find(name, rows.features, datasets.ClassLabel)
+    try:
+      self._image = views.find_feature(rows.features, datasets.Image)
+      self._label = views.find_feature(rows.features, datasets.ClassLabel)
+    except ValueError as error:
+      raise errors.DataError(f'{name}: {error}') from None
     self.class_names = list(rows.features[self._label].names)
     # The bytes of the files: `images.decode` refuses damaged ones.
     self._rows = rows.cast_column(self._image, datasets.Image(decode=False))
@@ -88,14 +91,3 @@ class HfSource(views.Source):
     sample = np.linspace(0, len(self) - 1, min(_SAMPLE, len(self)), dtype=int)
     shapes = {self[int(i)]['image'].shape for i in sample}
     return shapes.pop() if len(shapes) == 1 else (None, None, 3)
-
-
-def _find(name: str, features: Any, kind: type) -> str:
-  """Returns the name of the only feature of a type."""
-  found = [n for n, feature in features.items() if type(feature) is kind]
-  if len(found) != 1:
-    raise errors.DataError(
-      f'{name}: has {len(found)} features of type {kind.__name__}, not one '
-      f'({", ".join(f"{n}: {type(f).__name__}" for n, f in features.items())})'
-    )
-  return found[0]

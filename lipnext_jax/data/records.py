@@ -59,8 +59,13 @@ class RecordSource(views.Source):
         f"is in the format {written_as}; prepare it again, with TFDS's "
         "file_format='array_record'"
       )
-    self._image_key = _find_feature(info, 0, tfds.features.Image)
-    self._label_key = _find_feature(info, 1, tfds.features.ClassLabel)
+    keys = info.supervised_keys or ('', '')  # Of several images or labels.
+    self._image_key = views.find_feature(
+      info.features, tfds.features.Image, keys[0]
+    )
+    self._label_key = views.find_feature(
+      info.features, tfds.features.ClassLabel, keys[1]
+    )
     self.class_names = list(info.features[self._label_key].names)
     self.shape = info.features[self._image_key].shape
     if self.shape[2] not in (1, 3):
@@ -142,20 +147,3 @@ def _key(example: dict) -> str:
   keys = (example.get(name) for name in _KEYS)
   found = next((key for key in keys if isinstance(key, bytes)), b'')
   return found.decode('utf-8', 'replace')
-
-
-def _find_feature(info: tfds.core.DatasetInfo, place: int, kind: type) -> str:
-  """Returns the name of the feature of a type.
-
-  If several have the type, that at `place` in the supervised keys is chosen.
-  """
-  found = [n for n, f in info.features.items() if isinstance(f, kind)]
-  keys = info.supervised_keys
-  if keys and keys[place] in found:
-    return keys[place]
-  if len(found) != 1:
-    raise ValueError(
-      f'has {len(found)} features of type {kind.__name__}, not one '
-      f'({", ".join(info.features)})'
-    )
-  return found[0]

@@ -98,37 +98,44 @@ def write_splits(
   progress = os.path.join(work, 'progress')
   os.makedirs(progress, exist_ok=True)
   name = form.official_set.name
+  paths: dict[str, list[str]] = {}  # Of the shards, by split.
+  parts: dict[str, Sequence[formats.Item]] = {}  # Their examples, by path.
+  for split, items in splits.items():
+    count = -(-len(items) // EXAMPLES_PER_SHARD)
+    template = _template(work, name, split)
+    paths[split] = [*map(os.fspath, template.sharded_filepaths(count))]
+    bounds = np.linspace(0, len(items), count + 1).astype(int)
+    ranges = itertools.pairwise(bounds)
+    for path, (start, end) in zip(paths[split], ranges, strict=True):
+      parts[path] = items[start:end]
 
-  def write(path: str, part: Sequence[formats.Item]) -> Shard:
-    description = os.path.join(progress, f'{os.path.basename(path)}.json')
-    if os.path.exists(description):
-      shard = Shard(**files.read_json(description))
-      if not shard.bad:
-        return shard
+  def description(path: str) -> str:
+    return os.path.join(progress, f'{os.path.basename(path)}.json')
+
+  def write(path: str) -> Shard:
     try:
-      shard = write_shard(path, part, form)
+      shard = write_shard(path, parts[path], form)
     except (OSError, RuntimeError) as error:  # A full disk, for example.
       raise errors.DataError(f'{path}: cannot be written ({error})') from None
-    files.write_json(description, shard._asdict())
+    files.write_json(description(path), shard._asdict())
     return shard
 
-  written: dict[str, list[Shard]] = {}
+  shards = {
+    path: Shard(**files.read_json(description(path)))
+    for path in parts
+    if os.path.exists(description(path))
+  }
+  missing = [path for path in parts if path not in shards or shards[path].bad]
+  left = sum(len(parts[path]) for path in missing)
   total = sum(map(len, splits.values()))
-  with (
-    tqdm.tqdm(total=total, unit=' images', desc=name) as bar,
-    futures.ThreadPoolExecutor(max(workers, 1)) as pool,
-  ):
-    for split, items in splits.items():
-      count = -(-len(items) // EXAMPLES_PER_SHARD)
-      bounds = np.linspace(0, len(items), count + 1).astype(int)
-      parts = [items[start:end] for start, end in itertools.pairwise(bounds)]
-      paths = _template(work, name, split).sharded_filepaths(num_shards=count)
-      written[split] = []
-      # An error cancels the shards that wait.
-      for shard in pool.map(write, map(os.fspath, paths), parts):
-        written[split].append(shard)
-        bar.update(len(shard.labels) + len(shard.bad))
-  return written
+  # What is there already does not count in the rate.
+  bar = tqdm.tqdm(total=total, initial=total - left, unit=' images', desc=name)
+  with bar, futures.ThreadPoolExecutor(max(workers, 1)) as pool:
+    # An error cancels the shards that wait.
+    for path, shard in zip(missing, pool.map(write, missing), strict=True):
+      shards[path] = shard
+      bar.update(len(parts[path]))
+  return {split: [shards[path] for path in paths[split]] for split in splits}
 
 
 def write_shard(path: str, items: Sequence[formats.Item], form: Form) -> Shard:

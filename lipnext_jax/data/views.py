@@ -4,6 +4,7 @@ An example is {'image': [H, W, ch] uint8 or float32 in [0, 1], 'label': int32}.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
@@ -34,6 +35,34 @@ class Source(Protocol):
   def names(self) -> list[str]:
     """Returns the file or record name of every example, or [] without names."""
     return []
+
+
+def find_feature(
+  features: Mapping[str, Any], kind: type, preferred: Any = ''
+) -> str:
+  """Returns the name of the feature of a type: `preferred` if several have it.
+
+  Raises:
+    ValueError: no feature has the type, or several have it and `preferred` not.
+
+  >>> find_feature({'id': 'x', 'label': 3, 'coarse': 1}, int, 'label')
+  'label'
+  >>> find_feature({'id': 'x', 'label': 3, 'coarse': 1}, int)
+  Traceback (most recent call last):
+  ValueError: has 2 features of type int, not one (id: str, label: int, ...)
+  """
+  found = [n for n, feature in features.items() if isinstance(feature, kind)]
+  if preferred in found:
+    return preferred
+  if len(found) != 1:
+    types = [
+      f'{n}: {type(feature).__name__}' for n, feature in features.items()
+    ]
+    raise ValueError(
+      f'has {len(found)} features of type {kind.__name__}, not one '
+      f'({", ".join(types)})'
+    )
+  return found[0]
 
 
 class ArraySource(Source):

@@ -48,30 +48,27 @@ def python2_pickle(value):
   return bytes(data).replace(b'numpy._core', b'numpy.core')
 
 
-def write_tar(path, members, mode='w', file=None):
-  """Writes a tar of `members`: name → bytes, or a TarInfo."""
-  with tarfile.open(path, mode, file) as tar:
+def tar_bytes(members, mode='w'):
+  """Returns a tar of `members`: name → bytes, or a TarInfo."""
+  file = io.BytesIO()
+  with tarfile.open(None, mode, file) as tar:
     for name, data in members.items():
       if isinstance(data, tarfile.TarInfo):
         tar.addfile(data)
-        continue
-      info = tarfile.TarInfo(name)
-      info.size = len(data)
-      tar.addfile(info, io.BytesIO(data))
-  return str(path)
-
-
-def tar_bytes(files):
-  file = io.BytesIO()
-  write_tar(None, files, file=file)
+      else:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
   return file.getvalue()
 
 
-def cifar_files(name):
-  """Returns file → bytes of both archives, and the truth.
+def write_tar(path, members, mode='w'):
+  path.write_bytes(tar_bytes(members, mode))
+  return str(path)
 
-  The truth is split → [(image, {feature: label})].
-  """
+
+def cifar_files(name):
+  """Returns file → bytes of both archives, and split → [(image, labels)]."""
   keys, classes = [b'labels'], {'label': 10}
   batches = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
   if name == 'cifar100':
@@ -82,17 +79,14 @@ def cifar_files(name):
   for number, batch in enumerate(batches):
     images = np.stack([pixels(100 * number + i, 32, 32) for i in range(4)])
     rows = images.transpose(0, 3, 1, 2).reshape(4, -1)
-    labels = [
-      [(number + 7 * i) % count for i in range(4)] for count in classes.values()
-    ]
-    values = {b'batch_label': batch.encode(), b'data': rows}
-    values |= dict(zip(keys, labels, strict=True))
+    labels = np.arange(number, number + 28, 7)[:, None] % [*classes.values()]
+    columns = map(np.ndarray.tolist, labels.T)
+    values = {b'data': rows, **dict(zip(keys, columns, strict=True))}
     python[batch] = python2_pickle(values)
-    columns = np.array(labels, np.uint8).T
-    binary[f'{batch}.bin'] = np.hstack([columns, rows]).tobytes()
+    binary[f'{batch}.bin'] = np.hstack([labels, rows]).astype('u1').tobytes()
     truth['test' if 'test' in batch else 'train'] += [
       (image, dict(zip(classes, of_image, strict=True)))
-      for image, of_image in zip(images, columns.tolist(), strict=True)
+      for image, of_image in zip(images, labels.tolist(), strict=True)
     ]
   return python, binary, truth
 
@@ -104,15 +98,11 @@ TINY_WNIDS += [f'n{90000000 - i}' for i in range(197)]
 
 def tiny_files():
   files = {'wnids.txt': '\n'.join(TINY_WNIDS).encode() + b'\n'}
-  files['words.txt'] = b'n02124075\tEgyptian cat\n'
   for number, wnid in enumerate(TINY_WNIDS[:3]):
     files[f'train/{wnid}/{wnid}_boxes.txt'] = b''
     for i in range(3):
       name = f'train/{wnid}/images/{wnid}_{i}.JPEG'
       files[name] = jpeg(10 * number + i)
-  # Some of the official images are grey.
-  grey = Image.fromarray(pixels(5, 64, 64)).convert('L')
-  files[f'train/{TINY_WNIDS[0]}/images/{TINY_WNIDS[0]}_1.JPEG'] = encode(grey)
   lines = []
   for i in (0, 1, 2, 10):
     files[f'val/images/val_{i}.JPEG'] = jpeg(500 + i)
@@ -122,12 +112,11 @@ def tiny_files():
   return files
 
 
-def write_zip(path, files, root='tiny-imagenet-200/'):
+def write_zip(path, files):
+  """Writes a zip of `files`; names of folders end with a slash."""
   with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-    if root:
-      archive.writestr(zipfile.ZipInfo(root), b'')
     for name, data in files.items():
-      archive.writestr(root + name, data)
+      archive.writestr(name, data)
   return str(path)
 
 
@@ -157,8 +146,8 @@ def imagenet_files():
   labels, validation, number = [999, 0, 2, 0], {}, 0
   for label in labels:  # The next official image of this class.
     number = truth.index(wnids[label], number) + 1
-    name = f'ILSVRC2012_val_{number:08d}.JPEG'
-    validation[name] = jpeg(700 + len(validation), 50, 60)
+    image = jpeg(700 + len(validation), 50, 60)
+    validation[f'ILSVRC2012_val_{number:08d}.JPEG'] = image
   return train, validation, labels
 
 
@@ -171,18 +160,20 @@ def imagenet(directory, train, validation):
   return str(directory)
 
 
-def cifar(directory, name='cifar10', files=None):
-  """Writes the Python archive of a set."""
+def cifar(directory, name='cifar10', files=None, kind='python'):
+  """Writes an archive of a set, by default the Python one."""
   files = cifar_files(name)[0] if files is None else files
-  kind = name.replace('cifar', 'cifar-')
-  folder = 'cifar-10-batches-py' if name == 'cifar10' else 'cifar-100-python'
-  members = {f'{folder}/{name}': data for name, data in files.items()}
-  return write_tar(directory / f'{kind}-python.tar.gz', members, 'w:gz')
+  archive = f'{name.replace("cifar", "cifar-")}-{kind}'
+  ending = {'python': 'batches-py', 'binary': 'batches-bin'}[kind]
+  root = f'cifar-10-{ending}' if name == 'cifar10' else archive
+  members = {f'{root}/{file}': data for file, data in files.items()}
+  return write_tar(directory / f'{archive}.tar.gz', members, 'w:gz')
 
 
 def tiny(directory, files=None):
   files = tiny_files() if files is None else files
-  return write_zip(directory / 'tiny-imagenet-200.zip', files)
+  members = {f'tiny-imagenet-200/{name}': files[name] for name in files}
+  return write_zip(directory / 'tiny-imagenet-200.zip', members)
 
 
 FORM = shards.Form(
@@ -190,11 +181,11 @@ FORM = shards.Form(
 )
 
 
-def items(count, first=0):
+def items(count):
   """Returns examples as the reader of CIFAR-10 lists them; the labels count."""
   return [
     formats.Item(f'train_{i:05d}', {'label': i % 10}, pixels(i, 32, 32))
-    for i in range(first, first + count)
+    for i in range(count)
   ]
 
 
@@ -212,14 +203,22 @@ def idx_files():
   return files, truth
 
 
-def idx(directory, files=None, level=9):
-  """Writes a folder with the four files, compressed like the official ones."""
-  files = idx_files()[0] if files is None else files
-  packed = {
+def gzipped(files, level=9):
+  return {
     f'{name}.gz': gzip.compress(data, level, mtime=0)
     for name, data in files.items()
   }
-  return tree(directory, packed)
+
+
+def archive(directory, name):
+  """Writes a small official archive of any set."""
+  if name == 'imagenet':
+    return imagenet(directory / 'tars', *imagenet_files()[:2])
+  if name == 'tiny_imagenet':
+    return tiny(directory)
+  if name in official.IDX_CHECKSUMS:
+    return tree(directory / 'idx', gzipped(idx_files()[0]))
+  return cifar(directory, name)
 
 
 @pytest.fixture(scope='session')

@@ -1,8 +1,8 @@
 """Malformed images, arrays, predictors and workdirs from strangers.
 
-Each is valid bytes with something done to them: bits flipped, parts cut,
-doubled or overwritten. What comes of it is the contents (checksums do not
-cover everything) or an error of ours in one line, soon, and nothing is written.
+Valid files are cut, or have bits flipped, or parts doubled or overwritten. What
+comes of it is the contents (checksums do not cover everything) or an error of
+ours in one line, soon, and nothing is written.
 """
 
 import contextlib
@@ -156,7 +156,8 @@ READERS = {
 def test_workdirs_with_other_contents(tiny_config, tmp_path, name):
   """A file that is damaged, is other JSON, or nests without end."""
   checkpoint.write_config(str(tmp_path), tiny_config)
-  facts = {'image_shape': [8, 8, 1], 'num_classes': 10, 'train_examples': 1437}
+  facts = {'image_shape': [8, 8, 1], 'num_classes': 10}
+  facts |= {'train_examples': 1437, 'resize': 0}
   (tmp_path / 'run.json').write_text(json.dumps([{'data': facts}]))
   metrics = '{"step": 3, "train/loss": 1.0}\n' * 3
   (tmp_path / 'metrics.jsonl').write_text(metrics)
