@@ -152,7 +152,6 @@ def imagenet_files():
 
 
 def imagenet(directory, train, validation):
-  """Writes the two tars."""
   directory.mkdir(exist_ok=True)
   inner = {f'{wnid}.tar': tar_bytes(files) for wnid, files in train.items()}
   write_tar(directory / 'ILSVRC2012_img_train.tar', inner)

@@ -50,7 +50,6 @@ def test_class_names_are_the_official_ones_in_their_order():
 
 
 def test_the_400_classes_are_the_papers():
-  # torch.manual_seed(2023); torch.randperm(1000)[:400], sorted, comma-joined.
   ids = official.imagenet400_ids()
   assert hashlib.sha256(','.join(map(str, ids)).encode()).hexdigest() == (
     '500b98fe372028ce11162bb1c72f975158df1571d3d23497a6f4ac7bc734992b'

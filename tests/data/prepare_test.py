@@ -164,7 +164,6 @@ def test_bad_records_are_refused_until_they_are_mended_or_left_out(
   do('imagenet', source, tmp_path, skip_bad=True)
   assert '7 train, 4 validation; 2 skipped' in capsys.readouterr().err
   assert sorted(os.listdir(parent)) == ['5.1.0', 'lock']
-  assert len(records.RecordSource(final, 'train')) == 7
   facts = pathlib.Path(final, 'prepared.json').read_text()
   skipped, _ = json.loads(facts)['skipped']
   assert f'{first}: is not a JPEG' in skipped
@@ -238,8 +237,9 @@ def test_a_killed_run_is_continued(tmp_path, make, monkeypatch, capsys):
 
   final = do('cifar10', source, tmp_path)
   # The rate and the time left are those of the images that are written now.
-  bar = f'{2 * len(names)}/24 [00:00<?, ? images/s]'
-  assert bar in capsys.readouterr().err
+  bar = capsys.readouterr().err
+  assert f'{2 * len(names)}/24 [00:00<?, ? images/s]' in bar
+  assert '24/24 [' in bar
   after = times(final)
   assert {n: after[n] for n in names} == {n: before[n] for n in names}
   assert not [name for name in after if name.endswith('.part')]

@@ -7,15 +7,17 @@ from lipnext_jax.data import shards
 
 
 def test_other_examples_or_another_size_have_another_digest(make):
-  items = make.items(8)
+  (item,) = make.items(1)
   digests = {
-    shards.digest({'train': items[:7]}),
-    shards.digest({'test': items[:7]}),
-    shards.digest({'train': items[:6]}),
-    shards.digest({'train': items[1:]}),
-    shards.digest({'train': items[:7]}, resize=256),
+    shards.digest({'train': [item]}),
+    shards.digest({'test': [item]}),
+    shards.digest({'train': [item, item]}),
+    shards.digest({'train': [item._replace(key='other')]}),
+    shards.digest({'train': [item._replace(labels={'label': 9})]}),
+    shards.digest({'train': [item._replace(content=b'')]}),
+    shards.digest({'train': [item]}, resize=256),
   }
-  assert len(digests) == 5
+  assert len(digests) == 7
 
 
 def test_a_shard_that_cannot_be_written_is_named(tmp_path, make, monkeypatch):
