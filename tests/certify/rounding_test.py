@@ -4,8 +4,6 @@ Float32 is the arithmetic under test and float64 the exact one: 29 bits apart,
 so that what float64 itself rounds (2⁻⁵³ against 2⁻²⁴) does not show.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,7 +190,6 @@ def test_an_error_that_came_in_is_stretched():
     assert total >= stretched + alone * (1 - 1e-6)
 
 
-@functools.cache
 def make(*, width=24, depth=3, channels=1, **options):
   """Returns a network with large constants everywhere, and some images."""
   model = models.LipNeXt(
