@@ -146,9 +146,9 @@ def wait_for(condition, process):
 
 @pytest.mark.slow  # Three runs.
 def test_signals_at_any_moment_end_in_the_same_numbers(
-  tmp_path, calm, run_command
+  tmp_path, calm, run_main
 ):
-  """SIGTERM, SIGKILL (a save may be under way), then two worker processes."""
+  """SIGTERM, SIGKILL (a save may be under way), then the same command."""
   workdir = f'{tmp_path}/run'
   metrics = pathlib.Path(workdir, 'metrics.jsonl')
   launch = functools.partial(
@@ -174,11 +174,7 @@ def test_signals_at_any_moment_end_in_the_same_numbers(
   assert process.returncode == -signal.SIGKILL
   assert max(saved_steps(workdir)) < 80
 
-  flags = (f'--workdir={workdir}', *RUN, '--config.dataset.workers=2')
-  done = run_command([*PROGRAM, *flags])
-  assert done.returncode == 0, done.stderr
-  assert 'Warning' not in done.stderr  # E.g. of leaked shared memory.
-  assert [done.stdout, *numbers(workdir)] == calm[1]
+  assert complete(workdir, run_main) == calm[1]
 
 
 @pytest.mark.slow  # Three runs.
@@ -208,7 +204,15 @@ def test_a_disk_that_is_full_is_one_line_and_costs_nothing(
   assert complete(workdir, run_main) == calm[1]
 
 
-@pytest.mark.slow  # A run.
-def test_two_seeds_differ(tmp_path, calm, run_main):
-  other = complete(f'{tmp_path}/run', run_main, '--config.seed=1')
+@pytest.mark.slow  # Two runs.
+def test_two_seeds_differ_and_worker_processes_change_nothing(
+  tmp_path, calm, run_main, run_command
+):
+  other = complete(f'{tmp_path}/other', run_main, '--config.seed=1')
   assert all(a != b for a, b in zip(other, calm[1], strict=True))
+  workdir = f'{tmp_path}/run'
+  flags = (f'--workdir={workdir}', *RUN, '--config.dataset.workers=2')
+  done = run_command([*PROGRAM, *flags])
+  assert done.returncode == 0, done.stderr
+  assert 'Warning' not in done.stderr  # E.g. of leaked shared memory.
+  assert [done.stdout, *numbers(workdir)] == calm[1]
