@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lipnext_jax import trees
+from lipnext_jax.certify import bound
 from lipnext_jax.certify import norms
 
 # Largest error of √ and ÷, in units of roundoff. CPUs round them correctly;
@@ -74,7 +75,7 @@ class Reach(NamedTuple):
 
 
 def lipnext_chain(
-  params: Any, factors: Mapping[str, Sequence[float]]
+  params: Any, factors: Mapping[str, Sequence[float]] | None = None
 ) -> list[Step]:
   """Lists the steps of a forward pass: stem, blocks, and pooling or a neck.
 
@@ -85,11 +86,12 @@ def lipnext_chain(
 
   Args:
     params: parameters of a LipNeXt.
-    factors: `bound.lipschitz_bounds(params)`.
+    factors: `bound.lipschitz_bounds(params)`, if already known.
 
   Raises:
-    ValueError: a parameter is not finite.
+    ValueError: a parameter is not finite or, without `factors`, raw.
   """
+  factors = factors or bound.lipschitz_bounds(params)
   for name, leaf in trees.named_leaves(params).items():
     if not np.all(np.isfinite(leaf)):
       raise ValueError(f'{name} is not finite.')
