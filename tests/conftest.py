@@ -98,6 +98,8 @@ def run_main():
     ):
       # ml_collections looks for flags of config fields in sys.argv.
       patch.setattr(sys, 'argv', ['main', *argv])
+      # It runs a config file in the module of the file before, if there is one.
+      patch.delitem(sys.modules, 'config_config', raising=False)
       try:
         main.main(main._parse(sys.argv))
       except SystemExit as end:

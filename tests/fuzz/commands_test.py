@@ -72,11 +72,12 @@ def test_malformed_command_lines_and_configs_are_one_line_each(
   for name, text in CONFIG_FILES.items():
     (tmp_path / f'{name}.py').write_text(text)
   before = {*os.listdir(tmp_path), '__pycache__'}
-  commands = [[f'--config={tmp_path}/{name}.py'] for name in CONFIG_FILES]
   rng, base = random.Random(0), ['--config=configs/digits.py:smoke']
+  commands = []
   for i in range(80):
     drawn = [draw_flag(rng) for _ in range(1 + i % 2)]
     commands.append([*base, '--mode=eval', *drawn])
+  commands += [[f'--config={tmp_path}/{name}.py'] for name in CONFIG_FILES]
   for command in commands:
     begin = time.monotonic()
     result = run_main(f'--workdir={tmp_path}/run', *command)
