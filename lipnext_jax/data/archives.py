@@ -3,7 +3,7 @@
 Nothing is extracted, so that no name in an archive decides where a file is
 written. Checksums identify official archives. Others are used only if the user
 allows it. Every function raises a `DataError` that names the file if it is
-missing, damaged, cut off, or too large.
+missing, damaged or cut off.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import io
 import os
-import stat
 import sys
 import tarfile
 from typing import IO
@@ -24,8 +23,6 @@ import tqdm
 from lipnext_jax import errors
 from lipnext_jax.data import folder
 from lipnext_jax.data import official
-
-MAX_BYTES = 256 << 20  # Per file; ImageNet's largest image has 15 MB.
 
 
 class Entry(NamedTuple):
@@ -94,17 +91,15 @@ def verify(path: str, *, allow_partial: bool) -> None:
     raise errors.DataError(f'{path}: is not a folder')
   size, checksum = official.ARCHIVES[os.path.basename(path)]
   algorithm, _, wanted = checksum.partition(':')
-  with naming(path):
-    found = os.stat(path).st_size
-    if found != size:
-      problem = f'has {found} bytes instead of {size}'
-    else:
-      print(f'{path}: verifying its checksum', file=sys.stderr)
-      with open(path, 'rb') as file:
-        digest = hashlib.file_digest(file, algorithm).hexdigest()
-      if digest == wanted:
-        return
-      problem = f'has the {algorithm} checksum {digest}'
+  if (found := os.path.getsize(path)) != size:
+    problem = f'has {found} bytes instead of {size}'
+  else:
+    print(f'{path}: verifying its checksum', file=sys.stderr)
+    with open(path, 'rb') as file:
+      digest = hashlib.file_digest(file, algorithm).hexdigest()
+    if digest == wanted:
+      return
+    problem = f'has the {algorithm} checksum {digest}'
   refuse(path, problem, allow_partial=allow_partial)
 
 
@@ -118,15 +113,6 @@ def refuse(path: str, problem: str, *, allow_partial: bool) -> None:
   print(f'{path}: {problem}: its contents are not verified', file=sys.stderr)
 
 
-def stat_file(path: str) -> Entry:
-  """Returns the entry of a regular file on disk."""
-  with naming(path):
-    status = os.stat(path)
-  if not stat.S_ISREG(status.st_mode):  # Reading a pipe would never end.
-    raise errors.DataError(f'{path}: is not a regular file')
-  return Entry(path, path, 0, status.st_size)
-
-
 def open_files(path: str) -> dict[str, Content]:
   """Returns the files of a folder or archive by their paths within it.
 
@@ -134,8 +120,10 @@ def open_files(path: str) -> dict[str, Content]:
   are read into memory.
   """
   if os.path.isdir(path):
-    found = [stat_file(name) for name in folder.list_files(path)]
-    return {os.path.relpath(entry.name, path): entry for entry in found}
+    return {
+      os.path.relpath(file, path): Entry(file, file, 0, os.path.getsize(file))
+      for file in folder.list_files(path)
+    }
   with naming(path):
     if path.endswith('.zip'):
       with zipfile.ZipFile(path) as archive:
@@ -145,7 +133,8 @@ def open_files(path: str) -> dict[str, Content]:
           if not info.is_dir()
         }
     if path.endswith('.gz'):
-      data = read_gz(path)
+      with gzip.open(path) as file:
+        data = file.read()
       entries = _list_tar(path, io.BytesIO(data))
       return {name: data[at : at + size] for name, at, size in entries}
     with open(path, 'rb') as file:
@@ -161,10 +150,6 @@ def read(content: Content) -> bytes:
   """Reads the bytes of a file."""
   if isinstance(content, bytes):
     return content
-  if content.size > MAX_BYTES:
-    raise errors.DataError(
-      f'{content.name}: has {content.size} bytes, more than {MAX_BYTES}'
-    )
   with naming(content.name), open(content.path, 'rb') as file:
     file.seek(content.offset)
     data = file.read(content.size)
@@ -175,23 +160,11 @@ def read(content: Content) -> bytes:
   return data
 
 
-def read_gz(path: str) -> bytes:
-  """Decompresses a gzip file."""
-  with naming(path), gzip.open(path) as file:
-    # gzip verifies its checksum at the end: one byte more than the contents.
-    data = file.read(MAX_BYTES + 1)
-  if len(data) > MAX_BYTES:
-    raise errors.DataError(f'{path}: holds more than {MAX_BYTES} bytes')
-  return data
-
-
 def _list_tar(where: str, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
   """Yields name, offset and size of the regular files of a tar."""
   with naming(where), tarfile.open(fileobj=file, mode='r:') as tar:
     for member in tar:
       name, start = member.name, member.offset_data
-      if member.size < 0:  # An endless loop: the next header is an earlier one.
-        raise tarfile.ReadError(f'{name} has {member.size} bytes')
       if member.isreg() and name.endswith('.tar'):
         inner = tar.extractfile(member)
         assert inner is not None  # It is a regular file.

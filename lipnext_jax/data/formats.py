@@ -8,10 +8,12 @@ not official.
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
+import gzip
 import hashlib
 import io
 import math
 import os
+import pathlib
 import pickle
 import re
 import struct
@@ -103,21 +105,13 @@ def read_cifar(name: str, source: str, *, allow_partial: bool) -> Contents:
     for batch in batches[split]:
       data = archives.read(_get(path, files, batch + suffix))
       parse = _split_records if suffix else _unpickle
-      where = f'{path}, {batch}{suffix}'
-      with archives.naming(where):
+      with archives.naming(f'{path}, {batch}{suffix}'):
         pixels, *columns = parse(data, keys.values())
-      fits = pixels.dtype == np.uint8 and pixels.shape[1:] == (_PIXELS,)
-      for column in columns:
-        fits &= column.dtype.kind in 'iu' and column.shape == pixels.shape[:1]
-      if not fits:
-        raise errors.DataError(
-          f'{where}: is not `data`, uint8 [n, {_PIXELS}], and n labels'
-        )
-      images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-      for image, *labels in zip(images, *columns, strict=True):
-        key = f'{split}_{len(items):05d}'  # The same as in TFDS.
-        of_image = zip(keys, map(int, labels), strict=True)
-        items.append(Item(key, dict(of_image), image))
+        images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        for image, *labels in zip(images, *columns, strict=True):
+          key = f'{split}_{len(items):05d}'  # The same as in TFDS.
+          of_image = zip(keys, map(int, labels), strict=True)
+          items.append(Item(key, dict(of_image), image))
     splits[split] = items
   return Contents(class_names, splits)
 
@@ -135,13 +129,11 @@ def _unpickle(data: bytes, keys: Collection[str]) -> list[np.ndarray]:
   return [np.asarray(batch[key]) for key in ('data', *keys)]
 
 
-# The functions that rebuild NumPy arrays, under the names of several versions.
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
+# The functions that rebuild NumPy arrays.
 _ALLOWED = {
   ('numpy', 'ndarray'): np.ndarray,
   ('numpy', 'dtype'): np.dtype,
-  ('numpy.core.multiarray', '_reconstruct'): _RECONSTRUCT,
-  ('numpy._core.multiarray', '_reconstruct'): _RECONSTRUCT,
+  ('numpy.core.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0],
 }
 
 
@@ -183,11 +175,12 @@ def _read_idx_file(
 ) -> np.ndarray:
   """Reads and verifies a file of uint8 [n, 28, 28], or [n]."""
   path = archives.find(name, source, f'{file}.gz', file)
-  data = archives.read(archives.stat_file(path))
+  data = pathlib.Path(path).read_bytes()
   digests = [hashlib.sha256(data).hexdigest()]
   if path.endswith('.gz'):
     # Debian's files have the same contents, compressed again.
-    data = archives.read_gz(path)
+    with archives.naming(path):
+      data = gzip.decompress(data)
     digests.append(hashlib.sha256(data).hexdigest())
   if official.IDX_CHECKSUMS[name].isdisjoint(digests):
     problem = f'has the sha256 checksum {digests[-1]}'

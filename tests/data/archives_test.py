@@ -1,8 +1,6 @@
-import gzip
 import hashlib
 import os
 import tarfile
-import zipfile
 
 import pytest
 
@@ -34,7 +32,9 @@ def test_archives_and_folders_give_the_same_bytes(tmp_path, make):
   assert contents(make.tree(tmp_path / 'tree', FILES)) == FILES
   for suffix in SUFFIXES:
     assert contents(write(tmp_path / f'x{suffix}', make, FILES)) == FILES
-  outer = {'x.tar': make.tar_bytes(FILES), **FILES}
+  link = tarfile.TarInfo('link.tar')  # Links are not read.
+  link.type, link.linkname = tarfile.SYMTYPE, 'x.tar'
+  outer = {'x.tar': make.tar_bytes(FILES), 'link.tar': link, **FILES}
   inner = {f'x.tar/{name}': data for name, data in FILES.items()}
   assert contents(make.write_tar(tmp_path / 'o.tar', outer)) == FILES | inner
 
@@ -74,30 +74,6 @@ def test_only_the_official_file_is_taken_unless_told_otherwise(
     assert 'its contents are not verified' in capsys.readouterr().err
 
 
-def member(name, **fields):
-  info = tarfile.TarInfo(name)
-  for field, value in fields.items():
-    setattr(info, field, value)
-  return info
-
-
-@pytest.mark.parametrize('suffix', SUFFIXES)
-def test_names_that_lead_outside_and_links_touch_nothing(
-  tmp_path, make, suffix
-):
-  members = {'../../evil': b'x', f'{tmp_path}/evil': b'x', 'one.txt': b'1'}
-  if suffix != '.zip':
-    kind, target = tarfile.SYMTYPE, '/etc/passwd'
-    members['s'] = member('s.tar', type=kind, linkname=target)
-    members['h'] = member('h', type=tarfile.LNKTYPE, linkname='one.txt')
-    members['p'] = member('pipe', type=tarfile.FIFOTYPE)
-  (tmp_path / 'in').mkdir()
-  path = write(tmp_path / f'in/x{suffix}', make, members)
-  assert sorted(contents(path).values()) == [b'1', b'x', b'x']
-  assert os.listdir(tmp_path) == ['in']
-  assert os.listdir(tmp_path / 'in') == [f'x{suffix}']
-
-
 @pytest.mark.parametrize('suffix', SUFFIXES)
 def test_cut_and_damaged_archives_are_refused(tmp_path, make, suffix):
   path = tmp_path / f'x{suffix}'
@@ -121,56 +97,14 @@ def test_damage_within_a_tar_is_not_taken_for_its_end(tmp_path, make):
   path = tmp_path / 'x.tar'
   damaged = bytearray(make.tar_bytes({'one.txt': b'1', 'two.txt': b'2'}))
   damaged[1024 + 3] ^= 0xFF  # In the name of the second member.
-  # A negative size does not go round for ever.
-  endless = member('x', size=-512).tobuf(tarfile.GNU_FORMAT) + bytes(1024)
-  for data, problem in ((damaged, 'damaged at byte 1024'), (endless, '-512')):
-    path.write_bytes(data)
-    with pytest.raises(errors.DataError, match=f'cannot be read.*{problem}'):
-      contents(path)
+  path.write_bytes(damaged)
+  with pytest.raises(errors.DataError, match=r'cannot be read.*at byte 1024'):
+    contents(path)
 
 
-def test_gzip_files_are_checked_to_their_end(tmp_path, monkeypatch):
-  monkeypatch.setattr(archives, 'MAX_BYTES', 18_000)
-  path, whole = tmp_path / 'x.gz', gzip.compress(bytes(18_000))
-  for data, problem in (
-    (whole[:-8] + bytes(8), 'cannot be read .*CRC'),
-    (gzip.compress(bytes(18_001)), 'holds more than 18000'),
-  ):
-    path.write_bytes(data)
-    with pytest.raises(errors.DataError, match=f'{path}: {problem}'):
-      archives.read_gz(str(path))
-
-
-def test_encrypted_and_altered_zips_are_refused(tmp_path):
-  path = tmp_path / 'x.zip'
-  for field, value, problem in (
-    ('flag_bits', 1, 'password'),
-    ('file_size', 50, 'cannot be read'),  # Longer than it claims.
-    ('CRC', 1, 'Bad CRC-32'),
-  ):
-    info = zipfile.ZipInfo('secret')
-    with zipfile.ZipFile(path, 'w') as archive:
-      archive.writestr(info, b'x' * 5000)
-      setattr(info, field, value)  # Into the directory at the end.
-    with pytest.raises(errors.DataError, match=f'x.zip: .*{problem}'):
-      contents(path)
-
-
-def test_files_that_shrank_or_are_no_files_are_refused(tmp_path, make):
+def test_a_tar_that_shrank_is_refused(tmp_path, make):
   path = make.write_tar(tmp_path / 'x.tar', FILES)
   first = next(iter(archives.open_files(path).values()))
   os.truncate(path, 900)
   with pytest.raises(errors.DataError, match='388 of 700 bytes'):
     archives.read(first)
-  with pytest.raises(errors.DataError, match='268435457 bytes, more'):
-    archives.read(first._replace(size=archives.MAX_BYTES + 1))
-  link = tmp_path / 'folder/link.x'
-  link.parent.mkdir()
-  link.symlink_to(path)  # To a file: it is that file.
-  assert archives.open_files(str(link.parent))['link.x'].size == 900
-  os.remove(path)
-  with pytest.raises(errors.DataError, match='No such file'):
-    archives.open_files(str(link.parent))
-  os.mkfifo(path)  # Reading it would never end.
-  with pytest.raises(errors.DataError, match='not a regular file'):
-    archives.open_files(str(link.parent))

@@ -39,19 +39,17 @@ def test_cifar_has_the_official_order(tmp_path, make, name, kind):
     formats.read_set(name, str(source), allow_partial=False)
 
 
-def batch(labels, values=3072):
-  return {b'data': np.zeros((2, values), np.uint8), b'labels': labels}
+def batch(*labels):
+  return {b'data': np.zeros((2, 3072), np.uint8), b'labels': [*labels]}
 
 
 CIFAR_FAULTS = [  # A file, its contents, and what the error says.
   ('data_batch_3', None, 'holds no data_batch_3'),
   ('data_batch_2', b'x', 'data_batch_2: cannot be read'),
-  ('test_batch', batch([1, 2], 3000), 'test_batch: is not `data`.*, 3072'),
-  ('data_batch_1', batch([1]), 'data_batch_1: is not .*n labels'),
-  ('test_batch', {b'labels': [1]}, "test_batch: cannot be read .'data'"),
+  ('data_batch_1', batch(1), 'data_batch_1: cannot be read .*shorter'),
   ('data_batch_4.bin', bytes(3072), r'batch_4\.bin: cannot be read .*3072'),
-  ('test_batch', batch([1, 10]), 'test_00001: has label 10 of 10 classes'),
-  ('test_batch', batch([-1, 1]), 'test_00000: has label -1 of 10 classes'),
+  ('test_batch', batch(1, 10), 'test_00001: has label 10 of 10 classes'),
+  ('test_batch', batch(-1, 1), 'test_00000: has label -1 of 10 classes'),
 ]
 
 
@@ -59,13 +57,11 @@ def test_faulty_batches_of_cifar_are_named(tmp_path, make):
   for name, value, message in CIFAR_FAULTS:
     kind = 'binary' if name.endswith('.bin') else 'python'
     files = make.cifar_files('cifar10')[kind == 'binary']
-    if value is None:
-      del files[name]
-    else:
-      dumped = type(value) is dict
-      files[name] = make.python2_pickle(value) if dumped else value
+    if isinstance(value, dict):
+      value = make.python2_pickle(value)
+    files[name] = value
     # Packed anew, with other names of the members.
-    members = {f'./{file}': data for file, data in files.items()}
+    members = {f'./{n}': data for n, data in files.items() if data is not None}
     source = tmp_path / f'cifar-10-{kind}.tar.gz'
     make.write_tar(source, members, 'w:gz')
     with pytest.raises(errors.DataError, match=f'^{source}.*{message}'):
@@ -82,11 +78,10 @@ class Attack:
 def test_code_is_refused_where_pickle_would_run_it(tmp_path, make, monkeypatch):
   monkeypatch.chdir(tmp_path)
   attack = pickle.dumps({'data': Attack()})
-  for value in (attack, pickle.dumps({'f': np.random.RandomState})):
-    files = make.cifar_files('cifar10')[0] | {'data_batch_1': value}
-    source = make.cifar(tmp_path, 'cifar10', files)
-    with pytest.raises(errors.DataError, match=r'data_batch_1: .*not allowed'):
-      read('cifar10', source)
+  files = make.cifar_files('cifar10')[0] | {'data_batch_1': attack}
+  source = make.cifar(tmp_path, 'cifar10', files)
+  with pytest.raises(errors.DataError, match=r'data_batch_1: .*not allowed'):
+    read('cifar10', source)
   assert not os.path.exists('owned')
   pickle.loads(attack)
   assert os.path.exists('owned')  # So the attack is one.
@@ -118,8 +113,6 @@ def idx_file(count, side=28):
 FILE = 'is cut off, or not an IDX file of n×28×28 bytes'
 IDX_FAULTS = [  # A file, its contents, and what the error says after its path.
   (IMAGES, b'', FILE),
-  (LABELS, b'\0\0\x08\x01\0\0', 'is cut .* of n bytes'),
-  (TEST_IMAGES, struct.pack('>2i', 2049, 5) + bytes(5), FILE),  # Labels.
   (TEST_IMAGES, idx_file(3, side=32), FILE),
   (IMAGES, idx_file(12)[:-784], FILE),
   (IMAGES, idx_file(12) + b'\0', FILE),
@@ -129,12 +122,14 @@ IDX_FAULTS = [  # A file, its contents, and what the error says after its path.
 def test_malformed_and_missing_idx_files_are_one_line(tmp_path, make):
   files, _ = make.idx_files()
   for name, data, message in IDX_FAULTS:
-    plain = files | {name: data}
-    for suffix, written in (('', plain), ('.gz', make.gzipped(plain))):
-      folder = make.tree(tmp_path / f'x{suffix}', written)
-      where = f'{folder}/{name}{suffix}'
-      with pytest.raises(errors.DataError, match=f'^{where}: {message}'):
-        read('fashion_mnist', folder)
+    folder = make.tree(tmp_path / 'x', files | {name: data})
+    with pytest.raises(errors.DataError, match=f'^{folder}/{name}: {message}'):
+      read('fashion_mnist', folder)
+  packed = make.gzipped(files)
+  packed[f'{IMAGES}.gz'] = packed[f'{IMAGES}.gz'][:-9]
+  folder = make.tree(tmp_path / 'gz', packed)
+  with pytest.raises(errors.DataError, match=f'^{folder}/{IMAGES}.gz: cannot'):
+    read('fashion_mnist', folder)
   files[LABELS] = struct.pack('>2i', 2049, 11) + bytes(11)
   with pytest.raises(errors.DataError, match='12 images but 11 labels'):
     read('fashion_mnist', make.tree(tmp_path, files))
@@ -153,21 +148,17 @@ def test_official_files_are_known_by_either_checksum(
   files, _ = make.idx_files()
   altered = files | {LABELS: files[LABELS][:-1] + b'\0'}
   published, anew = make.gzipped(files), make.gzipped(files, level=1)
-  taken = contextlib.nullcontext()
-  refused = pytest.raises(errors.DataError, match='not the official')
-  for i, (found, known, outcome) in enumerate(
-    (
-      (published, published, taken),
-      (anew, files, taken),
-      (anew, published, refused),
-      (files, files, taken),
-      (altered, files, refused),
-    )
+  for i, (known, found) in enumerate(
+    ((published, published), (files, anew), (files, files), (files, altered))
   ):
     digests = {hashlib.sha256(data).hexdigest() for data in known.values()}
     monkeypatch.setitem(official.IDX_CHECKSUMS, 'kmnist', digests)
     folder = make.tree(tmp_path / str(i), found)
-    with outcome:
+    with (
+      pytest.raises(errors.DataError, match='not the official')
+      if found is altered
+      else contextlib.nullcontext()
+    ):
       formats.read_idx('kmnist', folder, allow_partial=False)
 
 
