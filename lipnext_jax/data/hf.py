@@ -65,7 +65,8 @@ class HfSource(views.Source):
     stored, label = row[self._image], row[self._label]
     try:
       if label not in range(len(self.class_names)):
-        raise images.BadImageError(f'has the label {label}')
+        count = len(self.class_names)
+        raise images.BadImageError(f'has label {label} of {count} classes')
       if stored is None or not (stored['bytes'] or stored['path']):
         raise images.BadImageError('has no image')
       data = stored['bytes']

@@ -68,8 +68,6 @@ class RecordSource(views.Source):
     )
     self.class_names = list(info.features[self._label_key].names)
     self.shape = info.features[self._image_key].shape
-    if self.shape[2] not in (1, 3):
-      raise ValueError(f'has images of {self.shape[2]} channels')
     for path in info.splits[split].filepaths:
       if not os.path.exists(path):
         raise ValueError(f'the shard {path} is missing')
@@ -85,15 +83,14 @@ class RecordSource(views.Source):
 
   def __getitem__(self, index: int) -> views.Example:
     example = self._read(index)
+    label, count = np.int32(example[self._label_key]), len(self.class_names)
     try:
+      if not 0 <= label < count:
+        raise images.BadImageError(f'has label {label} of {count} classes')
       image = images.decode(example[self._image_key])[..., : self.shape[2]]
     except images.BadImageError as error:
-      raise self._error(error, index, example) from None
-    sizes = zip(self.shape, image.shape, strict=True)
-    if any(wanted not in (None, size) for wanted, size in sizes):
-      problem = f'is {list(image.shape)} instead of {list(self.shape)}'
-      raise self._error(problem, index, example)
-    return {'image': image, 'label': self._label(index, example)}
+      raise self._error(error, index, _key(example)) from None
+    return {'image': image, 'label': label}
 
   def read_labels(self) -> np.ndarray:
     """Returns all labels, int32 [n].
@@ -104,14 +101,11 @@ class RecordSource(views.Source):
     path = labels_path(self._directory, self._split)
     if os.path.exists(path):
       try:
-        labels = np.load(path, allow_pickle=False)
+        return np.load(path, allow_pickle=False)
       except (OSError, ValueError, EOFError) as error:
         raise errors.DataError(f'{path}: {errors.one_line(error)}') from None
-      if labels.shape == (len(self),) and labels.dtype == np.int32:
-        return labels
-      raise errors.DataError(f'{path}: does not fit its shards; delete it')
     indices = tqdm.tqdm(range(len(self)), desc='labels', unit=' records')
-    return np.array([self._label(i, self._read(i)) for i in indices], np.int32)
+    return np.array([self._read(i)[self._label_key] for i in indices], np.int32)
 
   def names(self) -> list[str]:
     """Reads the key of every record; returns [] if they have none."""
@@ -126,18 +120,11 @@ class RecordSource(views.Source):
     except Exception as error:  # ArrayRecord and protobuf raise any kind.
       raise self._error(errors.one_line(error), index) from None
 
-  def _label(self, index: int, example: dict) -> np.int32:
-    label, count = int(example[self._label_key]), len(self.class_names)
-    if not 0 <= label < count:
-      problem = f'has label {label} of {count} classes'
-      raise self._error(problem, index, example)
-    return np.int32(label)
-
-  def _error(self, problem, index=None, example=None) -> errors.DataError:
+  def _error(self, problem, index=None, key='') -> errors.DataError:
     where = f'{self._directory}, split {self._split}'
     if index is not None:
       where += f', record {index}'
-    if example and (key := _key(example)):
+    if key:
       where += f' ({key})'
     return errors.DataError(f'{where}: {problem}')
 

@@ -49,18 +49,15 @@ def find_feature(
   'label'
   >>> find_feature({'id': 'x', 'label': 3, 'coarse': 1}, int)
   Traceback (most recent call last):
-  ValueError: has 2 features of type int, not one (id: str, label: int, ...)
+  ValueError: has 2 features of type int, not one, among id, label, coarse
   """
   found = [n for n, feature in features.items() if isinstance(feature, kind)]
   if preferred in found:
     return preferred
   if len(found) != 1:
-    types = [
-      f'{n}: {type(feature).__name__}' for n, feature in features.items()
-    ]
     raise ValueError(
-      f'has {len(found)} features of type {kind.__name__}, not one '
-      f'({", ".join(types)})'
+      f'has {len(found)} features of type {kind.__name__}, not one, among '
+      f'{", ".join(features)}'
     )
   return found[0]
 

@@ -13,7 +13,6 @@ import tensorflow_datasets as tfds
 
 from lipnext_jax import config as config_lib
 from lipnext_jax import errors
-from lipnext_jax.data import archives
 from lipnext_jax.data import formats
 from lipnext_jax.data import images
 from lipnext_jax.data import records
@@ -26,11 +25,9 @@ def prepared(tmp_path, make, monkeypatch):
   """Three shards, of whose four images the middle one has none."""
   monkeypatch.setattr(shards, 'EXAMPLES_PER_SHARD', 2)
   directory = str(tmp_path / 'cifar10' / '3.0.2')
-  (tmp_path / 'text.jpg').write_bytes(b'no image')
-  entry = archives.stat_file(str(tmp_path / 'text.jpg'))
   first, second, *rest = make.items(4)
   small = first._replace(content=make.pixels(0, 31, 32))
-  bad = [small, second._replace(content=entry)]
+  bad = [small, second._replace(content=b'no image')]
   splits = {'train': [first, second, *bad, *rest], 'test': rest}
   written = shards.write_splits(directory, splits, make.FORM, workers=2)
   assert [len(shard.labels) for shard in written['train']] == [2, 0, 2]
@@ -102,18 +99,6 @@ def test_any_set_that_tfds_prepared_is_read_by_its_name(tmp_path):
       sources.load_dataset(c)
 
 
-def png(height):
-  return images.encode_png(np.ones((height, 32, 3), np.uint8))
-
-
-FAULTY = [  # A stored file, its label, and what the error says.
-  (b'text', 1, 'is not a JPEG'),
-  (png(31), 1, r'is \[31, 32, 3\] instead of \[32, 32, 3\]'),
-  (png(32), 10, 'has label 10 of 10 classes'),
-  (png(32), -1, 'has label -1 of 10 classes'),
-]
-
-
 def test_damaged_records_and_shards_are_named_with_their_set(
   prepared, make, monkeypatch
 ):
@@ -121,8 +106,13 @@ def test_damaged_records_and_shards_are_named_with_their_set(
   # Files are stored as they are, and labels of eleven classes.
   monkeypatch.setattr(shards, '_encode', lambda content, form: content)
   form = make.FORM._replace(class_names={'label': [*map(str, range(11))]})
-  good = formats.Item('train_00006', {'label': 1}, png(32))
-  for content, label, message in FAULTY:
+  image = images.encode_png(make.pixels(0, 32, 32))
+  good = formats.Item('train_00006', {'label': 1}, image)
+  for content, label, message in (
+    (b'text', 1, 'is not a JPEG'),
+    (image, 10, 'has label 10 of 10 classes'),
+    (image, -1, 'has label -1 of 10 classes'),
+  ):
     bad = formats.Item('train_00007', {'label': label}, content)
     shards.write_shard(paths[0], [good, bad], form)
     source = records.RecordSource(directory, 'train')
@@ -162,19 +152,14 @@ def test_missing_parts_and_other_formats_are_refused(prepared, tmp_path):
   refused('')
 
 
-def test_labels_come_from_the_file_beside_the_shards_if_it_fits(prepared):
+def test_labels_come_from_the_file_beside_the_shards(prepared):
   directory, _ = prepared
   source = records.RecordSource(directory, 'train')
   path = records.labels_path(directory, 'train')
   assert np.load(path).tolist() == [0, 1, 2, 3]
   np.save(path, np.array([3, 2, 1, 0], np.int32))
   assert source.read_labels().tolist() == [3, 2, 1, 0]
-  for wrong in (np.zeros(5, np.int32), np.zeros(4)):
-    np.save(path, wrong)
-    with pytest.raises(errors.DataError, match='does not fit'):
-      source.read_labels()
-  with open(path, 'wb') as file:
-    file.write(b'text')
+  os.truncate(path, 99)
   with pytest.raises(errors.DataError, match=r'labels-train\.npy'):
     source.read_labels()
   os.remove(path)
