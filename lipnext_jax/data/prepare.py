@@ -10,7 +10,6 @@ only when it is complete. docs/data.md has the formats, the checks, the limits.
 """
 
 from collections.abc import Sequence
-import glob
 import os
 import shutil
 import sys
@@ -78,10 +77,6 @@ def prepare(
       f'{parent}: another process is preparing this set'
     ) from None
   with lock:
-    for other in glob.glob('incomplete.*', root_dir=parent):
-      if other != os.path.basename(work):
-        print(f'{parent}/{other}: has other data, deleted', file=sys.stderr)
-        shutil.rmtree(os.path.join(parent, other))
     written = shards.write_splits(work, contents.splits, form, workers)
     bad = [
       f'{split}, {key}: {problem}'
@@ -98,17 +93,15 @@ def prepare(
           f'{len(bad)} bad records, all listed in {path}; mend or fetch the '
           'source again, or leave them out with --skip_bad'
         )
-    counts = []
-    for split, of_split in written.items():
-      count = sum(len(shard.labels) for shard in of_split)
-      counts.append(f'{count} {split}')
-      if not count:
-        raise errors.DataError(f'{source}, {split}: all images are bad')
     shards.write_metadata(work, form, written)
     facts = {'resize': resize, 'allow_partial': allow_partial, 'skipped': bad}
     files.write_json(os.path.join(work, _FACTS), facts)
     os.rename(work, final)
     shutil.rmtree(os.path.join(final, 'progress'))
+  counts = [
+    f'{sum(len(shard.labels) for shard in of_split)} {split}'
+    for split, of_split in written.items()
+  ]
   skipped = f'; {len(bad)} skipped' if bad else ''
   print(f'{final}: {", ".join(counts)}{skipped}', file=sys.stderr)
   return final

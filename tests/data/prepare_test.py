@@ -158,25 +158,17 @@ def test_bad_records_are_refused_until_they_are_mended_or_left_out(
   mended = records.RecordSource(final, 'train')[1]['image']
   np.testing.assert_array_equal(mended, images.decode(files[second]))
 
-  parent = tmp_path / 'data/imagenet2012'
-  pathlib.Path(final).rename(parent / 'incomplete.of_other_data')
+  shutil.rmtree(final)
   make.imagenet(tmp_path / 'tars', faulty, validation)
   do('imagenet', source, tmp_path, skip_bad=True)
   assert '7 train, 4 validation; 2 skipped' in capsys.readouterr().err
-  assert sorted(os.listdir(parent)) == ['5.1.0', 'lock']
   facts = pathlib.Path(final, 'prepared.json').read_text()
   skipped, _ = json.loads(facts)['skipped']
   assert f'{first}: is not a JPEG' in skipped
 
-  shutil.rmtree(final)
-  make.imagenet(tmp_path / 'tars', train, dict.fromkeys(validation, b'text'))
-  with pytest.raises(errors.DataError, match='validation: all images are bad'):
-    do('imagenet', source, tmp_path, skip_bad=True)
-
 
 PLACES = ['--source=/x', '--data_dir=/x']
 MISTAKES = [
-  (['cifar10', *PLACES, '--sorce=x'], 'sorce.*see -h'),
   (['cifar', *PLACES], "NAME.*'cifar'.*choose from.*cifar10"),
   (['mnist', '--source=x', '--data_dir='], 'data_dir.*empty'),
   (['imagenet', *PLACES, '--resize=-3'], '--resize=-3 is negative'),
@@ -190,12 +182,9 @@ def test_an_error_is_one_line_and_an_exit_code(tmp_path, make, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(f'error: .*{message}', line)
   source = make.cifar(tmp_path)
-  arguments = ['cifar10', f'--source={source}', '--allow_partial']
-  (tmp_path / 'file').touch()  # It stands where the folder should go.
-  assert prepare.main([*arguments, f'--data_dir={tmp_path}/file']) == 7
-  assert 'Traceback' not in capsys.readouterr().err
   os.truncate(source, 5000)
-  assert prepare.main([*arguments, f'--data_dir={tmp_path}/d']) == 3
+  flags = [f'--source={source}', f'--data_dir={tmp_path}', '--allow_partial']
+  assert prepare.main(['cifar10', *flags]) == 3
   unverified, error = capsys.readouterr().err.splitlines()
   assert unverified.startswith(f'{source}: has 5000 bytes instead of')
   assert error.startswith(f'error: {source}: cannot be read')
