@@ -46,8 +46,7 @@ def iterate(
 
   Raises:
     UserError: a worker died, for example because memory ran out.
-    Exception: an error that a worker raised is raised here, too; one that
-      cannot be pickled as a `UserError` with its message.
+    Exception: an error that a worker raised is raised here, too.
 
   >>> batches = grain.MapDataset.range(3).map(lambda i: {'x': np.full(2, i)})
   >>> [int(batch['x'].sum()) for batch in iterate(batches, workers=0)]
@@ -129,19 +128,6 @@ def _work(batches: bytes, pipe: connection.Connection) -> None:
         send(batch)
     send(None)
   except Exception as error:
-    sent = _make_picklable(error)
-    sent.add_note(traceback.format_exc())
+    error.add_note(traceback.format_exc())
     with contextlib.suppress(BrokenPipeError):  # The parent has ended.
-      send(sent)
-
-
-def _make_picklable(error: Exception) -> Exception:
-  """Returns the error, or one that quotes it where its pickle would fail."""
-  try:
-    pickle.loads(pickle.dumps(error))
-  except Exception:  # The class of the error may raise any.
-    return errors.UserError(
-      f'a data worker process raised {type(error).__name__} '
-      f'({errors.one_line(error)}); dataset.workers=0 shows where'
-    )
-  return error
+      send(error)
