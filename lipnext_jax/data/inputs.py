@@ -144,9 +144,6 @@ def _read_array(
   """Reads a .npy file as `read` does."""
   # Mapped, because a header may claim more bytes than the file has.
   array = np.load(path, mmap_mode='r', allow_pickle=False)
-  if not isinstance(array, np.ndarray):
-    array.close()
-    raise BadInputError('holds several arrays (.npz); save one with numpy.save')
   if array.ndim == 2:
     array = array[..., None]
   if array.shape != shape:

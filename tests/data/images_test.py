@@ -84,16 +84,13 @@ def test_damaged_files_and_other_formats_are_refused(make):
     (whole[:-100], 'cannot be decoded'),
     (bytes(flipped), 'cannot be decoded'),
     (make.encode(image, 'GIF'), 'is not a JPEG, PNG, BMP, WEBP image'),
-    (png((100_000, 100_000), 8, 2, b''), 'cannot be'),  # A bomb of 70 bytes.
     (png((9460, 9460), 8, 2, b''), 'pixels, more than'),
     (jpeg + bytes(images.MAX_BYTES), 'bytes, more than'),
     # Beyond the last two bytes, the end mark, the pixels are all there.
     *((jpeg[:n], '^is|^cannot') for n in range(61, len(jpeg) - 2, 61)),
   ):
-    for function in (images.decode, images.to_stored):
-      with pytest.raises(images.BadImageError, match=problem) as caught:
-        function(data)
-      assert '\n' not in str(caught.value)
+    with pytest.raises(images.BadImageError, match=problem):
+      images.decode(data)
 
 
 def test_rgb_files_are_stored_as_they_are_and_others_without_loss(make):
@@ -155,11 +152,3 @@ def test_the_shorter_side_is_resized_with_the_antialiased_triangle(make):
     if expected < shape:  # Without antialiasing, it would be noticed.
       plain = picture.resize(expected[::-1], Image.Resampling.NEAREST)
       assert np.abs(np.asarray(plain) - oracle).max() > 20
-
-
-def test_no_image_is_scaled_beyond_the_limit_of_pixels(monkeypatch):
-  monkeypatch.setattr(images, 'MAX_PIXELS', 12 * 12 * 100)
-  scaled = images.resize_shorter_side(Image.new('L', (1, 100)), 12)
-  assert scaled.size == (12, 12 * 100)
-  with pytest.raises(images.BadImageError):
-    images.resize_shorter_side(Image.new('L', (1, 101)), 12)

@@ -60,20 +60,16 @@ def test_arrays_are_taken_as_they_are(tmp_path, dtype):
 def test_files_that_do_not_fit_are_refused(tmp_path):
   os.truncate(save(tmp_path / 'cut.png', pixels((8, 8))), 60)
   os.mkfifo(tmp_path / 'pipe.npy')  # An error, and no hang.
-  with open(tmp_path / 'several.npy', 'wb') as file:
-    np.savez(file, pixels((8, 8)))
   np.zeros((8, 8)).dump(tmp_path / 'pickle.npy')
   cases = {
     'cut.png': 'cannot be decoded',
     'missing.png': 'cannot be read',
     'pipe.npy': 'is not a regular file',
-    'several.npy': 'several arrays',
     'pickle.npy': r'pickled \(object\) data',
   }
   for name, array, problem in (
     ('shape', np.zeros((8, 9, 1)), 'has shape'),
     ('int', np.zeros((8, 8, 1), np.int64), 'holds int64'),
-    ('long', np.zeros((8, 8, 1), np.longdouble), 'holds float128'),
     ('large', np.full((8, 8, 1), 1.5), 'outside'),
     ('nan', np.full((8, 8, 1), np.nan), 'outside'),
   ):
@@ -114,7 +110,6 @@ def test_whatever_is_done_to_a_file_is_noted(tmp_path):
     (rgb, 'JPEG', {'exif': exif}, as_it_is, ['EXIF rotation ignored']),
     (rgb, 'PNG', {'icc_profile': b'x'}, as_it_is, ['colour profile ignored']),
     (clear, 'WEBP', {'lossless': True}, as_it_is, ['alpha dropped']),
-    (rgb.convert('P'), 'PNG', {}, as_it_is, ['P converted to RGB']),
     (rgb.convert('CMYK'), 'JPEG', {}, as_it_is, ['CMYK converted to RGB']),
     (rgb, 'PNG', two, as_it_is, ['first of 2 frames']),
   ):

@@ -1,3 +1,4 @@
+import os
 import pickle
 import zipfile
 
@@ -89,7 +90,7 @@ def test_npz_files_and_folders_hold_the_same_examples(tmp_path):
   assert not images.flags.writeable
 
 
-def test_malformed_arrays_are_refused(tmp_path):
+def test_malformed_and_cut_arrays_are_refused(tmp_path):
   for arrays, reason in (
     ({'label': LABELS}, 'image'),  # First: no file is left of another.
     ({'image': IMAGES / 255, 'label': LABELS}, 'float64'),
@@ -103,13 +104,9 @@ def test_malformed_arrays_are_refused(tmp_path):
     for path in write(tmp_path, **arrays):
       with pytest.raises(ValueError, match=reason):
         views.NpzSource(path)
-
-
-def test_cut_arrays_are_refused(tmp_path):
   paths = write(tmp_path, image=IMAGES, label=LABELS)
   for path, file in zip(paths, ('x.npz', 'x/image.npy'), strict=True):
-    whole = (tmp_path / file).read_bytes()
-    for cut in (0, 10, len(whole) // 2, len(whole) - 5):
-      (tmp_path / file).write_bytes(whole[:cut])
+    for size in (200, 10, 0):
+      os.truncate(tmp_path / file, size)
       with pytest.raises(ValueError, match='cannot be read'):
         views.NpzSource(path)

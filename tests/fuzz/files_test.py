@@ -115,15 +115,6 @@ def test_damaged_files(name, tmp_path, monkeypatch):
     check_file(name, damaged(data, seed), read)
 
 
-@pytest.mark.parametrize('shape', ['(10**15,)', '(1000000000000000,)', '(-1,)'])
-def test_arrays_that_claim_absurd_shapes(shape, tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  header = "{'descr': '|u1', 'fortran_order': False, "
-  text = f"{header}'shape': {shape}, }}".ljust(117) + '\n'
-  data = b'\x93NUMPY\x01\x00\x76\x00' + text.encode()
-  check_file('x.npy', data, read_input)
-
-
 def test_a_reader_that_writes_or_has_other_errors_is_seen(
   tmp_path, monkeypatch
 ):
