@@ -84,9 +84,9 @@ def read(path: str, how: Preprocessing) -> tuple[np.ndarray, list[str]]:
     BadInputError: the file is not an image, or does not fit the model.
   """
   try:
-    data = images.read(path)  # Refuses pipes, which `np.load` would wait for.
     if path.endswith('.npy'):
       return _read_array(path, how.image_shape)
+    data = images.read(path)
     pixels, done = images.decode(data), _list_conversions(data)
     h, w, ch = how.image_shape
     if how.resize:

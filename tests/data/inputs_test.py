@@ -59,12 +59,10 @@ def test_arrays_are_taken_as_they_are(tmp_path, dtype):
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
   os.truncate(save(tmp_path / 'cut.png', pixels((8, 8))), 60)
-  os.mkfifo(tmp_path / 'pipe.npy')  # An error, and no hang.
   np.zeros((8, 8)).dump(tmp_path / 'pickle.npy')
   cases = {
     'cut.png': 'cannot be decoded',
     'missing.png': 'cannot be read',
-    'pipe.npy': 'is not a regular file',
     'pickle.npy': r'pickled \(object\) data',
   }
   for name, array, problem in (
