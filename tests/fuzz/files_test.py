@@ -2,15 +2,13 @@
 
 Valid files are cut, or have bits flipped, or parts doubled or overwritten. What
 comes of it is the contents (checksums do not cover everything) or an error of
-ours in one line, soon, and nothing is written.
+ours in one line, soon.
 """
 
 import contextlib
 import functools
 import json
-import pathlib
 import time
-import tracemalloc
 
 import jax
 import numpy as np
@@ -27,7 +25,6 @@ from lipnext_jax.data import inputs
 from lipnext_jax.data import sources
 
 SECONDS = 10.0  # More is a hang; a call takes milliseconds.
-MEMORY = 700 << 20  # Bytes: of the largest image allowed, as RGB and as RGBA.
 PIXELS = np.random.default_rng(0).integers(256, size=(9, 7, 3), dtype=np.uint8)
 
 
@@ -51,23 +48,11 @@ def damaged(data, seed):
 
 
 def survive(call):
-  """Calls; it raises nothing but an error of ours, is soon over and small."""
+  """Calls; it raises nothing but an error of ours, and is soon over."""
   begin = time.monotonic()
-  tracemalloc.start()
-  try:
-    with contextlib.suppress(errors.UserError):  # Its text is one line.
-      call()
-  finally:
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+  with contextlib.suppress(errors.UserError):  # Its text is one line.
+    call()
   assert time.monotonic() - begin < SECONDS
-  assert peak < MEMORY
-
-
-def snapshot():
-  """Returns the size of every file below the current folder."""
-  paths = pathlib.Path().rglob('*')
-  return {path: path.stat().st_size for path in paths if path.is_file()}
 
 
 def read_input(path):
@@ -96,33 +81,21 @@ FILES = {
 }
 
 
-def check_file(path, data, read):
-  """Reads a file of these bytes; no other file changes."""
-  pathlib.Path(path).write_bytes(data)
-  before = snapshot()
-  survive(lambda: read(path))
-  assert snapshot() == before
-
-
 @pytest.mark.parametrize('name', FILES)
 @pytest.mark.filterwarnings('ignore')  # Pillow's, of what it could still read.
-def test_damaged_files(name, tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
+def test_damaged_files(name, tmp_path):
   write, read, count = FILES[name]
-  write(name)
-  data = pathlib.Path(name).read_bytes()
+  path = tmp_path / name
+  write(str(path))
+  data = path.read_bytes()
   for seed in range(count):
-    check_file(name, damaged(data, seed), read)
+    path.write_bytes(damaged(data, seed))
+    survive(lambda: read(str(path)))
 
 
-def test_a_reader_that_writes_or_has_other_errors_is_seen(
-  tmp_path, monkeypatch
-):
-  monkeypatch.chdir(tmp_path)
-  with pytest.raises(AssertionError):
-    check_file('x', b'', lambda path: open(path + '2', 'w').close())
+def test_a_reader_that_has_other_errors_is_seen():
   with pytest.raises(KeyError):
-    check_file('x', b'', lambda path: {}['not one of ours'])
+    survive(lambda: {}['not one of ours'])
 
 
 OTHERS = [  # JSON of another form, endless, or none.
