@@ -133,8 +133,8 @@ def open_files(path: str) -> dict[str, Content]:
           if not info.is_dir()
         }
     if path.endswith('.gz'):
-      with gzip.open(path) as file:
-        data = file.read()
+      with gzip.open(path) as packed:
+        data = packed.read()
       entries = _list_tar(path, io.BytesIO(data))
       return {name: data[at : at + size] for name, at, size in entries}
     with open(path, 'rb') as file:
