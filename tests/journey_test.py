@@ -89,7 +89,7 @@ def test_a_folder_becomes_a_predictor_that_agrees_on_every_file(
   # The predictor file and the report hold the names of the classes.
   predictor = certify.load_predictor(f'{home}/x.lipnext')
   assert predictor.class_names == ('night <b>', 'noon')
-  assert predictor.manifest['resize'] == 32
+  assert predictor.contents.resize == 32
   page = read(run, 'report.html')
   for part in ('night &lt;b&gt;', rows[0]['file'].split('/')[-1], '36/255'):
     assert part in page

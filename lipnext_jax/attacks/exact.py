@@ -21,8 +21,7 @@ _SMALLEST_SQUARE = 2.0**-900
 
 def _flat(values: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
   """Returns values [n, ...] as rows [n, d] of a dtype."""
-  values = np.asarray(values)
-  return values.reshape(len(values), -1).astype(dtype)
+  return np.reshape(values, (len(values), -1)).astype(dtype)
 
 
 def _squares(images: np.ndarray, points: np.ndarray) -> np.ndarray:

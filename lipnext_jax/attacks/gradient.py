@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lipnext_jax.attacks import target as target_lib
 
@@ -124,11 +125,6 @@ class _State(NamedTuple):
   checked_loss: jax.Array  # Highest loss at the last checkpoint.
 
 
-def _select(condition: jax.Array, new: Any, old: Any) -> Any:
-  """Returns the tree `new` or `old`."""
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
 def _schedule(method: str, steps: int):
   """Returns the first step's length over ε, and two columns of the rounds.
 
@@ -156,16 +152,16 @@ def _climb(evaluate, project, start, length, rounds):
     x = project(x + share * (ahead - x) + (1 - share) * (x - s.previous))
     loss, lead, grad = evaluate(x)
     here = _Point(x, loss, grad)
-    top = _select(loss > s.top.loss, here, s.top)
+    top = optax.tree.where(loss > s.top.loss, here, s.top)
     risen = s.risen + (loss > s.here.loss)
     check = window > 0
     stuck = ~s.halved & (top.loss <= s.checked_loss)
     halve = check & ((risen < _PROGRESS * window) | stuck)
     return _State(
-      here=_select(halve, top, here),
+      here=optax.tree.where(halve, top, here),
       previous=jnp.where(halve, top.x, s.here.x),
       top=top,
-      best=_select(lead > s.best[1], (x, lead), s.best),
+      best=optax.tree.where(lead > s.best[1], (x, lead), s.best),
       length=jnp.where(halve, s.length / 2, s.length),
       risen=jnp.where(check, 0, risen),
       halved=jnp.where(check, halve, s.halved),

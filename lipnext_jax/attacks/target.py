@@ -8,7 +8,6 @@ ball.
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
-import dataclasses
 import functools
 from typing import Any
 from typing import NamedTuple
@@ -25,19 +24,13 @@ from lipnext_jax.models import interface
 BATCH_SIZE = 512  # Images in one forward pass.
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-  """A flax model as a function (params, images) → logits.
+@functools.cache
+def network(model: nn.Module) -> Callable[[Any, jax.Array], Any]:
+  """Returns a flax model as a function (params, images) → logits.
 
-  Equal models are equal functions, which share compiled programs.
+  Equal models share a function, and with it compiled programs.
   """
-
-  model: nn.Module
-
-  def __call__(self, params: Any, images: jax.Array) -> jax.Array:
-    """Computes logits [b, k] of images [b, H, W, ch]."""
-    logits: Any = self.model.apply({'params': params}, images)
-    return logits
+  return lambda params, images: model.apply({'params': params}, images)
 
 
 class Target(NamedTuple):
@@ -128,7 +121,7 @@ def certified_target(
   ]
   predictions, radii = map(np.concatenate, zip(*found, strict=True))
   return Target(
-    apply=Network(model),
+    apply=network(model),
     params=params,
     images=images,
     predictions=predictions,

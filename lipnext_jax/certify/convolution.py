@@ -103,16 +103,11 @@ def spectrum_bound(spectrum: np.ndarray, grid: tuple[int, int]) -> float:
 
   Args:
     spectrum: [h, w//2 + 1, 2, c, c], of any float dtype that float64 holds.
-    grid: (h, w).
+    grid: (h, w); the bound is the same on every grid.
 
   Raises:
-    ValueError: `spectrum` does not fit the grid, is not finite or not held by
-      float64.
+    ValueError: `spectrum` is not finite or not held by float64.
   """
-  if spectrum.shape[:3] != (grid[0], grid[1] // 2 + 1, 2):
-    raise ValueError(
-      f'a spectrum of shape {spectrum.shape} does not fit {grid=}.'
-    )
   wide = norms.to_float64(spectrum)
   matrices = wide[..., 0, :, :] + 1j * wide[..., 1, :, :]
   return max(

@@ -1,8 +1,6 @@
 """Numbers as text, rounded so that no digit claims more than was proved."""
 
 import decimal
-from fractions import Fraction
-import math
 
 
 def down(value: float, digits: int) -> str:
@@ -10,14 +8,11 @@ def down(value: float, digits: int) -> str:
 
   The float 0.3 is slightly less than 3/10:
 
-  >>> down(0.3, 2), down(0.5, 2), down(float('inf'), 2)
-  ('0.29', '0.50', 'inf')
+  >>> down(0.3, 2), down(0.5, 2)
+  ('0.29', '0.50')
   """
-  if not math.isfinite(value):
-    return str(value)
-  scale = 10**digits
-  whole, part = divmod(math.floor(Fraction(value) * scale), scale)
-  return f'{whole}.{part:0{digits}d}'
+  with decimal.localcontext(rounding=decimal.ROUND_FLOOR):
+    return f'{decimal.Decimal(value):.{digits}f}'
 
 
 def up(value: float | decimal.Decimal, digits: int) -> str:

@@ -126,23 +126,22 @@ def spectral_norm_bound(w: np.ndarray) -> float:
     raise ValueError(f'spectral_norm_bound needs a matrix [m, n]: {w.shape=}.')
   if w.shape[0] < w.shape[1]:
     w = w.T
+  if np.max(np.abs(w), initial=0.0) > 2.0**400:  # WᵀW may overflow.
+    return norm_bound(w)
   m, n = w.shape
-  with np.errstate(over='ignore', invalid='ignore'):
-    frobenius = frobenius_norm_bound(w)
-    d = _symmetric(w.T @ w) - np.eye(n)
-    if not np.all(np.isfinite(d)):  # WᵀW overflows for entries of 1e150.
-      return max(1.0, frobenius)
-    # The product rounds by γ_m ‖W‖_F². Subtracting I rounds the diagonal, in
-    # norm by u(1 + ‖W‖_F²) at most.
-    rounding = 2 * FLOAT64.gamma(m + 2) * (frobenius * frobenius + math.sqrt(n))
-    defect = norm_bound(d, _SQUARINGS)
-    if _NEAR < defect < math.inf:
-      # D + νI >= 0 for ν >= ‖D‖₂, so that λ_max(D) = ‖D + νI‖₂ − ν. A matrix
-      # that shrinks has a small λ_max(D) beside its ‖D‖₂.
-      top = norm_bound(d + defect * np.eye(n), _NORM_SQUARINGS - 1)
-      # The shift rounds diagonal entries below 2ν.
-      largest = max(0.0, top - defect) + 8 * UNIT_ROUNDOFF * (defect + top)
-      defect = min(defect, largest)
+  frobenius = frobenius_norm_bound(w)
+  d = _symmetric(w.T @ w) - np.eye(n)
+  # The product rounds by γ_m ‖W‖_F². Subtracting I rounds the diagonal, in norm
+  # by u(1 + ‖W‖_F²) at most.
+  rounding = 2 * FLOAT64.gamma(m + 2) * (frobenius * frobenius + math.sqrt(n))
+  defect = norm_bound(d, _SQUARINGS)
+  if defect > _NEAR:
+    # D + νI >= 0 for ν >= ‖D‖₂, so that λ_max(D) = ‖D + νI‖₂ − ν. A matrix that
+    # shrinks has a small λ_max(D) beside its ‖D‖₂.
+    top = norm_bound(d + defect * np.eye(n), _NORM_SQUARINGS - 1)
+    # The shift rounds diagonal entries below 2ν.
+    largest = max(0.0, top - defect) + 8 * UNIT_ROUNDOFF * (defect + top)
+    defect = min(defect, largest)
   return math.sqrt(1 + defect + rounding) * (1 + 8 * UNIT_ROUNDOFF)
 
 

@@ -62,8 +62,6 @@ _FIELDS: dict[str, Callable[[Any, Mapping[str, Any]], bool]] = {
     and len(value) in (0, m['model']['options']['num_classes'])
     and all(name.isprintable() for name in value)
   ),
-  'versions': lambda value, m: type(value) is dict,
-  'config': lambda value, m: type(value) is dict,
 }
 
 
@@ -79,7 +77,6 @@ class Contents(NamedTuple):
     resize: length to which the shorter side of an image file is scaled before
       its centre is cut out; 0: files are not scaled.
     config: plain data about the training run.
-    versions: versions of the packages that wrote the file.
   """
 
   model: interface.CertifiedModel
@@ -89,7 +86,6 @@ class Contents(NamedTuple):
   class_names: tuple[str, ...] = ()
   resize: int = 0
   config: Mapping[str, Any] = {}
-  versions: Mapping[str, str] = {}
 
 
 class Predictor:
@@ -99,7 +95,6 @@ class Predictor:
     contents: model, weights and facts about them. `image_shape`, `certificate`
       and `class_names` are attributes of the predictor, too.
     lipschitz: Λ, proved from the weights.
-    manifest: metadata of the predictor's file, as plain data.
   """
 
   def __init__(self, contents: Contents):
@@ -122,7 +117,6 @@ class Predictor:
     bounds = bound.lipschitz_bounds(params)
     constants = fast.prove_constants(params, bounds)
     self.lipschitz = constants.lipschitz
-    self.manifest = _describe(contents, constants)
     self._certifier: Callable[[np.ndarray], Any]
     if self.certificate == 'rigorous':
       self._certifier = rigorous.rigorous_certifier(model, params, bounds)
@@ -224,17 +218,24 @@ def export_predictor(
     lambda leaf: np.asarray(leaf, order='C'),  # It is written as it lies.
     model.explicit_params(params),
   )
-  contents = Contents(
-    model=model.explicit(),
-    params=params,
-    image_shape=tuple(image_shape),
-    certificate=certificate,
-    class_names=tuple(class_names),
-    resize=resize,
-    config=dict(config or {}),
-    versions={p.__name__: p.__version__ for p in (jax, flax, np)},
-  )
-  manifest = _describe(contents, fast.prove_constants(params))
+  explicit, channels = model.explicit(), image_shape[2]
+  options = {n: getattr(explicit, n) for n in _option_types(type(model))}
+  constants = fast.prove_constants(params)
+  manifest = {
+    'format': FORMAT,
+    'model': {'name': type(model).__name__, 'options': options},
+    'image_shape': list(image_shape),
+    'colours': {1: 'grey', 3: 'RGB'}.get(channels, f'{channels} channels'),
+    'class_names': list(class_names),
+    'resize': resize,
+    'certificate': certificate,
+    'lipschitz_bound': constants.lipschitz,
+    'offset': constants.offset,
+    'units': 'ℓ2 distance between images as the network gets them (scaled and '
+    'cropped to image_shape), pixels in [0, 1]',
+    'versions': {p.__name__: p.__version__ for p in (jax, flax, np)},
+    'config': dict(config or {}),
+  }
   arrays = traverse_util.flatten_dict(params, sep='/')
   if type(_rebuild(manifest, arrays).model) is not type(model):
     raise ValueError(f'{type(model)} is not the model of that name.')
@@ -345,27 +346,6 @@ def _option_types(kind: type[interface.CertifiedModel]) -> dict[str, type]:
   }
 
 
-def _describe(contents: Contents, constants: fast.Constants) -> dict[str, Any]:
-  """Returns the metadata of a file as plain data."""
-  model, channels = contents.model, contents.image_shape[2]
-  options = {name: getattr(model, name) for name in _option_types(type(model))}
-  return {
-    'format': FORMAT,
-    'model': {'name': type(model).__name__, 'options': options},
-    'image_shape': list(contents.image_shape),
-    'colours': {1: 'grey', 3: 'RGB'}.get(channels, f'{channels} channels'),
-    'class_names': list(contents.class_names),
-    'resize': contents.resize,
-    'certificate': contents.certificate,
-    'lipschitz_bound': constants.lipschitz,
-    'offset': constants.offset,
-    'units': 'ℓ2 distance between images as the network gets them (scaled and '
-    'cropped to image_shape), pixels in [0, 1]',
-    'versions': dict(contents.versions),
-    'config': dict(contents.config),
-  }
-
-
 def _rebuild(
   manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> Contents:
@@ -404,7 +384,6 @@ def _rebuild(
     class_names=tuple(manifest['class_names']),
     resize=manifest['resize'],
     config=manifest['config'],
-    versions=manifest['versions'],
   )
 
 

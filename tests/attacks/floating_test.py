@@ -69,7 +69,7 @@ def test_narrow_evaluation_sold_as_float32_is_broken(compute, images):
   """Logits have 8 or 11 bits, for images of any format."""
   exact_target = targets.exact()
   target = exact_target._replace(
-    apply=target_lib.Network(targets.MODEL.clone(dtype=compute)),
+    apply=target_lib.network(targets.MODEL.clone(dtype=compute)),
     params=targets.PARAMS,
     images=targets.IMAGES.astype(images),
   )
@@ -113,11 +113,12 @@ def test_steps_are_units_in_the_last_place(dtype):
   assert 0.3 < np.mean(units[units != 0] > 0) < 0.7
 
 
-def test_margins_are_negative_exactly_where_the_answer_is_another():
-  images = np.array([[0.75], [0.25], [np.nan]])
-  target = targets.linear([[-1.0, 1.0]], [1.0, 0.0], images, [1, 1, 1])
-  found = floating.margins(target, images, np.array([1, 1, 1]))
-  assert found.tolist() == [0.5, -0.5, -np.inf]
+def test_margins_tell_ties_and_what_is_no_number_from_the_answer():
+  images = np.array([[1.0], [0.5], [0.25], [np.nan]])
+  target = targets.linear([[-1.0, 1.0]], [1.0, 0.0], images, [1] * 4)
+  found = floating.margins(target, images, np.array([1] * 4))
+  assert found.tolist() == [1, 0, -0.5, -np.inf]
+  assert target.answers(images).tolist() == [1, 0, 0, -1]
 
 
 def test_bisection_ends_next_to_the_edge():

@@ -48,12 +48,6 @@ def test_logits_come_from_the_format_of_the_images(dtype):
   assert third == np.asarray(1 / 3, dtype)
 
 
-def test_answers_of_ties_and_of_what_is_no_number():
-  images = np.array([[1.0], [0.0], [np.nan]])
-  target = targets.linear([[-1.0, 1.0]], [1.0, 0.0], images, [1, 1, 1])
-  assert target.answers(images).tolist() == [1, 0, -1]
-
-
 # Class 1 where x_0 > 1/2.
 TARGET = targets.linear(
   [[-1.0, 1.0], [0.0, 0.0]],

@@ -164,30 +164,22 @@ def test_a_user_brings_labels():
 
 
 POSITION = {'stem': {'pos': np.zeros((1, 1, 1))}}
-HEAD = {'R': np.eye(2), 'head': {'kernel': np.ones((3, 2))}}
 REFUSED = [
   ({'M': np.stack([np.eye(2), np.diag([1.0, np.nan])])}, 'not finite'),
-  ({'M': np.stack([np.eye(2), np.diag([1.0, -np.inf])])}, 'not finite'),
   (POSITION | {'conv_zero': np.full((1, 1, 1, 1), np.inf)}, 'not finite'),
   (POSITION | {'conv_circular': np.full((1, 1, 1, 1), np.nan)}, 'not finite'),
-  (POSITION | {'spectrum': np.zeros((4, 4, 2, 1, 1))}, 'does not fit'),
   ({'stem': {'conv_zero': np.ones((1, 1, 1, 1))}}, 'no stem/pos'),
-  ({}, 'no orthogonal parameter'),
   ({'head': {'kernel': np.eye(2)}}, 'no orthogonal parameter'),
-  ({'R': np.eye(2), 'extra': {'W': np.eye(2)}}, "'extra/W' matches no rule"),
+  # A kernel that is no head.
+  ({'R': np.eye(2), 'my_head': {'kernel': 100.0}}, 'matches no rule'),
   ({'R': np.eye(2), 'M_raw': np.eye(2)}, 'M_raw is mapped'),
-  *(({'R': np.ones(shape)}, 'needs a matrix') for shape in ((), (3,))),
-  # Kernels that are no head.
-  (HEAD | {'my_head': {'kernel': 100.0}}, 'matches no rule'),
-  (HEAD | {'kernel': 100.0}, 'matches no rule'),
+  ({'R': np.ones(3)}, 'needs a matrix'),
   # Numbers that float64 does not hold.
   *(
     (POSITION | {name: leaf}, 'float64 does not hold')
     for name, leaf in (
       ('M', np.array([[1j, 0], [0, 5j]])),
-      ('R', np.eye(2, dtype=object)),
       ('M', np.array([[2**53 + 1]])),
-      ('M', np.array([[1 + np.longdouble(2.0**-60)]])),
       ('conv_zero', np.ones((1, 1, 1, 1)) * 1j),
       ('spectrum', np.ones((1, 1, 2, 1, 1)) * 1j),
     )

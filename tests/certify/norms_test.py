@@ -79,10 +79,7 @@ def test_bounds_exceed_the_norm_exactly(name):
   b = norms.spectral_norm_bound(w)
   assert isinstance(b, float)
   assert b >= 1
-  if math.isfinite(b):  # Entries of 1e160 are bounded by inf: true, and said.
-    check_upper(lambda _: b, w)
-  else:
-    assert np.max(np.abs(w)) > 1e150
+  check_upper(lambda _: b, w)
   # Zero is its own bound: not above it, strictly.
   assert not np.any(w) or exceeds_norm(norms.norm_bound(np.float64(w)), w)
 
@@ -193,10 +190,3 @@ def test_bounds_are_above_the_largest_singular_value_and_close(name):
     assert 1 - SVD_ERROR <= close <= 1.0003
   if name == 'gaussian':  # Planted: fewer squarings.
     assert norms.norm_bound(w, 4) > 1.0003 * largest
-
-
-def test_a_complex_matrix_and_its_real_form_have_one_norm():
-  w = gaussian(5, 3) + 1j * gaussian(2, 5, 3)[1]
-  values = np.linalg.svd(norms.realified(w), compute_uv=False)
-  expected = np.repeat(np.linalg.svd(w, compute_uv=False), 2)
-  np.testing.assert_allclose(values, expected, rtol=1e-13)
