@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
-import types
 from typing import Any
 from typing import NamedTuple
 
@@ -37,7 +36,7 @@ class Evaluation(NamedTuple):
   certificate: str = 'fast'  # One of `certify.CERTIFICATES`.
   logit_error: float | None = None  # Largest E subtracted, if rigorous.
   # Factors of Λ by parameter, one per layer; empty if Λ was not proved.
-  lipschitz_bounds: Mapping[str, Sequence[float]] = types.MappingProxyType({})
+  lipschitz_bounds: Mapping[str, Sequence[float]] = {}
 
   def summary(self, epsilons: Sequence[float]) -> dict[str, Any]:
     """Returns the numbers of `eval.json`, with the CRA at each ε."""

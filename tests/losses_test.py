@@ -138,29 +138,18 @@ def test_values_match_the_formula_and_gradients_differences(name):
   check_gradients(loss, oracle)
 
 
-def test_cases_reach_both_clip_bounds_and_the_middle():
-  ratios = np.concatenate([emma_ratios(*c, 0.7).ravel() for c in cases()])
-  assert (min(ratios), max(ratios)) == (0.01, 1)
-  assert np.any((ratios > 0.02) & (ratios < 0.98))
-
-
 @pytest.mark.parametrize('name', losses.LOSSES)
 def test_huge_logits_stay_finite(name):
-  # A 1-Lipschitz network keeps |f| below the diameter of its inputs, 400 for
-  # 224² colour images. From 1e9 on XLA's fused copies of τ·f may differ by more
-  # than exp can bear.
-  tau = 3.0
-  fn = functools.partial(losses.LOSSES[name], logit_scale=tau)
-  loss = jax.jit(jax.value_and_grad(fn, argnums=(0, 2)))
-  for size in (1e4, 1e7):
-    f = np.array([[1, -1, 0.3], [-1, 1, 1]], np.float32) * np.float32(size)
-    for epsilon in (0.0, 3.0):
-      value, gradients = loss(f, np.array([0, 0]), jnp.eye(3), epsilon)
-      assert value.dtype == jnp.float32
-      for array in (value, *gradients):
-        assert np.all(np.isfinite(array)), f'{size=} {epsilon=}'
-      # The second example loses by 2τ·size, whatever the loss; mean of two.
-      np.testing.assert_allclose(value, tau * size, rtol=1e-3)
+  """A 1-Lipschitz network keeps |f| below 400 for 224² colour images."""
+  loss = functools.partial(losses.LOSSES[name], logit_scale=3.0)
+  f = 1e7 * jnp.array([[1, -1, 0.3], [-1, 1, 1]])
+  value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 2)))(
+    f, jnp.array([0, 0]), jnp.eye(3), 3.0
+  )
+  assert value.dtype == jnp.float32
+  assert all(np.all(np.isfinite(g)) for g in gradients)
+  # The second example loses by 2τ·1e7, whatever the loss; mean of two.
+  np.testing.assert_allclose(value, 3e7, rtol=1e-3)
 
 
 def test_gradient_check_rejects_gradients_through_r_or_not_of_rows(monkeypatch):

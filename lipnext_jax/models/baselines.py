@@ -243,9 +243,10 @@ class LiResNet(Baseline):
     blocks = jax.lax.map(norm, explicit['blocks'][name])
     return norm(explicit['stem'][name]) * jnp.prod(blocks)
 
-  def map_raw(self, group: str, name: str, raw: jax.Array, _: Any) -> jax.Array:
+  def map_raw(
+    self, _: str, name: str, raw: jax.Array, _params: Any
+  ) -> jax.Array:
     """Computes I + conv as one kernel, or Q."""
-    del group
     if name == 'Q':
       return parametrizations.cholesky(raw)
     return convolutions.with_identity(raw)
@@ -327,10 +328,9 @@ class BRONet(Baseline):
     return n, self.rank(d)
 
   def map_raw(
-    self, group: str, name: str, raw: jax.Array, params: Any
+    self, _: str, name: str, raw: jax.Array, params: Any
   ) -> jax.Array:
     """Computes the reflectors of every frequency, or Q, the rows of one."""
-    del group
     if name == 'Q':
       return parametrizations.block_reflector(raw, self.dense_width)
     grid = params['stem']['pos'].shape[:2]

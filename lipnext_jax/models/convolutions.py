@@ -7,7 +7,6 @@ by a matrix: ŷ(ω) = Ŵ(ω) x̂(ω). Its Lipschitz constant is max_ω ‖Ŵ(ω)
 import jax
 import jax.numpy as jnp
 
-from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
 
 
@@ -26,8 +25,6 @@ def convolve(
   >>> convolve(x, right, 'circular').ravel().tolist()
   [2.0, 0.0, 1.0]
   """
-  if padding not in layers.PADDINGS:
-    raise ValueError(f'{padding=} must be one of {layers.PADDINGS}.')
   k = kernel.shape[0]
   pad = ((k - 1) // 2, k // 2)
   if padding == 'circular':
@@ -87,10 +84,7 @@ def power_iteration(
 
 
 def frequencies(v: jax.Array, grid: tuple[int, int]) -> jax.Array:
-  """Transforms a kernel [..., k, k, c, r] to [..., h, w//2 + 1, c, r]."""
-  h, w = grid
-  if v.shape[-4] > h or v.shape[-3] > w:
-    raise ValueError(f'a kernel of {v.shape[-4:-2]} exceeds the grid {grid}.')
+  """Transforms a kernel [..., k, k, c, r], k <= h, w, over the grid (h, w)."""
   return jnp.fft.rfft2(v, s=grid, axes=(-4, -3))
 
 

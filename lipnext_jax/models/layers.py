@@ -92,8 +92,7 @@ def to_unit(images: jax.typing.ArrayLike) -> jax.Array:
     return images.astype(jnp.float32) / 255
   if not jnp.issubdtype(images.dtype, jnp.floating):
     raise ValueError(f'{images.dtype} images: give floats in [0, 1], or uint8.')
-  wide = jnp.promote_types(images.dtype, jnp.float32)
-  return images if images.dtype == wide else images.astype(wide)
+  return images.astype(jnp.promote_types(images.dtype, jnp.float32))
 
 
 def centre(images: jax.typing.ArrayLike) -> jax.Array:

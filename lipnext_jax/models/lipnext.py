@@ -112,9 +112,6 @@ class LipNeXt(interface.CertifiedModel):
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """Maps images [b, H, W, ch], in [0, 1] or uint8, to logits [b, classes]."""
-    if self.remat not in REMAT_POLICIES:
-      names = sorted(REMAT_POLICIES)
-      raise ValueError(f'remat={self.remat!r} must be one of {names}.')
     if self.pool not in POOLS:
       raise ValueError(f'pool={self.pool!r} must be one of {POOLS}.')
     numerics = products.Numerics(self.dtype, self.precision)

@@ -189,11 +189,9 @@ def orthogonal_param(
   Haar measure for 'none' and 'cholesky') or 'identity'.
 
   Raises:
-    ValueError: an unknown map, or an `init` that it does not reach.
+    ValueError: an `init` that the map does not reach.
   """
-  if parametrization not in CHOICES:
-    raise ValueError(f'{parametrization=} must be one of {CHOICES}.')
-  p = PARAMETRIZATIONS.get(parametrization)
+  p = None if parametrization == 'none' else PARAMETRIZATIONS[parametrization]
   starts = p.initializers if p else ORTHOGONAL
   if init not in starts:
     raise ValueError(
@@ -202,7 +200,5 @@ def orthogonal_param(
     )
   if p is None:
     return module.param(name, starts[init], shape, jnp.float32)
-  raw = module.param(
-    name + RAW, p.initializers[init], p.raw_shape(*shape), jnp.float32
-  )
+  raw = module.param(name + RAW, starts[init], p.raw_shape(*shape), jnp.float32)
   return p.to_orthogonal(raw)[: shape[0]]

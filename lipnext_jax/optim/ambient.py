@@ -9,7 +9,8 @@ A [m, m], stays factored:
     X ← exp(A) X = X + U φ(Z) VᵀX        Z = VᵀU, φ(z) = (eᶻ − 1)/z
 
 Z is 2n×2n, and no array is larger than X. A step takes 7 products of size mn²
-and some of size n³. With SGD, A = −lr·skew(GXᵀ), as there.
+and some of size n³. With SGD, A = −lr·skew(GXᵀ), as there. Moments and the
+lookahead's sum add tangents of different X, of which D takes the tangent part.
 """
 
 from collections.abc import Sequence

@@ -86,7 +86,7 @@ def start(params: optax.Params, tolerance: Any) -> None:
     if tolerance is None or not _are_known(x, tolerance):
       continue
     errors = retraction.orthogonality_error(jnp.asarray(x), iterations=20)
-    error = float(jnp.max(errors, initial=0))
+    error = float(jnp.max(errors))
     if not error <= tolerance:  # Also where it is nan.
       raise ValueError(
         f'orthogonal(): {_name(path)} is {error:.1e} from orthonormal in '
@@ -130,7 +130,7 @@ def unspoilt(params: optax.Params, expected: optax.Params) -> None:
   leaves = jax.tree_util.tree_leaves_with_path(params)
   spoilt = jnp.vectorize(is_spoilt, signature='(m,n),(i,j)->()')
   for (path, x), e in zip(leaves, jax.tree.leaves(expected), strict=True):
-    if jnp.size(x) and _are_known(x, e) and jnp.any(spoilt(x, e)):
+    if _are_known(x, e) and jnp.any(spoilt(x, e)):
       raise ValueError(
         f'orthogonal(): {_name(path)} is not what the last update left, and is '
         'off the manifold; do not scale or shift updates after orthogonal(), '

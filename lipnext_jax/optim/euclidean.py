@@ -36,10 +36,10 @@ def scheduled_nadam(
           / (sqrt(v/(1 − b2^t)) + eps)
 
   μ rises slowly from b1/2 to b1, where `optax.nadam` has it from the start. The
-  rule is elementwise and odd, so `orthogonal` can lift it. For complex
-  gradients, g² is |g|². Updates have the dtypes of `params`, or of the
-  gradients where `update` gets no `params`. Reference: T. Dozat, "Incorporating
-  Nesterov Momentum into Adam", ICLR 2016 workshop.
+  rule is elementwise and odd, so `orthogonal` can lift it. Updates have the
+  dtypes of `params`, or of the gradients where `update` gets no `params`.
+  Reference: T. Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016
+  workshop.
 
   Args:
     learning_rate: number, or schedule of the step.
@@ -47,8 +47,8 @@ def scheduled_nadam(
     b2: decay of the second moment.
     eps: constant added to the root of the second moment.
     momentum_decay: rate at which μ approaches b1.
-    mu_dtype: dtype of the first moment of real leaves; None: their own, but at
-      least float32.
+    mu_dtype: dtype of the first moment; None: that of the leaf, but at least
+      float32.
 
   >>> tx = scheduled_nadam(1e-3)
   >>> u, _ = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
@@ -60,13 +60,11 @@ def scheduled_nadam(
     return b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
 
   def init_fn(params):
-    def zeros(p, dtype=None):
-      wide = jnp.promote_types(p.dtype, jnp.float32)
-      dtype = None if jnp.iscomplexobj(p) else dtype
-      return jnp.zeros_like(p, dtype=dtype or wide)
+    def zeros(p):
+      return jnp.zeros_like(p, dtype=jnp.promote_types(p.dtype, jnp.float32))
 
-    mu = jax.tree.map(lambda p: zeros(p, mu_dtype), params)
-    nu = jax.tree.map(lambda p: zeros(p.real), params)
+    mu = optax.tree.cast(jax.tree.map(zeros, params), mu_dtype)
+    nu = jax.tree.map(zeros, params)
     step, mu_product = jnp.zeros([], jnp.int32), jnp.ones([], jnp.float32)
     return ScheduledNadamState(step, mu_product, mu, nu)
 
@@ -82,11 +80,8 @@ def scheduled_nadam(
     log_b2 = math.log(b2) if isinstance(b2, float) and b2 > 0 else jnp.log(b2)
     unbias = -jnp.expm1(t * log_b2)
 
-    def widen(g, v):  # Moments are updated in the wide dtype of nu.
-      return g.astype(jnp.promote_types(g.dtype, v.dtype))
-
     like = updates if params is None else params
-    g = jax.tree.map(widen, updates, state.nu)
+    g = optax.tree.cast_like(updates, state.nu)
     nu = optax.tree.update_moment_per_elem_norm(g, state.nu, b2, 2)
     mu = optax.tree.update_moment(g, optax.tree.cast_like(state.mu, g), b1, 1)
 

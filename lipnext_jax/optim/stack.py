@@ -59,8 +59,6 @@ def map_stacks(
 
 def _map_leaf(fn, stacks, replace, when, sharding) -> list[jax.Array]:
   """Maps `fn` over one leaf of each tree, on all devices."""
-  if not stacks[0].size:
-    return list(stacks[:replace]) or [_zeros(fn, stacks)]
   loop = functools.partial(_loop, fn, replace)
   local = _along_stack(stacks[0], sharding)
   if local is None:
@@ -84,13 +82,6 @@ def _map_leaf(fn, stacks, replace, when, sharding) -> list[jax.Array]:
   return [_put(r, whole)[:length] for r in results]
 
 
-def _zeros(fn, stacks) -> jax.Array:
-  """Returns zeros of the shape and dtype that `map_stacks` returns."""
-  matrices = [jax.ShapeDtypeStruct(s.shape[-2:], s.dtype) for s in stacks]
-  one = jax.eval_shape(fn, *matrices)
-  return jnp.zeros((*stacks[0].shape[:-2], *one.shape), one.dtype)
-
-
 def _loop(fn, replace, stacks, when) -> list[jax.Array]:
   """Maps `fn` over one leaf of each tree, on one device."""
   lead = stacks[0].shape[:-2]
@@ -100,7 +91,9 @@ def _loop(fn, replace, stacks, when) -> list[jax.Array]:
   count = len(flat[0])
   results, others = flat[:replace], flat[replace:]
   if not replace:
-    results = [_zeros(fn, flat)]
+    matrices = [jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for s in flat]
+    one = jax.eval_shape(fn, *matrices)
+    results = [jnp.zeros((count, *one.shape), one.dtype)]
 
   def body(i, results):
     # A replaced stack is read from the loop's carry: it is updated in place.

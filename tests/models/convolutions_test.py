@@ -105,14 +105,6 @@ def test_the_check_of_reflectors_rejects(fault):
     check_reflector(fault, (4, 4))
 
 
-def test_what_makes_no_sense_is_refused():
-  with pytest.raises(ValueError, match='exceeds the grid'):
-    convolutions.frequencies(jnp.ones((3, 3, 2, 1)), (2, 4))
-  one = jnp.ones((1, 1, 1, 1))
-  with pytest.raises(ValueError, match="'reflect'"):
-    convolutions.convolve(one, one, 'reflect')
-
-
 def test_power_iteration_finds_the_norm_and_its_gradient():
   """d‖W‖₂ = uᵀ dW v for the largest singular pair of the dense matrix."""
   kernel, grid = random(3, 3, 4, 4), (5, 5)

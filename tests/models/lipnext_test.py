@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from lipnext_jax.models import LipNeXt
-from lipnext_jax.models import lipnext
 from tests import networks
 
 IMAGE, DEPTH, WIDTH = (8, 12, 3), 3, 16
@@ -80,9 +79,8 @@ def test_a_neck_sees_places_and_signs_and_pooling_does_not(pool, sees):
 
 
 def test_init_starts_as_documented():
-  for wrong in ({'pool': 'mean'}, {'remat': 'mean'}):
-    with pytest.raises(ValueError, match="'mean' must be one of"):
-      build(**wrong).init(jax.random.key(0), images())
+  with pytest.raises(ValueError, match="pool='mean' must be one of"):
+    build(pool='mean').init(jax.random.key(0), images())
   model = build(m_init='identity')
   params = jax.jit(model.init)(jax.random.key(0), images())
   blocks = params['params']['blocks']
@@ -109,7 +107,6 @@ def test_parameters_are_laid_out_and_counted_as_documented():
   shapes = jax.eval_shape(
     model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))
   )['params']
-  assert lipnext.paper_parameter_count(shapes) == 1024 * 2**20
   assert jax.tree.map(lambda a: a.shape, shapes) == {
     'stem': {'Q': (4096, 4096), 'bias': (4096,)},
     'blocks': {

@@ -126,8 +126,6 @@ class Holder(nn.Module):
 @pytest.mark.parametrize('name', parametrizations.CHOICES)
 @pytest.mark.parametrize('init', ['haar', 'identity'])
 def test_parameters_start_as_named(name, init, rng):
-  with pytest.raises(ValueError, match="'polar'"):
-    Holder('polar', init).init(rng)
   if (name, init) == ('block_reflector', 'identity'):
     with pytest.raises(ValueError, match="cannot start at 'identity'"):
       Holder(name, init).init(rng)

@@ -10,7 +10,10 @@ import scipy.linalg
 
 from lipnext_jax import optim
 from lipnext_jax.optim import ambient
+from tests.optim.steps import assert_close
+from tests.optim.steps import EPS
 from tests.optim.steps import low
+from tests.optim.steps import noise
 from tests.optim.steps import orthonormal
 from tests.optim.steps import run
 from tests.optim.steps import taylor
@@ -28,12 +31,17 @@ def problem(shape, size=1.0):
   return x, y * size / np.linalg.norm(y)
 
 
+def generator(x, y):
+  """Returns the skew A [m, m] of the module's docstring."""
+  d = y - x @ (x.T @ y + y.T @ x) / 2
+  p = d - x @ (x.T @ d) / 2
+  return p @ x.T - x @ p.T
+
+
 def check_rotation(rotate, shape, size, order):
   """Raises unless the update is p(A)X − X for p of this order (None: exp)."""
   x, y = problem(shape, size)
-  d = y - x @ (x.T @ y + y.T @ x) / 2
-  p = d - x @ (x.T @ d) / 2
-  a = p @ x.T - x @ p.T
+  a = generator(x, y)
   step = taylor(a, order) if order else scipy.linalg.expm(a) - np.eye(len(a))
   with jax.enable_x64(True):
     thresholds = np.linalg.norm(a) * np.array(ORDERS[order])
@@ -87,6 +95,27 @@ def test_the_projection_is_the_nearest_matrix():
   with jax.enable_x64(True):
     got = ambient.rotate(*map(jnp.asarray, (x, y)), large_steps='projection')
     np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+def test_momentum_and_lookahead_add_tangents_of_different_points():
+  """A step takes the part of their sum that is tangent where it starts."""
+  x = orthonormal((9, 2))
+  grads = [noise(x, t) for t in (1, 2, 3)]
+  tx = optim.orthogonal(
+    optax.sgd(0.1, momentum=0.9),
+    lookahead_period=3,
+    thresholds=(0, 0, 0),
+    moments='ambient',
+  )
+  got, _ = run(tx, x, 3, lambda _, t: grads[t])
+  fast = slow = np.float64(x)
+  total = velocity = 0.0
+  for g in map(np.float64, grads):
+    velocity = 0.9 * velocity + (g - fast @ g.T @ fast) / 2
+    total -= 0.1 * velocity
+    fast = scipy.linalg.expm(generator(fast, -0.1 * velocity)) @ fast
+  want = scipy.linalg.expm(generator(slow, total / 2)) @ slow
+  assert_close(got, want, 8 * EPS)
 
 
 @pytest.mark.slow  # 400 steps.

@@ -60,7 +60,7 @@ def check_steps(make_tx, shape, period=None, size=0.1, turn=scipy.linalg.expm):
 @pytest.mark.parametrize(
   ('shape', 'period'),
   [
-    *(((9, 9), 3), ((3, 8), 3), ((8, 3), 9), ((1, 4), None)),
+    *(((9, 9), 3), ((3, 8), 3), ((8, 3), 9), ((1, 4), None), ((1, 1), 3)),
     *(((24, 3), None), ((3, 24), 9)),  # Moved by `ambient`.
   ],
 )
@@ -254,8 +254,6 @@ def test_at_most_four_products_a_matrix_and_step(branch):
   # A matrix that is not square, without lookahead.
   single = trace_update(optim.orthogonal(optax.adam, 1e-3), (6, 4))
   assert products(single, branch) - 4 == plain
-  tx = optim.orthogonal(optax.adam, 1e-3, large_steps='projection')
-  assert products(trace_update(tx, (6, 4)), branch) - 4 == plain
 
 
 def test_precision_is_an_argument_not_a_global():
@@ -274,35 +272,22 @@ def test_precision_is_an_argument_not_a_global():
   assert narrow.count('Precision.HIGHEST') > bare.count('Precision.HIGHEST')
 
 
-@pytest.mark.parametrize(
-  'spoiler',
-  [optax.scale(0.5), optax.add_decayed_weights(-0.01), optax.clip(0.02)],
-)
-def test_updates_that_are_changed_afterwards_are_noticed(spoiler):
-  tx = optax.chain(optim.orthogonal(optax.adam, 0.1), spoiler)
-  start = [steps.orthonormal((2, 6, 6)), steps.orthonormal((17, 2))]
-  assert all(np.any(np.isnan(x)) for x in steps.run(tx, start, 3)[0])
-
-
-@pytest.mark.parametrize(
-  ('wrapper', 'every_second'),
-  [(optax.MultiSteps, 1.0), (optax.apply_if_finite, jnp.nan)],
-)
-def test_what_leaves_updates_whole_passes(wrapper, every_second):
-  """Gradients are accumulated, or every second step is thrown away."""
-  tx = wrapper(optim.orthogonal(optax.adam, 0.1), 2)
+def test_what_leaves_updates_whole_passes():
+  """Gradients are accumulated, and some are thrown away."""
+  tx = optax.MultiSteps(optim.orthogonal(optax.adam, 0.1), 2)
+  tx = optax.apply_if_finite(tx, 2)
   start = steps.orthonormal((2, 6, 6))
 
   def grads_of(x, t):
-    return steps.noise(x, t + 1) * (every_second if t % 2 else 1.0)
+    return steps.noise(x, t + 1) * (1.0 if t % 3 else jnp.nan)
 
-  end, _ = steps.run(tx, start, 6, grads_of)
+  end, _ = steps.run(tx, start, 8, grads_of)
   assert np.any(end != start)
   assert jnp.max(optim.orthogonality_error(end)) < 1e-2  # By truncation.
 
 
 def test_parameters_may_be_replaced_on_the_manifold_alone():
-  """Where values are known, an error says so."""
+  """An error says so, where values are known; a traced update is nan."""
   tx = optim.orthogonal(optax.adam, 0.1)
   x, state = steps.run(tx, steps.orthonormal((6, 6)), 2)
   g = steps.noise(x, 1)
@@ -312,39 +297,10 @@ def test_parameters_may_be_replaced_on_the_manifold_alone():
     assert np.all(np.isfinite(updates))
   with pytest.raises(ValueError, match='the only leaf is not what the last'):
     tx.update(g, state, 1.01 * x)
-
-
-def test_degenerate_shapes_pass():
-  shapes = [(0, 4, 4), (0, 4), (4, 0), (2, 0, 3), (0, 0)]
-  shapes += [(1, 1), (3, 1, 1), (1, 9), (9, 1)]
-  params = [steps.orthonormal(shape) for shape in shapes]
-  tx = optim.orthogonal(optax.adam, 0.1, **PERIODS)
-  end, state = steps.run(tx, params, 3)  # Which keeps the shapes.
-  for start, x, slow in zip(
-    params, end, optim.slow_params(state, end), strict=True
-  ):
-    error = optim.orthogonality_error(x)
-    assert error.shape == x.shape[:-2]
-    assert np.max(error, initial=0) < 1e-3
-    assert slow.shape == x.shape
-    # A sign, which nothing moves; or a unit vector.
-    assert np.any(x != start) == (x.size > 0 and x.shape[-2:] != (1, 1))
-
-
-def test_no_step_leaves_a_component_of_the_group():
-  """A component is reached from a start in it, and from no other start."""
-  target = steps.orthonormal((4, 4), seed=3)
-  rate = optax.cosine_decay_schedule(0.3, 200)
-
-  def gap(sign, moments):
-    tx = optim.orthogonal(optax.adam, rate, moments=moments)
-    x = target * jnp.where(jnp.arange(4) == 0, sign, 1.0)[:, None]
-    x = x @ jax.scipy.linalg.expm(0.2 * (jnp.tri(4) - jnp.tri(4).T))
-    end, _ = steps.run(tx, x, 200, lambda x, _: x - target)
-    return float(jnp.linalg.norm(end - target))
-
-  assert max(gap(1.0, 'algebra'), gap(1.0, 'ambient')) < 1e-2
-  assert gap(-1.0, 'algebra') > 1.9
+  for spoiler in (optax.scale(0.5), optax.clip(0.02)):
+    start = [steps.orthonormal((2, 6, 6)), steps.orthonormal((17, 2))]
+    spoilt, _ = steps.run(optax.chain(tx, spoiler), start, 3)
+    assert all(np.any(np.isnan(x)) for x in spoilt)
 
 
 def check_pack(pack, unpack, n):

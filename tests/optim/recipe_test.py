@@ -53,8 +53,6 @@ def test_the_recipe_is_its_parts(params):
   steps.assert_close(got, want, 0)
   slow = optim.slow_params(state, got)
   steps.assert_close(slow, optim.slow_params(want_state, got), 0)
-  for matrix in got['blocks'].values():
-    assert jnp.max(optim.orthogonality_error(matrix)) < 20 * steps.EPS
   # Step 5 has moved the fast weights away from the sync of step 4.
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), got, slow)
   assert all(jax.tree.leaves(moved))
