@@ -38,30 +38,13 @@ def test_no_link_is_followed_out_of_a_folder(tmp_path):
   """A stranger's workdir may hold any name, leading anywhere."""
   precious = tmp_path / 'precious'
   precious.write_text('precious')
-  for name in ('a.json.tmp', 'a.json', 'a.npz.tmp', 'log'):
+  for name in ('a.json.tmp', 'a.json', 'log'):
     (tmp_path / name).symlink_to(precious)
-  files.write_json(str(tmp_path / 'a.json'), {'a': 1})
-  files.write_arrays(str(tmp_path / 'a.npz'), {'x': np.ones(2)})
+  files.write_json(f'{tmp_path}/a.json', {'a': 1})
   assert files.read_json(f'{tmp_path}/a.json') == {'a': 1}
   with pytest.raises(OSError, match='symbolic links'):
-    files.append(str(tmp_path / 'log'))
+    files.append(f'{tmp_path}/log')
   assert precious.read_text() == 'precious'
-
-
-def test_only_json_in_regular_files_of_some_size_is_read(tmp_path, monkeypatch):
-  (tmp_path / 'zero').symlink_to('/dev/zero')
-  with pytest.raises(ValueError, match='not a regular file'):
-    files.read_json(f'{tmp_path}/zero')
-  path = tmp_path / 'x.json'
-  for text in ('', '{', '[' * 100_000):
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r'Expecting|nests'):
-      files.read_json(str(path))
-  path.write_text('[1, 2, 3]')
-  assert files.read_json(str(path)) == [1, 2, 3]
-  monkeypatch.setattr(files, 'MAX_JSON', 8)
-  with pytest.raises(ValueError, match='too large'):
-    files.read_json(str(path))
 
 
 @pytest.mark.parametrize('path', ['s3://b/x', 'gs:///x'])
