@@ -1,4 +1,3 @@
-import errno
 import os
 import sys
 
@@ -25,13 +24,9 @@ def test_a_file_is_replaced_at_once_or_left_alone(tmp_path):
 
 def test_a_write_that_fails_names_its_file():
   full = '/dev/full'
-  with (
-    pytest.raises(OSError, match=full) as error,
-    files.naming(full),
-    open(full, 'w') as file,
-  ):
+  error = pytest.raises(OSError, match=f"No space left .*'{full}'")
+  with error, files.naming(full), open(full, 'w') as file:
     file.write('x')
-  assert error.value.errno == errno.ENOSPC
 
 
 def test_no_link_is_followed_out_of_a_folder(tmp_path):

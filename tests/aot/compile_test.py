@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 
 import jax
@@ -102,9 +103,7 @@ def test_what_a_compiler_refuses_does_not_fit_and_other_errors_are_not_hidden(
   message = OUT_OF_MEMORY
   assert compile_lib.run(tiny_config, 'cpu:1', None) == 3
   out = capsys.readouterr().out
-  assert out.endswith(
-    'does not fit: Used 22.65G of 15.75G hbm. Exceeded hbm capacity by 6.90G.\n'
-  )
+  assert re.search(r'\ndoes not fit: Used 22\.65G .* by 6\.90G\.\n$', out)
   assert 'saved' not in out
   assert '  as the paper counts                0  (R, M whole)\n' in out
   message = 'INTERNAL: a bug'
@@ -171,8 +170,8 @@ def test_the_report_gives_every_number_its_unit_and_the_verdict(found):
   assert 'does not fit: peak' in compile_lib.format_text(tight)
   summary = summary | {
     'parameter_count': 2_190_000_000,
-    'memory': summary['memory'] | {'parameters': 2**29, 'optimizer': 2**31},
-    'flops': summary['flops'] | {'model': 3.42e15, 'executed': 2.2e13},
+    'memory': summary['memory'] | {'parameters': 2**29},
+    'flops': summary['flops'] | {'model': 3.42e15},
     'collectives': [summary['collectives'][0] | {'over_slices': True}],
     'estimate': summary['estimate'] | {'images_per_second': [1600.0, 1706.7]},
   }
@@ -181,17 +180,13 @@ def test_the_report_gives_every_number_its_unit_and_the_verdict(found):
     'two: 2 devices, mesh data 1 × fsdp 2 × tensor 1',
     '2,190,000,000',
     '512.00 MiB',
-    '2.00 GiB',
     '3.42 PFLOP',
-    '22.00 TFLOP',
     'devices over slices:',
     'estimate (roofline at data sheet rates, not a measurement)',
     '1,600 … 1,707 images/s',
   ):
     assert part in text, part
-  last = text.splitlines()[-1]
-  assert last.startswith('fits: peak ')
-  assert last.endswith(' of 16.00 GiB per device')
+  assert re.search(r'\nfits: peak .* of 16.00 GiB per device$', text)
 
 
 def test_the_estimate_is_split_over_devices_and_networks():

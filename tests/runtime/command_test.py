@@ -38,12 +38,6 @@ def test_a_known_error_becomes_a_line_and_its_exit_code(
   assert command.run(lambda: 7) == 7
 
 
-def test_a_quote_is_the_systems_reason_or_short():
-  reason = 'Read-only file system'
-  assert command.quote(ValueError(f'{"x" * 500} {reason}')) == reason
-  assert len(command.quote(ValueError('a\nb ' * 200))) == 300
-
-
 def test_memory_that_a_device_lacks_is_explained():
   """2⁴⁶ bytes: no machine has them. The error is the runtime's own."""
   with pytest.raises(jax.errors.JaxRuntimeError) as raised:
