@@ -82,13 +82,6 @@ def test_compiling_for_accelerators_that_need_not_exist(platform, run):
   assert last.startswith('does not fit: ')
 
 
-OUT_OF_MEMORY = (
-  'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory '
-  'in memory space hbm. Used 22.65G of 15.75G hbm. Exceeded hbm capacity '
-  'by 6.90G.\n\nTotal hbm usage >= 22.91G:\n'
-)
-
-
 def test_what_a_compiler_refuses_does_not_fit_and_other_errors_are_not_hidden(
   tiny_config, monkeypatch, capsys
 ):
@@ -100,7 +93,11 @@ def test_what_a_compiler_refuses_does_not_fit_and_other_errors_are_not_hidden(
   tiny_config.model.name, tiny_config.model.activation = 'bronet', 'minmax'
   tiny_config.model.patch_size = 2
   tiny_config.optimizer.retraction_period = '1 epochs'
-  message = OUT_OF_MEMORY
+  message = (
+    'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory '
+    'in memory space hbm. Used 22.65G of 15.75G hbm. Exceeded hbm capacity '
+    'by 6.90G.\n\nTotal hbm usage >= 22.91G:\n'
+  )
   assert compile_lib.run(tiny_config, 'cpu:1', None) == 3
   out = capsys.readouterr().out
   assert re.search(r'\ndoes not fit: Used 22\.65G .* by 6\.90G\.\n$', out)

@@ -70,11 +70,11 @@ def test_files_of_earlier_versions_are_shown_as_far_as_they_go(copy):
   assert not run.attack
   assert not run.attacked
   assert 'it lacks runs' in run.notes['attack.json']
-  # The empty one once ended in a traceback.
-  for start in ({}, {'data': {}}, {'python': '3.11', 'commit': 'c0ffee'}):
-    (copy / 'run.json').write_text(json.dumps([start]))
-    text = page.build_page(workdir_lib.read_run(str(copy)))
-    assert all(f'<td>{value}</td>' in text for value in start.values() if value)
+  # The first one once ended in a traceback.
+  for text in ('[{}]', '[{"python": "3.11", "data": {}}]'):
+    (copy / 'run.json').write_text(text)
+    run = read(copy)
+  assert '<td>3.11</td>' in page.build_page(run)
 
 
 def test_files_that_make_no_page_end_in_a_line(copy):
@@ -115,7 +115,7 @@ def test_files_of_different_evaluations_are_not_mixed(copy):
     change(copy / 'attack.json', step=40)
   change(copy / 'eval.json', examples=7)
   with pytest.raises(errors.UserError, match=r'has 120 examples, eval\.json 7'):
-    workdir_lib.read_run(str(copy))
+    read(copy)
 
 
 def test_the_headline_is_the_radius_trained_for_or_the_next_reported(copy):
