@@ -123,7 +123,6 @@ def scale(*values):
       'block_reflector; choose haar',
     ),
     ({'loss.epsilon_end': 0.01}, 'loss.epsilon_end=0.01 is below loss.eps'),
-    ({'health.loss_spike': 1.0}, 'health.loss_spike=1.0 would call every'),
     ({'eval.epsilons': (0.1, 'x')}, "eval.epsilons=(0.1, 'x') is not a list"),
     (
       scale('folder', 300, 256, 0, 0),
