@@ -30,7 +30,8 @@ def drop_output() -> None:
 def expand_home(argv: Sequence[str]) -> list[str]:
   """Expands ~ in arguments and in values of flags, which bash leaves alone.
 
-  >>> expand_home(['--workdir=~']) == [f'--workdir={os.path.expanduser("~")}']
+  >>> home = os.path.expanduser('~')
+  >>> expand_home(['--d=~', '~', 'd=~']) == [f'--d={home}', home, 'd=~']
   True
   """
   expanded = []

@@ -9,7 +9,7 @@ from lipnext_jax import errors
   ('error', 'text'),
   [
     (errors.ConfigError('a.b', 2, 'is wrong', 'mend'), 'a.b=2 is wrong; mend.'),
-    (errors.DataError('x.tar: is cut off'), 'x.tar: is cut off'),
+    (errors.DataError(errors.one_line(OSError('x' * 500))), 'x' * 300),
     (errors.UserError('two\nlines'), 'two\\nlines'),
   ],
 )

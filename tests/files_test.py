@@ -1,4 +1,3 @@
-import errno
 import os
 import sys
 
@@ -25,55 +24,32 @@ def test_a_file_is_replaced_at_once_or_left_alone(tmp_path):
 
 def test_a_write_that_fails_names_its_file():
   full = '/dev/full'
-  with (
-    pytest.raises(OSError, match=full) as error,
-    files.naming(full),
-    open(full, 'w') as file,
-  ):
+  error = pytest.raises(OSError, match=f"No space left .*'{full}'")
+  with error, files.naming(full), open(full, 'w') as file:
     file.write('x')
-  assert error.value.errno == errno.ENOSPC
 
 
 def test_no_link_is_followed_out_of_a_folder(tmp_path):
   """A stranger's workdir may hold any name, leading anywhere."""
   precious = tmp_path / 'precious'
   precious.write_text('precious')
-  for name in ('a.json.tmp', 'a.json', 'a.npz.tmp', 'log'):
+  for name in ('a.json.tmp', 'a.json', 'log'):
     (tmp_path / name).symlink_to(precious)
-  files.write_json(str(tmp_path / 'a.json'), {'a': 1})
-  files.write_arrays(str(tmp_path / 'a.npz'), {'x': np.ones(2)})
+  files.write_json(f'{tmp_path}/a.json', {'a': 1})
   assert files.read_json(f'{tmp_path}/a.json') == {'a': 1}
   with pytest.raises(OSError, match='symbolic links'):
-    files.append(str(tmp_path / 'log'))
+    files.append(f'{tmp_path}/log')
   assert precious.read_text() == 'precious'
 
 
-def test_only_json_in_regular_files_of_some_size_is_read(tmp_path, monkeypatch):
-  (tmp_path / 'zero').symlink_to('/dev/zero')
-  with pytest.raises(ValueError, match='not a regular file'):
-    files.read_json(f'{tmp_path}/zero')
-  path = tmp_path / 'x.json'
-  for text in ('', '{', '[' * 100_000):
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r'Expecting|nests'):
-      files.read_json(str(path))
-  path.write_text('[1, 2, 3]')
-  assert files.read_json(str(path)) == [1, 2, 3]
-  monkeypatch.setattr(files, 'MAX_JSON', 8)
-  with pytest.raises(ValueError, match='too large'):
-    files.read_json(str(path))
-
-
-@pytest.mark.parametrize('path', ['s3://b/x', 'gs:///x'])
-def test_an_address_that_names_no_bucket_is_refused(path):
+def test_an_address_that_names_no_bucket_is_refused():
   with pytest.raises(errors.ConfigError, match='is not a path or an addr'):
-    files.exists(path)
+    files.exists('gs:///x')
 
 
 @pytest.mark.parametrize('package', ['fsspec', 'gcsfs'])
 def test_a_bucket_without_its_packages_names_the_extra(monkeypatch, package):
   monkeypatch.setitem(sys.modules, package, None)
   message = rf"needs a package .* \({package}\); .*pip install .*'.\[gcs\]'\."
-  with pytest.raises(errors.ConfigError, match=message) as refused:
+  with pytest.raises(errors.ConfigError, match=message):
     files.exists('gs://bucket/x')
-  assert '\n' not in str(refused.value)

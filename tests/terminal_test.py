@@ -1,4 +1,4 @@
-"""Terminals of any encoding, closed pipes, and ~ where no shell expands it."""
+"""Terminals of any encoding, and closed pipes."""
 
 import io
 import subprocess
@@ -12,7 +12,6 @@ from lipnext_jax import terminal
 @pytest.mark.parametrize(
   ('encoding', 'text', 'shown'),
   [
-    ('utf-8', 'at ε = 36/255, 8×8', 'at ε = 36/255, 8×8'),
     ('latin-1', 'at ε = 36/255, 8×8', 'at \\u03b5 = 36/255, 8×8'),
     ('utf-8', 'a\udcff.png', 'a\\udcff.png'),  # A file name that is no text.
   ],
@@ -40,11 +39,3 @@ sys.exit(command.run(lambda: print('line\\n' * {lines}, flush=True)))
     process.stdout.close()  # Long before Python has imported anything.
     assert not process.stderr.read()
   assert process.returncode == terminal.CLOSED
-
-
-def test_the_home_folder_is_found_in_flags_and_arguments(monkeypatch):
-  monkeypatch.setenv('HOME', '/me')
-  given = ['--workdir=~/runs', '~/a.png', '--name=a~b', 'a=~/b.png']
-  # The last is a file's name.
-  expanded = ['--workdir=/me/runs', '/me/a.png', *given[2:]]
-  assert terminal.expand_home(given) == expanded

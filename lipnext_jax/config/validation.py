@@ -66,13 +66,6 @@ def _check_combinations(c: ml_collections.ConfigDict) -> None:
       f'is below loss.epsilon_start={c.loss.epsilon_start}',
       'the training radius never shrinks: swap them',
     )
-  if 0 < c.health.loss_spike <= 1:
-    raise errors.ConfigError(
-      'health.loss_spike',
-      c.health.loss_spike,
-      'would call every other loss a spike',
-      'choose a factor above 1, e.g. 4, or 0 for none',
-    )
   if c.dataset.name in sources.VARYING:
     _check_scale(c.dataset, c.augment.resize)
   resize = c.augment.resize

@@ -36,16 +36,9 @@ def start(
     return
   if given == ('env', None, None):
     names = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
-    values = [os.environ.get(name, '') for name in names]
-    for name, value in zip(names[1:], values[1:], strict=True):
-      if not value.isdecimal():
-        raise errors.ConfigError(
-          name,
-          value,
-          'is not a number',
-          'set it, or leave --coordinator=env out',
-        )
-    given = values[0], int(values[1]), int(values[2])
+    place, *numbers = (os.environ.get(name, '') for name in names)
+    count, index = (int(n) if n.isdecimal() else None for n in numbers)
+    given = place, count, index
   automatic = given == ('auto', None, None)
   address, count, index = given
   if automatic:
@@ -56,7 +49,8 @@ def start(
       given,
       'do not fit together',
       'give host:port, --num_processes=N and --process_id from 0 to N − 1; '
-      "or 'auto' or 'env' alone",
+      "or 'auto' alone; or 'env' alone, with JAX_COORDINATOR_ADDRESS, "
+      'JAX_NUM_PROCESSES and JAX_PROCESS_ID set',
     )
   # JAX aborts this process when another one is lost, and absl's fault handler
   # would print the stacks of all threads.

@@ -237,11 +237,9 @@ def _parts(mesh: jax.sharding.Mesh, entry: Any) -> int:
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
   """Returns `jax.ShapeDtypeStruct`s with shardings."""
-
-  def one(leaf, sharding):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-  return jax.tree.map(one, shapes, shardings)
+  return jax.tree.map(
+    lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings
+  )
 
 
 def stack_sharding(shardings: Any) -> NamedSharding | None:

@@ -18,6 +18,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from lipnext_jax import errors
 from lipnext_jax import files
 from lipnext_jax.certify import decimals
 from lipnext_jax.report import workdir as workdir_lib
@@ -157,8 +158,7 @@ def make_axis(
   [2.0, 3.0, 5.0, 10.0, 20.0]
   """
   shown = np.concatenate([np.ravel(v).astype(np.float64) for v in values])
-  # Beyond 1e±300, their sums and powers of ten are no floats.
-  shown = shown[(abs(shown) < 1e300) & ((shown > 1e-300) | (not log))]
+  shown = shown[np.isfinite(shown) & ((shown > 0) | (not log))]
   low, high = (shown.min(), shown.max()) if len(shown) else (1.0, 1.0)
   if log:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 2)
@@ -170,7 +170,7 @@ def make_axis(
       ticks = [10.0**k for k in powers if low <= 10.0**k <= high]
       ticks = ticks[:: math.ceil(len(ticks) / (_TICKS + 2))]
     return Axis(label, low, high, ticks, log)
-  if not high - low > max(1e-9 * abs(low), 1e-300):
+  if high - low <= 1e-9 * abs(low):
     high = low + (abs(low) or 1.0)
   step = (high - low) / _TICKS
   base = 10.0 ** math.floor(math.log10(step))
@@ -298,8 +298,18 @@ def write_page(workdir: str) -> str:
   """Writes `report.html` into a workdir with an evaluation; returns its path.
 
   Raises:
-    UserError: the files of the evaluation are missing or unreadable.
+    UserError: the files of the evaluation are missing or unreadable, or do not
+      fit together.
   """
+  try:
+    text = build_page(workdir_lib.read_run(workdir))
+  except errors.UserError:
+    raise
+  except Exception as error:  # A file of an earlier version, or edited by hand.
+    raise errors.UserError(
+      f'{workdir}: its files do not make a page ({type(error).__name__}: '
+      f'{errors.one_line(error)}); {workdir_lib.EVALUATE}.'
+    ) from error
   path = os.path.join(workdir, 'report.html')
-  files.write_text(path, build_page(workdir_lib.read_run(workdir)))
+  files.write_text(path, text)
   return path

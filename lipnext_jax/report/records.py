@@ -56,9 +56,8 @@ def write_records(
   )
   path = os.path.join(workdir, 'run.json')
   starts: list[dict[str, Any]] = []
-  # Entries that are damaged are lost.
-  with contextlib.suppress(FileNotFoundError, TypeError, ValueError):
-    starts = [*map(dict, files.read_json(path))]
+  with contextlib.suppress(FileNotFoundError, ValueError):
+    starts = files.read_json(path)
   data = {
     'image_shape': dataset.image_shape,
     'resize': dataset.resize,
@@ -131,30 +130,23 @@ def read_data_facts(workdir: str) -> dict[str, Any]:
   """
   try:
     facts = files.read_json(os.path.join(workdir, 'run.json'))[-1]['data']
-    h, w, ch = facts['image_shape']
-    counts = h, w, ch, facts['num_classes'], facts['train_examples']
-    resize, names = facts['resize'], facts.get('class_names') or ()
-    if (
-      any(type(n) is not int or not 0 < n < 2**31 for n in counts)
-      or type(resize) is not int
-      or len(names) not in (0, facts['num_classes'])
-    ):
-      raise ValueError
-  except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    return {
+      'image_shape': tuple(facts['image_shape']),
+      'num_classes': facts['num_classes'],
+      'train_examples': facts['train_examples'],
+      'class_names': tuple(
+        errors.printable(name) for name in facts.get('class_names', ())
+      ),
+      'resize': facts['resize'],
+      'train_files': facts.get('train_files', ''),
+    }
+  except (OSError, ValueError, LookupError, TypeError) as error:
     raise errors.ConfigError(
       '--workdir',
       workdir,
       f'has no run.json that describes its data ({type(error).__name__})',
       'name the directory of a training run',
     ) from None
-  return {
-    'image_shape': (h, w, ch),
-    'num_classes': facts['num_classes'],
-    'train_examples': facts['train_examples'],
-    'class_names': tuple(errors.printable(str(name)) for name in names),
-    'resize': resize,
-    'train_files': str(facts.get('train_files', '')),
-  }
 
 
 def check_data(workdir: str, data_dir: str, dataset: sources.Dataset) -> None:

@@ -17,54 +17,34 @@ from lipnext_jax.report import metrics as metrics_lib
 
 Arrays = Mapping[str, np.ndarray]
 
-_EVALUATE = 'evaluate the run first (python -m lipnext_jax.main … --mode=eval)'
+EVALUATE = 'evaluate the run first (python -m lipnext_jax.main … --mode=eval)'
 _COLUMNS = {'id': int, 'label': int, 'prediction': int, 'radius': float}
-# Forms of the JSON values that the page reads: a type; (low, high), a number
-# between them; [form], a list; {name: form}, an object with these fields, or
-# {str: form}, with any names.
-_NUMBER = int | float
-_SHARE = (0, 100)  # In per cent.
-_RADIUS = (0, 1e9)
-_EVALUATION = {
-  'step': int, 'split': str, 'certificate': str, 'examples': int,
-  'clean': _SHARE, 'epsilons': [_RADIUS], 'lipschitz_bound': _NUMBER,
-  'lipschitz_bounds': {str: [_NUMBER]},
-}  # fmt: skip
-_ATTACK = {
-  'step': int, 'split': str, 'certificate': str, 'seed': int, 'examples': int,
-  'runs': int, 'broken': int, 'broken_ids': [int],
-  'epsilons': {str: {'cra': _SHARE, 'robust': _SHARE, 'gap': _NUMBER}},
-  'attacks': {str: {'runs': int, 'successes': int}},
-  'lipschitz_lower_bound': _NUMBER,
-}  # fmt: skip
-_START = {
-  'command': list, 'commit': str, 'uncommitted_changes': bool, 'python': str,
-  'packages': dict, 'devices': dict, 'mesh': dict,
-  'data': {'class_names': [str]},
-}  # fmt: skip
-# Kinds of dtypes, and a letter for the size of each dimension. Equal letters
-# of a file are equal sizes.
-_WHOLE, _REAL = ('iu', 'n'), ('f', 'n')
-_ROWS = {'id': _WHOLE, 'label': _WHOLE, 'prediction': _WHOLE, 'radius': _REAL}
-_INPUTS = {'training': ('fu', 'nhwc'), 'evaluation': ('fu', 'NHWC')}
-_GALLERY = {**_ROWS, 'group': ('U', 'n'), 'image': ('fu', 'nhwc')}
-_ATTACKED = {
-  **_ROWS, 'distance': _REAL, 'distance_in_box': _REAL, 'shown_id': ('iu', 'm'),
-  'original': ('f', 'mhwc'), 'adversarial': ('f', 'mhwc'),
-  'adversarial_prediction': ('iu', 'm'),
-}  # fmt: skip
+# What the page needs; files of earlier versions may lack some of it.
+_ATTACK = (
+  'step', 'split', 'certificate', 'seed', 'examples', 'runs', 'broken',
+  'broken_ids', 'epsilons', 'attacks', 'lipschitz_lower_bound',
+)  # fmt: skip
+_INPUTS = ('training', 'evaluation')
+_GALLERY = ('group', 'image')
+_ATTACKED = (
+  'prediction', 'radius', 'distance', 'distance_in_box', 'shown_id', 'original',
+  'adversarial', 'adversarial_prediction',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The files of an evaluated run; missing ones are empty, with a note."""
+  """The files of an evaluated run; missing ones are empty, with a note.
+
+  Entries of `starts` may lack fields that earlier versions did not write.
+  """
 
   workdir: str
   name: str  # Last part of the path.
   evaluation: dict[str, Any]  # eval.json.
   table: Arrays  # radii.csv: id, label, prediction, radius, perhaps file; [n].
   config: dict[str, Any]  # config.json: dotted field → value.
-  starts: list[dict[str, Any]]  # run.json.
+  starts: list[dict[str, Any]]  # run.json: the last entry is the newest.
   metrics: dict[str, tuple[np.ndarray, np.ndarray]]  # Name → steps, values.
   inputs: Arrays  # inputs.npz: images as training and evaluation see them.
   gallery: Arrays  # gallery.npz, if it belongs to this evaluation.
@@ -89,7 +69,7 @@ class Run:
   @property
   def class_names(self) -> Sequence[str]:
     """Names of the classes by label; empty if the files do not have them."""
-    return self.starts[-1]['data']['class_names'] if self.starts else ()
+    return self.starts[-1].get('data', {}).get('class_names', ())
 
   def name_of(self, c: int) -> str:
     """Returns the name of a class, or 'class 3'."""
@@ -119,7 +99,7 @@ def read_run(workdir: str) -> Run:
     except Exception as error:  # The file may hold anything.
       problem = f'cannot be read ({type(error).__name__}: {error})'
     if name in ('eval.json', 'radii.csv'):
-      raise errors.UserError(f'{path} {problem}; {_EVALUATE}.')
+      raise errors.UserError(f'{path} {problem}; {EVALUATE}.')
     notes[name] = f'{name} {problem}'
     return {}
 
@@ -129,75 +109,41 @@ def read_run(workdir: str) -> Run:
   if rows != examples:
     raise errors.UserError(
       f'{workdir}: radii.csv has {rows} examples, eval.json {examples}: they '
-      f'are of different evaluations; {_EVALUATE}.'
+      f'are of different evaluations; {EVALUATE}.'
     )
-  same = {name: table[name] for name in ('label', 'prediction', 'radius')}
   attacked = {}
   if attack := read('attack.json', _read_attack, evaluation):
-    attacked = read('attack.npz', _read_attacked, {'label': table['label']})
+    # What was attacked may have other certificates, on the first examples.
+    own = {'label': table['label']}
+    attacked = read('attack.npz', _read_arrays, _ATTACKED, own)
+  own = {name: table[name] for name in ('label', 'prediction', 'radius')}
   return Run(
     workdir=workdir,
     name=os.path.basename(os.path.abspath(workdir)),
     evaluation=evaluation,
     table=table,
-    config=read('config.json', _read_record, {'loss.epsilon': _NUMBER}),
-    starts=read('run.json', _read_starts) or [],
+    config=read('config.json', files.read_json),
+    starts=read('run.json', files.read_json) or [{}],
     metrics=read('metrics.jsonl', _read_metrics),
     inputs=read('inputs.npz', _read_arrays, _INPUTS),
-    gallery=read('gallery.npz', _read_arrays, _GALLERY, same),
+    gallery=read('gallery.npz', _read_arrays, _GALLERY, own),
     attack=attack,
     attacked=attacked,
     notes=notes,
   )
 
 
-def _fits(value: Any, form: Any) -> bool:
-  """Returns whether a JSON value has one of the forms declared above."""
-  if isinstance(form, tuple):
-    return isinstance(value, _NUMBER) and form[0] <= value <= form[1]
-  if isinstance(form, list):
-    return isinstance(value, list) and all(_fits(v, form[0]) for v in value)
-  if isinstance(form, dict):
-    if not isinstance(value, dict):
-      return False
-    forms = dict.fromkeys(value, form[str]) if str in form else form
-    return all(_fits(value.get(name), forms[name]) for name in forms)
-  # No float holds an integer of hundreds of digits.
-  huge = isinstance(value, int) and abs(value) >= 2**63
-  return isinstance(value, form) and not huge
-
-
-def _check(record: dict[str, Any], forms: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a record; raises if a field is missing or has another form."""
-  bad = [name for name in forms if not _fits(record.get(name), forms[name])]
-  if bad:
-    raise ValueError(f'it lacks a valid {", ".join(sorted(bad))}')
-  return record
-
-
-def _read_record(path: str, forms: Mapping[str, Any]) -> dict[str, Any]:
-  return _check(files.read_json(path), forms)
-
-
-def _read_starts(path: str) -> list[dict[str, Any]]:
-  starts = [*map(dict, files.read_json(path))]
-  for start in starts[-1:]:  # The page shows the last one.
-    _check(start, _START)
-  return starts
-
-
 def _read_evaluation(path: str) -> dict[str, Any]:
-  evaluation = _read_record(path, _EVALUATION)
-  _check({'logit_error': 0.0} | evaluation, {'logit_error': _NUMBER})
+  evaluation = files.read_json(path)
   bounds = evaluation['lipschitz_bounds'].items()
-  factors = {name: np.array(layers, float) for name, layers in bounds if layers}
-  if not factors or not evaluation['epsilons']:
-    raise ValueError('it has no epsilons or no lipschitz_bounds')
+  factors = {name: np.array(layers) for name, layers in bounds if layers}
   return evaluation | {'lipschitz_bounds': factors}
 
 
 def _read_attack(path: str, evaluation: dict[str, Any]) -> dict[str, Any]:
-  attack = _read_record(path, _ATTACK)
+  attack = files.read_json(path)
+  if missing := [name for name in _ATTACK if name not in attack]:
+    raise ValueError(f'it lacks {", ".join(missing)}')
   for field in ('step', 'split'):
     if attack[field] != evaluation[field]:
       raise ValueError(
@@ -220,46 +166,28 @@ def _read_radii(path: str) -> Arrays:
 
 
 def _read_metrics(path: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  points = collections.defaultdict(list)
+  points = collections.defaultdict[str, list](list)
   for _, scalars in metrics_lib.read_metrics(path):
     step = scalars.pop('step')
     for name, value in scalars.items():
-      if isinstance(value, int | float):
-        points[name].append((step, float(value)))
+      points[name].append((step, value))
+  columns = {name: zip(*pairs, strict=True) for name, pairs in points.items()}
   return {
-    name: (
-      np.array([s for s, _ in pairs], int),
-      np.array([v for _, v in pairs]),
-    )
-    for name, pairs in points.items()
+    name: (np.array(steps), np.array(values, float))
+    for name, (steps, values) in columns.items()
   }
 
 
 def _read_arrays(
-  path: str, forms: Mapping[str, tuple[str, str]], same: Arrays | None = None
+  path: str, names: Sequence[str], own: Arrays | None = None
 ) -> Arrays:
-  """Reads arrays that must equal columns of radii.csv at their ids."""
+  """Reads arrays; 'id' and those of `own` must be of the same evaluation."""
+  own = own or {}
+  also = ('id', *own) if own else ()
   with files.open_binary(path) as file, np.load(file) as stored:
-    arrays = {name: stored[name] for name in forms}
-  sizes: dict[str, int] = {}
-  for name, (kinds, letters) in forms.items():
-    dtype, shape = arrays[name].dtype, arrays[name].shape
-    known = tuple(map(sizes.setdefault, letters, shape))
-    if dtype.kind not in kinds or len(shape) != len(letters) or known != shape:
-      raise ValueError(f'{name} is of shape {shape} and dtype {dtype}')
-    if 0 in shape[1:]:
-      raise ValueError(f'{name} has images without pixels')
-  for name, column in (same or {}).items():
+    arrays = {name: stored[name] for name in (*names, *also)}
+  for name, column in own.items():
     # Numbers in radii.csv have all digits, so they must be equal exactly.
     if not np.array_equal(column[arrays['id']], arrays[name], equal_nan=True):
       raise ValueError('it belongs to another evaluation')
-  return arrays
-
-
-def _read_attacked(path: str, same: Arrays) -> Arrays:
-  """Reads the arrays of an attack on the first examples of radii.csv."""
-  arrays = _read_arrays(path, _ATTACKED, same)
-  shown = arrays['shown_id']
-  if not np.array_equal(arrays['id'][shown], shown):
-    raise ValueError('it shows images that it did not attack')
   return arrays

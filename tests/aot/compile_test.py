@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 
 import jax
@@ -15,6 +16,7 @@ from lipnext_jax.aot import flops
 from lipnext_jax.aot import topology
 from lipnext_jax.data import sources
 
+jax.devices()  # Started as for all tests, before a machine changes the number.
 # A step with few branches, which accelerators' compilers take seconds for.
 PLAIN = (
   '--config.optimizer.name=momentum',
@@ -80,13 +82,6 @@ def test_compiling_for_accelerators_that_need_not_exist(platform, run):
   assert last.startswith('does not fit: ')
 
 
-OUT_OF_MEMORY = (
-  'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory '
-  'in memory space hbm. Used 22.65G of 15.75G hbm. Exceeded hbm capacity '
-  'by 6.90G.\n\nTotal hbm usage >= 22.91G:\n'
-)
-
-
 def test_what_a_compiler_refuses_does_not_fit_and_other_errors_are_not_hidden(
   tiny_config, monkeypatch, capsys
 ):
@@ -98,12 +93,14 @@ def test_what_a_compiler_refuses_does_not_fit_and_other_errors_are_not_hidden(
   tiny_config.model.name, tiny_config.model.activation = 'bronet', 'minmax'
   tiny_config.model.patch_size = 2
   tiny_config.optimizer.retraction_period = '1 epochs'
-  message = OUT_OF_MEMORY
+  message = (
+    'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory '
+    'in memory space hbm. Used 22.65G of 15.75G hbm. Exceeded hbm capacity '
+    'by 6.90G.\n\nTotal hbm usage >= 22.91G:\n'
+  )
   assert compile_lib.run(tiny_config, 'cpu:1', None) == 3
   out = capsys.readouterr().out
-  assert out.endswith(
-    'does not fit: Used 22.65G of 15.75G hbm. Exceeded hbm capacity by 6.90G.\n'
-  )
+  assert re.search(r'\ndoes not fit: Used 22\.65G .* by 6\.90G\.\n$', out)
   assert 'saved' not in out
   assert '  as the paper counts                0  (R, M whole)\n' in out
   message = 'INTERNAL: a bug'
@@ -170,8 +167,8 @@ def test_the_report_gives_every_number_its_unit_and_the_verdict(found):
   assert 'does not fit: peak' in compile_lib.format_text(tight)
   summary = summary | {
     'parameter_count': 2_190_000_000,
-    'memory': summary['memory'] | {'parameters': 2**29, 'optimizer': 2**31},
-    'flops': summary['flops'] | {'model': 3.42e15, 'executed': 2.2e13},
+    'memory': summary['memory'] | {'parameters': 2**29},
+    'flops': summary['flops'] | {'model': 3.42e15},
     'collectives': [summary['collectives'][0] | {'over_slices': True}],
     'estimate': summary['estimate'] | {'images_per_second': [1600.0, 1706.7]},
   }
@@ -180,17 +177,13 @@ def test_the_report_gives_every_number_its_unit_and_the_verdict(found):
     'two: 2 devices, mesh data 1 × fsdp 2 × tensor 1',
     '2,190,000,000',
     '512.00 MiB',
-    '2.00 GiB',
     '3.42 PFLOP',
-    '22.00 TFLOP',
     'devices over slices:',
     'estimate (roofline at data sheet rates, not a measurement)',
     '1,600 … 1,707 images/s',
   ):
     assert part in text, part
-  last = text.splitlines()[-1]
-  assert last.startswith('fits: peak ')
-  assert last.endswith(' of 16.00 GiB per device')
+  assert re.search(r'\nfits: peak .* of 16.00 GiB per device$', text)
 
 
 def test_the_estimate_is_split_over_devices_and_networks():

@@ -59,9 +59,7 @@ def test_what_is_no_run_or_did_not_make_the_weights_is_refused(
   shutil.rmtree(workdir / 'checkpoints')
   with pytest.raises(errors.ConfigError, match='holds no checkpoint'):
     restore.restore(str(workdir))
-  starts = json.loads((workdir / 'run.json').read_text())
-  for change in ({'image_shape': [0, 8, 1]}, {'num_classes': 8.5}):
-    changed = starts[-1] | {'data': starts[-1]['data'] | change}
-    (workdir / 'run.json').write_text(json.dumps([changed]))
+  for text in ('[{"data": {}}]', '[]', '{"cut', '[{"data": {"resize'):
+    (workdir / 'run.json').write_text(text)
     with pytest.raises(errors.ConfigError, match=r'no run\.json that describe'):
       restore.restore(str(workdir))

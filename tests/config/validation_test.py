@@ -22,7 +22,6 @@ def refusal(values):
   """Returns the error for the default config with these values."""
   with pytest.raises(errors.ConfigError) as info:
     config_lib.validate(make(values))
-  assert '\n' not in str(info.value)
   return info.value
 
 
@@ -54,14 +53,13 @@ def test_a_bad_value_is_refused_by_name(field, value):
 
 
 def valid_values(name):
-  """Returns values that a field may have by itself, its default first."""
-  field, valid = FIELDS[name], []
+  """Yields values that a field may have by itself, its default first."""
+  field = FIELDS[name]
   others = (*field.choices, True, False, 0, 1, 2, 0.1, 2.0, '0 steps')
   for value in (field.default, *others):
     with contextlib.suppress(errors.ConfigError):
       field.check(name, value)
-      valid.append(value)
-  return valid
+      yield value
 
 
 @pytest.mark.parametrize(
@@ -79,8 +77,11 @@ def test_a_field_that_nothing_reads_is_refused(name, other):
   )
   value = next(v for v in valid_values(name) if v != FIELDS[name].default)
   error = str(refusal({other: held, name: value}))
-  assert error.startswith(f'{name}={value!r} has no effect with ')
-  assert f'set it to its default, {FIELDS[name].default!r}, or set ' in error
+  choice = f' to {" or ".join(map(repr, read))}' if read else ''
+  assert error == (
+    f'{name}={value!r} has no effect with {other}={held!r}; set it to its '
+    f'default, {FIELDS[name].default!r}, or set {other}{choice}.'
+  )
 
 
 def test_unknown_missing_and_mistyped_fields_are_refused():
@@ -98,36 +99,20 @@ def test_unknown_missing_and_mistyped_fields_are_refused():
       config_lib.validate(config)
 
 
-NO_RULES = (
-  3, 'R', ('R$',), ('(', ()), (3, ()), ('R$', 'fsdp'), ('R$', (1,)), ('R', 1),
+# Fields that decide the scale of a set's images.
+SCALE = (
+  'dataset.name', 'dataset.image_size', 'dataset.resize', 'augment.resize.min',
+  'augment.resize.max',
 )  # fmt: skip
 
 
-def scale(name, size, resize, low, high):
-  """Returns the fields that decide the scale of a set's images."""
-  return {
-    'dataset.name': name,
-    'dataset.image_size': size,
-    'dataset.resize': resize,
-    'augment.resize.min': low,
-    'augment.resize.max': high,
-  }
+def scale(*values):
+  return dict(zip(SCALE, values, strict=True))
 
 
 @pytest.mark.parametrize(
   ('values', 'message'),
   [
-    (
-      {'model.name': 'bronet', 'model.padding': 'zero'},
-      "model.padding='zero' has no effect with model.name='bronet'; set it to "
-      "its default, 'circular', or set model.name to 'lipnext' or 'liresnet'.",
-    ),
-    (
-      {'optimizer.lookahead_period': 0, 'optimizer.lookahead_alpha': 0.8},
-      'optimizer.lookahead_alpha=0.8 has no effect with '
-      'optimizer.lookahead_period=0; set it to its default, 0.5, or set '
-      'optimizer.lookahead_period.',
-    ),
     (
       {'augment.resize.max': 288},
       'augment.resize.min=0 does not go with augment.resize.max=288',
@@ -138,7 +123,6 @@ def scale(name, size, resize, low, high):
       'block_reflector; choose haar',
     ),
     ({'loss.epsilon_end': 0.01}, 'loss.epsilon_end=0.01 is below loss.eps'),
-    ({'health.loss_spike': 1.0}, 'health.loss_spike=1.0 would call every'),
     ({'eval.epsilons': (0.1, 'x')}, "eval.epsilons=(0.1, 'x') is not a list"),
     (
       scale('folder', 300, 256, 0, 0),
@@ -153,11 +137,8 @@ def scale(name, size, resize, low, high):
       'dataset.resize=64 is a scale that augment.resize=80 … 96 never trains',
     ),
     *(
-      (
-        {'sharding': (('R$', ()), rule)},
-        f'sharding={rule!r} is not a rule; wri',
-      )
-      for rule in NO_RULES
+      ({'sharding': (('R$', ()), rule)}, f'sharding={rule!r} is not a rule; w')
+      for rule in (3, ('R$',), ('(', ()), ('R$', 'fsdp'), ('R$', (1,)))
     ),
   ],
 )
@@ -184,7 +165,6 @@ def test_the_defaults_and_fields_that_go_together_are_valid():
     (IMAGE, (4, 4, 1), {'name': 'bronet'}, 'kernel_size=3.*at most 2'),
     (IMAGE, (8, 8, 1), {'patch_size': 3}, 'patch_size=3.*1, 2, 4, 8'),
     (IMAGE, (8, 6, 1), {'patch_size': 4}, r'patch_size=4.*of 1, 2\.'),
-    (WIDTH, 2, {'name': 'bronet'}, 'mesh.tensor=2 cannot split .*=bronet'),
     (WIDTH, 2, {'name': 'liresnet'}, 'mesh.tensor=2 .*set mesh.tensor=1'),
     (WIDTH, 2, {'parametrization': 'cayley'}, '=2 .*parametrization=cayley'),
     (WIDTH, 2, {'activation': 'minmax'}, "model.activation='minmax' pairs"),

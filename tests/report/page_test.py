@@ -138,10 +138,15 @@ def test_attacks_are_told_as_they_went(run, text):
   assert '0 fast certificates broken</strong> in 12\u00a0345 attack' in text
   assert '0 of them inside the certified ball' in text
   assert text.count('outside the ball.') == 4
-  assert rows_of(text, 'Accuracy on the')[3][4:] == ['68.50 %', '1.83']
+  robust, gap = rows_of(text, 'Accuracy on the')[3][4:]
+  assert robust == f'{run.attack["epsilons"]["0.25"]["robust"]:.2f} %'
+  assert gap == f'{run.attack["epsilons"]["0.25"]["gap"]:.2f}'
   # A part that was attacked gets a certified curve of its own.
   part = {name: array[:60] for name, array in run.attacked.items()}
-  text = build(run, attacked=part, attack={**run.attack, 'examples': 60})
+  epsilons = {'0.25': {'cra': 200 / 3, 'robust': 68.5, 'gap': 11 / 6}}
+  attack = {**run.attack, 'examples': 60, 'epsilons': epsilons}
+  part['shown_id'] = np.flatnonzero(part['radius'])[:4]
+  text = build(run, attacked=part, attack=attack)
   row = rows_of(text, 'Accuracy on the')[3]
   assert row[4:] == ['66.66 %', '68.50 %', '1.83']
   assert 'certified, the 60 attacked images' in text

@@ -40,13 +40,9 @@ def a_set(classes=('cat', 'dog'), count=4, train_files='hash'):
 
 def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
   """Another class or image changes labels, and the split of a folder."""
-  facts = {
-    'image_shape': [8, 8, 1],
-    'num_classes': 2,
-    'train_examples': 4,
-    'class_names': ['cat', 'dog'],
-    'resize': 0,
-  }
+  names = ('image_shape', 'num_classes', 'class_names', 'resize')
+  facts = {name: getattr(a_set(), name) for name in names}
+  facts['train_examples'] = 4
   check = functools.partial(records.check_data, str(tmp_path), '/moved')
   check(a_set())  # There is no run yet.
   # Its record is damaged, or one of an earlier version, without `train_files`.

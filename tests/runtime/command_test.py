@@ -6,14 +6,13 @@ from lipnext_jax import errors
 from lipnext_jax.runtime import command
 
 
-def test_a_mistake_is_raised_in_one_line():
+def test_a_mistake_is_raised():
   parser = command.Parser('program', 'Does things.')
   parser.add_argument('--number', type=int)
   assert parser.parse_args(['--number=3']).number == 3
   for wrong in (['--number=x'], ['--numb=3'], ['more']):
-    with pytest.raises(errors.ConfigError, match='is wrong') as info:
+    with pytest.raises(errors.ConfigError, match='is wrong'):
       parser.parse_args(wrong)
-    assert len(str(info.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -38,12 +37,6 @@ def test_a_known_error_becomes_a_line_and_its_exit_code(
   assert command.run(lambda: 7) == 7
 
 
-def test_a_quote_is_the_systems_reason_or_short():
-  reason = 'Read-only file system'
-  assert command.quote(ValueError(f'{"x" * 500} {reason}')) == reason
-  assert len(command.quote(ValueError('a\nb ' * 200))) == 300
-
-
 def test_memory_that_a_device_lacks_is_explained():
   """2⁴⁶ bytes: no machine has them. The error is the runtime's own."""
   with pytest.raises(jax.errors.JaxRuntimeError) as raised:
@@ -52,7 +45,6 @@ def test_memory_that_a_device_lacks_is_explained():
   assert type(known) is errors.OutOfMemoryError
   for part in ('batch_size', 'model.remat', 'mesh.fsdp', 'Out of memory'):
     assert part.lower() in str(known).lower()
-  assert len(str(known).splitlines()) == 1
 
 
 def test_a_process_that_is_gone_is_only_one_of_several(monkeypatch):

@@ -11,7 +11,6 @@ from lipnext_jax.models import interface
 from lipnext_jax.runtime import diagnosis
 
 HUGE = 3e38  # Twice this is above float32.
-LABELS = jnp.arange(2)
 
 
 @functools.cache
@@ -27,16 +26,18 @@ def changed(params, module, leaf, fn):
   return params | {module: params[module] | {leaf: fn(params[module][leaf])}}
 
 
-def find(params, images, loss_fn=losses.emma_loss, remat='products'):
-  model, _, _ = make(remat)
-  return diagnosis.find_not_finite(
-    model, loss_fn, params, images, LABELS, jnp.float32(0.1)
-  )
+def find(params, images, loss_fn=losses.emma_loss, model=None):
+  args = params, images, jnp.arange(2), jnp.float32(0.1)
+  return diagnosis.find_not_finite(model or make()[0], loss_fn, *args)
 
 
-def test_images_come_first_and_then_parameters_with_their_layer():
+def test_images_come_first_then_parameters_and_last_loss_and_gradient():
   _, images, params = make()
   assert find(params, images) is None
+  assert find(params, images, lambda *a: jnp.float32(jnp.nan)) == 'loss'
+  # The derivative of √ at 0 is infinite.
+  found = find(params, images, lambda f, *_: jnp.sum(jnp.sqrt(0 * f)))
+  assert found.startswith('gradient of head/')
   broken = changed(params, 'blocks', 'M', lambda m: m.at[2, 0, 1].set(jnp.inf))
   assert find(broken, images) == 'parameter blocks/M, layer 2'
   assert find(broken, images.at[1, 2, 3, 0].set(jnp.nan)) == 'images'
@@ -45,21 +46,13 @@ def test_images_come_first_and_then_parameters_with_their_layer():
 @pytest.mark.parametrize(
   ('layer', 'remat'), list(enumerate(models.lipnext.REMAT_POLICIES))
 )
-def test_then_the_layer_that_overflows(layer, remat):
+def test_between_them_comes_the_layer_that_overflows(layer, remat):
   """A finite bias is so large that the next layer overflows."""
-  _, images, params = make(remat)
+  model, images, params = make(remat)
   # R sums 16 entries of the shared p, each entry of R of order 1/4.
   broken = changed(params, 'blocks', 'pos', lambda p: p.at[layer].set(HUGE))
-  found = find(broken, images, remat=remat)
+  found = find(broken, images, model=model)
   assert found == f'activations of blocks, layer {layer}'
-
-
-def test_then_the_loss_and_the_gradient():
-  _, images, params = make()
-  assert find(params, images, lambda *a: jnp.float32(jnp.nan)) == 'loss'
-  # The derivative of √ at 0 is infinite.
-  found = find(params, images, lambda f, *_: jnp.sum(jnp.sqrt(0 * f)))
-  assert found.startswith('gradient of head/')
 
 
 class Plain(nn.Module):
@@ -76,10 +69,7 @@ class Plain(nn.Module):
 def test_other_models_need_nothing_for_it():
   model, images = Plain(), jnp.ones((2, 2, 2, 1))
   params = model.init(jax.random.key(0), images)['params']
-  args = images, LABELS, jnp.float32(0.1)
-  found = diagnosis.find_not_finite(model, losses.emma_loss, params, *args)
-  assert found == 'gradient of second/bias'
+  assert find(params, images, model=model) == 'gradient of second/bias'
   broken = changed(params, 'first', 'bias', lambda b: b + HUGE)
   broken = changed(broken, 'first', 'kernel', lambda k: 0 * k + HUGE)
-  found = diagnosis.find_not_finite(model, losses.emma_loss, broken, *args)
-  assert found == 'activations of first'
+  assert find(broken, images, model=model) == 'activations of first'

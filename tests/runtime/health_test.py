@@ -10,18 +10,17 @@ from lipnext_jax import losses
 from lipnext_jax import schedules
 from lipnext_jax.runtime import health as health_lib
 
-_after = jax.jit(lambda h, x, factor: h.after(x, jnp.isfinite(x), factor))
-
 
 def watch(losses, factor=3.0):
   """Returns the state after every loss, and the positions of spikes."""
-  health, states, spikes = health_lib.Health.start(), [], []
-  for i, loss in enumerate(losses):
-    health, spike = _after(health, jnp.float32(loss), factor)
-    states.append(jax.device_get(health))
-    if spike:
-      spikes.append(i)
-  return states, spikes
+
+  def step(health, loss):
+    health, spike = health.after(loss, jnp.isfinite(loss), factor)
+    return health, (health, spike)
+
+  start = health_lib.Health.start()
+  _, (states, spikes) = jax.lax.scan(step, start, jnp.float32(losses))
+  return states, np.flatnonzero(spikes).tolist()
 
 
 def test_counts_and_mean_against_plain_python():
@@ -29,15 +28,16 @@ def test_counts_and_mean_against_plain_python():
   losses[[0, 7, 8, 120, 121, 122, 249]] = math.nan
   losses[[30, 200]] = math.inf
   mean, n, row, skipped = 0.0, 0, 0, 0
-  for loss, state in zip(losses, watch(losses)[0], strict=True):
+  states, _ = watch(losses)
+  for i, loss in enumerate(losses):
     if math.isfinite(loss):
       n, row = n + 1, 0
       mean += (loss - mean) / min(n, 100)
     else:
       row, skipped = row + 1, skipped + 1
-    assert (state.skipped, state.in_a_row) == (skipped, row)
+    assert (states.skipped[i], states.in_a_row[i]) == (skipped, row)
     # Rounded to 2⁻²⁴ by each of 250 steps, at most.
-    assert state.loss == pytest.approx(mean, rel=250 * 2**-24)
+    assert states.loss[i] == pytest.approx(mean, rel=250 * 2**-24)
 
 
 def test_a_spike_is_seen_once_there_is_something_to_compare_with():
