@@ -147,11 +147,11 @@ def test_compare_trains_rows_for_equal_time_and_prints_their_spread(
   run, trained_run, tmp_path, monkeypatch
 ):
   """On runs that a stand-in for the command line makes."""
-  commands = []
+  (finished, summary, config), commands = trained_run, []
 
-  def launch(config, workdir, *flags):
-    commands.append({'--config': config} | dict(f.split('=', 1) for f in flags))
-    shutil.copytree(trained_run[0], workdir)
+  def launch(name, workdir, *flags):
+    commands.append({'--config': name} | dict(f.split('=', 1) for f in flags))
+    shutil.copytree(finished, workdir)
     lines = [{'train/images_per_second': rate} for rate in (9, 64, 64)]
     text = '\n'.join(map(json.dumps, lines))
     pathlib.Path(workdir, 'metrics.jsonl').write_text(text)
@@ -159,13 +159,10 @@ def test_compare_trains_rows_for_equal_time_and_prints_their_spread(
 
   monkeypatch.setattr(runs, 'launch', launch)
 
-  def read(name):
-    return json.loads(pathlib.Path(trained_run[0], name).read_text())
-
   options = ['models', f'--workdir={tmp_path}', '--seeds', '0', '7']
   only = ['--only', 'bronet', 'lipnext, L2 pool', '--seconds', '50']
   run('compare', *options, *only, '--', '--config.log.every=1 steps')
-  steps = f'{50 * 64 // read("config.json")["batch_size"]} steps'
+  steps = f'{50 * 64 // config.batch_size} steps'
   durations = [c['--config.duration'] for c in commands]
   assert durations == ['2 epochs', steps, steps] * 2
   assert [c.get('--config.seed') for c in commands] == [None, '0', '7'] * 2
@@ -178,7 +175,7 @@ def test_compare_trains_rows_for_equal_time_and_prints_their_spread(
   head, _, *rows = (line.split(' | ') for line in table)
   assert [row[0] for row in rows] == ['| lipnext, L2 pool', '| bronet']
   assert all(len(row) == len(head) for row in rows)
-  assert rows[0][4] == f'{read("eval.json")["clean"]:.2f} ± 0.00'
+  assert rows[0][4] == f'{summary["clean"]:.2f} ± 0.00'
   # Student's t of one degree of freedom is 12.7 at 97.5 %.
   assert interval.endswith('of 2 seeds: ± 8.98 standard deviations')
 

@@ -79,7 +79,7 @@ def odd_docstrings(source):
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
       word = (ast.get_docstring(node) or 'Gets').split()[0]
       decorators = map(ast.dump, getattr(node, 'decorator_list', []))
-      is_property = any('property' in text for text in decorators)
+      is_property = 'property' in ''.join(decorators)
       acts = isinstance(node, ast.FunctionDef) and not is_property
       is_verb = re.fullmatch('[A-Z][a-z]+s', word)
       if OPENINGS.fullmatch(word) or (acts and not is_verb):
