@@ -142,6 +142,7 @@ def test_skipped_steps_are_said_and_too_many_end_the_run(
 ):
   workdir = str(tmp_path / 'run')
   config.health.max_skipped, config.health.drift = 2, 1e-9
+  config.checkpoint.every = '3 steps'  # Due where step 3 is skipped.
   with monkeypatch.context() as patch:
     patch.setitem(losses.LOSSES, 'emma', late_nan)
     with pytest.raises(errors.NonFiniteError) as stopped:
