@@ -76,6 +76,37 @@ def follow(process, workdir, window, seconds):
   return seen
 
 
+def judge(seen, metrics, window):
+  """Prints the windows; returns what is wrong with them, or None."""
+  rows = []
+  print('  steps   resident MiB   orthogonality error   processor ms per step')
+  for at, (memory, spent, step) in sorted(seen.items()):
+    logged = [m for m in metrics if at - 1 < m['step'] / window <= at]
+    error = max(m['train/orthogonality_error'] for m in logged)
+    before = seen.get(at - 1)
+    each = float('nan')  # The first window includes compilation.
+    if before is not None:
+      each = 1e3 * (spent - before[1]) / (step - before[2])
+    rows.append((step, memory, error, each))
+    print('{:>7d} {:>14.1f} {:>21.1e} {:>23.3f}'.format(*rows[-1]))
+  if len(rows) < 4:
+    return 'too few windows were seen: raise --window or lower --every'
+  steps, memory, errors, times = np.array(rows[1:]).T
+  slope = np.polyfit(steps / 10_000, memory, 1)[0]
+  print(
+    f'memory {slope:+.2f} MiB per 10,000 steps; orthogonality error '
+    f'{errors[-1] / errors[0]:.2f} times that of the second window, time '
+    f'{times[-1] / times[0]:.2f} times'
+  )
+  if slope > 1:
+    return 'memory GROWS'
+  if errors[-1] > 2 * errors[0]:
+    return 'the matrices DRIFT'
+  if times[-1] > 1.2 * times[0]:
+    return 'it gets SLOWER'
+  return None
+
+
 def main():
   """Parses the command line, runs, prints the windows, judges."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -94,33 +125,9 @@ def main():
     if process.wait():
       stderr.seek(0)
       sys.exit(f'the run failed: {stderr.read()[-500:]}')
-  metrics = read_metrics(workdir)
-  rows = []
-  print('  steps   resident MiB   orthogonality error   processor ms per step')
-  for at, (memory, spent, step) in sorted(seen.items()):
-    logged = [m for m in metrics if at - 1 < m['step'] / args.window <= at]
-    error = max(m['train/orthogonality_error'] for m in logged)
-    before = seen.get(at - 1)
-    each = float('nan')  # The first window includes compilation.
-    if before is not None:
-      each = 1e3 * (spent - before[1]) / (step - before[2])
-    rows.append((step, memory, error, each))
-    print('{:>7d} {:>14.1f} {:>21.1e} {:>23.3f}'.format(*rows[-1]))
-  if len(rows) < 4:
-    sys.exit('too few windows were seen: raise --window or lower --every')
-  steps, memory, errors, times = np.array(rows[1:]).T
-  slope = np.polyfit(steps / 10_000, memory, 1)[0]
-  print(
-    f'memory {slope:+.2f} MiB per 10,000 steps; orthogonality error '
-    f'{errors[-1] / errors[0]:.2f} times that of the second window, time '
-    f'{times[-1] / times[0]:.2f} times; {time.monotonic() - begin:.0f} s'
-  )
-  if slope > 1:
-    sys.exit('memory GROWS')
-  if errors[-1] > 2 * errors[0]:
-    sys.exit('the matrices DRIFT')
-  if times[-1] > 1.2 * times[0]:
-    sys.exit('it gets SLOWER')
+  verdict = judge(seen, read_metrics(workdir), args.window)
+  print(f'{time.monotonic() - begin:.0f} s')
+  sys.exit(verdict)
 
 
 if __name__ == '__main__':

@@ -118,6 +118,13 @@ def build(
     out_shardings=shardings,
     donate_argnums=0,
   )
+  # With mixed-in synthetic examples.
+  size = config.batch_size * (1 + config.dataset.extra_ratio)
+  rows = functools.partial(jax.ShapeDtypeStruct, sharding=on_batch)
+  batch = {
+    'image': rows((size, *info.image_shape), info.image_dtype),
+    'label': rows((size,), jnp.int32),
+  }
 
   # --------------------------------------------------- monitor, evaluation
   monitor = functools.partial(step_lib.monitor, parts)
@@ -134,7 +141,7 @@ def build(
     parts=parts,
     abstract=abstract,
     working=parallel.with_shardings(shapes.params, working),
-    batch=_batch_shapes(config, info, on_batch),
+    batch=batch,
     init=jax.jit(init_fn, out_shardings=shardings),
     train_step=train_step,
     monitor=jax.jit(monitor, out_shardings=on_all),
@@ -144,25 +151,15 @@ def build(
   )
 
 
-def _batch_shapes(config, info, sharding):
-  """Returns the shapes of a global batch, with mixed-in synthetic examples."""
-  size = config.batch_size * (1 + config.dataset.extra_ratio)
-  rows = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-  return {
-    'image': rows((size, *info.image_shape), info.image_dtype),
-    'label': rows((size,), jnp.int32),
-  }
-
-
 class _Run(NamedTuple):
   """The objects of a run that stay the same throughout the loop."""
 
   config: ml_collections.ConfigDict
   workdir: str
   dataset: sources.Dataset
-  streams: list[pipeline.Stream]
   program: Program
   evaluator: evaluate.Evaluator
+  train_batches: Any  # Start step → batches of this process, without end.
   eval_batches: Any  # Split → batches of this process.
   checkpointer: checkpoint.Checkpointer
 
@@ -203,12 +200,16 @@ def train_and_evaluate(
   # ------------------------------- model, loss, optimizer, layout and step
   program = build(config, mesh, sources.info_of(dataset))
   evaluator = evaluate.Evaluator(program.model, mesh, config.eval.certificate)
-  eval_batches = functools.partial(
-    pipeline.eval_batches,
-    batch_size=config.eval.batch_size,
-    workers=config.dataset.workers,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+  own_share = {
+    'workers': config.dataset.workers,
+    'process_index': jax.process_index(),
+    'process_count': jax.process_count(),
+  }
+  train_batches = functools.partial(
+    pipeline.train_batches, streams, seed=config.seed, **own_share
+  )
+  eval_batches: Any = functools.partial(
+    pipeline.eval_batches, batch_size=config.eval.batch_size, **own_share
   )
 
   # ------------------------------------------------------------ checkpoint
@@ -233,7 +234,7 @@ def train_and_evaluate(
   # ------------------------------------------------------------------ loop
   if train:
     run = _Run(
-      config, workdir, dataset, streams, program, evaluator, eval_batches,
+      config, workdir, dataset, program, evaluator, train_batches, eval_batches,
       checkpointer,
     )  # fmt: skip
     try:
@@ -272,14 +273,7 @@ def _train(
     return state
   checkpoint.write_config(run.workdir, config)
   report.write_records(run.workdir, program.mesh, program.abstract, run.dataset)
-  batches = pipeline.train_batches(
-    run.streams,
-    seed=config.seed,
-    start_step=step,
-    workers=config.dataset.workers,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
+  batches = run.train_batches(start_step=step)
   on_batch = parallel.batch_sharding(program.mesh)
   first = next(batches)
   split = sources.final_split(run.dataset, config.eval.split)
@@ -363,9 +357,9 @@ def _monitor_and_save(
   config, program, plan = run.config, run.program, run.program.plan
   ends = step == plan.total_steps or signum is not None
   monitors = plan.is_due(plan.eval_every, step) and step < plan.total_steps
-  saves = ends or monitors or plan.is_due(plan.checkpoint_every, step)
-  if saves and not ends and state.health.in_a_row > 0:
-    saves = False  # A resumed run might skip every step, as this one does.
+  is_due = monitors or plan.is_due(plan.checkpoint_every, step)
+  # Not in a row of skipped steps: a resumed run might skip every step, too.
+  saves = ends or (is_due and state.health.in_a_row == 0)
   if saves and not program.is_finite((state.params, state.opt_state)):
     raise _not_finite(run, 'the update is not finite', state, batch)
   certified = None

@@ -280,9 +280,7 @@ def _accumulate(objective, params, batch, microbatches):
 
   def body(totals, part):
     (loss, counts), grads = grad_fn(params, part)
-    terms = grads, (loss, counts)
-    totals = jax.tree.map(lambda total, x: total + x, totals, terms)
-    return totals, None
+    return jax.tree.map(jnp.add, totals, (grads, (loss, counts))), None
 
   zeros = (
     jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),

@@ -11,16 +11,16 @@ HELP = (
   'python -m lipnext_jax.certify',
   '--workdir: Where checkpoints',
 )
+RUN = ('--config=configs/digits.py', '--workdir=x')
 
 
 def test_it_is_the_main_program_and_helps_in_any_encoding(run_command):
   for flags, code, parts in (
     ([], 0, HELP),
     (['--version'], 0, (f'lipnext_jax {lipnext_jax.__version__}\n',)),
-    (['--workdir=x'], 2, ('error: --config=None is missing',)),
+    ([*RUN, '--coordinator=auto'], 2, ("='auto' finds no cluster here",)),
   ):
     command = [sys.executable, '-m', 'lipnext_jax', *flags]
-    done = run_command(command, PYTHONIOENCODING='ascii')
-    assert done.returncode == code
+    done = run_command(command, code=code, PYTHONIOENCODING='ascii')
     for part in parts:
       assert part in done.stdout + done.stderr

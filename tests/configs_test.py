@@ -79,20 +79,14 @@ def program(name, arg):
 SMOKES = {program(*case): case for case in CASES if 'smoke' in case[1]}
 
 
-@pytest.fixture(scope='module')
-def on_one_device():
-  """A program in seconds."""
-  one = functools.partial(parallel.make_mesh, devices=jax.devices()[:1])
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parallel, 'make_mesh', one)
-    yield
-
-
 @pytest.mark.slow  # Each compiles a train step and an evaluation.
 @pytest.mark.parametrize(('name', 'arg'), SMOKES.values())
 def test_every_program_runs_two_steps_through_the_command_line(
-  name, arg, tmp_path, run_main, on_one_device
+  name, arg, tmp_path, run_main, monkeypatch
 ):
+  """On one device, for which programs compile in seconds."""
+  one = functools.partial(parallel.make_mesh, devices=jax.devices()[:1])
+  monkeypatch.setattr(parallel, 'make_mesh', one)
   config = FILES[name].get_config(arg)
   flags = [f'--config=configs/{name}.py:{arg}', f'--workdir={tmp_path}/run']
   if config.dataset.name == 'synthetic':

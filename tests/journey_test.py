@@ -29,12 +29,7 @@ for flag in ('--workdir=~/run', '--predictor=~/x.lipnext'):
   assert not certify.main([flag, '--certificate=fast', '--json', '~/images'])
 images = os.path.expanduser('~/images/')
 os.rename(images + 'noon', images + 'day')
-try:
-  main.main([])
-except SystemExit as stopped:
-  assert stopped.code == 2
-else:
-  raise AssertionError('The labels of a finished run changed.')
+main.main([])
 """
 
 
@@ -56,18 +51,18 @@ def home(tmp_path):
 def test_a_folder_becomes_a_predictor_that_agrees_on_every_file(
   home, run_command
 ):
-  """The commands run in one process; `home` is its ~."""
+  """The commands run in one process; `home` is its ~.
+
+  The last one is refused: the labels of a finished run have changed.
+  """
   one = os.environ['XLA_FLAGS'].replace('device_count=8', 'device_count=1')
   command = [sys.executable, '-c', JOURNEY]
-  done = run_command(command, HOME=home, XLA_FLAGS=one)
-  assert done.returncode == 0, done.stderr
+  done = run_command(command, code=2, HOME=home, XLA_FLAGS=one)
   out, err = done.stdout, done.stderr
   assert 'no test split: 4 of 24 images are held out' in err
   assert 'compiling the train step …' in err
   assert "has 'day' as class 0, not 'night <b>', as when the run in" in err
-  table, *reports = out.split('=====')
-  assert 'CRA at ℓ2 ε = 36/255' in table
-  assert 'Lipschitz bound Λ' in table
+  _, *reports = out.split('=====')
   found = [
     {entry['path']: entry for entry in json.loads(report)['images']}
     for report in reports
@@ -93,5 +88,3 @@ def test_a_folder_becomes_a_predictor_that_agrees_on_every_file(
   page = read(run, 'report.html')
   for part in ('night &lt;b&gt;', rows[0]['file'].split('/')[-1], '36/255'):
     assert part in page
-  data = json.loads(read(run, 'run.json'))[-1]['data']
-  assert data['class_names'] == ['night <b>', 'noon']

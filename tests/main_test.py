@@ -20,12 +20,9 @@ from lipnext_jax import errors
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = (sys.executable, '-m', 'lipnext_jax.main')
 DIGITS = '--config=configs/digits.py'
+SMOKE = 'configs/digits.py:smoke'
 RUN = (
-  DIGITS,
-  '--config.model.depth=2',
-  '--config.model.width=16',
-  '--config.batch_size=32',
-  '--config.optimizer.warmup=1 steps',
+  f'--config={SMOKE}',
   '--config.duration=80 steps',
   '--config.checkpoint.every=10 steps',
   '--config.eval.every=0 steps',
@@ -75,12 +72,6 @@ def test_a_missing_workdir_or_config_is_named(run_main):
   check_mistake(run_main('--config.seed=1'), '--config=None is missing')
 
 
-def test_the_real_program_says_the_same(run_command):
-  done = run_command([*PROGRAM, DIGITS, '--workdir=x', '--coordinator=auto'])
-  result = done.returncode, done.stdout, done.stderr
-  check_mistake(result, "--coordinator='auto' finds no cluster here")
-
-
 def test_mode_config_prints_every_field(run_main):
   by_name = ['--config', 'lipnext_jax:digits', '--config.model.depth=3']
   code, out, err = run_main('--mode=config', *by_name)
@@ -92,11 +83,10 @@ def test_an_installed_package_holds_its_configs_and_whatever_is_no_code(
   tmp_path, run_command
 ):
   build = ['setup.py', '-q', 'build', f'--build-base={tmp_path}']
-  assert run_command([sys.executable, *build]).returncode == 0
+  run_command([sys.executable, *build])
   built = tmp_path / 'lib'
   config = '--config=lipnext_jax:digits:model=bronet,smoke'
   done = run_command([*PROGRAM, '--mode=config', config], cwd=built)
-  assert done.returncode == 0, done.stderr
   assert "\nmodel.name = 'bronet'" in done.stdout
   assert "\nduration = '2 steps'" in done.stdout
 
@@ -152,7 +142,7 @@ def test_signals_at_any_moment_end_in_the_same_numbers(
   workdir = f'{tmp_path}/run'
   metrics = pathlib.Path(workdir, 'metrics.jsonl')
   launch = functools.partial(
-    runs.launch, 'configs/digits.py', workdir, *RUN[1:], stderr=subprocess.PIPE
+    runs.launch, SMOKE, workdir, *RUN[1:], stderr=subprocess.PIPE
   )
   process = launch()
   wait_for(metrics.exists, process)
@@ -194,8 +184,7 @@ def test_a_disk_that_is_full_is_one_line_and_costs_nothing(
   ):
     limited = ('bash', '-c', f'ulimit -f {kibibytes}; exec "$@"', 'limited')
     command = [*limited, *PROGRAM, f'--workdir={workdir}', *RUN]
-    done = run_command(command, JAX_COMPILATION_CACHE_DIR=cache)
-    assert done.returncode == code, done.stderr
+    done = run_command(command, code=code, JAX_COMPILATION_CACHE_DIR=cache)
     last = done.stderr.splitlines()[-1]
     assert last.startswith('error: ')
     assert said in last
@@ -213,6 +202,5 @@ def test_two_seeds_differ_and_worker_processes_change_nothing(
   workdir = f'{tmp_path}/run'
   flags = (f'--workdir={workdir}', *RUN, '--config.dataset.workers=2')
   done = run_command([*PROGRAM, *flags])
-  assert done.returncode == 0, done.stderr
   assert 'Warning' not in done.stderr  # E.g. of leaked shared memory.
   assert [done.stdout, *numbers(workdir)] == calm[1]

@@ -32,36 +32,34 @@ def load(path):
   return yaml.safe_load((ROOT / path).read_text())
 
 
-(COMMITS,) = load('.pre-commit-config.yaml')['repos']
-HOOKS = COMMITS['hooks']
+CHECKS = ('ruff check .', 'ruff format --check .', 'mypy', 'codespell_lib')
 
 
 @pytest.fixture(scope='session')
 def run_module(run_command):
   """Runs `python -m` with these words."""
-  return lambda *words: run_command([sys.executable, '-m', *words])
+  return lambda words, **options: run_command(
+    [sys.executable, '-m', *words.split()], **options
+  )
 
 
-@pytest.mark.parametrize('hook', HOOKS, ids=lambda h: h['id'])
-def test_style_and_types_are_what_commits_are_checked_for(hook, run_command):
-  """The checks have no versions but those of constraints.txt."""
-  python, *words = hook['entry'].split()
-  assert (python, hook['pass_filenames']) == ('.venv/bin/python', False)
-  done = run_command([sys.executable, *words])
-  assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize('check', CHECKS)
+def test_style_and_types_are_right(check, run_module):
+  run_module(check)
 
 
-def test_style_and_types_can_fail(tmp_path, run_module):
+def test_style_and_types_can_fail_and_commits_are_checked_for_them(
+  tmp_path, run_module
+):
   bad = tmp_path / 'bad.py'  # The word is not misspelt in this file.
   bad.write_text('import os\nx: int = "a"  # Rec' + 'ieves.\n')
-  for command in (
-    f'ruff check --config={ROOT}/pyproject.toml', 'mypy', 'codespell_lib'
-  ):  # fmt: skip
-    assert run_module(*command.split(), str(bad)).returncode
-  assert COMMITS['repo'] == 'local'  # No versions but those of constraints.txt.
-  assert [hook['entry'].split(' -m ')[1] for hook in HOOKS] == [
-    'ruff check .', 'ruff format --check .', 'mypy', 'codespell_lib',
-  ]  # fmt: skip
+  ruff = f'ruff check --config={ROOT}/pyproject.toml'
+  for check in (ruff, 'mypy', 'codespell_lib'):
+    assert run_module(f'{check} {bad}', code=None).returncode
+  (commits,) = load('.pre-commit-config.yaml')['repos']
+  assert commits['repo'] == 'local'  # No versions but those of constraints.txt.
+  entries = [hook['entry'] for hook in commits['hooks']]
+  assert entries == [f'.venv/bin/python -m {check}' for check in CHECKS]
 
 
 def test_every_module_has_a_mirrored_test():
@@ -81,7 +79,7 @@ def odd_docstrings(source):
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
       word = (ast.get_docstring(node) or 'Gets').split()[0]
       decorators = map(ast.dump, getattr(node, 'decorator_list', []))
-      is_property = any('property' in text for text in decorators)
+      is_property = 'property' in ''.join(decorators)
       acts = isinstance(node, ast.FunctionDef) and not is_property
       is_verb = re.fullmatch('[A-Z][a-z]+s', word)
       if OPENINGS.fullmatch(word) or (acts and not is_verb):
@@ -127,12 +125,8 @@ for program in '', '.main', '.certify', '.attacks', '.data.prepare', '.report':
 
 def test_the_libraries_need_jax_flax_optax_and_numpy_alone(run_command):
   needs = SETUP['options']['install_requires']
-  assert set(re.findall(r'^\w+', needs, re.MULTILINE)) == {
-    'jax',
-    'flax',
-    'optax',
-    'numpy',
-  }
+  names = re.findall(r'^\w+', needs, re.MULTILINE)
+  assert sorted(names) == ['flax', 'jax', 'numpy', 'optax']
   done = run_command([sys.executable, '-c', IMPORT_ALONE])
   assert done.stdout.split() == ['light', *'222222'], done.stderr
   lines = done.stderr.splitlines()
@@ -203,16 +197,6 @@ def test_what_the_audit_of_dependencies_says(report, complaint, says, code):
   assert found == code
 
 
-def test_every_benchmark_is_run_by_a_test():
-  paths = sorted((ROOT / 'benchmarks').glob('*.py'))
-  # A benchmark must be named in the tests or imported by another one.
-  readers = [ROOT / 'tests' / 'benchmarks_test.py', *paths]
-  tests = '\n'.join(path.read_text() for path in readers)
-  for path in paths:
-    named = rf"'{path.stem}[' ]|import {path.stem}\n"
-    assert re.search(named, tests), path.name
-
-
 def blocks(text, language):
   return re.findall(rf'```{language}\n(.*?)```', text, flags=re.DOTALL)
 
@@ -229,8 +213,6 @@ def test_ci_runs_the_test_command_of_the_readme_on_every_python():
   (job,) = workflow['jobs'].values()
   assert job['strategy']['matrix'] == {'python': PYTHONS}
   assert [s['run'] for s in job['steps'] if 'run' in s] == [test]
-  uses = [step['uses'] for step in job['steps'] if 'uses' in step]
-  assert all(re.fullmatch(r'actions/[\w-]+@v\d+', action) for action in uses)
 
 
 def test_python_blocks_of_the_documentation_run(run_command):
@@ -243,8 +225,7 @@ def test_python_blocks_of_the_documentation_run(run_command):
     '  print(block, flush=True)\n'
     '  exec(block, {"__name__": "__main__"})\n'
   )
-  done = run_command([sys.executable, '-c', program, *code])
-  assert done.returncode == 0, done.stdout + done.stderr
+  run_command([sys.executable, '-c', program, *code])
 
 
 def test_the_readme_links_every_page_and_lists_every_exit_code():
@@ -268,33 +249,16 @@ def test_the_readme_links_every_page_and_lists_every_exit_code():
 )
 def test_a_file_is_what_its_schema_wants(names, schema, tmp_path, run_module):
   """The schemas are those that check-jsonschema brings along."""
-  check = ('check_jsonschema', '--builtin-schema', f'vendor.{schema}')
-  first, *others = ROOT.glob(names)
-  done = run_module(*check, *map(str, (first, *others)))
-  assert done.returncode == 0, done.stdout + done.stderr
-  bad = tmp_path / first.name
-  bad.write_text(first.read_text() + 'no-such-key: 1\n')
-  assert 'no-such-key' in run_module(*check, str(bad)).stdout
+  check = f'check_jsonschema --builtin-schema vendor.{schema}'
+  for path in ROOT.glob(names):
+    run_module(f'{check} {path}')
+  bad = tmp_path / path.name
+  bad.write_text(path.read_text() + 'no-such-key: 1\n')
+  assert 'no-such-key' in run_module(f'{check} {bad}', code=1).stdout
 
 
-def test_the_citation_is_the_readmes():
-  found = load('CITATION.cff')
-  (paper, *_) = found['references']
-  assert found['version'] == lipnext_jax.__version__
-  assert found['license'] == SETUP['metadata']['license']
-  article, software = re.findall(r'^@(?s:.*?)^}', README, re.MULTILINE)
-  names = [
-    '{family-names}, {given-names}'.format(**a) for a in paper['authors']
-  ]
-  assert f'author = {{{" and ".join(names)}}}' in article
-  assert f'year = {{{paper["year"]}}}' in article
-  assert f'version = {{{found["version"]}}}' in software
-
-
-def test_the_changelog_keeps_its_form_and_has_the_version_at_hand():
-  text = (ROOT / 'CHANGELOG.md').read_text()
-  first, *versions = re.findall(r'^## (.*)$', text, re.MULTILINE)
-  assert first == '[Unreleased]'
-  for version in versions:
-    assert re.fullmatch(r'\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d', version)
-  assert lipnext_jax.__version__ in text
+def test_the_version_is_the_same_wherever_it_is_written():
+  version = lipnext_jax.__version__
+  assert load('CITATION.cff')['version'] == version
+  assert f'version = {{{version}}}' in README
+  assert version in (ROOT / 'CHANGELOG.md').read_text()

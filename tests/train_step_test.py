@@ -110,8 +110,8 @@ def place(state, program):
 
 
 @functools.cache
-def run_on(*sizes):
-  return Run(make_config(sizes))
+def run_on(*sizes, **fields):
+  return Run(make_config(sizes, **fields))
 
 
 @pytest.fixture(scope='module')
@@ -165,6 +165,12 @@ def test_sums_count_what_they_say(run):
   loss = losses.emma_loss(logits, batch['label'], rows, 0.25 * 0.1)
   assert sums.loss == pytest.approx(float(loss), rel=1e-5)
   assert sums.means()['train/clean'] == pytest.approx(100 * np.mean(correct))
+  # Twice the running mean of a hundred steps, and ten times: a spike.
+  for factor, spikes in ((0.5, 0.0), (0.1, 1.0)):
+    state, mean = run.start(), np.float32(factor * loss)
+    health = state.health._replace(counted=np.int32(100), loss=mean)
+    state = state._replace(health=health)
+    assert run.take(state, batch).sums.spikes == spikes
 
 
 def bad_gradient_loss(logits, *rest):
@@ -214,15 +220,6 @@ def test_a_step_that_always_updates_is_found_out(monkeypatch):
   run = Run(make_config((2, 4, 1)))
   after = run.take(run.start(), batch_with_nan())
   assert np.isnan(after.params['blocks']['bias']).all()
-
-
-def test_a_loss_spike_is_counted(run):
-  loss = float(run.take(run.start(), batch_of()).sums.loss)
-  for factor, spikes in ((0.5, 0.0), (0.1, 1.0)):
-    state, mean = run.start(), np.float32(factor * loss)
-    health = state.health._replace(counted=np.int32(100), loss=mean)
-    state = state._replace(health=health)
-    assert run.take(state, batch_of()).sums.spikes == spikes
 
 
 def test_every_loss_is_built_with_its_own_fields():
@@ -279,21 +276,19 @@ def largest_difference(a, b):
   return max(jax.tree.leaves(differences))
 
 
-def check_same_run(run):
-  (losses, one), (other_losses, other) = run_on(*ONE).end, run.end
+@pytest.mark.parametrize(
+  ('sizes', 'fields'),
+  [*((sizes, {}) for sizes in MESHES), ((2, 2, 2), {'microbatches': 2})],
+  ids=str,
+)
+def test_every_mesh_and_microbatches_make_the_run_of_one_device(sizes, fields):
+  (losses, one), (other_losses, other) = (
+    run.end for run in (run_on(*ONE), run_on(*sizes, **fields))
+  )
   np.testing.assert_allclose(other_losses, losses, atol=1e-5)
   assert largest_difference(other.params, one.params) < 1e-5
   # Training moved them much further.
   assert largest_difference(one.params, start().params) > 1e-2
-
-
-@pytest.mark.parametrize('sizes', MESHES, ids=str)
-def test_every_mesh_makes_the_run_of_one_device(sizes):
-  check_same_run(run_on(*sizes))
-
-
-def test_microbatches_add_up_to_the_batch():
-  check_same_run(Run(make_config((2, 2, 2), microbatches=2)))
 
 
 def test_another_batch_is_told_apart():
@@ -405,20 +400,17 @@ def test_evaluation_gets_retracted_weights_in_the_layout_of_a_step():
   assert largest_difference(slow, expected) > 1e-7
 
 
-def test_bfloat16_gathers_are_bfloat16_and_gradients_what_was_chosen():
+def test_bfloat16_gathers_are_bfloat16_and_gradients_and_moments_as_chosen():
+  config = make_config((1, 8, 1))
+  config.model.dtype, config.optimizer.name = 'bfloat16', 'nadam'
   for chosen, name in (('float32', 'f32'), ('bfloat16', 'bf16')):
-    config = make_config(
-      (1, 8, 1), **{'model.dtype': 'bfloat16', 'reduce_dtype': chosen}
-    )
-    text = trace(build(config)).lower().as_text()
+    config.reduce_dtype = config.optimizer.mu_dtype = chosen
+    program = build(config)
+    leaves = trees.named_leaves(program.abstract.opt_state).items()
+    moments = [leaf.dtype for path, leaf in leaves if '/mu/' in path]
+    assert len(moments) == len(jax.tree.leaves(program.abstract.params))
+    assert {*moments} == {np.dtype(chosen)}
+    text = trace(program).lower().as_text()
     for kind, sent in (('all_gather', 'bf16'), ('reduce_scatter', name)):
       pattern = rf'stablehlo\.{kind}"?\(.*?-> tensor<[\dx]*x(\w+)>'
       assert set(re.findall(pattern, text, flags=re.DOTALL)) == {sent}
-
-
-def test_first_moments_can_be_bfloat16():
-  fields = {'optimizer.mu_dtype': 'bfloat16', 'optimizer.name': 'nadam'}
-  state = build(make_config(**fields)).abstract
-  leaves = trees.named_leaves(state.opt_state).items()
-  moments = [leaf.dtype.name for name, leaf in leaves if '/mu/' in name]
-  assert moments == ['bfloat16'] * len(jax.tree.leaves(state.params))

@@ -88,7 +88,6 @@ def test_archive_to_records_to_certified_model(
   command = [sys.executable, '-m', 'lipnext_jax.data.prepare', 'imagenet']
   flags = [f'--source={source}', f'--data_dir={tmp_path}/data', '--workers=2']
   done = run_command([*command, *flags, '--allow_partial'])
-  assert done.returncode == 0, done.stderr
   assert '9 train, 4 validation' in done.stderr
   assert 'images/s' in done.stderr  # The progress bar.
   assert 'train.tar: has 71680 bytes instead of' in done.stderr

@@ -28,7 +28,7 @@ if __name__ == '__main__':
   print(sum(int(next(batches)['y'][0]) for _ in range(7)), flush=True)
   {end}
 """
-  done = run_command([sys.executable, '-c', code])
+  done = run_command([sys.executable, '-c', code], code=None)
   assert (done.stdout, done.stderr) == ('21\n', '')
 
 

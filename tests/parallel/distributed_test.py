@@ -110,11 +110,10 @@ def test_two_processes_make_the_run_of_one(calm, tmp_path, run_command):
   """
   one = tmp_path / 'one'
   devices = '--xla_force_host_platform_device_count=4'
-  done = run_command(
+  run_command(
     [sys.executable, '-m', 'lipnext_jax.main', f'--workdir={one}', *FLAGS],
     XLA_FLAGS=f'{os.environ["XLA_FLAGS"]} {devices}',
   )
-  assert done.returncode == 0, done.stderr
   single, found = (
     json.loads((workdir / 'eval.json').read_text()) for workdir in (one, calm)
   )
@@ -188,7 +187,6 @@ def test_what_fails_in_another_process_fails_in_all(run_command):
   command = [sys.executable, '-c', OTHERS, place]
   with futures.ThreadPoolExecutor() as pool:
     first, other = pool.map(lambda i: run_command([*command, i]), ['0', '1'])
-  assert first.returncode == other.returncode == 0, first.stderr + other.stderr
   # Messages of Gloo come before it.
   last = [done.stdout.splitlines()[-1] for done in (first, other)]
   assert last == [

@@ -28,6 +28,5 @@ with interrupts.Interrupts() as watching:
   os.kill(os.getpid(), signal.SIGTERM)
   time.sleep(60)
 """
-  done = run_command([sys.executable, '-c', code])
-  assert done.returncode == 143
+  done = run_command([sys.executable, '-c', code], code=143)
   assert done.stdout.split() == [str(int(signal.SIGINT))]
