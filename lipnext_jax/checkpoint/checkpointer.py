@@ -254,7 +254,6 @@ class Checkpointer(CheckpointReader):
       path, arrays = self._saving
       # In a bucket, the directory has its final name from the start.
       (directory,) = glob.glob(f'{glob.escape(path)}.orbax-*') or (path,)
-      manifest.wait_for_metadata(directory)
       manifest.write(directory, arrays=arrays, config_hash=self._config_hash)
 
   def wait(self) -> None:

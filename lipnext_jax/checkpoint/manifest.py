@@ -8,22 +8,20 @@ gets its final name. So a checkpoint without a manifest is not whole.
 
 from collections.abc import Mapping
 from concurrent import futures
-import contextlib
 import hashlib
 import json
 import math
 import os
-import time
 from typing import Any
 
 from lipnext_jax import files
 from lipnext_jax import trees
 
 NAME = 'manifest.json'
-# Orbax changes these after the manifest is written, when it gives the directory
-# its name: it adds the time to the first, and creates the second, whose text
-# nothing reads.
-_METADATA, COMMITTED = '_CHECKPOINT_METADATA', 'commit_success.txt'
+COMMITTED = 'commit_success.txt'  # Orbax writes it last; nothing reads it.
+# A thread of Orbax may write this after the manifest. Nothing that is restored
+# depends on it: it is neither listed nor compared.
+METADATA = '_CHECKPOINT_METADATA'
 _THREADS = 8  # hashlib releases the interpreter lock; disks like a queue.
 
 
@@ -41,25 +39,6 @@ def hash_fields(fields: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def wait_for_metadata(directory: str, seconds: float = 60) -> None:
-  """Waits until Orbax has written the metadata of a checkpoint.
-
-  A thread of Orbax writes it, and may still do so when all arrays are there: a
-  manifest written before would not match.
-
-  Args:
-    directory: directory of the checkpoint, complete but for the manifest.
-    seconds: longest time to wait.
-  """
-  path = os.path.join(directory, _METADATA)
-  end = time.monotonic() + seconds
-  while time.monotonic() < end:
-    with contextlib.suppress(OSError, ValueError):  # Not there, or half of it.
-      if files.read_json(path).get('item_handlers'):
-        return
-    time.sleep(0.01)
-
-
 def write(
   directory: str, *, arrays: Mapping[str, Any], config_hash: str
 ) -> None:
@@ -70,10 +49,11 @@ def write(
     arrays: shapes and dtypes from `describe_arrays`.
     config_hash: hash from `hash_fields`.
   """
+  names = {*files.walk(directory)} - {METADATA}
   manifest = {
     'config_hash': config_hash,
     'arrays': arrays,
-    'files': _measure_all(directory, sorted(files.walk(directory))),
+    'files': _measure_all(directory, sorted(names)),
   }
   manifest['own'] = hash_fields(manifest)
   files.write_json(os.path.join(directory, NAME), manifest)
@@ -108,7 +88,9 @@ def find_damage(directory: str, largest: float = math.inf) -> str | None:
   """
   try:
     expected = read(directory)['files']
-    wanted, found = {NAME, COMMITTED, *expected}, {*files.walk(directory)}
+    expected.pop(METADATA, None)  # Earlier versions listed it.
+    found = {*files.walk(directory)} - {METADATA}
+    wanted = {NAME, COMMITTED, *expected}
     if missing := wanted - found:
       return f'{min(missing)} is missing'
     if extra := found - wanted:
@@ -136,16 +118,7 @@ def _measure_all(directory: str, names: list[str]) -> dict[str, list[Any]]:
 
 
 def _measure(directory: str, name: str) -> list[Any]:
-  """Returns size and SHA-256 of a file, without the time of Orbax' metadata."""
+  """Returns size and SHA-256 of a file."""
   with files.open_binary(os.path.join(directory, name)) as file:
-    if name != _METADATA:
-      digest = hashlib.file_digest(file, 'sha256').hexdigest()
-      return [file.tell(), digest]
-    data = file.read()
-  try:
-    fields = json.loads(data)
-    fields.pop('commit_timestamp_nsecs', None)
-    data = json.dumps(fields, sort_keys=True).encode()
-  except (ValueError, AttributeError):
-    pass  # Damaged: the checksum of the unchanged bytes will differ.
-  return [len(data), hashlib.sha256(data).hexdigest()]
+    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    return [file.tell(), digest]
