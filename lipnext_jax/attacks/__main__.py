@@ -135,7 +135,10 @@ def attack_workdir(flags: argparse.Namespace) -> None:
   files.write_json(f'{path}.json', summary)
   print_table(summary, config.dataset.name, epsilons)
   if files.exists(os.path.join(flags.workdir, 'eval.json')):
-    report.log(f'shown in {report.write_page(flags.workdir)}')
+    try:
+      report.log(f'shown in {report.write_page(flags.workdir)}')
+    except errors.UserError as error:  # The verdict must not be lost.
+      report.log(f'no report.html: {error}')
   check(summary)
 
 

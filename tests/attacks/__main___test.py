@@ -60,7 +60,7 @@ def test_files_and_table_hold_what_they_promise(attacked, trained_run, capsys):
 def test_broken_certificates_fail_loudly_with_files(
   attacked, tmp_path, monkeypatch, capsys
 ):
-  """Planted: radii fifty times too large."""
+  """Planted: radii fifty times too large, and a table that makes no page."""
   certified_target = target_lib.certified_target
 
   def inflated(*args, **options):
@@ -70,8 +70,10 @@ def test_broken_certificates_fail_loudly_with_files(
   monkeypatch.setattr(target_lib, 'certified_target', inflated)
   workdir = str(tmp_path / 'run')
   shutil.copytree(attacked, workdir)
+  pathlib.Path(workdir, 'radii.csv').write_text('')
   assert cli.main([f'--workdir={workdir}', *RIGOROUS]) == 5
-  last = capsys.readouterr().err.splitlines()[-1]
+  *_, page, last = capsys.readouterr().err.splitlines()
+  assert page.startswith('no report.html: ')
   assert last.startswith('error: ')
   assert 'rigorous certificates are BROKEN' in last
   found = read(workdir)
