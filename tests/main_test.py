@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import sklearn.datasets  # noqa: F401 (A run says so if it waits for it.)
 
@@ -197,8 +198,11 @@ def test_a_disk_that_is_full_is_one_line_and_costs_nothing(
 def test_two_seeds_differ_and_worker_processes_change_nothing(
   tmp_path, calm, run_main, run_command
 ):
-  other = complete(f'{tmp_path}/other', run_main, '--config.seed=1')
+  folders = calm[0], f'{tmp_path}/other'
+  other = complete(folders[1], run_main, '--config.seed=1')
   assert all(a != b for a, b in zip(other, calm[1], strict=True))
+  seen = [np.load(f'{folder}/inputs.npz')['training'] for folder in folders]
+  assert not np.array_equal(*seen)  # The seed decides the order, too.
   workdir = f'{tmp_path}/run'
   flags = (f'--workdir={workdir}', *RUN, '--config.dataset.workers=2')
   done = run_command([*PROGRAM, *flags])
