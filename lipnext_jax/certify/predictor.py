@@ -62,6 +62,8 @@ _FIELDS: dict[str, Callable[[Any, Mapping[str, Any]], bool]] = {
     and len(value) in (0, m['model']['options']['num_classes'])
     and all(name.isprintable() for name in value)
   ),
+  'versions': lambda value, m: type(value) is dict,
+  'config': lambda value, m: type(value) is dict,
 }
 
 
@@ -77,6 +79,7 @@ class Contents(NamedTuple):
     resize: length to which the shorter side of an image file is scaled before
       its centre is cut out; 0: files are not scaled.
     config: plain data about the training run.
+    versions: versions of the packages that wrote the file.
   """
 
   model: interface.CertifiedModel
@@ -86,6 +89,7 @@ class Contents(NamedTuple):
   class_names: tuple[str, ...] = ()
   resize: int = 0
   config: Mapping[str, Any] = {}
+  versions: Mapping[str, str] = {}
 
 
 class Predictor:
@@ -384,6 +388,7 @@ def _rebuild(
     class_names=tuple(manifest['class_names']),
     resize=manifest['resize'],
     config=manifest['config'],
+    versions=manifest['versions'],
   )
 
 

@@ -68,6 +68,8 @@ class RecordSource(views.Source):
     )
     self.class_names = list(info.features[self._label_key].names)
     self.shape = info.features[self._image_key].shape
+    if self.shape[2] not in (1, 3):
+      raise ValueError(f'has images of {self.shape[2]} channels')
     for path in info.splits[split].filepaths:
       if not os.path.exists(path):
         raise ValueError(f'the shard {path} is missing')

@@ -7,6 +7,7 @@ by a matrix: ŷ(ω) = Ŵ(ω) x̂(ω). Its Lipschitz constant is max_ω ‖Ŵ(ω)
 import jax
 import jax.numpy as jnp
 
+from lipnext_jax.models import layers
 from lipnext_jax.models import parametrizations
 
 
@@ -25,6 +26,8 @@ def convolve(
   >>> convolve(x, right, 'circular').ravel().tolist()
   [2.0, 0.0, 1.0]
   """
+  if padding not in layers.PADDINGS:
+    raise ValueError(f'{padding=} must be one of {layers.PADDINGS}.')
   k = kernel.shape[0]
   pad = ((k - 1) // 2, k // 2)
   if padding == 'circular':

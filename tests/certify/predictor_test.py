@@ -91,6 +91,7 @@ def test_the_manifest_says_what_the_certificate_is_about(made, loaded):
   assert manifest['offset'] == certify.prove_constants(PARAMS).offset
   assert (manifest['colours'], manifest['certificate']) == ('grey', 'fast')
   assert manifest['config'] == loaded.contents.config == {'model.depth': 2}
+  assert loaded.contents.versions == manifest['versions']
   assert manifest['versions']['jax'] == jax.__version__
   assert loaded.lipschitz == manifest['lipschitz_bound']
   assert (loaded.class_names, loaded.image_shape) == (NAMES, SHAPE)
@@ -183,6 +184,8 @@ FIELDS = {
   'certificate': [..., 'assumed', ['fast'], 'fast\x1b[2J'],
   'image_shape': [..., 'abc', [8, 8], [8, 8, 1.0], [8, 8, 0], {'8': 8}, 8],
   'class_names': [..., None, 'abcde', list('abcd'), ['a\n'] * 5, [1] * 5],
+  'config': [..., []],
+  'versions': [..., None],
   'model': [..., 3, {}, {'name': 'LipNeXt'}, {'name': 'Flax', 'options': {}}],
 }
 OPTIONS = {

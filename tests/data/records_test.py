@@ -144,6 +144,12 @@ def test_missing_parts_and_other_formats_are_refused(prepared, tmp_path):
 
   refused('holds only train, test', split='validation')
   refused('', directory=tmp_path / 'nowhere')
+  features = pathlib.Path(directory, 'features.json')
+  declared = features.read_text()
+  assert '"3"' in declared
+  features.write_text(declared.replace('"3"', '"4"'))
+  refused('has images of 4 channels')
+  features.write_text(declared)
   os.remove(paths[2])
   refused('is missing')
   info.write_text(text.replace('"array_record"', '"tfrecord"'))

@@ -105,6 +105,12 @@ def test_the_check_of_reflectors_rejects(fault):
     check_reflector(fault, (4, 4))
 
 
+def test_an_unknown_padding_is_refused():
+  one = jnp.ones((1, 1, 1, 1))
+  with pytest.raises(ValueError, match="'reflect'"):
+    convolutions.convolve(one, one, 'reflect')
+
+
 def test_power_iteration_finds_the_norm_and_its_gradient():
   """d‖W‖₂ = uᵀ dW v for the largest singular pair of the dense matrix."""
   kernel, grid = random(3, 3, 4, 4), (5, 5)
