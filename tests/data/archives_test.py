@@ -75,6 +75,22 @@ def test_only_the_official_file_is_taken_unless_told_otherwise(
 
 
 @pytest.mark.parametrize('suffix', SUFFIXES)
+def test_names_that_lead_outside_and_links_touch_nothing(
+  tmp_path, make, suffix
+):
+  members = {'../../evil': b'x', f'{tmp_path}/evil': b'x', 'one.txt': b'1'}
+  if suffix != '.zip':
+    link = tarfile.TarInfo('link')
+    link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
+    members['link'] = link
+  (tmp_path / 'in').mkdir()
+  path = write(tmp_path / f'in/x{suffix}', make, members)
+  assert sorted(contents(path).values()) == [b'1', b'x', b'x']
+  assert os.listdir(tmp_path) == ['in']
+  assert os.listdir(tmp_path / 'in') == [f'x{suffix}']
+
+
+@pytest.mark.parametrize('suffix', SUFFIXES)
 def test_cut_and_damaged_archives_are_refused(tmp_path, make, suffix):
   path = tmp_path / f'x{suffix}'
   write(path, make, {'one.txt': os.urandom(9000), 'two.txt': b'2'})
