@@ -55,7 +55,7 @@ def radius(value: float, digits: int = 3) -> str:
   ('0.519', '∞', 'not a number')
   """
   shown = decimals.down(float(value), digits)
-  return {'inf': '∞', 'nan': 'not a number'}.get(shown, shown)
+  return {'Infinity': '∞', 'NaN': 'not a number'}.get(shown, shown)
 
 
 def grey(value: float) -> str:
