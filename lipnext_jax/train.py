@@ -118,13 +118,6 @@ def build(
     out_shardings=shardings,
     donate_argnums=0,
   )
-  # With mixed-in synthetic examples.
-  size = config.batch_size * (1 + config.dataset.extra_ratio)
-  rows = functools.partial(jax.ShapeDtypeStruct, sharding=on_batch)
-  batch = {
-    'image': rows((size, *info.image_shape), info.image_dtype),
-    'label': rows((size,), jnp.int32),
-  }
 
   # --------------------------------------------------- monitor, evaluation
   monitor = functools.partial(step_lib.monitor, parts)
@@ -141,7 +134,7 @@ def build(
     parts=parts,
     abstract=abstract,
     working=parallel.with_shardings(shapes.params, working),
-    batch=batch,
+    batch=_batch_shapes(config, info, on_batch),
     init=jax.jit(init_fn, out_shardings=shardings),
     train_step=train_step,
     monitor=jax.jit(monitor, out_shardings=on_all),
@@ -151,15 +144,25 @@ def build(
   )
 
 
+def _batch_shapes(config, info, sharding):
+  """Returns the shapes of a global batch, with mixed-in synthetic examples."""
+  size = config.batch_size * (1 + config.dataset.extra_ratio)
+  rows = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
+  return {
+    'image': rows((size, *info.image_shape), info.image_dtype),
+    'label': rows((size,), jnp.int32),
+  }
+
+
 class _Run(NamedTuple):
   """The objects of a run that stay the same throughout the loop."""
 
   config: ml_collections.ConfigDict
   workdir: str
   dataset: sources.Dataset
+  streams: list[pipeline.Stream]
   program: Program
   evaluator: evaluate.Evaluator
-  train_batches: Any  # Start step → batches of this process, without end.
   eval_batches: Any  # Split → batches of this process.
   checkpointer: checkpoint.Checkpointer
 
@@ -200,16 +203,12 @@ def train_and_evaluate(
   # ------------------------------- model, loss, optimizer, layout and step
   program = build(config, mesh, sources.info_of(dataset))
   evaluator = evaluate.Evaluator(program.model, mesh, config.eval.certificate)
-  own_share = {
-    'workers': config.dataset.workers,
-    'process_index': jax.process_index(),
-    'process_count': jax.process_count(),
-  }
-  train_batches = functools.partial(
-    pipeline.train_batches, streams, seed=config.seed, **own_share
-  )
-  eval_batches: Any = functools.partial(
-    pipeline.eval_batches, batch_size=config.eval.batch_size, **own_share
+  eval_batches = functools.partial(
+    pipeline.eval_batches,
+    batch_size=config.eval.batch_size,
+    workers=config.dataset.workers,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
 
   # ------------------------------------------------------------ checkpoint
@@ -234,7 +233,7 @@ def train_and_evaluate(
   # ------------------------------------------------------------------ loop
   if train:
     run = _Run(
-      config, workdir, dataset, program, evaluator, train_batches, eval_batches,
+      config, workdir, dataset, streams, program, evaluator, eval_batches,
       checkpointer,
     )  # fmt: skip
     try:
@@ -273,7 +272,14 @@ def _train(
     return state
   checkpoint.write_config(run.workdir, config)
   report.write_records(run.workdir, program.mesh, program.abstract, run.dataset)
-  batches = run.train_batches(start_step=step)
+  batches = pipeline.train_batches(
+    run.streams,
+    seed=config.seed,
+    start_step=step,
+    workers=config.dataset.workers,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
   on_batch = parallel.batch_sharding(program.mesh)
   first = next(batches)
   split = sources.final_split(run.dataset, config.eval.split)
