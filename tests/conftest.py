@@ -62,9 +62,9 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope='session')
 def run_command():
-  """Runs a command in the repository, and checks its exit code if it is given.
+  """Runs a command in the repository; returns the completed process.
 
-  Returns the completed process.
+  Its exit code must be `code`; None allows any.
   """
 
   root = os.path.dirname(os.path.dirname(__file__))

@@ -16,7 +16,6 @@ from lipnext_jax.aot import flops
 from lipnext_jax.aot import topology
 from lipnext_jax.data import sources
 
-jax.devices()  # Started as for all tests, before a machine changes the number.
 # A step with few branches, which accelerators' compilers take seconds for.
 PLAIN = (
   '--config.optimizer.name=momentum',

@@ -6,8 +6,6 @@ import pytest
 from lipnext_jax import errors
 from lipnext_jax.aot import topology
 
-jax.devices()  # Started as for all tests, before a machine changes the number.
-
 
 @pytest.mark.parametrize(
   ('name', 'problem'),

@@ -1,0 +1,5 @@
+"""Starts JAX as for all tests, before a CPU topology changes its devices."""
+
+import jax
+
+jax.devices()
