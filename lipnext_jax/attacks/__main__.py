@@ -137,8 +137,8 @@ def attack_workdir(flags: argparse.Namespace) -> None:
   if files.exists(os.path.join(flags.workdir, 'eval.json')):
     try:
       report.log(f'shown in {report.write_page(flags.workdir)}')
-    except errors.UserError as error:  # The verdict must not be lost.
-      report.log(f'no report.html: {error}')
+    except (OSError, errors.UserError) as error:
+      report.log(f'no report.html: {error}')  # The verdict must not be lost.
   check(summary)
 
 

@@ -63,9 +63,9 @@ class HfSource(views.Source):
   def __getitem__(self, index: int) -> views.Example:
     row = self._rows[index]
     stored, label = row[self._image], row[self._label]
+    count = len(self.class_names)
     try:
-      if label not in range(len(self.class_names)):
-        count = len(self.class_names)
+      if label not in range(count):
         raise images.BadImageError(f'has label {label} of {count} classes')
       if stored is None or not (stored['bytes'] or stored['path']):
         raise images.BadImageError('has no image')
